@@ -1,0 +1,40 @@
+"""Exit codes, and the errors that carry them.
+
+The codes are a contract (README, "Exit codes"): scripts and schedulers act on them.
+"""
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 2
+EXIT_TRAINING_STOPPED = 3
+EXIT_INTERRUPTED = 75
+
+
+class StorytellerError(Exception):
+    """An end of the program that the user can act on: one line on stderr, no traceback."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class UserError(StorytellerError):
+    """Something the user gave cannot work: config, data, flags or a file.
+
+    The message is one line that says what is wrong, where, and how to mend it.
+    """
+
+
+class ConfigError(UserError):
+    """A run config or a DeepSpeed JSON that cannot be used."""
+
+
+class DataError(UserError):
+    """A corpus, a tokenizer or a token shard that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class TrainingStopped(StorytellerError):
+    """Training gave up by itself, for instance on a non-finite loss."""
+
+    exit_code = EXIT_TRAINING_STOPPED
