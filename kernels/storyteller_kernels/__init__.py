@@ -1,0 +1,12 @@
+"""The operations of a mixture-of-experts layer, each with a plain torch reference beside it.
+
+Shapes are written behind the names: T tokens, D model width, E experts, K choices a token,
+N = T * K rows (a token once for each of its experts), I expert width.
+"""
+
+from storyteller_kernels.expert_mlp import Activation, activate, expert_mlp
+from storyteller_kernels.permute import combine, permute
+from storyteller_kernels.rms_norm import rms_norm
+from storyteller_kernels.routing import Routing, route
+
+__all__ = ["Activation", "Routing", "activate", "combine", "expert_mlp", "permute", "rms_norm", "route"]

@@ -1,0 +1,6 @@
+"""The network: decoder, mixture-of-experts layers, loss, exact counts."""
+
+from storyteller_ds.model.counts import count_parameters, flops_per_token
+from storyteller_ds.model.decoder import Decoder
+
+__all__ = ["Decoder", "count_parameters", "flops_per_token"]

@@ -1,0 +1,56 @@
+"""A feed-forward network per expert, each over its own contiguous slice of rows."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Activation = Literal["swiglu", "gelu", "relu"]
+
+
+def expert_mlp(
+    x_ND: Tensor,
+    count_E: list[int],
+    up_EHD: Tensor,
+    down_EDI: Tensor,
+    activation: Activation,
+    up_bias_EH: Tensor | None = None,
+    down_bias_ED: Tensor | None = None,
+) -> Tensor:
+    """y = down(act(up(x))) with the weights of the row's expert.
+
+    With swiglu, H = 2 I: the first half of `up` is the gate and act(g, u) = silu(g) * u (Shazeer 2020);
+    otherwise H = I. An expert without rows still takes part, so its gradient is zero and not None.
+
+    Args:
+        x_ND: [N, D] rows in expert order.
+        count_E: rows of each expert, on the host; their sum is N.
+        up_EHD: [E, H, D] stacked weights.
+        down_EDI: [E, D, I] stacked weights.
+        activation: swiglu, gelu (tanh form, as GPT-2) or relu.
+        up_bias_EH: [E, H] or None.
+        down_bias_ED: [E, D] or None.
+
+    Returns:
+        [N, D], in the dtype of the matrix product.
+    """
+    # unbind, not indexing: its gradient is one stack, where indexing would make E full-size tensors.
+    up, down = up_EHD.unbind(0), down_EDI.unbind(0)
+    up_bias = up_bias_EH.unbind(0) if up_bias_EH is not None else [None] * len(up)
+    down_bias = down_bias_ED.unbind(0) if down_bias_ED is not None else [None] * len(up)
+    outputs = []
+    for e, x_RD in enumerate(x_ND.split(count_E)):
+        hidden_RH = F.linear(x_RD, up[e], up_bias[e])
+        outputs.append(F.linear(activate(hidden_RH, activation), down[e], down_bias[e]))
+    return torch.cat(outputs)
+
+
+def activate(hidden: Tensor, activation: Activation) -> Tensor:
+    """The non-linearity between the two projections: [..., H] to [..., I]."""
+    if activation == "swiglu":
+        gate, up = hidden.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    if activation == "gelu":
+        return F.gelu(hidden, approximate="tanh")
+    return F.relu(hidden)

@@ -1,0 +1,22 @@
+"""y = x / sqrt(mean(x^2) + eps) * weight, the mean over the last dimension."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation (Zhang and Sennrich 2019, eq. 4).
+
+    Args:
+        x_TD: [..., D], any floating dtype; the statistics are taken in fp32.
+        weight_D: [D], gain.
+        eps: added to the mean square.
+
+    Returns:
+        [..., D] in the dtype of `x_TD`.
+    """
+    if x_TD.dtype == torch.float32:
+        return F.rms_norm(x_TD, (x_TD.shape[-1],), weight_D.float(), eps)
+    normal_TD = F.rms_norm(x_TD.float(), (x_TD.shape[-1],), eps=eps).to(x_TD.dtype)
+    return normal_TD * weight_D.to(x_TD.dtype)

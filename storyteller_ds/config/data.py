@@ -1,0 +1,44 @@
+"""Where the text comes from, and how it becomes tokens."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from storyteller_ds.config.base import Section
+
+
+class DataConfig(Section):
+    """The corpus and how it is cut into training sequences."""
+
+    source: str = "builtin"
+    """`builtin` (stories made on the spot), the path of a UTF-8 text file, or a Hugging Face dataset or folder."""
+    validation: str | None = None
+    """Like source, for validation; null: the built-in or the hub's validation split, or a held-out part of a file."""
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    """Part of a text file's documents held out when validation is null (fraction of the documents)."""
+    sequence_length: int = Field(256, ge=2)
+    """Length of a training sequence (tokens)."""
+    builtin_stories: int = Field(20_000, ge=1)
+    """Number of built-in training stories; a twentieth as many are made for validation."""
+    revision: str | None = None
+    """Commit of a Hugging Face dataset (40 hex digits); null: the pinned one of a dataset we know."""
+    text_field: str = "text"
+    """Column of a Hugging Face dataset that holds the story."""
+    streaming: bool = False
+    """Read a Hugging Face dataset as a stream, without keeping the whole of it on disk first."""
+    max_documents: int | None = Field(None, ge=1)
+    """Use at most this many documents of a Hugging Face training split (documents); null: all."""
+    cache_dir: Path | None = None
+    """Folder for tokenizers and token shards; null: $STORYTELLER_CACHE, or ~/.cache/storyteller_ds."""
+
+
+class TokenizerConfig(Section):
+    """How text becomes token ids."""
+
+    kind: Literal["bpe", "char"] = "bpe"
+    """Byte-level BPE trained on the corpus, or one token a character."""
+    vocab_size: int = Field(2048, ge=2)
+    """Rows of the embedding table, and the most tokens a trained tokenizer may have (tokens)."""
+    path: Path | None = None
+    """An existing tokenizer.json to use in place of a trained one."""

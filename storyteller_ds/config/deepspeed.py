@@ -1,0 +1,127 @@
+"""What the DeepSpeed JSON says about the run, and the JSON that DeepSpeed really gets.
+
+A setting lives in one place. The run config describes the run; the JSON owns ZeRO and everything about
+memory and communication. Where DeepSpeed insists on a value that the run config has too (batch sizes,
+clipping, precision, the optimizer), the JSON says "auto", as with Hugging Face's Trainer, or gives a value,
+which then counts as if it stood in the run config. Nothing here imports deepspeed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from storyteller_ds.config.files import read_json
+from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.errors import ConfigError
+
+AUTO = "auto"
+
+# JSON key -> run config field, for everything that both of them can say.
+_SHARED = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "gradient_clipping": "optimizer.grad_clip_norm",
+    "optimizer.params.lr": "optimizer.lr",
+    "optimizer.params.eps": "optimizer.eps",
+    "optimizer.params.weight_decay": "optimizer.weight_decay",
+    "zero_optimization.stage": "parallel.zero_stage",
+}
+_OWNED_BY_US = {
+    "scheduler": "schedule.kind",
+    "fp16": "precision.dtype",
+    "wandb": "tracking.wandb",
+}
+_PASSED_ON = (
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+    "data_types",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "comms_logger",
+    "flops_profiler",
+    "aio",
+    "activation_checkpointing",
+    "csv_monitor",
+    "tensorboard",
+    "seed",
+)
+_TOP_LEVEL = {key.split(".")[0] for key in _SHARED} | {"bf16", "optimizer"} | set(_PASSED_ON)
+
+
+def read_deepspeed_json(path: Path) -> dict[str, Any]:
+    """A DeepSpeed JSON whose keys we know what to do with.
+
+    Raises:
+        ConfigError: missing file, bad JSON, or a key that is unknown or belongs to the run config.
+    """
+    config = read_json(path, "DeepSpeed config")
+    for key in config:
+        if key in _OWNED_BY_US:
+            raise ConfigError(f"{path}: '{key}' is the run config's to say; remove it and set {_OWNED_BY_US[key]}")
+        if key not in _TOP_LEVEL:
+            raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, sorted(_TOP_LEVEL))}")
+    return config
+
+
+def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run config fields that the JSON decides: dotted field -> value. "auto" decides nothing."""
+    values: dict[str, Any] = {}
+    for key, field in _SHARED.items():
+        value = _lookup(config, key)
+        if value not in (None, AUTO):
+            values[field] = value
+    values.setdefault("parallel.zero_stage", 0)
+
+    kind = _lookup(config, "optimizer.type")
+    if kind not in (None, AUTO):
+        values["optimizer.kind"] = str(kind).lower()
+    betas = _lookup(config, "optimizer.params.betas")
+    if isinstance(betas, list) and len(betas) == 2:
+        values["optimizer.beta1"], values["optimizer.beta2"] = betas
+    bf16 = _lookup(config, "bf16.enabled")
+    if bf16 not in (None, AUTO):
+        values["precision.dtype"] = "bf16" if bf16 else "fp32"
+    return values
+
+
+def engine_config(
+    config: Mapping[str, Any], run: RunConfig, *, micro_batch_size: int, accumulation_steps: int, bf16: bool
+) -> dict[str, Any]:
+    """The JSON that DeepSpeed is given: every "auto" filled in, what we decide ourselves left out.
+
+    The optimizer is passed to DeepSpeed as an object (a JSON one would be compiled at start), and so is
+    not in the result.
+    """
+    result = {key: value for key, value in config.items() if key in _PASSED_ON}
+    # "auto" elsewhere (bucket sizes, say) means DeepSpeed's own default.
+    zero = {k: v for k, v in dict(result.get("zero_optimization", {})).items() if v != AUTO}
+    zero["stage"] = run.parallel.zero_stage
+    return {
+        "steps_per_print": 1_000_000_000,
+        "zero_allow_untested_optimizer": True,
+        **result,
+        "zero_optimization": zero,
+        "train_batch_size": run.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": run.optimizer.grad_clip_norm,
+        "bf16": {"enabled": bf16},
+    }
+
+
+def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = config
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value

@@ -1,0 +1,187 @@
+"""From a preset, a YAML file, a DeepSpeed JSON and the command line to one RunConfig.
+
+Later sources win: preset < YAML file < DeepSpeed JSON for what DeepSpeed owns < `section.field=value`.
+A YAML file and a JSON that give the same field different values is an error, since neither
+reader would expect to lose; a preset gives way, and the command line overrules on purpose.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from storyteller_ds.config import deepspeed
+from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, read_preset, read_text
+from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.errors import ConfigError
+
+DEFAULT_PRESET = "quickstart"
+COMMAND_LINE = "the command line"
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A run config and where it came from."""
+
+    run: RunConfig
+    deepspeed: dict[str, Any] | None
+    """The DeepSpeed JSON as read, or None without one."""
+    name: str
+    """Preset or file name, for output folders and titles."""
+    sources: Mapping[str, str]
+    """Dotted field -> the source that decided it; fields that are absent have their default."""
+
+
+def load_config(
+    config: str | None = None, ds_config: Path | None = None, overrides: Sequence[str] = ()
+) -> LoadedConfig:
+    """Merge all sources into one validated config.
+
+    Args:
+        config: name of a preset, or path of a YAML file (which may build on one with `preset: NAME`);
+            None: the preset `quickstart`.
+        ds_config: path of a DeepSpeed JSON, or None.
+        overrides: `section.field=value` strings, the value in YAML.
+
+    Raises:
+        ConfigError: anything in it cannot be used; the message names the source and the mend.
+    """
+    layers = _Layers()
+    name = _add_run_config(layers, config)
+    ds = None
+    if ds_config is not None:
+        ds = deepspeed.read_deepspeed_json(ds_config)
+        written = layers.written_by_user()
+        for field, value in deepspeed.run_values(ds).items():
+            if field in written and written[field] != value:
+                raise ConfigError(
+                    f"{field}={written[field]} in {layers.sources[field]}, but {ds_config} says {value}; "
+                    f'keep one of the two, for instance by writing "auto" in {ds_config.name}'
+                )
+            layers.set(field, value, str(ds_config))
+    for override in overrides:
+        field, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"'{override}' on {COMMAND_LINE} is not of the form section.field=value")
+        layers.set(field.replace("-", "_"), parse_yaml(text, f"{COMMAND_LINE}, {field}"), COMMAND_LINE)
+    return LoadedConfig(run=layers.validate(), deepspeed=ds, name=name, sources=dict(layers.sources))
+
+
+def parse_run_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """A RunConfig from values read back from a file such as a checkpoint's config.json.
+
+    Raises:
+        ConfigError: the values are not a valid run config.
+    """
+    layers = _Layers()
+    layers.merge(values, where)
+    return layers.validate()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted field -> value; {"a": {"b": 1}} gives {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _add_run_config(layers: "_Layers", config: str | None) -> str:
+    name = config or DEFAULT_PRESET
+    is_file = name.endswith((".yaml", ".yml")) or "/" in name or (name not in preset_names() and Path(name).exists())
+    if not is_file:
+        layers.merge(read_preset(name), f"preset {name}")
+        return name
+    values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
+    base = values.pop("preset", None)
+    if base is not None:
+        layers.merge(read_preset(str(base)), f"preset {base}")
+    layers.merge(values, name)
+    return Path(name).stem
+
+
+class _Layers:
+    """Values collected so far, each with the source that gave it last."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+
+    def merge(self, values: Mapping[str, Any], source: str) -> None:
+        for field, value in flatten(values).items():
+            self.set(field, value, source)
+
+    def set(self, field: str, value: Any, source: str) -> None:
+        *sections, last = field.split(".")
+        target = self.values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{source}: '{field}' does not exist, {section} is a single value")
+        target[last] = value
+        self.sources.pop(field, None)  # to the end: `_source` names whoever spoke last
+        self.sources[field] = source
+
+    def written_by_user(self) -> dict[str, Any]:
+        flat = flatten(self.values)
+        return {field: flat[field] for field, source in self.sources.items() if not source.startswith("preset ")}
+
+    def validate(self) -> RunConfig:
+        try:
+            return RunConfig.model_validate(self.values)
+        except ValidationError as error:
+            raise ConfigError(self._explain(error)) from None
+
+    def _explain(self, error: ValidationError) -> str:
+        """The first problem as one line: where it was written, what is wrong, what would be right."""
+        problem = error.errors()[0]
+        location = tuple(str(part) for part in problem["loc"] if part in _known_names())
+        if problem["type"] == "extra_forbidden":
+            location = tuple(str(part) for part in problem["loc"])
+            return f"{self._source(location)}: unknown key '{'.'.join(location)}'{_suggest(location)}"
+        field = ".".join(location)
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if problem["type"] == "value_error":
+            # A rule between fields: its text says what is wrong and the mend.
+            return f"{self._source(location)}: {f'{field}: ' if field else ''}{message}"
+        return f"{self._source(location)}: {field}={problem['input']!r:.60}: {message}"
+
+    def _source(self, location: tuple[str, ...]) -> str:
+        field = ".".join(location)
+        named = [s for f, s in self.sources.items() if f == field or f.startswith(f"{field}.") or not field]
+        # Of several sources the last that spoke is the likeliest to be wrong.
+        return named[-1] if named else "config"
+
+
+def _section_fields(path: tuple[str, ...]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for name in path:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _known_names() -> set[str]:
+    sections = _section_fields(())
+    return set(sections) | {name for section in sections for name in _section_fields((section,))}
+
+
+def _suggest(location: tuple[str, ...]) -> str:
+    """The same field in another section if there is one, else the nearest name in this section."""
+    *path, name = location
+    homes = [f"{s}.{name}" for s in _section_fields(()) if name in _section_fields((s,))]
+    if homes:
+        return f"; did you mean '{homes[0]}'?"
+    prefix = ".".join(path) + "." if path else ""
+    siblings = _section_fields(tuple(path)) or _section_fields(())
+    return did_you_mean(prefix + name, [prefix + sibling for sibling in siblings])
+

@@ -1,0 +1,102 @@
+"""What the network is: the decoder, and its mixture-of-experts layers."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from storyteller_ds.config.base import Section
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer. The defaults give Llama's block; GPT-2's is a choice of options."""
+
+    hidden_size: int = Field(128, ge=1)
+    """Width of the residual stream, D (features)."""
+    num_layers: int = Field(4, ge=1)
+    """Number of transformer blocks."""
+    num_heads: int = Field(4, ge=1)
+    """Number of query heads; must divide hidden_size."""
+    num_kv_heads: int | None = Field(None, ge=1)
+    """Number of key/value heads (grouped-query attention); must divide num_heads; null: num_heads."""
+    intermediate_size: int = Field(256, ge=1)
+    """Width of the feed-forward layer, I (features); of one expert where the layer is a mixture."""
+    context_length: int | None = Field(None, ge=1)
+    """Longest sequence the model accepts (tokens); null: data.sequence_length."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalisation before attention, before the feed-forward layer and before the output."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Added to the variance in the normalisation (squared activation units)."""
+    position: Literal["rope", "learned"] = "rope"
+    """Rotary embeddings (RoFormer, Su et al. 2021) or a learned table as in GPT-2."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary wavelengths (dimensionless)."""
+    activation: Literal["swiglu", "gelu", "relu"] = "swiglu"
+    """Non-linearity of the feed-forward layer; swiglu is gated and has a third projection."""
+    bias: bool = False
+    """Whether linear layers, and LayerNorm, carry a bias."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
+    tie_embeddings: bool = True
+    """Whether the output projection is the token embedding."""
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights; residual outputs use init_std / sqrt(2 * num_layers)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "
+                f"choose one of {_divisors(self.hidden_size)}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; "
+                f"choose one of {_divisors(self.num_heads)}"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"rotary embeddings need an even head size, and hidden_size/num_heads is {self.head_dim}; "
+                f"change num_heads or set position=learned"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads, with the default filled in."""
+        return self.num_kv_heads or self.num_heads
+
+
+class MoEConfig(Section):
+    """Mixture-of-experts layers: which blocks have them, how tokens are routed and balanced."""
+
+    num_experts: int = Field(8, ge=0)
+    """Experts in each mixture layer, E; 0: every layer is dense."""
+    top_k: int = Field(2, ge=1)
+    """Experts that each token is sent to, K."""
+    every_n_layers: int = Field(1, ge=1)
+    """Every n-th block is a mixture, counted so that the last of each n is (1: all of them)."""
+    balance_loss_coef: float = Field(0.01, ge=0)
+    """Weight of the load-balancing loss E * sum f_i P_i (Switch Transformer, eq. 4), f_i over the global batch."""
+    z_loss_coef: float = Field(0.001, ge=0)
+    """Weight of the router z-loss, mean of logsumexp(logits)^2 (ST-MoE, eq. 5)."""
+    noisy_gating: bool = False
+    """Add learned noise to the router's logits in training (Shazeer et al. 2017, eq. 4)."""
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> Self:
+        if self.num_experts and self.top_k > self.num_experts:
+            raise ValueError(f"top_k={self.top_k} is more than num_experts={self.num_experts}; lower top_k")
+        return self
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether block number `layer`, counted from 0, is a mixture."""
+        return self.num_experts > 0 and (layer + 1) % self.every_n_layers == 0
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

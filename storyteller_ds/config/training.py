@@ -1,0 +1,110 @@
+"""How the model is trained: optimizer, schedule, batches, precision, records."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from storyteller_ds.config.base import Section
+
+
+class OptimizerConfig(Section):
+    """The rule that changes the weights."""
+
+    kind: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019)."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate (weight units per step)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment (per step)."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment (per step)."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment (gradient units)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay of matrices, times lr (per step); norms and biases are never decayed."""
+    grad_clip_norm: float = Field(1.0, ge=0)
+    """Largest norm of the whole gradient before a step (gradient units); 0: no clipping."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run, as a fraction of optimizer.lr."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to min_lr_ratio at train.max_steps, or constant."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up from 0 (optimizer steps)."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Learning rate at the end of the cosine, as a fraction of the peak (dimensionless)."""
+
+
+class TrainConfig(Section):
+    """How long, in what batches, and what is looked at on the way."""
+
+    max_steps: int = Field(1000, ge=1)
+    """Length of the run (optimizer steps)."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop after this much time, with a checkpoint (minutes); null: no limit."""
+    global_batch_size: int = Field(32, ge=1)
+    """Sequences per optimizer step over all ranks (sequences)."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Sequences per rank in one forward pass (sequences); null: derived from the others."""
+    gradient_accumulation_steps: int | None = Field(None, ge=1)
+    """Forward passes per optimizer step (passes); null: derived, 1 unless micro_batch_size says more."""
+    log_every_steps: int = Field(1, ge=1)
+    """Steps between two train lines in metrics.jsonl (optimizer steps)."""
+    eval_every_steps: int = Field(100, ge=0)
+    """Steps between two validations (optimizer steps); 0: only at the end."""
+    eval_batches: int | None = Field(None, ge=1)
+    """Validate on at most this many global batches (batches); null: the whole validation text."""
+    early_stop_patience: int = Field(0, ge=0)
+    """Validations in a row without a better val_loss before training ends (validations); 0: never."""
+    sample_every_steps: int = Field(0, ge=0)
+    """Steps between two sets of sample stories in samples.md (optimizer steps); 0: only at the end."""
+    sample_prompts: tuple[str, ...] = ("Once upon a time", "One day,", "There was a little")
+    """What the sample stories begin with."""
+    sample_tokens: int = Field(150, ge=1)
+    """Length of a sample story (tokens)."""
+
+
+class ParallelConfig(Section):
+    """How the run is spread over processes."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where tensors live; auto: CUDA, then MPS, then CPU."""
+    ep_size: int | Literal["auto"] = "auto"
+    """Ranks that share one set of experts; must divide moe.num_experts and the ranks; auto: the most that fits."""
+    zero_stage: int | None = Field(None, ge=0, le=3)
+    """ZeRO stage, from the DeepSpeed JSON; null: no DeepSpeed."""
+    timeout_minutes: float = Field(30.0, gt=0)
+    """How long a rank waits for the others in a collective before it gives up (minutes)."""
+
+    @model_validator(mode="after")
+    def _ep_size_positive(self) -> Self:
+        if isinstance(self.ep_size, int) and self.ep_size < 1:
+            raise ValueError(f"ep_size={self.ep_size} is not a number of ranks; use 1 or more, or auto")
+        return self
+
+
+class PrecisionConfig(Section):
+    """Number formats."""
+
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Format of activations and matrix products; auto: bf16 on CUDA cards that have it, fp32 elsewhere."""
+
+
+class CheckpointConfig(Section):
+    """When the run is saved. The last step is saved always."""
+
+    every_steps: int = Field(0, ge=0)
+    """Steps between two checkpoints (optimizer steps); 0: only the last step."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto: online after `wandb login`, offline otherwise."""
+    project: str = "storyteller"
+    """Project name on Weights & Biases."""
+    run_name: str | None = None
+    """Run name on Weights & Biases; null: chosen by wandb."""

@@ -1,0 +1,299 @@
+"""The story grammar: from (split, seed, index) to one story.
+
+A plot is a text. A blank line ends a paragraph; a line that begins with
+
+    *   begins a sentence,
+    ?   begins a sentence that every other story leaves out,
+    /   is another wording of the sentence above.
+
+In a wording, [one|other] is a choice, <pool> is a word of `vocabulary.POOLS`, and {placeholder} is filled
+with the same words through the whole story, so that names and objects stay what they are.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
+
+from storyteller_ds.data.builtin import plots_of_courage as courage
+from storyteller_ds.data.builtin import plots_of_friends as friends
+from storyteller_ds.data.builtin import plots_of_things as of_things
+from storyteller_ds.data.builtin import things, vocabulary
+from storyteller_ds.data.builtin.things import Thing
+
+GRAMMAR_VERSION = 1
+"""Part of every corpus fingerprint: raise it with each change that alters a story."""
+
+VALIDATION_KEYS_ONE_IN = 20
+ANIMAL_HEROES_SHARE = 0.4
+OPTIONAL_KEPT_SHARE = 0.5
+LONGEST_STORY_WORDS = 250
+
+Split = Literal["train", "validation"]
+T = TypeVar("T")
+
+
+class Chooser:
+    """Random choices that are the same on every Python version.
+
+    Python promises the stream of `random.Random(int).random()`, but not what `choice`, `shuffle` or
+    `randrange` make of it; so every choice here is derived from `random()` alone.
+    """
+
+    def __init__(self, *seed: object) -> None:
+        digest = hashlib.sha256("/".join(map(str, seed)).encode()).digest()
+        self._random = random.Random(int.from_bytes(digest, "big")).random
+
+    def one(self, options: Sequence[T]) -> T:
+        """Choose one of the options, all equally likely."""
+        return options[int(self._random() * len(options))]
+
+    def several(self, options: Sequence[T], count: int) -> list[T]:
+        """Choose `count` different options."""
+        left = list(options)
+        return [left.pop(int(self._random() * len(left))) for _ in range(count)]
+
+    def happens(self, probability: float) -> bool:
+        """Decide an event of this probability."""
+        return self._random() < probability
+
+
+class StoryKey(NamedTuple):
+    """What a story is about; its hash alone decides which split the story belongs to."""
+
+    plot: str
+    name: str
+    thing: str
+    place: str
+
+    @property
+    def split(self) -> Split:
+        """The one split that may tell stories with this key, whatever the seed."""
+        digest = hashlib.sha256("/".join(self).encode()).digest()
+        return "train" if int.from_bytes(digest[:8], "big") % VALIDATION_KEYS_ONE_IN else "validation"
+
+
+Wording: TypeAlias = tuple[str | tuple[str, ...], ...]
+"""Fixed text and choices, in turn."""
+
+
+class Sentence(NamedTuple):
+    """One step of a story in all its wordings."""
+
+    optional: bool
+    wordings: tuple[Wording, ...]
+
+
+Paragraph: TypeAlias = tuple[Sentence, ...]
+
+
+class Plot(NamedTuple):
+    """A story shape: its sentences, and the things and adjectives that make sense in it."""
+
+    paragraphs: tuple[Paragraph, ...]
+    things: tuple[Thing, ...]
+    adjectives: tuple[str, ...]
+
+
+def _compile_wording(text: str) -> Wording:
+    parts: list[str | tuple[str, ...]] = []
+    end = 0
+    for match in re.finditer(r"\[([^\]]*)\]|<(\w+)>", text):
+        parts.append(text[end : match.start()])
+        pool = match[2]
+        parts.append(vocabulary.POOLS[pool] if pool else tuple(match[1].split("|")))
+        end = match.end()
+    parts.append(text[end:])
+    plain = "".join(part if isinstance(part, str) else "".join(part) for part in parts)
+    if re.search(r"[\[\]<>|]", plain):
+        raise ValueError(f"a choice cannot hold another choice: {text!r}")
+    return tuple(part for part in parts if part)
+
+
+def compile_paragraphs(text: str) -> tuple[Paragraph, ...]:
+    """Read a plot's text (this module's docstring has the notation)."""
+    paragraphs = []
+    for block in text.strip().split("\n\n"):
+        sentences: list[Sentence] = []
+        for line in block.splitlines():
+            marker, wording = line[0], _compile_wording(line[2:])
+            if marker == "/":
+                last = sentences[-1]
+                sentences[-1] = last._replace(wordings=(*last.wordings, wording))
+            elif marker in "*?":
+                sentences.append(Sentence(marker == "?", (wording,)))
+            else:
+                raise ValueError(f"a plot's line begins with '*', '?' or '/': {line!r}")
+        paragraphs.append(tuple(sentences))
+    return tuple(paragraphs)
+
+
+# Every wording of the first sentence has the name and the place, so that a story shows its key.
+OPENING = """
+* Once upon a time, {a_kind} named {name} lived [near|close to|not far from] the {place}.
+/ Once upon a time, there was {a_kind} named {name}. {His} home was [near|close to] the {place}.
+/ There once was {a_kind} named {name} who lived in a [small|little|cozy] [house|home] near the {place}.
+/ {name} was {a_kind} who lived [near|close to|not far from] the {place}.
+/ In a [small|little|cozy] [house|home] near the {place} lived {a_kind} named {name}.
+/ Not far from the {place}, there lived {a_kind}. {His} name was {name}.
+* {He} was [very|always] {trait}, and {shown_by}
+/ [Everyone said that {name} was {trait}.|Everyone knew how {trait} {name} was.] {Shown_by}
+/ {name} was {a_trait} {kind}. {Shown_by}
+"""
+
+
+def _plot(text: str, plot_things: tuple[Thing, ...], adjectives: tuple[str, ...]) -> Plot:
+    (opening,) = compile_paragraphs(OPENING)
+    first, *others = compile_paragraphs(text)
+    return Plot((opening + first, *others), plot_things, adjectives)
+
+
+_PRIZE_LOOKS = ("golden", "silver", "shiny", "big", "red", "blue", "splendid", "big golden", "shiny blue")
+_OLD_LOOKS = ("big", "old", "little", "beautiful", "red", "blue", "green", "funny old")
+_TOOL_LOOKS = ("strong", "old", "good", "good old", "big", "sturdy")
+
+PLOTS: dict[str, Plot] = {
+    "lost": _plot(of_things.LOST, things.KEEPSAKES, vocabulary.LOOKS),
+    "sharing": _plot(of_things.SHARING, things.TOYS, vocabulary.LOOKS),
+    "mended": _plot(of_things.MENDED, things.BREAKABLE, vocabulary.LOOKS),
+    "confessed": _plot(of_things.CONFESSED, things.TREASURES_OF_THE_HOUSE, vocabulary.LOOKS),
+    "saving up": _plot(of_things.SAVING_UP, things.SHOP_THINGS, vocabulary.LOOKS),
+    "learning": _plot(courage.LEARNING, things.SKILLS, ("new",)),
+    "the dark": _plot(courage.THE_DARK, things.NIGHT_FRIENDS, vocabulary.LOOKS),
+    "storm": _plot(courage.STORM, things.STORM_GAMES, _OLD_LOOKS),
+    "race": _plot(courage.RACE, things.PRIZES, _PRIZE_LOOKS),
+    "rescue": _plot(courage.RESCUE, things.TOOLS, _TOOL_LOOKS),
+    "stranger": _plot(friends.STRANGER, things.LOADS, vocabulary.LOADS),
+    "garden": _plot(friends.GARDEN, things.PLANTS, vocabulary.SIZES_OF_PLANTS),
+    "surprise": _plot(friends.SURPRISE, things.TREATS, vocabulary.FLAVORS),
+    "new friend": _plot(friends.NEW_FRIEND, things.TOYS, vocabulary.LOOKS),
+}
+_PLOT_NAMES = tuple(PLOTS)
+_NAMES = vocabulary.GIRL_NAMES + vocabulary.BOY_NAMES
+_GIRLS = frozenset(vocabulary.GIRL_NAMES)
+
+
+def with_article(words: str) -> str:
+    """Put "a" or "an" before the words; the vocabulary has no word whose first letter misleads."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def _capitalized(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+_PRONOUNS = {
+    True: {"he": "she", "him": "her", "his": "her", "himself": "herself", "his_own": "hers"},
+    False: {"he": "he", "him": "him", "his": "his", "himself": "himself", "his_own": "his"},
+}
+_HERO_PRONOUNS = {
+    girl: words | {"He": _capitalized(words["he"]), "His": _capitalized(words["his"])}
+    for girl, words in _PRONOUNS.items()
+}
+
+
+def _draw_key(chooser: Chooser, split: Split) -> tuple[StoryKey, Thing, vocabulary.Place]:
+    while True:
+        plot = chooser.one(_PLOT_NAMES)
+        name = chooser.one(_NAMES)
+        thing = chooser.one(PLOTS[plot].things)
+        place = chooser.one(vocabulary.PLACES)
+        key = StoryKey(plot, name, thing.word, place.noun)
+        if key.split == split:
+            return key, thing, place
+
+
+def _cast(chooser: Chooser, key: StoryKey, thing: Thing, place: vocabulary.Place) -> Mapping[str, str]:
+    """Fill every placeholder once, for the whole story."""
+    is_girl = key.name in _GIRLS
+    child = "girl" if is_girl else "boy"
+    kind = chooser.one(vocabulary.HERO_ANIMALS) if chooser.happens(ANIMAL_HEROES_SHARE) else child
+    friend = chooser.one(_NAMES)
+    while friend == key.name:
+        friend = chooser.one(_NAMES)
+    elder, elder_is_woman = chooser.one(vocabulary.ELDERS)
+    e_he = _PRONOUNS[elder_is_woman]["he"]
+    helper = chooser.one(vocabulary.HELPERS)
+    a_helper = with_article(f"{helper.adjective} {helper.noun}")
+    adjective = chooser.one(PLOTS[key.plot].adjectives)
+    adj_thing = f"{adjective} {thing.word}"
+    trait = chooser.one(vocabulary.TRAITS)
+    shown_by = trait.shown_by.format(elder=elder, **_PRONOUNS[is_girl])
+    spots = chooser.several(vocabulary.HIDING_PLACES, 3)
+    found = chooser.several(vocabulary.FOUND_INSTEAD, 2)
+    friend_is_girl = friend in _GIRLS
+    return {
+        **_HERO_PRONOUNS[is_girl],
+        **thing.details,
+        "name": key.name,
+        "kind": kind,
+        "a_kind": with_article(f"{chooser.one(vocabulary.SIZES)} {kind}"),
+        "trait": trait.word,
+        "a_trait": with_article(trait.word),
+        "shown_by": shown_by,
+        "Shown_by": _capitalized(shown_by),
+        "friend": friend,
+        "f_he": _PRONOUNS[friend_is_girl]["he"],
+        "f_him": _PRONOUNS[friend_is_girl]["him"],
+        "f_kid": "girl" if friend_is_girl else "boy",
+        "elder": elder,
+        "Elder": _capitalized(elder),
+        "e_he": e_he,
+        "e_He": _capitalized(e_he),
+        "helper": helper.noun,
+        "a_helper": a_helper,
+        "A_helper": _capitalized(a_helper),
+        "thing": thing.word,
+        "adj": adjective,
+        "adj_thing": adj_thing,
+        "a_thing": with_article(adj_thing),
+        "a_plain_thing": with_article(thing.word),
+        "place": place.noun,
+        "at_place": f"{place.preposition} the {place.noun}",
+        "spot_a": spots[0],
+        "spot_a_cap": _capitalized(spots[0]),
+        "spot_b": spots[1],
+        "spot_c": spots[2],
+        "junk_a": found[0],
+        "junk_b": found[1],
+        "creature": chooser.one(vocabulary.CREATURES),
+        "shadow": chooser.one(vocabulary.SHADOW_MAKERS),
+    }
+
+
+def _tell(chooser: Chooser, paragraphs: Sequence[Paragraph], cast: Mapping[str, str]) -> str:
+    pieces: list[str] = []
+    for paragraph in paragraphs:
+        if pieces:
+            pieces[-1] = "\n\n"
+        for sentence in paragraph:
+            if sentence.optional and not chooser.happens(OPTIONAL_KEPT_SHARE):
+                continue
+            for part in chooser.one(sentence.wordings):
+                pieces.append(part if isinstance(part, str) else chooser.one(part))
+            pieces.append(" ")
+    # The placeholders come last, because a pool's words may hold some too.
+    return "".join(pieces[:-1]).format_map(cast)
+
+
+def story_key(split: Split, seed: int, index: int) -> StoryKey:
+    """Return what `story` with the same arguments is about."""
+    return _draw_key(Chooser(split, seed, index), split)[0]
+
+
+def story(split: Split, seed: int, index: int) -> str:
+    """Tell story `index`: paragraphs of printable ASCII with a blank line between them.
+
+    A pure function of its arguments. Train and validation are disjoint by construction, also between
+    seeds: the story's key (plot, name, thing, place) is hashed, the hash says which split owns the key
+    (one key in `VALIDATION_KEYS_ONE_IN` is validation's), and a draw of a key that the other split owns
+    is drawn again. A telling that came out too long is told again, with the same key.
+    """
+    chooser = Chooser(split, seed, index)
+    key, thing, place = _draw_key(chooser, split)
+    cast = _cast(chooser, key, thing, place)
+    while True:
+        text = _tell(chooser, PLOTS[key.plot].paragraphs, cast)
+        if len(text.split()) <= LONGEST_STORY_WORDS:
+            return text

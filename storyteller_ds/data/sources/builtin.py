@@ -1,0 +1,43 @@
+"""The built-in corpus as a source of documents: it needs no network and no files."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from storyteller_ds.data.builtin import grammar
+from storyteller_ds.errors import DataError
+
+
+@dataclass(frozen=True)
+class BuiltinSource:
+    """The first `stories` stories of one split of the built-in corpus.
+
+    Raises `DataError` if fewer than one story is asked for.
+    """
+
+    split: Literal["train", "validation"]
+    stories: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stories < 1:
+            raise DataError(
+                f"the built-in corpus was asked for {self.stories} {self.split} stories: ask for 1 or more"
+            )
+
+    @property
+    def name(self) -> str:
+        """The source's name in configs and records."""
+        return "builtin"
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 in hex digits that changes whenever the documents may have changed."""
+        identity = f"builtin/{grammar.GRAMMAR_VERSION}/{self.split}/{self.stories}/{self.seed}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """Yield the stories in order; each is made when it is asked for."""
+        for index in range(self.stories):
+            yield grammar.story(self.split, self.seed, index)

@@ -1,0 +1,349 @@
+"""Documents out of a Hugging Face dataset: from the hub at a fixed commit, or from a local folder."""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any, NoReturn
+
+from storyteller_ds.errors import DataError
+
+PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"}
+
+# The hub must answer one small question within this before anything is downloaded. The outer bound
+# also covers what the HTTP client's own timeout does not: name lookup, and an answer that trickles.
+PROBE_TIMEOUT_SECONDS = 4.0
+PROBE_TOTAL_SECONDS = 8.0
+
+# Part of the fingerprint: raised whenever the same rows would give other documents.
+FORMAT = "storyteller hugging face 1"
+READ_ROWS = 1000
+HASH_BYTES = 1 << 20
+OTHER_SOURCES = "use data.source=builtin or data.source=PATH/TO/stories.txt instead"
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SPLIT = re.compile(r"\w+(\.\w+)*")
+
+
+@dataclass(frozen=True)
+class HuggingFaceSource:
+    """One split of a dataset on the hub (`OWNER/NAME`) or in a local folder of the hub's layout.
+
+    A hub dataset is read from the `datasets` cache where it is there at the same commit, so that it
+    needs no network again; otherwise it is downloaded first, or with `streaming` read on the way. A
+    local folder is always read in place, which spares a second copy of it in the cache.
+
+    Raises DataError on construction for a name that is neither a folder nor a hub name, a revision that
+    is missing or not a commit sha, and a split or a max_documents that cannot be.
+    """
+
+    dataset: str
+    split: str
+    revision: str | None = None
+    text_field: str = "text"
+    streaming: bool = False
+    max_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_documents is not None and self.max_documents < 1:
+            raise DataError(f"max_documents is {self.max_documents}; give 1 or more, or null for all")
+        if not _SPLIT.fullmatch(self.split):
+            raise DataError(
+                f"{self.split!r} is not the name of a split; give a plain name such as train, "
+                "and max_documents to read only a part"
+            )
+        if self._folder is not None:
+            if self.revision is not None:
+                raise DataError(
+                    f"{self.dataset} is a local folder and has no revision; leave data.revision out"
+                )
+        elif not _HUB_NAME.fullmatch(self.dataset):
+            raise DataError(
+                f"{self.dataset} is neither a folder here nor a hub name of the form OWNER/NAME; "
+                "check data.source"
+            )
+        else:
+            self._check_revision()
+
+    def _check_revision(self) -> None:
+        if self.revision is None and self.dataset not in PINNED_REVISIONS:
+            raise DataError(
+                f"{self.dataset} is no folder here, and as a hub dataset it has no fixed revision, so its "
+                "data could change under a run; add data.revision=<commit sha>, from "
+                f"https://huggingface.co/datasets/{self.dataset}/commits/main"
+            )
+        if self.revision is not None and not _COMMIT.fullmatch(self.revision):
+            raise DataError(
+                f"revision {self.revision!r} of {self.dataset} can move to other data; "
+                "give data.revision=<commit sha>, all 40 lower-case hex digits of it"
+            )
+
+    @property
+    def name(self) -> str:
+        """The dataset, its commit where it comes from the hub, and the split."""
+        at = "" if self._folder is not None else f"@{self._commit[:8]}"
+        return f"{self.dataset}{at} ({self.split})"
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of what is asked for; of a local folder, instead of where it lies, of its content.
+
+        Needs no network for a hub dataset, whose commit stands for its content. Reads all data files of
+        the split in a local folder. Raises DataError when the folder has no such split or data files
+        that cannot be read, or when the `datasets` library is not installed.
+        """
+        if self._folder is None:
+            origin = [self.dataset, self._commit]
+        else:
+            # Without the path: a run moved to another machine continues on the same folder.
+            origin = ["local folder", *self._content_hashes(self._folder)]
+        asked = [FORMAT, origin, self.split, self.text_field, self.max_documents]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """Yield the text of each row, with LF line ends, stripped; rows without text are left out.
+
+        Raises DataError, at the first document, when `datasets` is not installed, the hub cannot be
+        reached, or dataset, split or text field do not exist; and when the data cannot be read or hold
+        no document.
+        """
+        count = 0
+        for text in self._texts():
+            document = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+            if document:
+                yield document
+                count += 1
+                if count == self.max_documents:
+                    return
+        if count == 0:
+            raise DataError(f"{self.name} has no document in its field {self.text_field!r}; {OTHER_SOURCES}")
+
+    @property
+    def _folder(self) -> Path | None:
+        path = Path(self.dataset).expanduser()
+        return path.resolve() if path.is_dir() else None
+
+    @property
+    def _commit(self) -> str:
+        return self.revision or PINNED_REVISIONS[self.dataset]
+
+    def _texts(self) -> Iterator[str]:
+        rows = self._open()
+        with self._reading():
+            for batch in rows.iter(batch_size=READ_ROWS):
+                for text in batch[self.text_field]:
+                    if isinstance(text, str):
+                        yield text
+                    elif text is not None:
+                        raise DataError(
+                            f"field {self.text_field!r} of {self.name} holds {type(text).__name__}, not "
+                            "text; name another with data.text_field"
+                        )
+
+    def _open(self) -> Any:
+        """Return the rows of the split, with the text field only."""
+        _require_datasets()
+        with self._reading(), _quiet():
+            splits = self._load_splits()
+            self._check_split(splits)
+            rows = splits[self.split]
+            # Formats that do not name their fields ahead, such as JSON lines, show them in a row.
+            fields = rows.column_names or list(next(iter(rows), {}))
+            if fields and self.text_field not in fields:
+                raise DataError(
+                    f"{self.name} has no field {self.text_field!r}; set data.text_field to one of: "
+                    f"{', '.join(fields)}"
+                )
+            return rows.select_columns([self.text_field]) if fields else rows
+
+    def _load_splits(self) -> Any:
+        import datasets
+
+        if self._folder is not None:
+            return datasets.load_dataset_builder(str(self._folder)).as_streaming_dataset()
+        cached = self._cached_builder()
+        if cached is not None:
+            return cached.as_dataset()
+        self._probe_hub()
+        builder = datasets.load_dataset_builder(self.dataset, revision=self._commit)
+        # When the hub fails half-way, the library falls back on the newest commit in its cache.
+        if builder.hash != self._commit:
+            self._unreachable("the connection was lost")
+        if self.streaming:
+            return builder.as_streaming_dataset()
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+    def _check_split(self, available: Iterable[Any]) -> None:
+        names = [str(name) for name in available]
+        if self.split not in names:
+            raise DataError(
+                f"{self.dataset} has no split {self.split!r}; it has: {', '.join(names) or 'none'}"
+            )
+
+    def _cached_builder(self) -> Any:
+        """Return a reader of what an earlier run prepared of this very commit, or None."""
+        from datasets import config
+        from datasets.naming import camelcase_to_snakecase
+        from datasets.packaged_modules.cache.cache import Cache
+
+        owner, short_name = self.dataset.split("/")
+        root = Path(config.HF_DATASETS_CACHE).expanduser()
+        # Only "default": of other configurations the cache does not say which one the hub would choose.
+        prepared = (root / f"{owner}___{camelcase_to_snakecase(short_name)}" / "default").glob(
+            f"*/{self._commit}/dataset_info.json"
+        )
+        folder = next((info.parent for info in sorted(prepared)), None)
+        if folder is None:
+            return None
+        return Cache(
+            dataset_name=short_name,
+            repo_id=self.dataset,
+            config_name="default",
+            version=folder.parent.name,
+            hash=self._commit,
+        )
+
+    def _probe_hub(self) -> None:
+        """Ask the hub for the commit, so that a dead network is an error in seconds, not in minutes."""
+        from datasets import config
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+        if config.HF_HUB_OFFLINE:
+            self._unreachable("offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
+        # ValueError: what answers in the hub's place, such as a login page, is not JSON.
+        failures = (*_library_errors(), ValueError)
+        answer: Future[None] = Future()
+
+        def ask() -> None:
+            try:
+                HfApi(endpoint=config.HF_ENDPOINT).dataset_info(
+                    self.dataset, revision=self._commit, timeout=PROBE_TIMEOUT_SECONDS
+                )
+            except failures as error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(None)
+
+        # A daemon: the program must be able to end while a name lookup still hangs.
+        Thread(target=ask, name="hub probe", daemon=True).start()
+        try:
+            answer.result(timeout=PROBE_TOTAL_SECONDS)
+        except GatedRepoError as error:
+            raise DataError(
+                f"{self.dataset} is gated: ask for access on https://huggingface.co/datasets/{self.dataset} "
+                "and run `hf auth login`"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise DataError(
+                f"{self.dataset} has no commit {self._commit}; take data.revision from "
+                f"https://huggingface.co/datasets/{self.dataset}/commits/main"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise DataError(
+                f"{self.dataset} does not exist on the hub, or is private; check data.source, or run "
+                "`hf auth login`"
+            ) from error
+        except TimeoutError as error:
+            self._unreachable(f"no answer within {PROBE_TOTAL_SECONDS:.0f} s", error)
+        except failures as error:
+            self._unreachable(_one_line(error), error)
+
+    def _unreachable(self, why: str, cause: BaseException | None = None) -> NoReturn:
+        from datasets import config
+
+        raise DataError(
+            f"the Hugging Face hub at {config.HF_ENDPOINT} cannot be reached for {self.dataset} ({why}), "
+            f"and this commit is not cached; check the network, or {OTHER_SOURCES}"
+        ) from cause
+
+    def _content_hashes(self, folder: Path) -> list[str]:
+        _require_datasets()
+        import datasets
+
+        with self._reading(), _quiet():
+            # The library's own choice of files, in its order: exactly what documents() reads.
+            files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+            self._check_split(files)
+            paths = [Path(file) for file in files[self.split]]
+            # The card can choose the files' columns and format.
+            card = folder / "README.md"
+            return [_file_hash(path) for path in ([card] if card.is_file() else []) + paths]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what the libraries raise on bad data or a lost connection into DataError."""
+        try:
+            yield
+        except (*_library_errors(), ValueError, RuntimeError) as error:
+            # A failed preparation is told in general words; the reason is in its cause.
+            reason = error.__cause__ if error.__cause__ is not None else error
+            where = "in the folder" if self._folder is not None else "on the hub or in the connection"
+            raise DataError(
+                f"{self.dataset} cannot be read: {_one_line(reason)}; mend it {where}, or {OTHER_SOURCES}"
+            ) from error
+
+
+def _require_datasets() -> None:
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f'Hugging Face datasets need a package: pip install "storyteller_ds[hub]"; or {OTHER_SOURCES}'
+        ) from error
+
+
+def _library_errors() -> tuple[type[BaseException], ...]:
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The bases of the hub's error name the HTTP client's own error, which is another with each major
+    # version of huggingface_hub (requests, httpx, httpx2).
+    return (OSError, DatasetsError, *HfHubHTTPError.__bases__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' bars and warnings off the screen: what matters of them becomes a DataError."""
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
+
+    bars_before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
+    levels_before = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        datasets.disable_progress_bars()
+        disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+        hub_logging.set_verbosity(hub_logging.CRITICAL)
+        try:
+            yield
+        finally:
+            if not bars_before[0]:
+                datasets.enable_progress_bars()
+            if not bars_before[1]:
+                enable_progress_bars()
+            datasets.logging.set_verbosity(levels_before[0])
+            hub_logging.set_verbosity(levels_before[1])
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

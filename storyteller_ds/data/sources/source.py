@@ -1,0 +1,28 @@
+"""What every source of documents offers to the rest of the pipeline."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Source(Protocol):
+    """An ordered collection of documents that can be read as often as needed."""
+
+    @property
+    def name(self) -> str:
+        """How the source is called in messages and reports."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 in hex: the same fingerprint means the same documents in the same order.
+
+        Raises DataError when the source cannot be read.
+        """
+        ...
+
+    def documents(self) -> Iterator[str]:
+        """Yield each document, without surrounding white space and never empty.
+
+        Raises DataError, at the first document or on the way, when the source cannot be read.
+        """
+        ...

@@ -1,0 +1,207 @@
+"""Documents out of one text file of any size, read piece by piece."""
+
+import codecs
+import difflib
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyteller_ds.errors import DataError
+
+MARKER = "<|endoftext|>"
+CHUNK_BYTES = 1 << 20
+# Part of the fingerprint: raised whenever the same bytes would be cut into other documents.
+FORMAT = b"storyteller text file 1\n"
+
+
+@dataclass(frozen=True)
+class TextFileSource:
+    """A UTF-8 file whose documents are parted by `<|endoftext|>` or, where it has none, by blank lines.
+
+    CRLF and lone CR count as LF; a byte order mark is dropped. Memory use is that of the longest
+    document, not of the file.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the content, wherever the file lies; reads the whole file each time.
+
+        Raises DataError when the file is missing, empty, a folder, or cannot be read.
+        """
+        digest = hashlib.sha256(FORMAT)
+        for chunk in _chunks(self.path):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents in the order of the file.
+
+        Raises DataError when the file is missing, a folder, unreadable, or without any document, and
+        on reaching a byte that is not UTF-8.
+        """
+        # Which rule holds is only known once the marker was seen or the whole file was searched, so
+        # a file of blank-line documents is read twice rather than kept in memory.
+        by_marker = _contains(_chunks(self.path), MARKER.encode())
+        texts = _decoded(self.path)
+        found = False
+        for piece in _between_markers(texts) if by_marker else _between_blank_lines(texts):
+            document = piece.strip()
+            if document:
+                found = True
+                yield document
+        if not found:
+            raise DataError(
+                f"{self.path} has no document: it holds only white space and {MARKER} markers; "
+                "put in stories parted by blank lines or markers"
+            )
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with _reading(path):
+        if not path.exists():
+            raise DataError(_missing(path))
+        if path.is_dir():
+            raise DataError(f"{path} is a folder, not a text file; name one file in it")
+        if not path.is_file():
+            raise DataError(
+                f"{path} is not a regular file, and it must be read more than once; save it as one"
+            )
+        with path.open("rb") as file:
+            chunk = file.read(CHUNK_BYTES)
+            if not chunk:
+                raise DataError(f"{path} is empty; put in stories parted by blank lines or {MARKER}")
+            while chunk:
+                yield chunk
+                chunk = file.read(CHUNK_BYTES)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: permission denied; try `chmod u+r` on it") from error
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}; check the file and its disk"
+        ) from error
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path} does not exist, nor does its folder {folder}; check the path"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    near = difflib.get_close_matches(path.name, names, n=1)
+    mend = f"did you mean {folder / near[0]}?" if near else f"check the path, or put the file into {folder}"
+    return f"{path} does not exist; {mend}"
+
+
+def _contains(chunks: Iterable[bytes], wanted: bytes) -> bool:
+    carry = b""
+    for chunk in chunks:
+        window = carry + chunk
+        if wanted in window:
+            return True
+        carry = window[-(len(wanted) - 1) :]
+    return False
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """Yield the text with LF line ends and without byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    # Between the chunks it keeps a CR whose LF may still come.
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    bytes_fed = 0
+    at_start = True
+
+    def decode(chunk: bytes, final: bool) -> str:
+        nonlocal at_start
+        held_back = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final)
+        except UnicodeDecodeError as error:
+            position = bytes_fed - held_back + error.start
+            raise DataError(_not_utf8(path, position, error.object[error.start])) from error
+        if at_start and text:
+            at_start = False
+            text = text.removeprefix("\ufeff")
+        # The stub asks for bytes, but with no inner decoder the class takes text.
+        return newlines.decode(text, final)  # type: ignore[arg-type]
+
+    for chunk in _chunks(path):
+        yield decode(chunk, final=False)
+        bytes_fed += len(chunk)
+    yield decode(b"", final=True)
+
+
+def _not_utf8(path: Path, position: int, value: int) -> str:
+    # Counted only now, by a second reading, to keep the healthy path free of it. Latin-1 gives each
+    # byte one character, so the line ends can be counted before the text is known to be UTF-8.
+    newlines = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("latin-1")(), translate=True)
+    lines_before = 0
+    remaining = position
+    head = b""
+    for chunk in _chunks(path):
+        head = head or chunk[:2]
+        lines_before += newlines.decode(chunk[:remaining]).count("\n")
+        remaining -= len(chunk)
+        if remaining <= 0:
+            break
+    lines_before += newlines.decode(b"", final=True).count("\n")
+    encoding = (
+        "utf-16" if position == 0 and head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "windows-1252"
+    )
+    return (
+        f"{path} is not UTF-8: byte 0x{value:02x} at position {position} (line {lines_before + 1}); "
+        f"convert it, for instance `iconv -f {encoding} -t utf-8 {path} > {path.with_suffix('.utf8.txt')}`"
+    )
+
+
+def _between_markers(texts: Iterable[str]) -> Iterator[str]:
+    # The last characters of each text may begin a marker, so they wait for the next one. Pieces are
+    # joined only when a document ends: adding to a string would be quadratic in long documents.
+    carry = ""
+    pieces: list[str] = []
+    for text in texts:
+        *ended, rest = (carry + text).split(MARKER)
+        for piece in ended:
+            pieces.append(piece)
+            yield "".join(pieces)
+            pieces = []
+        settled = max(0, len(rest) - len(MARKER) + 1)
+        pieces.append(rest[:settled])
+        carry = rest[settled:]
+    yield "".join([*pieces, carry])
+
+
+def _between_blank_lines(texts: Iterable[str]) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _lines(texts):
+        if line and not line.isspace():
+            lines.append(line)
+        elif lines:
+            yield "\n".join(lines)
+            lines = []
+    yield "\n".join(lines)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    pieces: list[str] = []
+    for text in texts:
+        first, *others = text.split("\n")
+        pieces.append(first)
+        for piece in others:
+            yield "".join(pieces)
+            pieces = [piece]
+    yield "".join(pieces)

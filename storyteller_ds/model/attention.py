@@ -1,0 +1,85 @@
+"""Causal self-attention with grouped key/value heads and rotary positions."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from storyteller_ds.config.model import ModelConfig
+
+
+class LayerCache(Protocol):
+    """Keys and values that one layer has seen so far, for generation."""
+
+    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new positions; return all keys and values so far, [B, H, S_all, D]."""
+
+
+class RotaryEmbedding(nn.Module):
+    """Angles of the rotary position embedding (Su et al. 2021, sec. 3.2), as Llama pairs them.
+
+    Feature i of a head turns together with feature i + D/2, by position * theta^(-2i/D).
+    """
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+
+    def forward(self, position_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each [S, D], for the int64 positions [S]."""
+        # Computed here, not kept as a buffer: bf16 casts of a module would ruin the angles.
+        exponent = torch.arange(0, self.head_dim, 2, device=position_S.device, dtype=torch.float32) / self.head_dim
+        angle_SH = position_S.float()[:, None] * self.theta**-exponent
+        angle_SD = torch.cat([angle_SH, angle_SH], dim=-1)
+        return angle_SD.cos(), angle_SD.sin()
+
+
+def rotate(x_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+    """Turn each feature pair of queries or keys by its angle."""
+    first, second = x_BHSD.chunk(2, dim=-1)
+    rotated = x_BHSD * cos_SD + torch.cat([-second, first], dim=-1) * sin_SD
+    return rotated.to(x_BHSD.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention; several query heads share a key/value head (GQA, Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        kv_size = config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.is_grouped = config.kv_heads != config.num_heads
+
+    def forward(
+        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """[B, S, D] to [B, S, D]; with a cache, S new positions attend to all earlier ones too."""
+        q_BHSD, k_BHSD, v_BHSD = (
+            proj(x_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if rotary is not None:
+            q_BHSD, k_BHSD = rotate(q_BHSD, *rotary), rotate(k_BHSD, *rotary)
+        if cache is not None:
+            k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
+        new, total = q_BHSD.shape[2], k_BHSD.shape[2]
+        mask = None
+        if 1 < new < total:
+            mask = torch.ones(new, total, dtype=torch.bool, device=x_BSD.device).tril(total - new)
+        out_BHSD = F.scaled_dot_product_attention(
+            q_BHSD,
+            k_BHSD,
+            v_BHSD,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=new == total,
+            enable_gqa=self.is_grouped,
+        )
+        out_BSD: Tensor = self.o_proj(out_BHSD.transpose(1, 2).flatten(2))
+        return out_BSD

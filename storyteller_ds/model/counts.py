@@ -1,0 +1,51 @@
+"""Exact numbers of parameters and of floating-point operations."""
+
+from typing import NamedTuple
+
+import torch
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.layout import is_expert
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of parameters; a tied output projection counts once."""
+
+    total: int
+    active: int
+    """Those that one token meets: all but the experts it is not sent to."""
+
+
+def count_parameters(run: RunConfig) -> ParameterCount:
+    """Counted on the meta device: the model is laid out but no memory is taken."""
+    total = experts = 0
+    for name, parameter in _meta_decoder(run).named_parameters():
+        total += parameter.numel()
+        experts += parameter.numel() if is_expert(name) else 0
+    idle = experts * (run.moe.num_experts - run.moe.top_k) // run.moe.num_experts if experts else 0
+    return ParameterCount(total, total - idle)
+
+
+def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float:
+    """Multiplications and additions of one training step, per token, forward and backward.
+
+    Matrix products only, as is usual: 2 per weight and token forward, twice that backward; attention's
+    two products over the (S + 1) / 2 positions that a token sees on average. Recomputation not counted.
+    """
+    length = sequence_length or run.data.sequence_length
+    weights = 0.0
+    for name, parameter in _meta_decoder(run).named_parameters():
+        if parameter.dim() < 2 or name.endswith("bias") or name.startswith("position_embedding"):
+            continue
+        if name == "embedding.weight" and not run.model.tie_embeddings:
+            continue  # a look-up; tied, the same table is the output projection
+        share = run.moe.top_k / run.moe.num_experts if is_expert(name) else 1.0
+        weights += parameter.numel() * share
+    attention = 2 * 2 * run.model.num_layers * run.model.hidden_size * (length + 1) / 2
+    return 3 * (2 * weights + attention)
+
+
+def _meta_decoder(run: RunConfig) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(run)

@@ -1,0 +1,98 @@
+"""The decoder: token ids to logits."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from storyteller_ds.config.model import ModelConfig, MoEConfig
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding
+from storyteller_ds.model.feed_forward import FeedForward
+from storyteller_ds.model.moe import LocalMoE, RouterStats
+from storyteller_ds.model.norm import build_norm
+
+MoEFactory = Callable[[ModelConfig, MoEConfig], nn.Module]
+"""Builds a mixture layer: [B, S, D] to ([B, S, D], RouterStats)."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, model: ModelConfig, ffn: nn.Module) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(model)
+        self.attention = Attention(model)
+        self.ffn_norm = build_norm(model)
+        self.ffn = ffn
+        self.dropout = nn.Dropout(model.dropout)
+
+    def forward(
+        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None
+    ) -> tuple[Tensor, RouterStats | None]:
+        """[B, S, D] to [B, S, D], and the statistics of the router where there is one."""
+        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache))
+        out_BSD, stats = self.ffn(self.ffn_norm(x_BSD))
+        return x_BSD + self.dropout(out_BSD), stats
+
+
+class Decoder(nn.Module):
+    """A causal language model.
+
+    Args:
+        run: its model, moe and tokenizer sections decide the shapes.
+        make_moe: builds the mixture layers; the default keeps all experts on this device.
+    """
+
+    def __init__(self, run: RunConfig, make_moe: MoEFactory = LocalMoE) -> None:
+        super().__init__()
+        model, moe = run.model, run.moe
+        self.context_length = run.context_length
+        self.vocab_size = run.tokenizer.vocab_size
+        self.embedding = nn.Embedding(self.vocab_size, model.hidden_size)
+        self.rotary = RotaryEmbedding(model.head_dim, model.rope_theta) if model.position == "rope" else None
+        self.position_embedding = (
+            nn.Embedding(self.context_length, model.hidden_size) if model.position == "learned" else None
+        )
+        self.dropout = nn.Dropout(model.dropout)
+        self.blocks = nn.ModuleList(
+            Block(model, make_moe(model, moe) if moe.is_moe_layer(i) else FeedForward(model))
+            for i in range(model.num_layers)
+        )
+        self.final_norm = build_norm(model)
+        self.lm_head = None if model.tie_embeddings else nn.Linear(model.hidden_size, self.vocab_size, bias=False)
+
+    def forward(
+        self, token_BS: Tensor, caches: Sequence[LayerCache] | None = None, start: int = 0
+    ) -> tuple[Tensor, list[RouterStats]]:
+        """Token ids to the logits of each next token.
+
+        Args:
+            token_BS: [B, S] int64.
+            caches: one per block, for generation; None in training.
+            start: position of the first token.
+
+        Returns:
+            Logits [B, S, V], and the statistics of each mixture layer in order.
+
+        Raises:
+            ValueError: the sequence ends beyond context_length.
+        """
+        end = start + token_BS.shape[1]
+        if end > self.context_length:
+            raise ValueError(f"{end} tokens do not fit the context of {self.context_length}")
+        position_S = torch.arange(start, end, device=token_BS.device)
+        x_BSD = self.embedding(token_BS)
+        if self.position_embedding is not None:
+            x_BSD = x_BSD + self.position_embedding(position_S)
+        rotary = self.rotary(position_S) if self.rotary is not None else None
+        x_BSD = self.dropout(x_BSD)
+        all_stats = []
+        for i, block in enumerate(self.blocks):
+            x_BSD, stats = block(x_BSD, rotary, caches[i] if caches is not None else None)
+            if stats is not None:
+                all_stats.append(stats)
+        x_BSD = self.final_norm(x_BSD)
+        head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(x_BSD, head), all_stats

@@ -1,0 +1,51 @@
+"""Initial weights: a function of the seed and the canonical name, and of nothing else.
+
+Each parameter, and each single expert, has its own random stream. So a rank that holds experts 4 to 7
+makes exactly the numbers that a single process makes for them.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from storyteller_ds.config.model import ModelConfig
+from storyteller_ds.model.layout import placed_parameters
+
+_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj", "down_proj.weight")
+
+
+@torch.no_grad()
+def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_expert: int = 0) -> None:
+    """Fill every parameter of a decoder in place.
+
+    Normal with init_std; what writes into the residual stream with init_std / sqrt(2 * num_layers)
+    (GPT-2, Radford et al. 2019, sec. 2.3); gains 1, biases 0; the noise of noisy gating starts at 0.
+
+    Args:
+        module: a Decoder, or a module that wraps one, on any device.
+        config: for the standard deviation and the depth.
+        seed: the run's seed.
+        first_expert: canonical index of the first expert that this rank holds.
+    """
+    for name, parameter, first in placed_parameters(module, first_expert):
+        if name.endswith("bias") or name.endswith("noise_weight"):
+            parameter.zero_()
+        elif "norm." in name:
+            parameter.fill_(1.0)
+        else:
+            std = config.init_std
+            if name.endswith(_RESIDUAL_OUTPUTS):
+                std /= (2 * config.num_layers) ** 0.5
+            if first is None:
+                parameter.copy_(_normal(parameter.shape, std, seed, name))
+            else:
+                for i, expert in enumerate(parameter):
+                    expert.copy_(_normal(expert.shape, std, seed, f"{name}/{first + i}"))
+
+
+def _normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    # On the CPU whatever the device: CUDA's generator gives other numbers.
+    return torch.randn(shape, generator=generator) * std

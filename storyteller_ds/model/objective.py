@@ -1,0 +1,117 @@
+"""What training minimises, split so that every rank's share adds up to one global number."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from storyteller_ds.config.model import MoEConfig
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.moe import RouterStats
+
+IGNORED = -100
+"""Target id of a position that does not count."""
+
+
+class MicroStepStats(NamedTuple):
+    """Sums over one micro-step of all ranks, fp64 where the device has it. Without gradient."""
+
+    nll_sum: Tensor
+    """[] negative log-likelihood of the targets (nats)."""
+    count_LE: Tensor
+    """[L, E] rows of each expert of each mixture layer."""
+    load_LE: Tensor
+    """[L, E] the same as fractions of the layer's rows: f_i of the balance loss."""
+    balance_L: Tensor
+    """[L] balance loss of each mixture layer; 1 is perfect balance."""
+    z_L: Tensor
+    """[L] mean over tokens of logsumexp(logits)^2."""
+    entropy_L: Tensor
+    """[L] mean over tokens of the router's entropy (nats)."""
+
+
+class Objective(nn.Module):
+    """Decoder and loss in one module, as DeepSpeed wants it.
+
+    The loss of a rank is its *share*: the shares of all ranks and micro-steps of an optimizer step add
+    up to
+
+        sum of nll / number of targets
+        + mean over micro-steps of (balance_loss_coef * sum over layers of E * sum_i f_i P_i
+                                    + z_loss_coef * sum over layers of mean over tokens of z^2)
+
+    with f_i, the part of the rows that expert i gets, counted over all ranks (one all-reduce), so that
+    the sum does not depend on how the batch is split over ranks.
+
+    Args:
+        decoder: the model.
+        moe: coefficients.
+        all_reduce: sums a tensor over all ranks, in place, and returns it.
+        world_size: number of ranks.
+    """
+
+    def __init__(
+        self, decoder: Decoder, moe: MoEConfig, all_reduce: Callable[[Tensor], Tensor], world_size: int
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.moe = moe
+        self.all_reduce = all_reduce
+        self.world_size = world_size
+
+    def forward(
+        self, token_BS: Tensor, target_BS: Tensor, targets_in_step: int, micro_steps: int
+    ) -> tuple[Tensor, MicroStepStats]:
+        """The loss share of these sequences.
+
+        Args:
+            token_BS: [B, S] int64.
+            target_BS: [B, S] int64, IGNORED where there is none.
+            targets_in_step: targets of the whole optimizer step, all ranks together.
+            micro_steps: micro-steps of the optimizer step.
+
+        Returns:
+            The share [] fp32, and the statistics of this micro-step summed over ranks.
+        """
+        logits_BSV, layers = self.decoder(token_BS)
+        nll_sum = negative_log_likelihood(logits_BSV, target_BS)
+        tokens = token_BS.numel() * self.world_size
+        stats = self._summed_over_ranks(nll_sum, layers, tokens)
+        share = nll_sum / targets_in_step
+        for f_E, layer in zip(stats.load_LE, layers, strict=True):
+            balance = f_E.numel() * (f_E.to(layer.prob_sum_E.dtype) * layer.prob_sum_E).sum() / tokens
+            router_loss = self.moe.balance_loss_coef * balance + self.moe.z_loss_coef * layer.z_sum / tokens
+            share = share + router_loss / micro_steps
+        return share, stats
+
+    @torch.no_grad()
+    def _summed_over_ranks(self, nll_sum: Tensor, layers: list[RouterStats], tokens: int) -> MicroStepStats:
+        # MPS has no fp64; it is one rank, and its sums are small enough for fp32.
+        dtype = torch.float32 if nll_sum.device.type == "mps" else torch.float64
+        depth, num_experts = len(layers), layers[0].count_E.numel() if layers else 0
+        columns = [
+            torch.cat([t.to(dtype).reshape(-1) for t in (s.count_E, s.prob_sum_E, s.z_sum, s.entropy_sum)])
+            for s in layers
+        ]
+        # One all-reduce for everything: a micro-step costs one message, however many layers.
+        packed = self.all_reduce(torch.cat([nll_sum.detach().to(dtype).reshape(1), *columns]))
+        table_LC = packed[1:].view(depth, 2 * num_experts + 2)
+        count_LE, prob_LE, z_L, entropy_L = table_LC.split([num_experts, num_experts, 1, 1], dim=1)
+        load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
+        return MicroStepStats(
+            nll_sum=packed[0],
+            count_LE=count_LE,
+            load_LE=load_LE,
+            balance_L=num_experts * (load_LE * prob_LE).sum(dim=1) / tokens,
+            z_L=z_L.flatten() / tokens,
+            entropy_L=entropy_L.flatten() / tokens,
+        )
+
+
+def negative_log_likelihood(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
+    """Sum over the targets that count of -log p(target), in nats. [] fp32."""
+    return F.cross_entropy(
+        logits_BSV.flatten(0, 1).float(), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

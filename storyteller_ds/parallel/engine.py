@@ -1,0 +1,84 @@
+"""What the training loop needs of an engine, whatever runs underneath."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.parallel.world import World
+
+STATE_KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What is kept of every parameter: its value and AdamW's two moments."""
+
+
+class MicroBatch(NamedTuple):
+    """One rank's sequences of one forward pass."""
+
+    token_BS: Tensor
+    """[B, S] int64."""
+    target_BS: Tensor
+    """[B, S] int64: the next token of each, objective.IGNORED where there is none."""
+
+
+@dataclass(frozen=True)
+class RouterMetrics:
+    """How the routers of an optimizer step behaved, over all ranks."""
+
+    expert_load: list[float]
+    """[E] part of the rows that each expert got, mean over mixture layers; they sum to 1."""
+    expert_load_cv: float
+    """Standard deviation of a layer's loads over their mean, mean over layers; 0 is perfect balance."""
+    router_entropy: float
+    """Mean entropy of the router's distribution (nats); log E is undecided."""
+    dead_experts: int
+    """Experts, counted in every layer, that got no token at all."""
+    balance_loss: float
+    """Balance loss before its coefficient, mean over layers; 1 is perfect balance."""
+    z_loss: float
+    """Router z-loss before its coefficient, mean over layers."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    loss: float
+    """Mean negative log-likelihood of the global batch (nats per token), router losses not included."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+    router: RouterMetrics | None
+    """None for a dense model."""
+
+
+class StateTensor(NamedTuple):
+    """One canonical tensor of the training state, whole, fp32, on the CPU."""
+
+    kind: str
+    """One of STATE_KINDS."""
+    name: str
+    """Canonical parameter name."""
+    tensor: Tensor
+
+
+class Engine(Protocol):
+    """Holds model and optimizer. All methods are called by every rank, in the same order."""
+
+    world: World
+    device: torch.device
+    decoder: Decoder
+    """For inference in the middle of training; a forward pass needs every rank."""
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+        """One optimizer step over this rank's part of the global batch."""
+
+    def eval_step(self, batch: MicroBatch) -> Tensor:
+        """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
+
+    def named_state(self) -> Iterator[StateTensor]:
+        """Weights and moments, one whole tensor at a time, in the same order on every rank."""
+
+    def load_named_state(self, read: Callable[[str, str], Tensor], step: int) -> None:
+        """Replace all weights and moments by read(kind, name); `step` is AdamW's count."""

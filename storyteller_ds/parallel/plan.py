@@ -1,0 +1,99 @@
+"""How a run is laid over the ranks it got: expert groups and batch shares. Pure arithmetic."""
+
+import math
+from dataclasses import dataclass
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.errors import ConfigError
+
+SUPPORTED_ZERO_STAGES = (1, 2)
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """The numbers that the run config leaves to the topology."""
+
+    world_size: int
+    ep_size: int
+    """Ranks that share one set of experts."""
+    micro_batch_size: int
+    """Sequences per rank in one forward pass."""
+    accumulation_steps: int
+    """Forward passes per optimizer step."""
+
+
+def make_plan(run: RunConfig, world_size: int) -> ParallelPlan:
+    """Fill in expert-parallel size and batch shares.
+
+    Raises:
+        ConfigError: the numbers do not divide, or the combination cannot run.
+    """
+    _check_engine(run, world_size)
+    micro, accumulation = _batch_shares(run, world_size)
+    return ParallelPlan(world_size, _ep_size(run, world_size), micro, accumulation)
+
+
+def _check_engine(run: RunConfig, world_size: int) -> None:
+    stage = run.parallel.zero_stage
+    if stage is None:
+        if world_size > 1:
+            raise ConfigError(
+                f"{world_size} ranks were started without a DeepSpeed config; "
+                "add --ds_config ds_configs/zero2.json, or start one process"
+            )
+    elif stage not in SUPPORTED_ZERO_STAGES:
+        raise ConfigError(
+            f"ZeRO stage {stage} is not supported yet; use --ds_config ds_configs/zero2.json or ds_configs/zero1.json"
+        )
+
+
+def _ep_size(run: RunConfig, world_size: int) -> int:
+    experts, wanted = run.moe.num_experts, run.parallel.ep_size
+    if experts == 0:
+        if wanted not in ("auto", 1):
+            raise ConfigError(
+                f"parallel.ep_size={wanted}, but the model has no experts (moe.num_experts=0); "
+                "remove parallel.ep_size"
+            )
+        return 1
+    if wanted == "auto":
+        return math.gcd(world_size, experts)
+    possible = [n for n in range(1, math.gcd(world_size, experts) + 1) if math.gcd(world_size, experts) % n == 0]
+    if wanted not in possible:
+        raise ConfigError(
+            f"parallel.ep_size={wanted} must divide moe.num_experts={experts} and the {world_size} rank(s); "
+            f"use one of {', '.join(map(str, possible))}, or auto"
+        )
+    return wanted
+
+
+def _batch_shares(run: RunConfig, world_size: int) -> tuple[int, int]:
+    total = run.train.global_batch_size
+    micro, accumulation = run.train.micro_batch_size, run.train.gradient_accumulation_steps
+    if micro is None:
+        passes = world_size * (accumulation or 1)
+        if total % passes:
+            raise ConfigError(
+                f"train.global_batch_size={total} cannot be split over {world_size} rank(s) times "
+                f"{accumulation or 1} accumulation step(s); use a multiple of {passes}, "
+                f"for instance {_round_up(total, passes)}"
+            )
+        return total // passes, accumulation or 1
+    if accumulation is None:
+        if total % (micro * world_size):
+            raise ConfigError(
+                f"train.global_batch_size={total} is no multiple of train.micro_batch_size={micro} times "
+                f"{world_size} rank(s); use for instance {_round_up(total, micro * world_size)}"
+            )
+        return micro, total // (micro * world_size)
+    if micro * accumulation * world_size != total:
+        raise ConfigError(
+            f"train.global_batch_size={total} is not micro_batch_size={micro} x "
+            f"gradient_accumulation_steps={accumulation} x {world_size} rank(s) = "
+            f"{micro * accumulation * world_size}; leave one of the three out"
+        )
+    return micro, accumulation
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple

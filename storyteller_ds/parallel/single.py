@@ -1,0 +1,74 @@
+"""One process, one device: CUDA, MPS or CPU. No DeepSpeed."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.init import init_parameters
+from storyteller_ds.model.layout import placed_parameters
+from storyteller_ds.model.objective import Objective
+from storyteller_ds.parallel import step as steps
+from storyteller_ds.parallel.engine import STATE_KINDS, MicroBatch, StateTensor, StepResult
+from storyteller_ds.parallel.optimizer import build_optimizer, parameter_groups
+from storyteller_ds.parallel.world import World
+
+
+class SingleEngine:
+    """See Engine. Weights stay fp32; bf16 is autocast around the forward pass."""
+
+    def __init__(self, run: RunConfig, world: World, device: torch.device) -> None:
+        self.run, self.world, self.device = run, world, device
+        self.decoder = Decoder(run)
+        init_parameters(self.decoder, run.model, run.seed)
+        self.decoder.to(device)
+        self.objective = Objective(self.decoder, run.moe, world.all_reduce_sum, world.size)
+        self.objective.train()
+        self.optimizer = build_optimizer(parameter_groups(self.decoder, run.optimizer), run.optimizer)
+        dtype = steps.run_dtype(run.precision.dtype, device)
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+        """One optimizer step over the whole global batch."""
+        targets = steps.count_targets(self.world, micro_batches, self.device)
+        stats = []
+        for batch in micro_batches:
+            with self.autocast:
+                share, one = self.objective(
+                    batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
+                )
+            share.backward()
+            stats.append(one)
+        clip = self.run.optimizer.grad_clip_norm or float("inf")
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(steps.mean_loss(stats, targets), grad_norm.item(), steps.router_metrics(stats))
+
+    def eval_step(self, batch: MicroBatch) -> Tensor:
+        """[2] fp64: sum of nll (nats) and number of targets."""
+        with self.autocast:
+            return steps.evaluate_batch(self.world, self.objective, batch, self.device)
+
+    def named_state(self) -> Iterator[StateTensor]:
+        """Weights and moments, one tensor at a time."""
+        for name, parameter, _ in placed_parameters(self.decoder):
+            state = self.optimizer.state[parameter]
+            for kind in STATE_KINDS:
+                # Before the first step AdamW has no moments yet; they start at zero.
+                value = parameter if kind == "weight" else state.get(kind, torch.zeros_like(parameter))
+                yield StateTensor(kind, name, value.detach().float().cpu())
+
+    @torch.no_grad()
+    def load_named_state(self, read: Callable[[str, str], Tensor], step: int) -> None:
+        """Replace all weights and moments."""
+        for name, parameter, _ in placed_parameters(self.decoder):
+            parameter.copy_(read("weight", name))
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=self.device),
+                **{kind: read(kind, name).to(self.device) for kind in STATE_KINDS[1:]},
+            }

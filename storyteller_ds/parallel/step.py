@@ -1,0 +1,63 @@
+"""The parts of an optimizer step that are the same for every engine."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.model.objective import IGNORED, MicroStepStats, Objective, negative_log_likelihood
+from storyteller_ds.parallel.engine import MicroBatch, RouterMetrics
+from storyteller_ds.parallel.world import World
+
+
+def count_targets(world: World, micro_batches: Sequence[MicroBatch], device: torch.device) -> int:
+    """Targets of an optimizer step, over all its micro-steps and ranks."""
+    here = sum(int((batch.target_BS != IGNORED).sum()) for batch in micro_batches)
+    return int(world.all_reduce_sum(torch.tensor(here, dtype=torch.int64, device=device)))
+
+
+def mean_loss(stats: Sequence[MicroStepStats], targets: int) -> float:
+    """Mean negative log-likelihood of the step (nats per target)."""
+    return sum(s.nll_sum.item() for s in stats) / targets
+
+
+def router_metrics(stats: Sequence[MicroStepStats]) -> RouterMetrics | None:
+    """Summary over the micro-steps of a step; None without mixture layers."""
+    if stats[0].count_LE.numel() == 0:
+        return None
+    count_LE = torch.stack([s.count_LE for s in stats]).sum(dim=0)
+    load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
+    spread_L = load_LE.std(dim=1, correction=0) / load_LE.mean(dim=1)
+
+    def mean(name: str) -> float:
+        return torch.stack([getattr(s, name) for s in stats]).mean().item()
+
+    return RouterMetrics(
+        expert_load=load_LE.mean(dim=0).tolist(),
+        expert_load_cv=spread_L.mean().item(),
+        router_entropy=mean("entropy_L"),
+        dead_experts=int((count_LE == 0).sum()),
+        balance_loss=mean("balance_L"),
+        z_loss=mean("z_L"),
+    )
+
+
+@torch.no_grad()
+def evaluate_batch(world: World, objective: Objective, batch: MicroBatch, device: torch.device) -> Tensor:
+    """[2] fp64 on the CPU: sum of nll (nats) and number of targets, over all ranks."""
+    was_training = objective.training
+    objective.eval()
+    target_BS = batch.target_BS.to(device)
+    logits_BSV, _ = objective.decoder(batch.token_BS.to(device))
+    nll = negative_log_likelihood(logits_BSV, target_BS)
+    objective.train(was_training)
+    sums = torch.stack([nll.cpu().double(), (batch.target_BS != IGNORED).sum().double()])
+    return world.all_reduce_sum(sums.to(device) if device.type == "cuda" else sums).cpu()
+
+
+def run_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The activation dtype that precision.dtype means on this device."""
+    if wanted == "auto":
+        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+

@@ -1,0 +1,338 @@
+"""Sends a run's metrics to Weights & Biases, and never gets in the way of the run.
+
+Everything that touches wandb happens on one daemon thread: its calls wait on a service process, and a
+service that hangs must not hang the training loop. What goes wrong there is kept and reported from the
+training thread, so that `warn` needs no locks.
+"""
+
+import copy
+import importlib
+import netrc
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+SERVER_WAIT_SECONDS = 10.0
+# Service start, the wait for the server, and the second start without it.
+START_LIMIT_SECONDS = 25.0
+UPLOAD_WAIT_SECONDS = 10.0
+CLOSE_LIMIT_SECONDS = 14.0
+# After the service was killed the thread has nothing left to wait for but its own clean-up.
+KILLED_LIMIT_SECONDS = 3.0
+# A healthy service takes a record in milliseconds: a backlog of this size is a hung one.
+QUEUE_LIMIT = 10_000
+MESSAGE_LIMIT = 200
+
+INSTALL_HINT = 'wandb is not installed, so this run is not tracked: pip install "storyteller_ds[wandb]"'
+
+
+class _CloseRequest:
+    """The last item of the queue."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+class WandbTracker:
+    """A Weights & Biases run that takes the records of metrics.jsonl as they are.
+
+    Construction waits at most `START_LIMIT_SECONDS` and `close` at most `CLOSE_LIMIT_SECONDS` +
+    `KILLED_LIMIT_SECONDS`; `log` never waits. Nothing that wandb, its service or its server do raises
+    here: it is told to `warn` in one line, and tracking is off from then on. An online run whose server
+    does not answer becomes an offline one.
+
+    Args:
+        mode: "auto" is online if a W&B login is found on this machine, else offline.
+        project: The W&B project.
+        run_name: The name shown for the run; None lets W&B choose.
+        output_dir: W&B's files go to `output_dir/wandb`.
+        config: Recorded as the run's config.
+        run_id: The W&B id of the run to go on with; None starts a new one.
+        warn: Called on the constructing or logging thread with one line of text.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: WandbMode,
+        project: str,
+        run_name: str | None,
+        output_dir: Path,
+        config: Mapping[str, object],
+        run_id: str | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._warn = warn
+        self._run_id = run_id
+        self._queue: queue.SimpleQueue[tuple[int, dict[str, object]] | _CloseRequest] = queue.SimpleQueue()
+        self._failure: str | None = None
+        self._accepting = False
+        self._thread: threading.Thread | None = None
+        self._session: _Session | None = None
+        if mode == "disabled":
+            return
+        wandb = self._import_wandb()
+        if wandb is None:
+            return
+        self._session = _Session(
+            wandb, project=project, run_name=run_name, output_dir=output_dir, config=config, run_id=run_id
+        )
+        started = threading.Event()
+        self._accepting = True
+        self._thread = threading.Thread(
+            target=self._work, args=(self._session, mode, started), name="wandb-tracker", daemon=True
+        )
+        self._thread.start()
+        if not started.wait(START_LIMIT_SECONDS):
+            self._failure = f"wandb did not start within {START_LIMIT_SECONDS:.0f} s"
+            self._accepting = False
+            self._session.kill_service()
+        elif self._session.fallback_reason is not None:
+            self._warn(
+                f"wandb: no online run ({self._session.fallback_reason}); this run is recorded offline under "
+                f"{output_dir / 'wandb'}, `wandb sync` uploads it"
+            )
+        self._run_id = self._session.run_id or run_id
+        self._report_failure()
+
+    @property
+    def run_id(self) -> str | None:
+        """The W&B id to resume this run with; the id given at construction where tracking is off."""
+        return self._run_id
+
+    def log(self, record: Mapping[str, object]) -> None:
+        """Queue one record of metrics.jsonl; records of one step become one W&B row.
+
+        Args:
+            record: "step" and the metrics, named in W&B exactly as here.
+
+        Raises:
+            KeyError: If the record has no "step".
+            TypeError: If "step" is not an integer.
+        """
+        step = record["step"]
+        if not isinstance(step, int):
+            raise TypeError(f"a record's step is an integer, not {step!r}")
+        self._report_failure()
+        if not self._accepting:
+            return
+        if self._queue.qsize() >= QUEUE_LIMIT:
+            self._failure = f"wandb has {QUEUE_LIMIT} records waiting"
+            self._report_failure()
+            return
+        # The thread reads the record later, when the caller may have gone on to change its lists.
+        metrics = copy.deepcopy({name: value for name, value in record.items() if name != "step"})
+        self._queue.put((step, metrics))
+
+    def close(self, exit_code: int) -> None:
+        """Write what is queued, mark the run as ended and stop wandb's service. A second call does nothing.
+
+        Args:
+            exit_code: The run's exit code: W&B shows 0 as finished and any other as failed.
+        """
+        self._accepting = False
+        if self._thread is None or self._session is None:
+            return
+        self._queue.put(_CloseRequest(exit_code))
+        self._thread.join(CLOSE_LIMIT_SECONDS)
+        if self._thread.is_alive():
+            self._failure = self._failure or f"wandb did not finish within {CLOSE_LIMIT_SECONDS:.0f} s"
+            # wandb waits for its service once more when Python exits, and would wait there for ever.
+            self._session.kill_service()
+            self._thread.join(KILLED_LIMIT_SECONDS)
+        self._thread = None
+        self._report_failure()
+
+    def _import_wandb(self) -> ModuleType | None:
+        # Reports of wandb's own crashes to its makers are no part of tracking a run, and offline means
+        # offline; whoever set the variable has chosen for themselves.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError:
+            self._warn(INSTALL_HINT)
+            return None
+        except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
+            self._warn(f"wandb cannot be imported, so this run is not tracked: {_one_line(error)}")
+            return None
+        # Without the package, a folder named wandb (an earlier run's) in the working directory imports
+        # as an empty namespace package.
+        if not hasattr(wandb, "init"):
+            self._warn(INSTALL_HINT)
+            return None
+        return wandb
+
+    def _report_failure(self) -> None:
+        if self._failure is not None and self._session is not None:
+            self._accepting = False
+            failure, self._failure = self._failure, None
+            # Only the first failure is news: the later ones follow from it.
+            if not self._session.reported:
+                self._session.reported = True
+                self._warn(f"{failure}; this run is no longer tracked by wandb (metrics.jsonl goes on)")
+
+    def _work(self, session: "_Session", mode: WandbMode, started: threading.Event) -> None:
+        exit_code = 1
+        try:
+            session.start(mode)
+            started.set()
+            while True:
+                item = self._queue.get()
+                if isinstance(item, _CloseRequest):
+                    exit_code = item.exit_code
+                    break
+                session.log(*item)
+            session.finish(exit_code)
+        # wandb's errors have no common base class: besides wandb.Error and OSError its client raises
+        # MailboxClosedError, HandleAbandonedError, ServerResponseError (all plain Exceptions) and
+        # pydantic's ValidationError, and none of them may end a training run.
+        except Exception as error:
+            self._failure = f"wandb failed: {_one_line(error)}"
+        finally:
+            started.set()
+            try:
+                session.stop_service()
+            except Exception as error:  # for the reason above
+                self._failure = self._failure or f"wandb failed: {_one_line(error)}"
+
+
+class _Session:
+    """The calls into wandb. All but `kill_service` run on the tracker's thread."""
+
+    def __init__(
+        self,
+        wandb: ModuleType,
+        *,
+        project: str,
+        run_name: str | None,
+        output_dir: Path,
+        config: Mapping[str, object],
+        run_id: str | None,
+    ) -> None:
+        self._wandb: Any = wandb
+        self._init_arguments = {
+            "project": project,
+            "name": run_name,
+            "dir": str(output_dir),
+            "config": dict(config),
+            "id": run_id,
+            "resume": None if run_id is None else "allow",
+        }
+        self._run: Any = None
+        self._service: subprocess.Popen[bytes] | None = None
+        self.fallback_reason: str | None = None
+        self.reported = False
+
+    @property
+    def run_id(self) -> str | None:
+        return None if self._run is None else str(self._run.id)
+
+    def start(self, mode: WandbMode) -> None:
+        wanted = self._found_mode() if mode == "auto" else mode
+        if wanted == "disabled":
+            return
+        if wanted == "online":
+            try:
+                self._init("online")
+            except Exception as error:  # wandb's errors have no common base class, see WandbTracker._work
+                self.fallback_reason = _one_line(error)
+                # A run id whose online start failed stays "in use" until the service is gone.
+                self.stop_service()
+                self._init("offline")
+        else:
+            self._init("offline")
+
+    def log(self, step: int, metrics: dict[str, object]) -> None:
+        if self._run is not None:
+            self._run.log(metrics, step=step)
+
+    def finish(self, exit_code: int) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=exit_code)
+
+    def stop_service(self) -> None:
+        """Leave nothing for wandb to wait for when Python exits."""
+        try:
+            self._wandb.teardown()
+        except SystemExit as error:  # how wandb passes on the exit code of its service
+            raise RuntimeError(f"its service ended with exit code {error.code}") from error
+
+    def kill_service(self) -> None:
+        """End a service process that does not answer; what it wrote to disk so far stays."""
+        service = self._service or _service_process()
+        if service is not None:
+            service.kill()
+
+    def _init(self, mode: str) -> None:
+        self._run = self._wandb.init(**self._init_arguments, mode=mode, settings=self._settings())
+        self._service = _service_process()
+
+    def _settings(self) -> Any:
+        wanted: dict[str, object] = {
+            "silent": True,
+            "quiet": True,
+            "console": "off",
+            "disable_code": True,
+            "disable_git": True,
+            "save_code": False,
+            "label_disable": True,
+            "init_timeout": SERVER_WAIT_SECONDS,
+            "login_timeout": SERVER_WAIT_SECONDS,
+            "finish_timeout": UPLOAD_WAIT_SECONDS,
+            "finish_timeout_raises": True,
+            # The command line, user and host of the machine, and a cloud metadata probe over the network.
+            "x_disable_meta": True,
+            "x_save_requirements": False,
+            "x_stats_sampling_interval": 30.0,
+        }
+        # Settings come and go between wandb versions, and an unknown one would end the tracking.
+        known = self._wandb.Settings.model_fields
+        return self._wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+    def _found_mode(self) -> str:
+        settings = self._wandb.setup(settings=self._settings()).settings
+        if settings.mode in ("offline", "dryrun", "disabled"):  # the user's WANDB_MODE
+            return "disabled" if settings.mode == "disabled" else "offline"
+        default_url = self._wandb.Settings.model_fields["base_url"].default
+        logged_in = (
+            bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
+            or bool(settings.api_key)
+            or _in_netrc(str(settings.base_url), is_default=settings.base_url == default_url)
+        )
+        return "online" if logged_in else "offline"
+
+
+def _in_netrc(base_url: str, *, is_default: bool) -> bool:
+    # The public server has had two names, and logins of the older one are still good for it.
+    hosts = {urlsplit(base_url).netloc} | ({"api.wandb.ai"} if is_default else set())
+    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for path in (Path(name).expanduser() for name in names):
+        try:
+            logins = netrc.netrc(path)
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if any(logins.authenticators(host) for host in hosts):
+            return True
+    return False
+
+
+def _service_process() -> "subprocess.Popen[bytes] | None":
+    # wandb has no public way to reach its service; where a version keeps it elsewhere there is no kill.
+    found: object = sys.modules.get("wandb.sdk.wandb_setup")
+    for name in ("_singleton", "_connection", "_proc", "_process"):
+        found = getattr(found, name, None)
+    return found if isinstance(found, subprocess.Popen) else None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
