@@ -1,0 +1,1 @@
+"""The one portable checkpoint format."""

@@ -1,0 +1,1 @@
+"""The storyteller command, one module a verb."""

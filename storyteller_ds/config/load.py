@@ -184,4 +184,3 @@ def _suggest(location: tuple[str, ...]) -> str:
     prefix = ".".join(path) + "." if path else ""
     siblings = _section_fields(tuple(path)) or _section_fields(())
     return did_you_mean(prefix + name, [prefix + sibling for sibling in siblings])
-

@@ -1,0 +1,1 @@
+"""Telling stories with a trained model."""

@@ -56,9 +56,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.is_grouped = config.kv_heads != config.num_heads
 
-    def forward(
-        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None) -> Tensor:
         """[B, S, D] to [B, S, D]; with a cache, S new positions attend to all earlier ones too."""
         q_BHSD, k_BHSD, v_BHSD = (
             proj(x_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

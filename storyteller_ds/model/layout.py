@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+
 class Placed(NamedTuple):
     """A parameter here, and what it is in the canonical layout."""
 

@@ -59,7 +59,13 @@ class StackedExperts(nn.Module):
     def forward(self, x_ND: Tensor, count_E: list[int]) -> Tensor:
         """Rows [N, D] in expert order to [N, D]; count_E has the rows of each expert here."""
         return expert_mlp(
-            x_ND, count_E, self.gate_up_proj, self.down_proj, self.activation, self.gate_up_bias, self.down_bias
+            x_ND,
+            count_E,
+            self.gate_up_proj,
+            self.down_proj,
+            self.activation,
+            self.gate_up_bias,
+            self.down_bias,
         )
 
 

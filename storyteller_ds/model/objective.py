@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from storyteller_ds.config.model import MoEConfig
+from storyteller_ds.data.batches import IGNORED
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.moe import RouterStats
-
-IGNORED = -100
-"""Target id of a position that does not count."""
 
 
 class MicroStepStats(NamedTuple):
@@ -112,6 +110,4 @@ class Objective(nn.Module):
 
 def negative_log_likelihood(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     """Sum over the targets that count of -log p(target), in nats. [] fp32."""
-    return F.cross_entropy(
-        logits_BSV.flatten(0, 1).float(), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return F.cross_entropy(logits_BSV.flatten(0, 1).float(), target_BS.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,1 @@
+"""Devices, ranks, and the engines that train on them."""

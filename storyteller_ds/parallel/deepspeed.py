@@ -15,13 +15,14 @@ from torch import Tensor
 
 from storyteller_ds.config.deepspeed import engine_config
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.layout import placed_parameters
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
-from storyteller_ds.parallel.engine import STATE_KINDS, MicroBatch, StateTensor, StepResult
+from storyteller_ds.parallel.engine import STATE_KINDS, StateTensor, StepResult
 from storyteller_ds.parallel.optimizer import build_optimizer, parameter_groups
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.world import World
@@ -51,7 +52,7 @@ class DeepSpeedEngine:
     ) -> None:
         self.run, self.world, self.device, self.plan = run, world, device, plan
         dtype = steps.run_dtype(run.precision.dtype, device)
-        self.passed_config = engine_config(
+        self.passed_config: dict[str, Any] | None = engine_config(
             ds_config,
             run,
             micro_batch_size=plan.micro_batch_size,

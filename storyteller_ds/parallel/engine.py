@@ -2,25 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.parallel.world import World
 
 STATE_KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: its value and AdamW's two moments."""
-
-
-class MicroBatch(NamedTuple):
-    """One rank's sequences of one forward pass."""
-
-    token_BS: Tensor
-    """[B, S] int64."""
-    target_BS: Tensor
-    """[B, S] int64: the next token of each, objective.IGNORED where there is none."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,8 @@ class Engine(Protocol):
     device: torch.device
     decoder: Decoder
     """For inference in the middle of training; a forward pass needs every rank."""
+    passed_config: dict[str, Any] | None
+    """The DeepSpeed JSON that DeepSpeed really got; None without DeepSpeed."""
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """One optimizer step over this rank's part of the global batch."""

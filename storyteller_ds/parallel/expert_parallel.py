@@ -28,8 +28,8 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         self.experts = StackedExperts(model, self.num_local_experts)
         for parameter in self.experts.parameters():
             # How DeepSpeed tells an expert's parameter from a shared one (deepspeed.moe.utils).
-            parameter.allreduce = False
-            parameter.group_name = self.expert_group_name
+            parameter.allreduce = False  # type: ignore[attr-defined]  # DeepSpeed's own mark
+            parameter.group_name = self.expert_group_name  # type: ignore[attr-defined]  # likewise
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
         """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
@@ -87,7 +87,7 @@ class _AllToAll(torch.autograd.Function):
         return _exchange(rows, sent, received, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]  # torch's stub is untyped
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return _exchange(grad, ctx.received, ctx.sent, ctx.group), None, None, None
 
 

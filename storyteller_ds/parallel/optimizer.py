@@ -11,7 +11,8 @@ from storyteller_ds.model.layout import is_decayed, placed_parameters
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Two groups: matrices, which are decayed, and gains and biases, which are not."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter, _ in placed_parameters(module):
         (decayed if is_decayed(name) else plain).append(parameter)
     groups = [
@@ -23,6 +24,4 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the groups, in torch's fused form."""
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)

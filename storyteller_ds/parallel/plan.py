@@ -52,8 +52,7 @@ def _ep_size(run: RunConfig, world_size: int) -> int:
     if experts == 0:
         if wanted not in ("auto", 1):
             raise ConfigError(
-                f"parallel.ep_size={wanted}, but the model has no experts (moe.num_experts=0); "
-                "remove parallel.ep_size"
+                f"parallel.ep_size={wanted}, but the model has no experts (moe.num_experts=0); remove parallel.ep_size"
             )
         return 1
     if wanted == "auto":

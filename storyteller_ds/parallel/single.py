@@ -1,17 +1,19 @@
 """One process, one device: CUDA, MPS or CPU. No DeepSpeed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.layout import placed_parameters
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
-from storyteller_ds.parallel.engine import STATE_KINDS, MicroBatch, StateTensor, StepResult
+from storyteller_ds.parallel.engine import STATE_KINDS, StateTensor, StepResult
 from storyteller_ds.parallel.optimizer import build_optimizer, parameter_groups
 from storyteller_ds.parallel.world import World
 
@@ -21,6 +23,7 @@ class SingleEngine:
 
     def __init__(self, run: RunConfig, world: World, device: torch.device) -> None:
         self.run, self.world, self.device = run, world, device
+        self.passed_config: dict[str, Any] | None = None
         self.decoder = Decoder(run)
         init_parameters(self.decoder, run.model, run.seed)
         self.decoder.to(device)
@@ -37,7 +40,10 @@ class SingleEngine:
         for batch in micro_batches:
             with self.autocast:
                 share, one = self.objective(
-                    batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
+                    batch.token_BS.to(self.device),
+                    batch.target_BS.to(self.device),
+                    targets,
+                    len(micro_batches),
                 )
             share.backward()
             stats.append(one)

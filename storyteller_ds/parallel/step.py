@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from storyteller_ds.model.objective import IGNORED, MicroStepStats, Objective, negative_log_likelihood
-from storyteller_ds.parallel.engine import MicroBatch, RouterMetrics
+from storyteller_ds.data.batches import IGNORED, MicroBatch
+from storyteller_ds.model.objective import MicroStepStats, Objective, negative_log_likelihood
+from storyteller_ds.parallel.engine import RouterMetrics
 from storyteller_ds.parallel.world import World
 
 
@@ -60,4 +61,3 @@ def run_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
-

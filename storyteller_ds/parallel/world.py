@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -94,36 +94,34 @@ class World:
             # A process that leaves without this aborts with SIGABRT under gloo.
             dist.destroy_process_group()
 
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank at once; the results of all ranks, in order.
+
+        If it raises a StorytellerError on any rank, the first of them is raised on all, so that no rank
+        is left waiting for one that has gone.
+        """
+        mine: tuple[StorytellerError | None, T | None]
+        try:
+            mine = (None, action())
+        except StorytellerError as error:
+            mine = (error, None)
+        outcomes: list[Any] = [mine]
+        if self.size > 1:
+            outcomes = [None] * self.size
+            dist.all_gather_object(outcomes, mine)
+        for failure, _ in outcomes:
+            if failure is not None:
+                raise failure
+        return [result for _, result in outcomes]
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 and give its result, or its error, to every rank."""
-        result: list[T] = []
-        self._agree(self._attempt(lambda: result.append(action())) if self.is_main else None)
-        if self.size == 1:
-            return result[0]
-        shared = result if self.is_main else [None]
-        dist.broadcast_object_list(shared, src=0)
-        return shared[0]  # type: ignore[return-value]  # rank 0 put a T there
+        result: T = self.together(action if self.is_main else lambda: None)[0]  # type: ignore[assignment]  # rank 0's
+        return result
 
     def on_each_machine(self, action: Callable[[], None]) -> None:
         """Run `action` on one rank of every machine; an error on any of them is raised on all ranks."""
-        self._agree(self._attempt(action) if self.local_rank == 0 else None)
-
-    @staticmethod
-    def _attempt(action: Callable[[], None]) -> StorytellerError | None:
-        try:
-            action()
-        except StorytellerError as error:
-            return error
-        return None
-
-    def _agree(self, error: StorytellerError | None) -> None:
-        errors: list[StorytellerError | None] = [error]
-        if self.size > 1:
-            errors = [None] * self.size
-            dist.all_gather_object(errors, error)
-        for one in errors:
-            if one is not None:
-                raise one
+        self.together(action if self.local_rank == 0 else lambda: None)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over all ranks, in place; returns its argument."""

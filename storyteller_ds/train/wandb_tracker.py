@@ -35,13 +35,6 @@ MESSAGE_LIMIT = 200
 INSTALL_HINT = 'wandb is not installed, so this run is not tracked: pip install "storyteller_ds[wandb]"'
 
 
-class _CloseRequest:
-    """The last item of the queue."""
-
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
-
-
 class WandbTracker:
     """A Weights & Biases run that takes the records of metrics.jsonl as they are.
 
@@ -73,18 +66,28 @@ class WandbTracker:
     ) -> None:
         self._warn = warn
         self._run_id = run_id
-        self._queue: queue.SimpleQueue[tuple[int, dict[str, object]] | _CloseRequest] = queue.SimpleQueue()
+        # Records as (step, metrics); the exit code comes last.
+        self._queue: queue.SimpleQueue[tuple[int, dict[str, object]] | int] = queue.SimpleQueue()
         self._failure: str | None = None
+        self._failure_reported = False
         self._accepting = False
         self._thread: threading.Thread | None = None
         self._session: _Session | None = None
         if mode == "disabled":
             return
-        wandb = self._import_wandb()
+        wandb = _import_wandb(warn)
         if wandb is None:
             return
         self._session = _Session(
-            wandb, project=project, run_name=run_name, output_dir=output_dir, config=config, run_id=run_id
+            wandb,
+            {
+                "project": project,
+                "name": run_name,
+                "dir": str(output_dir),
+                "config": dict(config),
+                "id": run_id,
+                "resume": None if run_id is None else "allow",
+            },
         )
         started = threading.Event()
         self._accepting = True
@@ -142,7 +145,7 @@ class WandbTracker:
         self._accepting = False
         if self._thread is None or self._session is None:
             return
-        self._queue.put(_CloseRequest(exit_code))
+        self._queue.put(exit_code)
         self._thread.join(CLOSE_LIMIT_SECONDS)
         if self._thread.is_alive():
             self._failure = self._failure or f"wandb did not finish within {CLOSE_LIMIT_SECONDS:.0f} s"
@@ -152,112 +155,77 @@ class WandbTracker:
         self._thread = None
         self._report_failure()
 
-    def _import_wandb(self) -> ModuleType | None:
-        # Reports of wandb's own crashes to its makers are no part of tracking a run, and offline means
-        # offline; whoever set the variable has chosen for themselves.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError:
-            self._warn(INSTALL_HINT)
-            return None
-        except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
-            self._warn(f"wandb cannot be imported, so this run is not tracked: {_one_line(error)}")
-            return None
-        # Without the package, a folder named wandb (an earlier run's) in the working directory imports
-        # as an empty namespace package.
-        if not hasattr(wandb, "init"):
-            self._warn(INSTALL_HINT)
-            return None
-        return wandb
-
     def _report_failure(self) -> None:
-        if self._failure is not None and self._session is not None:
+        # Only the first failure is news: the later ones follow from it.
+        if self._failure is not None and not self._failure_reported:
             self._accepting = False
-            failure, self._failure = self._failure, None
-            # Only the first failure is news: the later ones follow from it.
-            if not self._session.reported:
-                self._session.reported = True
-                self._warn(f"{failure}; this run is no longer tracked by wandb (metrics.jsonl goes on)")
+            self._failure_reported = True
+            self._warn(f"{self._failure}; wandb tracks this run no longer (metrics.jsonl goes on)")
 
     def _work(self, session: "_Session", mode: WandbMode, started: threading.Event) -> None:
-        exit_code = 1
         try:
             session.start(mode)
             started.set()
-            while True:
+            item: tuple[int, dict[str, object]] | int = (0, {})
+            while not isinstance(item, int):
                 item = self._queue.get()
-                if isinstance(item, _CloseRequest):
-                    exit_code = item.exit_code
-                    break
-                session.log(*item)
-            session.finish(exit_code)
+                session.take(item)
         # wandb's errors have no common base class: besides wandb.Error and OSError its client raises
         # MailboxClosedError, HandleAbandonedError, ServerResponseError (all plain Exceptions) and
         # pydantic's ValidationError, and none of them may end a training run.
         except Exception as error:
-            self._failure = f"wandb failed: {_one_line(error)}"
-        finally:
-            started.set()
-            try:
-                session.stop_service()
-            except Exception as error:  # for the reason above
-                self._failure = self._failure or f"wandb failed: {_one_line(error)}"
+            self._failure = self._failure or f"wandb failed: {_one_line(error)}"
+        try:
+            session.stop_service()
+        except Exception as error:  # for the reason above
+            self._failure = self._failure or f"wandb failed: {_one_line(error)}"
+        started.set()
 
 
 class _Session:
     """The calls into wandb. All but `kill_service` run on the tracker's thread."""
 
-    def __init__(
-        self,
-        wandb: ModuleType,
-        *,
-        project: str,
-        run_name: str | None,
-        output_dir: Path,
-        config: Mapping[str, object],
-        run_id: str | None,
-    ) -> None:
+    def __init__(self, wandb: ModuleType, init_arguments: dict[str, object]) -> None:
         self._wandb: Any = wandb
-        self._init_arguments = {
-            "project": project,
-            "name": run_name,
-            "dir": str(output_dir),
-            "config": dict(config),
-            "id": run_id,
-            "resume": None if run_id is None else "allow",
-        }
+        self._init_arguments = init_arguments
         self._run: Any = None
         self._service: subprocess.Popen[bytes] | None = None
         self.fallback_reason: str | None = None
-        self.reported = False
 
     @property
     def run_id(self) -> str | None:
         return None if self._run is None else str(self._run.id)
 
     def start(self, mode: WandbMode) -> None:
-        wanted = self._found_mode() if mode == "auto" else mode
-        if wanted == "disabled":
-            return
-        if wanted == "online":
+        # Given here too, because some of wandb's messages ask the global settings and not the run's.
+        settings = self._wandb.setup(settings=self._settings()).settings
+        if mode == "auto":
+            # settings.mode is the user's WANDB_MODE, or "online".
+            mode = settings.mode if settings.mode in ("online", "disabled") else "offline"
+            if mode == "online" and not self._logged_in(settings):
+                mode = "offline"
+        elif mode == "online" and not self._logged_in(settings):
+            mode = "offline"  # wandb would ask for the login on the terminal, and wait
+            self.fallback_reason = "no login: run `wandb login` or set WANDB_API_KEY"
+        if mode == "online":
             try:
                 self._init("online")
+                return
             except Exception as error:  # wandb's errors have no common base class, see WandbTracker._work
                 self.fallback_reason = _one_line(error)
                 # A run id whose online start failed stays "in use" until the service is gone.
                 self.stop_service()
-                self._init("offline")
-        else:
+        if mode != "disabled":
             self._init("offline")
 
-    def log(self, step: int, metrics: dict[str, object]) -> None:
-        if self._run is not None:
-            self._run.log(metrics, step=step)
-
-    def finish(self, exit_code: int) -> None:
-        if self._run is not None:
-            self._run.finish(exit_code=exit_code)
+    def take(self, item: tuple[int, dict[str, object]] | int) -> None:
+        """Log a record, or finish with an exit code."""
+        if self._run is None:
+            return
+        if isinstance(item, int):
+            self._run.finish(exit_code=item)
+        else:
+            self._run.log(item[1], step=item[0])
 
     def stop_service(self) -> None:
         """Leave nothing for wandb to wait for when Python exits."""
@@ -286,7 +254,6 @@ class _Session:
             "save_code": False,
             "label_disable": True,
             "init_timeout": SERVER_WAIT_SECONDS,
-            "login_timeout": SERVER_WAIT_SECONDS,
             "finish_timeout": UPLOAD_WAIT_SECONDS,
             "finish_timeout_raises": True,
             # The command line, user and host of the machine, and a cloud metadata probe over the network.
@@ -298,22 +265,32 @@ class _Session:
         known = self._wandb.Settings.model_fields
         return self._wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
 
-    def _found_mode(self) -> str:
-        settings = self._wandb.setup(settings=self._settings()).settings
-        if settings.mode in ("offline", "dryrun", "disabled"):  # the user's WANDB_MODE
-            return "disabled" if settings.mode == "disabled" else "offline"
-        default_url = self._wandb.Settings.model_fields["base_url"].default
-        logged_in = (
-            bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
-            or bool(settings.api_key)
-            or _in_netrc(str(settings.base_url), is_default=settings.base_url == default_url)
-        )
-        return "online" if logged_in else "offline"
+    def _logged_in(self, settings: Any) -> bool:
+        hosts = {urlsplit(str(settings.base_url)).netloc}
+        if settings.base_url == self._wandb.Settings.model_fields["base_url"].default:
+            hosts.add("api.wandb.ai")  # the public server's older name, whose logins are good for it still
+        in_environment = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+        return bool(in_environment or settings.api_key) or _in_netrc(hosts)
 
 
-def _in_netrc(base_url: str, *, is_default: bool) -> bool:
-    # The public server has had two names, and logins of the older one are still good for it.
-    hosts = {urlsplit(base_url).netloc} | ({"api.wandb.ai"} if is_default else set())
+def _import_wandb(warn: Callable[[str], None]) -> ModuleType | None:
+    # Reports of wandb's own crashes to its makers are no part of tracking a run; whoever set this has chosen.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        wandb = None
+    except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
+        warn(f"wandb cannot be imported, so this run is not tracked: {_one_line(error)}")
+        return None
+    # Without the package, an earlier run's folder named wandb in the working directory imports all the same.
+    if not hasattr(wandb, "init"):
+        warn(INSTALL_HINT)
+        return None
+    return wandb
+
+
+def _in_netrc(hosts: set[str]) -> bool:
     names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     for path in (Path(name).expanduser() for name in names):
         try:

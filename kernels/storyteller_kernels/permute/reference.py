@@ -17,7 +17,7 @@ class _Permute(torch.autograd.Function):
         return x_TD.index_select(0, token_N)
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # torch's stub is untyped
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
         (row_TK,) = ctx.saved_tensors
         grad_TD = grad_ND.index_select(0, row_TK[:, 0])
         for k in range(1, row_TK.shape[1]):
@@ -35,7 +35,7 @@ class _Combine(torch.autograd.Function):
         return out_TD
 
     @staticmethod
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]  # torch's stub is untyped
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         y_ND, weight_TK, token_N, row_TK = ctx.saved_tensors
         weight_N = torch.empty_like(token_N, dtype=weight_TK.dtype)
         weight_N[row_TK.flatten()] = weight_TK.flatten()

@@ -20,7 +20,7 @@ LEARNING = """
 
 * <just_then>, {a_helper} <came_by>. "I saw you try," said the {helper}. "That was a good start."
 / {A_helper} had been watching. "Do you want to learn how to {thing}?" asked the {helper}.
-? "But I [cannot do it|always do it wrong]," said {name}.
+* "But I [cannot do it|always do it wrong]," said {name}.
 / "I am just not good at it," said {name} <softly>.
 * "[Nobody can do it|No one is good at it] on the first day," said the {helper}. "{tip}. Then try again."
 / The {helper} said <kindly>, "I will tell you a secret. {tip}."
@@ -90,7 +90,7 @@ STORM = """
 / {He} loved the sun, the grass, and the blue sky.
 
 * <one_day>, {name} and {his} friend {friend} were playing {at_place}.
-/ <one_day>, {name} went to the {place} with {friend} to play.
+/ <one_day>, {name} went to the {place} with {his} friend {friend} to play.
 * [Suddenly|All at once], the sky turned dark, and the wind began to blow.
 / Then [big black|dark gray] clouds came, and the first drops fell.
 * Boom! The thunder was very loud. "I am scared!" said {name}.
@@ -146,7 +146,7 @@ RACE = """
 / {name} could see the end of the path and the shiny prize. What should {he} do?
 
 * {name} turned around and ran back. "[Hold on to me|Take my arm]," {he} said. "We will go together."
-/ "A friend is more important than {a_plain_thing}," {he} thought, and {he} went back to help.
+/ "A friend is more important than {a_plain_thing}," {name} thought, and {he} went back to help.
 ? {friend} tried to walk, but it hurt. So {name} [let {f_him} lean on {him}|put one arm around {f_him}].
 / First {friend} could not stand. Then {name} helped {f_him}, and they walked slowly, step by step.
 * They came in last of all. But everyone [clapped and cheered|stood up and clapped] for them!

@@ -15,8 +15,8 @@ STRANGER = """
 / "Oh dear," said the {helper}. "How will I ever get this {thing} home?"
 ? {name} did not know the {helper}, and {he} wanted to play. But {he} could not just walk away.
 / {name} thought about the game. {friend} was waiting. Then {he} looked at the tired {helper}.
-* "[Of course|Yes], I will help you," {he} said <kindly>.
-/ "I can play later," {he} said. "Let me help you with the {thing}."
+* "[Of course|Yes], I will help you," said {name} <kindly>.
+/ "I can play later," said {name}. "Let me help you with the {thing}."
 
 ? First, {name} tried to lift the {adj_thing}, but it did not move.
 / {name} pulled as hard as {he} could, but the {thing} was too heavy.
@@ -100,7 +100,7 @@ SURPRISE = """
 / So {he} ran to the {place}. <just_then>, {a_helper} <came_by>.
 * "Do you have some {needs} for me?" asked {name}. "I want to bake {a_thing} for my {elder}."
 / "Why are you in such a hurry?" asked the {helper}. "I need {needs} for {a_thing}," said {name}.
-* "I do," said the {helper}. "But first, please help me [find my hat|clean my house|carry some wood]."
+* "I have some," said the {helper}. "But first, please help me [find my hat|clean my house|carry some wood]."
 / The {helper} nodded. "I will give you some if you help me [sweep the floor|pick some berries]."
 * {name} helped <fast>, and then the {helper} gave {him} a big bag of {needs}.
 / So {name} worked hard until it was done. "Here you are," said the {helper} and gave {him} the {needs}.

@@ -32,7 +32,7 @@ LOST = """
 * "I lost my {adj_thing}," said {name} <softly>. "I looked and looked, but I cannot find it."
 / "My {thing} is lost," {name} said <softly>. "It is {adj}, and I miss it so much."
 * "[Close your eyes and think|Sit down and think]," said the {helper}. "Where did you [play|stop] last?"
-/ The {helper} said <kindly>, "Do not run around. Think first. Where were you [last|before that]?"
+/ The {helper} said <kindly>, "Do not run around. Think first. Where were you [last|before you lost it]?"
 * {name} thought [hard|for a while]. "I [sat down|had a rest] {spot_c}!" {he} said.
 / {name} closed {his} eyes and thought. "Now I know! I was {spot_c}!"
 
@@ -67,7 +67,7 @@ SHARING = """
 / There was nobody to laugh with.
 * <just_then>, {a_helper} <came_by>. "Why do you look so [sad|unhappy]?" asked the {helper}.
 / {A_helper} saw it all and came closer. "Is your {thing} not fun?" asked the {helper}.
-? "I have the [best|nicest] {thing}, but I am [lonely|not happy]," said {name}.
+* "I have the [best|nicest] {thing}, but I am [lonely|not happy]," said {name}.
 / "I do not know," said {name}. "I wanted it for me, but playing alone is [no fun|sad]."
 * "[A toy is like a song|A toy is like a joke]," said the {helper}. "It is better with two."
 / The {helper} said <kindly>, "When you share a toy, the fun gets bigger, not smaller."
@@ -110,7 +110,7 @@ MENDED = """
 * <just_then>, {a_helper} <came_by> and looked at the {thing}. "Do not give up," said the {helper}.
 / <just_then>, {a_helper} <came_by>. "Broken things can be mended," said the {helper}.
 * "What do we need?" asked {name}. "You need {fix}," said the {helper}, "and a little time."
-/ "All we need is {fix}. I have that at home," said the {helper}. "Come with me!"
+/ "All we need is {fix}. I have that at home, so come with me!"
 
 * The {helper} showed them how to do it. {name} worked [slowly|with care], and {friend} held the {thing}.
 / {name} and {friend} worked [all afternoon|side by side], and the {helper} helped them with the hard part.
@@ -191,7 +191,7 @@ SAVING_UP = """
 
 * <in_the_end>, the box was full. {name} ran to the shop <fast>.
 / After [many days|two weeks|a long time], {name} had all the coins. {He} hurried to the shop.
-* "Here are my coins," {he} said <joyfully>, and the [shop lady|shop man] gave {him} the {thing}.
+* "Here are my coins," {he} said <joyfully>, and the [shopkeeper|kind shopkeeper] gave {him} the {thing}.
 / {He} counted the coins on the table, and then the {adj_thing} was {his_own}.
 ? {name} took it home and showed it to {his} {elder}. "I am so proud of you," said {his} {elder}.
 / {His} {elder} <hugged> {him}. "You did that all by yourself!" said {his} {elder}.

@@ -151,7 +151,7 @@ POOLS: dict[str, tuple[str, ...]] = {
     "softly": ("softly", "in a small voice", "quietly", "in a quiet voice"),
     "kindly": ("kindly", "gently", "in a warm voice", "with a smile"),
     "joyfully": ("happily", "with joy", "with a big smile", "in a happy voice"),
-    "hugged": ("hugged", "gave a big hug to", "put both arms around", "ran to hug"),
+    "hugged": ("hugged", "put both arms around", "ran to hug"),
     "fast": ("fast", "quickly", "as fast as {he} could", "right away"),
     "never_forgot": ("never forgot that", "knew that", "always remembered that"),
     "loudly": ("loudly", "for a long time", "with joy"),

@@ -1,0 +1,1 @@
+"""Where documents come from; every source is a Source."""

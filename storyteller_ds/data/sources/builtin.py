@@ -22,9 +22,7 @@ class BuiltinSource:
 
     def __post_init__(self) -> None:
         if self.stories < 1:
-            raise DataError(
-                f"the built-in corpus was asked for {self.stories} {self.split} stories: ask for 1 or more"
-            )
+            raise DataError(f"the built-in corpus was asked for {self.stories} {self.split} stories: ask for 1 or more")
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -61,13 +62,10 @@ class HuggingFaceSource:
             )
         if self._folder is not None:
             if self.revision is not None:
-                raise DataError(
-                    f"{self.dataset} is a local folder and has no revision; leave data.revision out"
-                )
+                raise DataError(f"{self.dataset} is a local folder and has no revision; leave data.revision out")
         elif not _HUB_NAME.fullmatch(self.dataset):
             raise DataError(
-                f"{self.dataset} is neither a folder here nor a hub name of the form OWNER/NAME; "
-                "check data.source"
+                f"{self.dataset} is neither a folder here nor a hub name of the form OWNER/NAME; check data.source"
             )
         else:
             self._check_revision()
@@ -158,8 +156,7 @@ class HuggingFaceSource:
             fields = rows.column_names or list(next(iter(rows), {}))
             if fields and self.text_field not in fields:
                 raise DataError(
-                    f"{self.name} has no field {self.text_field!r}; set data.text_field to one of: "
-                    f"{', '.join(fields)}"
+                    f"{self.name} has no field {self.text_field!r}; set data.text_field to one of: {', '.join(fields)}"
                 )
             return rows.select_columns([self.text_field]) if fields else rows
 
@@ -184,9 +181,7 @@ class HuggingFaceSource:
     def _check_split(self, available: Iterable[Any]) -> None:
         names = [str(name) for name in available]
         if self.split not in names:
-            raise DataError(
-                f"{self.dataset} has no split {self.split!r}; it has: {', '.join(names) or 'none'}"
-            )
+            raise DataError(f"{self.dataset} has no split {self.split!r}; it has: {', '.join(names) or 'none'}")
 
     def _cached_builder(self) -> Any:
         """Return a reader of what an earlier run prepared of this very commit, or None."""
@@ -219,8 +214,7 @@ class HuggingFaceSource:
 
         if config.HF_HUB_OFFLINE:
             self._unreachable("offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
-        # ValueError: what answers in the hub's place, such as a login page, is not JSON.
-        failures = (*_library_errors(), ValueError)
+        failures = _library_errors()
         answer: Future[None] = Future()
 
         def ask() -> None:
@@ -249,8 +243,7 @@ class HuggingFaceSource:
             ) from error
         except RepositoryNotFoundError as error:
             raise DataError(
-                f"{self.dataset} does not exist on the hub, or is private; check data.source, or run "
-                "`hf auth login`"
+                f"{self.dataset} does not exist on the hub, or is private; check data.source, or run `hf auth login`"
             ) from error
         except TimeoutError as error:
             self._unreachable(f"no answer within {PROBE_TOTAL_SECONDS:.0f} s", error)
@@ -283,7 +276,7 @@ class HuggingFaceSource:
         """Turn what the libraries raise on bad data or a lost connection into DataError."""
         try:
             yield
-        except (*_library_errors(), ValueError, RuntimeError) as error:
+        except _library_errors() as error:
             # A failed preparation is told in general words; the reason is in its cause.
             reason = error.__cause__ if error.__cause__ is not None else error
             where = "in the folder" if self._folder is not None else "on the hub or in the connection"
@@ -301,21 +294,28 @@ def _require_datasets() -> None:
         ) from error
 
 
-def _library_errors() -> tuple[type[BaseException], ...]:
+def _library_errors() -> tuple[type[Exception], ...]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
+    from yaml import YAMLError
 
-    # The bases of the hub's error name the HTTP client's own error, which is another with each major
-    # version of huggingface_hub (requests, httpx, httpx2).
-    return (OSError, DatasetsError, *HfHubHTTPError.__bases__)
+    # ValueError and RuntimeError are what the libraries and Arrow raise on bad files, and on an answer
+    # that is not JSON, such as a login page in the hub's place. The bases of the hub's error name the
+    # HTTP client's own, which is another with each major version of huggingface_hub.
+    errors: list[type[Exception]] = [OSError, ValueError, RuntimeError, YAMLError, DatasetsError]
+    return (*errors, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' bars and warnings off the screen: what matters of them becomes a DataError."""
     import datasets
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     bars_before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
     levels_before = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
@@ -323,8 +323,8 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         datasets.disable_progress_bars()
         disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-        hub_logging.set_verbosity(hub_logging.CRITICAL)
+        datasets.logging.set_verbosity(logging.CRITICAL)
+        hub_logging.set_verbosity(logging.CRITICAL)
         try:
             yield
         finally:

@@ -73,9 +73,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         if path.is_dir():
             raise DataError(f"{path} is a folder, not a text file; name one file in it")
         if not path.is_file():
-            raise DataError(
-                f"{path} is not a regular file, and it must be read more than once; save it as one"
-            )
+            raise DataError(f"{path} is not a regular file, and it must be read more than once; save it as one")
         with path.open("rb") as file:
             chunk = file.read(CHUNK_BYTES)
             if not chunk:
@@ -92,9 +90,7 @@ def _reading(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"{path} cannot be read: permission denied; try `chmod u+r` on it") from error
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}; check the file and its disk"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; check the file and its disk") from error
 
 
 def _missing(path: Path) -> str:
@@ -136,8 +132,7 @@ def _decoded(path: Path) -> Iterator[str]:
         if at_start and text:
             at_start = False
             text = text.removeprefix("\ufeff")
-        # The stub asks for bytes, but with no inner decoder the class takes text.
-        return newlines.decode(text, final)  # type: ignore[arg-type]
+        return newlines.decode(text, final)
 
     for chunk in _chunks(path):
         yield decode(chunk, final=False)
@@ -159,9 +154,7 @@ def _not_utf8(path: Path, position: int, value: int) -> str:
         if remaining <= 0:
             break
     lines_before += newlines.decode(b"", final=True).count("\n")
-    encoding = (
-        "utf-16" if position == 0 and head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "windows-1252"
-    )
+    encoding = "utf-16" if position == 0 and head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "windows-1252"
     return (
         f"{path} is not UTF-8: byte 0x{value:02x} at position {position} (line {lines_before + 1}); "
         f"convert it, for instance `iconv -f {encoding} -t utf-8 {path} > {path.with_suffix('.utf8.txt')}`"

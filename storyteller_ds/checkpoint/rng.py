@@ -1,0 +1,32 @@
+"""The random streams of a rank: dropout and gating noise draw from them."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def seed_rng(seed: int, step: int, rank: int) -> None:
+    """Start this rank's streams afresh, as a function of the run's seed, the step and the rank."""
+    digest = hashlib.sha256(f"rng/{seed}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The random streams that training draws from on this rank."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(device: torch.device, read: Mapping[str, Tensor]) -> None:
+    """Put back what rng_state returned; streams that the checkpoint does not have are left alone."""
+    torch.set_rng_state(read["cpu"])
+    if device.type == "cuda" and "cuda" in read:
+        torch.cuda.set_rng_state(read["cuda"], device)
+    elif device.type == "mps" and "mps" in read:
+        torch.mps.set_rng_state(read["mps"])

@@ -1,0 +1,66 @@
+"""The storyteller command. A verb's module is imported only when it is used, so that help comes at once."""
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from storyteller_ds import __version__
+from storyteller_ds.errors import StorytellerError
+
+# verb -> module and object in it
+_VERBS = {
+    "train": "storyteller_ds.cli.train:train",
+    "generate": "storyteller_ds.cli.generate:generate",
+    "config": "storyteller_ds.cli.config:config",
+}
+SETTINGS = {
+    "token_normalize_func": lambda name: name.replace("-", "_"),  # --top-k is --top_k
+    "help_option_names": ["-h", "--help"],
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands live in modules that are not yet imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module, _, name = _VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings=SETTINGS)
+@click.version_option(__version__)
+def storyteller() -> None:
+    """Train small mixture-of-experts story models, and tell stories with them."""
+
+
+def main() -> NoReturn:
+    """Entry point of the `storyteller` command."""
+    run_command(storyteller)
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a command; what the user can mend ends in one line on stderr and the exit code of its kind."""
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _fail(f"{error.format_message().splitlines()[0]} (see --help)", 2)
+    except StorytellerError as error:
+        _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"storyteller: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,224 @@
+"""One training run: the parts connected, in the order in which they need each other."""
+
+import importlib.util
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from storyteller_kernels.dispatch import backend
+
+from storyteller_ds.checkpoint import resume as resuming
+from storyteller_ds.checkpoint.format import Checkpoint, step_folders
+from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.rng import seed_rng
+from storyteller_ds.checkpoint.write import Contents
+from storyteller_ds.config import LoadedConfig
+from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
+from storyteller_ds.errors import ConfigError
+from storyteller_ds.inference.samples import SampleHook
+from storyteller_ds.model import count_parameters, flops_per_token
+from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.parallel.plan import ParallelPlan
+from storyteller_ds.parallel.single import SingleEngine
+from storyteller_ds.parallel.world import World
+from storyteller_ds.train import run_folder as layout
+from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.loop import train
+from storyteller_ds.train.progress import PlainProgress, TerminalProgress
+from storyteller_ds.train.records import MetricsFile, WandbHook
+from storyteller_ds.train.run_folder import RunFolder
+from storyteller_ds.train.state import TrainState
+from storyteller_ds.train.wandb_tracker import WandbTracker
+
+
+class Session:
+    """The run of one `train` command on one rank.
+
+    Args:
+        loaded: the run config and the DeepSpeed JSON.
+        plan: shares of the batch and of the experts.
+        world: this process among the ranks; connected, if there is a DeepSpeed JSON.
+        device: of this rank.
+        output_dir: the run folder.
+        console: where a person reads along; silent on all ranks but the first.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        plan: ParallelPlan,
+        world: World,
+        device: torch.device,
+        output_dir: Path,
+        console: Console,
+    ) -> None:
+        self.loaded, self.run, self.plan = loaded, loaded.run, plan
+        self.world, self.device, self.output_dir, self.console = world, device, output_dir, console
+        self.say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        self.folder: RunFolder | None = None
+        """Only on rank 0, which keeps the records."""
+
+    def go(self, resume: str) -> None:
+        """Train from where the run folder, or `resume`, says, to the end.
+
+        Args:
+            resume: auto, never, or the path of a run folder or a step folder.
+        """
+        if self.loaded.deepspeed is not None:
+            _check_deepspeed_installed()
+        corpus = self._corpus()
+        batches, validation = self._batches(corpus)
+        self.world.on_main(self._open_folder)
+        checkpoint = self._checkpoint_to_resume(resume, corpus)
+        self._introduce()
+        engine = self._engine()
+        if checkpoint is None:
+            state = TrainState()
+            seed_rng(self.run.seed, 0, self.world.rank)
+        else:
+            state = resuming.restore(engine, checkpoint, self.run.seed)
+            self._tell_resumed(checkpoint)
+        if state.step >= self.run.train.max_steps:
+            self.say(f"already trained for {state.step} steps; raise train.max_steps to go on")
+        else:
+            train(self.run, engine, batches, validation, state, self._hooks(engine, corpus))
+        self._farewell()
+
+    def _corpus(self) -> Corpus:
+        self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))
+        mine: list[Corpus] = []
+        self.world.together(lambda: mine.append(open_corpus(self.run)))
+        return mine[0]
+
+    def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
+        plan, length = self.plan, self.run.data.sequence_length
+        shares = BatchShares(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+        token_bytes = corpus.tokenizer.token_bytes(self.run.tokenizer.vocab_size)
+        return (
+            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, shares),
+            ValidationBatches(corpus.validation, token_bytes, length, shares),
+        )
+
+    def _open_folder(self) -> None:
+        self.folder = RunFolder(self.output_dir)
+
+    def _checkpoint_to_resume(self, resume: str, corpus: Corpus) -> Checkpoint | None:
+        def find() -> Checkpoint | None:
+            checkpoint = None
+            if resume == "auto":
+                checkpoint = resuming.newest_valid(self.output_dir / layout.CHECKPOINTS, self.say)
+            elif resume != "never":
+                checkpoint = resuming.find_checkpoint(Path(resume), self.say)
+            if checkpoint is not None:
+                resuming.check_same_run(checkpoint, self.run, corpus.fingerprint)
+            elif self.folder is not None and (aside := self.folder.set_aside()):
+                self.say(f"the records of an earlier run are now in {aside}")
+            return checkpoint
+
+        return self.world.on_main(find)
+
+    def _introduce(self) -> None:
+        counts = count_parameters(self.run)
+        moe, plan = self.run.moe, self.plan
+        experts = f"{moe.num_experts} experts, top-{moe.top_k}" if moe.num_experts else "dense"
+        strategy = (
+            f"DeepSpeed ZeRO-{self.run.parallel.zero_stage}, {plan.world_size} rank(s), "
+            f"experts spread over {plan.ep_size}"
+            if self.loaded.deepspeed is not None
+            else "one device"
+        )
+        self.say(
+            f"{self.loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
+            f"{flops_per_token(self.run) / 1e6:,.1f} MFLOP per token"
+        )
+        self.say(
+            f"{strategy} on {self.device.type}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} "
+            f"pass(es) x {plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
+            f"kernels: {backend().name} ({backend().reason})"
+        )
+
+    def _engine(self) -> Engine:
+        if self.loaded.deepspeed is None:
+            return SingleEngine(self.run, self.world, self.device)
+        # Imported here: without a DeepSpeed JSON nothing needs deepspeed to be installed.
+        from storyteller_ds.parallel.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
+
+    def _tell_resumed(self, checkpoint: Checkpoint) -> None:
+        self.say(f"continuing from {checkpoint.folder}")
+        if checkpoint.world_size != self.world.size and (self.run.model.dropout or self.run.moe.noisy_gating):
+            self.say(
+                f"written by {checkpoint.world_size} rank(s), now {self.world.size}: the random streams of dropout "
+                "and gating noise start anew, everything else continues exactly"
+            )
+
+    def _hooks(self, engine: Engine, corpus: Corpus) -> list[Hook]:
+        topology = {
+            "world_size": self.plan.world_size,
+            "ep_size": self.plan.ep_size,
+            "zero_stage": self.run.parallel.zero_stage,
+            "device": self.device.type,
+        }
+        config = {
+            "run": self.run.model_dump(mode="json"),
+            "deepspeed": engine.passed_config,
+            "topology": topology,
+        }
+
+        def contents(trainer: dict[str, object]) -> Contents:
+            return Contents(
+                trainer=trainer,
+                config=config,
+                tokenizer_json=corpus.tokenizer.to_json(),
+                dataset_fingerprint=corpus.fingerprint,
+                topology=topology,
+            )
+
+        checkpoints = self.output_dir / layout.CHECKPOINTS
+        return [
+            *(self._record_hooks(self.folder, config, corpus) if self.folder else []),
+            SampleHook(engine, self.run, corpus.tokenizer, self.output_dir / layout.SAMPLES),
+            CheckpointHook(engine, checkpoints, self.run.checkpoint.every_steps, contents, self.say),
+        ]
+
+    def _record_hooks(self, folder: RunFolder, config: Mapping[str, Any], corpus: Corpus) -> list[Hook]:
+        """Files, Weights & Biases and progress: what rank 0 alone does."""
+        tracking, max_steps = self.run.tracking, self.run.train.max_steps
+        tracker = WandbTracker(
+            mode=tracking.wandb,
+            project=tracking.project,
+            run_name=tracking.run_name,
+            output_dir=folder.path,
+            config=config["run"],
+            run_id=folder.wandb_run_id(),
+            warn=self.say,
+        )
+        folder.write_json(layout.CONFIG, {**config, layout.WANDB_RUN_ID: tracker.run_id})
+        layout.write_atomically(folder.path / layout.TOKENIZER, corpus.tokenizer.to_json())
+        on_terminal = self.console.is_terminal and not self.console.quiet
+        progress = TerminalProgress(self.console, max_steps) if on_terminal else PlainProgress(self.say, max_steps)
+        return [MetricsFile(folder.path / layout.METRICS), WandbHook(tracker), progress]
+
+    def _farewell(self) -> None:
+        if self.folder is None or self.console.quiet:
+            return
+        newest = step_folders(self.output_dir / layout.CHECKPOINTS)[0]
+        print(f"metrics:    {self.output_dir / layout.METRICS}")
+        print(f"samples:    {self.output_dir / layout.SAMPLES}")
+        print(f"checkpoint: {newest}")
+        print(
+            f'try:        storyteller generate --checkpoint {self.output_dir} --prompt "Once upon a time"', flush=True
+        )
+
+
+def _check_deepspeed_installed() -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            'a DeepSpeed config was given, but deepspeed is not installed; pip install "storyteller_ds[deepspeed]" '
+            "(Linux), or train on one device without --ds_config"
+        )

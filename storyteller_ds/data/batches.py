@@ -1,0 +1,145 @@
+"""From a stream of tokens to the batches of each rank.
+
+Documents are packed: the stream is cut every sequence_length tokens, whatever document they belong to.
+A sequence's targets are its tokens moved by one, so every token of the stream is a target once.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storyteller_ds.data.order import SampleOrder
+from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.errors import DataError
+
+IGNORED = -100
+"""Target id of a position that does not count."""
+
+
+class MicroBatch(NamedTuple):
+    """One rank's sequences of one forward pass."""
+
+    token_BS: Tensor
+    """[B, S] int64."""
+    target_BS: Tensor
+    """[B, S] int64: the next token of each, IGNORED where there is none."""
+
+
+class BatchShares(NamedTuple):
+    """Which part of every global batch is this rank's."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+    """Sequences per rank in one forward pass."""
+    accumulation_steps: int
+    """Forward passes per optimizer step."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step over all ranks."""
+        return self.world_size * self.micro_batch_size * self.accumulation_steps
+
+    def positions(self, micro_step: int) -> range:
+        """This rank's positions within the global batch; a micro-step of all ranks is contiguous."""
+        start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
+        return range(start, start + self.micro_batch_size)
+
+
+class TrainBatches:
+    """The training batches of one rank.
+
+    Args:
+        stream: all training tokens.
+        fingerprint: of the corpus.
+        seed: of the run.
+        sequence_length: S (tokens).
+        shares: which part of a batch is this rank's.
+
+    Raises:
+        DataError: the corpus is smaller than one global batch.
+    """
+
+    def __init__(
+        self, stream: TokenStream, fingerprint: str, seed: int, sequence_length: int, shares: BatchShares
+    ) -> None:
+        sequences = (len(stream) - 1) // sequence_length
+        if sequences < shares.global_batch_size:
+            raise DataError(
+                f"the training corpus has {len(stream)} tokens, {sequences} sequences of {sequence_length}; one "
+                f"batch takes {shares.global_batch_size}: use more text, or lower train.global_batch_size or "
+                "data.sequence_length"
+            )
+        self._stream, self._length, self._shares = stream, sequence_length, shares
+        self.order = SampleOrder(fingerprint, seed, sequences)
+
+    def step(self, samples_seen: int) -> list[MicroBatch]:
+        """This rank's micro-batches of the optimizer step that begins after samples_seen sequences."""
+        ids = self.order.sequence_ids(samples_seen, self._shares.global_batch_size)
+        return [
+            self._batch([ids[i] for i in self._shares.positions(micro_step)])
+            for micro_step in range(self._shares.accumulation_steps)
+        ]
+
+    def _batch(self, ids: list[int]) -> MicroBatch:
+        rows = [self._stream.read(i * self._length, (i + 1) * self._length + 1) for i in ids]
+        return _shifted(np.stack(rows))
+
+
+class ValidationBatches:
+    """All validation tokens in order, each a target exactly once; the last batch is filled up with IGNORED.
+
+    Args:
+        stream: all validation tokens.
+        token_bytes: [vocab_size] UTF-8 bytes of each token.
+        sequence_length: S (tokens).
+        shares: which part of a batch is this rank's.
+
+    Raises:
+        DataError: there are fewer than two tokens.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        token_bytes: NDArray[np.int64],
+        sequence_length: int,
+        shares: BatchShares,
+    ) -> None:
+        if len(stream) < 2:
+            raise DataError("the validation text is empty; give a longer one in data.validation")
+        self._stream, self._bytes, self._length, self._shares = stream, token_bytes, sequence_length, shares
+        self._sequences = -(-(len(stream) - 1) // sequence_length)
+
+    def text_bytes(self, limit: int | None) -> int:
+        """UTF-8 bytes of the text that the first `limit` global batches predict; None: all of it."""
+        end = len(self._stream)
+        if limit is not None:
+            end = min(end, limit * self._shares.global_batch_size * self._length + 1)
+        return int(self._bytes[self._stream.read(1, end)].sum())
+
+    def batches(self, limit: int | None) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of the first `limit` global batches; None: all of them."""
+        size = self._shares.global_batch_size
+        total = -(-self._sequences // size)
+        for batch in range(total if limit is None else min(limit, total)):
+            for micro_step in range(self._shares.accumulation_steps):
+                positions = self._shares.positions(micro_step)
+                yield self._batch([batch * size + position for position in positions])
+
+    def _batch(self, ids: list[int]) -> MicroBatch:
+        rows = np.full((len(ids), self._length + 1), IGNORED, dtype=np.int64)
+        for row, i in zip(rows, ids, strict=True):
+            window = self._stream.read(i * self._length, (i + 1) * self._length + 1)
+            row[: len(window)] = window
+        return _shifted(rows)
+
+
+def _shifted(row_BL: NDArray[np.int64]) -> MicroBatch:
+    """[B, S + 1] ids to tokens and targets; where a target is IGNORED the token may be any."""
+    row = torch.from_numpy(row_BL)
+    return MicroBatch(row[:, :-1].clamp(min=0), row[:, 1:].contiguous())

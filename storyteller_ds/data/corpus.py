@@ -1,0 +1,143 @@
+"""A prepared corpus: tokenizer and token shards of both splits, made once and kept in a cache folder."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.shards import TokenStream, open_shard, write_shards
+from storyteller_ds.data.sources.choose import Sources, choose_sources
+from storyteller_ds.data.sources.source import Source
+from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from storyteller_ds.errors import DataError
+
+FORMAT = 1
+"""Raise it whenever the same text would give other tokens."""
+SHARD_TOKENS = 100_000_000
+_DOCUMENTS_AT_ONCE = 1000
+_INDEX = "corpus.json"
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens to train and validate on."""
+
+    tokenizer: Tokenizer
+    train: TokenStream
+    validation: TokenStream
+    fingerprint: str
+    """sha256 of what was read and how; the same fingerprint means the same tokens."""
+
+
+def corpus_folder(run: RunConfig) -> Path:
+    """Where the prepared corpus of this config lies, whether it exists or not.
+
+    Raises:
+        DataError: a source is missing or cannot be read.
+    """
+    sources = choose_sources(run.data)
+    tokenizer = run.tokenizer
+    given = load_tokenizer(tokenizer.path).fingerprint if tokenizer.path else f"{tokenizer.kind}/{tokenizer.vocab_size}"
+    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, given)
+    key = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+    return _cache(run) / key[:24]
+
+
+def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> None:
+    """Make tokenizer and token shards unless the cache has them; one process per machine calls this.
+
+    Args:
+        run: its data and tokenizer sections count.
+        say: told what is being done, a line each.
+
+    Raises:
+        DataError: the text or the tokenizer cannot be used. Nothing is left behind then.
+    """
+    folder = corpus_folder(run)
+    if (folder / _INDEX).exists():
+        return
+    sources = choose_sources(run.data)
+    # Beside it and renamed at the end, so that another process, or the next run, never sees a half.
+    work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        _make(run, sources, work, say)
+        try:
+            work.rename(folder)
+        except OSError:
+            if not (folder / _INDEX).exists():  # otherwise another process was faster; its result is the same
+                raise
+    except OSError as error:
+        raise DataError(
+            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; "
+            "make room there, or set data.cache_dir"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def open_corpus(run: RunConfig) -> Corpus:
+    """The corpus that prepare_corpus has made, all shards checked.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    folder = corpus_folder(run)
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    train, validation = (
+        TokenStream([open_shard(folder / name, run.tokenizer.vocab_size) for name in index[split]["shards"]])
+        for split in ("train", "validation")
+    )
+    return Corpus(load_tokenizer(folder / _TOKENIZER), train, validation, index["fingerprint"])
+
+
+def _make(run: RunConfig, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
+    if run.tokenizer.path is not None:
+        tokenizer = load_tokenizer(run.tokenizer.path)
+    else:
+        say(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}")
+        tokenizer = train_tokenizer(run.tokenizer, sources.train.documents())
+    if tokenizer.vocab_size > run.tokenizer.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, more than tokenizer.vocab_size="
+            f"{run.tokenizer.vocab_size}; raise tokenizer.vocab_size"
+        )
+    index: dict[str, object] = {}
+    for split, source in (("train", sources.train), ("validation", sources.validation)):
+        say(f"tokenizing {source.name} for {split}")
+        index[split] = {"source": source.name} | _write_split(folder, split, source, tokenizer, run)
+    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
+    index["fingerprint"] = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+    (folder / _TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_split(folder: Path, split: str, source: Source, tokenizer: Tokenizer, run: RunConfig) -> dict[str, object]:
+    documents = 0
+
+    def encoded() -> Iterator[list[int]]:
+        nonlocal documents
+        # The stream begins with a separator, so that the first word of the first document is predicted too.
+        yield [tokenizer.end_of_text]
+        texts = source.documents()
+        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
+            for ids in tokenizer.encode_batch(batch):
+                documents += 1
+                yield [*ids, tokenizer.end_of_text]
+
+    shards = write_shards(folder, split, encoded(), run.tokenizer.vocab_size, SHARD_TOKENS)
+    if documents == 0:
+        raise DataError(f"{source.name} has no documents for {split}; use more text, or set data.validation")
+    return {"documents": documents, "shards": shards}
+
+
+def _cache(run: RunConfig) -> Path:
+    if run.data.cache_dir is not None:
+        return run.data.cache_dir
+    return Path(os.environ.get("STORYTELLER_CACHE", "~/.cache/storyteller_ds")).expanduser()

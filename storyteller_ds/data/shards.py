@@ -1,0 +1,124 @@
+"""Token ids on disk, mapped into memory: a 64-byte header, then the ids in little-endian order.
+
+bytes 0-7 magic, 8-11 format version, 12-15 bytes per id, 16-23 number of ids, 24-31 vocabulary size
+"""
+
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyteller_ds.errors import DataError
+
+MAGIC = b"STORYTOK"
+VERSION = 1
+HEADER_BYTES = 64
+_HEADER = struct.Struct("<8sIIQQ")
+_DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_CHECK_CHUNK = 1 << 24
+
+
+def write_shards(
+    folder: Path, split: str, documents: Iterable[Sequence[int]], vocab_size: int, max_tokens: int
+) -> list[str]:
+    """Write documents as shards of about max_tokens ids each, a document never cut; returns the file names.
+
+    Args:
+        folder: where to write; must exist.
+        split: beginning of the file names.
+        documents: ids of each document, separators included.
+        vocab_size: all ids are below it.
+        max_tokens: a shard that has reached it is closed.
+    """
+    dtype = _DTYPES[2 if vocab_size <= 1 << 16 else 4]
+    names: list[str] = []
+    pending: list[NDArray[np.generic]] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        name = f"{split}-{len(names):05d}.tokens"
+        with (folder / name).open("wb") as file:
+            file.write(_HEADER.pack(MAGIC, VERSION, dtype.itemsize, size, vocab_size).ljust(HEADER_BYTES, b"\0"))
+            for ids in pending:
+                file.write(ids.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        names.append(name)
+        pending.clear()
+        size = 0
+
+    for document in documents:
+        pending.append(np.asarray(document, dtype=dtype))
+        size += len(document)
+        if size >= max_tokens:
+            flush()
+    if pending:
+        flush()
+    return names
+
+
+def open_shard(path: Path, vocab_size: int) -> NDArray[np.generic]:
+    """The ids of a shard, memory-mapped and read-only, after checking header, length and every id.
+
+    Args:
+        path: the shard.
+        vocab_size: rows of the model's embedding; an id beyond would read outside it.
+
+    Raises:
+        DataError: the shard is missing or damaged; the message says what to do.
+    """
+    mend = f"remove the folder {path.parent} and run again to make it anew"
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+        file_bytes = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"token shard {path} cannot be read: {error.strerror}; {mend}") from None
+    if len(header) < HEADER_BYTES or header[:8] != MAGIC:
+        raise DataError(f"token shard {path} has a wrong header, it is not one of ours; {mend}")
+    _, version, itemsize, count, written_vocab = _HEADER.unpack_from(header)
+    if version != VERSION or itemsize not in _DTYPES:
+        raise DataError(f"token shard {path} has a wrong header (version {version}, {itemsize} bytes per id); {mend}")
+    expected = HEADER_BYTES + count * itemsize
+    if file_bytes != expected:
+        raise DataError(f"token shard {path} has {file_bytes} bytes, its header says {expected}; {mend}")
+    if count == 0:
+        raise DataError(f"token shard {path} is empty; {mend}")
+    ids: NDArray[np.generic] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
+    for start in range(0, count, _CHECK_CHUNK):
+        chunk = ids[start : start + _CHECK_CHUNK]
+        highest = int(chunk.max())
+        if highest >= vocab_size:
+            position = start + int(chunk.argmax())
+            raise DataError(
+                f"token shard {path} has the id {highest} at position {position}, beyond the vocabulary of "
+                f"{vocab_size} (written for {written_vocab}); {mend}, or raise tokenizer.vocab_size"
+            )
+    return ids
+
+
+class TokenStream:
+    """Several shards read as one long row of ids."""
+
+    def __init__(self, shards: Sequence[NDArray[np.generic]]) -> None:
+        self._shards = shards
+        self._ends = np.cumsum([len(shard) for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Ids start to stop (excluded) as int64; fewer where the stream ends before."""
+        stop = min(stop, len(self))
+        parts = []
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            offset = int(self._ends[shard]) - len(self._shards[shard])
+            end = min(stop, int(self._ends[shard]))
+            parts.append(self._shards[shard][start - offset : end - offset].astype(np.int64))
+            start, shard = end, shard + 1
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

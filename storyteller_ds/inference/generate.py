@@ -1,0 +1,76 @@
+"""Continuing a text, token by token."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.errors import UserError
+from storyteller_ds.inference.kv_cache import make_caches
+from storyteller_ds.inference.sampling import SamplingConfig, sample
+from storyteller_ds.model.decoder import Decoder
+
+
+@torch.no_grad()
+def generate_ids(
+    decoder: Decoder,
+    run: RunConfig,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    stop_id: int | None,
+) -> Iterator[int]:
+    """Ids that follow the prompt, one by one, until stop_id, max_new_tokens or the end of the context.
+
+    Args:
+        decoder: in eval mode. Where its experts are on several ranks, all of them call this with the
+            same arguments and stop_id None, so that all make the same number of steps.
+        run: the decoder's config.
+        prompt: at least one id.
+        config: sampling.
+        stop_id: ends the story and is not yielded; None: never.
+
+    Raises:
+        UserError: the prompt leaves no room in the context.
+    """
+    if len(prompt) >= decoder.context_length:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens and the model's context {decoder.context_length}; shorten the prompt"
+        )
+    parameter = decoder.embedding.weight
+    length = min(decoder.context_length, len(prompt) + config.max_new_tokens)
+    caches = make_caches(run, 1, length, parameter.dtype, parameter.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    token_BS = torch.tensor([list(prompt)], device=parameter.device)
+    position = 0
+    while position + token_BS.shape[1] <= length:
+        logits_BSV, _ = decoder(token_BS, caches, position)
+        position += token_BS.shape[1]
+        if position == len(prompt) + config.max_new_tokens:
+            return
+        chosen = sample(logits_BSV[0, -1], config, generator)
+        if chosen == stop_id:
+            return
+        yield chosen
+        token_BS = torch.tensor([[chosen]], device=parameter.device)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document."""
+    return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+
+
+def stream_text(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
+    """The continuation as pieces of text, each as soon as it is certain.
+
+    A character may need several tokens, so a piece is held back while it ends in half a character.
+    """
+    context = prompt_ids(tokenizer, prompt)
+    said = tokenizer.decode(context)
+    for i in ids:
+        context.append(i)
+        text = tokenizer.decode(context)
+        if text.endswith("�"):
+            continue
+        yield text[len(said) :]
+        said = text

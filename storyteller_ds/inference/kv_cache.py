@@ -1,0 +1,30 @@
+"""Keys and values of earlier positions, so that generation computes each position once."""
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.config.run import RunConfig
+
+
+class KVCache:
+    """Preallocated keys and values of one layer; see attention.LayerCache."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._k = torch.empty(shape, dtype=dtype, device=device)
+        self._v = torch.empty(shape, dtype=dtype, device=device)
+        self._length = 0
+
+    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new positions; return all so far, [B, H, S_all, D]."""
+        start, self._length = self._length, self._length + k_BHSD.shape[2]
+        self._k[:, :, start : self._length] = k_BHSD
+        self._v[:, :, start : self._length] = v_BHSD
+        return self._k[:, :, : self._length], self._v[:, :, : self._length]
+
+
+def make_caches(
+    run: RunConfig, batch_size: int, length: int, dtype: torch.dtype, device: torch.device
+) -> list[KVCache]:
+    """One cache per block, for `length` positions."""
+    shape = (batch_size, run.model.kv_heads, length, run.model.head_dim)
+    return [KVCache(shape, dtype, device) for _ in range(run.model.num_layers)]

@@ -1,0 +1,64 @@
+"""Sample stories while a model trains."""
+
+import re
+from pathlib import Path
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.inference.generate import generate_ids, prompt_ids
+from storyteller_ds.inference.sampling import SamplingConfig
+from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.run_folder import write_atomically
+from storyteller_ds.train.state import TrainState
+
+_SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
+
+
+class SampleHook(Hook):
+    """Writes stories to samples.md, a section per step.
+
+    Args:
+        engine: the model; every rank takes part, since the experts may be spread over them.
+        run: prompts and how often.
+        tokenizer: for the text.
+        path: samples.md; rank 0 writes it.
+    """
+
+    def __init__(self, engine: Engine, run: RunConfig, tokenizer: Tokenizer, path: Path) -> None:
+        self.engine, self.run, self.tokenizer, self.path = engine, run, tokenizer, path
+        self.latest: list[str] = []
+
+    def on_start(self, state: TrainState) -> None:
+        """Drop the sections beyond the step that training goes on from."""
+        if not (self.engine.world.is_main and self.path.exists()):
+            return
+        text = self.path.read_text(encoding="utf-8")
+        for section in _SECTION.finditer(text):
+            if int(section[1]) > state.step:
+                write_atomically(self.path, text[: section.start()])
+                return
+
+    def on_step_end(self, state: TrainState, last: bool) -> None:
+        """Tell stories if it is time."""
+        every = self.run.train.sample_every_steps
+        if not (last or (every and state.step % every == 0)):
+            return
+        decoder = self.engine.decoder
+        was_training = decoder.training
+        decoder.eval()
+        self.latest = [self._story(prompt) for prompt in self.run.train.sample_prompts]
+        decoder.train(was_training)
+        if self.engine.world.is_main:
+            stories = "\n\n".join(f"> {story.replace(chr(10), chr(10) + '> ')}" for story in self.latest)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"## Step {state.step}\n\n{stories}\n\n")
+
+    def _story(self, prompt: str) -> str:
+        room = self.engine.decoder.context_length - len(prompt_ids(self.tokenizer, prompt))
+        config = SamplingConfig(seed=self.run.seed, max_new_tokens=max(1, min(self.run.train.sample_tokens, room)))
+        # Never stopped early: ranks could disagree in the last bit, and one would wait for the others.
+        ids = list(generate_ids(self.engine.decoder, self.run, prompt_ids(self.tokenizer, prompt), config, None))
+        if self.tokenizer.end_of_text in ids:
+            ids = ids[: ids.index(self.tokenizer.end_of_text)]
+        return prompt + self.tokenizer.decode(ids)

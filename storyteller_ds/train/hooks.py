@@ -1,0 +1,28 @@
+"""What listens to the training loop: records, progress, samples, checkpoints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from storyteller_ds.train.state import TrainState
+
+Record = Mapping[str, Any]
+"""One line of metrics.jsonl."""
+
+
+class Hook:
+    """Told of everything in order, on every rank. All methods do nothing unless overridden."""
+
+    def on_start(self, state: TrainState) -> None:
+        """Before the first step of this process."""
+
+    def on_train(self, record: Record) -> None:
+        """After a logged optimizer step."""
+
+    def on_eval(self, record: Record) -> None:
+        """After a validation."""
+
+    def on_step_end(self, state: TrainState, last: bool) -> None:
+        """After every optimizer step and its validation; `last`: the run ends here."""
+
+    def on_end(self, exit_code: int) -> None:
+        """When the loop has ended, also by an exception."""

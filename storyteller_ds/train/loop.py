@@ -1,0 +1,111 @@
+"""The training loop."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import TrainBatches, ValidationBatches
+from storyteller_ds.errors import EXIT_DONE, EXIT_TRAINING_STOPPED, TrainingStopped
+from storyteller_ds.parallel.engine import Engine, StepResult
+from storyteller_ds.train.hooks import Hook, Record
+from storyteller_ds.train.schedule import learning_rate
+from storyteller_ds.train.state import TrainState
+from storyteller_ds.train.validation import validate
+
+
+def train(
+    run: RunConfig,
+    engine: Engine,
+    batches: TrainBatches,
+    validation: ValidationBatches,
+    state: TrainState,
+    hooks: Sequence[Hook],
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainState:
+    """Train until max_steps, max_minutes or an early stop; called by every rank.
+
+    Raises:
+        TrainingStopped: the loss or the gradient is not finite.
+    """
+    exit_code, began, last = EXIT_TRAINING_STOPPED, clock(), False
+    try:
+        for hook in hooks:
+            hook.on_start(state)
+        while state.step < run.train.max_steps and not last:
+            started = clock()
+            lr = learning_rate(run, state.step)
+            result = engine.train_step(batches.step(state.samples), lr)
+            samples = run.train.global_batch_size
+            state = state.after_step(samples, samples * run.data.sequence_length)
+            _check_finite(result, state.step)
+            if state.step % run.train.log_every_steps == 0:
+                record = _train_record(run, state, result, lr, clock() - started)
+                for hook in hooks:
+                    hook.on_train(record)
+            last = state.step == run.train.max_steps or _out_of_time(run, engine, clock() - began)
+            if last or _due(state.step, run.train.eval_every_steps):
+                state, record, stop = _evaluate(run, engine, validation, state, last)
+                last = last or stop
+                for hook in hooks:
+                    hook.on_eval(record)
+            for hook in hooks:
+                hook.on_step_end(state, last)
+        exit_code = EXIT_DONE
+    finally:
+        for hook in hooks:
+            hook.on_end(exit_code)
+    return state
+
+
+def _evaluate(
+    run: RunConfig, engine: Engine, validation: ValidationBatches, state: TrainState, last: bool
+) -> tuple[TrainState, Record, bool]:
+    """Validate; the last time on the whole text. Also says whether patience has run out."""
+    scores = validate(engine, validation, None if last else run.train.eval_batches)
+    after = state.after_eval(scores["val_loss"])
+    stop = 0 < run.train.early_stop_patience <= after.evals_since_best
+    if stop and not last and run.train.eval_batches is not None:
+        scores = validate(engine, validation, None)
+    return after, {"step": state.step, "tokens": state.tokens, **scores}, stop
+
+
+def _train_record(run: RunConfig, state: TrainState, result: StepResult, lr: float, seconds: float) -> Record:
+    record = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "train_loss": result.loss,
+        "lr": lr,
+        "grad_norm": result.grad_norm,
+        **(dataclasses.asdict(result.router) if result.router else {}),
+        "tokens_per_s": run.train.global_batch_size * run.data.sequence_length / seconds,
+        "step_time_s": seconds,
+    }
+    if torch.cuda.is_available():
+        record["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
+    return record
+
+
+def _check_finite(result: StepResult, step: int) -> None:
+    for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+        if not math.isfinite(value):
+            raise TrainingStopped(
+                f"the {name} of step {step} is {value}; lower optimizer.lr or raise schedule.warmup_steps, "
+                "and run again to continue from the last checkpoint"
+            )
+
+
+def _out_of_time(run: RunConfig, engine: Engine, seconds: float) -> bool:
+    if run.train.max_minutes is None:
+        return False
+    # Clocks differ between ranks, and all must stop at the same step: rank 0's decides.
+    over = engine.world.is_main and seconds >= 60 * run.train.max_minutes
+    flag = torch.tensor(int(over), device=engine.device)
+    return bool(engine.world.all_reduce_sum(flag))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
