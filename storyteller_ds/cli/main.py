@@ -1,6 +1,7 @@
 """The storyteller command. A verb's module is imported only when it is used, so that help comes at once."""
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -51,16 +52,31 @@ def run_command(command: click.Command) -> NoReturn:
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        _leave(stop.exit_code)
     except click.ClickException as error:
         _fail(f"{error.format_message().splitlines()[0]} (see --help)", 2)
     except StorytellerError as error:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    sys.exit(0)
+    _leave(0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"storyteller: {message}", file=sys.stderr, flush=True)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process with this code.
+
+    After distributed work without Python's finalisation: gloo's threads outlive destroy_process_group while
+    DeepSpeed's globals hold its groups, and one that then asks for the interpreter's lock aborts the process
+    (1 of 14 two-rank runs ended with SIGABRT after all work was done; docs/experiments.md).
+    """
+    distributed = sys.modules.get("storyteller_ds.parallel.world")
+    if distributed is not None and distributed.has_been_connected():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

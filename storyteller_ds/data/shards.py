@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ MAGIC = b"STORYTOK"
 VERSION = 1
 HEADER_BYTES = 64
 _HEADER = struct.Struct("<8sIIQQ")
-_DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHECK_CHUNK = 1 << 24
 
 
@@ -35,7 +36,7 @@ def write_shards(
     """
     dtype = _DTYPES[2 if vocab_size <= 1 << 16 else 4]
     names: list[str] = []
-    pending: list[NDArray[np.generic]] = []
+    pending: list[NDArray[Any]] = []
     size = 0
 
     def flush() -> None:
@@ -61,7 +62,7 @@ def write_shards(
     return names
 
 
-def open_shard(path: Path, vocab_size: int) -> NDArray[np.generic]:
+def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
     """The ids of a shard, memory-mapped and read-only, after checking header, length and every id.
 
     Args:
@@ -80,7 +81,8 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[np.generic]:
         raise DataError(f"token shard {path} cannot be read: {error.strerror}; {mend}") from None
     if len(header) < HEADER_BYTES or header[:8] != MAGIC:
         raise DataError(f"token shard {path} has a wrong header, it is not one of ours; {mend}")
-    _, version, itemsize, count, written_vocab = _HEADER.unpack_from(header)
+    fields: tuple[bytes, int, int, int, int] = _HEADER.unpack_from(header)
+    _, version, itemsize, count, written_vocab = fields
     if version != VERSION or itemsize not in _DTYPES:
         raise DataError(f"token shard {path} has a wrong header (version {version}, {itemsize} bytes per id); {mend}")
     expected = HEADER_BYTES + count * itemsize
@@ -88,7 +90,7 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[np.generic]:
         raise DataError(f"token shard {path} has {file_bytes} bytes, its header says {expected}; {mend}")
     if count == 0:
         raise DataError(f"token shard {path} is empty; {mend}")
-    ids: NDArray[np.generic] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
+    ids: NDArray[Any] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
     for start in range(0, count, _CHECK_CHUNK):
         chunk = ids[start : start + _CHECK_CHUNK]
         highest = int(chunk.max())
@@ -104,7 +106,7 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[np.generic]:
 class TokenStream:
     """Several shards read as one long row of ids."""
 
-    def __init__(self, shards: Sequence[NDArray[np.generic]]) -> None:
+    def __init__(self, shards: Sequence[NDArray[Any]]) -> None:
         self._shards = shards
         self._ends = np.cumsum([len(shard) for shard in shards])
 

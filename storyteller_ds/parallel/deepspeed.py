@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -169,6 +170,8 @@ def _import_deepspeed(device: torch.device) -> Any:
             'install it with pip install "storyteller_ds[deepspeed]", or train without --ds_config'
         ) from None
     logger.setLevel(logging.ERROR)
+    # Said once per rank by torch 2.13 about a call inside DeepSpeed 0.19.8; nothing a user can act on.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     if device.type == "cpu":
         # Its shared-memory collectives would be compiled for a minute at the first start; gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -51,12 +51,12 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         received_RX = torch.empty_like(sent_RX)
         dist.all_to_all_single(received_RX, sent_RX, group=group)
         sent, received = sent_RX.sum(dim=1).tolist(), received_RX.sum(dim=1).tolist()
-        arrived_MD = _AllToAll.apply(rows_ND, sent, received, group)
+        arrived_MD = _AllToAll.apply(rows_ND, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
         by_expert_M, by_source_M = _expert_order(received_RX)
         rows_MD = permute(arrived_MD, by_expert_M, by_source_M[:, None])
         answer_MD = self.experts(rows_MD, received_RX.sum(dim=0).tolist())
         back_MD = permute(answer_MD, by_source_M, by_expert_M[:, None])
-        answer_ND: Tensor = _AllToAll.apply(back_MD, received, sent, group)
+        answer_ND: Tensor = _AllToAll.apply(back_MD, received, sent, group)  # type: ignore[no-untyped-call]  # torch's stub
         return answer_ND
 
 

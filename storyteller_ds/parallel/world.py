@@ -20,6 +20,13 @@ from storyteller_ds.errors import ConfigError, StorytellerError, UserError
 
 T = TypeVar("T")
 
+_connected_before = False
+
+
+def has_been_connected() -> bool:
+    """Whether this process has ever joined a process group."""
+    return _connected_before
+
 
 @dataclass(frozen=True)
 class World:
@@ -88,6 +95,8 @@ class World:
                 f"rank {self.rank} could not join the {self.size} ranks at {where} ({reason}); "
                 "is the port free? choose another with the launcher's --master_port"
             ) from error
+        global _connected_before  # a fact about the process, like the group itself
+        _connected_before = True
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import os
 import queue
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
+_Item = tuple[int, dict[str, object]] | int  # a record as (step, metrics), or at last the exit code
 
 SERVER_WAIT_SECONDS = 10.0
 # Service start, the wait for the server, and the second start without it.
@@ -30,8 +32,6 @@ CLOSE_LIMIT_SECONDS = 14.0
 KILLED_LIMIT_SECONDS = 3.0
 # A healthy service takes a record in milliseconds: a backlog of this size is a hung one.
 QUEUE_LIMIT = 10_000
-MESSAGE_LIMIT = 200
-
 INSTALL_HINT = 'wandb is not installed, so this run is not tracked: pip install "storyteller_ds[wandb]"'
 
 
@@ -66,16 +66,13 @@ class WandbTracker:
     ) -> None:
         self._warn = warn
         self._run_id = run_id
-        # Records as (step, metrics); the exit code comes last.
-        self._queue: queue.SimpleQueue[tuple[int, dict[str, object]] | int] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._failure: str | None = None
         self._failure_reported = False
         self._accepting = False
         self._thread: threading.Thread | None = None
         self._session: _Session | None = None
-        if mode == "disabled":
-            return
-        wandb = _import_wandb(warn)
+        wandb = None if mode == "disabled" else _import_wandb(warn)
         if wandb is None:
             return
         self._session = _Session(
@@ -97,7 +94,6 @@ class WandbTracker:
         self._thread.start()
         if not started.wait(START_LIMIT_SECONDS):
             self._failure = f"wandb did not start within {START_LIMIT_SECONDS:.0f} s"
-            self._accepting = False
             self._session.kill_service()
         elif self._session.fallback_reason is not None:
             self._warn(
@@ -125,12 +121,10 @@ class WandbTracker:
         step = record["step"]
         if not isinstance(step, int):
             raise TypeError(f"a record's step is an integer, not {step!r}")
+        if self._queue.qsize() >= QUEUE_LIMIT:
+            self._failure = self._failure or f"wandb has {QUEUE_LIMIT} records waiting"
         self._report_failure()
         if not self._accepting:
-            return
-        if self._queue.qsize() >= QUEUE_LIMIT:
-            self._failure = f"wandb has {QUEUE_LIMIT} records waiting"
-            self._report_failure()
             return
         # The thread reads the record later, when the caller may have gone on to change its lists.
         metrics = copy.deepcopy({name: value for name, value in record.items() if name != "step"})
@@ -166,7 +160,7 @@ class WandbTracker:
         try:
             session.start(mode)
             started.set()
-            item: tuple[int, dict[str, object]] | int = (0, {})
+            item: _Item = (0, {})
             while not isinstance(item, int):
                 item = self._queue.get()
                 session.take(item)
@@ -188,23 +182,20 @@ class _Session:
     def __init__(self, wandb: ModuleType, init_arguments: dict[str, object]) -> None:
         self._wandb: Any = wandb
         self._init_arguments = init_arguments
-        self._run: Any = None
+        self._run: Any = None  # stays so None where WANDB_MODE is "disabled"
         self._service: subprocess.Popen[bytes] | None = None
+        self.run_id: str | None = None
         self.fallback_reason: str | None = None
-
-    @property
-    def run_id(self) -> str | None:
-        return None if self._run is None else str(self._run.id)
 
     def start(self, mode: WandbMode) -> None:
         # Given here too, because some of wandb's messages ask the global settings and not the run's.
         settings = self._wandb.setup(settings=self._settings()).settings
+        logged_in = self._logged_in(settings)
         if mode == "auto":
             # settings.mode is the user's WANDB_MODE, or "online".
-            mode = settings.mode if settings.mode in ("online", "disabled") else "offline"
-            if mode == "online" and not self._logged_in(settings):
-                mode = "offline"
-        elif mode == "online" and not self._logged_in(settings):
+            keep = settings.mode == "disabled" or (settings.mode == "online" and logged_in)
+            mode = settings.mode if keep else "offline"
+        elif mode == "online" and not logged_in:
             mode = "offline"  # wandb would ask for the login on the terminal, and wait
             self.fallback_reason = "no login: run `wandb login` or set WANDB_API_KEY"
         if mode == "online":
@@ -218,13 +209,11 @@ class _Session:
         if mode != "disabled":
             self._init("offline")
 
-    def take(self, item: tuple[int, dict[str, object]] | int) -> None:
+    def take(self, item: _Item) -> None:
         """Log a record, or finish with an exit code."""
-        if self._run is None:
-            return
-        if isinstance(item, int):
+        if self._run is not None and isinstance(item, int):
             self._run.finish(exit_code=item)
-        else:
+        elif self._run is not None and not isinstance(item, int):
             self._run.log(item[1], step=item[0])
 
     def stop_service(self) -> None:
@@ -242,6 +231,7 @@ class _Session:
 
     def _init(self, mode: str) -> None:
         self._run = self._wandb.init(**self._init_arguments, mode=mode, settings=self._settings())
+        self.run_id = str(self._run.id)
         self._service = _service_process()
 
     def _settings(self) -> Any:
@@ -291,15 +281,11 @@ def _import_wandb(warn: Callable[[str], None]) -> ModuleType | None:
 
 
 def _in_netrc(hosts: set[str]) -> bool:
-    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in (Path(name).expanduser() for name in names):
-        try:
-            logins = netrc.netrc(path)
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if any(logins.authenticators(host) for host in hosts):
-            return True
-    return False
+    try:
+        logins = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser())
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(logins.authenticators(host) for host in hosts)
 
 
 def _service_process() -> "subprocess.Popen[bytes] | None":
@@ -311,5 +297,4 @@ def _service_process() -> "subprocess.Popen[bytes] | None":
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)

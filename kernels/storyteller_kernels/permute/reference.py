@@ -55,7 +55,7 @@ def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
     Returns:
         [N, D], in the dtype of `x_TD`.
     """
-    rows_ND: Tensor = _Permute.apply(x_TD, token_N, row_TK)
+    rows_ND: Tensor = _Permute.apply(x_TD, token_N, row_TK)  # type: ignore[no-untyped-call]  # torch's stub
     return rows_ND
 
 
@@ -71,5 +71,5 @@ def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) ->
     Returns:
         [T, D], in the dtype of `y_ND`.
     """
-    out_TD: Tensor = _Combine.apply(y_ND, weight_TK, token_N, row_TK)
+    out_TD: Tensor = _Combine.apply(y_ND, weight_TK, token_N, row_TK)  # type: ignore[no-untyped-call]  # torch's stub
     return out_TD

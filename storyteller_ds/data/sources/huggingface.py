@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ READ_ROWS = 1000
 HASH_BYTES = 1 << 20
 OTHER_SOURCES = "use data.source=builtin or data.source=PATH/TO/stories.txt instead"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
@@ -39,7 +40,8 @@ class HuggingFaceSource:
 
     A hub dataset is read from the `datasets` cache where it is there at the same commit, so that it
     needs no network again; otherwise it is downloaded first, or with `streaming` read on the way. A
-    local folder is always read in place, which spares a second copy of it in the cache.
+    local folder is always read in place, which spares a second copy of it in the cache; it has no
+    revision, so one that is meant for another dataset of the run is passed over.
 
     Raises DataError on construction for a name that is neither a folder nor a hub name, a revision that
     is missing or not a commit sha, and a split or a max_documents that cannot be.
@@ -61,14 +63,12 @@ class HuggingFaceSource:
                 "and max_documents to read only a part"
             )
         if self._folder is not None:
-            if self.revision is not None:
-                raise DataError(f"{self.dataset} is a local folder and has no revision; leave data.revision out")
-        elif not _HUB_NAME.fullmatch(self.dataset):
+            return
+        if not _HUB_NAME.fullmatch(self.dataset):
             raise DataError(
                 f"{self.dataset} is neither a folder here nor a hub name of the form OWNER/NAME; check data.source"
             )
-        else:
-            self._check_revision()
+        self._check_revision()
 
     def _check_revision(self) -> None:
         if self.revision is None and self.dataset not in PINNED_REVISIONS:
@@ -133,17 +133,21 @@ class HuggingFaceSource:
         return self.revision or PINNED_REVISIONS[self.dataset]
 
     def _texts(self) -> Iterator[str]:
-        rows = self._open()
-        with self._reading():
-            for batch in rows.iter(batch_size=READ_ROWS):
-                for text in batch[self.text_field]:
-                    if isinstance(text, str):
-                        yield text
-                    elif text is not None:
-                        raise DataError(
-                            f"field {self.text_field!r} of {self.name} holds {type(text).__name__}, not "
-                            "text; name another with data.text_field"
-                        )
+        batches = self._open().iter(batch_size=READ_ROWS)
+        while True:
+            # Around each step, not the loop: the caller's code between two documents keeps its warnings.
+            with self._reading(), _quiet():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for text in batch[self.text_field]:
+                if isinstance(text, str):
+                    yield text
+                elif text is not None:
+                    raise DataError(
+                        f"field {self.text_field!r} of {self.name} holds {type(text).__name__}, not "
+                        "text; name another with data.text_field"
+                    )
 
     def _open(self) -> Any:
         """Return the rows of the split, with the text field only."""
@@ -297,12 +301,13 @@ def _require_datasets() -> None:
 def _library_errors() -> tuple[type[Exception], ...]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
-    from yaml import YAMLError
 
+    # A broken dataset card. By name, since the type stubs of PyYAML are not among our packages.
+    yaml_error: type[Exception] = import_module("yaml").YAMLError
     # ValueError and RuntimeError are what the libraries and Arrow raise on bad files, and on an answer
     # that is not JSON, such as a login page in the hub's place. The bases of the hub's error name the
     # HTTP client's own, which is another with each major version of huggingface_hub.
-    errors: list[type[Exception]] = [OSError, ValueError, RuntimeError, YAMLError, DatasetsError]
+    errors: list[type[Exception]] = [OSError, ValueError, RuntimeError, yaml_error, DatasetsError]
     return (*errors, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 

@@ -1,0 +1,42 @@
+# make quickstart   environment, main job, three stories
+# make install      only the environment (.venv)
+# make test         the whole suite        make check   lint, format, types, architecture
+# make bench        the mixture layer against its peers and its limit
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT ?= runs/quickstart
+comma := ,
+# DeepSpeed has builds for Linux only; elsewhere the same preset trains on one device.
+EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,test
+# A port that nobody uses: two main jobs on one machine must not meet.
+PORT = $(shell $(BIN)/python -c "from storyteller_ds.parallel.world import free_port; print(free_port())")
+
+.PHONY: quickstart install test check bench
+.DELETE_ON_ERROR:
+
+install: $(INSTALLED)
+
+# torch first and pinned: anything that resolves it freely downloads gigabytes of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+quickstart: $(INSTALLED)
+	@OUT="$(OUT)" BIN="$(BIN)" PORT="$(PORT)" sh launch/quickstart.sh
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python kernels/benchmarks/run.py --suite cpu

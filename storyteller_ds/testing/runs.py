@@ -1,0 +1,38 @@
+"""Reading back what a run has written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from storyteller_ds.checkpoint.format import open_checkpoint, step_folder_name
+
+MEASURED = ("tokens_per_s", "step_time_s", "memory_peak_bytes")
+"""Fields of metrics.jsonl that depend on the machine and not on the run."""
+
+
+def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the measured fields."""
+    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
+
+
+def read_state(run_folder: Path, step: int) -> dict[str, Tensor]:
+    """All weights and moments of a step."""
+    checkpoint = open_checkpoint(run_folder / "checkpoints" / step_folder_name(step))
+    checkpoint.verify()
+    tensors: dict[str, Tensor] = {}
+    for part in ("weights", "optimizer"):
+        files = checkpoint.open_tensors(part)
+        tensors |= {name: files[name] for name in files}
+    return tensors
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b| with Frobenius norms, in fp64; 0 for two zero tensors.
+
+    Not entry by entry: AdamW divides a gradient by its own size, so an entry whose gradient is mere
+    rounding moves by rounding's sign, whatever the topology (docs/decisions/0003).
+    """
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300))

@@ -1,0 +1,23 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared corpora of the tests stay out of the user's cache, also in subprocesses."""
+    os.environ["STORYTELLER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Real stories and a real foreign model, which are not part of this repository."""
+    folder = Path(os.environ.get("STORYTELLER_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared data at {folder}; set STORYTELLER_SHARED to the folder that has data/ and models/")
+    return folder

@@ -1,0 +1,297 @@
+"""Weights & Biases tracking: every case that starts wandb's service runs in a process of its own."""
+
+import json
+import math
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.testing.wandb_offline import read_config, read_history, split_records
+from storyteller_ds.train import wandb_tracker
+from storyteller_ds.train.wandb_tracker import WandbTracker
+
+RECORDS: list[dict[str, object]] = [
+    {"step": 1, "train_loss": 0.1 + 0.2, "lr": 3e-4, "tokens": 12345678901, "loads": [0.1, 1 / 3]},
+    {"step": 1, "val_loss": 2.718281828459045, "note": "held out"},
+    {"step": 2, "train_loss": 1e-300, "lr": 5e-324, "tokens": 2**60, "loads": [[0.25, 0.5], [1e22, -0.0]]},
+    {"step": 7, "train_loss": 1.7976931348623157e308, "ok": True, "none": None},
+    {"step": 7, "val_loss": 1.0000000000000002},
+]
+CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
+
+PROGRAM = """
+import json, sys, time
+from pathlib import Path
+from storyteller_ds.train.wandb_tracker import WandbTracker
+
+arguments = json.loads(sys.argv[1])
+warnings = []
+before = time.monotonic()
+tracker = WandbTracker(
+    mode=arguments["mode"], project="stories", run_name="tiny", output_dir=Path(arguments["output_dir"]),
+    config=arguments["config"], run_id=arguments["run_id"], warn=warnings.append,
+)
+constructed = time.monotonic()
+{during}
+for record in arguments["records"]:
+    tracker.log(record)
+logged = time.monotonic()
+tracker.close(0)
+tracker.close(0)
+report = {{
+    "warnings": warnings, "run_id": tracker.run_id, "imported": "wandb" in sys.modules,
+    "construct": constructed - before, "log": logged - constructed, "close": time.monotonic() - logged,
+}}
+Path(arguments["report"]).write_text(json.dumps(report))
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the tracking process says of itself, and what appeared on its console."""
+
+    warnings: list[str]
+    run_id: str | None
+    imported: bool
+    construct: float
+    log: float
+    close: float
+    console: str
+
+
+def track(
+    folder: Path, mode: str, *, run_id: str | None = None, during: str = "", env: dict[str, str] | None = None
+) -> Report:
+    """Run a tracker in a fresh process that has no login."""
+    if mode != "disabled":
+        pytest.importorskip("wandb")
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home)}
+    # Even a mistake in the mode must not leave this machine.
+    clean |= {"WANDB_BASE_URL": "http://127.0.0.1:9"} | (env or {})
+    arguments = {
+        "mode": mode,
+        "output_dir": str(folder),
+        "config": CONFIG,
+        "run_id": run_id,
+        "records": RECORDS,
+        "report": str(folder / "report.json"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(during=textwrap.dedent(during)), json.dumps(arguments)],
+        cwd=Path(__file__).parents[2],
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=45,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return Report(**json.loads((folder / "report.json").read_text()), console=done.stdout)
+
+
+def offline_run(folder: Path) -> Path:
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    return run
+
+
+def metrics_by_step(run: Path) -> dict[object, dict[str, object]]:
+    rows = read_history(run)
+    own = {"_step", "_timestamp", "_runtime"}
+    return {row["_step"]: {name: row[name] for name in row if name not in own} for row in rows}
+
+
+def merged_records() -> dict[object, dict[str, object]]:
+    merged: dict[object, dict[str, object]] = {}
+    for record in RECORDS:
+        row = {name: value for name, value in record.items() if name != "step"}
+        merged.setdefault(record["step"], {}).update(row)
+    return merged
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    folder = tmp_path_factory.mktemp("offline")
+    report = track(folder, "auto", run_id="story123")
+    return folder, report
+
+
+def test_auto_without_a_login_is_silent_and_offline(recorded: tuple[Path, Report]) -> None:
+    folder, report = recorded
+    assert report.run_id == "story123"
+    assert offline_run(folder).name.endswith("-story123")
+    assert report.console == ""
+    assert report.warnings == []
+
+
+def test_records_come_back_exactly_and_those_of_one_step_share_a_row(recorded: tuple[Path, Report]) -> None:
+    folder, _ = recorded
+    assert metrics_by_step(offline_run(folder)) == merged_records()
+    assert read_config(offline_run(folder)) == CONFIG
+
+
+def test_the_environment_is_not_recorded(tmp_path: Path) -> None:
+    secret = "sesame-street-secret"
+    track(tmp_path, "offline", env={"STORY_TOKEN": secret})
+    written = [path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
+    assert written
+    assert not any(secret.encode() in content for content in written)
+
+
+def test_non_finite_values_survive(tmp_path: Path) -> None:
+    during = "tracker.log({'step': 0, 'bad': float('nan'), 'list': [float('inf'), 1.5]})"
+    track(tmp_path, "offline", during=during)
+    row = metrics_by_step(offline_run(tmp_path))[0]
+    assert isinstance(row["bad"], float)
+    assert math.isnan(row["bad"])
+    assert row["list"] == [math.inf, 1.5]
+
+
+def test_a_record_changed_after_log_is_tracked_as_it_was(tmp_path: Path) -> None:
+    during = """
+        for count in range(300):  # a backlog, so that the record waits while its list changes
+            tracker.log({"step": 0, "count": count})
+        early = [1, 2]
+        tracker.log({"step": 0, "early": early})
+        early.append(3)
+    """
+    track(tmp_path, "offline", during=during)
+    assert metrics_by_step(offline_run(tmp_path))[0] == {"count": 299, "early": [1, 2]}
+
+
+def test_an_unreachable_server_means_a_warned_offline_run(tmp_path: Path) -> None:
+    with socket.socket() as closed:  # bound but not listening: a port that refuses for sure
+        closed.bind(("127.0.0.1", 0))
+        env = {"WANDB_BASE_URL": f"http://127.0.0.1:{closed.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
+        before = time.monotonic()
+        report = track(tmp_path, "online", run_id="story123", env=env)
+    assert time.monotonic() - before < 45
+    (warning,) = report.warnings
+    assert "offline" in warning
+    assert "\n" not in warning
+    assert "aaaa" not in warning
+    assert report.console == ""
+    assert report.run_id == "story123"
+    assert metrics_by_step(offline_run(tmp_path)) == merged_records()
+
+
+def test_online_without_a_login_asks_nobody(tmp_path: Path) -> None:
+    report = track(tmp_path, "online")
+    assert "wandb login" in report.warnings[0]
+    assert report.console == ""
+    assert metrics_by_step(offline_run(tmp_path)) == merged_records()
+
+
+def test_auto_with_a_netrc_entry_tries_the_server(tmp_path: Path) -> None:
+    netrc = tmp_path / "login"
+    # A key that is too short is found like any other, and refused without a wait for the server.
+    netrc.write_text("machine 127.0.0.1:9\n  login user\n  password short\n")
+    netrc.chmod(0o600)
+    report = track(tmp_path, "auto", env={"NETRC": str(netrc)})
+    assert "no online run" in report.warnings[0]
+    assert offline_run(tmp_path)
+
+
+def test_a_hung_service_delays_neither_the_records_nor_the_exit_for_long(tmp_path: Path) -> None:
+    during = "import os, signal; os.kill(tracker._session._service.pid, signal.SIGSTOP)"
+    report = track(tmp_path, "offline", during=during)
+    assert report.log < 1.0
+    assert report.close < wandb_tracker.CLOSE_LIMIT_SECONDS + wandb_tracker.KILLED_LIMIT_SECONDS + 1
+    assert len(report.warnings) == 1
+
+
+def test_a_service_that_dies_ends_the_tracking_with_one_warning(tmp_path: Path) -> None:
+    during = """
+        tracker.log({"step": 0, "train_loss": 1.0})
+        tracker._session._service.kill()
+        time.sleep(1)
+        tracker.log({"step": 0, "train_loss": 1.0})
+        time.sleep(1)
+    """
+    report = track(tmp_path, "offline", during=during)
+    assert len(report.warnings) == 1
+    assert "tracks this run no longer" in report.warnings[0]
+
+
+def test_disabled_imports_no_wandb_and_keeps_the_id(tmp_path: Path) -> None:
+    report = track(tmp_path, "disabled", run_id="story123")
+    assert report.imported is False
+    assert report.warnings == []
+    assert report.run_id == "story123"
+    assert report.console == ""
+    assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.parametrize("mode", ["auto", "online", "offline"])
+def test_a_missing_package_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: wandb_tracker.WandbMode
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # given back afterwards
+    warnings: list[str] = []
+    tracker = WandbTracker(
+        mode=mode, project="p", run_name=None, output_dir=tmp_path, config={}, run_id=None, warn=warnings.append
+    )
+    tracker.log(RECORDS[0])
+    tracker.close(0)
+    assert len(warnings) == 1
+    assert 'pip install "storyteller_ds[wandb]"' in warnings[0]
+    assert tracker.run_id is None
+    with pytest.raises(KeyError):
+        tracker.log({"train_loss": 1.0})
+
+
+def test_the_reader_refuses_every_kind_of_damage(recorded: tuple[Path, Report], tmp_path: Path) -> None:
+    folder, _ = recorded
+    run = tmp_path / "run"
+    shutil.copytree(offline_run(folder), run)
+    (file,) = run.glob("run-*.wandb")
+    good = file.read_bytes()
+    damaged = {
+        "its head": b"X" + good[1:],
+        "checksum": good[:20] + bytes([good[20] ^ 1]) + good[21:],
+        "unknown type": good[:13] + b"\x09" + good[14:],
+        "out of order": good[:7] + _frame(3, b"middle") + good[7:],
+        "reaches beyond": good[:-1],
+        "within a frame's head": good + b"\0\0\0",
+        "within a record": good + _frame(2, b"first"),
+        "no wandb message": good + _frame(1, b"\xff\xff\xff"),
+    }
+    for message, content in damaged.items():
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_history(run)
+    file.unlink()
+    with pytest.raises(ValueError, match="0 run"):
+        read_history(run)
+
+
+def test_the_reader_joins_records_across_blocks() -> None:
+    block, head = 32 * 1024, b":W&B\xe1\xbe\0"
+    big = bytes(range(256)) * 300  # 76,800 bytes: three blocks
+    first = big[: block - len(head) - 7]
+    middle = big[len(first) : len(first) + block - 7]
+    last = big[len(first) + len(middle) :]
+    log = head + _frame(2, first) + _frame(3, middle) + _frame(4, last)
+    space = block - len(log) % block
+    filler = b"f" * (space - 7 - 5)  # leaves five bytes, too few for a frame's head
+    log += _frame(1, filler) + b"\0" * 5 + _frame(1, b"end")
+    assert list(split_records(log)) == [big, filler, b"end"]
+
+
+def _frame(kind: int, body: bytes) -> bytes:
+    return struct.pack("<IHB", zlib.crc32(bytes([kind]) + body), len(body), kind) + body

@@ -1,0 +1,135 @@
+"""The DeepSpeed JSON: what it may say, and what DeepSpeed is given."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.config import load_config
+from storyteller_ds.config.deepspeed import engine_config, read_deepspeed_json, run_values
+from storyteller_ds.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def written(folder: Path, values: object) -> Path:
+    path = folder / "ds.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda p: p.name)
+def test_our_own_jsons_are_accepted(path):
+    loaded = load_config(None, path)
+    assert loaded.run.parallel.zero_stage == json.loads(path.read_text())["zero_optimization"]["stage"]
+    assert loaded.sources["parallel.zero_stage"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "mend"),
+    [
+        ("scheduler", "schedule.kind"),
+        ("fp16", "precision.dtype"),
+        ("wandb", "tracking.wandb"),
+        ("zero_optimisation", "did you mean 'zero_optimization'"),
+        ("train_batchsize", "did you mean 'train_batch_size'"),
+    ],
+)
+def test_a_key_that_is_unknown_or_ours_is_refused_with_the_mend(tmp_path, key, mend):
+    path = written(tmp_path, {key: {}})
+    message = refused(path)
+    assert f"'{key}'" in message
+    assert mend in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": 1,}', '"x"'])
+def test_what_is_no_json_object_is_refused(tmp_path, text):
+    path = tmp_path / "ds.json"
+    path.write_text(text, encoding="utf-8")
+    assert str(path) in refused(path)
+
+
+def test_a_missing_json_is_refused_with_the_nearest(tmp_path):
+    written(tmp_path, {})
+    assert "did you mean 'ds.json'" in refused(tmp_path / "dss.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"zero_optimization": 2}, "zero_optimization"),
+        ({"zero_optimization": None}, "zero_optimization"),
+        ({"bf16": True}, "bf16"),
+        ({"optimizer": "AdamW"}, "optimizer"),
+        ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 1e-3}}}, "learning_rate"),
+        ({"optimizer": {"params": {"betas": [0.9]}}}, "betas"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_form_is_refused_and_not_ignored(tmp_path, values, field):
+    assert field in refused(written(tmp_path, values))
+
+
+def test_optimizers_that_we_do_not_have_are_refused(tmp_path):
+    assert load_config(None, written(tmp_path, {"optimizer": {"type": "AdamW"}})).run.optimizer.kind == "adamw"
+    assert "optimizer.kind='onebitadam'" in refused(written(tmp_path, {"optimizer": {"type": "OneBitAdam"}}))
+
+
+def test_run_values_are_what_the_json_decides():
+    assert run_values({}) == {"parallel.zero_stage": 0}
+    assert run_values({"bf16": {"enabled": False}, "gradient_clipping": 0}) == {
+        "parallel.zero_stage": 0,
+        "precision.dtype": "fp32",
+        "optimizer.grad_clip_norm": 0,
+    }
+
+
+def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
+    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234, "allgather_bucket_size": "auto"}
+    path = written(
+        tmp_path,
+        {
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "bf16": {"enabled": "auto"},
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+            "zero_optimization": zero,
+            "aio": {"block_size": 99},
+            "steps_per_print": 5,
+        },
+    )
+    loaded = load_config(None, path, ["train.global_batch_size=24", "optimizer.grad_clip_norm=0.25"])
+    result = engine_config(read_deepspeed_json(path), loaded.run, micro_batch_size=3, accumulation_steps=4, bf16=True)
+    assert result == {
+        "train_batch_size": 24,
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 0.25,
+        "bf16": {"enabled": True},
+        # "auto" means DeepSpeed's default there: the key is left out.
+        "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234},
+        "zero_allow_untested_optimizer": True,
+        "aio": {"block_size": 99},
+        "steps_per_print": 5,
+    }
+    assert "auto" not in json.dumps(result)
+    assert loaded.deepspeed is not None
+    assert loaded.deepspeed["zero_optimization"] == zero  # what the user wrote is kept as it was
+
+
+def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
+    path = written(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0})
+    loaded = load_config(None, path, ["parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5"])
+    result = engine_config(read_deepspeed_json(path), loaded.run, micro_batch_size=1, accumulation_steps=1, bf16=False)
+    assert result["zero_optimization"] == {"stage": 1}
+    assert result["gradient_clipping"] == 0.5

@@ -1,0 +1,229 @@
+"""Merging preset, YAML file, DeepSpeed JSON and command line: who wins, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.config import RunConfig, load_config
+from storyteller_ds.config.files import preset_names, read_preset
+from storyteller_ds.config.load import flatten
+from storyteller_ds.errors import ConfigError
+
+
+def write_yaml(folder: Path, text: str, name: str = "run.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def write_ds(folder: Path, values: dict) -> Path:
+    path = folder / "ds.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def refused(*args, **kwargs) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_preset_is_valid_and_says_where_its_fields_come_from():
+    for name in preset_names():
+        loaded = load_config(name)
+        resolved = flatten(loaded.run.model_dump(mode="json"))
+        for field, value in flatten(read_preset(name)).items():
+            assert resolved[field] == value, field
+            assert loaded.sources[field] == f"preset {name}"
+
+
+def test_nothing_given_means_quickstart():
+    assert load_config() == load_config("quickstart")
+    assert load_config().name == "quickstart"
+    assert load_config().deepspeed is None
+
+
+# Each row adds one source; the field is the one that all four can give.
+@pytest.mark.parametrize(
+    ("yaml_text", "json_lr", "override", "expected", "said_by"),
+    [
+        ("preset: quickstart", None, None, 3e-3, "preset quickstart"),
+        ("preset: quickstart\noptimizer: {lr: 5e-4}", None, None, 5e-4, "run.yaml"),
+        ("preset: quickstart", 7e-4, None, 7e-4, "ds.json"),
+        ("preset: quickstart\noptimizer: {lr: 5e-4}", "auto", None, 5e-4, "run.yaml"),
+        ("preset: quickstart\noptimizer: {lr: 5e-4}", 5e-4, "9e-4", 9e-4, "the command line"),
+        ("preset: quickstart", 7e-4, "9e-4", 9e-4, "the command line"),
+        ("seed: 3", None, None, 1e-3, None),
+        ("seed: 3", 7e-4, None, 7e-4, "ds.json"),
+        ("seed: 3", None, "9e-4", 9e-4, "the command line"),
+    ],
+)
+def test_later_sources_win(tmp_path, yaml_text, json_lr, override, expected, said_by):
+    config = write_yaml(tmp_path, yaml_text)
+    ds = None if json_lr is None else write_ds(tmp_path, {"optimizer": {"params": {"lr": json_lr}}})
+    loaded = load_config(config, ds, [] if override is None else [f"optimizer.lr={override}"])
+    assert loaded.run.optimizer.lr == expected
+    source = loaded.sources.get("optimizer.lr")
+    assert source is None if said_by is None else source.endswith(said_by)
+    assert loaded.name == "run"
+
+
+def test_a_file_without_a_preset_builds_on_the_defaults_field_by_field(tmp_path):
+    run = load_config(write_yaml(tmp_path, "model: {num_layers: 2}")).run
+    assert run == RunConfig.model_validate({"model": {"num_layers": 2}})
+    # Negative control: with the preset the same file gives another run.
+    with_preset = load_config(write_yaml(tmp_path, "preset: quickstart\nmodel: {num_layers: 2}")).run
+    assert with_preset.model.num_layers == 2
+    assert with_preset.model.num_kv_heads == 2
+    assert with_preset != run
+
+
+SHARED_FIELDS = [
+    ({"train_batch_size": 8}, "train: {global_batch_size: 4}", "train.global_batch_size", "8", "4"),
+    ({"train_micro_batch_size_per_gpu": 2}, "train: {micro_batch_size: 4}", "train.micro_batch_size", "2", "4"),
+    (
+        {"gradient_accumulation_steps": 2},
+        "train: {gradient_accumulation_steps: 4}",
+        "train.gradient_accumulation_steps",
+        "2",
+        "4",
+    ),
+    ({"gradient_clipping": 0.5}, "optimizer: {grad_clip_norm: 2.0}", "optimizer.grad_clip_norm", "0.5", "2.0"),
+    ({"optimizer": {"params": {"lr": 0.5}}}, "optimizer: {lr: 0.25}", "optimizer.lr", "0.5", "0.25"),
+    ({"optimizer": {"params": {"eps": 0.5}}}, "optimizer: {eps: 0.25}", "optimizer.eps", "0.5", "0.25"),
+    (
+        {"optimizer": {"params": {"weight_decay": 0.5}}},
+        "optimizer: {weight_decay: 0.25}",
+        "optimizer.weight_decay",
+        "0.5",
+        "0.25",
+    ),
+    ({"optimizer": {"params": {"betas": [0.5, 0.6]}}}, "optimizer: {beta2: 0.7}", "optimizer.beta2", "0.6", "0.7"),
+    ({"bf16": {"enabled": True}}, "precision: {dtype: fp32}", "precision.dtype", "bf16", "fp32"),
+    ({"zero_optimization": {"stage": 2}}, "parallel: {zero_stage: 1}", "parallel.zero_stage", "2", "1"),
+]
+
+
+@pytest.mark.parametrize(("ds", "text", "field", "ds_value", "file_value"), SHARED_FIELDS)
+def test_file_and_json_that_disagree_are_refused(tmp_path, ds, text, field, ds_value, file_value):
+    path = write_ds(tmp_path, ds)
+    config = write_yaml(tmp_path, text)
+    message = refused(config, path)
+    assert all(part in message for part in (f"{field}={file_value}", config, str(path), ds_value)), message
+    # A preset that says the same as the file gives way without a word: only the two files are the user's.
+    assert flatten(load_config("quickstart", path).run.model_dump(mode="json"))[field] == json.loads(
+        ds_value if ds_value[0].isdigit() else f'"{ds_value}"'
+    )
+
+
+def test_file_and_json_that_agree_are_fine_and_auto_never_disagrees(tmp_path):
+    config = write_yaml(tmp_path, "train: {global_batch_size: 8}\noptimizer: {lr: 0.25}\nparallel: {zero_stage: 2}")
+    agreeing = {
+        "train_batch_size": 8,
+        "optimizer": {"params": {"lr": 0.25}},
+        "zero_optimization": {"stage": 2},
+    }
+    assert load_config(config, write_ds(tmp_path, agreeing)).run.train.global_batch_size == 8
+    auto = {
+        "train_batch_size": "auto",
+        "optimizer": {"type": "auto", "params": {"lr": "auto", "betas": "auto"}},
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {"stage": 2},
+    }
+    run = load_config(config, write_ds(tmp_path, auto)).run
+    assert (run.train.global_batch_size, run.optimizer.lr, run.precision.dtype) == (8, 0.25, "auto")
+    assert (run.optimizer.grad_clip_norm, run.optimizer.beta1) == (1.0, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optmizer.lr=1", "did you mean 'optimizer'"),
+        ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
+        ("optimizer.learning_rate_peak_value=1", "valid: optimizer.beta1, optimizer.beta2"),
+        ("model.num_experts=4", "did you mean 'moe.num_experts'"),
+        ("train.lr=1", "did you mean 'optimizer.lr'"),
+        ("num_experts=4", "did you mean 'moe.num_experts'"),
+        ("sede=1", "did you mean 'seed'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(override, expected):
+    message = refused(overrides=[override])
+    assert f"unknown key '{override.split('=')[0].split('.')[0]}" in message
+    assert expected in message
+    assert message.startswith("the command line: ")
+
+
+def test_a_misspelt_section_is_refused_even_when_it_is_empty(tmp_path):
+    assert "did you mean 'optimizer'" in refused(write_yaml(tmp_path, "optmizer: {lr: 1}"))
+    assert "did you mean 'optimizer'" in refused(write_yaml(tmp_path, "optmizer: {}"))
+
+
+def test_a_key_given_twice_is_refused_by_name(tmp_path):
+    message = refused(write_yaml(tmp_path, "optimizer:\n  lr: 1e-3\n  lr: 2e-3\n"))
+    assert "lr" in message
+    assert "run.yaml line 3" in message
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stage": 1, "stage": 2}}', encoding="utf-8")
+    message = refused(None, path)
+    assert "'stage'" in message
+    assert "twice" in message
+    assert str(path) in message
+
+
+def test_a_field_given_in_both_forms_is_refused_or_agrees(tmp_path):
+    # `a.b: 1` beside `a: {b: 2}` is the same field twice; one of the two must not be lost in silence.
+    message = refused(write_yaml(tmp_path, "optimizer: {lr: 1e-3}\noptimizer.lr: 2e-3\n"))
+    assert "optimizer.lr" in message
+
+
+@pytest.mark.parametrize("text", ["3e-4", "3E-4", "3.0e-4", "0.0003", "+3e-4"])
+def test_numbers_with_an_exponent_are_numbers(tmp_path, text):
+    assert load_config(write_yaml(tmp_path, f"optimizer: {{lr: {text}}}")).run.optimizer.lr == 3e-4
+    assert load_config(overrides=[f"optimizer.lr={text}"]).run.optimizer.lr == 3e-4
+
+
+def test_overrides_take_dashes_yaml_values_and_the_last_of_two():
+    run = load_config(
+        overrides=["train.max-steps=7", "train.max_steps=8", 'train.sample_prompts=["a", "b"]', "data.validation=null"]
+    ).run
+    assert (run.train.max_steps, run.train.sample_prompts, run.data.validation) == (8, ("a", "b"), None)
+    assert "not of the form section.field=value" in refused(overrides=["train.max_steps"])
+
+
+def test_missing_and_unreadable_config_files_are_named(tmp_path):
+    write_yaml(tmp_path, "seed: 1", "story.yaml")
+    assert "did you mean 'story.yaml'" in refused(str(tmp_path / "storey.yaml"))
+    assert "did you mean 'quickstart'" in refused("quikstart")
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1 # caf\xe9\n")
+    assert "not UTF-8 at byte 13" in refused(str(tmp_path / "latin.yaml"))
+    assert "cannot be read" in refused(str(tmp_path / "story.yaml" / "x.yaml"))
+    assert "line 2" in refused(write_yaml(tmp_path, "seed: 1\nmodel: [1\n"))
+    assert "expected `section:` blocks" in refused(write_yaml(tmp_path, "- 1\n- 2\n"))
+    assert load_config(write_yaml(tmp_path, "")).run == RunConfig()
+
+
+RULES = [
+    (["model.num_heads=3"], "num_heads=3 does not divide hidden_size=128", "1, 2, 4, 8"),
+    (["model.num_kv_heads=3"], "num_kv_heads=3 does not divide num_heads=4", "1, 2, 4"),
+    (["model.hidden_size=12", "model.num_heads=4", "model.num_kv_heads=1"], "even head size", "position=learned"),
+    (["moe.top_k=9"], "top_k=9 is more than num_experts=8", "lower top_k"),
+    (["parallel.ep_size=0"], "ep_size=0 is not a number of ranks", "auto"),
+    (["model.context_length=100"], "data.sequence_length=256 is longer", "shorten"),
+    (["train.max_steps=0"], "train.max_steps=0", "greater than or equal to 1"),
+    (["data.sequence_length=many"], "data.sequence_length='many'", "integer"),
+    (["optimizer.lr=.nan"], "optimizer.lr=nan", "finite"),
+    (["tokenizer.kind=words"], "tokenizer.kind='words'", "'bpe' or 'char'"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "wrong", "mend"), RULES, ids=[r[0][0] for r in RULES])
+def test_a_bad_combination_is_refused_with_the_mend(overrides, wrong, mend):
+    message = refused(overrides=overrides)
+    assert wrong in message
+    assert mend in message
+    assert message.startswith("the command line: ")

@@ -1,0 +1,238 @@
+"""Each reading is compared with one that holds the whole file and cuts it with str.split or re.split."""
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.data.sources import text_file
+from storyteller_ds.data.sources.source import Source
+from storyteller_ds.data.sources.text_file import MARKER, TextFileSource
+from storyteller_ds.errors import DataError
+
+REPO = Path(__file__).parents[3]
+SHARED = Path(os.environ.get("STORYTELLER_SHARED", REPO.parent / "shared"))
+
+
+def whole_file_documents(content: bytes) -> list[str]:
+    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    # A line with only white space, [^\S\n], parts documents just as an empty one does.
+    pieces = text.split(MARKER) if MARKER in text else re.split(r"(?:^|\n)(?:[^\S\n]*(?:\n|\Z))+", text)
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def written(tmp_path: Path, content: bytes) -> TextFileSource:
+    path = tmp_path / "stories.txt"
+    path.write_bytes(content)
+    return TextFileSource(path)
+
+
+def refused(source: TextFileSource) -> str:
+    with pytest.raises(DataError) as error:
+        list(source.documents())
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_is_a_source(tmp_path: Path) -> None:
+    source: Source = written(tmp_path, b"One.")
+    assert source.name == str(tmp_path / "stories.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        ("One.\nTwo.\n\nThree.", ["One.\nTwo.", "Three."]),
+        ("\n\n One. \n \t \n\n\nTwo.\n\n", ["One.", "Two."]),
+        ("One.\r\nStill one.\r\n\r\nTwo.\r\rThree.", ["One.\nStill one.", "Two.", "Three."]),
+        ("One.\u2028Still one.\n\u3000\nTwo.", ["One.\u2028Still one.", "Two."]),
+        (f"One.\n\nStill one.{MARKER}Two.", ["One.\n\nStill one.", "Two."]),
+        (f"{MARKER}{MARKER}\r\nOne.\r\n{MARKER} \n{MARKER}", ["One."]),
+        (f"One. <|endoftext{MARKER}|> Two <|end", ["One. <|endoftext", "|> Two <|end"]),
+        (f"\ufeffOne.{MARKER}\ufeffTwo.", ["One.", "\ufeffTwo."]),
+        ("\ufeff\nOne.", ["One."]),
+        ("One.", ["One."]),
+    ],
+)
+def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, documents: list[str]) -> None:
+    source = written(tmp_path, content.encode())
+    assert whole_file_documents(content.encode()) == documents
+    for chunk_bytes in (1, 2, 3, 5, 13, 1 << 20):
+        monkeypatch.setattr(text_file, "CHUNK_BYTES", chunk_bytes)
+        assert list(source.documents()) == documents, chunk_bytes
+
+
+PARTS = ["a", "Bär", "🐻", " ", "\t", "\n", "\n\n", "\r\n", "\r", "\r\r\n", "\u3000", "\u0085", "<|", "|>", "\ufeff"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_files_with_every_chunk_border(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    choose = random.Random(seed)
+    parts = [*PARTS, MARKER, MARKER[:-1]] if seed % 2 else PARTS
+    text = "".join(choose.choices(parts, k=60)) + "The end."
+    content = text.encode()
+    source = written(tmp_path, content)
+    for chunk_bytes in range(1, 40):
+        monkeypatch.setattr(text_file, "CHUNK_BYTES", chunk_bytes)
+        assert list(source.documents()) == whole_file_documents(content), chunk_bytes
+
+
+def test_marker_late_in_the_file_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", 64)
+    source = written(tmp_path, b"One.\n\nStill one.\n" * 100 + MARKER.encode() + b"Two.")
+    assert len(list(source.documents())) == 2
+
+
+def test_the_file_is_never_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", 64)
+    # The bad byte at the end is not reached by someone who takes only the first document.
+    source = written(tmp_path, b"One." + MARKER.encode() + b"x" * 1000 + b"\xff")
+    assert next(source.documents()) == "One."
+    assert "position 1017" in refused(source)
+
+
+def test_long_document_in_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Would take minutes if each chunk copied or searched what was read before it.
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", 64)
+    for end in ("\n\n", MARKER):
+        document = "word " * 800_000 + "."
+        source = written(tmp_path, f"{document}{end}Two.".encode())
+        assert list(source.documents()) == [document, "Two."]
+
+
+# --- fingerprint ---
+
+
+def test_fingerprint_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path, b"One.\n\nTwo.")
+    first = source.fingerprint
+    assert re.fullmatch(r"[0-9a-f]{64}", first)
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", 3)
+    assert source.fingerprint == first
+    assert TextFileSource(source.path.rename(tmp_path / "moved.txt")).fingerprint == first
+    assert written(tmp_path, b"One.\n\nTwo!").fingerprint != first
+    monkeypatch.setattr(text_file, "FORMAT", b"another format\n")
+    assert TextFileSource(tmp_path / "moved.txt").fingerprint != first
+
+
+# --- errors ---
+
+
+def test_missing_file_names_a_near_one(tmp_path: Path) -> None:
+    (tmp_path / "stories.txt").write_text("One.")
+    source = TextFileSource(tmp_path / "storeis.txt")
+    assert f"did you mean {tmp_path / 'stories.txt'}?" in refused(source)
+    with pytest.raises(DataError, match="did you mean"):
+        _ = source.fingerprint
+
+
+def test_missing_file_with_nothing_near(tmp_path: Path) -> None:
+    (tmp_path / "stories.txt").mkdir()
+    message = refused(TextFileSource(tmp_path / "storeis.txt"))
+    assert message.startswith(f"{tmp_path / 'storeis.txt'} does not exist; check the path")
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert f"nor does its folder {tmp_path / 'absent'}" in refused(TextFileSource(tmp_path / "absent" / "a.txt"))
+
+
+def test_path_through_a_file(tmp_path: Path) -> None:
+    source = written(tmp_path, b"One.")
+    assert "does not exist" in refused(TextFileSource(source.path / "a.txt"))
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert "is a folder" in refused(TextFileSource(tmp_path))
+
+
+def test_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refused(TextFileSource(tmp_path / "pipe"))
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    assert "stories.txt is empty" in refused(written(tmp_path, b""))
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf", b" \r\n\t\n", f"{MARKER}\n{MARKER}".encode()])
+def test_file_without_a_document(tmp_path: Path, content: bytes) -> None:
+    assert "has no document" in refused(written(tmp_path, content))
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By a stand-in, since for root every file is readable.
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    source = written(tmp_path, b"One.")
+    monkeypatch.setattr(Path, "open", denied)
+    assert "permission denied" in refused(source)
+
+
+def test_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: object, **kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    source = written(tmp_path, b"One.")
+    monkeypatch.setattr(Path, "open", failing)
+    assert "cannot be read: Input/output error" in refused(source)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 4, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "position", "value", "line"),
+    [
+        (b"caf\xe9 one", 3, "e9", 1),
+        (b"One.\nTwo.\nB\xc3\xa4r \xff", 15, "ff", 3),
+        (b"One.\r\nTwo.\rThree.\n\r\n\x80", 20, "80", 5),
+        (b"One.\n\r\xff", 6, "ff", 3),
+        ("\ufeffOne.\n".encode() + b"\xc3(", 8, "c3", 2),
+        (b"One.\n\n\xf0\x9f\x90", 6, "f0", 3),
+        ("🐻\n\n".encode() + b"\xf0\x9f\x90x", 6, "f0", 3),
+        (b"\xed\xa0\x80", 0, "ed", 1),
+    ],
+)
+def test_bytes_that_are_not_utf8(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk_bytes: int,
+    content: bytes,
+    position: int,
+    value: str,
+    line: int,
+) -> None:
+    with pytest.raises(UnicodeDecodeError) as expected:
+        content.decode()
+    assert expected.value.start == position
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", chunk_bytes)
+    message = refused(written(tmp_path, content))
+    assert f"byte 0x{value} at position {position} (line {line})" in message
+    assert "iconv -f windows-1252 -t utf-8" in message
+
+
+def test_utf16_is_recognised(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, "One.".encode("utf-16")))
+    assert "position 0 (line 1)" in message
+    assert "iconv -f utf-16 -t utf-8" in message
+
+
+# --- real stories ---
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tinystories_train.txt", "tinystories_val.txt", "tinystories_messy.txt", "grimm.txt", "bryant-stories.txt"],
+)
+@pytest.mark.parametrize("chunk_bytes", [4099, 1 << 20])
+def test_shared_stories(monkeypatch: pytest.MonkeyPatch, name: str, chunk_bytes: int) -> None:
+    path = SHARED / "data" / name
+    if not path.exists():
+        pytest.skip(f"{path} is absent; set STORYTELLER_SHARED to the folder that has data/")
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", chunk_bytes)
+    documents = list(TextFileSource(path).documents())
+    assert documents == whole_file_documents(path.read_bytes())
+    if name == "tinystories_train.txt":
+        assert len(documents) == 3642
