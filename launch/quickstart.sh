@@ -3,7 +3,9 @@
 #   OUT   run folder    BIN   bin folder of the environment    PORT   a free port
 set -eu
 
-if "$BIN/python" -c 'import deepspeed' >/dev/null 2>&1; then
+if "$BIN/python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("deepspeed") is None)'; then
+    # DeepSpeed warns on a machine without a GPU unless it is told that this is meant.
+    "$BIN/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || export DS_ACCELERATOR=cpu
     "$BIN/deepspeed" --quiet --num_accelerators 2 --master_port "$PORT" \
         launch/train.py --ds_config ds_configs/zero2.json --output_dir "$OUT"
 else

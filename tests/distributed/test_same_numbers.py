@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.testing.distributed import run_command, train_command
-from storyteller_ds.testing.runs import relative_difference, read_metrics, read_state
+from storyteller_ds.testing.runs import read_metrics, read_state, relative_difference
 
 STEPS = 20
 TOLERANCE = 1e-5

@@ -1,0 +1,102 @@
+"""rms_norm against a row-by-row loop in fp64."""
+
+import pytest
+import torch
+from storyteller_kernels import rms_norm
+from torch import Tensor
+
+from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+
+EPS = 1e-5
+
+
+def reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Each row by the formula, in fp64."""
+    rows = []
+    for row_D in x.double().reshape(-1, x.shape[-1]):
+        mean_square = sum(value * value for value in row_D) / x.shape[-1]
+        rows.append(row_D / (mean_square + eps).sqrt() * weight_D.double())
+    return torch.stack(rows).view(x.shape)
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and a cotangent, the first two with gradients."""
+    torch.manual_seed(sum(shape))
+    x = torch.randn(shape).mul(3).to(dtype).requires_grad_()
+    return x, torch.randn(shape[-1], requires_grad=True), torch.randn(shape).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (2, 3, 17), (13, 129), (1, 1, 64)])
+def test_forward_and_gradients(shape):
+    x, weight_D, cotangent = inputs(shape)
+    out = rms_norm(x, weight_D, EPS)
+    expected = reference(x, weight_D, EPS)
+    assert_within(out, expected, SIMPLE)
+    actual_grads = torch.autograd.grad(out, (x, weight_D), cotangent)
+    expected_grads = torch.autograd.grad(expected, (x, weight_D), cotangent.double())
+    # A row of one entry has the gradient eps / (x^2 + eps)^1.5, what is left when 1 cancels: scale by the terms.
+    scale = (weight_D.detach() / x.detach()).abs().max() if shape == (1, 1) else 0.0
+    difference = (actual_grads[0] - expected_grads[0]).abs().max()
+    assert difference <= SIMPLE * max(expected_grads[0].abs().max(), scale)
+    assert_within(actual_grads[1], expected_grads[1], SIMPLE)
+
+
+def test_strides_do_not_matter():
+    x_TD, weight_D, cotangent_TD = inputs((6, 10))
+    turned_TD = x_TD.detach().t().contiguous().t().requires_grad_()
+    assert not turned_TD.is_contiguous()
+    out_TD = rms_norm(turned_TD, weight_D, EPS)
+    assert_within(out_TD, reference(x_TD, weight_D, EPS), SIMPLE)
+    # A cotangent that is a broadcast scalar, as sum() makes it, and one that is transposed.
+    for grad_TD in (torch.ones(()).expand(6, 10), cotangent_TD.t().contiguous().t()):
+        (actual,) = torch.autograd.grad(out_TD, turned_TD, grad_TD, retain_graph=True)
+        (expected,) = torch.autograd.grad(reference(x_TD, weight_D, EPS), x_TD, grad_TD.double())
+        assert_within(actual, expected, SIMPLE)
+
+
+def test_bf16_rounds_only_at_the_end():
+    x_TD, weight_D, cotangent_TD = inputs((9, 33), torch.bfloat16)
+    out_TD = rms_norm(x_TD, weight_D, EPS)
+    expected_TD = reference(x_TD, weight_D, EPS)
+    assert out_TD.dtype == torch.bfloat16
+    # Entry by entry: normalising, rounding the gain and their product are three roundings of 2^-9 each.
+    assert ((out_TD.double() - expected_TD).abs() <= BF16 * expected_TD.abs()).all()
+    out_TD.backward(cotangent_TD)
+    expected_x, expected_w = torch.autograd.grad(expected_TD, (x_TD, weight_D), cotangent_TD.double())
+    assert (x_TD.grad.dtype, weight_D.grad.dtype) == (torch.bfloat16, torch.float32)
+    assert_within(x_TD.grad, expected_x, BF16)
+    assert_within(weight_D.grad, expected_w, BF16)
+
+
+def test_bf16_statistics_are_fp32():
+    # 256 squares of 1 add up to 256 in bf16 and stay there; 1000 of them would give a mean of 0.256.
+    x_TD = torch.ones(1, 1000, dtype=torch.bfloat16)
+    assert torch.equal(rms_norm(x_TD, torch.ones(1000), EPS), x_TD)
+
+
+def test_eps_is_inside_the_root():
+    x_TD, weight_D, _ = inputs((4, 8))
+    small_TD = x_TD.detach() * 1e-3
+    out_TD = rms_norm(small_TD, weight_D, EPS)
+    assert_within(out_TD, reference(small_TD, weight_D, EPS), SIMPLE)
+    outside_TD = small_TD / (small_TD.square().mean(-1, keepdim=True).sqrt() + EPS) * weight_D
+    with pytest.raises(AssertionError, match="difference"):
+        assert_within(out_TD, outside_TD, SIMPLE)
+
+
+def test_a_zero_row_gives_zero_and_a_finite_gradient():
+    x_TD = torch.zeros(2, 5, requires_grad=True)
+    out_TD = rms_norm(x_TD, torch.ones(5), EPS)
+    assert torch.equal(out_TD, torch.zeros(2, 5))
+    out_TD.sum().backward()
+    assert_within(x_TD.grad, torch.full((2, 5), EPS**-0.5), SIMPLE)
+
+
+def test_twice_is_the_same_bits():
+    x_TD, weight_D, cotangent_TD = inputs((31, 65))
+    runs = []
+    for _ in range(2):
+        out_TD = rms_norm(x_TD, weight_D, EPS)
+        runs.append((out_TD, *torch.autograd.grad(out_TD, (x_TD, weight_D), cotangent_TD)))
+    for first, second in zip(*runs, strict=True):
+        assert_within(first, second, EXACT)
