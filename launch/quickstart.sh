@@ -4,9 +4,15 @@
 set -eu
 
 if "$BIN/python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("deepspeed") is None)'; then
-    # DeepSpeed warns on a machine without a GPU unless it is told that this is meant.
-    "$BIN/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || export DS_ACCELERATOR=cpu
-    "$BIN/deepspeed" --quiet --num_accelerators 2 --master_port "$PORT" \
+    gpus=$("$BIN/python" -c 'import torch; print(torch.cuda.device_count())')
+    if [ "$gpus" -eq 0 ]; then
+        # DeepSpeed warns on a machine without a GPU unless it is told that this is meant.
+        export DS_ACCELERATOR=cpu
+        ranks=2
+    else
+        ranks=$gpus
+    fi
+    "$BIN/deepspeed" --quiet --num_accelerators "$ranks" --master_port "$PORT" \
         launch/train.py --ds_config ds_configs/zero2.json --output_dir "$OUT"
 else
     echo "deepspeed is not installed: training the same model on one device" >&2
