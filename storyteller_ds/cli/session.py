@@ -89,9 +89,9 @@ class Session:
         self._farewell()
 
     def _corpus(self) -> Corpus:
-        self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))
+        key = self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))
         mine: list[Corpus] = []
-        self.world.together(lambda: mine.append(open_corpus(self.run)))
+        self.world.together(lambda: mine.append(open_corpus(self.run, key)))
         return mine[0]
 
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:

@@ -35,22 +35,18 @@ class Corpus:
     """sha256 of what was read and how; the same fingerprint means the same tokens."""
 
 
-def corpus_folder(run: RunConfig) -> Path:
-    """Where the prepared corpus of this config lies, whether it exists or not.
-
-    Raises:
-        DataError: a source is missing or cannot be read.
-    """
-    sources = choose_sources(run.data)
+def _key(run: RunConfig, sources: Sources) -> str:
+    """Name of the cache folder: whatever would change the tokens changes it. Reads the sources once."""
     tokenizer = run.tokenizer
     given = load_tokenizer(tokenizer.path).fingerprint if tokenizer.path else f"{tokenizer.kind}/{tokenizer.vocab_size}"
     parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, given)
-    key = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
-    return _cache(run) / key[:24]
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]
 
 
-def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> None:
+def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> str:
     """Make tokenizer and token shards unless the cache has them; one process per machine calls this.
+
+    Returns the key that open_corpus takes.
 
     Args:
         run: its data and tokenizer sections count.
@@ -59,10 +55,11 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> None:
     Raises:
         DataError: the text or the tokenizer cannot be used. Nothing is left behind then.
     """
-    folder = corpus_folder(run)
-    if (folder / _INDEX).exists():
-        return
     sources = choose_sources(run.data)
+    key = _key(run, sources)
+    folder = _cache(run) / key
+    if (folder / _INDEX).exists():
+        return key
     # Beside it and renamed at the end, so that another process, or the next run, never sees a half.
     work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     try:
@@ -80,15 +77,16 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> None:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    return key
 
 
-def open_corpus(run: RunConfig) -> Corpus:
-    """The corpus that prepare_corpus has made, all shards checked.
+def open_corpus(run: RunConfig, key: str) -> Corpus:
+    """The corpus that prepare_corpus has made and named `key`, all shards checked.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
-    folder = corpus_folder(run)
+    folder = _cache(run) / key
     index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
     train, validation = (
         TokenStream([open_shard(folder / name, run.tokenizer.vocab_size) for name in index[split]["shards"]])

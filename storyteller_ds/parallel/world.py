@@ -128,9 +128,10 @@ class World:
         result: T = self.together(action if self.is_main else lambda: None)[0]  # type: ignore[assignment]  # rank 0's
         return result
 
-    def on_each_machine(self, action: Callable[[], None]) -> None:
-        """Run `action` on one rank of every machine; an error on any of them is raised on all ranks."""
-        self.together(action if self.local_rank == 0 else lambda: None)
+    def on_each_machine(self, action: Callable[[], T]) -> T:
+        """Run `action` on one rank of every machine; rank 0's result, or an error of any, goes to all ranks."""
+        result: T = self.together(action if self.local_rank == 0 else lambda: None)[0]  # type: ignore[assignment]  # rank 0's
+        return result
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over all ranks, in place; returns its argument."""

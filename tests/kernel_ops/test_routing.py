@@ -31,7 +31,7 @@ def reference(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | No
             logit_E = logit_E + noise_TE[t].double()
         z = logit_E.exp().sum()
         prob_E = logit_E.exp() / z
-        best = sorted(range(len(prob_E)), key=lambda e: (-float(prob_E[e]), e))[:top_k]  # noqa: B023  # used at once
+        best = [e for _, e in sorted((-prob, e) for e, prob in enumerate(prob_E.tolist()))[:top_k]]
         kept_K = torch.stack([prob_E[e] for e in best])
         weights.append(kept_K / kept_K.sum())
         experts.append(torch.tensor(best))

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from storyteller_ds.errors import DataError
@@ -32,7 +33,7 @@ class TextFileSource:
         """The path as it was given."""
         return str(self.path)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 of the content, wherever the file lies; reads the whole file each time.
 

@@ -144,7 +144,7 @@ def test_file_and_json_that_agree_are_fine_and_auto_never_disagrees(tmp_path):
     [
         ("optmizer.lr=1", "did you mean 'optimizer'"),
         ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
-        ("optimizer.zzz=1", "valid: optimizer.beta1, optimizer.beta2"),
+        ("zzz=1", "valid: checkpoint, data, model"),
         ("model.num_experts=4", "did you mean 'moe.num_experts'"),
         ("train.lr=1", "did you mean 'optimizer.lr'"),
         ("num_experts=4", "did you mean 'moe.num_experts'"),

@@ -30,7 +30,6 @@ def test_builtin_has_a_validation_split_of_its_own(stories, validation):
     [
         ("builtin", BuiltinSource),
         ("roneneldan/TinyStories", HuggingFaceSource),
-        ("wikitext", HuggingFaceSource),
         ("missing.txt", TextFileSource),
         ("missing.md", TextFileSource),
         ("./missing", TextFileSource),
@@ -63,7 +62,8 @@ def test_a_validation_of_its_own_leaves_the_training_text_whole(text):
 
 
 def test_the_documents_of_the_hub_are_limited_in_training_only():
-    train, held_out = choose_sources(DataConfig(source="a/b", max_documents=5, text_field="story", streaming=True))
+    data = DataConfig(source="a/b", revision="0" * 40, max_documents=5, text_field="story", streaming=True)
+    train, held_out = choose_sources(data)
     assert isinstance(train, HuggingFaceSource)
     assert isinstance(held_out, HuggingFaceSource)
     assert (train.max_documents, held_out.max_documents) == (5, None)

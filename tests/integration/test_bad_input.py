@@ -1,0 +1,201 @@
+"""Whatever a user gets wrong: exit code 2, one line on stderr, and nothing left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.cli.main import run_command, storyteller
+from storyteller_ds.train.run_folder import RunFolder
+
+REPOSITORY = Path(__file__).parents[2]
+ZERO2 = REPOSITORY / "ds_configs" / "zero2.json"
+TINY = [
+    "model.hidden_size=16",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.intermediate_size=16",
+    "data.sequence_length=8",
+    "data.validation_fraction=0.3",
+    "tokenizer.kind=char",
+    "tokenizer.vocab_size=64",
+    "train.global_batch_size=2",
+    "train.max_steps=1",
+    "tracking.wandb=disabled",
+    "parallel.device=cpu",
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with every cache below it, and one good text."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "cache"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "good.txt").write_text("\n\n".join(f"There was a dog called Rex {i}." for i in range(30)))
+    return work
+
+
+@pytest.fixture
+def refused(home, monkeypatch, capsys):
+    """Run the command in this process; the one line that it says."""
+
+    def run(*args: str) -> str:
+        before = everything(home)
+        monkeypatch.setattr(sys, "argv", ["storyteller", *args])
+        with pytest.raises(SystemExit) as stop:
+            run_command(storyteller)
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2, err
+        assert everything(home) == before, "something was left behind"
+        assert out == ""
+        return only_line(err)
+
+    return run
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def only_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if not line.startswith(("training a ", "tokenizing "))]  # progress
+    assert len(lines) == 1, err
+    assert lines[0].startswith("storyteller: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def train(*more: str) -> list[str]:
+    return ["train", *TINY, *more]
+
+
+def write(home: Path, name: str, content: bytes) -> str:
+    path = home.parent / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_the_good_text_would_train(home, monkeypatch, capsys):
+    # Control for everything below: what is refused there is refused for what is wrong with it.
+    monkeypatch.setattr(
+        sys, "argv", ["storyteller", *train(f"data.source={home.parent / 'good.txt'}", "--output_dir=o")]
+    )
+    with pytest.raises(SystemExit) as stop:
+        run_command(storyteller)
+    assert stop.value.code == 0
+    assert (home / "o" / "metrics.jsonl").exists()
+    capsys.readouterr()
+
+
+def test_bad_text(home, refused):
+    assert "does not exist" in refused(*train("data.source=missing.txt"))
+    assert "did you mean" in refused(*train(f"data.source={home.parent / 'goood.txt'}"))
+    assert "is empty" in refused(*train(f"data.source={write(home, 'empty.txt', b'')}"))
+    assert "no document" in refused(*train(f"data.source={write(home, 'blank.txt', b' ' * 9)}"))
+    latin = write(home, "latin.txt", "A dog.\n\nA café there.".encode("latin-1"))
+    assert "is not UTF-8: byte 0xe9 at position 13 (line 3)" in refused(*train(f"data.source={latin}"))
+
+
+def test_a_corpus_smaller_than_a_batch(home, refused):
+    line = refused(*train(f"data.source={home.parent / 'good.txt'}", "train.global_batch_size=5000"))
+    assert "one batch takes 5000" in line
+    assert "lower train.global_batch_size" in line
+
+
+def test_bad_configs(home, refused):
+    assert "did you mean 'quickstart'" in refused("train", "--config", "quikstart")
+    assert "does not exist" in refused("train", "--config", "none.yaml")
+    assert "did you mean 'train.max_steps'" in refused("train", "train.max_step=3")
+    assert "did you mean 'train.max_steps'" in refused("config", "show", "model.max_steps=3")
+    assert "not of the form section.field=value" in refused("train", "train.max_steps", "3")
+    assert "train.max_steps='x'" in refused("train", "train.max_steps=x")
+    assert "the command line, train.max_steps" in refused("train", "train.max_steps=[1")
+    assert "must divide moe.num_experts=8" in refused(*train("--ds_config", str(ZERO2), "parallel.ep_size=3"))
+    assert "does not exist" in refused(*train("--ds_config", "none.json"))
+    scheduler = write(home, "ds.json", json.dumps({"scheduler": {}}).encode())
+    assert "set schedule.kind" in refused(*train("--ds_config", scheduler))
+
+
+def test_bad_flags(refused):
+    assert "No such option" in refused("train", "--no_such_flag")
+    assert "No such command" in refused("trane")
+    assert "Missing option '--checkpoint'" in refused("generate", "--prompt", "x")
+
+
+def test_bad_generation(home, refused):
+    (home / "empty").mkdir()
+    base = ("generate", "--prompt", "Once")
+    assert "there is no such folder" in refused(*base, "--checkpoint", "nowhere")
+    assert "no valid checkpoint" in refused(*base, "--checkpoint", "empty")
+    assert "--temperature=-1.0" in refused(*base, "--checkpoint", "empty", "--temperature", "-1")
+    assert "--temperature=nan" in refused(*base, "--checkpoint", "empty", "--temperature", "nan")
+    assert "--temperature=inf" in refused(*base, "--checkpoint", "empty", "--temperature", "inf")
+    assert "not a valid float" in refused(*base, "--checkpoint", "empty", "--temperature", "warm")
+    assert "--top_p=2.0" in refused(*base, "--checkpoint", "empty", "--top-p", "2")
+    assert "--max_new_tokens=0" in refused(*base, "--checkpoint", "empty", "--max_new_tokens", "0")
+    assert "give one of --prompt" in refused("generate", "--checkpoint", "empty")
+    assert "only: cpu" in refused(*base, "--checkpoint", "empty", "--device", "mps") or sys.platform == "darwin"
+
+
+def test_an_unknown_device_is_refused(home, refused):
+    (home / "empty").mkdir()
+    line = refused("generate", "--prompt", "x", "--checkpoint", "empty", "--device", "gpu")
+    assert "cpu" in line
+
+
+def test_resuming_from_nowhere_leaves_no_folder(home, refused):
+    line = refused(*train(f"data.source={home.parent / 'good.txt'}", "--output_dir", "new", "--resume", "nowhere"))
+    assert "no checkpoint at nowhere" in line
+
+
+def test_a_second_run_in_the_same_folder(home, refused):
+    folder = RunFolder(home / "taken")
+    line = refused(*train(f"data.source={home.parent / 'good.txt'}", "--output_dir", "taken"))
+    assert "another run is writing to taken" in line
+    del folder
+
+
+def test_an_output_folder_that_cannot_be(home, refused):
+    (home / "file").write_text("")
+    line = refused(*train(f"data.source={home.parent / 'good.txt'}", "--output_dir", "file/run"))
+    assert "choose another --output_dir" in line
+
+
+def test_a_contradicting_environment(monkeypatch, refused):
+    monkeypatch.setenv("RANK", "3")
+    assert "rank 3 of 1" in refused(*train())
+    monkeypatch.setenv("RANK", "zero")
+    assert "RANK=zero is not a number" in refused(*train())
+
+
+@pytest.mark.parametrize("argument", ["data.source=/no\nsuch.txt", "a\nb=1", "--config=a\nb", "--a\nb"])
+def test_a_line_break_in_an_argument_is_still_one_line(refused, argument):
+    refused(*train(argument))
+
+
+def test_the_installed_command_says_the_same(home):
+    command = [str(Path(sys.executable).parent / "storyteller"), "train", "train.max_step=3"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=home, env=dict(os.environ), check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean 'train.max_steps'" in only_line(done.stderr)
+    assert everything(home) == []
+
+
+def test_the_launch_script_says_the_same(home):
+    command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), "--ds_config", str(ZERO2), "parallel.ep_size=3"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=home, env=dict(os.environ), check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "parallel.ep_size=3 must divide" in only_line(done.stderr)
+    assert everything(home) == []

@@ -1,0 +1,205 @@
+"""A checkpoint is valid as a whole or does not exist."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from storyteller_ds.checkpoint import write as writing
+from storyteller_ds.checkpoint.format import open_checkpoint, step_folders
+from storyteller_ds.checkpoint.resume import find_checkpoint, newest_valid
+from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.errors import CheckpointError
+from storyteller_ds.parallel.single import SingleEngine
+from storyteller_ds.parallel.world import World
+
+WEIGHTS, OPTIMIZER, RNG = (f"{part}-00000-of-00001.safetensors" for part in ("weights", "optimizer", "rng"))
+FILES = [WEIGHTS, OPTIMIZER, RNG, "trainer.json", "config.json", "tokenizer.json"]
+RUN = RunConfig.model_validate(
+    {
+        "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8},
+        "moe": {"num_experts": 2, "top_k": 1},
+        "data": {"sequence_length": 8},
+        "tokenizer": {"vocab_size": 8},
+        "parallel": {"device": "cpu"},
+    }
+)
+CONTENTS = Contents({"state": {"step": 1}}, {"run": RUN.model_dump(mode="json")}, "{}", "corpus", {"world_size": 1})
+
+
+def engine() -> SingleEngine:
+    return SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    for step in (1, 20):
+        write_checkpoint(engine(), folder, step, CONTENTS)
+    return folder
+
+
+@pytest.fixture
+def steps(original: Path, tmp_path: Path) -> Path:
+    """Steps 1 and 20, to be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "checkpoints"))
+
+
+def found(steps: Path) -> tuple[str | None, list[str]]:
+    said: list[str] = []
+    checkpoint = newest_valid(steps, said.append)
+    return (checkpoint.folder.name if checkpoint else None), said
+
+
+def test_the_folder_holds_what_the_format_says(steps):
+    folder = steps / "step_00000020"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "manifest.json"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == sorted(FILES)
+    assert (manifest["step"], manifest["dataset_fingerprint"]) == (20, "corpus")
+    names = [name for name, _ in engine().decoder.named_parameters()]
+    assert "blocks.0.ffn.experts.gate_up_proj" in names
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        assert sorted(file.keys()) == sorted(names)
+        assert all(file.get_tensor(name).dtype == torch.float32 for name in names)
+    with safe_open(folder / OPTIMIZER, framework="pt") as file:
+        assert sorted(file.keys()) == sorted(f"{kind}/{name}" for kind in ("exp_avg", "exp_avg_sq") for name in names)
+
+
+def test_the_newest_valid_step_is_found(steps):
+    assert found(steps) == ("step_00000020", [])
+    (steps / "step_00000300.tmp").mkdir()
+    (steps / "step_x").mkdir()
+    (steps / "step_00000400").write_text("a file")
+    assert found(steps) == ("step_00000020", [])
+    assert [path.name for path in step_folders(steps)] == ["step_00000020", "step_00000001"]
+    assert found(steps / "nowhere") == (None, [])
+
+
+def flipped(path: Path, byte: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["first bit", "last bit", "truncated", "extended", "emptied", "missing", "folder"])
+def test_a_damaged_file_makes_the_step_invalid(steps, name, damage):
+    path = steps / "step_00000020" / name
+    content = path.read_bytes()
+    if damage in ("first bit", "last bit"):
+        flipped(path, 0 if damage == "first bit" else -1)
+    else:
+        path.unlink()
+        replacement = {"truncated": content[:-1], "extended": content + b"\0", "emptied": b""}.get(damage)
+        if replacement is not None:
+            path.write_bytes(replacement)
+        elif damage == "folder":
+            path.mkdir()
+    name_found, said = found(steps)
+    assert name_found == "step_00000001"
+    assert len(said) == 1
+    assert name in said[0]
+    assert "step_00000020" in said[0]
+    assert "\n" not in said[0]
+    with pytest.raises(CheckpointError, match=name):
+        find_checkpoint(steps / "step_00000020", print)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", '{"format": 1}', "\ufffd", '{"format": 1, "files": []}'])
+def test_without_a_whole_manifest_there_is_no_checkpoint(steps, text):
+    path = steps / "step_00000020" / "manifest.json"
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    name_found, said = found(steps)
+    assert name_found == "step_00000001"
+    assert len(said) == 1
+    assert "manifest.json" in said[0]
+
+
+def changed_manifest(steps: Path, **changes: object) -> Path:
+    folder = steps / "step_00000020"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.update(changes)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/file", "..", "."])
+def test_a_manifest_that_names_files_outside_is_refused(steps, name):
+    outside = steps / "outside"
+    outside.write_text("x")
+    files = json.loads((steps / "step_00000020" / "manifest.json").read_text())["files"]
+    changed_manifest(steps, files={**files, name: {"bytes": 1, "sha256": "0"}})
+    assert found(steps)[0] == "step_00000001"
+    with pytest.raises(CheckpointError):
+        find_checkpoint(steps / "step_00000020", print)
+
+
+def test_another_format_is_refused_by_its_number(steps):
+    folder = changed_manifest(steps, format=2)
+    with pytest.raises(CheckpointError, match="format 2; this version reads 1"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, RNG, "trainer.json", "config.json", "tokenizer.json"])
+def test_a_manifest_that_leaves_a_file_out_is_not_valid(steps, name):
+    files = json.loads((steps / "step_00000020" / "manifest.json").read_text())["files"]
+    changed_manifest(steps, files={k: v for k, v in files.items() if k != name})
+    (steps / "step_00000020" / name).unlink()
+    assert found(steps)[0] == "step_00000001"
+
+
+def test_a_flipped_bit_in_the_manifest_never_changes_what_it_means(steps):
+    folder = steps / "step_00000020"
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    meaning = open_checkpoint(folder).manifest
+    believed = []
+    for byte in range(len(whole)):
+        flipped(path, byte, bit=byte % 3)
+        try:
+            checkpoint = open_checkpoint(folder)
+            # sha256 and sizes are compared with the files; here only what nothing else confirms matters.
+            if checkpoint.manifest["files"] == meaning["files"] and checkpoint.manifest != meaning:
+                checkpoint.verify()
+                believed.append({k: v for k, v in checkpoint.manifest.items() if v != meaning.get(k)})
+        except CheckpointError:
+            pass
+        path.write_bytes(whole)
+    assert believed == []
+
+
+def test_a_step_folder_under_another_name_is_not_that_step(steps):
+    (steps / "step_00000020").rename(steps / "step_00000099")
+    checkpoint = newest_valid(steps, lambda line: None)
+    assert checkpoint is not None
+    assert checkpoint.folder.name == f"step_{checkpoint.step:08d}"
+
+
+def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_no_new_one(steps, monkeypatch):
+    for broken in ("save_file", "layout.flush_to_disk"):
+        with monkeypatch.context() as patch:
+
+            def full(*args):
+                raise OSError(28, "No space left on device")
+
+            owner = writing.layout if "." in broken else writing
+            patch.setattr(owner, broken.rpartition(".")[2], full)
+            with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"):
+                write_checkpoint(engine(), steps, 30, CONTENTS)
+        assert found(steps) == ("step_00000020", [])
+        assert not (steps / "step_00000030").exists()
+    write_checkpoint(engine(), steps, 30, CONTENTS)  # over the .tmp that was left
+    assert found(steps) == ("step_00000030", [])
+    assert not list(steps.glob("*.tmp"))
+
+
+def test_a_damaged_step_is_replaced_by_writing_it_again(steps):
+    flipped(steps / "step_00000020" / WEIGHTS, -1)
+    assert found(steps)[0] == "step_00000001"
+    write_checkpoint(engine(), steps, 20, CONTENTS)
+    assert found(steps) == ("step_00000020", [])

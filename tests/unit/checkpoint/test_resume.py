@@ -1,0 +1,216 @@
+"""Stopping and going on: the same numbers, bit for bit, as without the stop."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storyteller_ds.checkpoint import rng
+from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint
+from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.resume import check_same_run, find_checkpoint, restore
+from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import BatchShares, TrainBatches
+from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.errors import CheckpointError
+from storyteller_ds.parallel.single import SingleEngine
+from storyteller_ds.parallel.world import World
+from storyteller_ds.train.state import TrainState
+
+BATCH, LENGTH, VOCAB = 2, 8, 32
+CPU = torch.device("cpu")
+SETTINGS = {
+    "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 16, "dropout": 0.2},
+    "moe": {"num_experts": 4, "top_k": 2, "noisy_gating": True},
+    "data": {"sequence_length": LENGTH},
+    "tokenizer": {"vocab_size": VOCAB},
+    "train": {"global_batch_size": BATCH},
+    "precision": {"dtype": "fp32"},
+    "parallel": {"device": "cpu"},
+}
+
+
+def config(**changes: dict) -> RunConfig:
+    return RunConfig.model_validate({**SETTINGS, **{k: {**SETTINGS.get(k, {}), **v} for k, v in changes.items()}})
+
+
+def make_engine(seed: int = 0) -> SingleEngine:
+    return SingleEngine(config().model_copy(update={"seed": seed}), World(0, 0, 1, 1), CPU)
+
+
+def make_batches() -> TrainBatches:
+    ids = np.random.default_rng(0).integers(0, VOCAB, 50 * LENGTH)
+    return TrainBatches(TokenStream([ids]), "corpus", 0, LENGTH, BatchShares(0, 1, BATCH, 1))
+
+
+def advance(engine: SingleEngine, state: TrainState, steps: int) -> tuple[TrainState, list[tuple[float, float]]]:
+    results = []
+    for _ in range(steps):
+        result = engine.train_step(make_batches().step(state.samples), 1e-2)
+        results.append((result.loss, result.grad_norm))
+        state = state.after_step(BATCH, BATCH * LENGTH)
+    return state, results
+
+
+def snapshot(engine: SingleEngine) -> dict[tuple[str, str], torch.Tensor]:
+    return {(kind, name): tensor.clone() for kind, name, tensor in engine.named_state()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def contents(state: TrainState, run: RunConfig) -> Contents:
+    return Contents(
+        trainer={"state": dataclasses.asdict(state)},
+        config={"run": run.model_dump(mode="json")},
+        tokenizer_json="{}",
+        dataset_fingerprint="corpus",
+        topology={"world_size": 1, "ep_size": 1},
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    """Three steps, a checkpoint, and four more without a stop."""
+    rng.seed_rng(0, 0, 0)
+    engine = make_engine()
+    state, _ = advance(engine, TrainState(), 3)
+    state = state.after_eval(2.5)
+    checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path / "checkpoints", 3, contents(state, engine.run)))
+    at_save = snapshot(engine)
+    _, results = advance(engine, state, 4)
+    torch.manual_seed(12345)  # what comes later must not profit from where the stream stands
+    return checkpoint, at_save, results, snapshot(engine)
+
+
+def test_a_restored_run_is_the_uninterrupted_one_bit_for_bit(saved):
+    checkpoint, at_save, results, at_end = saved
+    engine = make_engine(seed=9)  # other weights, which must all be replaced
+    assert not same(snapshot(engine), at_save)
+    state = restore(engine, checkpoint, 0)
+    assert state == TrainState(3, 3 * BATCH, 3 * BATCH * LENGTH, 2.5, 0)
+    assert same(snapshot(engine), at_save)
+    assert advance(engine, state, 4)[1] == results
+    assert same(snapshot(engine), at_end)
+
+
+@pytest.mark.parametrize("left_out", ["moments", "step count", "random streams", "cursor", "weights"])
+def test_leaving_out_any_part_would_be_noticed(saved, left_out):
+    checkpoint, _, results, at_end = saved
+    engine = make_engine()
+    state = restore(engine, checkpoint, 0)
+    kinds = {"moments": ("exp_avg", "exp_avg_sq"), "weights": ("weight",)}.get(left_out, ())
+    now = snapshot(engine)
+    engine.load_named_state(
+        lambda kind, name: now[kind, name] * 0.5 if kind in kinds else now[kind, name],
+        1 if left_out == "step count" else state.step,
+    )
+    if left_out == "random streams":
+        torch.manual_seed(1)
+    if left_out == "cursor":
+        state = dataclasses.replace(state, samples=0)
+    _, after = advance(engine, state, 4)
+    assert after != results
+    assert not same(snapshot(engine), at_end)
+
+
+def test_another_number_of_ranks_starts_new_streams_and_keeps_the_rest(saved):
+    checkpoint, at_save, _, _ = saved
+    by_two = Checkpoint(checkpoint.folder, {**checkpoint.manifest, "topology": {"world_size": 2}})
+    engine = make_engine()
+    state = restore(engine, by_two, 0)
+    assert same(snapshot(engine), at_save)
+    first = advance(engine, state, 2)[1]
+    restore(engine, by_two, 0)
+    assert advance(engine, state, 2)[1] == first  # new, but the same every time
+    restore(engine, by_two, 1)
+    assert advance(engine, state, 2)[1] != first
+
+
+def test_random_streams_differ_by_seed_step_and_rank():
+    def drawn(*place: int) -> float:
+        rng.seed_rng(*place)
+        return torch.rand(()).item()
+
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert len({drawn(*place) for place in places}) == 4
+    assert drawn(0, 0, 0) == drawn(0, 0, 0)
+    rng.seed_rng(2**63 - 1, 0, 0)
+    state = rng.rng_state(CPU)
+    first = torch.rand(5)
+    rng.set_rng_state(CPU, state)
+    assert torch.equal(torch.rand(5), first)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "hidden_size", 32),
+        ("model", "num_layers", 3),
+        ("model", "num_kv_heads", 1),
+        ("model", "activation", "gelu"),
+        ("model", "rope_theta", 5000.0),
+        ("moe", "num_experts", 8),
+        ("moe", "top_k", 1),
+        ("moe", "noisy_gating", False),
+        ("tokenizer", "vocab_size", 64),
+    ],
+)
+def test_another_model_is_refused_with_both_values(saved, section, field, value):
+    checkpoint = saved[0]
+    check_same_run(checkpoint, config(), "corpus")
+    before = getattr(getattr(config(), section), field)
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(checkpoint, config(**{section: {field: value}}), "corpus")
+    message = str(caught.value)
+    assert f"{section}.{field} was {before}, now {value}" in message
+    assert "--resume never" in message
+    assert "\n" not in message
+
+
+def test_all_differences_are_named_at_once_and_another_corpus_is_one(saved):
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(saved[0], config(moe={"top_k": 1}, model={"bias": True}), "other corpus")
+    assert all(part in str(caught.value) for part in ("moe.top_k", "model.bias", "the corpus or its tokenizer"))
+
+
+def test_what_only_changes_the_training_is_free(saved):
+    free = {"model": {"dropout": 0.0, "init_std": 0.5}, "optimizer": {"lr": 0.5}, "train": {"max_steps": 5}}
+    check_same_run(saved[0], config(**free), "corpus")
+
+
+def test_another_length_is_refused_where_positions_are_learned(tmp_path):
+    # context_length is null in both, and means data.sequence_length: the table of positions has another shape.
+    run = config(model={"position": "learned"})
+    engine = SingleEngine(run, World(0, 0, 1, 1), CPU)
+    checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path, 1, contents(TrainState(step=1), run)))
+    longer = config(model={"position": "learned"}, data={"sequence_length": 2 * LENGTH})
+    with pytest.raises(CheckpointError, match=f"was {LENGTH}, now {2 * LENGTH}"):
+        check_same_run(checkpoint, longer, "corpus")
+
+
+def test_the_hook_saves_on_time_and_at_the_end(tmp_path):
+    engine, said = make_engine(), []
+    hook = CheckpointHook(
+        engine, tmp_path, 2, lambda trainer: contents(TrainState(**trainer["state"]), engine.run), said.append
+    )
+    for step in range(1, 6):
+        hook.on_step_end(TrainState(step=step), last=step == 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000004", "step_00000005"]
+    assert said == [f"saved {tmp_path / name}" for name in ("step_00000002", "step_00000004", "step_00000005")]
+
+
+def test_a_path_may_be_a_run_a_folder_of_steps_or_a_step(saved):
+    folder = saved[0].folder
+    for path in (folder, folder.parent, folder.parent.parent):
+        assert find_checkpoint(path, print).folder == folder
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        find_checkpoint(folder.parent / "nowhere", print)
+    (folder / "manifest.json").unlink()
+    for path in (folder, folder.parent, folder.parent.parent):
+        with pytest.raises(CheckpointError, match="no valid checkpoint"):
+            find_checkpoint(path, lambda line: None)

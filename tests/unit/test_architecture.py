@@ -1,0 +1,131 @@
+"""What may be imported from where, and what must not be needed at all."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "storyteller_ds"
+# Each may import those before it. `errors` is everybody's; `testing` is only the tests'.
+LAYERS = ["config", "data", "model", "parallel", "train", "checkpoint", "inference", "cli"]
+WITHOUT_DEEPSPEED = ["parallel/single.py", "inference", "interchange"]
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, at the top or inside of functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def run_python(code: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False
+    )
+
+
+def test_imports_point_one_way():
+    for number, layer in enumerate(LAYERS):
+        later = tuple(f"storyteller_ds.{name}" for name in LAYERS[number + 1 :])
+        for path in (PACKAGE / layer).rglob("*.py"):
+            wrong = {
+                name for name in imported(path) if name.startswith(later) or name.startswith("storyteller_ds.testing")
+            }
+            assert not wrong, f"{path.relative_to(REPOSITORY)} imports {sorted(wrong)}"
+
+
+def test_the_kernels_import_nothing_of_ours():
+    paths = list((REPOSITORY / "kernels" / "storyteller_kernels").rglob("*.py"))
+    assert paths
+    for path in paths:
+        assert not [name for name in imported(path) if name.startswith("storyteller_ds")], path
+
+
+def test_some_parts_never_mention_deepspeed():
+    for part in WITHOUT_DEEPSPEED:
+        whole = PACKAGE / part
+        for path in [whole] if whole.is_file() else whole.rglob("*.py"):
+            assert not [name for name in imported(path) if name.split(".")[0] == "deepspeed"], path
+    # Control: the search finds it where it is allowed.
+    assert "deepspeed" in imported(PACKAGE / "parallel" / "deepspeed.py")
+
+
+BLOCKED = """
+import sys
+for name in ("deepspeed", "triton", "wandb", "datasets"):
+    sys.modules[name] = None  # import raises ImportError
+"""
+
+
+def test_generating_and_training_on_one_device_need_no_optional_package():
+    done = run_python(
+        BLOCKED
+        + """
+import storyteller_ds.cli.main, storyteller_ds.cli.config, storyteller_ds.cli.generate, storyteller_ds.cli.train
+import storyteller_ds.inference.load, storyteller_ds.inference.generate, storyteller_ds.inference.samples
+from storyteller_ds.config import RunConfig
+from storyteller_ds.inference.generate import generate_ids
+from storyteller_ds.inference.sampling import SamplingConfig
+from storyteller_ds.parallel.single import SingleEngine
+from storyteller_ds.parallel.world import World
+import torch
+run = RunConfig.model_validate({
+    "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8},
+    "data": {"sequence_length": 8}, "tokenizer": {"vocab_size": 8}})
+engine = SingleEngine(run, World(0, 0, 1, 1), torch.device("cpu"))
+engine.decoder.eval()
+print(len(list(generate_ids(engine.decoder, run, [1], SamplingConfig(max_new_tokens=5), None))))
+"""
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "5"), done.stderr
+    # Control: the block does block.
+    assert "ModuleNotFoundError" in run_python(BLOCKED + "import deepspeed").stderr
+
+
+def test_help_comes_without_loading_torch():
+    done = run_python(
+        "import sys, storyteller_ds.cli.main, storyteller_ds.config\n"
+        "print([n for n in ('torch', 'deepspeed', 'wandb', 'datasets') if n in sys.modules])"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_nothing_is_called_kernels_but_a_folder():
+    assert not (REPOSITORY / "kernels" / "__init__.py").exists()
+    assert not (REPOSITORY / "kernels.py").exists()
+    assert not (REPOSITORY / "tests" / "kernels").exists()
+    # From anywhere else the name is free: the package is storyteller_kernels.
+    code = "import importlib.util, storyteller_kernels; print(importlib.util.find_spec('kernels'))"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY, env=env, check=False)
+    spec = done.stdout.strip()
+    assert done.returncode == 0, done.stderr
+    assert str(REPOSITORY) not in spec, spec
+
+
+def test_the_kernels_folder_does_not_fool_transformers():
+    # With the repository on the path the folder is a namespace package; transformers must see through it.
+    pytest.importorskip("transformers")
+    done = run_python(
+        "import importlib.util\n"
+        "spec = importlib.util.find_spec('kernels')\n"
+        "print(spec is not None and spec.origin is None)\n"
+        "from transformers.utils import is_kernels_available\n"
+        "print(is_kernels_available())\n"
+        "from transformers import LlamaForCausalLM, MixtralForCausalLM\n"
+    )
+    assert done.returncode == 0, done.stderr
+    namespace, available = done.stdout.split()
+    if namespace == "True":
+        assert available == "False"

@@ -1,0 +1,244 @@
+"""The loop with a counting engine: what is called, when, and when it ends."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.errors import EXIT_DONE, EXIT_TRAINING_STOPPED, TrainingStopped
+from storyteller_ds.parallel.engine import RouterMetrics, StepResult
+from storyteller_ds.parallel.world import World
+from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.loop import train
+from storyteller_ds.train.schedule import learning_rate
+from storyteller_ds.train.state import TrainState
+
+LENGTH, BATCH = 4, 2
+ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)
+
+
+class CountingEngine:
+    """Loses as the test says; every step takes `seconds` of the injected clock."""
+
+    world = World(0, 0, 1, 1)
+    device = torch.device("cpu")
+
+    def __init__(self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0):
+        self.losses, self.val_losses = losses, list(val_losses)
+        self.seconds, self.router, self.grad_norm = seconds, router, grad_norm
+        self.time = 0.0
+        self.first_tokens: list[int] = []
+        self.rates: list[float] = []
+        self.eval_batches: list[int] = [0]
+
+    def clock(self) -> float:
+        return self.time
+
+    def train_step(self, micro_batches: Sequence[Any], lr: float) -> StepResult:
+        self.time += self.seconds
+        self.first_tokens.append(int(micro_batches[0].token_BS[0, 0]))
+        self.rates.append(lr)
+        step = len(self.rates)
+        return StepResult(self.losses[step - 1] if self.losses else 1.0 / step, self.grad_norm, self.router)
+
+    def eval_step(self, batch: Any) -> torch.Tensor:
+        self.eval_batches[-1] += 1
+        targets = int((batch.target_BS >= 0).sum())
+        return torch.tensor([targets * self.val_losses[0], targets], dtype=torch.float64)
+
+
+class Recorder(Hook):
+    def __init__(self, engine: CountingEngine) -> None:
+        self.engine = engine
+        self.calls: list[tuple[str, Any]] = []
+        self.lasts: list[bool] = []
+        self.train: list[Any] = []
+        self.eval: list[Any] = []
+
+    def on_start(self, state):
+        self.calls.append(("start", state.step))
+
+    def on_train(self, record):
+        self.calls.append(("train", record["step"]))
+        self.train.append(record)
+
+    def on_eval(self, record):
+        self.calls.append(("eval", record["step"]))
+        self.eval.append(record)
+        if len(self.engine.val_losses) > 1:
+            self.engine.val_losses.pop(0)
+        self.engine.eval_batches.append(0)
+
+    def on_step_end(self, state, last):
+        self.calls.append(("end of step", state.step))
+        self.lasts.append(last)
+
+    def on_end(self, exit_code):
+        self.calls.append(("end", exit_code))
+
+
+def go(engine: CountingEngine, state=None, hooks=1, **settings: Any):
+    run = RunConfig.model_validate(
+        {
+            "data": {"sequence_length": LENGTH},
+            "train": {"global_batch_size": BATCH, "eval_every_steps": 0, **settings},
+            "schedule": {"warmup_steps": 2},
+        }
+    )
+    shares, stream = BatchShares(0, 1, BATCH, 1), TokenStream([np.arange(41)])
+    batches = TrainBatches(stream, "corpus", 0, LENGTH, shares)
+    validation = ValidationBatches(stream, np.ones(41, dtype=np.int64), LENGTH, shares)
+    recorders = [Recorder(engine) for _ in range(hooks)]
+    if not engine.val_losses:
+        engine.val_losses = [1.0]
+    error, end = None, None
+    try:
+        end = train(run, engine, batches, validation, state or TrainState(), recorders, engine.clock)
+    except TrainingStopped as stopped:
+        error = stopped
+    return run, recorders, end, error
+
+
+def test_hooks_are_called_in_order():
+    _, (recorder, *_), end, _ = go(CountingEngine(), max_steps=3, eval_every_steps=2)
+    assert recorder.calls == [
+        ("start", 0),
+        ("train", 1),
+        ("end of step", 1),
+        ("train", 2),
+        ("eval", 2),
+        ("end of step", 2),
+        ("train", 3),
+        ("eval", 3),  # the last step is validated always
+        ("end of step", 3),
+        ("end", EXIT_DONE),
+    ]
+    assert recorder.lasts == [False, False, True]
+    assert (end.step, end.samples, end.tokens) == (3, 3 * BATCH, 3 * BATCH * LENGTH)
+
+
+def test_all_hooks_hear_the_same():
+    _, recorders, _, _ = go(CountingEngine(), max_steps=2, hooks=3)
+    assert recorders[0].calls == recorders[1].calls == recorders[2].calls
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"), [(0, 5, [5]), (1, 3, [1, 2, 3]), (3, 7, [3, 6, 7]), (3, 6, [3, 6])]
+)
+def test_validation_cadence(every, steps, expected):
+    _, (recorder,), _, _ = go(CountingEngine(), max_steps=steps, eval_every_steps=every)
+    assert [record["step"] for record in recorder.eval] == expected
+
+
+def test_validation_is_limited_on_the_way_and_whole_at_the_end():
+    engine = CountingEngine()
+    go(engine, max_steps=3, eval_every_steps=1, eval_batches=2)
+    assert engine.eval_batches[:3] == [2, 2, 5]
+
+
+def test_log_cadence():
+    _, (recorder,), _, _ = go(CountingEngine(), max_steps=7, log_every_steps=3)
+    assert [record["step"] for record in recorder.train] == [3, 6]
+
+
+def test_train_and_eval_lines_say_what_the_contract_names():
+    engine = CountingEngine(val_losses=[math.log(4)], seconds=2.0, router=ROUTER, grad_norm=0.25)
+    run, (recorder,), _, _ = go(engine, max_steps=2)
+    line = dict(recorder.train[1])
+    line.pop("memory_peak_bytes", None)
+    assert line == {
+        "step": 2,
+        "tokens": 2 * BATCH * LENGTH,
+        "train_loss": 0.5,
+        "lr": learning_rate(run, 1),
+        "grad_norm": 0.25,
+        "expert_load": [0.25, 0.75],
+        "expert_load_cv": 0.5,
+        "router_entropy": 0.6,
+        "dead_experts": 0,
+        "balance_loss": 1.1,
+        "z_loss": 0.2,
+        "tokens_per_s": BATCH * LENGTH / 2.0,
+        "step_time_s": 2.0,
+    }
+    # One byte a token, so bits per byte is bits per token.
+    (scores,) = recorder.eval
+    assert scores.keys() == {"step", "tokens", "val_loss", "val_ppl", "val_bpb"}
+    assert (scores["val_loss"], scores["val_ppl"], scores["val_bpb"]) == pytest.approx((math.log(4), 4.0, 2.0))
+
+
+def test_a_resumed_loop_goes_on_where_the_other_stopped():
+    whole, first, second = CountingEngine(), CountingEngine(), CountingEngine()
+    run, _, end, _ = go(whole, max_steps=9)
+    _, _, middle, _ = go(first, max_steps=9, max_minutes=4 / 60)
+    assert middle.step == 4
+    _, (recorder,), resumed, _ = go(second, state=middle, max_steps=9)
+    assert recorder.calls[0] == ("start", 4)
+    assert first.first_tokens + second.first_tokens == whole.first_tokens
+    assert first.rates + second.rates == whole.rates == [learning_rate(run, step) for step in range(9)]
+    assert (resumed.step, resumed.samples, resumed.tokens) == (end.step, end.samples, end.tokens)
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "patience", "last_step"),
+    [
+        ([3, 2, 2.5, 2.5, 1, 1], 2, 4),
+        ([3, 2, 2, 1, 1, 1, 0], 2, 6),  # as good is not better
+        ([3, 4], 1, 2),
+        ([3, 4, 2, 4], 2, 8),  # one bad validation is forgiven, the next better one resets
+        ([3, 4, 5, 6], 0, 8),  # 0: never
+        ([8, 7, 6, 5, 4, 3, 2, 1], 1, 8),
+    ],
+)
+def test_early_stop_comes_exactly_after_patience(val_losses, patience, last_step):
+    if val_losses == [3, 4, 2, 4]:
+        val_losses = [3, 4, 2, 4, 1, 4, 0.5, 4]
+    engine = CountingEngine(val_losses=[*map(float, val_losses)])
+    _, (recorder,), end, _ = go(engine, max_steps=8, eval_every_steps=1, early_stop_patience=patience)
+    assert end.step == last_step
+    assert recorder.lasts == [False] * (last_step - 1) + [True]
+    assert recorder.calls[-1] == ("end", EXIT_DONE)
+    assert end.best_val_loss == min(val_losses[:last_step])
+
+
+def test_an_early_stop_is_validated_on_the_whole_text():
+    engine = CountingEngine(val_losses=[1.0, 2.0])
+    go(engine, max_steps=9, eval_every_steps=1, eval_batches=2, early_stop_patience=1)
+    assert engine.eval_batches[:2] == [2, 2 + 5]
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0.5, 3), (0.51, 4), (1e-9, 1), (100, 5)])
+def test_the_time_limit_ends_after_the_step_that_reaches_it(minutes, steps):
+    _, (recorder,), end, _ = go(CountingEngine(seconds=10.0), max_steps=5, max_minutes=minutes)
+    assert end.step == steps
+    assert recorder.lasts[-1] is True
+    assert [record["step"] for record in recorder.eval] == [steps]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient norm"])
+def test_what_is_not_finite_stops_the_run_and_tells_the_hooks(bad, where):
+    losses = [1.0, bad if where == "loss" else 1.0, 1.0]
+    engine = CountingEngine(losses=losses, grad_norm=1.0 if where == "loss" else bad)
+    _, recorders, end, error = go(engine, max_steps=3, hooks=2)
+    assert end is None
+    step = 2 if where == "loss" else 1
+    assert f"the {where} of step {step} is {bad}" in str(error)
+    assert "lower optimizer.lr" in str(error)
+    assert "\n" not in str(error)
+    assert error.exit_code == EXIT_TRAINING_STOPPED == 3
+    for recorder in recorders:
+        assert recorder.calls[-1] == ("end", EXIT_TRAINING_STOPPED)
+        assert ("train", step) not in recorder.calls
+        assert ("end of step", step) not in recorder.calls  # so that no checkpoint is written of it
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_the_best():
+    state = TrainState().after_eval(math.nan)
+    assert state.after_eval(2.0).best_val_loss == 2.0

@@ -1,0 +1,126 @@
+"""The run folder: one writer at a time, and nothing is ever deleted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.errors import UserError
+from storyteller_ds.train.run_folder import RunFolder, write_atomically
+
+HOLDER = """
+import sys
+from pathlib import Path
+from storyteller_ds.train.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    path = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match=r"another run is writing to .*choose another --output_dir") as caught:
+                RunFolder(path)
+            assert str(path) in str(caught.value)
+            RunFolder(tmp_path / "other")  # control: only this folder is held
+        finally:
+            holder.kill()  # the lock goes with the process, however it ends
+            holder.wait(timeout=30)
+    RunFolder(path)
+
+
+def test_a_second_run_of_the_same_process_is_refused_too(tmp_path):
+    first = RunFolder(tmp_path)
+    with pytest.raises(UserError):
+        RunFolder(tmp_path)
+    del first
+    RunFolder(tmp_path)
+
+
+def test_a_path_that_cannot_be_a_folder_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def earlier_run(path: Path, mark: str) -> dict[str, str]:
+    records = {
+        "metrics.jsonl": f"{mark}1",
+        "samples.md": f"{mark}2",
+        "config.json": f"{mark}3",
+        "checkpoints/step_1/weights": f"{mark}4",
+    }
+    for name, text in records.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return records
+
+
+def test_setting_aside_moves_everything_and_deletes_nothing(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.set_aside() is None
+    (tmp_path / "notes.txt").write_text("mine")
+    first = earlier_run(tmp_path, "a")
+    assert folder.set_aside() == tmp_path / "previous-1"
+    second = earlier_run(tmp_path, "b")
+    assert folder.set_aside() == tmp_path / "previous-2"
+    assert content(tmp_path) == {
+        "notes.txt": "mine",
+        **{f"previous-1/{name}": text for name, text in first.items()},
+        **{f"previous-2/{name}": text for name, text in second.items()},
+    }
+    assert folder.set_aside() is None
+
+
+def test_setting_aside_works_after_an_older_one_was_removed_by_hand(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "previous-2").mkdir()
+    (tmp_path / "previous-2" / "metrics.jsonl").write_text("old")
+    records = earlier_run(tmp_path, "a")
+    aside = folder.set_aside()
+    assert aside is not None
+    assert content(aside) == records
+    assert (tmp_path / "previous-2" / "metrics.jsonl").read_text() == "old"
+
+
+def test_an_atomic_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "long first content")
+    write_atomically(path, "second")
+    assert path.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("storyteller_ds.train.run_folder.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "third")
+    assert path.read_text() == "second"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [('{"wandb_run_id": "abc"}', "abc"), ('{"wandb_run_id": 3}', None), ("[]", None), ("{", None)]
+)
+def test_the_wandb_run_is_read_from_the_config(tmp_path, text, expected):
+    folder = RunFolder(tmp_path)
+    assert folder.wandb_run_id() is None
+    (tmp_path / "config.json").write_text(text)
+    assert folder.wandb_run_id() == expected
+
+
+def test_json_is_written_whole(tmp_path):
+    RunFolder(tmp_path).write_json("config.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"a": [1, None]}
