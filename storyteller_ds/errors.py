@@ -7,12 +7,17 @@ EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_TRAINING_STOPPED = 3
 EXIT_INTERRUPTED = 75
+EXIT_KEYBOARD_INTERRUPT = 130
 
 
 class StorytellerError(Exception):
     """An end of the program that the user can act on: one line on stderr, no traceback."""
 
     exit_code = EXIT_USER_ERROR
+
+    def __str__(self) -> str:
+        # Names and values from files may hold line breaks; the message is one line all the same.
+        return " ".join(super().__str__().splitlines())
 
 
 class UserError(StorytellerError):
@@ -32,6 +37,12 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class Interrupted(StorytellerError):
+    """The user pressed Ctrl-C; nothing was saved since the last checkpoint."""
+
+    exit_code = EXIT_KEYBOARD_INTERRUPT
 
 
 class TrainingStopped(StorytellerError):

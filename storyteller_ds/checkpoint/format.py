@@ -10,7 +10,6 @@ step_00000100/
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+PARTS = ("weights", "optimizer", "rng")
+"""What each rank writes a file of."""
 _STEP_PREFIX = "step_"
 
 
@@ -44,15 +45,6 @@ def hash_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version, files = manifest["format"], manifest["files"]
-        int(manifest["step"]), int(manifest["topology"]["world_size"])
+        int(manifest["step"])
+        expected = _expected_files(int(manifest["topology"]["world_size"]))
         plain = all(Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in files.items())
     except OSError as error:
         raise CheckpointError(f"{folder} is not a checkpoint: no readable {MANIFEST} ({error.strerror})") from None
@@ -138,9 +131,27 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} is not a checkpoint: its {MANIFEST} is damaged; use another step") from None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads {FORMAT_VERSION}")
+    if manifest.get("seal") != seal_of(manifest):
+        raise CheckpointError(f"{folder} is not a checkpoint: its {MANIFEST} was changed or damaged; use another step")
+    if missing := sorted(expected - files.keys()):
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint: its {MANIFEST} has no {missing[0]}; use another step"
+        )
     if not plain:
         raise CheckpointError(f"{folder}: its {MANIFEST} names files outside the folder; do not trust it")
     return Checkpoint(folder, manifest)
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 of the manifest's other entries: the one file that no other file vouches for vouches for itself."""
+    entries = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def _expected_files(world_size: int) -> set[str]:
+    """Every file that a checkpoint of so many ranks has, its manifest aside."""
+    shards = {shard_name(part, rank, world_size) for part in PARTS for rank in range(world_size)}
+    return {TRAINER, CONFIG, TOKENIZER} | shards
 
 
 def step_folders(checkpoints: Path) -> list[Path]:

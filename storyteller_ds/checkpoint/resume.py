@@ -21,9 +21,12 @@ _FIXED_FIELDS = (
     "moe.every_n_layers",
     "moe.noisy_gating",
     "tokenizer.vocab_size",
+    # Where in the order of samples a run is, counts sequences of this length in the order of this seed.
+    "data.sequence_length",
+    "seed",
 )
 # These change the training, not what the weights mean.
-_FREE_FIELDS = ("model.dropout", "model.init_std")
+_FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length")
 
 
 def find_checkpoint(path: Path, say: Callable[[str], None]) -> Checkpoint:
@@ -48,6 +51,8 @@ def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | 
     for folder in step_folders(checkpoints):
         try:
             checkpoint = open_checkpoint(folder)
+            if folder.name != layout.step_folder_name(checkpoint.step):
+                raise CheckpointError(f"{folder} holds step {checkpoint.step}; give it its own name back")
             checkpoint.verify()
         except CheckpointError as error:
             say(f"passing over a checkpoint: {error}")
@@ -69,6 +74,10 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
         for field in now
         if field.startswith(_FIXED_FIELDS) and field not in _FREE_FIELDS and before.get(field) != now[field]
     ]
+    if run.model.position == "learned":
+        rows = before.get("model.context_length") or before.get("data.sequence_length")
+        if rows != run.context_length:
+            changed.append(f"the table of learned positions had {rows} rows, now {run.context_length}")
     if checkpoint.manifest["dataset_fingerprint"] != dataset_fingerprint:
         changed.append(
             f"the corpus or its tokenizer is another (data.source was {before.get('data.source')}, "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from storyteller_ds.checkpoint import format as layout
 from storyteller_ds.checkpoint.rng import rng_state
+from storyteller_ds.durable import flush_to_disk
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.parallel.engine import Engine
 
@@ -59,7 +60,7 @@ def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Con
             (layout.TOKENIZER, contents.tokenizer_json),
         ):
             (work / name).write_text(text, encoding="utf-8")
-            layout.flush_to_disk(work / name)
+            flush_to_disk(work / name)
             files[name] = layout.hash_file(work / name)
         manifest = {
             "format": layout.FORMAT_VERSION,
@@ -68,13 +69,14 @@ def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Con
             "topology": contents.topology,
             "files": dict(sorted(files.items())),
         }
+        manifest["seal"] = layout.seal_of(manifest)
         (work / layout.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        layout.flush_to_disk(work / layout.MANIFEST)
-        layout.flush_to_disk(work)
+        flush_to_disk(work / layout.MANIFEST)
+        flush_to_disk(work)
         if final.exists():  # a damaged or older one of the same step
             shutil.rmtree(final)
         work.rename(final)
-        layout.flush_to_disk(checkpoints)
+        flush_to_disk(checkpoints)
 
     world.on_main(_disk_errors(finish, final))
     return final
@@ -99,7 +101,7 @@ def _write_share(folder: Path, shares: dict[str, dict[str, Tensor]], rank: int, 
     for part, tensors in shares.items():
         path = folder / layout.shard_name(part, rank, size)
         save_file(tensors, path)
-        layout.flush_to_disk(path)
+        flush_to_disk(path)
         written[path.name] = layout.hash_file(path)
     return written
 

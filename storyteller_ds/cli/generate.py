@@ -9,12 +9,12 @@ import click
 from pydantic import ValidationError
 from rich.console import Console
 
+from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 from storyteller_ds.inference.generate import generate_ids, prompt_ids, stream_text
 from storyteller_ds.inference.load import StoryModel, load_story_model
 from storyteller_ds.inference.sampling import SamplingConfig
 from storyteller_ds.parallel.world import pick_device
-from storyteller_ds.train.run_folder import write_atomically
 
 
 @click.command()
@@ -28,7 +28,7 @@ from storyteller_ds.train.run_folder import write_atomically
 @click.option("--top_p", type=float, default=1.0, show_default=True, help="Only the likeliest up to this probability.")
 @click.option("--max_new_tokens", type=int, default=200, show_default=True, help="Longest continuation.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed tells the same story.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 def generate(
     checkpoint: Path,
     prompt: str | None,
@@ -38,7 +38,7 @@ def generate(
     device: str,
     **sampling: float,
 ) -> None:
-    """Continue a prompt: the story on stdout, everything else on stderr."""
+    """Continue a prompt. The story goes to stdout, everything else to stderr."""
     if sum((prompt is not None, interactive, prompts_file is not None)) != 1:
         raise UserError("give one of --prompt, --interactive and --prompts_file")
     if output is not None and prompts_file is None:

@@ -8,7 +8,8 @@ from typing import NoReturn
 import click
 
 from storyteller_ds import __version__
-from storyteller_ds.errors import StorytellerError
+from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
 
 # verb -> module and object in it
 _VERBS = {
@@ -28,9 +29,9 @@ class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in _VERBS:
-            return None
+            raise UserError(f"no verb is called '{cmd_name}'{did_you_mean(cmd_name, _VERBS)}")
         module, _, name = _VERBS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
@@ -53,13 +54,15 @@ def run_command(command: click.Command) -> NoReturn:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         _leave(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
     except click.ClickException as error:
-        _fail(f"{error.format_message().splitlines()[0]} (see --help)", 2)
+        _fail(f"{error.format_message().splitlines()[0]} (see --help)", EXIT_USER_ERROR)
     except StorytellerError as error:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
-    _leave(0)
+        _fail("interrupted", EXIT_KEYBOARD_INTERRUPT)
+    _leave(EXIT_DONE)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -18,8 +18,9 @@ from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
+from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.inference.samples import SampleHook
+from storyteller_ds.inference.samples import SampleHook, check_prompts
 from storyteller_ds.model import count_parameters, flops_per_token
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.plan import ParallelPlan
@@ -27,7 +28,7 @@ from storyteller_ds.parallel.single import SingleEngine
 from storyteller_ds.parallel.world import World
 from storyteller_ds.train import run_folder as layout
 from storyteller_ds.train.hooks import Hook
-from storyteller_ds.train.loop import train
+from storyteller_ds.train.loop import out_of_patience, train
 from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
@@ -72,8 +73,8 @@ class Session:
             _check_deepspeed_installed()
         corpus = self._corpus()
         batches, validation = self._batches(corpus)
-        self.world.on_main(self._open_folder)
-        checkpoint = self._checkpoint_to_resume(resume, corpus)
+        check_prompts(self.run, corpus.tokenizer)
+        checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
         self._introduce()
         engine = self._engine()
         if checkpoint is None:
@@ -84,6 +85,8 @@ class Session:
             self._tell_resumed(checkpoint)
         if state.step >= self.run.train.max_steps:
             self.say(f"already trained for {state.step} steps; raise train.max_steps to go on")
+        elif out_of_patience(self.run, state):
+            self.say(f"already stopped early after {state.step} steps; raise train.early_stop_patience to go on")
         else:
             train(self.run, engine, batches, validation, state, self._hooks(engine, corpus))
         self._farewell()
@@ -103,23 +106,19 @@ class Session:
             ValidationBatches(corpus.validation, token_bytes, length, shares),
         )
 
-    def _open_folder(self) -> None:
+    def _open_folder(self, resume: str, corpus: Corpus) -> Checkpoint | None:
+        """Find what to continue from, then take the run folder; in this order, so that a mistake leaves no folder."""
+        checkpoint = None
+        if resume == "auto":
+            checkpoint = resuming.newest_valid(self.output_dir / layout.CHECKPOINTS, self.say)
+        elif resume != "never":
+            checkpoint = resuming.find_checkpoint(Path(resume), self.say)
+        if checkpoint is not None:
+            resuming.check_same_run(checkpoint, self.run, corpus.fingerprint)
         self.folder = RunFolder(self.output_dir)
-
-    def _checkpoint_to_resume(self, resume: str, corpus: Corpus) -> Checkpoint | None:
-        def find() -> Checkpoint | None:
-            checkpoint = None
-            if resume == "auto":
-                checkpoint = resuming.newest_valid(self.output_dir / layout.CHECKPOINTS, self.say)
-            elif resume != "never":
-                checkpoint = resuming.find_checkpoint(Path(resume), self.say)
-            if checkpoint is not None:
-                resuming.check_same_run(checkpoint, self.run, corpus.fingerprint)
-            elif self.folder is not None and (aside := self.folder.set_aside()):
-                self.say(f"the records of an earlier run are now in {aside}")
-            return checkpoint
-
-        return self.world.on_main(find)
+        if checkpoint is None and (aside := self.folder.set_aside()):
+            self.say(f"the records of an earlier run are now in {aside}")
+        return checkpoint
 
     def _introduce(self) -> None:
         counts = count_parameters(self.run)
@@ -199,7 +198,7 @@ class Session:
             warn=self.say,
         )
         folder.write_json(layout.CONFIG, {**config, layout.WANDB_RUN_ID: tracker.run_id})
-        layout.write_atomically(folder.path / layout.TOKENIZER, corpus.tokenizer.to_json())
+        write_atomically(folder.path / layout.TOKENIZER, corpus.tokenizer.to_json())
         on_terminal = self.console.is_terminal and not self.console.quiet
         progress = TerminalProgress(self.console, max_steps) if on_terminal else PlainProgress(self.say, max_steps)
         return [MetricsFile(folder.path / layout.METRICS), WandbHook(tracker), progress]

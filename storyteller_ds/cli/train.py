@@ -8,7 +8,7 @@ from rich.console import Console
 
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
-from storyteller_ds.errors import StorytellerError
+from storyteller_ds.errors import Interrupted, StorytellerError
 from storyteller_ds.parallel.plan import make_plan
 from storyteller_ds.parallel.world import World, pick_device
 
@@ -48,3 +48,6 @@ def train(
         # Every rank has met the same error; rank 0 is the one that is heard.
         world.wait_to_be_ended(SECONDS_FOR_RANK_0_TO_SPEAK)
         raise
+    except KeyboardInterrupt:
+        world.wait_to_be_ended(SECONDS_FOR_RANK_0_TO_SPEAK)
+        raise Interrupted("interrupted; the same command again continues from the last checkpoint") from None

@@ -1,10 +1,21 @@
 """What every section of a run config shares."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error, not a silent default."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`max_steps: true` is a mistake, though Python would count it as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is not a value for {info.field_name}")
+        return value
 
     model_config = ConfigDict(
         frozen=True,

@@ -54,6 +54,12 @@ _PASSED_ON = (
     "tensorboard",
     "seed",
 )
+_EXAMPLES = {
+    "zero_optimization": '{"stage": 2}',
+    "bf16": '{"enabled": "auto"}',
+    "optimizer": '{"type": "AdamW", "params": {"lr": "auto"}}',
+}
+_OPTIMIZER_PARAMETERS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode")
 _TOP_LEVEL = {key.split(".")[0] for key in _SHARED} | {"bf16", "optimizer"} | set(_PASSED_ON)
 
 
@@ -69,7 +75,26 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: '{key}' is the run config's to say; remove it and set {_OWNED_BY_US[key]}")
         if key not in _TOP_LEVEL:
             raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, sorted(_TOP_LEVEL))}")
+    for section in ("zero_optimization", "bf16", "optimizer"):
+        if section in config and not isinstance(config[section], dict):
+            raise ConfigError(f"{path}: '{section}' must be an object, for instance {_EXAMPLES[section]}")
+    parameters = _lookup(config, "optimizer.params")
+    if parameters is not None:
+        _check_optimizer_parameters(parameters, path)
     return config
+
+
+def _check_optimizer_parameters(parameters: Any, path: Path) -> None:
+    if not isinstance(parameters, dict):
+        raise ConfigError(f"{path}: 'optimizer.params' must be an object, for instance {_EXAMPLES['optimizer']}")
+    for name in parameters:
+        if name not in _OPTIMIZER_PARAMETERS:
+            raise ConfigError(
+                f"{path}: unknown key 'optimizer.params.{name}'{did_you_mean(name, _OPTIMIZER_PARAMETERS)}"
+            )
+    betas = parameters.get("betas", AUTO)
+    if betas != AUTO and not (isinstance(betas, list) and len(betas) == 2):
+        raise ConfigError(f"{path}: 'optimizer.params.betas' must be two numbers, for instance [0.9, 0.95]")
 
 
 def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +110,7 @@ def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in (None, AUTO):
         values["optimizer.kind"] = str(kind).lower()
     betas = _lookup(config, "optimizer.params.betas")
-    if isinstance(betas, list) and len(betas) == 2:
+    if isinstance(betas, list):
         values["optimizer.beta1"], values["optimizer.beta2"] = betas
     bf16 = _lookup(config, "bf16.enabled")
     if bf16 not in (None, AUTO):

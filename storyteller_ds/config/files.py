@@ -25,6 +25,9 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         problem = (error.problem or "not valid YAML").split("\n")[0]
         raise ConfigError(f"{where}{line}: {problem}; mend the YAML there") from error
+    except (ValueError, RecursionError) as error:
+        # Dates and numbers that cannot be, and nesting without end.
+        raise ConfigError(f"{where}: a value in it cannot be read ({error}); mend the YAML there") from None
     except YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); mend the file") from error
 
@@ -77,6 +80,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(
             f"{what} {path} line {error.lineno} column {error.colno}: {error.msg}; mend the JSON there"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} {path}: a value in it cannot be read ({error}); mend the JSON there") from None
     except KeyError as error:
         raise ConfigError(f"{what} {path}: the key {error} is given twice; keep one") from None
     return as_mapping(value, f"{what} {path}")

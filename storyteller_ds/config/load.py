@@ -85,7 +85,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted field -> value; {"a": {"b": 1}} gives {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -99,6 +99,12 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
         layers.merge(read_preset(name), f"preset {name}")
         return name
     values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
+    for key in values:
+        if "." in key:
+            section, _, field = key.partition(".")
+            raise ConfigError(
+                f"{name}: '{key}' is for the command line; in a file write '{section}:' and '{field}:' in it"
+            )
     base = values.pop("preset", None)
     if base is not None:
         layers.merge(read_preset(str(base)), f"preset {base}")
@@ -115,6 +121,8 @@ class _Layers:
 
     def merge(self, values: Mapping[str, Any], source: str) -> None:
         for field, value in flatten(values).items():
+            if field in _section_fields(()) and field != "seed" and value in (None, {}):
+                continue  # a section with nothing in it
             self.set(field, value, source)
 
     def set(self, field: str, value: Any, source: str) -> None:
@@ -130,7 +138,8 @@ class _Layers:
 
     def written_by_user(self) -> dict[str, Any]:
         flat = flatten(self.values)
-        return {field: flat[field] for field, source in self.sources.items() if not source.startswith("preset ")}
+        users = [field for field, source in self.sources.items() if not source.startswith("preset ")]
+        return {field: flat[field] for field in users if field in flat}
 
     def validate(self) -> RunConfig:
         try:
@@ -141,6 +150,8 @@ class _Layers:
     def _explain(self, error: ValidationError) -> str:
         """The first problem as one line: where it was written, what is wrong, what would be right."""
         problem = error.errors()[0]
+        # The members of a union complain one by one, about the same value.
+        complaints = [e["msg"] for e in error.errors() if e["loc"][:2] == problem["loc"][:2]]
         location = tuple(str(part) for part in problem["loc"] if part in _known_names())
         if problem["type"] == "extra_forbidden":
             location = tuple(str(part) for part in problem["loc"])
@@ -151,6 +162,7 @@ class _Layers:
         if problem["type"] == "value_error":
             # A rule between fields: its text says what is wrong and the mend.
             return f"{self._source(location)}: {f'{field}: ' if field else ''}{message}"
+        message = "; or ".join(complaint[0].lower() + complaint[1:] for complaint in complaints)
         return f"{self._source(location)}: {field}={problem['input']!r:.60}: {message}"
 
     def _source(self, location: tuple[str, ...]) -> str:
@@ -183,4 +195,4 @@ def _suggest(location: tuple[str, ...]) -> str:
         return f"; did you mean '{homes[0]}'?"
     prefix = ".".join(path) + "." if path else ""
     siblings = _section_fields(tuple(path)) or _section_fields(())
-    return did_you_mean(prefix + name, [prefix + sibling for sibling in siblings])
+    return did_you_mean(name, siblings, prefix)

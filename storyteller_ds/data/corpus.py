@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from storyteller_ds.data.shards import TokenStream, open_shard, write_shards
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import DataError
 
 FORMAT = 1
@@ -38,8 +40,9 @@ class Corpus:
 def _key(run: RunConfig, sources: Sources) -> str:
     """Name of the cache folder: whatever would change the tokens changes it. Reads the sources once."""
     tokenizer = run.tokenizer
-    given = load_tokenizer(tokenizer.path).fingerprint if tokenizer.path else f"{tokenizer.kind}/{tokenizer.vocab_size}"
-    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, given)
+    given = _given_tokenizer(run)
+    tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}"
+    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokens)
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]
 
 
@@ -61,7 +64,7 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> str:
     if (folder / _INDEX).exists():
         return key
     # Beside it and renamed at the end, so that another process, or the next run, never sees a half.
-    work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         work.mkdir(parents=True)
         _make(run, sources, work, say)
@@ -87,33 +90,46 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
         DataError: a shard is missing or damaged.
     """
     folder = _cache(run) / key
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        names = [index[split]["shards"] for split in ("train", "validation")]
+        fingerprint: str = index["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the prepared corpus {folder} is damaged ({_INDEX}: {error}); remove the folder and run again"
+        ) from None
     train, validation = (
-        TokenStream([open_shard(folder / name, run.tokenizer.vocab_size) for name in index[split]["shards"]])
-        for split in ("train", "validation")
+        TokenStream([open_shard(folder / name, run.tokenizer.vocab_size) for name in split]) for split in names
     )
-    return Corpus(load_tokenizer(folder / _TOKENIZER), train, validation, index["fingerprint"])
+    return Corpus(load_tokenizer(folder / _TOKENIZER), train, validation, fingerprint)
 
 
 def _make(run: RunConfig, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
-    if run.tokenizer.path is not None:
-        tokenizer = load_tokenizer(run.tokenizer.path)
-    else:
+    tokenizer = _given_tokenizer(run)
+    if tokenizer is None:
         say(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}")
         tokenizer = train_tokenizer(run.tokenizer, sources.train.documents())
-    if tokenizer.vocab_size > run.tokenizer.vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, more than tokenizer.vocab_size="
-            f"{run.tokenizer.vocab_size}; raise tokenizer.vocab_size"
-        )
     index: dict[str, object] = {}
     for split, source in (("train", sources.train), ("validation", sources.validation)):
         say(f"tokenizing {source.name} for {split}")
         index[split] = {"source": source.name} | _write_split(folder, split, source, tokenizer, run)
     parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
     index["fingerprint"] = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
-    (folder / _TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / _TOKENIZER, tokenizer.to_json())
+    write_atomically(folder / _INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _given_tokenizer(run: RunConfig) -> Tokenizer | None:
+    """The tokenizer of tokenizer.path, if there is one; checked against the rows of the embedding."""
+    if run.tokenizer.path is None:
+        return None
+    tokenizer = load_tokenizer(run.tokenizer.path)
+    if tokenizer.vocab_size > run.tokenizer.vocab_size:
+        raise DataError(
+            f"the tokenizer {run.tokenizer.path} has {tokenizer.vocab_size} tokens, more than "
+            f"tokenizer.vocab_size={run.tokenizer.vocab_size}; raise tokenizer.vocab_size"
+        )
+    return tokenizer
 
 
 def _write_split(folder: Path, split: str, source: Source, tokenizer: Tokenizer, run: RunConfig) -> dict[str, object]:
@@ -137,5 +153,5 @@ def _write_split(folder: Path, split: str, source: Source, tokenizer: Tokenizer,
 
 def _cache(run: RunConfig) -> Path:
     if run.data.cache_dir is not None:
-        return run.data.cache_dir
+        return run.data.cache_dir.expanduser()
     return Path(os.environ.get("STORYTELLER_CACHE", "~/.cache/storyteller_ds")).expanduser()

@@ -67,11 +67,12 @@ class Tokenizer:
         """[vocab_size] UTF-8 bytes that each id stands for; 0 for special tokens and ids without a token."""
         sizes = np.zeros(vocab_size, dtype=np.int64)
         is_byte_level = isinstance(self._inner.decoder, decoders.ByteLevel)
-        special = {token.content for token in self._inner.get_added_tokens_decoder().values() if token.special}
-        for token, i in self._inner.get_vocab(with_added_tokens=True).items():
-            if token not in special:
-                # In a byte-level vocabulary each character of a token's name stands for one byte.
-                sizes[i] = len(token) if is_byte_level else len(token.encode())
+        for token, i in self._inner.get_vocab(with_added_tokens=False).items():
+            # In a byte-level vocabulary each character of a token's name stands for one byte.
+            sizes[i] = len(token) if is_byte_level else len(token.encode())
+        for i, added in self._inner.get_added_tokens_decoder().items():
+            # Added tokens stand for their own text, special ones for none.
+            sizes[i] = 0 if added.special else len(added.content.encode())
         unknown = self._inner.token_to_id(UNKNOWN)
         if unknown is not None:
             sizes[unknown] = 1

@@ -43,11 +43,11 @@ def generate_ids(
     generator = torch.Generator().manual_seed(config.seed)
     token_BS = torch.tensor([list(prompt)], device=parameter.device)
     position = 0
-    while position + token_BS.shape[1] <= length:
+    for _ in range(config.max_new_tokens):
+        if position + token_BS.shape[1] > decoder.context_length:
+            return
         logits_BSV, _ = decoder(token_BS, caches, position)
         position += token_BS.shape[1]
-        if position == len(prompt) + config.max_new_tokens:
-            return
         chosen = sample(logits_BSV[0, -1], config, generator)
         if chosen == stop_id:
             return
@@ -63,14 +63,14 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def stream_text(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
     """The continuation as pieces of text, each as soon as it is certain.
 
-    A character may need several tokens, so a piece is held back while it ends in half a character.
+    A character may need several tokens; half a character at the very end is never said.
     """
     context = prompt_ids(tokenizer, prompt)
     said = tokenizer.decode(context)
     for i in ids:
         context.append(i)
-        text = tokenizer.decode(context)
-        if text.endswith("�"):
-            continue
-        yield text[len(said) :]
-        said = text
+        # Half a character decodes to a replacement character; it waits for its other half.
+        whole = tokenizer.decode(context).rstrip("\ufffd")
+        if len(whole) > len(said):
+            yield whole[len(said) :]
+            said = whole

@@ -5,14 +5,30 @@ from pathlib import Path
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.errors import UserError
 from storyteller_ds.inference.generate import generate_ids, prompt_ids
 from storyteller_ds.inference.sampling import SamplingConfig
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.train.hooks import Hook
-from storyteller_ds.train.run_folder import write_atomically
 from storyteller_ds.train.state import TrainState
 
 _SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
+
+
+def check_prompts(run: RunConfig, tokenizer: Tokenizer) -> None:
+    """Refuse sample prompts that leave no room for a story.
+
+    Raises:
+        UserError: names the prompt.
+    """
+    for prompt in run.train.sample_prompts:
+        tokens = len(prompt_ids(tokenizer, prompt))
+        if tokens >= run.context_length:
+            raise UserError(
+                f"train.sample_prompts has '{prompt}', which is {tokens} tokens, and the model's context is "
+                f"{run.context_length}; shorten it, or set train.sample_prompts=[] for no samples"
+            )
 
 
 class SampleHook(Hook):
@@ -42,7 +58,7 @@ class SampleHook(Hook):
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Tell stories if it is time."""
         every = self.run.train.sample_every_steps
-        if not (last or (every and state.step % every == 0)):
+        if not self.run.train.sample_prompts or not (last or (every and state.step % every == 0)):
             return
         decoder = self.engine.decoder
         was_training = decoder.training

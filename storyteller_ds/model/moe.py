@@ -36,7 +36,8 @@ class Router(nn.Module):
         """[T, D] to the routing of its tokens."""
         noise_TE = None
         if self.noise_weight is not None and self.training:
-            scale_TE = F.softplus(x_TD.float() @ self.noise_weight.float().t())
+            with torch.autocast(x_TD.device.type, enabled=False):
+                scale_TE = F.softplus(x_TD.float() @ self.noise_weight.float().t())
             noise_TE = torch.randn_like(scale_TE) * scale_TE
         return route(x_TD, self.weight, self.top_k, noise_TE)
 

@@ -41,7 +41,8 @@ def train(
             result = engine.train_step(batches.step(state.samples), lr)
             samples = run.train.global_batch_size
             state = state.after_step(samples, samples * run.data.sequence_length)
-            _check_finite(result, state.step)
+            _check_finite("loss", result.loss, state.step)
+            _check_finite("gradient norm", result.grad_norm, state.step)
             if state.step % run.train.log_every_steps == 0:
                 record = _train_record(run, state, result, lr, clock() - started)
                 for hook in hooks:
@@ -66,11 +67,17 @@ def _evaluate(
 ) -> tuple[TrainState, Record, bool]:
     """Validate; the last time on the whole text. Also says whether patience has run out."""
     scores = validate(engine, validation, None if last else run.train.eval_batches)
+    _check_finite("validation loss", scores["val_loss"], state.step)
     after = state.after_eval(scores["val_loss"])
-    stop = 0 < run.train.early_stop_patience <= after.evals_since_best
+    stop = out_of_patience(run, after)
     if stop and not last and run.train.eval_batches is not None:
         scores = validate(engine, validation, None)
     return after, {"step": state.step, "tokens": state.tokens, **scores}, stop
+
+
+def out_of_patience(run: RunConfig, state: TrainState) -> bool:
+    """Whether the validation loss has not improved for train.early_stop_patience validations."""
+    return 0 < run.train.early_stop_patience <= state.evals_since_best
 
 
 def _train_record(run: RunConfig, state: TrainState, result: StepResult, lr: float, seconds: float) -> Record:
@@ -89,13 +96,12 @@ def _train_record(run: RunConfig, state: TrainState, result: StepResult, lr: flo
     return record
 
 
-def _check_finite(result: StepResult, step: int) -> None:
-    for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
-        if not math.isfinite(value):
-            raise TrainingStopped(
-                f"the {name} of step {step} is {value}; lower optimizer.lr or raise schedule.warmup_steps, "
-                "and run again to continue from the last checkpoint"
-            )
+def _check_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingStopped(
+            f"the {name} of step {step} is {value}; lower optimizer.lr or raise schedule.warmup_steps, "
+            "and run again to continue from the last checkpoint"
+        )
 
 
 def _out_of_time(run: RunConfig, engine: Engine, seconds: float) -> bool:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from storyteller_ds.durable import write_atomically
 from storyteller_ds.train.hooks import Hook, Record
-from storyteller_ds.train.run_folder import write_atomically
 from storyteller_ds.train.state import TrainState
 from storyteller_ds.train.wandb_tracker import WandbTracker
 

@@ -2,11 +2,11 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -46,7 +46,8 @@ class RunFolder:
         present = [name for name in _RECORDS if (self.path / name).exists()]
         if not present:
             return None
-        number = 1 + sum(1 for _ in self.path.glob("previous-*"))
+        taken = [path.name.removeprefix("previous-") for path in self.path.glob("previous-*")]
+        number = 1 + max((int(name) for name in taken if name.isdigit()), default=0)
         aside = self.path / f"previous-{number}"
         aside.mkdir()
         for name in present:
@@ -64,13 +65,3 @@ class RunFolder:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file so that it is never seen half-written."""
         write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file: written beside it, flushed to disk, renamed."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

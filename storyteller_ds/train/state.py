@@ -1,6 +1,7 @@
 """How far a run has come."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 
@@ -27,6 +28,7 @@ class TrainState:
 
     def after_eval(self, val_loss: float) -> "TrainState":
         """After a validation."""
-        if self.best_val_loss is None or val_loss < self.best_val_loss:
+        is_best = self.best_val_loss is None or val_loss < self.best_val_loss
+        if is_best and math.isfinite(val_loss):
             return dataclasses.replace(self, best_val_loss=val_loss, evals_since_best=0)
         return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)

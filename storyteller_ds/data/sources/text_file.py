@@ -35,7 +35,7 @@ class TextFileSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the content, wherever the file lies; reads the whole file each time.
+        """The sha256 of the content, wherever the file lies; reads the whole file, once.
 
         Raises DataError when the file is missing, empty, a folder, or cannot be read.
         """

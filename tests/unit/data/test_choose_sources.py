@@ -95,6 +95,6 @@ def test_fingerprints_differ_by_part_fraction_and_text(text):
     source = TextFileSource(text)
     prints = [HeldOutPart(source, f, part).fingerprint for f in (0.1, 0.2) for part in ("kept", "held_out")]
     text.write_text("Another.", encoding="utf-8")
-    prints.append(HeldOutPart(source, 0.1, "kept").fingerprint)
+    prints.append(HeldOutPart(TextFileSource(text), 0.1, "kept").fingerprint)
     assert len(set(prints)) == 5
     assert prints[-1] == HeldOutPart(TextFileSource(text), 0.1, "kept").fingerprint

@@ -10,7 +10,7 @@ import pytest
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data import corpus as module
-from storyteller_ds.data.corpus import corpus_folder, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.tokenizer import load_tokenizer
 from storyteller_ds.errors import DataError
 
@@ -35,6 +35,16 @@ def prepared(run: RunConfig) -> list[str]:
     return said
 
 
+def opened(run: RunConfig) -> Corpus:
+    return open_corpus(run, prepare_corpus(run, lambda line: None))
+
+
+def folder_of(run: RunConfig) -> Path:
+    """Where the corpus lies, which is made if need be."""
+    assert run.data.cache_dir is not None
+    return run.data.cache_dir / prepare_corpus(run, lambda line: None)
+
+
 def stories_of(stream, tokenizer) -> list[str]:
     """The documents between separators."""
     ids = stream.read(0, len(stream)).tolist()
@@ -46,7 +56,7 @@ def stories_of(stream, tokenizer) -> list[str]:
 def test_the_tokens_are_the_documents_split_in_two(text):
     run = config(text)
     assert len(prepared(run)) == 3
-    corpus = open_corpus(run)
+    corpus = opened(run)
     train, held_out = (stories_of(s, corpus.tokenizer) for s in (corpus.train, corpus.validation))
     assert sorted(train + held_out) == sorted(STORIES)
     assert set(train).isdisjoint(held_out)
@@ -57,7 +67,7 @@ def test_the_tokens_are_the_documents_split_in_two(text):
 def test_it_is_made_once(text, monkeypatch):
     run = config(text)
     prepared(run)
-    folder = corpus_folder(run)
+    folder = folder_of(run)
     before = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.iterdir()}
     monkeypatch.setattr(module, "write_shards", lambda *a: pytest.fail("made again"))
     assert prepared(run) == []
@@ -68,7 +78,7 @@ def test_it_is_made_once(text, monkeypatch):
 def test_the_same_text_gives_the_same_tokens_and_the_same_split(text):
     run = config(text)
     prepared(run)
-    folder = corpus_folder(run)
+    folder = folder_of(run)
     first = {p.name: p.read_bytes() for p in folder.iterdir()}
     shutil.rmtree(folder)
     prepared(run)
@@ -99,34 +109,33 @@ def test_a_failure_on_the_way_leaves_nothing(text, monkeypatch, stage, error):
     assert calls
     assert list((text.parent / "cache").iterdir()) == []
     assert len(prepared(run)) == 3  # and the next try starts anew
-    assert len(open_corpus(run).train) > 100
+    assert len(opened(run).train) > 100
 
 
 def test_what_a_killed_process_left_is_not_in_the_way(text):
     # A kill leaves NAME.tmp-PID; in a container the next process often has the same PID.
     run = config(text)
-    folder = corpus_folder(run)
+    folder = folder_of(run)
+    shutil.rmtree(folder)
     left = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     left.mkdir(parents=True)
     (left / "train-00000.tokens").write_bytes(b"half")
     assert len(prepared(run)) == 3
-    assert len(open_corpus(run).train) > 100
+    assert len(opened(run).train) > 100
 
 
 def test_a_slower_process_takes_the_result_of_the_faster(text, monkeypatch):
     run = config(text)
-    folder = corpus_folder(run)
     real = module._make
 
-    def overtaken(*args):
-        real(*args)
-        if not folder.exists():
-            shutil.copytree(args[2], folder)
+    def overtaken(run, sources, work, say):
+        real(run, sources, work, say)
+        shutil.copytree(work, work.with_name(work.name.split(".tmp")[0]))
 
     monkeypatch.setattr(module, "_make", overtaken)
     prepared(run)
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-    assert len(open_corpus(run).train) > 100
+    assert [p.name for p in (text.parent / "cache").iterdir()] == [folder_of(run).name]
+    assert len(opened(run).train) > 100
 
 
 def test_the_fingerprint_is_that_of_text_split_and_tokenizer(text):
@@ -137,22 +146,22 @@ def test_the_fingerprint_is_that_of_text_split_and_tokenizer(text):
     fingerprints = {}
     for name, run in runs.items():
         prepared(run)
-        fingerprints[name] = open_corpus(run).fingerprint
+        fingerprints[name] = opened(run).fingerprint
     copy = text.with_name("copy.txt")
     copy.write_bytes(text.read_bytes())
-    assert corpus_folder(config(copy)) == corpus_folder(runs["base"])  # the content counts, not the name
+    assert folder_of(config(copy)) == folder_of(runs["base"])  # the content counts, not the name
     text.write_text("\n\n".join([*STORIES, "One more."]), encoding="utf-8")
     prepared(config(text))
-    fingerprints["text"] = open_corpus(config(text)).fingerprint
+    fingerprints["text"] = opened(config(text)).fingerprint
     assert len(set(fingerprints.values())) == 4
 
 
 def test_a_tokenizer_of_ones_own_is_used_as_it_is(text):
     prepared(config(text))
-    given = corpus_folder(config(text)) / "tokenizer.json"
+    given = folder_of(config(text)) / "tokenizer.json"
     run = config(text).model_copy(update={"tokenizer": config(text).tokenizer.model_copy(update={"path": given})})
     assert not any("training" in line for line in prepared(run))
-    assert open_corpus(run).tokenizer.to_json() == load_tokenizer(given).to_json()
+    assert opened(run).tokenizer.to_json() == load_tokenizer(given).to_json()
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
@@ -161,7 +170,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(text, is_cached):
     other = text.with_name("other.txt")
     other.write_text(text.read_text(encoding="utf-8") + "\n\nŽ", encoding="utf-8")
     prepared(config(other))
-    given = corpus_folder(config(other)) / "tokenizer.json"  # one rare character more than the text needs
+    given = folder_of(config(other)) / "tokenizer.json"  # one rare character more than the text needs
 
     def with_rows(rows: int) -> RunConfig:
         return run.model_copy(
@@ -172,9 +181,8 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(text, is_cached):
     if is_cached:
         prepared(with_rows(size))
     small = with_rows(size - 1)
-    with pytest.raises(DataError, match=rf"more than tokenizer\.vocab_size={size - 1}"):  # noqa: PT012  # either may say it
-        prepared(small)
-        open_corpus(small)
+    with pytest.raises(DataError, match=rf"more than tokenizer\.vocab_size={size - 1}"):
+        opened(small)
 
 
 def test_too_few_documents_to_hold_one_out_are_refused(text):
@@ -187,9 +195,10 @@ def test_too_few_documents_to_hold_one_out_are_refused(text):
 def test_the_cache_is_where_the_environment_says(text, monkeypatch, tmp_path):
     monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "elsewhere"))
     run = config(text, cache_dir=None)
-    prepared(run)
-    assert corpus_folder(run).parent == tmp_path / "elsewhere"
-    assert corpus_folder(config(text)).parent == text.parent / "cache"
+    key = prepare_corpus(run, lambda line: None)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [key]
+    assert not (text.parent / "cache").exists()
+    assert len(open_corpus(run, key).train) > 100
 
 
 def test_a_cache_that_cannot_be_written_is_a_data_error(text):
@@ -209,20 +218,19 @@ def test_a_cache_that_cannot_be_written_is_a_data_error(text):
 )
 def test_a_damaged_cache_is_a_data_error(text, name, is_missing):
     run = config(text)
-    prepared(run)
-    path = corpus_folder(run) / name
+    path = folder_of(run) / name
     content = path.read_bytes()
     path.unlink()
     if not is_missing:
         path.write_bytes(content[:-3])
     with pytest.raises(DataError) as caught:
-        open_corpus(run)
+        open_corpus(run, path.parent.name)
     assert str(path.parent) in str(caught.value)
 
 
 def test_the_index_says_what_was_read(text):
     run = config(text)
     prepared(run)
-    index = json.loads((corpus_folder(run) / "corpus.json").read_text())
+    index = json.loads((folder_of(run) / "corpus.json").read_text())
     assert index["train"]["documents"] + index["validation"]["documents"] == len(STORIES)
     assert str(text) in index["train"]["source"]

@@ -33,7 +33,7 @@ def make_model() -> Callable[[str], tuple[Decoder, RunConfig]]:
             "tokenizer": {"vocab_size": VOCAB},
         })  # fmt: skip
         decoder = Decoder(run).eval()
-        generator = torch.Generator().manual_seed(11)
+        generator = torch.Generator().manual_seed(12)
         for name, parameter in decoder.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + ("norm." in name))
         return decoder, run

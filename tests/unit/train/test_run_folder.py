@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import UserError
-from storyteller_ds.train.run_folder import RunFolder, write_atomically
+from storyteller_ds.train.run_folder import RunFolder
 
 HOLDER = """
 import sys
@@ -93,22 +93,6 @@ def test_setting_aside_works_after_an_older_one_was_removed_by_hand(tmp_path):
     assert aside is not None
     assert content(aside) == records
     assert (tmp_path / "previous-2" / "metrics.jsonl").read_text() == "old"
-
-
-def test_an_atomic_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_atomically(path, "long first content")
-    write_atomically(path, "second")
-    assert path.read_text() == "second"
-    assert list(tmp_path.iterdir()) == [path]
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("storyteller_ds.train.run_folder.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, "third")
-    assert path.read_text() == "second"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,25 @@
+"""Losses of a small run, frozen: a change of initialisation, routing, loss or optimizer shows here first.
+
+A deliberate change of the numbers replaces LOSSES, and says so in CHANGELOG.md.
+"""
+
+import pytest
+import torch
+
+from storyteller_ds.config import load_config
+from storyteller_ds.data.batches import MicroBatch
+from storyteller_ds.parallel.single import SingleEngine
+from storyteller_ds.parallel.world import World
+
+LOSSES = (5.705775, 5.562781, 5.437048, 5.322245, 5.217222)
+
+
+def test_losses_of_the_first_steps():
+    overrides = ["model.hidden_size=32", "model.num_layers=2", "model.intermediate_size=48", "tokenizer.vocab_size=300"]
+    run = load_config(overrides=[*overrides, "seed=7"]).run
+    engine = SingleEngine(run, World(rank=0, local_rank=0, size=1, local_size=1), torch.device("cpu"))
+    # Not torch's generator: its stream may change between versions.
+    row = torch.arange(4 * 33).view(4, 33) * 7919 % 293
+    batch = MicroBatch(row[:, :-1], row[:, 1:])
+    losses = [engine.train_step([batch], lr=3e-3).loss for _ in range(5)]
+    assert losses == pytest.approx(LOSSES, rel=1e-5)
