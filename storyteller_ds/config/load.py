@@ -67,7 +67,13 @@ def load_config(
         if not separator:
             raise ConfigError(f"'{override}' on {COMMAND_LINE} is not of the form section.field=value")
         layers.set(field.replace("-", "_"), parse_yaml(text, f"{COMMAND_LINE}, {field}"), COMMAND_LINE)
-    return LoadedConfig(run=layers.validate(), deepspeed=ds, name=name, sources=dict(layers.sources))
+    run = layers.validate()
+    if ds is None and run.parallel.zero_stage is not None:
+        raise ConfigError(
+            f"{layers.sources['parallel.zero_stage']}: parallel.zero_stage is the DeepSpeed JSON's to say; "
+            "use --ds_config ds_configs/zero2.json or another of that folder"
+        )
+    return LoadedConfig(run=run, deepspeed=ds, name=name, sources=dict(layers.sources))
 
 
 def parse_run_config(values: Mapping[str, Any], where: str) -> RunConfig:

@@ -47,13 +47,12 @@ class SingleEngine:
                 )
             share.backward()
             stats.append(one)
-        clip = self.run.optimizer.grad_clip_norm or float("inf")
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip)
+        grad_norm = steps.clip_gradients(self.decoder, self.run.optimizer.grad_clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(steps.mean_loss(stats, targets), grad_norm.item(), steps.router_metrics(stats))
+        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats))
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets."""
