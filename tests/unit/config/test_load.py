@@ -227,3 +227,7 @@ def test_a_bad_combination_is_refused_with_the_mend(overrides, wrong, mend):
     assert wrong in message
     assert mend in message
     assert message.startswith("the command line: ")
+
+
+def test_a_zero_stage_without_a_deepspeed_json_is_refused_with_the_mend():
+    assert "--ds_config ds_configs/zero2.json" in refused(overrides=["parallel.zero_stage=2"])
