@@ -13,9 +13,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_flushed(path: Path, text: str) -> None:
+    """Write a file and wait until it is on disk; for folders that are renamed as a whole afterwards."""
+    path.write_text(text, encoding="utf-8")
+    flush_to_disk(path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: written beside it, flushed to disk, renamed."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    flush_to_disk(beside)
+    write_flushed(beside, text)
     beside.replace(path)

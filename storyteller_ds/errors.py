@@ -6,7 +6,6 @@ The codes are a contract (README, "Exit codes"): scripts and schedulers act on t
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_TRAINING_STOPPED = 3
-EXIT_INTERRUPTED = 75
 EXIT_KEYBOARD_INTERRUPT = 130
 
 

@@ -1,9 +1,11 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,3 +23,12 @@ def shared_folder() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data at {folder}; set STORYTELLER_SHARED to the folder that has data/ and models/")
     return folder
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory holds NaN, or the largest integer, so that reading it unwritten is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -69,15 +69,13 @@ class Checkpoint:
         value: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
         return value
 
-    def verify(self, parts: tuple[str, ...] = ("",)) -> None:
-        """Compare size and sha256 of every file whose name begins with one of `parts`.
+    def verify(self) -> None:
+        """Compare size and sha256 of every file with the manifest.
 
         Raises:
             CheckpointError: a file is missing or differs; names it.
         """
         for name, expected in self.manifest["files"].items():
-            if not name.startswith(parts):
-                continue
             path = self.folder / name
             if not path.is_file():
                 raise CheckpointError(f"checkpoint {self.folder}: {name} is missing; use another step")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from storyteller_ds.checkpoint import format as layout
 from storyteller_ds.checkpoint.rng import rng_state
-from storyteller_ds.durable import flush_to_disk
+from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.parallel.engine import Engine
 
@@ -59,8 +59,7 @@ def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Con
             (layout.CONFIG, json.dumps(contents.config, indent=2)),
             (layout.TOKENIZER, contents.tokenizer_json),
         ):
-            (work / name).write_text(text, encoding="utf-8")
-            flush_to_disk(work / name)
+            write_flushed(work / name, text)
             files[name] = layout.hash_file(work / name)
         manifest = {
             "format": layout.FORMAT_VERSION,
@@ -70,8 +69,7 @@ def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Con
             "files": dict(sorted(files.items())),
         }
         manifest["seal"] = layout.seal_of(manifest)
-        (work / layout.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        flush_to_disk(work / layout.MANIFEST)
+        write_flushed(work / layout.MANIFEST, json.dumps(manifest, indent=2) + "\n")
         flush_to_disk(work)
         if final.exists():  # a damaged or older one of the same step
             shutil.rmtree(final)

@@ -43,7 +43,6 @@ class SampleHook(Hook):
 
     def __init__(self, engine: Engine, run: RunConfig, tokenizer: Tokenizer, path: Path) -> None:
         self.engine, self.run, self.tokenizer, self.path = engine, run, tokenizer, path
-        self.latest: list[str] = []
 
     def on_start(self, state: TrainState) -> None:
         """Drop the sections beyond the step that training goes on from."""
@@ -63,10 +62,10 @@ class SampleHook(Hook):
         decoder = self.engine.decoder
         was_training = decoder.training
         decoder.eval()
-        self.latest = [self._story(prompt) for prompt in self.run.train.sample_prompts]
+        told = [self._story(prompt) for prompt in self.run.train.sample_prompts]
         decoder.train(was_training)
         if self.engine.world.is_main:
-            stories = "\n\n".join(f"> {story.replace(chr(10), chr(10) + '> ')}" for story in self.latest)
+            stories = "\n\n".join(f"> {story.replace(chr(10), chr(10) + '> ')}" for story in told)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"## Step {state.step}\n\n{stories}\n\n")
 

@@ -139,11 +139,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
-
     def wait_to_be_ended(self, seconds: int) -> None:
         """Give rank 0 the time to report an error that every rank has found, before this one exits.
 

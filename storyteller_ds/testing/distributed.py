@@ -12,6 +12,16 @@ from storyteller_ds.parallel.world import free_port
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "launch" / "train.py"
 DS_CONFIGS = REPOSITORY / "ds_configs"
+TINY_RUN = (
+    "data.builtin_stories=600",
+    "data.sequence_length=64",
+    "tokenizer.vocab_size=512",
+    "model.hidden_size=64",
+    "model.num_layers=2",
+    "model.intermediate_size=96",
+    "train.global_batch_size=8",
+)
+"""Overrides of the quickstart preset with which a step takes milliseconds."""
 
 
 class Outcome(NamedTuple):

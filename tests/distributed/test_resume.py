@@ -10,20 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyteller_ds.testing.distributed import run_command, start_command, train_command
+from storyteller_ds.testing.distributed import TINY_RUN, run_command, start_command, train_command
 from storyteller_ds.testing.runs import read_metrics, read_state, relative_difference
 
 STEPS = 12
 RUN = (
-    "data.builtin_stories=600",
-    "data.sequence_length=64",
-    "tokenizer.vocab_size=512",
-    "model.hidden_size=64",
-    "model.num_layers=2",
-    "model.intermediate_size=96",
+    *TINY_RUN,
     # Dropout, so that a random stream that is not put back shows.
     "model.dropout=0.1",
-    "train.global_batch_size=8",
     f"train.max_steps={STEPS}",
     "train.eval_batches=2",
     "train.eval_every_steps=4",

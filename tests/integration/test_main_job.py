@@ -6,18 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import Outcome, run_command, train_command
+from storyteller_ds.testing.distributed import TINY_RUN, Outcome, run_command, train_command
 from storyteller_ds.testing.wandb_offline import read_config, read_history
 
 STEPS = 6
 RUN = (
-    "data.builtin_stories=600",
-    "data.sequence_length=64",
-    "tokenizer.vocab_size=512",
-    "model.hidden_size=64",
-    "model.num_layers=2",
-    "model.intermediate_size=96",
-    "train.global_batch_size=8",
+    *TINY_RUN,
     f"train.max_steps={STEPS}",
     "train.eval_every_steps=3",
     "train.eval_batches=1",

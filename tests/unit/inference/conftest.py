@@ -1,6 +1,6 @@
 """Small models that prefer some tokens to others."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,12 +39,3 @@ def make_model() -> Callable[[str], tuple[Decoder, RunConfig]]:
         return decoder, run
 
     return make
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN, so that reading it unwritten is seen."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
