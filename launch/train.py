@@ -1,7 +1,6 @@
 """The main job: deepspeed launch/train.py --ds_config ds_configs/zero2.json [section.field=value ...]"""
 
-from storyteller_ds.cli.main import run_command
-from storyteller_ds.cli.train import train
+from storyteller_ds.cli.main import run_train
 
 if __name__ == "__main__":
-    run_command(train)
+    run_train()

@@ -35,6 +35,7 @@ class CheckpointHook(Hook):
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Save if it is time."""
         if last or (self.every_steps and state.step % self.every_steps == 0):
-            contents = self.contents({"state": dataclasses.asdict(state)})
+            scale = self.engine.loss_scale
+            contents = self.contents({"state": dataclasses.asdict(state), "loss_scale": scale and scale._asdict()})
             folder = write_checkpoint(self.engine, self.checkpoints, state.step, contents)
             self.say(f"saved {folder}")

@@ -9,7 +9,7 @@ from storyteller_ds.checkpoint.rng import seed_rng, set_rng_state
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.parallel.engine import Engine, LossScale
 from storyteller_ds.train.run_folder import CHECKPOINTS
 from storyteller_ds.train.state import TrainState
 
@@ -21,12 +21,14 @@ _FIXED_FIELDS = (
     "moe.every_n_layers",
     "moe.noisy_gating",
     "tokenizer.vocab_size",
+    # Which moments there are.
+    "optimizer.kind",
     # Where in the order of samples a run is, counts sequences of this length in the order of this seed.
     "data.sequence_length",
     "seed",
 )
 # These change the training, not what the weights mean.
-_FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length")
+_FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "model.activation_checkpointing")
 
 
 def find_checkpoint(path: Path, say: Callable[[str], None]) -> Checkpoint:
@@ -93,8 +95,13 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     """Put weights, moments, random streams and progress back; called by every rank."""
     weights, optimizer = checkpoint.open_tensors("weights"), checkpoint.open_tensors("optimizer")
+    trainer = checkpoint.read_json(layout.TRAINER)
+    state = TrainState(**trainer["state"])
+    scale = trainer.get("loss_scale")
     engine.load_named_state(
-        lambda kind, name: weights[name] if kind == "weight" else optimizer[f"{kind}/{name}"], checkpoint.step
+        lambda kind, name: weights[name] if kind == "weight" else optimizer[f"{kind}/{name}"],
+        state.updates,
+        scale and LossScale(**scale),
     )
     if checkpoint.world_size == engine.world.size:
         name = layout.shard_name("rng", engine.world.rank, engine.world.size)
@@ -103,4 +110,4 @@ def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     else:
         # There is no meaning in another number of streams; start new ones from seed and step.
         seed_rng(seed, checkpoint.step, engine.world.rank)
-    return TrainState(**checkpoint.read_json(layout.TRAINER)["state"])
+    return state

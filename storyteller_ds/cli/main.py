@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import click
@@ -10,13 +11,18 @@ import click
 from storyteller_ds import __version__
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
+from storyteller_ds.supervision.supervisor import supervise
 
 # verb -> module and object in it
 _VERBS = {
     "train": "storyteller_ds.cli.train:train",
+    "launch": "storyteller_ds.cli.launch:launch",
     "generate": "storyteller_ds.cli.generate:generate",
     "config": "storyteller_ds.cli.config:config",
+    "certify": "storyteller_ds.cli.certify:certify_command",
 }
+_SUPERVISED = ("train",)
+"""Verbs that launchers start as several ranks."""
 SETTINGS = {
     "token_normalize_func": lambda name: name.replace("-", "_"),  # --top-k is --top_k
     "help_option_names": ["-h", "--help"],
@@ -32,9 +38,20 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in _VERBS:
             raise UserError(f"no verb is called '{cmd_name}'{did_you_mean(cmd_name, _VERBS)}")
-        module, _, name = _VERBS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        return _load(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in _SUPERVISED:
+            supervise()
+        return super().resolve_command(ctx, args)
+
+
+def _load(verb: str) -> click.Command:
+    module, _, name = _VERBS[verb].partition(":")
+    command: click.Command = getattr(importlib.import_module(module), name)
+    return command
 
 
 @click.group(cls=_LazyGroup, context_settings=SETTINGS)
@@ -48,10 +65,24 @@ def main() -> NoReturn:
     run_command(storyteller)
 
 
+def run_train() -> NoReturn:
+    """`storyteller train` as a program of its own; one process of several gets a supervisor first."""
+
+    def train() -> None:
+        supervise()
+        _load("train").main(standalone_mode=False)
+
+    _run(train)
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command; what the user can mend ends in one line on stderr and the exit code of its kind."""
+    _run(lambda: command.main(standalone_mode=False))
+
+
+def _run(action: Callable[[], object]) -> NoReturn:
     try:
-        command.main(standalone_mode=False)
+        action()
     except click.exceptions.Exit as stop:
         _leave(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,6 +1,5 @@
 """One training run: the parts connected, in the order in which they need each other."""
 
-import importlib.util
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ from storyteller_ds.config import LoadedConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.errors import ConfigError
 from storyteller_ds.inference.samples import SampleHook, check_prompts
 from storyteller_ds.model import count_parameters, flops_per_token
+from storyteller_ds.parallel.build import build_engine
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.plan import ParallelPlan
-from storyteller_ds.parallel.single import SingleEngine
+from storyteller_ds.parallel.self_test import check_gradients
+from storyteller_ds.parallel.step import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
 from storyteller_ds.train import run_folder as layout
 from storyteller_ds.train.hooks import Hook
@@ -33,6 +33,7 @@ from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
 from storyteller_ds.train.state import TrainState
+from storyteller_ds.train.step_report import StepReport
 from storyteller_ds.train.wandb_tracker import WandbTracker
 
 
@@ -69,14 +70,15 @@ class Session:
         Args:
             resume: auto, never, or the path of a run folder or a step folder.
         """
-        if self.loaded.deepspeed is not None:
-            _check_deepspeed_installed()
         corpus = self._corpus()
         batches, validation = self._batches(corpus)
         check_prompts(self.run, corpus.tokenizer)
         checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
         self._introduce()
-        engine = self._engine()
+        if self.run.parallel.self_test and self.loaded.deepspeed is not None:
+            difference = check_gradients(self.run, self.loaded.deepspeed, self.world, self.device)
+            self.say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
+        engine = build_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
         if checkpoint is None:
             state = TrainState()
             seed_rng(self.run.seed, 0, self.world.rank)
@@ -124,29 +126,23 @@ class Session:
         counts = count_parameters(self.run)
         moe, plan = self.run.moe, self.plan
         experts = f"{moe.num_experts} experts, top-{moe.top_k}" if moe.num_experts else "dense"
-        strategy = (
-            f"DeepSpeed ZeRO-{self.run.parallel.zero_stage}, {plan.world_size} rank(s), "
-            f"experts spread over {plan.ep_size}"
-            if self.loaded.deepspeed is not None
-            else "one device"
-        )
+        dtype = DTYPE_NAMES[run_dtype(self.run.precision.dtype, self.device)]
+        if self.loaded.deepspeed is None:
+            engine = f"one device ({self.device.type}, {dtype})"
+        else:
+            ranks = f"{plan.world_size} rank(s) ({self.device.type}, {dtype})"
+            engine = f"DeepSpeed ZeRO-{self.run.parallel.zero_stage} on {ranks}"
+            if moe.num_experts:
+                engine += f", {plan.description}"
         self.say(
             f"{self.loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
             f"{flops_per_token(self.run) / 1e6:,.1f} MFLOP per token"
         )
         self.say(
-            f"{strategy} on {self.device.type}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} "
-            f"pass(es) x {plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
+            f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} pass(es) x "
+            f"{plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
             f"kernels: {backend().name} ({backend().reason})"
         )
-
-    def _engine(self) -> Engine:
-        if self.loaded.deepspeed is None:
-            return SingleEngine(self.run, self.world, self.device)
-        # Imported here: without a DeepSpeed JSON nothing needs deepspeed to be installed.
-        from storyteller_ds.parallel.deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
 
     def _tell_resumed(self, checkpoint: Checkpoint) -> None:
         self.say(f"continuing from {checkpoint.folder}")
@@ -181,6 +177,7 @@ class Session:
         checkpoints = self.output_dir / layout.CHECKPOINTS
         return [
             *(self._record_hooks(self.folder, config, corpus) if self.folder else []),
+            StepReport(),
             SampleHook(engine, self.run, corpus.tokenizer, self.output_dir / layout.SAMPLES),
             CheckpointHook(engine, checkpoints, self.run.checkpoint.every_steps, contents, self.say),
         ]
@@ -212,12 +209,4 @@ class Session:
         print(f"checkpoint: {newest}")
         print(
             f'try:        storyteller generate --checkpoint {self.output_dir} --prompt "Once upon a time"', flush=True
-        )
-
-
-def _check_deepspeed_installed() -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            'a DeepSpeed config was given, but deepspeed is not installed; pip install "storyteller_ds[deepspeed]" '
-            "(Linux), or train on one device without --ds_config"
         )

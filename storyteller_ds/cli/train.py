@@ -9,6 +9,7 @@ from rich.console import Console
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
 from storyteller_ds.errors import Interrupted, StorytellerError
+from storyteller_ds.parallel.build import check_engine
 from storyteller_ds.parallel.plan import make_plan
 from storyteller_ds.parallel.world import World, pick_device
 
@@ -39,6 +40,7 @@ def train(
         loaded = load_config(config, ds_config, overrides)
         device = pick_device(loaded.run.parallel.device, world.local_rank)
         plan = make_plan(loaded.run, world.size)
+        check_engine(loaded.run, loaded.deepspeed, plan, device)
         world.limit_threads()
         timeout = loaded.run.parallel.timeout_minutes
         with world.connected(device, timeout) if ds_config else nullcontext():

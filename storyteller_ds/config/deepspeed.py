@@ -25,13 +25,16 @@ _SHARED = {
     "gradient_clipping": "optimizer.grad_clip_norm",
     "optimizer.params.lr": "optimizer.lr",
     "optimizer.params.eps": "optimizer.eps",
+    "optimizer.params.momentum": "optimizer.momentum",
     "optimizer.params.weight_decay": "optimizer.weight_decay",
     "zero_optimization.stage": "parallel.zero_stage",
+    "expert_parallel.autoep_size": "parallel.ep_size",
 }
 _OWNED_BY_US = {
     "scheduler": "schedule.kind",
-    "fp16": "precision.dtype",
     "wandb": "tracking.wandb",
+    # DeepSpeed's own works only for models that call deepspeed.checkpointing.
+    "activation_checkpointing": "model.activation_checkpointing",
 }
 _PASSED_ON = (
     "zero_optimization",
@@ -49,7 +52,6 @@ _PASSED_ON = (
     "comms_logger",
     "flops_profiler",
     "aio",
-    "activation_checkpointing",
     "csv_monitor",
     "tensorboard",
     "seed",
@@ -57,10 +59,13 @@ _PASSED_ON = (
 _EXAMPLES = {
     "zero_optimization": '{"stage": 2}',
     "bf16": '{"enabled": "auto"}',
+    "fp16": '{"enabled": true}',
+    "expert_parallel": '{"enabled": true, "autoep_size": "auto"}',
     "optimizer": '{"type": "AdamW", "params": {"lr": "auto"}}',
 }
-_OPTIMIZER_PARAMETERS = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode")
-_TOP_LEVEL = {key.split(".")[0] for key in _SHARED} | {"bf16", "optimizer"} | set(_PASSED_ON)
+_OPTIMIZER_PARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "torch_adam", "adam_w_mode")
+_EXPERT_PARALLEL = ("enabled", "autoep_size", "use_grouped_mm", "combine_impl", "gate_up_impl")
+_TOP_LEVEL = {key.split(".")[0] for key in _SHARED} | set(_EXAMPLES) | set(_PASSED_ON)
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -75,13 +80,46 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: '{key}' is the run config's to say; remove it and set {_OWNED_BY_US[key]}")
         if key not in _TOP_LEVEL:
             raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, sorted(_TOP_LEVEL))}")
-    for section in ("zero_optimization", "bf16", "optimizer"):
+    for section in _EXAMPLES:
         if section in config and not isinstance(config[section], dict):
             raise ConfigError(f"{path}: '{section}' must be an object, for instance {_EXAMPLES[section]}")
     parameters = _lookup(config, "optimizer.params")
     if parameters is not None:
         _check_optimizer_parameters(parameters, path)
+    for name in config.get("expert_parallel", {}):
+        if name not in _EXPERT_PARALLEL:
+            raise ConfigError(f"{path}: unknown key 'expert_parallel.{name}'{did_you_mean(name, _EXPERT_PARALLEL)}")
+    _check_contradictions(config, path)
     return config
+
+
+def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse what DeepSpeed would take and then ignore, or fail on much later."""
+    stage = _lookup(config, "zero_optimization.stage")
+    stage = 0 if stage in (None, AUTO) else stage
+    if _lookup(config, "bf16.enabled") is True and _lookup(config, "fp16.enabled") is True:
+        raise ConfigError(f"{path}: bf16.enabled and fp16.enabled are both true; keep one of them")
+    for kind, lowest in (("optimizer", 1), ("param", 3)):
+        device = _lookup(config, f"zero_optimization.offload_{kind}.device")
+        if device in (None, "none"):
+            continue
+        if stage < lowest:
+            raise ConfigError(
+                f"{path}: offload_{kind} needs ZeRO stage {lowest} or more, and the stage is {stage}; "
+                f"remove it or raise zero_optimization.stage"
+            )
+        if device == "nvme" and stage < 3:
+            raise ConfigError(
+                f"{path}: offload_{kind} to nvme needs ZeRO stage 3, and the stage is {stage}; "
+                'set "device": "cpu", or use ds_configs/zero3_nvme.json'
+            )
+    if stage in (1, 2):
+        for key in ("contiguous_gradients", "reduce_scatter"):
+            if _lookup(config, f"zero_optimization.{key}") is False:
+                raise ConfigError(
+                    f"{path}: zero_optimization.{key}=false does not work with mixture layers under ZeRO-{stage}; "
+                    "remove it"
+                )
 
 
 def _check_optimizer_parameters(parameters: Any, path: Path) -> None:
@@ -112,35 +150,63 @@ def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
     betas = _lookup(config, "optimizer.params.betas")
     if isinstance(betas, list):
         values["optimizer.beta1"], values["optimizer.beta2"] = betas
-    bf16 = _lookup(config, "bf16.enabled")
-    if bf16 not in (None, AUTO):
+    bf16, fp16 = _lookup(config, "bf16.enabled"), _lookup(config, "fp16.enabled")
+    if fp16 is True:
+        values["precision.dtype"] = "fp16"
+    elif bf16 not in (None, AUTO):
         values["precision.dtype"] = "bf16" if bf16 else "fp32"
+    if _lookup(config, "expert_parallel.enabled") is True:
+        values["parallel.strategy"] = "autoep"
     return values
 
 
 def engine_config(
-    config: Mapping[str, Any], run: RunConfig, *, micro_batch_size: int, accumulation_steps: int, bf16: bool
+    config: Mapping[str, Any],
+    run: RunConfig,
+    *,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    dtype: str,
+    expert_parallel: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The JSON that DeepSpeed is given: every "auto" filled in, what we decide ourselves left out.
 
     The optimizer is passed to DeepSpeed as an object (a JSON one would be compiled at start), and so is
     not in the result.
+
+    Args:
+        config: the JSON as the user wrote it.
+        run: the run config.
+        micro_batch_size: sequences per rank in one forward pass.
+        accumulation_steps: forward passes per optimizer step.
+        dtype: fp32, bf16 or fp16: the format in which DeepSpeed is to hold the model.
+        expert_parallel: what AutoEP must know about the model; None without AutoEP.
     """
     result = {key: value for key, value in config.items() if key in _PASSED_ON}
     # "auto" elsewhere (bucket sizes, say) means DeepSpeed's own default.
     zero = {k: v for k, v in dict(result.get("zero_optimization", {})).items() if v != AUTO}
     zero["stage"] = run.parallel.zero_stage
-    return {
+    passed = {
         "steps_per_print": 1_000_000_000,
         "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW is as vectorised as DeepSpeed's CPU one, and nothing has to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
         **result,
         "zero_optimization": zero,
         "train_batch_size": run.train.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": run.optimizer.grad_clip_norm,
-        "bf16": {"enabled": bf16},
+        # Without ZeRO, DeepSpeed would average the norms of different experts; that engine clips itself.
+        "gradient_clipping": run.optimizer.grad_clip_norm if run.parallel.zero_stage else 0.0,
+        "bf16": {**config.get("bf16", {}), "enabled": dtype == "bf16"},
+        "fp16": {**config.get("fp16", {}), "enabled": dtype == "fp16"},
     }
+    if dtype != "fp32" and run.parallel.zero_stage in (2, 3):
+        passed["data_types"] = {"grad_accum_dtype": "fp32", **result.get("data_types", {})}
+    if expert_parallel is not None:
+        given = {k: v for k, v in config.get("expert_parallel", {}).items() if v != AUTO}
+        passed["expert_parallel"] = {**expert_parallel, **given}
+    return passed
 
 
 def _lookup(config: Mapping[str, Any], dotted: str) -> Any:

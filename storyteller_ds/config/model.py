@@ -38,6 +38,9 @@ class ModelConfig(Section):
     """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
     tie_embeddings: bool = True
     """Whether the output projection is the token embedding."""
+    activation_checkpointing: Literal["none", "block", "selective"] = "none"
+    """What the backward pass computes again instead of keeping: nothing, whole blocks, or all but their matrix
+    products and attention; less memory for more time, the same numbers."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights; residual outputs use init_std / sqrt(2 * num_layers)."""
 
@@ -81,7 +84,10 @@ class MoEConfig(Section):
     every_n_layers: int = Field(1, ge=1)
     """Every n-th block is a mixture, counted so that the last of each n is (1: all of them)."""
     balance_loss_coef: float = Field(0.01, ge=0)
-    """Weight of the load-balancing loss E * sum f_i P_i (Switch Transformer, eq. 4), f_i over the global batch."""
+    """Weight of the load-balancing loss E * sum f_i P_i (Switch Transformer, eq. 4); 1 is perfect balance."""
+    balance_scope: Literal["batch", "sequence"] = "batch"
+    """What has to be balanced: the sequences of one forward pass of all ranks together, or each by itself
+    (DeepSeek-V3, sec. 2.1.2), and then the loss does not depend on the number of accumulation steps either."""
     z_loss_coef: float = Field(0.001, ge=0)
     """Weight of the router z-loss, mean of logsumexp(logits)^2 (ST-MoE, eq. 5)."""
     noisy_gating: bool = False

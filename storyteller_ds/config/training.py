@@ -10,14 +10,16 @@ from storyteller_ds.config.base import Section
 class OptimizerConfig(Section):
     """The rule that changes the weights."""
 
-    kind: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019)."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019); or Muon for hidden matrices (Jordan et al. 2024), AdamW for the rest."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate (weight units per step)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment (per step)."""
     beta2: float = Field(0.95, ge=0, lt=1)
     """Decay of the second moment (per step)."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of Muon's momentum (per step)."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment (gradient units)."""
     weight_decay: float = Field(0.1, ge=0)
@@ -73,8 +75,14 @@ class ParallelConfig(Section):
     """Where tensors live; auto: CUDA, then MPS, then CPU."""
     ep_size: int | Literal["auto"] = "auto"
     """Ranks that share one set of experts; must divide moe.num_experts and the ranks; auto: the most that fits."""
+    strategy: Literal["auto", "local", "expert_parallel", "autoep", "stock"] = "auto"
+    """How the experts are spread; auto: expert_parallel under ZeRO-0 to 2, local otherwise, autoep where the DeepSpeed
+    JSON has expert_parallel. stock is DeepSpeed's own layer, for comparison."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage, from the DeepSpeed JSON; null: no DeepSpeed."""
+    self_test: bool = False
+    """Before training, compare one step of a small copy of the model on these ranks with one device; on disagreement
+    the run is not started."""
     timeout_minutes: float = Field(30.0, gt=0)
     """How long a rank waits for the others in a collective before it gives up (minutes)."""
 
@@ -88,8 +96,9 @@ class ParallelConfig(Section):
 class PrecisionConfig(Section):
     """Number formats."""
 
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Format of activations and matrix products; auto: bf16 on CUDA cards that have it, fp32 elsewhere."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Format of activations and matrix products; auto: bf16 on CUDA cards that have it, fp32 elsewhere. Master weights,
+    moments, router and loss are fp32 in all of them; fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
 
 
 class CheckpointConfig(Section):

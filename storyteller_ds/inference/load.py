@@ -37,7 +37,7 @@ def load_story_model(path: Path, device: torch.device, say: Callable[[str], None
         decoder = Decoder(run)
     decoder.to_empty(device=device)
     weights = checkpoint.open_tensors("weights")
-    for name, parameter, _ in placed_parameters(decoder):
+    for name, parameter, *_ in placed_parameters(decoder):
         parameter.copy_(weights[name])
     decoder.eval()
     return StoryModel(decoder, run, load_tokenizer(checkpoint.folder / layout.TOKENIZER), checkpoint.folder)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model.activation_checkpointing import BlockRunner
 from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding
 from storyteller_ds.model.feed_forward import FeedForward
 from storyteller_ds.model.moe import LocalMoE, RouterStats
@@ -50,6 +51,7 @@ class Decoder(nn.Module):
         model, moe = run.model, run.moe
         self.context_length = run.context_length
         self.vocab_size = run.tokenizer.vocab_size
+        self.run_block = BlockRunner(model)
         self.embedding = nn.Embedding(self.vocab_size, model.hidden_size)
         self.rotary = RotaryEmbedding(model.head_dim, model.rope_theta) if model.position == "rope" else None
         self.position_embedding = (
@@ -90,7 +92,10 @@ class Decoder(nn.Module):
         x_BSD = self.dropout(x_BSD)
         all_stats = []
         for i, block in enumerate(self.blocks):
-            x_BSD, stats = block(x_BSD, rotary, caches[i] if caches is not None else None)
+            if caches is None:
+                x_BSD, stats = self.run_block(block, x_BSD, rotary, None)
+            else:  # run once only: a cache must not see its positions twice
+                x_BSD, stats = block(x_BSD, rotary, caches[i])
             if stats is not None:
                 all_stats.append(stats)
         x_BSD = self.final_norm(x_BSD)

@@ -28,7 +28,7 @@ def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_exp
         seed: the run's seed.
         first_expert: canonical index of the first expert that this rank holds.
     """
-    for name, parameter, first in placed_parameters(module, first_expert):
+    for name, parameter, first, _ in placed_parameters(module, first_expert):
         if name.endswith("bias") or name.endswith("noise_weight"):
             parameter.zero_()
         elif "norm." in name:

@@ -2,13 +2,34 @@
 
 Checkpoints, optimizer state and interchange speak of one layout: experts stacked along dimension 0,
 `blocks.N.ffn.router.weight [E, D]`, `blocks.N.ffn.experts.gate_up_proj [E, H, D]` and so on. A module may
-hold a parameter inside a wrapper, or only some of a layer's experts; this is the one place that knows.
+hold a parameter inside a wrapper, only some of a layer's experts, or one canonical tensor in several pieces;
+such a module says so itself, by a method `canonical_part` (see HasCanonicalParts).
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class Part(NamedTuple):
+    """Which piece of a canonical tensor a parameter is, within the module that holds it."""
+
+    name: str
+    """Canonical name, relative to the module."""
+    expert: int = 0
+    """Its first expert, counted among those of this rank."""
+    row: int = 0
+    """Its first row: the index along dimension 1 of a stack of experts."""
+
+
+@runtime_checkable
+class HasCanonicalParts(Protocol):
+    """A module whose own parameter names are not the canonical ones."""
+
+    def canonical_part(self, name: str) -> Part:
+        """The piece that the parameter called `name` (relative to the module) is."""
 
 
 class Placed(NamedTuple):
@@ -19,6 +40,22 @@ class Placed(NamedTuple):
     parameter: nn.Parameter
     first_expert: int | None
     """Canonical index of this parameter's first expert; None where dimension 0 is not experts."""
+    first_row: int = 0
+    """Index of its first row along dimension 1, where a stack of experts is held in pieces."""
+
+    def slice_of(self, canonical: Tensor) -> Tensor:
+        """This parameter's piece of the whole canonical tensor."""
+        if self.first_expert is None:
+            return canonical
+        experts, *rest = full_shape(self.parameter)
+        piece = canonical[self.first_expert : self.first_expert + experts]
+        return piece[:, self.first_row : self.first_row + rest[0]]
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, also where ZeRO-3 has left only a partition of it here."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def canonical_name(name: str) -> str:
@@ -43,6 +80,30 @@ def placed_parameters(module: nn.Module, first_expert: int = 0) -> Iterator[Plac
         module: a Decoder, or a module that wraps one.
         first_expert: canonical index of the first expert that this rank holds.
     """
+    wrappers = [(f"{prefix}.", m) for prefix, m in module.named_modules() if isinstance(m, HasCanonicalParts)]
     for name, parameter in module.named_parameters():
-        canonical = canonical_name(name)
-        yield Placed(canonical, parameter, first_expert if is_expert(canonical) else None)
+        part = Part(name)
+        for prefix, wrapper in wrappers:
+            if name.startswith(prefix):
+                inner = wrapper.canonical_part(name.removeprefix(prefix))
+                part = inner._replace(name=prefix + inner.name)
+        canonical = canonical_name(part.name)
+        expert = first_expert + part.expert if is_expert(canonical) else None
+        yield Placed(canonical, parameter, expert, part.row)
+
+
+def pieces_by_name(placed: Iterable[Placed]) -> dict[str, list[Placed]]:
+    """The pieces of each canonical tensor, by name in order of appearance, each list by expert and then row."""
+    pieces: dict[str, list[Placed]] = {}
+    for one in placed:
+        pieces.setdefault(one.name, []).append(one)
+    return {name: sorted(them, key=lambda p: (p.first_expert or 0, p.first_row)) for name, them in pieces.items()}
+
+
+def join_pieces(pieces: Iterable[tuple[Placed, Tensor]]) -> Tensor:
+    """The tensor that the values of one name's sorted pieces make together: rows first, then experts."""
+    by_expert: dict[int | None, list[Tensor]] = {}
+    for place, value in pieces:
+        by_expert.setdefault(place.first_expert, []).append(value)
+    stacks = [rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) for rows in by_expert.values()]
+    return stacks[0] if len(stacks) == 1 else torch.cat(stacks)

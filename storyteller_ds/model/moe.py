@@ -14,6 +14,8 @@ from storyteller_ds.model.feed_forward import up_width
 class RouterStats(NamedTuple):
     """What the losses and the metrics need from one router; see Routing for the fields."""
 
+    expert_TK: Tensor
+    prob_TE: Tensor
     count_E: Tensor
     prob_sum_E: Tensor
     z_sum: Tensor
@@ -90,4 +92,4 @@ class LocalMoE(nn.Module):
 
 def stats_of(routing: Routing) -> RouterStats:
     """The statistics that leave the layer."""
-    return RouterStats(routing.count_E, routing.prob_sum_E, routing.z_sum, routing.entropy_sum)
+    return RouterStats(**{name: getattr(routing, name) for name in RouterStats._fields})

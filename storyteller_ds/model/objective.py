@@ -23,7 +23,7 @@ class MicroStepStats(NamedTuple):
     load_LE: Tensor
     """[L, E] the same as fractions of the layer's rows: f_i of the balance loss."""
     balance_L: Tensor
-    """[L] balance loss of each mixture layer; 1 is perfect balance."""
+    """[L] balance loss of each mixture layer, in the scope of moe.balance_scope; 1 is perfect balance."""
     z_L: Tensor
     """[L] mean over tokens of logsumexp(logits)^2."""
     entropy_L: Tensor
@@ -40,8 +40,13 @@ class Objective(nn.Module):
         + mean over micro-steps of (balance_loss_coef * sum over layers of E * sum_i f_i P_i
                                     + z_loss_coef * sum over layers of mean over tokens of z^2)
 
-    with f_i, the part of the rows that expert i gets, counted over all ranks (one all-reduce), so that
-    the sum does not depend on how the batch is split over ranks.
+    with f_i, the part of the rows that expert i gets, and P_i, its mean probability, over the tokens that
+    moe.balance_scope says (docs/decisions/0002):
+
+    - batch: all sequences of the micro-step. f_i is counted over all ranks (one all-reduce), so that the
+      sum does not depend on how a micro-step is split over ranks.
+    - sequence: each sequence by itself, and the mean over sequences (DeepSeek-V2, 2405.04434, eq. 23 to 25;
+      DeepSeek-V3, 2412.19437, eq. 17 to 20, whose f_i has the factor E). The sum depends on no split at all.
 
     Args:
         decoder: the model.
@@ -56,6 +61,7 @@ class Objective(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.moe = moe
+        self.per_sequence = moe.balance_scope == "sequence"
         self.all_reduce = all_reduce
         self.world_size = world_size
 
@@ -75,37 +81,67 @@ class Objective(nn.Module):
         """
         logits_BSV, layers = self.decoder(token_BS)
         nll_sum = negative_log_likelihood(logits_BSV, target_BS)
-        tokens = token_BS.numel() * self.world_size
-        stats = self._summed_over_ranks(nll_sum, layers, tokens)
+        sequences, tokens = len(token_BS) * self.world_size, token_BS.numel() * self.world_size
+        # Zero where the scope is the batch: its f_i are known only after the all-reduce.
+        balance_sums = [
+            sequence_balance(layer, len(token_BS)).sum() if self.per_sequence else layer.z_sum.new_zeros(())
+            for layer in layers
+        ]
+        stats = self._summed_over_ranks(nll_sum, layers, balance_sums, sequences, tokens)
         share = nll_sum / targets_in_step
-        for f_E, layer in zip(stats.load_LE, layers, strict=True):
-            balance = f_E.numel() * (f_E.to(layer.prob_sum_E.dtype) * layer.prob_sum_E).sum() / tokens
+        for f_E, layer, balance_sum in zip(stats.load_LE, layers, balance_sums, strict=True):
+            if self.per_sequence:
+                balance = balance_sum / sequences
+            else:
+                balance = f_E.numel() * (f_E.to(layer.prob_sum_E.dtype) * layer.prob_sum_E).sum() / tokens
             router_loss = self.moe.balance_loss_coef * balance + self.moe.z_loss_coef * layer.z_sum / tokens
             share = share + router_loss / micro_steps
         return share, stats
 
     @torch.no_grad()
-    def _summed_over_ranks(self, nll_sum: Tensor, layers: list[RouterStats], tokens: int) -> MicroStepStats:
+    def _summed_over_ranks(
+        self, nll_sum: Tensor, layers: list[RouterStats], balance_sums: list[Tensor], sequences: int, tokens: int
+    ) -> MicroStepStats:
         # MPS has no fp64; it is one rank, and its sums are small enough for fp32.
         dtype = torch.float32 if nll_sum.device.type == "mps" else torch.float64
         depth, num_experts = len(layers), layers[0].count_E.numel() if layers else 0
         columns = [
-            torch.cat([t.to(dtype).reshape(-1) for t in (s.count_E, s.prob_sum_E, s.z_sum, s.entropy_sum)])
-            for s in layers
+            torch.cat([t.to(dtype).reshape(-1) for t in (s.count_E, s.prob_sum_E, s.z_sum, s.entropy_sum, balance)])
+            for s, balance in zip(layers, balance_sums, strict=True)
         ]
         # One all-reduce for everything: a micro-step costs one message, however many layers.
         packed = self.all_reduce(torch.cat([nll_sum.detach().to(dtype).reshape(1), *columns]))
-        table_LC = packed[1:].view(depth, 2 * num_experts + 2)
-        count_LE, prob_LE, z_L, entropy_L = table_LC.split([num_experts, num_experts, 1, 1], dim=1)
+        table_LC = packed[1:].view(depth, 2 * num_experts + 3)
+        count_LE, prob_LE, z_L, entropy_L, balance_L = table_LC.split([num_experts, num_experts, 1, 1, 1], dim=1)
         load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
         return MicroStepStats(
             nll_sum=packed[0],
             count_LE=count_LE,
             load_LE=load_LE,
-            balance_L=num_experts * (load_LE * prob_LE).sum(dim=1) / tokens,
+            balance_L=balance_L.flatten() / sequences
+            if self.per_sequence
+            else num_experts * (load_LE * prob_LE).sum(dim=1) / tokens,
             z_L=z_L.flatten() / tokens,
             entropy_L=entropy_L.flatten() / tokens,
         )
+
+
+def sequence_balance(stats: RouterStats, sequences: int) -> Tensor:
+    """[B] fp32: the balance loss E * sum_i f_i P_i of each of a layer's B sequences; 1 is perfect balance.
+
+    Args:
+        stats: of B sequences of equal length, one after the other.
+        sequences: B.
+    """
+    prob_BSE = stats.prob_TE.unflatten(0, (sequences, -1))
+    num_experts = prob_BSE.shape[-1]
+    # Counted as whole numbers: (sequence, expert) pairs as one index.
+    first_B1 = num_experts * torch.arange(sequences, device=prob_BSE.device)[:, None]
+    pair_N = (stats.expert_TK.view(sequences, -1) + first_B1).flatten()
+    count_BE = pair_N.bincount(minlength=sequences * num_experts).view(sequences, num_experts)
+    load_BE = count_BE / count_BE.sum(dim=1, keepdim=True)
+    balance_B: Tensor = num_experts * (load_BE * prob_BSE.mean(dim=1)).sum(dim=1)
+    return balance_B
 
 
 def negative_log_likelihood(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:

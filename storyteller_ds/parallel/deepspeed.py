@@ -1,9 +1,7 @@
-"""Training through DeepSpeed: ZeRO stages 1 and 2, with expert parallelism."""
+"""Training through DeepSpeed: every ZeRO stage, with and without expert parallelism."""
 
 import contextlib
 import io
-import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,20 +9,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
-from storyteller_ds.config.deepspeed import engine_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import MicroBatch
-from storyteller_ds.errors import ConfigError
-from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.decoder import Decoder, MoEFactory
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.model.layout import placed_parameters
+from storyteller_ds.model.layout import is_expert, join_pieces, pieces_by_name, placed_parameters
+from storyteller_ds.model.moe import LocalMoE
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
-from storyteller_ds.parallel.engine import STATE_KINDS, StateTensor, StepResult
-from storyteller_ds.parallel.optimizer import build_optimizer, parameter_groups
+from storyteller_ds.parallel.deepspeed_json import as_user_error, held_dtype, import_deepspeed, passed_json
+from storyteller_ds.parallel.engine import LossScale, StateTensor, StepResult
+from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.world import World
 
@@ -52,34 +49,35 @@ class DeepSpeedEngine:
         device: torch.device,
     ) -> None:
         self.run, self.world, self.device, self.plan = run, world, device, plan
-        dtype = steps.run_dtype(run.precision.dtype, device)
-        self.passed_config: dict[str, Any] | None = engine_config(
-            ds_config,
-            run,
-            micro_batch_size=plan.micro_batch_size,
-            accumulation_steps=plan.accumulation_steps,
-            bf16=dtype == torch.bfloat16,
+        self.stage = run.parallel.zero_stage or 0
+        self.passed_config: dict[str, Any] | None = passed_json(run, ds_config, plan, device)
+        dtype = held_dtype(run, device)
+        self.autocast = steps.autocast(
+            device, steps.run_dtype(run.precision.dtype, device) if self.stage == 0 else torch.float32
         )
-        deepspeed = _import_deepspeed(device)
-        from storyteller_ds.parallel.expert_parallel import ExpertParallelMoE
+        deepspeed = _start_deepspeed(device, dtype)
+        from storyteller_ds.parallel.zero_state import lay_out_muon, zero_state
 
         # DeepSpeed's expert groups are runs of consecutive ranks.
-        ep_rank = world.rank % plan.ep_size
-        self.first_expert = ep_rank * run.moe.num_experts // plan.ep_size
-        self.decoder = Decoder(run, partial(ExpertParallelMoE, ep_size=plan.ep_size))
-        init_parameters(self.decoder, run.model, run.seed, self.first_expert)
+        self.first_expert = world.rank % plan.ep_size * run.moe.num_experts // plan.ep_size
+        self.decoder = Decoder(run, _mixture_layers(plan))
+        # AutoEP takes its share out of all experts.
+        init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
         self.objective = Objective(self.decoder, run.moe, world.all_reduce_sum, world.size)
-        groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(
-            parameter_groups(self.decoder, run.optimizer)
-        )
-        with _as_user_error(), contextlib.redirect_stdout(io.StringIO()):
-            # Silenced because DeepSpeed prints about its groups; errors still come as exceptions.
+        self.stacks = muon_stacks(self.decoder, run)
+        groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
+        if plan.strategy in ("expert_parallel", "stock"):
+            groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(groups)
+        with as_user_error(), _quiet(), _layers_replaced(self.objective, run, plan):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=self.objective,
                 optimizer=build_optimizer(groups, run.optimizer),
                 config=self.passed_config,
                 dist_init_required=False,
             )
+        if self.stacks:
+            lay_out_muon(self.optimizer, self.stage, self.stacks, device)
+        self.state = zero_state(self.optimizer, self.stage)
         self.ep_group = deepspeed.utils.groups._get_expert_parallel_group_dict().get(f"ep_size_{plan.ep_size}")
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -88,103 +86,121 @@ class DeepSpeedEngine:
         targets = steps.count_targets(self.world, micro_batches, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        stats = []
-        for batch in micro_batches:
-            share, one = self.engine(
-                batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
-            )
+        stats, grad_norm = [], 0.0
+        for number, batch in enumerate(micro_batches, start=1):
+            with self.autocast:
+                share, one = self.engine(
+                    batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
+                )
             # DeepSpeed takes the mean over ranks and micro-steps; our shares are to be added up.
             self.engine.backward(share * (self.world.size * len(micro_batches)))
+            if self.stage == 0 and number == len(micro_batches):
+                grad_norm = self._clip_gradients()
             self.engine.step()
             stats.append(one)
-        grad_norm = float(self.engine.get_global_grad_norm())
-        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats))
+        if self.stage:
+            grad_norm = float(self.engine.get_global_grad_norm())
+        skipped = self.loss_scale is not None and self.optimizer.overflow
+        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats), skipped)
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
-        return steps.evaluate_batch(self.world, self.objective, batch, self.device)
+        with self.autocast:
+            return steps.evaluate_batch(self.world, self.objective, batch, self.device)
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """See Engine."""
+        if not self.engine.fp16_enabled():
+            return None
+        scaler = self.optimizer.loss_scaler
+        good_steps = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
+        return LossScale(scaler.cur_scale, good_steps)
 
     def named_state(self) -> Iterator[StateTensor]:
         """Weights and moments, one whole tensor at a time; every rank gathers each."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        self._link_optimizer_state()
-        for name, parameter, first_expert in placed_parameters(self.decoder, self.first_expert):
-            for kind in STATE_KINDS:
-                if kind == "weight":
-                    value = safe_get_full_fp32_param(parameter)
-                else:
-                    value = safe_get_full_optimizer_state(parameter, kind)
-                if first_expert is not None and self.plan.ep_size > 1:
+        self.state.prepare()
+        for name, pieces in pieces_by_name(placed_parameters(self.decoder, self.first_expert)).items():
+            for kind in state_kinds(pieces[0].parameter, self.stacks):
+                value = join_pieces((piece, self.state.read(piece.parameter, kind)) for piece in pieces)
+                if is_expert(name) and self.plan.ep_size > 1:
                     shares = [torch.empty_like(value) for _ in range(self.plan.ep_size)]
                     dist.all_gather(shares, value.contiguous(), group=self.ep_group)
                     value = torch.cat(shares)
                 yield StateTensor(kind, name, value.detach().float().cpu())
 
     @torch.no_grad()
-    def load_named_state(self, read: Callable[[str, str], Tensor], step: int) -> None:
+    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
         """Replace all weights and moments; a rank keeps its own experts and its ZeRO partition."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        self.state.prepare()
+        for piece in placed_parameters(self.decoder, self.first_expert):
+            for kind in state_kinds(piece.parameter, self.stacks):
+                value = piece.slice_of(read(kind, piece.name))
+                self.state.write(piece.parameter, kind, value.contiguous().to(self.device))
+        self.state.finish(updates)
+        if loss_scale is not None and self.engine.fp16_enabled() and self.optimizer.loss_scaler.dynamic:
+            scaler = self.optimizer.loss_scaler
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = loss_scale.scale, loss_scale.good_steps, -1
 
-        self._link_optimizer_state()
-        for name, parameter, first_expert in placed_parameters(self.decoder, self.first_expert):
-            for kind in STATE_KINDS:
-                value = read(kind, name)
-                if first_expert is not None:
-                    value = value[first_expert : first_expert + parameter.shape[0]]
-                value = value.to(self.device)
-                if kind == "weight":
-                    safe_set_full_fp32_param(parameter, value)
-                else:
-                    safe_set_full_optimizer_state(parameter, value, kind)
-        for state in self.optimizer.optimizer.state.values():
-            state["step"] = torch.tensor(float(step), device=self.device)
-        self.optimizer.update_lp_params()
-
-    def _link_optimizer_state(self) -> None:
-        """Make AdamW's state of every parameter reachable.
-
-        DeepSpeed links fp32 state to parameters once, after the first group's first step, and so misses
-        the other groups, or all of them before any step. Create what is missing and link again.
-        """
-        zero = self.optimizer
-        for flat in zero.single_partition_of_fp32_groups:
-            state = zero.optimizer.state[flat]
-            if "exp_avg" not in state:
-                state["step"] = torch.tensor(0.0, device=flat.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(flat), torch.zeros_like(flat)
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+    def _clip_gradients(self) -> float:
+        """The norm over all ranks' experts, and the clipping by it (ZeRO-0, where DeepSpeed gets it wrong)."""
+        expert: list[nn.Parameter] = []
+        shared: list[nn.Parameter] = []
+        for piece in placed_parameters(self.decoder):
+            (expert if is_expert(piece.name) else shared).append(piece.parameter)
+        squares = steps.squared_norm(expert)
+        if self.plan.ep_size > 1:
+            dist.all_reduce(squares, group=self.ep_group)
+        return steps.clip_gradients(
+            self.decoder, self.run.optimizer.grad_clip_norm, squares + steps.squared_norm(shared)
+        )
 
 
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, told not to compile anything on a CPU and to keep quiet on a healthy run."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
-    try:
-        import deepspeed
-        import deepspeed.moe.utils
-        from deepspeed.utils import logger
-    except ImportError as error:
-        raise ConfigError(
-            f"a DeepSpeed config was given, but deepspeed cannot be imported ({error}); "
-            'install it with pip install "storyteller_ds[deepspeed]", or train without --ds_config'
-        ) from None
-    logger.setLevel(logging.ERROR)
+def _mixture_layers(plan: ParallelPlan) -> MoEFactory:
+    """What builds the mixture layers of a strategy."""
+    if plan.strategy == "expert_parallel":
+        from storyteller_ds.parallel.expert_parallel import ExpertParallelMoE
+
+        return partial(ExpertParallelMoE, ep_size=plan.ep_size)
+    if plan.strategy == "stock":
+        from storyteller_ds.parallel.stock import StockMoE
+
+        return partial(StockMoE, ep_size=plan.ep_size)
+    if plan.strategy == "autoep":
+        from storyteller_ds.parallel.autoep import AutoEPMoE
+
+        return AutoEPMoE
+    return LocalMoE
+
+
+def _layers_replaced(
+    objective: nn.Module, run: RunConfig, plan: ParallelPlan
+) -> contextlib.AbstractContextManager[None]:
+    """The context in which DeepSpeed may replace mixture layers by its own, where the strategy wants that."""
+    if plan.strategy != "autoep":
+        return contextlib.nullcontext()
+    from storyteller_ds.parallel.autoep import autoep_layers
+
+    return autoep_layers(objective, run.moe)
+
+
+def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
+    """DeepSpeed on the process group that exists, told not to compile anything on a CPU."""
+    deepspeed = import_deepspeed(device)
     # Said once per rank by torch 2.13 about a call inside DeepSpeed 0.19.8; nothing a user can act on.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     if device.type == "cpu":
         # Its shared-memory collectives would be compiled for a minute at the first start; gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if dtype == torch.float16:
+            # torch computes fp16 on every CPU; DeepSpeed allows only those that are fast at it.
+            deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return deepspeed
 
 
 @contextlib.contextmanager
-def _as_user_error() -> Iterator[None]:
-    """DeepSpeed's complaints about its config as one line."""
-    try:
+def _quiet() -> Iterator[None]:
+    """DeepSpeed prints about its groups; errors still come as exceptions."""
+    with contextlib.redirect_stdout(io.StringIO()):
         yield
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"DeepSpeed refuses '{field}' in its JSON: {problem['msg']}; mend it there") from None

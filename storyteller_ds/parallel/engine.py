@@ -43,6 +43,16 @@ class StepResult:
     """Norm of the whole gradient before clipping."""
     router: RouterMetrics | None
     """None for a dense model."""
+    skipped: bool = False
+    """fp16 only: the scaled gradient overflowed, so no weight was changed, and grad_norm means nothing."""
+
+
+class LossScale(NamedTuple):
+    """What fp16 multiplies the loss by, so that small gradients do not vanish."""
+
+    scale: float
+    good_steps: int
+    """Steps without overflow since the scale last changed; after enough of them it doubles."""
 
 
 class StateTensor(NamedTuple):
@@ -65,6 +75,10 @@ class Engine(Protocol):
     passed_config: dict[str, Any] | None
     """The DeepSpeed JSON that DeepSpeed really got; None without DeepSpeed."""
 
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """None where the loss is not scaled, that is, except in fp16."""
+
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """One optimizer step over this rank's part of the global batch."""
 
@@ -74,5 +88,8 @@ class Engine(Protocol):
     def named_state(self) -> Iterator[StateTensor]:
         """Weights and moments, one whole tensor at a time, in the same order on every rank."""
 
-    def load_named_state(self, read: Callable[[str, str], Tensor], step: int) -> None:
-        """Replace all weights and moments by read(kind, name); `step` is AdamW's count."""
+    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+        """Replace all weights and moments by read(kind, name), and the loss scale where there is one.
+
+        `updates` is how often the optimizer has changed the weights: steps without the skipped ones.
+        """

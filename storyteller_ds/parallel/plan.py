@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
-
-SUPPORTED_ZERO_STAGES = (1, 2)
+from storyteller_ds.parallel.strategy import DESCRIPTIONS, Strategy, choose_strategy
 
 
 @dataclass(frozen=True)
@@ -14,12 +13,18 @@ class ParallelPlan:
     """The numbers that the run config leaves to the topology."""
 
     world_size: int
+    strategy: Strategy
     ep_size: int
     """Ranks that share one set of experts."""
     micro_batch_size: int
     """Sequences per rank in one forward pass."""
     accumulation_steps: int
     """Forward passes per optimizer step."""
+
+    @property
+    def description(self) -> str:
+        """Where the experts are, for a person."""
+        return DESCRIPTIONS[self.strategy].format(ep_size=self.ep_size)
 
 
 def make_plan(run: RunConfig, world_size: int) -> ParallelPlan:
@@ -28,26 +33,24 @@ def make_plan(run: RunConfig, world_size: int) -> ParallelPlan:
     Raises:
         ConfigError: the numbers do not divide, or the combination cannot run.
     """
-    _check_engine(run, world_size)
-    micro, accumulation = _batch_shares(run, world_size)
-    return ParallelPlan(world_size, _ep_size(run, world_size), micro, accumulation)
-
-
-def _check_engine(run: RunConfig, world_size: int) -> None:
-    stage = run.parallel.zero_stage
-    if stage is None:
-        if world_size > 1:
-            raise ConfigError(
-                f"{world_size} ranks were started without a DeepSpeed config; "
-                "add --ds_config ds_configs/zero2.json, or start one process"
-            )
-    elif stage not in SUPPORTED_ZERO_STAGES:
+    if run.parallel.zero_stage is None and world_size > 1:
         raise ConfigError(
-            f"ZeRO stage {stage} is not supported yet; use --ds_config ds_configs/zero2.json or ds_configs/zero1.json"
+            f"{world_size} ranks were started without a DeepSpeed config; "
+            "add --ds_config ds_configs/zero2.json, or start one process"
         )
+    if run.parallel.zero_stage == 0 and run.precision.dtype == "fp16":
+        raise ConfigError("fp16 with loss scaling needs ZeRO-1 or more; use --ds_config ds_configs/zero2_fp16.json")
+    if run.parallel.zero_stage == 3 and run.optimizer.kind == "muon":
+        raise ConfigError(
+            "optimizer.kind=muon needs whole matrices, and ZeRO-3 cuts them all; use --ds_config "
+            "ds_configs/zero2.json, or optimizer.kind=adamw"
+        )
+    strategy = choose_strategy(run)
+    micro, accumulation = _batch_shares(run, world_size)
+    return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy), micro, accumulation)
 
 
-def _ep_size(run: RunConfig, world_size: int) -> int:
+def _ep_size(run: RunConfig, world_size: int, strategy: Strategy) -> int:
     experts, wanted = run.moe.num_experts, run.parallel.ep_size
     if experts == 0:
         if wanted not in ("auto", 1):
@@ -55,6 +58,14 @@ def _ep_size(run: RunConfig, world_size: int) -> int:
                 f"parallel.ep_size={wanted}, but the model has no experts (moe.num_experts=0); remove parallel.ep_size"
             )
         return 1
+    if strategy == "local":
+        if wanted not in ("auto", 1) and world_size > 1:
+            raise ConfigError(
+                f"parallel.ep_size={wanted}, but with parallel.strategy=local every rank has all experts; "
+                "remove one of the two"
+            )
+        if wanted == "auto":
+            return 1
     if wanted == "auto":
         return math.gcd(world_size, experts)
     possible = [n for n in range(1, math.gcd(world_size, experts) + 1) if math.gcd(world_size, experts) % n == 0]

@@ -1,5 +1,6 @@
 """One process, one device: CUDA, MPS or CPU. No DeepSpeed."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.layout import placed_parameters
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
-from storyteller_ds.parallel.engine import STATE_KINDS, StateTensor, StepResult
-from storyteller_ds.parallel.optimizer import build_optimizer, parameter_groups
+from storyteller_ds.parallel.engine import LossScale, StateTensor, StepResult
+from storyteller_ds.parallel.muon import Muon, whole_parameter
+from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 from storyteller_ds.parallel.world import World
 
 
 class SingleEngine:
-    """See Engine. Weights stay fp32; bf16 is autocast around the forward pass."""
+    """See Engine. Weights stay fp32; bf16 and fp16 are autocast around the forward pass."""
 
     def __init__(self, run: RunConfig, world: World, device: torch.device) -> None:
         self.run, self.world, self.device = run, world, device
@@ -29,9 +31,16 @@ class SingleEngine:
         self.decoder.to(device)
         self.objective = Objective(self.decoder, run.moe, world.all_reduce_sum, world.size)
         self.objective.train()
-        self.optimizer = build_optimizer(parameter_groups(self.decoder, run.optimizer), run.optimizer)
+        self.stacks = muon_stacks(self.decoder, run)
+        self.optimizer = build_optimizer(parameter_groups(self.decoder, run.optimizer, self.stacks), run.optimizer)
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in self.stacks.items()})
         dtype = steps.run_dtype(run.precision.dtype, device)
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+        self.autocast = steps.autocast(device, dtype)
+        # The same start and growth as in ds_configs/zero2_fp16.json.
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=2.0**16, growth_interval=1000, enabled=dtype == torch.float16
+        )
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """One optimizer step over the whole global batch."""
@@ -45,14 +54,24 @@ class SingleEngine:
                     targets,
                     len(micro_batches),
                 )
-            share.backward()
+            self.scaler.scale(share).backward()
             stats.append(one)
+        self.scaler.unscale_(self.optimizer)
         grad_norm = steps.clip_gradients(self.decoder, self.run.optimizer.grad_clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats))
+        skipped = self.scaler.is_enabled() and not math.isfinite(grad_norm)
+        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats), skipped)
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """See Engine."""
+        if not self.scaler.is_enabled():
+            return None
+        return LossScale(self.scaler.get_scale(), self.scaler._get_growth_tracker())
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets."""
@@ -61,19 +80,27 @@ class SingleEngine:
 
     def named_state(self) -> Iterator[StateTensor]:
         """Weights and moments, one tensor at a time."""
-        for name, parameter, _ in placed_parameters(self.decoder):
+        for name, parameter, *_ in placed_parameters(self.decoder):
             state = self.optimizer.state[parameter]
-            for kind in STATE_KINDS:
+            for kind in state_kinds(parameter, self.stacks):
                 # Before the first step AdamW has no moments yet; they start at zero.
                 value = parameter if kind == "weight" else state.get(kind, torch.zeros_like(parameter))
                 yield StateTensor(kind, name, value.detach().float().cpu())
 
     @torch.no_grad()
-    def load_named_state(self, read: Callable[[str, str], Tensor], step: int) -> None:
-        """Replace all weights and moments."""
-        for name, parameter, _ in placed_parameters(self.decoder):
+    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+        """Replace all weights and moments, and the loss scale."""
+        for name, parameter, *_ in placed_parameters(self.decoder):
             parameter.copy_(read("weight", name))
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=self.device),
-                **{kind: read(kind, name).to(self.device) for kind in STATE_KINDS[1:]},
+                "step": torch.tensor(float(updates), device=self.device),
+                **{kind: read(kind, name).to(self.device) for kind in state_kinds(parameter, self.stacks)[1:]},
             }
+        if loss_scale is not None and self.scaler.is_enabled():
+            self.scaler.load_state_dict(
+                {
+                    **self.scaler.state_dict(),
+                    "scale": loss_scale.scale,
+                    "_growth_tracker": loss_scale.good_steps,
+                }
+            )

@@ -43,18 +43,30 @@ def router_metrics(stats: Sequence[MicroStepStats]) -> RouterMetrics | None:
     )
 
 
-def clip_gradients(module: nn.Module, limit: float) -> float:
+def squared_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """[] sum of the squares of all gradients, fp64 where the device has it.
+
+    torch.nn.utils.clip_grad_norm_ adds in fp32, which was 6e-6 too low for a tensor of 260,000 entries.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    dtype = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    return torch.stack([torch.linalg.vector_norm(g, dtype=dtype) for g in gradients]).square().sum()
+
+
+def clip_gradients(module: nn.Module, limit: float, squares: Tensor | None = None) -> float:
     """Scale all gradients down so that their common norm is at most `limit` (0: no limit); the norm before.
 
-    The squares are added up in fp64, as DeepSpeed does: torch.nn.utils.clip_grad_norm_ adds in fp32, which
-    was 6e-6 too low for a tensor of 260,000 entries.
+    Args:
+        module: holds the parameters.
+        limit: largest norm.
+        squares: the squared norm of the whole gradient, where other ranks hold a part of it.
     """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    dtype = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    norms = torch.stack([torch.linalg.vector_norm(g, dtype=dtype) for g in gradients])
-    norm = float(torch.linalg.vector_norm(norms))
+    parameters = list(module.parameters())
+    norm = float((squared_norm(parameters) if squares is None else squares).sqrt())
     if limit and norm > limit:
-        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], limit / (norm + 1e-6))
     return norm
 
 
@@ -71,8 +83,17 @@ def evaluate_batch(world: World, objective: Objective, batch: MicroBatch, device
     return world.all_reduce_sum(sums.to(device) if device.type == "cuda" else sums).cpu()
 
 
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
 def run_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The activation dtype that precision.dtype means on this device."""
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
+    return next(dtype for dtype, name in DTYPE_NAMES.items() if name == wanted)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products in `dtype` over fp32 weights; does nothing for fp32."""
+    on = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on)

@@ -4,6 +4,7 @@ Works under `python`, `deepspeed`, `torchrun` and `srun`; nothing here imports d
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -17,8 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from storyteller_ds.errors import ConfigError, StorytellerError, UserError
+from storyteller_ds.supervision import child
+from storyteller_ds.supervision.ports import free_port as free_port
+from storyteller_ds.supervision.ports import listener_on
+from storyteller_ds.supervision.ranks import Ranks, slurm_rendezvous, started_by_srun
 
 T = TypeVar("T")
+
+SECONDS_FOR_TORCH_TO_GIVE_UP = 10
 
 _connected_before = False
 
@@ -29,34 +36,8 @@ def has_been_connected() -> bool:
 
 
 @dataclass(frozen=True)
-class World:
-    """Ranks are counted from 0; rank 0 speaks and keeps the records."""
-
-    rank: int
-    local_rank: int
-    """Rank among the processes of this machine."""
-    size: int
-    """Number of processes of the run."""
-    local_size: int
-    """Number of them on this machine."""
-
-    @classmethod
-    def from_environment(cls) -> "World":
-        """What torchrun and deepspeed (RANK, ...) or Slurm (SLURM_PROCID, ...) have set; one process without.
-
-        Raises:
-            ConfigError: the variables contradict each other.
-        """
-        rank = _integer("RANK", "SLURM_PROCID", default=0)
-        size = _integer("WORLD_SIZE", "SLURM_NTASKS", default=1)
-        local_rank = _integer("LOCAL_RANK", "SLURM_LOCALID", default=0)
-        local_size = _integer("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=size)
-        if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-            raise ConfigError(
-                f"the environment says rank {rank} of {size}, local rank {local_rank} of {local_size}, which "
-                "cannot be; unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or start with a launcher"
-            )
-        return cls(rank, local_rank, size, local_size)
+class World(Ranks):
+    """The ranks of a run, which can talk to each other; rank 0 speaks and keeps the records."""
 
     @property
     def is_main(self) -> bool:
@@ -73,35 +54,53 @@ class World:
         """A process group for the time of the block, also for a single process.
 
         Raises:
-            UserError: the other ranks could not be reached.
+            UserError: the port is taken, or the other ranks could not be reached.
         """
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        if self.size == 1:
-            # Alone there is nobody to agree with on a port: any free one does.
-            os.environ.setdefault("MASTER_PORT", str(free_port()))
-        for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
-            os.environ[name] = str(value)
+        self._agree_on_rendezvous()
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
+        mend = "is the port free there, and have all ranks been started? choose another with --master_port"
         try:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timedelta(minutes=timeout_minutes),
-            )
+            # A stranger that listens at this port and says nothing makes torch wait without a limit.
+            with child.waiting(60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP, f"{refusal}; {mend}"):
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo",
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(minutes=timeout_minutes),
+                )
         except (dist.DistError, ValueError, RuntimeError) as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '(MASTER_PORT is not set)')}"
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"rank {self.rank} could not join the {self.size} ranks at {where} ({reason}); "
-                "is the port free? choose another with the launcher's --master_port"
-            ) from error
+            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {mend}") from error
         global _connected_before  # a fact about the process, like the group itself
         _connected_before = True
         try:
+            child.join_lifeline(self.on_main(child.hub_address))
             yield
         finally:
             # A process that leaves without this aborts with SIGABRT under gloo.
             dist.destroy_process_group()
+
+    def _agree_on_rendezvous(self) -> None:
+        """Set what torch's env:// rendezvous reads, and see on rank 0 that the port can be had.
+
+        Raises:
+            UserError: it is taken.
+        """
+        if self.size == 1:
+            # Alone there is nobody to agree with on a port: any free one does.
+            host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(free_port())
+        elif started_by_srun():
+            host, port = (str(part) for part in slurm_rendezvous())
+        else:
+            host, port = "127.0.0.1", ""
+        os.environ.setdefault("MASTER_ADDR", host)
+        if not os.environ.setdefault("MASTER_PORT", port).isdecimal():
+            raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
+        for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
+            os.environ[name] = str(value)
+        # torchrun's agent holds the port itself, and wants to.
+        if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            _check_port_is_free(int(os.environ["MASTER_PORT"]))
 
     def together(self, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank at once; the results of all ranks, in order.
@@ -143,18 +142,27 @@ class World:
         """Give rank 0 the time to report an error that every rank has found, before this one exits.
 
         A launcher ends all ranks as soon as one exits with an error; were this one first, nobody would
-        read rank 0's message.
+        read rank 0's message. Does not return if it is ended: rank 0 has spoken for it.
         """
-        if self.size > 1 and not self.is_main:
-            signal.sigtimedwait([signal.SIGTERM], seconds)
+        if self.size > 1 and not self.is_main and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
+            os._exit(128 + signal.SIGTERM)
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def _check_port_is_free(port: int) -> None:
+    """As the process group will bind it: on all addresses, also if an earlier run has only just closed it.
+
+    Raises:
+        UserError: another process listens there.
+    """
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise UserError(f"port {port} of this machine cannot be used ({error}); choose another") from error
+        raise UserError(
+            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or choose a free "
+            "port with the launcher's --master_port (Slurm: MASTER_PORT)"
+        ) from error
 
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:
@@ -180,17 +188,6 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
         torch.cuda.set_device(device)
         return device
     return torch.device(kind)
-
-
-def _integer(*names: str, default: int) -> int:
-    for name in names:
-        text = os.environ.get(name)
-        if text:
-            try:
-                return int(text)
-            except ValueError:
-                raise ConfigError(f"the environment variable {name}={text} is not a number; unset it") from None
-    return default
 
 
 def _available_cores() -> int:

@@ -1,9 +1,13 @@
 """Run the main job as a user does, with a hard time limit and nothing left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,3 +77,94 @@ def train_command(ranks: int, ds_config: str | None, *arguments: str) -> list[st
     launcher = Path(sys.executable).parent / "deepspeed"
     launch = [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
     return [*launch, str(TRAIN), "--ds_config", str(DS_CONFIGS / f"{ds_config}.json"), *arguments]
+
+
+def torchrun_command(ranks: int, ds_config: str, *arguments: str) -> list[str]:
+    """The main job through torchrun; the parameters are those of train_command."""
+    launch = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", str(ranks)]
+    launch += ["--master_port", str(free_port())]
+    return [*launch, str(TRAIN), "--ds_config", str(DS_CONFIGS / f"{ds_config}.json"), *arguments]
+
+
+class Member(NamedTuple):
+    """A process of a marked run."""
+
+    pid: int
+    parent: int
+    command: str
+    rank: int | None
+    """What its launcher has set, None for a launcher."""
+
+
+class MarkedRun:
+    """Commands that belong together, and all that descends from them (Linux).
+
+    Found by a variable of their environment, so also those that have lost their parents.
+    """
+
+    def __init__(self) -> None:
+        self._mark = f"STORYTELLER_TEST_MARK={uuid.uuid4().hex}"
+        self.commands: list[subprocess.Popen[str]] = []
+
+    def start(self, command: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+        """As start_command does."""
+        name, _, value = self._mark.partition("=")
+        self.commands.append(start_command(command, {**(env or {}), name: value}))
+        return self.commands[-1]
+
+    def members(self) -> list[Member]:
+        """The processes that run now."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (folder / "environ").read_text(errors="replace").split("\0")
+                if self._mark in variables:
+                    ranks = [v.removeprefix("RANK=") for v in variables if v.startswith("RANK=")]
+                    command = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+                    parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                    found.append(Member(int(folder.name), parent, command, int(ranks[0]) if ranks else None))
+        return found
+
+    def supervisor(self, rank: int) -> Member:
+        """The process of this rank that the launcher has started."""
+        of_rank = [member for member in self.members() if member.rank == rank]
+        return next(member for member in of_rank if member.parent not in {other.pid for other in of_rank})
+
+    def training(self, rank: int) -> Member:
+        """The process of this rank that trains."""
+        supervisor = self.supervisor(rank).pid
+        return next(member for member in self.members() if member.parent == supervisor)
+
+    def launcher(self, rank: int) -> Member:
+        """The process that has started this rank: deepspeed.launcher.launch, or torchrun."""
+        parent = self.supervisor(rank).parent
+        return next(member for member in self.members() if member.pid == parent)
+
+    def kill(self) -> None:
+        """SIGKILL for everything, also what is started meanwhile."""
+        while members := self.members():
+            for member in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.pid, signal.SIGKILL)
+            for command in self.commands:
+                command.poll()
+
+
+@contextlib.contextmanager
+def marked_run() -> Iterator[MarkedRun]:
+    """A MarkedRun of which nothing is left after the block."""
+    run = MarkedRun()
+    try:
+        yield run
+    finally:
+        run.kill()
+        for command in run.commands:
+            command.communicate()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Look again and again until it holds; False if it still does not after this time."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds

@@ -27,12 +27,3 @@ def read_state(run_folder: Path, step: int) -> dict[str, Tensor]:
         files = checkpoint.open_tensors(part)
         tensors |= {name: files[name] for name in files}
     return tensors
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b| with Frobenius norms, in fp64; 0 for two zero tensors.
-
-    Not entry by entry: AdamW divides a gradient by its own size, so an entry whose gradient is mere
-    rounding moves by rounding's sign, whatever the topology (docs/decisions/0003).
-    """
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300))

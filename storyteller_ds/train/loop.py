@@ -10,7 +10,7 @@ import torch
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import TrainBatches, ValidationBatches
 from storyteller_ds.errors import EXIT_DONE, EXIT_TRAINING_STOPPED, TrainingStopped
-from storyteller_ds.parallel.engine import Engine, StepResult
+from storyteller_ds.parallel.engine import Engine, LossScale, StepResult
 from storyteller_ds.train.hooks import Hook, Record
 from storyteller_ds.train.schedule import learning_rate
 from storyteller_ds.train.state import TrainState
@@ -40,11 +40,12 @@ def train(
             lr = learning_rate(run, state.step)
             result = engine.train_step(batches.step(state.samples), lr)
             samples = run.train.global_batch_size
-            state = state.after_step(samples, samples * run.data.sequence_length)
+            state = state.after_step(samples, samples * run.data.sequence_length, result.skipped)
             _check_finite("loss", result.loss, state.step)
-            _check_finite("gradient norm", result.grad_norm, state.step)
+            if not result.skipped:
+                _check_finite("gradient norm", result.grad_norm, state.step)
             if state.step % run.train.log_every_steps == 0:
-                record = _train_record(run, state, result, lr, clock() - started)
+                record = _train_record(run, state, result, engine.loss_scale, lr, clock() - started)
                 for hook in hooks:
                     hook.on_train(record)
             last = state.step == run.train.max_steps or _out_of_time(run, engine, clock() - began)
@@ -80,17 +81,21 @@ def out_of_patience(run: RunConfig, state: TrainState) -> bool:
     return 0 < run.train.early_stop_patience <= state.evals_since_best
 
 
-def _train_record(run: RunConfig, state: TrainState, result: StepResult, lr: float, seconds: float) -> Record:
+def _train_record(
+    run: RunConfig, state: TrainState, result: StepResult, scale: LossScale | None, lr: float, seconds: float
+) -> Record:
     record = {
         "step": state.step,
         "tokens": state.tokens,
         "train_loss": result.loss,
         "lr": lr,
-        "grad_norm": result.grad_norm,
+        "grad_norm": None if result.skipped else result.grad_norm,
         **(dataclasses.asdict(result.router) if result.router else {}),
         "tokens_per_s": run.train.global_batch_size * run.data.sequence_length / seconds,
         "step_time_s": seconds,
     }
+    if scale is not None:
+        record |= {"loss_scale": scale.scale, "skipped_steps": state.skipped_steps}
     if torch.cuda.is_available():
         record["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
     return record

@@ -41,8 +41,8 @@ class WandbHook(Hook):
         self.tracker = tracker
 
     def on_train(self, record: Record) -> None:
-        """Log the record."""
-        self.tracker.log(record)
+        """Log the record, without the gradient norm of a skipped step, which has none."""
+        self.tracker.log({name: value for name, value in record.items() if value is not None})
 
     def on_eval(self, record: Record) -> None:
         """Log the record."""

@@ -19,11 +19,22 @@ class TrainState:
     """Lowest validation loss so far (nats per token)."""
     evals_since_best: int = 0
     """Validations since then."""
+    skipped_steps: int = 0
+    """Steps among them that changed no weight, because the fp16 gradient overflowed."""
 
-    def after_step(self, samples: int, tokens: int) -> "TrainState":
+    @property
+    def updates(self) -> int:
+        """Times that the weights have changed."""
+        return self.step - self.skipped_steps
+
+    def after_step(self, samples: int, tokens: int, skipped: bool = False) -> "TrainState":
         """One optimizer step later."""
         return dataclasses.replace(
-            self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens
+            self,
+            step=self.step + 1,
+            samples=self.samples + samples,
+            tokens=self.tokens + tokens,
+            skipped_steps=self.skipped_steps + skipped,
         )
 
     def after_eval(self, val_loss: float) -> "TrainState":

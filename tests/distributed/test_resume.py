@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from storyteller_ds.certify.compare import relative_difference
 from storyteller_ds.testing.distributed import TINY_RUN, run_command, start_command, train_command
-from storyteller_ds.testing.runs import read_metrics, read_state, relative_difference
+from storyteller_ds.testing.runs import read_metrics, read_state
 
 STEPS = 12
 RUN = (

@@ -17,6 +17,7 @@ every_case = pytest.mark.parametrize(("tokens", "experts", "top_k"), CASES)
 class Expected(NamedTuple):
     weight_TK: Tensor
     expert_TK: Tensor
+    prob_TE: Tensor
     prob_sum_E: Tensor
     z_sum: Tensor
     entropy_sum: Tensor
@@ -38,7 +39,9 @@ def reference(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | No
         probs.append(prob_E)
         squares.append(z.log() ** 2)
         entropies.append(-(prob_E * prob_E.log()).sum())
-    return Expected(torch.stack(weights), torch.stack(experts), sum(probs), sum(squares), sum(entropies))
+    return Expected(
+        torch.stack(weights), torch.stack(experts), torch.stack(probs), sum(probs), sum(squares), sum(entropies)
+    )
 
 
 def inputs(tokens: int, experts: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +65,7 @@ def test_every_field(poisoned_memory, tokens, experts, top_k):
     x_TD, weight_ED = inputs(tokens, experts)
     routing, expected = route(x_TD, weight_ED, top_k), reference(x_TD, weight_ED, top_k)
     assert torch.equal(routing.expert_TK, expected.expert_TK)
-    for name in ("weight_TK", "prob_sum_E", "z_sum", "entropy_sum"):
+    for name in ("weight_TK", "prob_TE", "prob_sum_E", "z_sum", "entropy_sum"):
         assert_within(getattr(routing, name), getattr(expected, name), SIMPLE)
         assert getattr(routing, name).dtype == torch.float32
     assert_within(routing.weight_TK.sum(dim=1), torch.ones(tokens), SIMPLE)
@@ -73,10 +76,10 @@ def test_every_field(poisoned_memory, tokens, experts, top_k):
 @every_case
 def test_gradients(tokens, experts, top_k):
     x_TD, weight_ED = inputs(tokens, experts)
-    cotangents = [torch.randn(tokens, top_k), torch.randn(experts), torch.randn(())]
+    cotangents = [torch.randn(tokens, top_k), torch.randn(tokens, experts), torch.randn(experts), torch.randn(())]
 
     def gradients(result: Routing | Expected) -> tuple[Tensor, ...]:
-        outputs = [result.weight_TK, result.prob_sum_E, result.z_sum]
+        outputs = [result.weight_TK, result.prob_TE, result.prob_sum_E, result.z_sum]
         grads = [c.to(o.dtype) for c, o in zip(cotangents, outputs, strict=True)]
         return torch.autograd.grad(outputs, (x_TD, weight_ED), grads)
 

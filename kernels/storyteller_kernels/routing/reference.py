@@ -19,6 +19,8 @@ class Routing(NamedTuple):
     """[T, K] int64: the row of each (token, choice)."""
     token_N: Tensor
     """[T * K] int64: the token of each row; within an expert, tokens keep their order."""
+    prob_TE: Tensor
+    """[T, E] fp32: the router's probabilities over all experts. Has a gradient."""
     prob_sum_E: Tensor
     """[E] fp32: router probabilities summed over tokens (T * P_i of the balance loss). Has a gradient."""
     z_sum: Tensor
@@ -63,6 +65,7 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
         count_E=torch.bincount(expert_N, minlength=weight_ED.shape[0]),
         row_TK=row_N.view_as(expert_TK),
         token_N=order_N // top_k,
+        prob_TE=prob_TE,
         prob_sum_E=prob_TE.sum(dim=0),
         z_sum=log_z_T.square().sum(),
         entropy_sum=entropy_sum,

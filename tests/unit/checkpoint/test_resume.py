@@ -108,6 +108,7 @@ def test_leaving_out_any_part_would_be_noticed(saved, left_out):
     engine.load_named_state(
         lambda kind, name: now[kind, name] * 0.5 if kind in kinds else now[kind, name],
         1 if left_out == "step count" else state.step,
+        None,
     )
     if left_out == "random streams":
         torch.manual_seed(1)

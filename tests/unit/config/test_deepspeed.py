@@ -36,7 +36,7 @@ def test_our_own_jsons_are_accepted(path):
     ("key", "mend"),
     [
         ("scheduler", "schedule.kind"),
-        ("fp16", "precision.dtype"),
+        ("activation_checkpointing", "model.activation_checkpointing"),
         ("wandb", "tracking.wandb"),
         ("zero_optimisation", "did you mean 'zero_optimization'"),
         ("train_batchsize", "did you mean 'train_batch_size'"),
@@ -109,16 +109,26 @@ def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
         },
     )
     loaded = load_config(None, path, ["train.global_batch_size=24", "optimizer.grad_clip_norm=0.25"])
-    result = engine_config(read_deepspeed_json(path), loaded.run, micro_batch_size=3, accumulation_steps=4, bf16=True)
+    result = engine_config(
+        read_deepspeed_json(path),
+        loaded.run,
+        micro_batch_size=3,
+        accumulation_steps=4,
+        dtype="bf16",
+        expert_parallel=None,
+    )
     assert result == {
         "train_batch_size": 24,
         "train_micro_batch_size_per_gpu": 3,
         "gradient_accumulation_steps": 4,
         "gradient_clipping": 0.25,
         "bf16": {"enabled": True},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
         # "auto" means DeepSpeed's default there: the key is left out.
         "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "aio": {"block_size": 99},
         "steps_per_print": 5,
     }
@@ -130,6 +140,56 @@ def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
 def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
     path = written(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0})
     loaded = load_config(None, path, ["parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5"])
-    result = engine_config(read_deepspeed_json(path), loaded.run, micro_batch_size=1, accumulation_steps=1, bf16=False)
+    result = engine_config(
+        read_deepspeed_json(path),
+        loaded.run,
+        micro_batch_size=1,
+        accumulation_steps=1,
+        dtype="fp32",
+        expert_parallel=None,
+    )
     assert result["zero_optimization"] == {"stage": 1}
     assert result["gradient_clipping"] == 0.5
+
+
+def test_without_zero_clipping_is_ours(tmp_path):
+    path = written(tmp_path, {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0})
+    loaded = load_config(None, path)
+    assert loaded.run.optimizer.grad_clip_norm == 1.0
+    result = engine_config(
+        read_deepspeed_json(path),
+        loaded.run,
+        micro_batch_size=1,
+        accumulation_steps=1,
+        dtype="fp32",
+        expert_parallel=None,
+    )
+    assert result["gradient_clipping"] == 0.0
+
+
+def test_autoep_and_fp16_in_the_json_are_choices_of_the_run(tmp_path):
+    autoep = {"zero_optimization": {"stage": 3}, "expert_parallel": {"enabled": True, "autoep_size": 4}}
+    run = load_config(None, written(tmp_path, autoep)).run
+    assert (run.parallel.strategy, run.parallel.ep_size) == ("autoep", 4)
+    fp16 = {"fp16": {"enabled": True}, "bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2}}
+    assert load_config(None, written(tmp_path, fp16)).run.precision.dtype == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("values", "mend"),
+    [
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "keep one of them"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs ZeRO stage 3"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "needs ZeRO stage 1"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "zero3_nvme.json"),
+        ({"zero_optimization": {"stage": 2, "contiguous_gradients": False}}, "remove it"),
+        ({"zero_optimization": {"stage": 1, "reduce_scatter": False}}, "remove it"),
+        ({"expert_parallel": {"enabled": True, "autoep_sise": 2}}, "did you mean 'autoep_size'"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused_with_the_mend(tmp_path, values, mend):
+    path = written(tmp_path, values)
+    message = refused(path)
+    assert mend in message
+    assert str(path) in message

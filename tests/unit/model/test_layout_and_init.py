@@ -10,7 +10,15 @@ from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.model.layout import canonical_name, is_decayed, is_expert, placed_parameters
+from storyteller_ds.model.layout import (
+    Part,
+    canonical_name,
+    is_decayed,
+    is_expert,
+    join_pieces,
+    pieces_by_name,
+    placed_parameters,
+)
 from storyteller_ds.model.moe import LocalMoE, StackedExperts
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.testing.tolerances import EXACT, assert_within
@@ -48,7 +56,7 @@ GPT2 = {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias"
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter, _ in placed_parameters(module)}
+    return {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(module)}
 
 
 def initial(run: RunConfig, seed: int = 0, **arguments: object) -> dict[str, Tensor]:
@@ -57,7 +65,7 @@ def initial(run: RunConfig, seed: int = 0, **arguments: object) -> dict[str, Ten
         for parameter in decoder.parameters():
             parameter.fill_(float("nan"))
     init_parameters(decoder, run.model, seed)
-    return {name: parameter.detach() for name, parameter, _ in placed_parameters(decoder)}
+    return {name: parameter.detach() for name, parameter, *_ in placed_parameters(decoder)}
 
 
 def test_names_and_shapes_of_a_mixture(make_run):
@@ -99,7 +107,7 @@ def test_what_is_an_expert_and_what_is_decayed():
 
 
 def test_placed_parameters_know_their_first_expert(make_run):
-    for name, _, first in placed_parameters(Decoder(make_run()), first_expert=12):
+    for name, _, first, _ in placed_parameters(Decoder(make_run()), first_expert=12):
         assert first == (12 if ".experts." in name else None)
 
 
@@ -117,7 +125,7 @@ def test_a_rank_makes_the_rows_of_the_full_initialisation(make_run, first):
     full = initial(run, seed=3)
     part = Decoder(run, SomeExperts)
     init_parameters(part, run.model, 3, first_expert=first)
-    for name, parameter, _ in placed_parameters(part):
+    for name, parameter, *_ in placed_parameters(part):
         expected = full[name][first : first + 4] if is_expert(name) else full[name]
         assert_within(parameter, expected, EXACT)
     experts = dict(part.named_parameters())["blocks.0.ffn.experts.down_proj"]
@@ -134,7 +142,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_came_before(make_run):
     torch.random.set_rng_state(state)
     init_parameters(wrapped, run.model, 5)
     assert torch.equal(torch.random.get_rng_state(), state)
-    for name, parameter, _ in placed_parameters(wrapped):
+    for name, parameter, *_ in placed_parameters(wrapped):
         assert_within(parameter, first[name], EXACT)
 
 
@@ -173,3 +181,32 @@ def test_distributions_are_as_documented(make_run, moe):
             assert float(tensor.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * count))
             assert abs(float(tensor.mean())) < 5 * std / math.sqrt(count)
             assert 3 * std < float(tensor.abs().max()) < 6 * std or count < 1000
+
+
+class InPieces(nn.Module):
+    """Half of a layer's experts, each a module of its own, gate and up apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single = nn.ParameterDict(
+            {f"{part}_{e}": nn.Parameter(torch.empty(1, I, D)) for part in ("up", "gate") for e in (1, 0)}
+        )
+
+    def canonical_part(self, name: str) -> Part:
+        part, expert = name.removeprefix("single.").split("_")
+        return Part("experts.gate_up_proj", expert=int(expert), row=I if part == "up" else 0)
+
+
+def test_a_tensor_held_in_pieces_is_put_together_and_taken_apart():
+    model = nn.ModuleDict({"ffn": InPieces()})
+    whole = torch.arange(E * 2 * I * D, dtype=torch.float32).view(E, 2 * I, D)
+    pieces = pieces_by_name(placed_parameters(model, first_expert=2))
+    assert list(pieces) == ["ffn.experts.gate_up_proj"]
+    with torch.no_grad():
+        for piece in pieces["ffn.experts.gate_up_proj"]:
+            piece.parameter.copy_(piece.slice_of(whole))
+    held = model["ffn"].single
+    assert torch.equal(held["gate_0"], whole[2:3, :I])
+    assert torch.equal(held["up_1"], whole[3:4, I:])
+    joined = join_pieces((piece, piece.parameter.detach()) for piece in pieces["ffn.experts.gate_up_proj"])
+    assert torch.equal(joined, whole[2:4])

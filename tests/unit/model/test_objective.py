@@ -52,6 +52,13 @@ def by_hand(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
     return ByHand(sum(nll), *(torch.stack(values) for values in (counts, balances, squares, entropies)))
 
 
+def by_hand_per_sequence(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
+    """The same with the balance loss of each sequence by itself, averaged."""
+    alone = [by_hand(decoder, t[None], target[None]) for t, target in zip(token_BS, target_BS, strict=True)]
+    whole = by_hand(decoder, token_BS, target_BS)
+    return whole._replace(balance_L=torch.stack([one.balance_L for one in alone]).mean(dim=0))
+
+
 def _entries(target_BS: Tensor) -> list[tuple[tuple[int, int], int]]:
     return [((b, s), t) for b, row in enumerate(target_BS.tolist()) for s, t in enumerate(row)]
 
@@ -197,3 +204,63 @@ def test_the_load_has_no_gradient_but_the_probabilities_have(decoder, token_BS, 
     assert all(grads[f"blocks.{i}.ffn.router.weight"].any() for i in range(2))
     assert not grads["blocks.1.ffn.experts.down_proj"].any()
     assert grads["blocks.0.ffn.experts.down_proj"].any()
+
+
+SPLITS = [(ranks, passes) for ranks in (1, 2, 4) for passes in (1, 2, 4) if ranks * passes <= 4]
+
+
+def one_step(
+    decoder: Decoder, moe: MoEConfig, token_BS: Tensor, target_BS: Tensor, ranks: int, passes: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, balance losses as the metrics have them, and gradients of an optimizer step."""
+    targets = int((target_BS != IGNORED).sum())
+    shares: list[Tensor] = []
+    balances: list[Tensor] = []
+    for tokens, wanted in zip(token_BS.chunk(passes), target_BS.chunk(passes), strict=True):
+        parts = list(zip(tokens.chunk(ranks), wanted.chunk(ranks), strict=True))
+        of_ranks, stats = over_ranks(decoder, moe, parts, targets, passes)
+        shares += of_ranks
+        balances.append(stats[0].balance_L)
+    loss = sum(shares, torch.zeros(()))
+    return loss.detach(), torch.stack(balances).mean(dim=0), gradients(decoder, loss)
+
+
+@pytest.mark.parametrize(("ranks", "passes"), SPLITS)
+def test_in_the_scope_of_a_sequence_no_split_of_a_step_matters(decoder, token_BS, target_BS, ranks, passes):
+    moe = MOE.model_copy(update={"balance_scope": "sequence"})
+    hand = by_hand_per_sequence(decoder, token_BS, target_BS)
+    expected = hand.nll_sum / int((target_BS != IGNORED).sum()) + hand.router_loss(moe)
+    wanted = gradients(decoder, expected)
+    loss, balance_L, grads = one_step(decoder, moe, token_BS, target_BS, ranks, passes)
+    assert_within(loss, expected, SIMPLE)
+    assert_within(balance_L, hand.balance_L, SIMPLE)
+    for name, grad in grads.items():
+        assert_within(grad, wanted[name], COMPLEX)
+
+
+def test_in_the_scope_of_a_batch_the_split_into_passes_does_matter(decoder, token_BS, target_BS):
+    """Negative control of the comparison above; only the ranks do not matter."""
+    loss, balance_L, grads = one_step(decoder, MOE, token_BS, target_BS, 1, 1)
+    same, *_ = one_step(decoder, MOE, token_BS, target_BS, 4, 1)
+    assert_within(same, loss, SIMPLE)
+    other, other_balance_L, other_grads = one_step(decoder, MOE, token_BS, target_BS, 1, 4)
+    assert abs(other - loss) > 100 * SIMPLE * loss
+    assert (other_balance_L - balance_L).abs().max() > 100 * SIMPLE
+    with pytest.raises(AssertionError, match="difference"):
+        assert_within(other_grads["blocks.0.ffn.router.weight"], grads["blocks.0.ffn.router.weight"], COMPLEX)
+
+
+def test_a_batch_may_be_balanced_while_its_sequences_are_not(decoder, token_BS, target_BS):
+    """Expert 0 for two sequences, expert 1 for the others: half balance in the batch, none in a sequence."""
+    for block in decoder.blocks:
+        block.ffn.router.top_k = 1
+        with torch.no_grad():
+            block.ffn.router.weight.zero_()
+            block.ffn.router.weight[0, 0] = block.ffn.router.weight[1, 1] = 50.0
+        by_sequence_BSD = torch.zeros(4, 16, 32)
+        by_sequence_BSD[:2, :, 0] = by_sequence_BSD[2:, :, 1] = 1.0
+        block.ffn_norm.register_forward_hook(lambda _, args, out, to=by_sequence_BSD: out * 0 + to)
+    for scope, balance in (("batch", 2.0), ("sequence", 4.0)):
+        moe = MOE.model_copy(update={"balance_scope": scope})
+        _, balance_L, _ = one_step(decoder, moe, token_BS, target_BS, 1, 1)
+        assert_within(balance_L, torch.full((2,), balance, dtype=torch.float64), SIMPLE)

@@ -3,6 +3,7 @@
 import pytest
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.config.training import OptimizerConfig, PrecisionConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.parallel.plan import ParallelPlan, make_plan
 
@@ -82,7 +83,7 @@ def test_batch_shares(micro, accumulation, world_size, expected):
     plan = make_plan(run(micro_batch_size=micro, gradient_accumulation_steps=accumulation), world_size)
     assert (plan.micro_batch_size, plan.accumulation_steps) == expected
     assert plan.micro_batch_size * plan.accumulation_steps * world_size == 48
-    assert plan == ParallelPlan(world_size, plan.ep_size, *expected)
+    assert plan == ParallelPlan(world_size, "expert_parallel", plan.ep_size, *expected)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,19 @@ def test_several_ranks_need_a_deepspeed_config():
     assert "--ds_config ds_configs/zero2.json" in refused(run(zero_stage=None), 2)
 
 
-def test_a_stage_is_supported_or_refused_with_one_that_is():
-    make_plan(run(zero_stage=1), 2)
-    make_plan(run(zero_stage=2), 2)
-    # As more stages come, what is refused must still name a JSON that works.
-    for stage in (0, 3):
-        try:
-            make_plan(run(zero_stage=stage, ep_size=2), 2)
-        except ConfigError as error:
-            assert "ds_configs/" in str(error)  # noqa: PT017  # not every stage is refused for ever
+def test_fp16_without_zero_is_refused_with_the_json_that_has_it():
+    config = run(zero_stage=0).model_copy(update={"precision": PrecisionConfig(dtype="fp16")})
+    assert "ds_configs/zero2_fp16.json" in refused(config, 2)
+
+
+def test_muon_under_zero3_is_refused_with_a_json_that_works():
+    config = run(zero_stage=3).model_copy(update={"optimizer": OptimizerConfig(kind="muon")})
+    assert "ds_configs/zero2.json" in refused(config, 2)
+    make_plan(run(zero_stage=2).model_copy(update={"optimizer": OptimizerConfig(kind="muon")}), 2)
+
+
+def test_replicated_experts_have_no_expert_groups():
+    assert make_plan(run(zero_stage=3), 4).ep_size == 1
+    config = run(zero_stage=2, ep_size=2)
+    parallel = config.parallel.model_copy(update={"strategy": "local"})
+    assert "remove one of the two" in refused(config.model_copy(update={"parallel": parallel}), 2)

@@ -28,6 +28,7 @@ class CountingEngine:
 
     world = World(0, 0, 1, 1)
     device = torch.device("cpu")
+    loss_scale = None
 
     def __init__(self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0):
         self.losses, self.val_losses = losses, list(val_losses)

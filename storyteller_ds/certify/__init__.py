@@ -1,0 +1,1 @@
+"""Proof on this machine that every topology computes the same thing."""

@@ -1,0 +1,220 @@
+"""The certificate: as a table for people, as JSON for programs, as Markdown for the documentation."""
+
+import datetime
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from storyteller_ds.certify.rows import PRESET, RUN, TOLERANCE
+from storyteller_ds.certify.run import Verdict
+
+COLUMNS = (
+    "row",
+    "ranks",
+    "loss",
+    "grad norm",
+    "router",
+    "weights",
+    "logits",
+    "sent/routed",
+    "memory",
+    "step",
+    "result",
+)
+LEGEND = (
+    "loss, grad norm, router: largest relative difference of any step (router: balance loss, z-loss, entropy); "
+    "weights: of any tensor after the last step, |a - b| / |b| in Frobenius norm; logits: of a batch held back. "
+    "sent/routed: bytes handed to all-to-all (rows, their gradients and the counts that announce them; all ranks; "
+    "rows that stay on their own rank included) over tokens x top_k x width x 4 bytes x 2 ways x forward and "
+    "backward x layers. memory: peak of the largest rank (CPU: resident, with all that is imported; CUDA: "
+    "allocated). step: median; ranks share the cores."
+)
+
+
+def cells(verdict: Verdict) -> list[str]:
+    """A row of the table, in the order of COLUMNS."""
+    placement, difference, results = verdict.placement, verdict.difference, verdict.results
+    numbers = (
+        ["-"] * 5
+        if difference is None
+        else [
+            _number(value)
+            for value in (
+                difference.loss,
+                difference.grad_norm,
+                difference.router,
+                difference.weights,
+                difference.logits,
+            )
+        ]
+    )
+    return [
+        placement.row.name,
+        f"{placement.ranks} {placement.device}",
+        *numbers,
+        "-" if verdict.traffic_ratio is None else f"{verdict.traffic_ratio:.4f}",
+        "-" if results is None else f"{results.peak_memory_bytes / 2**20:,.0f} MiB",
+        "-" if results is None else f"{1000 * results.step_time_s:,.0f} ms",
+        verdict.outcome,
+    ]
+
+
+def terminal_table(verdicts: Sequence[Verdict]) -> Table:
+    """For a person at a terminal."""
+    table = Table(title=f"largest relative differences (allowed {TOLERANCE:g})", box=SIMPLE_HEAD, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("row", "result") else "right")
+    for verdict in verdicts:
+        style = "red" if verdict.bad else "green" if verdict.outcome == "passed" else None
+        table.add_row(*cells(verdict), style=style)
+    return table
+
+
+def markdown_table(verdicts: Sequence[Verdict]) -> str:
+    """For a file or a pipe."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, verdicts)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def problems(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line for every row that is wrong, with what may explain it."""
+    margins = {
+        (v.placement.row.name, v.placement.device): v.results.smallest_margin for v in verdicts if v.results is not None
+    }
+    lines = []
+    for verdict in verdicts:
+        if not verdict.bad:
+            continue
+        placement = verdict.placement
+        line = f"{placement.row.name}: {verdict.problem}"
+        margin = margins.get((placement.row.reference or "", placement.device))
+        if verdict.outcome == "differs" and margin is not None and margin < 1e-6:
+            line += f"; a router's choice hung on {margin:.0e} (logits), which rounding may turn"
+        lines.append(line)
+    return lines
+
+
+def as_json(verdicts: Sequence[Verdict]) -> str:
+    """Everything, for a program. A number that is not finite is a string."""
+    document = {
+        "passed": not any(verdict.bad for verdict in verdicts),
+        "machine": machine(),
+        "run": {"preset": PRESET, "overrides": RUN},
+        "rows": [_row_json(verdict) for verdict in verdicts],
+    }
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def as_page(verdicts: Sequence[Verdict], seconds: float) -> str:
+    """The page docs/certificate.md."""
+    wrong = problems(verdicts)
+    judged = [v for v in verdicts if v.outcome != "reference"]
+    passed = sum(v.outcome == "passed" for v in judged)
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
+    why = "\n".join(f"- `{v.placement.row.name}`: {v.placement.row.why}" for v in verdicts)
+    found = "".join(f"- {line}\n" for line in wrong)
+    return (
+        "# Every topology, one result\n\n"
+        f"Written by `storyteller certify --output`; {passed} of {len(judged)} rows passed in {seconds:.0f} s.\n\n"
+        f"{facts}\n\n"
+        f"{markdown_table(verdicts)}\n\n"
+        f"{found + chr(10) if found else ''}"
+        f"{LEGEND}\n\n"
+        f"Every row trains preset `{PRESET}` with `{' '.join(RUN)}`.\n\n"
+        f"{why}\n"
+    )
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": _version("deepspeed"),
+    }
+    if torch.cuda.is_available():
+        facts["cuda"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return facts
+
+
+def _row_json(verdict: Verdict) -> dict[str, Any]:
+    placement, difference, results = verdict.placement, verdict.difference, verdict.results
+    row = placement.row
+    return {
+        "name": row.name,
+        "why": row.why,
+        "ranks": placement.ranks,
+        "device": placement.device,
+        "reference": row.reference,
+        "tolerance": row.tolerance,
+        "deepspeed": row.deepspeed,
+        "overrides": row.overrides,
+        "outcome": verdict.outcome,
+        "problem": verdict.problem,
+        "difference": None if difference is None else asdict(difference),
+        "first_tensor": None if difference is None else difference.first_weight_beyond(row.tolerance),
+        "traffic": None if results is None else {**asdict(results.traffic), "sent_over_routed": verdict.traffic_ratio},
+        "peak_memory_bytes": None if results is None else results.peak_memory_bytes,
+        "step_time_s": None if results is None else results.step_time_s,
+        "smallest_router_margin": None if results is None else results.smallest_margin,
+        "seconds": verdict.seconds,
+        "steps": [] if results is None else [asdict(step) for step in results.steps],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,80 @@
+"""storyteller certify: prove on this machine that every topology computes the same thing."""
+
+import importlib.util
+import time
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from storyteller_ds.certify import report
+from storyteller_ds.certify.rows import ROWS, Row, select
+from storyteller_ds.certify.run import NotCertified, Verdict, certify, place
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.errors import UserError
+
+
+@click.command(name="certify")
+@click.option("--only", metavar="ROW[,ROW...]", help=f"Only these rows: {', '.join(row.name for row in ROWS)}.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the table and the machine to this file, too.")
+def certify_command(only: str | None, as_json: bool, output: Path | None) -> None:
+    """Train a tiny mixture on every topology and compare losses, gradients, weights and logits.
+
+    Exits 1 if any row is beyond its tolerance or does not run.
+    """
+    rows = select([name.strip() for name in (only or "").split(",") if name.strip()])
+    _check_deepspeed(rows)
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it first")
+    began = time.monotonic()
+    verdicts = _run(rows)
+    seconds = time.monotonic() - began
+    if output is not None:
+        write_atomically(output, report.as_page(verdicts, seconds))
+    _show(verdicts, as_json)
+    bad = [verdict.placement.row.name for verdict in verdicts if verdict.bad]
+    if bad:
+        raise NotCertified(f"not certified: {', '.join(bad)} (see above)")
+
+
+def _run(rows: list[Row]) -> list[Verdict]:
+    """All verdicts; each is said as soon as it is there."""
+    console = Console(stderr=True)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    verdicts = []
+    with console.status("starting") as status:
+        # On a terminal the running row is a status line; elsewhere only what is finished is said.
+        for verdict in certify(place(rows, torch.cuda.device_count()), status.update):
+            verdicts.append(verdict)
+            problem = f": {verdict.problem}" if verdict.problem else ""
+            say(f"{verdict.placement.row.name} {verdict.outcome} ({verdict.seconds:.1f} s){problem}")
+    return verdicts
+
+
+def _show(verdicts: list[Verdict], as_json: bool) -> None:
+    if as_json:
+        print(report.as_json(verdicts))
+        return
+    console = Console()
+    if console.is_terminal:
+        console.print(report.terminal_table(verdicts))
+    else:
+        print(report.markdown_table(verdicts))
+    print(f"\n{report.LEGEND}")
+    for line in report.problems(verdicts):
+        print(line)
+
+
+def _check_deepspeed(rows: list[Row]) -> None:
+    if importlib.util.find_spec("deepspeed") is not None:
+        return
+    needed = [row.name for row in rows if row.deepspeed is not None]
+    if needed:
+        possible = ",".join(row.name for row in ROWS if row.deepspeed is None)
+        raise UserError(
+            f"the rows {', '.join(needed)} need deepspeed, which is not installed; "
+            f'pip install "storyteller_ds[deepspeed]" (Linux), or use --only {possible}'
+        )

@@ -1,0 +1,120 @@
+"""storyteller launch: the main job through DeepSpeed's launcher, after what the launcher does not check."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from storyteller_ds.config.hostfile import (
+    check_arguments,
+    check_environment_file,
+    check_filter,
+    check_host,
+    read_hostfile,
+)
+from storyteller_ds.errors import ConfigError, UserError
+from storyteller_ds.supervision.ports import free_port
+
+_DEFAULT_HOSTFILE = Path("/job/hostfile")
+"""Which DeepSpeed reads by itself where there is one (DLTS_HOSTFILE in deepspeed/launcher/runner.py)."""
+_ENVIRONMENT_FILE = Path(".deepspeed_env")
+
+
+@click.command(
+    epilog="What comes after -- is for training: storyteller launch --num_accelerators 2 -- --ds_config F seed=1",
+)
+@click.option("--hostfile", "-H", type=click.Path(path_type=Path), help="A line HOST slots=N for each machine.")
+@click.option("--include", "-i", default="", metavar="HOST[:SLOT,..][@..]", help="Only these hosts and slots.")
+@click.option("--exclude", "-e", default="", metavar="HOST[:SLOT,..][@..]", help="All but these hosts and slots.")
+@click.option("--num_nodes", type=click.IntRange(1), help="The first so many hosts.")
+@click.option("--num_accelerators", "--num_gpus", type=click.IntRange(1), help="Ranks on each host.")
+@click.option("--master_addr", help="Address of the first host, as the others reach it.")
+@click.option("--master_port", type=click.IntRange(1, 65535), help="[default: a free one for a local run, else 29500]")
+@click.option("--no_ssh", is_flag=True, help="Start only the ranks of this machine, --node_rank of the hostfile.")
+@click.option("--node_rank", type=click.IntRange(0), help="With --no_ssh: which host of the hostfile this one is.")
+@click.option("--ssh_port", type=click.IntRange(1, 65535), help="Of all hosts.")
+@click.option("--no_ssh_check", is_flag=True, help="Do not try ssh to the first host beforehand.")
+@click.option("--force_multi", is_flag=True, help="Go through ssh also to a single host.")
+@click.argument("training", nargs=-1, type=click.UNPROCESSED, metavar="-- [ARGUMENTS OF storyteller train]")
+def launch(training: tuple[str, ...], **options: object) -> NoReturn:
+    """Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).
+
+    Checks hostfile, filters and environment file, which DeepSpeed passes to ssh and to remote shells as they are,
+    and then becomes the `deepspeed` command.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError('deepspeed is not installed; pip install "storyteller_ds[deepspeed]" (Linux)')
+    if not options["hostfile"] and _DEFAULT_HOSTFILE.is_file():
+        options["hostfile"] = _DEFAULT_HOSTFILE
+    _check(options, training)
+    if not options["hostfile"] and not options["master_port"]:
+        options["master_port"] = free_port()
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *_as_arguments(options)]
+    command += ["--no_local_rank", "--module", "storyteller_ds", "train", *training]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)
+
+
+def _check(options: dict[str, object], training: tuple[str, ...]) -> None:
+    hostfile, include, exclude = options["hostfile"], str(options["include"]), str(options["exclude"])
+    slots: dict[str, int | None] = {"localhost": None}
+    if isinstance(hostfile, Path):
+        slots = {**read_hostfile(hostfile)}
+    if include and exclude:
+        raise ConfigError("--include and --exclude cannot both be given; give one of them")
+    if (include or exclude) and (options["num_nodes"] or options["num_accelerators"]):
+        raise ConfigError("a filter already says which hosts and slots; drop --num_nodes and --num_accelerators")
+    if include:
+        check_filter(include, "--include", slots)
+    if exclude:
+        check_filter(exclude, "--exclude", slots)
+    if options["master_addr"]:
+        check_host(str(options["master_addr"]), "--master_addr")
+    _check_nodes(options, len(slots))
+    if hostfile and not options["no_ssh"]:
+        _check_remote(training)
+
+
+def _check_nodes(options: dict[str, object], hosts: int) -> None:
+    if not options["no_ssh"]:
+        if options["node_rank"] is not None:
+            raise ConfigError("--node_rank counts only with --no_ssh; add it, or drop --node_rank")
+        return
+    if not options["hostfile"]:
+        raise ConfigError("--no_ssh needs a --hostfile that names all hosts, the same on each of them")
+    node = options["node_rank"]
+    if not isinstance(node, int) or node >= hosts:
+        raise ConfigError(f"--no_ssh needs --node_rank, 0 to {hosts - 1}: which host of the hostfile this one is")
+    if not options["master_addr"]:
+        raise ConfigError("--no_ssh needs --master_addr, the address of the first host of the hostfile")
+
+
+def _check_remote(training: tuple[str, ...]) -> None:
+    """What DeepSpeed exports to all machines, and the command line that remote shells read."""
+    named = os.environ.get("DS_ENV_FILE")
+    if named is None and _ENVIRONMENT_FILE.is_file():
+        raise ConfigError(
+            f"{_ENVIRONMENT_FILE.resolve()} would be exported on all machines without a word; set "
+            f"DS_ENV_FILE={_ENVIRONMENT_FILE} if that is wanted, or move it away"
+        )
+    name = named or _ENVIRONMENT_FILE.name
+    for path in {Path.home() / name, Path(name)}:  # as DeepSpeed looks for it
+        if path.is_file():
+            check_environment_file(path)
+    if named and not any((folder / named).is_file() for folder in (Path.home(), Path())):
+        raise ConfigError(f"DS_ENV_FILE={named} is neither here nor in the home folder; DeepSpeed would ignore it")
+    check_arguments(training)
+
+
+def _as_arguments(options: dict[str, object]) -> list[str]:
+    arguments = []
+    for name, value in options.items():
+        if value is True:
+            arguments.append(f"--{name}")
+        elif value is not None and value is not False and value != "":  # 0 is a node
+            arguments.append(f"--{name}={value}")
+    return arguments

@@ -1,0 +1,80 @@
+"""Blocks that keep less for the backward pass and compute the rest again (Chen et al. 2016).
+
+The same numbers come out, bit for bit where the device's own operations are reproducible: dropout and
+gating noise are drawn from the same random state again, tokens go to the same experts, and a router's
+statistics are those of the first pass, which are the outputs of the block, so nothing is counted twice.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch.utils import checkpoint as torch_checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
+
+from storyteller_ds.config.model import ModelConfig
+
+T = TypeVar("T")
+
+_aten = torch.ops.aten
+_MATRIX_PRODUCTS = frozenset({
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._grouped_mm.default,
+})  # fmt: skip
+"""Of activations with weights: the four projections of attention, the router, the experts.
+
+Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
+"""
+_ATTENTION = frozenset({
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+})  # fmt: skip
+_EXCHANGES = frozenset({
+    torch.ops._c10d_functional.all_to_all_single.default,
+    torch.ops._c10d_functional.wait_tensor.default,
+})  # fmt: skip
+"""Rows from and to other ranks. Of the collectives that fill a buffer of the caller's the result cannot be kept:
+they would be repeated."""
+
+
+class BlockRunner:
+    """Runs blocks so that they keep for the backward pass what model.activation_checkpointing says.
+
+    - none: everything that autograd wants.
+    - block: the inputs only; the backward pass runs the whole block again. Least memory, a third more
+      arithmetic, and under expert parallelism rows travel once more there and back.
+    - selective: the inputs, the results of all matrix products with weights, of fused attention (output and
+      logsumexp), and of exchanges with other ranks, as torchtitan does; norms, rotations, activations, the
+      sorting of rows and their weighted sums are computed again. The router's logits are among the products,
+      so its choice is taken from the same bits. Products of attention without a fused kernel are computed
+      again, and so is fused attention with dropout: what is not run again does not draw its random numbers
+      again, and all later draws of the block would be others.
+
+    The recomputation is never stopped early: ZeRO-3 has to see the end of every submodule that it saw the
+    start of, and all ranks of an expert group have to join in the same exchanges.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.mode = config.activation_checkpointing
+        self.kept = _MATRIX_PRODUCTS | _EXCHANGES | (_ATTENTION if config.dropout == 0 else frozenset())
+
+    def __call__(self, block: Callable[..., T], *inputs: Any) -> T:
+        """block(*inputs); its outputs may depend on these, on parameters and on the random state only."""
+        if self.mode == "none" or not torch.is_grad_enabled():
+            return block(*inputs)
+        contexts = torch_checkpoint.noop_context_fn
+        if self.mode == "selective":
+            contexts = partial(torch_checkpoint.create_selective_checkpoint_contexts, self._policy)
+        result: T = torch_checkpoint.checkpoint(
+            block, *inputs, use_reentrant=False, preserve_rng_state=True, early_stop=False, context_fn=contexts
+        )
+        return result
+
+    def _policy(
+        self, context: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any
+    ) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if operation in self.kept else CheckpointPolicy.PREFER_RECOMPUTE

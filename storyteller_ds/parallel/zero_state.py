@@ -1,0 +1,169 @@
+"""Where each ZeRO stage keeps fp32 weights and AdamW's moments, behind one interface.
+
+All methods are called by every rank of the run in the same order; `read` gives, and `write` takes, the whole
+of a parameter (of this rank's experts, where it is a stack of experts), as fp32.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from storyteller_ds.parallel.muon import Stack, whole_parameter, zero_partition
+from storyteller_ds.parallel.optimizer import start_moments
+
+WEIGHT = "weight"
+
+
+class ZeroState(Protocol):
+    """Access to the training state of one engine."""
+
+    def prepare(self) -> None:
+        """Make every moment reachable; those of before the first step are zero."""
+
+    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """The whole fp32 value; `kind` is "weight" or the name of a moment."""
+
+    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        """Replace it."""
+
+    def finish(self, updates: int) -> None:
+        """After the last write: set AdamW's step count and bring the weights of the model up to date."""
+
+
+def lay_out_muon(optimizer: Any, stage: int, stacks: Mapping[nn.Parameter, Stack], device: torch.device) -> None:
+    """Tell Muon where its matrices are: whole under ZeRO-0, in flat partitions under ZeRO-1 and 2."""
+    if stage == 0:
+        optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in stacks.items()})
+        return
+    vectors = zip(
+        optimizer.single_partition_of_fp32_groups,
+        optimizer.bit16_groups,
+        optimizer.real_dp_process_group,
+        strict=True,
+    )
+    optimizer.optimizer.lay_out(
+        {
+            vector: zero_partition([(p, stacks[p]) for p in parameters], partial(_sum_over, group), device)
+            for vector, parameters, group in vectors
+            if parameters[0] in stacks
+        }
+    )
+
+
+def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def zero_state(optimizer: Any, stage: int) -> ZeroState:
+    """The access for an engine's optimizer."""
+    if stage == 0:
+        return _Whole(optimizer)
+    return _OptimizerPartitions(optimizer) if stage < 3 else _AllPartitions(optimizer)
+
+
+class _Whole:
+    """ZeRO-0: a torch optimizer over the model's own fp32 parameters."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def prepare(self) -> None:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                start_moments(self.optimizer, parameter)
+
+    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        value: Tensor = parameter if kind == WEIGHT else self.optimizer.state[parameter][kind]
+        return value.detach()
+
+    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        self.read(parameter, kind).copy_(value)
+
+    def finish(self, updates: int) -> None:
+        _set_step(self.optimizer, updates)
+
+
+class _OptimizerPartitions:
+    """ZeRO-1 and 2: each rank holds a part of the flat fp32 weights and moments."""
+
+    def __init__(self, zero: Any) -> None:
+        self.zero = zero
+
+    def prepare(self) -> None:
+        # DeepSpeed links fp32 state to parameters once, after the first group's first step, and so misses
+        # the other groups, or all of them before any step. Create what is missing and link again.
+        for flat in self.zero.single_partition_of_fp32_groups:
+            start_moments(self.zero.optimizer, flat)
+        self.zero._hp_optimizer_states_linked = False
+        self.zero._lazy_init_hp_params_optimizer_state()
+
+    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        value: Tensor = (
+            safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
+        )
+        return value
+
+    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        if kind == WEIGHT:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def finish(self, updates: int) -> None:
+        _set_step(self.zero.optimizer, updates)
+        self.zero.update_lp_params()
+
+
+class _AllPartitions:
+    """ZeRO-3: each rank holds a part of everything, the model's own weights included."""
+
+    def __init__(self, zero: Any) -> None:
+        self.zero = zero
+
+    def prepare(self) -> None:
+        for flat in self.zero.fp32_partitioned_groups_flat:
+            start_moments(self.zero.optimizer, flat)
+
+    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        value: Tensor = (
+            safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
+        )
+        return value
+
+    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        # DeepSpeed's own "set full" reads beyond the end of a tensor that does not divide by the ranks.
+        size = parameter.partition_numel()  # type: ignore[attr-defined]  # DeepSpeed's
+        flat = value.flatten().to(torch.float32)
+        begin = min(size * self.zero._get_param_partition_rank(parameter), flat.numel())
+        mine = flat[begin : begin + size]
+        mine = torch.cat([mine, mine.new_zeros(size - mine.numel())])
+        if kind == WEIGHT:
+            safe_set_local_fp32_param(parameter, mine)
+        else:
+            safe_set_local_optimizer_state(parameter, mine, kind)
+
+    def finish(self, updates: int) -> None:
+        _set_step(self.zero.optimizer, updates)
+        self.zero._partition_all_parameters()
+        for number in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(number)
+        if self.zero.persistent_parameters:
+            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+
+def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    for state in optimizer.state.values():
+        state["step"] = torch.full_like(state["step"], float(step))

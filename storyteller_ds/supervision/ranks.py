@@ -1,0 +1,106 @@
+"""This process among the ranks of its run, as the launcher's environment describes it."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from storyteller_ds.errors import ConfigError
+
+_PORTS = range(12000, 32000)
+"""Below those that Linux hands out by itself (32768 to 60999)."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks are counted from 0."""
+
+    rank: int
+    local_rank: int
+    """Rank among the processes of this machine."""
+    size: int
+    """Number of processes of the run."""
+    local_size: int
+    """Number of them on this machine."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """What torchrun and deepspeed (RANK, ...) or srun (SLURM_PROCID, ...) have set; one process without.
+
+        Slurm's variables count only inside a step: the shell of sbatch or salloc has SLURM_NTASKS too, and
+        is alone.
+
+        Raises:
+            ConfigError: the variables contradict each other.
+        """
+        if not any(os.environ.get(name) for name in ("RANK", "WORLD_SIZE")) and started_by_srun():
+            rank, size = _integer("SLURM_PROCID", default=0), _integer("SLURM_NTASKS", default=1)
+            local_rank, local_size = _integer("SLURM_LOCALID", default=0), _tasks_on_this_node(size)
+            mend = "start with srun, one task a rank"
+        else:
+            rank, size = _integer("RANK", default=0), _integer("WORLD_SIZE", default=1)
+            local_rank = _integer("LOCAL_RANK", default=0)
+            local_size = _integer("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=size)
+            mend = "unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or start with a launcher"
+        if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+            raise ConfigError(
+                f"the environment says rank {rank} of {size}, local rank {local_rank} of {local_size}, which "
+                f"cannot be; {mend}"
+            )
+        return cls(rank, local_rank, size, local_size)
+
+
+def started_by_srun() -> bool:
+    """Whether this process is a task of a Slurm step (sbatch's own shell is not)."""
+    return bool(os.environ.get("SLURM_STEP_ID"))
+
+
+def slurm_rendezvous() -> tuple[str, int]:
+    """Host of rank 0, and a port that every task of this step computes alike.
+
+    Raises:
+        ConfigError: SLURM_JOB_ID or SLURM_STEP_ID is not a number.
+    """
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+    job, step = _integer("SLURM_JOB_ID", default=0), _integer("SLURM_STEP_ID", default=0)
+    return first_host(nodes), _PORTS[(job * 101 + step) % len(_PORTS)]
+
+
+def first_host(nodelist: str) -> str:
+    """First name of Slurm's compressed list: `a1` of `a[1-3,7],b2` (`scontrol show hostnames` gives them all)."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0]) if first else nodelist
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Tasks of each node, from Slurm's compressed list: [2, 2, 2, 1] of `2(x3),1`.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if not match:
+            raise ConfigError(f"the number of tasks of each node, '{text}', is not of Slurm's form 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _tasks_on_this_node(size: int) -> int:
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+        text, node = os.environ.get(name), _integer("SLURM_NODEID", default=0)
+        if text and node < len(counts := tasks_per_node(text)):
+            return counts[node]
+    return _integer("SLURM_NTASKS_PER_NODE", default=size)
+
+
+def _integer(*names: str, default: int) -> int:
+    for name in names:
+        text = os.environ.get(name)
+        if text:
+            try:
+                return int(text)
+            except ValueError:
+                raise ConfigError(f"the environment variable {name}={text} is not a number; unset it") from None
+    return default

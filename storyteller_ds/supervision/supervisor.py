@@ -1,0 +1,278 @@
+"""The process that a launcher starts: forks the one that trains, and ends when it, its launcher or a peer ends."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+from typing import NoReturn
+
+from storyteller_ds.errors import EXIT_USER_ERROR
+from storyteller_ds.supervision import child
+from storyteller_ds.supervision.lifeline import Address, Hub, Loss, Spoke, as_message
+from storyteller_ds.supervision.processes import ON_LINUX, Process, deepspeed_runner, signal_at_death_of_parent
+from storyteller_ds.supervision.ranks import Ranks
+
+GRACE_S = 20
+"""From SIGTERM to SIGKILL; under the 30 s after which launchers kill the supervisor itself."""
+FOLLOW_S = 25
+"""How long after another rank's orderly end with an exit code that is not 0 this one may go on; longer than
+rank 0 is given to speak (cli/train.py)."""
+SETTLE_S = 1.0
+TICK_S = 0.5
+EXIT_PEER_LOST = 1
+
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+_TO_END = (signal.SIGTERM, signal.SIGINT)
+_LAUNCHER_GONE = signal.SIGUSR2
+_WATCHED = (signal.SIGCHLD, *_FORWARDED, signal.SIGINT, _LAUNCHER_GONE)
+_AMBIGUOUS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
+"""A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer
+is gone: a child that died of these has not told why, but within SETTLE_S somebody does."""
+
+
+def supervise() -> None:
+    """Return in a process that is to train; its parent becomes its supervisor and never returns.
+
+    A process that no launcher started as one of several, or that is not on Linux, simply goes on. To be called
+    before torch is imported: a fork must not copy threads.
+
+    Raises:
+        ConfigError: the launcher's variables contradict each other.
+    """
+    ranks = Ranks.from_environment()
+    if ranks.size == 1 or not ON_LINUX or child.is_supervised():
+        return
+    hub = Hub(local=ranks.local_size == ranks.size) if ranks.rank == 0 else None
+    reports, pipe = os.pipe()
+    me, launcher = os.getpid(), os.getppid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)  # until both know what to do with them
+    training = os.fork()
+    if training == 0:
+        signal_at_death_of_parent(signal.SIGKILL)
+        if os.getppid() != me:
+            os._exit(EXIT_PEER_LOST)
+        os.close(reports)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        child.attach(pipe, None if hub is None else hub.address())
+        if hub is not None:
+            hub.socket.close()
+        return
+    os.close(pipe)
+    Supervisor(ranks, training, launcher, reports, hub).run()
+
+
+class Supervisor:
+    """Watches a training process, its launcher and the lifeline.
+
+    Args:
+        ranks: the rank of the training process.
+        training: its pid.
+        launcher: pid of this process's parent.
+        reports: end of the pipe from which the training process's messages come.
+        hub: of the lifeline; None on all ranks but the first.
+    """
+
+    def __init__(self, ranks: Ranks, training: int, launcher: int, reports: int, hub: Hub | None) -> None:
+        self.ranks, self.training, self.launcher, self.reports = ranks, training, launcher, reports
+        self.host = socket.gethostname()
+        self.runner: Process | None = deepspeed_runner(launcher)
+        self.step: int | None = None
+        self.status: int | None = None
+        """How the child ended: its exit code, or minus the number of a signal."""
+        self.settled_at = 0.0
+        self.asked_to_end = False
+        """A launcher or a person has sent a signal: what follows is no surprise."""
+        self.loss: Loss | None = None
+        self.deadline: float | None = None
+        """When the child gets SIGKILL."""
+        self.code_of_others: int | None = None
+        self.wait_ends: float | None = None
+        """When the child's present wait is over its limit."""
+        self.complaint = ""
+        self.gave_up = False
+        self.selector = selectors.DefaultSelector()
+        self.lifeline: Hub | Spoke | None = hub
+        if hub is not None:
+            hub.attach(self.selector, self)
+        os.set_blocking(reports, False)
+        self._unread = b""
+        self.selector.register(reports, selectors.EVENT_READ, self._read_reports)
+        self._receive_signals()
+
+    def run(self) -> NoReturn:
+        """Until the child has ended; leaves the process with its exit code, or one that tells of the loss."""
+        code = None
+        while code is None:
+            for key, _ in self.selector.select(TICK_S):
+                key.data()
+            self._look_at_launcher()
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                self._kill(signal.SIGKILL)
+            if self.wait_ends is not None and time.monotonic() > self.wait_ends:
+                self._give_up()
+            code = self._exit_code()
+        if self.lifeline is not None and self.loss is None:
+            self.lifeline.tell("bye", code=code)
+        os._exit(code)
+
+    def lost(self, loss: Loss) -> None:
+        """The run cannot go on: tell the others, and end the child."""
+        if self.loss is not None:
+            return
+        self.loss = loss
+        if self.ranks.rank == 0 and not (loss.said and loss.launcher == self._launcher_name):
+            self._speak(str(loss))
+        if self.lifeline is not None:
+            self.lifeline.tell("lost", **as_message(loss))
+        self._end_child(signal.SIGTERM if loss.orderly else signal.SIGKILL)
+
+    def silent(self, rank: int, host: str, launcher: str) -> None:
+        """The supervisor of a rank has gone without a farewell."""
+        how = "its processes were killed, or its machine cannot be reached"
+        loss = Loss(rank, host, self.step, how, launcher, said=False, orderly=False)
+        if rank == 0 and self.ranks.rank == 1 and self.loss is None:
+            self._speak(str(loss))  # in the place of rank 0
+        self.lost(loss)
+
+    def ending(self, code: int) -> None:
+        """Some rank has ended by itself: it has said why, and this one should soon end as well."""
+        if self.deadline is None:
+            self.code_of_others, self.deadline = code, time.monotonic() + FOLLOW_S
+
+    def _exit_code(self) -> int | None:
+        """With which this process must end now; None: go on."""
+        if self.status is None:
+            pid, status = os.waitpid(self.training, os.WNOHANG)
+            if pid == 0:
+                return None
+            self.status = os.waitstatus_to_exitcode(status)
+            self._read_reports()
+            self.settled_at = time.monotonic() + (SETTLE_S if -self.status in _AMBIGUOUS else 0)
+        if self.status >= 0:
+            return self.status
+        if self.asked_to_end or (self.loss is not None and self.loss.orderly):
+            return 128 - self.status
+        if self.loss is not None:
+            return EXIT_PEER_LOST
+        if self.gave_up:
+            return EXIT_USER_ERROR
+        if self.code_of_others is not None:
+            return self.code_of_others
+        if time.monotonic() < self.settled_at:
+            return None
+        self._lost_here(f"killed by signal {-self.status} ({_name(-self.status)})", orderly=False, said=True)
+        return 128 - self.status
+
+    def _look_at_launcher(self) -> None:
+        if self.loss is not None or self.asked_to_end:
+            return
+        if os.getppid() != self.launcher:
+            # The deepspeed command would call this a success. The kernel has woken both of us at this moment, but
+            # it needs a tenth of a second to leave, and dies of a signal instead.
+            if self.runner is not None and self.runner.is_alive():
+                with contextlib.suppress(OSError):  # it has gone meanwhile, or is another user's
+                    os.kill(self.runner.pid, signal.SIGKILL)
+            self._lost_here(f"its launcher (pid {self.launcher}) is gone", orderly=True, said=self._speaks_here)
+        elif self.runner is not None and not self.runner.is_alive():
+            how = f"the deepspeed command (pid {self.runner.pid}) is gone"
+            self._lost_here(how, orderly=True, said=self._speaks_here)
+
+    def _lost_here(self, how: str, orderly: bool, said: bool) -> None:
+        loss = Loss(self.ranks.rank, self.host, self.step, how, self._launcher_name, said, orderly)
+        if said:
+            self._speak(str(loss))
+        self.lost(loss)
+
+    def _give_up(self) -> None:
+        self.wait_ends, self.gave_up = None, True
+        self._speak(self.complaint)
+        self._kill(signal.SIGKILL)
+
+    def _end_child(self, number: int) -> None:
+        self._kill(number)
+        if self.deadline is None:
+            self.deadline = time.monotonic() + GRACE_S
+
+    def _kill(self, number: int) -> None:
+        if self.status is None:  # not yet waited for: the number is still its own
+            os.kill(self.training, number)
+
+    def _receive_signals(self) -> None:
+        """Signals wake the selector; so does the death of the launcher."""
+        receiver, sender = socket.socketpair()
+        receiver.setblocking(False)
+        sender.setblocking(False)
+        self._sender = sender  # kept open
+        self.selector.register(receiver, selectors.EVENT_READ, lambda: self._on_signals(receiver.recv(4096)))
+        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        for number in _WATCHED:
+            signal.signal(number, _wake)
+        signal_at_death_of_parent(_LAUNCHER_GONE)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in set(numbers):
+            if number in _FORWARDED:
+                self._kill(number)
+            # SIGINT is not: it comes from a terminal, or from a launcher to the group, and the child has it too.
+            if number in _TO_END and not self.asked_to_end:
+                self.asked_to_end = True
+                self.deadline = time.monotonic() + GRACE_S
+
+    def _read_reports(self) -> None:
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.reports, 1 << 16)
+            if not data and self.reports in self.selector.get_map():  # the child has closed it
+                self.selector.unregister(self.reports)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            self.step = message.get("step", self.step)
+            if "wait_s" in message:
+                seconds, self.complaint = message["wait_s"], message.get("complaint", "")
+                self.wait_ends = None if seconds is None else time.monotonic() + seconds
+            if "lifeline" in message and self.status is None:
+                self._connect(Address(*message["lifeline"]))
+
+    def _connect(self, hub: Address) -> None:
+        try:
+            self.lifeline = Spoke(hub, self.ranks.rank, self.host, self._launcher_name)
+        except ConnectionRefusedError:
+            self.ending(EXIT_PEER_LOST)  # it has been there, and has gone already
+        except OSError as error:
+            self._speak(
+                f"rank {self.ranks.rank} on {self.host} cannot reach rank 0's supervisor at {hub.host}:{hub.port} "
+                f"({error}); training goes on, but a rank lost on another machine is only noticed after "
+                "parallel.timeout_minutes"
+            )
+        else:
+            self.lifeline.attach(self.selector, self)
+
+    @property
+    def _launcher_name(self) -> str:
+        return f"{self.host}:{self.launcher}"
+
+    @property
+    def _speaks_here(self) -> bool:
+        """Whether this one speaks about what all ranks of this machine see."""
+        return self.ranks.local_rank == 0
+
+    def _speak(self, message: str) -> None:
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            print(f"storyteller: {message}", file=sys.stderr, flush=True)
+
+
+def _wake(number: int, frame: FrameType | None) -> None:
+    """Python calls no handler while waiting; having one makes it write the number to the selector's socket."""
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else signal.strsignal(number) or "unknown"

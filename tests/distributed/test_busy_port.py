@@ -1,0 +1,35 @@
+"""Ranks that cannot meet: one line, exit code 2, nobody waits for ever."""
+
+import os
+import socket
+import sys
+
+from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN, TRAIN, run_command, train_command
+
+
+def test_a_busy_port_ends_all_ranks(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        command = train_command(2, "zero2", "--output_dir", str(tmp_path / "run"), *TINY_RUN, "--quiet")
+        command[command.index("--master_port") + 1] = str(port)
+        outcome = run_command(command, 120)
+    assert outcome.exit_code == 2, outcome.stderr
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("storyteller: ")]
+    assert f"port {port}" in line
+    assert f"pid {os.getpid()} (" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stranger_at_the_port_of_another_machine(tmp_path):
+    # As rank 1 on a second machine sees it: somebody listens where rank 0 should be, and never answers. torch waits
+    # for that without a limit.
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, str(TRAIN), "--ds_config", str(DS_CONFIGS / "zero2.json"), *TINY_RUN]
+        command += ["--output_dir", str(tmp_path / "run"), "parallel.timeout_minutes=0.01"]
+        outcome = run_command(command, 120, env)
+    assert outcome.exit_code == 2, outcome.stderr
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("storyteller: ")]
+    assert f"rank 1 could not join the 2 ranks at 127.0.0.1:{port}" in line

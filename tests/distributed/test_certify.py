@@ -1,0 +1,131 @@
+"""storyteller certify: passes, fails on a wrong gradient, and leaves nothing behind."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.testing.distributed import run_command, start_command
+
+TIMEOUT_S = 240
+MARK = "STORYTELLER_TEST_MARK"
+"""Environment variable by which a test finds the processes of its own command."""
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "storyteller"), "certify", *arguments]
+
+
+def test_rows_pass_and_the_exchange_sends_what_is_routed():
+    outcome = run_command(command("--only", "zero1,ep4", "--json"), TIMEOUT_S)
+    assert outcome.exit_code == 0, outcome.stderr
+    document = json.loads(outcome.stdout)
+    assert document["passed"] is True
+    single, ep4, zero1 = document["rows"]
+    assert (single["name"], single["outcome"]) == ("single", "reference")
+    for row in (ep4, zero1):
+        assert row["outcome"] == "passed", row["problem"]
+        quantities = {name: value for name, value in row["difference"].items() if name != "by_weight"}
+        assert quantities.keys() == {"loss", "grad_norm", "router", "weights", "logits"}
+        assert max(quantities.values()) <= 1e-5
+        assert "blocks.1.ffn.experts.down_proj" in row["difference"]["by_weight"]
+        assert 1 <= row["traffic"]["sent_over_routed"] <= 1.02
+        assert row["traffic"]["message_bytes"] > 0
+        assert row["step_time_s"] > 0
+        assert row["peak_memory_bytes"] > 2**20
+    # It is training that is compared.
+    losses = [step["loss"] for step in single["steps"]]
+    assert losses[-1] < losses[0]
+    assert min(step["grad_norm"] for step in single["steps"]) > 0.25, "every step is clipped"
+
+
+def test_a_wrong_gradient_scale_is_found(tmp_path: Path):
+    page = tmp_path / "certificate.md"
+    outcome = run_command(
+        command("--only", "zero2", "--output", str(page)),
+        TIMEOUT_S,
+        {"STORYTELLER_CERTIFY_FAULT": "gradient_scale"},
+    )
+    assert outcome.exit_code == 1, outcome.stderr
+    assert "first tensor that differs: embedding.weight" in outcome.stdout
+    assert outcome.stderr.splitlines()[-1] == "storyteller: not certified: zero2 (see above)"
+    assert "0 of 1 rows passed" in page.read_text()
+
+
+def test_an_unknown_row_is_refused():
+    outcome = run_command(command("--only", "single,zer2"), TIMEOUT_S)
+    assert outcome.exit_code == 2
+    assert outcome.stderr == "storyteller: --only zer2: there is no such row; did you mean 'zero2'?\n"
+    assert outcome.stdout == ""
+
+
+def alive(mark: str) -> list[int]:
+    """Processes whose environment has the mark; zombies have none."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def ranks_of(mark: str, leader: int) -> list[int]:
+    """Those that lead a process group of their own, but for the command itself."""
+    found = []
+    for pid in alive(mark):
+        with contextlib.suppress(ProcessLookupError):
+            if pid != leader and os.getpgid(pid) == pid:
+                found.append(pid)
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll, with a deadline."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting after {TIMEOUT_S} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def running() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A certificate of a four-rank row, all of whose ranks have just started."""
+    mark = uuid.uuid4().hex
+    # A killed command cannot tidy up. Not tmp_path: the path of a socket in it would be too long.
+    temporary = tempfile.mkdtemp()
+    process = start_command(command("--only", "ep4"), {MARK: mark, "TMPDIR": temporary})
+    try:
+        wait_until(lambda: len(ranks_of(mark, process.pid)) == 4 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+        yield process, mark
+    finally:
+        for pid in alive(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_killed_rank_fails_its_row(running: tuple["subprocess.Popen[str]", str]):
+    process, mark = running
+    os.kill(ranks_of(mark, process.pid)[1], signal.SIGKILL)
+    stdout, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert "was ended by SIGKILL" in stdout
+    wait_until(lambda: not alive(mark))
+
+
+def test_no_rank_outlives_the_command(running: tuple["subprocess.Popen[str]", str]):
+    process, mark = running
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not alive(mark))

@@ -1,0 +1,73 @@
+"""Muon computes the same on one device and where ZeRO cuts its matrices, and continues between them."""
+
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.certify.compare import relative_difference
+from storyteller_ds.testing.distributed import TINY_RUN, run_command, train_command
+from storyteller_ds.testing.runs import read_metrics, read_state
+
+STEPS = 12
+TOLERANCE = 1e-5
+RUN = (
+    *TINY_RUN,
+    "optimizer.kind=muon",
+    # Sizes of which no power of two is a multiple, so that partitions end inside of matrices.
+    *("model.hidden_size=72", "model.num_layers=3", "model.intermediate_size=50"),
+    *(f"train.max_steps={STEPS}", "train.eval_batches=2", "train.eval_every_steps=6", "train.sample_tokens=2"),
+    *("checkpoint.every_steps=6", "schedule.warmup_steps=3", "tracking.wandb=disabled", "--quiet"),
+)
+TOPOLOGIES = {
+    "zero0": (2, "zero0", "parallel.ep_size=2"),
+    "zero1_ep1": (2, "zero1", "parallel.ep_size=1"),
+    "zero2_ep2": (2, "zero2", "parallel.ep_size=2"),
+    "zero2_two_expert_groups": (4, "zero2", "parallel.ep_size=2"),
+    "zero2_offload": (2, "zero2_offload", "parallel.ep_size=2"),
+}
+
+
+def train(folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
+    outcome = run_command(train_command(ranks, ds_config, "--output_dir", str(folder), *RUN, *arguments), 240)
+    assert outcome.exit_code == 0, outcome.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("single"), 1, None)
+
+
+def assert_same_run(ours: Path, reference: Path) -> None:
+    expected = {line["step"]: line for line in read_metrics(reference) if "train_loss" in line}
+    lines = [line for line in read_metrics(ours) if "train_loss" in line]
+    assert lines[-1]["step"] == STEPS
+    for line in lines:
+        for field in ("train_loss", "grad_norm"):
+            assert line[field] == pytest.approx(expected[line["step"]][field], rel=TOLERANCE), (field, line["step"])
+    states = read_state(ours, STEPS), read_state(reference, STEPS)
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[1].items():
+        assert relative_difference(states[0][name], tensor) <= TOLERANCE, name
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_every_topology_agrees_with_one_device(name: str, single: Path, tmp_path: Path):
+    ranks, ds_config, ep_size = TOPOLOGIES[name]
+    assert_same_run(train(tmp_path, ranks, ds_config, ep_size), single)
+
+
+def test_a_checkpoint_continues_on_another_topology(single: Path, tmp_path: Path):
+    half = single / "checkpoints" / "step_00000006"
+    assert_same_run(train(tmp_path, 2, "zero1", "--resume", str(half)), single)
+
+
+def test_it_is_not_adamw(single: Path, tmp_path: Path):
+    """Without this the comparison could be of another optimizer; and its matrices have no second moment."""
+    adamw = train(tmp_path, 1, None, "optimizer.kind=adamw")
+    hidden = "blocks.0.ffn.experts.gate_up_proj"
+    ours, theirs = read_state(single, STEPS), read_state(adamw, STEPS)
+    assert relative_difference(ours[hidden], theirs[hidden]) > 1e-2
+    assert f"exp_avg_sq/{hidden}" in theirs
+    assert f"exp_avg_sq/{hidden}" not in ours
+    assert "exp_avg_sq/blocks.0.ffn.router.weight" in ours, "the router is AdamW's"

@@ -1,0 +1,82 @@
+"""The three forms of the certificate say the same."""
+
+import dataclasses
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from storyteller_ds.certify import report
+from storyteller_ds.certify.compare import compare
+from storyteller_ds.certify.results import Results
+from storyteller_ds.certify.rows import ROWS
+from storyteller_ds.certify.run import Placement, Verdict
+
+SINGLE, EP2, ZERO1 = (next(row for row in ROWS if row.name == name) for name in ("single", "ep2", "zero1"))
+
+
+@pytest.fixture
+def verdicts(results: Results) -> list[Verdict]:
+    other = dataclasses.replace(results, weights={k: v * 1.5 for k, v in results.weights.items()})
+    other = dataclasses.replace(other, steps=[dataclasses.replace(s, loss=math.nan) for s in other.steps])
+    difference = compare(other, results)
+    return [
+        Verdict(Placement(SINGLE, "cpu", 1), "reference", None, results, None, None, 1.0),
+        Verdict(Placement(EP2, "cuda", 4), "differs", difference.complaint(1e-5), other, difference, 1.00049, 2.0),
+        Verdict(Placement(ZERO1, "cpu", 2), "failed", "ConfigError: no", None, None, None, 3.0),
+    ]
+
+
+def test_json_has_every_row_and_only_json(verdicts: list[Verdict]):
+    document = json.loads(report.as_json(verdicts), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert document["passed"] is False
+    single, ep2, zero1 = document["rows"]
+    assert (single["outcome"], single["difference"]) == ("reference", None)
+    assert (ep2["outcome"], ep2["first_tensor"], ep2["difference"]["loss"]) == ("differs", "embedding", "nan")
+    assert ep2["traffic"] == {"payload_bytes": 1000, "message_bytes": 10, "sent_over_routed": 1.00049}
+    assert (zero1["outcome"], zero1["problem"]) == ("failed", "ConfigError: no")
+    assert json.loads(report.as_json(verdicts[:1]))["passed"] is True
+
+
+def test_markdown_is_a_table(verdicts: list[Verdict]):
+    lines = report.markdown_table(verdicts).splitlines()
+    assert len(lines) == 2 + len(verdicts)
+    assert {line.count("|") for line in lines} == {len(report.COLUMNS) + 1}
+    assert "| ep2 | 4 cuda | nan |" in lines[3]
+    assert lines[4].endswith("| failed |")
+
+
+def test_the_terminal_shows_the_same_cells(verdicts: list[Verdict]):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.terminal_table(verdicts))
+    text = console.export_text()
+    for verdict in verdicts:
+        for cell in report.cells(verdict):
+            assert cell in text
+
+
+def test_problems_are_one_line_a_row(verdicts: list[Verdict]):
+    ep2, zero1 = report.problems(verdicts)
+    assert ep2.startswith("ep2: largest difference nan (loss)")
+    assert "first tensor that differs: embedding (5.0e-01)" in ep2
+    assert zero1 == "zero1: ConfigError: no"
+
+
+def test_a_close_choice_of_the_router_is_offered_as_an_explanation(verdicts: list[Verdict], results: Results):
+    close = dataclasses.replace(results, smallest_margin=2e-8)
+    reference = Verdict(Placement(SINGLE, "cuda", 1), "reference", None, close, None, None, 1.0)
+    assert "2e-08" in report.problems([reference, verdicts[1]])[0]
+    # Of the same device only.
+    assert (
+        "2e-08"
+        not in report.problems([dataclasses.replace(reference, placement=verdicts[0].placement), verdicts[1]])[0]
+    )
+
+
+def test_the_page_has_the_machine_and_the_table(verdicts: list[Verdict]):
+    page = report.as_page(verdicts, 65.0)
+    assert "0 of 2 rows passed in 65 s" in page
+    assert report.markdown_table(verdicts) in page
+    assert "- torch: " in page

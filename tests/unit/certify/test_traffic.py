@@ -1,0 +1,31 @@
+"""Bytes are counted at torch's own door."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from storyteller_ds.certify.traffic import Traffic, counted
+
+
+def test_payload_and_messages_are_counted_apart(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def exchange(output, input, *args, **kwargs):  # noqa: A002
+        calls.append((output, input, args, kwargs))
+        return "handle"
+
+    monkeypatch.setattr(dist, "all_to_all_single", exchange)
+    rows, counts = torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64)
+    with counted() as traffic:
+        assert dist.all_to_all_single(rows, rows, [5], [5], group=None) == "handle"
+        # As DeepSpeed calls it.
+        dist.all_to_all_single(output=rows, input=rows.bfloat16(), async_op=False)
+        dist.all_to_all_single(counts, counts)
+    assert traffic == Traffic(payload_bytes=5 * 3 * 4 + 5 * 3 * 2, message_bytes=4 * 8)
+    # And passed on as they came.
+    assert calls[0][0] is rows
+    assert calls[0][2:] == (([5], [5]), {"group": None})
+    # Not afterwards.
+    assert dist.all_to_all_single is exchange
+    dist.all_to_all_single(rows, rows)
+    assert traffic.message_bytes == 32
