@@ -2,6 +2,7 @@
 # make install      only the environment (.venv)
 # make test         the whole suite        make check   lint, format, types, architecture
 # make bench        the mixture layer against its peers and its limit
+# make test-multinode   two nodes on this machine, over ssh      make test-slurm   likewise, under Slurm
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,tes
 # A port that nobody uses: two main jobs on one machine must not meet.
 PORT = $(shell $(BIN)/python -c "from storyteller_ds.parallel.world import free_port; print(free_port())")
 
-.PHONY: quickstart install test check bench
+.PHONY: quickstart install test check bench test-multinode test-slurm
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -24,6 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@sh launch/install_libaio.sh $(VENV)
 	touch $@
 
 quickstart: $(INSTALLED)
@@ -31,6 +33,15 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# They install sshd and pdsh, or Slurm, where these are missing (Debian and Ubuntu).
+test-multinode: $(INSTALLED)
+	@sh tests/multinode/install.sh ssh
+	$(BIN)/python -m pytest tests/multinode -m "not slurm"
+
+test-slurm: $(INSTALLED)
+	@sh tests/multinode/install.sh slurm
+	$(BIN)/python -m pytest tests/multinode -m slurm
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

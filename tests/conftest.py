@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared corpora of the tests stay out of the user's cache, also in subprocesses."""
+    """Prepared corpora of the tests stay out of the user's cache, also in subprocesses.
+
+    What DeepSpeed compiles, for minutes, lasts as long as the environment.
+    """
     os.environ["STORYTELLER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 @pytest.fixture(scope="session")

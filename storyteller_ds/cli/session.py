@@ -20,7 +20,7 @@ from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.inference.samples import SampleHook, check_prompts
 from storyteller_ds.model import count_parameters, flops_per_token
-from storyteller_ds.parallel.build import build_engine
+from storyteller_ds.parallel.build import build_engine, prepared_machine
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.self_test import check_gradients
@@ -71,14 +71,19 @@ class Session:
             resume: auto, never, or the path of a run folder or a step folder.
         """
         corpus = self._corpus()
-        batches, validation = self._batches(corpus)
         check_prompts(self.run, corpus.tokenizer)
         checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
         self._introduce()
-        if self.run.parallel.self_test and self.loaded.deepspeed is not None:
-            difference = check_gradients(self.run, self.loaded.deepspeed, self.world, self.device)
+        with prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config:
+            self._train(ds_config, corpus, checkpoint)
+        self._farewell()
+
+    def _train(self, ds_config: Mapping[str, Any] | None, corpus: Corpus, checkpoint: Checkpoint | None) -> None:
+        if self.run.parallel.self_test and ds_config is not None:
+            difference = check_gradients(self.run, ds_config, self.world, self.device)
             self.say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
-        engine = build_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
+        batches, validation = self._batches(corpus)
+        engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
         if checkpoint is None:
             state = TrainState()
             seed_rng(self.run.seed, 0, self.world.rank)
@@ -91,7 +96,6 @@ class Session:
             self.say(f"already stopped early after {state.step} steps; raise train.early_stop_patience to go on")
         else:
             train(self.run, engine, batches, validation, state, self._hooks(engine, corpus))
-        self._farewell()
 
     def _corpus(self) -> Corpus:
         key = self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))

@@ -40,7 +40,7 @@ def train(
         loaded = load_config(config, ds_config, overrides)
         device = pick_device(loaded.run.parallel.device, world.local_rank)
         plan = make_plan(loaded.run, world.size)
-        check_engine(loaded.run, loaded.deepspeed, plan, device)
+        check_engine(loaded.run, loaded.deepspeed, plan, world, device)
         world.limit_threads()
         timeout = loaded.run.parallel.timeout_minutes
         with world.connected(device, timeout) if ds_config else nullcontext():

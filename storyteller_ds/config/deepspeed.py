@@ -160,6 +160,25 @@ def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def with_nvme_path(config: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
+    """The JSON with parallel.nvme_path in the place of every "nvme_path": "auto".
+
+    Raises:
+        ConfigError: it is needed and not given.
+    """
+    zero = dict(config.get("zero_optimization", {}))
+    for section in ("offload_optimizer", "offload_param"):
+        settings = zero.get(section)
+        if isinstance(settings, dict) and settings.get("nvme_path") == AUTO:
+            if run.parallel.nvme_path is None:
+                raise ConfigError(
+                    f"the DeepSpeed JSON swaps to nvme ({section}) and leaves the folder to the run config; "
+                    "add parallel.nvme_path=FOLDER, on a fast local disk"
+                )
+            zero[section] = {**settings, "nvme_path": run.parallel.nvme_path}
+    return {**config, "zero_optimization": zero} if zero else dict(config)
+
+
 def engine_config(
     config: Mapping[str, Any],
     run: RunConfig,

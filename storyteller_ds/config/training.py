@@ -80,6 +80,8 @@ class ParallelConfig(Section):
     JSON has expert_parallel. stock is DeepSpeed's own layer, for comparison."""
     zero_stage: int | None = Field(None, ge=0, le=3)
     """ZeRO stage, from the DeepSpeed JSON; null: no DeepSpeed."""
+    nvme_path: str | None = None
+    """Folder on a fast local disk, for a DeepSpeed JSON that offloads to nvme with "nvme_path": "auto"."""
     self_test: bool = False
     """Before training, compare one step of a small copy of the model on these ranks with one device; on disagreement
     the run is not started."""

@@ -1,12 +1,17 @@
 """Which engine trains a run."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from storyteller_ds.config.deepspeed import with_nvme_path
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model import count_parameters
 from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.parallel.extensions import build_ahead, needed_ops
+from storyteller_ds.parallel.nvme import check_nvme, own_swap_folders
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.single import SingleEngine
 from storyteller_ds.parallel.world import World
@@ -39,15 +44,49 @@ def build_engine(
     return DeepSpeedEngine(run, ds_config, plan, world, device)
 
 
-def check_engine(run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, device: torch.device) -> None:
+def check_engine(
+    run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, world: World, device: torch.device
+) -> None:
     """What can be said against an engine before any rank waits for another.
 
     Raises:
-        ConfigError: deepspeed is not installed, or refuses the JSON.
+        ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder that it names.
     """
     if ds_config is None:
         return
-    from storyteller_ds.parallel.deepspeed_json import check_json, import_deepspeed, passed_json
+    from storyteller_ds.parallel.deepspeed_json import check_json, held_dtype, import_deepspeed, passed_json
 
+    passed = passed_json(run, ds_config, plan, device)
     import_deepspeed(device)
-    check_json(passed_json(run, ds_config, plan, device))
+    check_json(passed)
+    check_nvme(passed, count_parameters(run).total, held_dtype(run, device).itemsize, world, device)
+
+
+@contextlib.contextmanager
+def prepared_machine(
+    run: RunConfig,
+    ds_config: Mapping[str, Any] | None,
+    world: World,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Iterator[Mapping[str, Any] | None]:
+    """What an engine that swaps to NVMe needs on every machine: a compiled operation, and a folder of its own.
+
+    Called by every rank, connected; the folder is removed at the end of the block.
+
+    Yields:
+        The DeepSpeed JSON for build_engine.
+
+    Raises:
+        ConfigError: it cannot be compiled, or the disk has too little room.
+    """
+    if ds_config is None or not needed_ops(ds_config):
+        yield ds_config
+        return
+    from storyteller_ds.parallel.deepspeed_json import held_dtype
+
+    resolved = with_nvme_path(ds_config, run)
+    build_ahead(needed_ops(resolved), world, device, say, run.parallel.timeout_minutes)
+    bytes_of_weight = held_dtype(run, device).itemsize
+    with own_swap_folders(resolved, count_parameters(run).total, bytes_of_weight, world) as with_folder:
+        yield with_folder

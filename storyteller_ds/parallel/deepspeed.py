@@ -21,6 +21,7 @@ from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
 from storyteller_ds.parallel.deepspeed_json import as_user_error, held_dtype, import_deepspeed, passed_json
 from storyteller_ds.parallel.engine import LossScale, StateTensor, StepResult
+from storyteller_ds.parallel.nvme import swaps_weights, with_nvme_settings
 from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.world import World
@@ -68,7 +69,11 @@ class DeepSpeedEngine:
         groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
         if plan.strategy in ("expert_parallel", "stock"):
             groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(groups)
+        self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
         with as_user_error(), _quiet(), _layers_replaced(self.objective, run, plan):
+            if swaps_weights(self.passed_config):
+                # Left to initialize(), DeepSpeed 0.19.8 takes fp32 weights on NVMe for bf16.
+                deepspeed.zero.Init(module=self.objective, config_dict_or_path=self.passed_config)
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=self.objective,
                 optimizer=build_optimizer(groups, run.optimizer),
@@ -187,8 +192,10 @@ def _layers_replaced(
 def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
     """DeepSpeed on the process group that exists, told not to compile anything on a CPU."""
     deepspeed = import_deepspeed(device)
-    # Said once per rank by torch 2.13 about a call inside DeepSpeed 0.19.8; nothing a user can act on.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
+    # Said once per rank by torch 2.13 about calls inside DeepSpeed 0.19.8; nothing a user can act on.
+    warnings.filterwarnings(
+        "ignore", message=".*(all_gather_into|reduce_scatter)_tensor. is deprecated", category=FutureWarning
+    )
     if device.type == "cpu":
         # Its shared-memory collectives would be compiled for a minute at the first start; gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from storyteller_ds.config.deepspeed import engine_config
+from storyteller_ds.config.deepspeed import engine_config, with_nvme_path
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.parallel import step as steps
@@ -52,7 +52,7 @@ def passed_json(
         "use_grouped_mm": device.type == "cuda" and held_dtype(run, device) == torch.bfloat16,
     }
     return engine_config(
-        ds_config,
+        with_nvme_path(ds_config, run),
         run,
         micro_batch_size=plan.micro_batch_size,
         accumulation_steps=plan.accumulation_steps,

@@ -77,13 +77,18 @@ def with_nvme_settings(ds_config: Mapping[str, Any], largest_parameter: int) -> 
         largest_parameter: elements of the largest single parameter.
     """
     result = dict(ds_config)
-    if "offload_param" in _nvme_sections(ds_config):
+    if swaps_weights(ds_config):
         zero = dict(result["zero_optimization"])
         offload = dict(zero["offload_param"])
         offload["buffer_size"] = max(largest_parameter, _number(offload.get("buffer_size")))
         zero |= {"offload_param": offload, "stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
         result["zero_optimization"] = zero
     return result
+
+
+def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
+    """Whether the weights themselves go to NVMe, and not only optimizer state."""
+    return "offload_param" in _nvme_sections(ds_config)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ All methods are called by every rank of the run in the same order; `read` gives,
 of a parameter (of this rank's experts, where it is a stack of experts), as fp32.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,8 +16,6 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -128,14 +127,16 @@ class _OptimizerPartitions:
 
 
 class _AllPartitions:
-    """ZeRO-3: each rank holds a part of everything, the model's own weights included."""
+    """ZeRO-3: each rank holds a part of everything, the model's own weights included; some of it on NVMe."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
 
     def prepare(self) -> None:
-        for flat in self.zero.fp32_partitioned_groups_flat:
-            start_moments(self.zero.optimizer, flat)
+        for number, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
+            if "exp_avg" not in self.zero.optimizer.state[flat]:
+                with self._in_memory(number):
+                    start_moments(self.zero.optimizer, flat)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         value: Tensor = (
@@ -144,24 +145,37 @@ class _AllPartitions:
         return value
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        # DeepSpeed's own "set full" reads beyond the end of a tensor that does not divide by the ranks.
-        size = parameter.partition_numel()  # type: ignore[attr-defined]  # DeepSpeed's
-        flat = value.flatten().to(torch.float32)
-        begin = min(size * self.zero._get_param_partition_rank(parameter), flat.numel())
-        mine = flat[begin : begin + size]
-        mine = torch.cat([mine, mine.new_zeros(size - mine.numel())])
-        if kind == WEIGHT:
-            safe_set_local_fp32_param(parameter, mine)
-        else:
-            safe_set_local_optimizer_state(parameter, mine, kind)
+        # DeepSpeed's own setters read past the end of a tensor that does not divide by the ranks, and refuse
+        # weights that are on NVMe.
+        partition, number = self.zero._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=None if kind == WEIGHT else kind
+        )
+        begin = self.zero._get_param_partition_rank(parameter) * partition.numel()
+        mine = value.flatten()[begin : begin + partition.numel()]
+        partition.detach()[: mine.numel()].copy_(mine)  # what is left is padding
+        if self.zero._swappable_optimizer_subgroup(number):
+            self.zero._optimizer_states_and_gradient_swap_out(number)
 
     def finish(self, updates: int) -> None:
         _set_step(self.zero.optimizer, updates)
         self.zero._partition_all_parameters()
         for number in range(len(self.zero.fp16_groups)):
-            self.zero._reassign_or_swap_out_partitioned_parameters(number)
+            with self._in_memory(number, changed=False):
+                self.zero._reassign_or_swap_out_partitioned_parameters(number)
         if self.zero.persistent_parameters:
             self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+    @contextlib.contextmanager
+    def _in_memory(self, number: int, changed: bool = True) -> Iterator[None]:
+        """A sub-group's fp32 weights and moments, fetched from NVMe where they are there."""
+        swapped = self.zero._swappable_optimizer_subgroup(number)
+        if swapped:
+            self.zero._optimizer_states_and_gradient_swap_in(number)
+        yield
+        if swapped and changed:
+            self.zero._optimizer_states_and_gradient_swap_out(number)
+        elif swapped:
+            self.zero._release_swap_buffers(number)
 
 
 def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def passed(ds_config: Path, world_size: int = 2, *overrides: str) -> dict:
-    loaded = load_config(None, ds_config, overrides)
+    loaded = load_config(None, ds_config, ["parallel.nvme_path=/fast/disk", *overrides])
     assert loaded.deepspeed is not None
     return passed_json(loaded.run, loaded.deepspeed, make_plan(loaded.run, world_size), CPU)
 
@@ -28,6 +28,14 @@ def test_deepspeed_accepts_every_json_of_ours(path, world_size):
     assert result["train_batch_size"] == 8
     assert result["train_micro_batch_size_per_gpu"] == 8 // world_size
     assert "'auto'" not in str(result)
+
+
+def test_the_folder_for_nvme_comes_from_the_run_config():
+    result = passed(DS_CONFIGS / "zero3_nvme.json")
+    assert result["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/fast/disk"
+    assert result["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
+    with pytest.raises(ConfigError, match=r"parallel\.nvme_path=FOLDER"):
+        passed(DS_CONFIGS / "zero3_nvme.json", 2, "parallel.nvme_path=null")
 
 
 def test_deepspeed_reads_what_we_mean():

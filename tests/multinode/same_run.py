@@ -1,0 +1,64 @@
+"""The run that all of them train, and what "the same run" means."""
+
+import shutil
+from pathlib import Path
+
+from storyteller_ds.certify.compare import relative_difference
+from storyteller_ds.testing.distributed import TINY_RUN, run_command, train_command
+from storyteller_ds.testing.runs import read_metrics, read_state
+
+STEPS = 12
+SAVED_EVERY = 4
+TOLERANCE = 1e-5
+TIMEOUT_S = 240
+RUN = (
+    *TINY_RUN,
+    f"train.max_steps={STEPS}",
+    "train.eval_batches=2",
+    "train.eval_every_steps=4",
+    "train.sample_tokens=5",
+    f"checkpoint.every_steps={SAVED_EVERY}",
+    "schedule.warmup_steps=5",
+    "tracking.wandb=disabled",
+    "--quiet",
+)
+COMPARED = ("train_loss", "grad_norm", "balance_loss", "z_loss", "router_entropy", "val_loss", "val_bpb")
+
+
+def train_alone(folder: Path, *arguments: str) -> Path:
+    """The run in one process, without a launcher and without DeepSpeed."""
+    outcome = run_command(train_command(1, None, "--output_dir", str(folder), *RUN, *arguments), TIMEOUT_S)
+    assert outcome.exit_code == 0, outcome.stderr
+    return folder
+
+
+def copy_up_to(source: Path, folder: Path, step: int) -> Path:
+    """A run folder as it was when `step` had been saved and the run was ended a little later."""
+    shutil.copytree(source, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+    return folder
+
+
+def last_step(folder: Path) -> int:
+    """The last step in the records of a run; 0 before the first."""
+    metrics = folder / "metrics.jsonl"
+    return max((line["step"] for line in read_metrics(folder)), default=0) if metrics.exists() else 0
+
+
+def assert_same_run(ours: Path, reference: Path) -> None:
+    """Losses and gradient norms of every step, weights and moments after the last."""
+    lines, expected_lines = read_metrics(ours), read_metrics(reference)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected_lines]
+    assert last_step(ours) == STEPS
+    for line, expected in zip(lines, expected_lines, strict=True):
+        assert line.keys() == expected.keys()
+        for field in COMPARED:
+            if field in expected:
+                difference = abs(line[field] - expected[field])
+                assert difference <= TOLERANCE * abs(expected[field]), (field, line["step"], line, expected)
+    state, expected_state = read_state(ours, STEPS), read_state(reference, STEPS)
+    assert state.keys() == expected_state.keys()
+    for name, tensor in expected_state.items():
+        assert relative_difference(state[name], tensor) <= TOLERANCE, name
