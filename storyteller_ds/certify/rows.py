@@ -91,6 +91,7 @@ def _zero(stage: int, **more: object) -> dict[str, Any]:
 _ZERO3 = {"stage3_param_persistence_threshold": 0}
 _ON_CPU = {"device": "cpu"}
 _EVERY_SEQUENCE = "moe.balance_scope=sequence"
+_MUON = "optimizer.kind=muon"
 
 ROWS = (
     Row("single", "the reference: one process, no DeepSpeed", 1, None),
@@ -193,6 +194,16 @@ ROWS = (
         1,
         "single_sequence",
         (_EVERY_SEQUENCE, "train.gradient_accumulation_steps=4"),
+    ),
+    Row("single_muon", "the reference of Muon", 1, None, (_MUON,)),
+    Row(
+        "muon",
+        "matrices orthogonalised that ZeRO-2 has cut, experts over 2 ranks",
+        2,
+        "single_muon",
+        (_MUON, "parallel.ep_size=2"),
+        _zero(2),
+        exact_traffic=True,
     ),
 )
 

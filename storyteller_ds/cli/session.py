@@ -22,8 +22,8 @@ from storyteller_ds.inference.samples import SampleHook, check_prompts
 from storyteller_ds.model import count_parameters, flops_per_token
 from storyteller_ds.parallel.build import build_engine, prepared_machine
 from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.parallel.gradient_check import check_gradients
 from storyteller_ds.parallel.plan import ParallelPlan
-from storyteller_ds.parallel.self_test import check_gradients
 from storyteller_ds.parallel.step import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
 from storyteller_ds.train import run_folder as layout
