@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyteller_ds.testing.distributed import TINY_RUN, run_command, train_command
+from storyteller_ds.testing.distributed import TINY_RUN, run_command, torchrun_command
 from storyteller_ds.testing.runs import read_metrics, read_state
 
 STEPS = 6
@@ -27,7 +27,7 @@ RUN = (
 
 def train(folder: Path, mode: str, *arguments: str) -> Path:
     mode = f"model.activation_checkpointing={mode}"
-    outcome = run_command(train_command(2, "zero2", "--output_dir", str(folder), *RUN, mode, *arguments), 240)
+    outcome = run_command(torchrun_command(2, "zero2", "--output_dir", str(folder), *RUN, mode, *arguments), 240)
     assert outcome.exit_code == 0, outcome.stderr
     return folder
 

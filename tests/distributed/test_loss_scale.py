@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN, run_command, train_command
+from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN, run_command, torchrun_command
 from storyteller_ds.testing.runs import read_metrics, read_state
 
 STEPS = 12
@@ -13,7 +13,7 @@ def train(folder: Path, ds_config: Path, *arguments: str) -> list[dict]:
     run = (*TINY_RUN, f"train.max_steps={STEPS}", "train.eval_batches=1", "train.sample_tokens=1")
     # The last --ds_config counts.
     more = ("--ds_config", str(ds_config), "checkpoint.every_steps=6", "tracking.wandb=disabled", "--quiet", *arguments)
-    outcome = run_command(train_command(2, "zero2_fp16", "--output_dir", str(folder), *run, *more), 240)
+    outcome = run_command(torchrun_command(2, "zero2_fp16", "--output_dir", str(folder), *run, *more), 240)
     assert outcome.exit_code == 0, outcome.stderr
     return [line for line in read_metrics(folder) if "train_loss" in line]
 

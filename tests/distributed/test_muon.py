@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.certify.compare import relative_difference
-from storyteller_ds.testing.distributed import TINY_RUN, run_command, train_command
+from storyteller_ds.testing.distributed import TINY_RUN, run_command, torchrun_command
 from storyteller_ds.testing.runs import read_metrics, read_state
 
 STEPS = 12
@@ -28,7 +28,7 @@ TOPOLOGIES = {
 
 
 def train(folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
-    outcome = run_command(train_command(ranks, ds_config, "--output_dir", str(folder), *RUN, *arguments), 240)
+    outcome = run_command(torchrun_command(ranks, ds_config, "--output_dir", str(folder), *RUN, *arguments), 240)
     assert outcome.exit_code == 0, outcome.stderr
     return folder
 

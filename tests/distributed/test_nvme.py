@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import TINY_RUN, marked_run, run_command, train_command, wait_until
+from storyteller_ds.testing.distributed import (
+    TINY_RUN,
+    marked_run,
+    run_command,
+    torchrun_command,
+    train_command,
+    wait_until,
+)
 from storyteller_ds.testing.runs import read_metrics
 
 STEPS = 20
@@ -28,7 +35,7 @@ def nvme_command(tmp_path: Path, folder: Path, *arguments: str) -> list[str]:
     disk = tmp_path / "disk"
     disk.mkdir(exist_ok=True)
     path = f"parallel.nvme_path={disk}"
-    return train_command(2, "zero3_nvme", "--output_dir", str(folder), *RUN, path, *arguments)
+    return torchrun_command(2, "zero3_nvme", "--output_dir", str(folder), *RUN, path, *arguments)
 
 
 def losses(folder: Path) -> dict[int, float]:

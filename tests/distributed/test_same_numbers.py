@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.certify.compare import relative_difference
-from storyteller_ds.testing.distributed import DS_CONFIGS, run_command, train_command
+from storyteller_ds.testing.distributed import DS_CONFIGS, run_command, torchrun_command
 from storyteller_ds.testing.runs import read_metrics, read_state
 
 STEPS = 20
@@ -54,7 +54,7 @@ HALF_PRECISION_TOLERANCE = 2e-3
 
 
 def train(folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
-    command = train_command(ranks, ds_config, "--output_dir", str(folder), *(arguments or RUN))
+    command = torchrun_command(ranks, ds_config, "--output_dir", str(folder), *(arguments or RUN))
     outcome = run_command(command, 240)
     assert outcome.exit_code == 0, outcome.stderr
     return folder
