@@ -13,14 +13,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from storyteller_ds.testing.distributed import DS_CONFIGS, train_command
+from storyteller_ds.testing.distributed import DS_CONFIGS, torchrun_command
 
 RANKS, STEPS, WARM_UP = 2, 8, 2
 RUN = (
-    *("--config", "nanogpt_moe", "moe.noisy_gating=false", "model.dropout=0"),
-    *("data.builtin_stories=2000", "data.sequence_length=256"),
+    *("--config", "fast_train", "model.dropout=0"),
+    *("data.source=builtin", "data.builtin_stories=2000", "data.sequence_length=256"),
     *("train.global_batch_size=4", "train.micro_batch_size=2", "train.gradient_accumulation_steps=1"),
-    *(f"train.max_steps={STEPS}", "train.eval_batches=1", "train.sample_tokens=1"),
+    *(f"train.max_steps={STEPS}", "train.log_every_steps=1", "train.eval_batches=1", "train.sample_tokens=1"),
     *("tracking.wandb=disabled", "--quiet"),
 )
 
@@ -45,16 +45,18 @@ def main() -> None:
 def measure(name: str | None) -> Cost:
     """Train with one JSON (None: one process, no DeepSpeed)."""
     with tempfile.TemporaryDirectory() as folder:
-        override = [] if name else ["train.micro_batch_size=4"]
-        command = train_command(RANKS if name else 1, name, "--output_dir", folder, *RUN, *override)
-        process = subprocess.Popen(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, stderr=subprocess.PIPE)
+        swap = f"parallel.nvme_path={folder}"
+        override = [swap] if name else ["train.micro_batch_size=4"]
+        command = torchrun_command(RANKS if name else 1, name, "--output_dir", f"{folder}/run", *RUN, *override)
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert process.stderr is not None
         errors = process.stderr.read().decode()
         # The peak of the largest process below the launcher, and that is a rank.
         _, status, usage = os.wait4(process.pid, 0)
         if status != 0:
             sys.exit(f"{name}: {errors}")
-        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     times = [record["step_time_s"] for record in map(json.loads, lines) if "step_time_s" in record]
     return Cost(statistics.median(times[WARM_UP:]), usage.ru_maxrss * 1024)
 

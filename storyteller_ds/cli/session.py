@@ -71,18 +71,24 @@ class Session:
             resume: auto, never, or the path of a run folder or a step folder.
         """
         corpus = self._corpus()
+        batches = self._batches(corpus)
         check_prompts(self.run, corpus.tokenizer)
         checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
         self._introduce()
         with prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config:
-            self._train(ds_config, corpus, checkpoint)
+            self._train(ds_config, corpus, batches, checkpoint)
         self._farewell()
 
-    def _train(self, ds_config: Mapping[str, Any] | None, corpus: Corpus, checkpoint: Checkpoint | None) -> None:
+    def _train(
+        self,
+        ds_config: Mapping[str, Any] | None,
+        corpus: Corpus,
+        batches: tuple[TrainBatches, ValidationBatches],
+        checkpoint: Checkpoint | None,
+    ) -> None:
         if self.run.parallel.self_test and ds_config is not None:
             difference = check_gradients(self.run, ds_config, self.world, self.device)
             self.say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
-        batches, validation = self._batches(corpus)
         engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
         if checkpoint is None:
             state = TrainState()
@@ -95,7 +101,7 @@ class Session:
         elif out_of_patience(self.run, state):
             self.say(f"already stopped early after {state.step} steps; raise train.early_stop_patience to go on")
         else:
-            train(self.run, engine, batches, validation, state, self._hooks(engine, corpus))
+            train(self.run, engine, *batches, state, self._hooks(engine, corpus))
 
     def _corpus(self) -> Corpus:
         key = self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))

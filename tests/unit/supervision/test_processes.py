@@ -61,7 +61,7 @@ def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
         "line = ['pdsh', '-c', 'print(flush=True); input()', *sys.argv[1:]]\n"
         "subprocess.Popen(line, executable=sys.executable, stdin=subprocess.PIPE).wait()\n"
     )
-    become = f"import os, sys; os.execv(sys.executable, ['python', {str(command)!r}, *sys.argv[1:]])"
+    become = f"import os, sys; os.execv(sys.executable, [sys.executable, {str(command)!r}, *sys.argv[1:]])"
     runner = process(*RUN, code=become)
     ours = process("deepspeed.launcher.launch", *RUN)
     found = deepspeed_runner(ours.pid)
