@@ -97,6 +97,8 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
     """Refuse what DeepSpeed would take and then ignore, or fail on much later."""
     stage = _lookup(config, "zero_optimization.stage")
     stage = 0 if stage in (None, AUTO) else stage
+    if not isinstance(stage, int):
+        return  # refused where parallel.zero_stage is read
     if _lookup(config, "bf16.enabled") is True and _lookup(config, "fp16.enabled") is True:
         raise ConfigError(f"{path}: bf16.enabled and fp16.enabled are both true; keep one of them")
     for kind, lowest in (("optimizer", 1), ("param", 3)):
@@ -106,7 +108,7 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
         if stage < lowest:
             raise ConfigError(
                 f"{path}: offload_{kind} needs ZeRO stage {lowest} or more, and the stage is {stage}; "
-                f"remove it or raise zero_optimization.stage"
+                "remove it or raise zero_optimization.stage"
             )
         if device == "nvme" and stage < 3:
             raise ConfigError(

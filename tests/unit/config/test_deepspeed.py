@@ -7,6 +7,7 @@ import pytest
 
 from storyteller_ds.config import load_config
 from storyteller_ds.config.deepspeed import engine_config, read_deepspeed_json, run_values
+from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -23,6 +24,19 @@ def refused(path: Path) -> str:
         load_config(None, path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def passed(
+    path: Path, run: RunConfig, micro_batch_size: int = 1, accumulation_steps: int = 1, dtype: str = "fp32"
+) -> dict:
+    return engine_config(
+        read_deepspeed_json(path),
+        run,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=accumulation_steps,
+        dtype=dtype,
+        expert_parallel=None,
+    )
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda p: p.name)
@@ -109,14 +123,7 @@ def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
         },
     )
     loaded = load_config(None, path, ["train.global_batch_size=24", "optimizer.grad_clip_norm=0.25"])
-    result = engine_config(
-        read_deepspeed_json(path),
-        loaded.run,
-        micro_batch_size=3,
-        accumulation_steps=4,
-        dtype="bf16",
-        expert_parallel=None,
-    )
+    result = passed(path, loaded.run, micro_batch_size=3, accumulation_steps=4, dtype="bf16")
     assert result == {
         "train_batch_size": 24,
         "train_micro_batch_size_per_gpu": 3,
@@ -140,14 +147,7 @@ def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
 def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
     path = written(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0})
     loaded = load_config(None, path, ["parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5"])
-    result = engine_config(
-        read_deepspeed_json(path),
-        loaded.run,
-        micro_batch_size=1,
-        accumulation_steps=1,
-        dtype="fp32",
-        expert_parallel=None,
-    )
+    result = passed(path, loaded.run)
     assert result["zero_optimization"] == {"stage": 1}
     assert result["gradient_clipping"] == 0.5
 
@@ -156,14 +156,7 @@ def test_without_zero_clipping_is_ours(tmp_path):
     path = written(tmp_path, {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0})
     loaded = load_config(None, path)
     assert loaded.run.optimizer.grad_clip_norm == 1.0
-    result = engine_config(
-        read_deepspeed_json(path),
-        loaded.run,
-        micro_batch_size=1,
-        accumulation_steps=1,
-        dtype="fp32",
-        expert_parallel=None,
-    )
+    result = passed(path, loaded.run)
     assert result["gradient_clipping"] == 0.0
 
 
@@ -193,3 +186,8 @@ def test_contradictions_are_refused_with_the_mend(tmp_path, values, mend):
     message = refused(path)
     assert mend in message
     assert str(path) in message
+
+
+def test_a_stage_that_is_no_number_is_refused_as_the_field_that_it_sets(tmp_path):
+    zero = {"stage": "two", "offload_optimizer": {"device": "cpu"}}
+    assert "zero_stage" in refused(written(tmp_path, {"zero_optimization": zero}))
