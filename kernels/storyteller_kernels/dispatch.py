@@ -1,12 +1,36 @@
 """Which implementation of the operations this process uses, chosen once.
 
-`STORYTELLER_KERNELS` is `auto` (the default) or `reference`. Only the plain torch references exist so
-far, so both mean the same; the choice is a function so that callers need not change when kernels come.
+`STORYTELLER_KERNELS` is
+- `auto` (the default): `triton` where there is an NVIDIA GPU that is new enough and on which Triton works,
+  else `reference`;
+- `triton`: Triton or an error. With `TRITON_INTERPRET=1` its interpreter runs the kernels on CPU tensors,
+  slowly, which is how they are tested without a GPU;
+- `reference`: plain torch.
+
+A Triton that is there and does not work is never passed over in silence: `auto` warns and says why,
+`triton` raises. A kernel that fails to compile later raises Triton's own error.
+
+The choice is the process's; each call asks `runs_on_triton` whether its tensors suit. They suit when all are
+bf16, fp16 or fp32 and on one device, which is a CUDA device (the CPU in the interpreter); an operation may
+add a condition of its own, such as a largest width, which its `__init__.py` states. A call that does not
+suit takes the reference: fp64 and MPS always do.
 """
 
 import functools
 import os
+import subprocess
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NEEDED_CAPABILITY = (8, 0)
+"""bf16 on the matrix units came with it (sm_80, Ampere)."""
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+"""For every launch: a * b + c with one rounding. Triton's default changes in 3.10, and 3.9 warns of that."""
 
 
 class Backend(NamedTuple):
@@ -22,10 +46,77 @@ def backend() -> Backend:
 
     Raises:
         ValueError: STORYTELLER_KERNELS has a value that is not known.
+        RuntimeError: STORYTELLER_KERNELS=triton, and Triton cannot run here.
     """
     wanted = os.environ.get("STORYTELLER_KERNELS", "auto")
-    if wanted == "auto":
-        return Backend("reference", "no compiled kernels in this version")
+    if wanted not in ("auto", "triton", "reference"):
+        raise ValueError(f"STORYTELLER_KERNELS={wanted} is not known; use auto, triton or reference")
     if wanted == "reference":
         return Backend("reference", "STORYTELLER_KERNELS=reference")
-    raise ValueError(f"STORYTELLER_KERNELS={wanted} is not known; use auto or reference")
+    if interpreting():
+        if wanted == "triton":
+            return Backend("triton", "STORYTELLER_KERNELS=triton, in the interpreter (TRITON_INTERPRET=1)")
+        return Backend("reference", "TRITON_INTERPRET=1, which is for tests")
+    obstacle = _device_obstacle()
+    failure = _triton_failure() if obstacle is None else None
+    if wanted == "triton" and (obstacle or failure):
+        raise RuntimeError(f"STORYTELLER_KERNELS=triton is not possible: {obstacle or failure}; use auto or reference")
+    if obstacle is not None:
+        return Backend("reference", obstacle)
+    if failure is not None:
+        warnings.warn(f"{failure}; the slower plain torch operations are used", RuntimeWarning, stacklevel=2)
+        return Backend("reference", failure)
+    return Backend("triton", f"{wanted} on {torch.cuda.get_device_name()}")
+
+
+def runs_on_triton(*tensors: Tensor) -> bool:
+    """Whether a call with these floating-point tensors goes to Triton; the rule is at the head of this file."""
+    device = tensors[0].device
+    if device.type != ("cpu" if interpreting() else "cuda"):
+        return False
+    return backend().name == "triton" and all(t.device == device and t.dtype in FLOATS for t in tensors)
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter stands in for a GPU. It must be set before anything imports Triton."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device; inside this context that is the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@functools.cache
+def processor_count(device: torch.device) -> int:
+    """Streaming multiprocessors of the device, for the size of a grid; 4 in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _device_obstacle() -> str | None:
+    """What about the device rules Triton out."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < NEEDED_CAPABILITY:
+        has, needs = (".".join(map(str, version)) for version in (capability, NEEDED_CAPABILITY))
+        return f"{torch.cuda.get_device_name()} has compute capability {has}, the kernels need {needs}"
+    return None
+
+
+def _triton_failure() -> str | None:
+    """How Triton fails on a device that suits it, or None. Compiles and runs a kernel of one line."""
+    try:
+        from triton.errors import TritonError
+    except (ImportError, OSError) as error:
+        return f"Triton cannot be imported ({error}); install it with: pip install 'triton>=3.6'"
+    from storyteller_kernels.probe import run_probe
+
+    try:
+        run_probe()
+    # Compilation; launching (no C compiler, no Python headers, a driver that refuses); starting ptxas.
+    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton cannot run a kernel here ({type(error).__name__}: {error})"
+    return None

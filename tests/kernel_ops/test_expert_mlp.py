@@ -1,14 +1,15 @@
-"""expert_mlp against a row-by-row loop in fp64."""
+"""expert_mlp against a row-by-row loop in fp64, on every implementation."""
 
 import math
 
 import pytest
 import torch
 from storyteller_kernels import activate, expert_mlp
+from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyteller_ds.testing.tolerances import EXACT, SIMPLE, assert_within
+from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 COUNTS = {
     "uneven": [3, 0, 5, 1],
@@ -17,10 +18,24 @@ COUNTS = {
     "one row": [0, 0, 1, 0],
     "flood": [0, 9, 0, 0, 0, 0, 0, 0],
     "64 experts": [(7 * e) % 4 for e in range(64)],
+    "many tiles": [40, 0, 16, 33],
 }
 every_count = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 every_activation = pytest.mark.parametrize("activation", ["swiglu", "gelu", "relu"])
+as_list_or_tensor = pytest.mark.parametrize("as_counts", [list, torch.tensor], ids=["list", "tensor"])
+pytestmark = pytest.mark.usefixtures("implementation", "small_tiles")
 with_and_without_bias = pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+
+
+@pytest.fixture
+def small_tiles(implementation, monkeypatch):
+    """Of 16 by 16, so that small tensors are many tiles of the Triton kernels, whole and partly filled."""
+    if implementation == "triton":
+        from storyteller_kernels.expert_mlp import kernel, swiglu
+
+        small = kernel.Tile(rows=16, cols=32, depth=16, warps=4, stages=2)
+        monkeypatch.setattr(kernel, "TILES", dict.fromkeys(kernel.TILES, small))
+        monkeypatch.setattr(swiglu, "TILE", (2, 16))
 
 
 def reference_activation(hidden_H: Tensor, activation: str) -> Tensor:
@@ -58,7 +73,7 @@ def inputs(counts: list[int], activation: str, bias: bool, width: int = 7, inner
     return [torch.randn(shape, requires_grad=True) for shape in shapes]
 
 
-def run(tensors: list[Tensor], counts: list[int], activation: str) -> Tensor:
+def run(tensors: list[Tensor], counts: list[int] | Tensor, activation: str) -> Tensor:
     x_ND, up_EHD, down_EDI, *biases = tensors
     return expert_mlp(x_ND, counts, up_EHD, down_EDI, activation, *biases)
 
@@ -66,7 +81,7 @@ def run(tensors: list[Tensor], counts: list[int], activation: str) -> Tensor:
 @every_count
 @every_activation
 @with_and_without_bias
-def test_forward_and_gradients(counts, activation, bias):
+def test_forward_and_gradients(poisoned_memory, counts, activation, bias):
     tensors = inputs(counts, activation, bias)
     actual_ND, expected_ND = run(tensors, counts, activation), reference(tensors, counts, activation)
     assert_within(actual_ND, expected_ND, SIMPLE)
@@ -81,12 +96,13 @@ def test_forward_and_gradients(counts, activation, bias):
             assert all(not grad[e].any() for grad in grads[1:])
 
 
+@as_list_or_tensor
 @every_activation
 @with_and_without_bias
-def test_no_rows_at_all(activation, bias):
+def test_no_rows_at_all(poisoned_memory, as_counts, activation, bias):
     # So it is on a rank whose experts nobody asked.
     tensors = inputs([0, 0, 0], activation, bias)
-    out_ND = run(tensors, [0, 0, 0], activation)
+    out_ND = run(tensors, as_counts([0, 0, 0]), activation)
     assert out_ND.shape == (0, 7)
     out_ND.sum().backward()
     for tensor in tensors:
@@ -95,9 +111,78 @@ def test_no_rows_at_all(activation, bias):
 
 @every_activation
 def test_odd_and_tiny_widths(activation):
-    for width, inner in [(1, 1), (1, 3), (33, 17)]:
+    for width, inner in [(1, 1), (1, 3), (33, 17), (50, 40)]:
         tensors = inputs([2, 0, 3], activation, bias=False, width=width, inner=inner)
         assert_within(run(tensors, [2, 0, 3], activation), reference(tensors, [2, 0, 3], activation), SIMPLE)
+
+
+@as_list_or_tensor
+def test_counts_may_be_a_list_or_a_tensor(as_counts):
+    counts = COUNTS["uneven"]
+    tensors = inputs(counts, "swiglu", bias=False)
+    assert_within(run(tensors, as_counts(counts), "swiglu"), reference(tensors, counts, "swiglu"), SIMPLE)
+
+
+@pytest.mark.parametrize(
+    ("counts", "top_k"),
+    [([3, 0, 5, 1], 1), ([40, 0, 16, 34], 2), ([0, 8, 0, 0], 4), (COUNTS["64 experts"], 4)],
+    ids=["one choice", "two choices", "one expert", "64 experts"],
+)
+def test_of_tokens(poisoned_memory, counts, top_k):
+    rows = sum(counts)
+    tensors = inputs(counts, "swiglu", bias=False, width=20)
+    row_TK = torch.randperm(rows).view(-1, top_k)
+    token_N = row_TK.flatten().argsort() // top_k
+    x_TD = torch.randn(rows // top_k, 20, requires_grad=True)
+    arguments = [x_TD, *tensors[1:]]
+    actual_ND = expert_mlp_of_tokens(x_TD, token_N, row_TK, torch.tensor(counts), *tensors[1:], "swiglu")
+    expected_ND = reference([x_TD[token_N], *tensors[1:]], counts, "swiglu")
+    assert_within(actual_ND, expected_ND, SIMPLE)
+    cotangent_ND = torch.randn_like(actual_ND)
+    grads = torch.autograd.grad(actual_ND, arguments, cotangent_ND)
+    expected_grads = torch.autograd.grad(expected_ND, arguments, cotangent_ND.double())
+    for grad, expected in zip(grads, expected_grads, strict=True):
+        assert_within(grad, expected, SIMPLE)
+    with pytest.raises(AssertionError, match="difference"):
+        assert_within(actual_ND, reference([x_TD[token_N.roll(top_k)], *tensors[1:]], counts, "swiglu"), SIMPLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    counts = COUNTS["many tiles"]
+    tensors = [t.detach().mul(0.5).to(dtype).requires_grad_() for t in inputs(counts, "swiglu", False, 24, 16)]
+    actual_ND, expected_ND = run(tensors, torch.tensor(counts), "swiglu"), reference(tensors, counts, "swiglu")
+    assert actual_ND.dtype == dtype
+    assert_within(actual_ND, expected_ND, BF16)
+    cotangent_ND = torch.randn(actual_ND.shape).to(dtype)
+    grads = torch.autograd.grad(actual_ND, tensors, cotangent_ND)
+    for grad, expected in zip(grads, torch.autograd.grad(expected_ND, tensors, cotangent_ND.double()), strict=True):
+        assert grad.dtype == dtype
+        assert_within(grad, expected, BF16)
+
+
+def test_autocast_sets_the_dtype():
+    counts = COUNTS["uneven"]
+    tensors = inputs(counts, "swiglu", bias=False)
+    with torch.autocast(tensors[0].device.type, dtype=torch.bfloat16):
+        out_ND = run(tensors, torch.tensor(counts), "swiglu")
+    assert out_ND.dtype == torch.bfloat16
+    out_ND.float().square().sum().backward()
+    assert all(tensor.grad.dtype == torch.float32 for tensor in tensors)
+    rounded = [tensor.detach().bfloat16() for tensor in tensors]
+    assert_within(out_ND, run(rounded, torch.tensor(counts), "swiglu"), EXACT)
+
+
+def test_only_the_gradients_that_are_asked_for():
+    counts = COUNTS["uneven"]
+    tensors = inputs(counts, "swiglu", bias=False)
+    cotangent_ND = torch.randn(sum(counts), 7)
+    every = torch.autograd.grad(run(tensors, counts, "swiglu"), tensors, cotangent_ND)
+    for wanted in range(3):
+        some = [tensor.detach().requires_grad_(i == wanted) for i, tensor in enumerate(tensors)]
+        run(some, counts, "swiglu").backward(cotangent_ND)
+        assert [tensor.grad is not None for tensor in some] == [i == wanted for i in range(3)]
+        assert_within(some[wanted].grad, every[wanted], EXACT)
 
 
 def test_strides_do_not_matter():

@@ -1,4 +1,4 @@
-"""permute and combine against loops over tokens and choices."""
+"""permute and combine against loops over tokens and choices, on every implementation."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
 
-CASES = [(1, 4, 1, 3), (1, 4, 4, 1), (7, 4, 2, 5), (13, 16, 4, 17), (33, 64, 2, 8), (10, 64, 1, 7), (6, 3, 3, 2)]
+# The last is more than one tile of rows and of columns.
+CASES = [(1, 4, 1, 3), (1, 4, 4, 1), (7, 4, 2, 5), (13, 16, 4, 17), (33, 64, 2, 8), (10, 64, 1, 7), (5, 4, 2, 2050)]
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+pytestmark = pytest.mark.usefixtures("implementation")
 every_case = pytest.mark.parametrize(("tokens", "experts", "top_k", "width"), CASES)
 
 
@@ -41,7 +44,7 @@ def combined(y_ND: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_dtype
 def test_permute_moves_exactly(poisoned_memory, tokens, experts, top_k, width, dtype):
     plan = random_plan(tokens, experts, top_k)
     x_TD = torch.randn(tokens, width).to(dtype)
@@ -119,19 +122,43 @@ def test_strides_do_not_matter():
     assert_within(turned_TK.grad, x_TD.sum(dim=1, keepdim=True).expand(10, 2), SIMPLE)
 
 
+@every_dtype
+def test_no_tokens(dtype):
+    plan = Plan(torch.empty(0, dtype=torch.int64), torch.empty(0, 2, dtype=torch.int64))
+    x_TD = torch.randn(0, 5).to(dtype).requires_grad_()
+    weight_TK = torch.randn(0, 2, requires_grad=True)
+    out_TD = combine(permute(x_TD, *plan), weight_TK, *plan)
+    assert out_TD.shape == (0, 5)
+    out_TD.sum().backward()
+    assert (x_TD.grad.shape, weight_TK.grad.shape) == ((0, 5), (0, 2))
+
+
+@every_dtype
+def test_permute_gradient_in_every_dtype(dtype):
+    plan = random_plan(12, 8, 4)
+    x_TD = torch.randn(12, 6).to(dtype).requires_grad_()
+    # Sums of four such numbers are exact in every dtype.
+    cotangent_ND = torch.randint(-8, 8, (48, 6)).to(dtype)
+    permute(x_TD, *plan).backward(cotangent_ND)
+    assert x_TD.grad.dtype == dtype
+    expected_TD = torch.stack([cotangent_ND[plan.row_TK[t]].double().sum(dim=0) for t in range(12)])
+    assert_within(x_TD.grad, expected_TD, EXACT)
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_combine_in_bf16(top_k):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_combine_in_half_precision(top_k, dtype):
     plan = random_plan(15, 8, top_k)
-    y_ND = torch.randn(15 * top_k, 9).bfloat16().requires_grad_()
+    y_ND = torch.randn(15 * top_k, 9).to(dtype).requires_grad_()
     weight_TK = torch.rand(15, top_k)
     weight_TK = (weight_TK / weight_TK.sum(dim=1, keepdim=True)).requires_grad_()
-    cotangent_TD = torch.randn(15, 9).bfloat16()
+    cotangent_TD = torch.randn(15, 9).to(dtype)
     out_TD, expected_TD = combine(y_ND, weight_TK, *plan), combined(y_ND, weight_TK, plan)
-    assert out_TD.dtype == torch.bfloat16
+    assert out_TD.dtype == dtype
     assert_within(out_TD, expected_TD, BF16)
     out_TD.backward(cotangent_TD)
     expected_y, expected_w = torch.autograd.grad(expected_TD, (y_ND, weight_TK), cotangent_TD.double())
-    assert (y_ND.grad.dtype, weight_TK.grad.dtype) == (torch.bfloat16, torch.float32)
+    assert (y_ND.grad.dtype, weight_TK.grad.dtype) == (dtype, torch.float32)
     assert_within(y_ND.grad, expected_y, BF16)
     # The router's gradient is a sum over features in fp32, whatever the dtype of the features.
     assert_within(weight_TK.grad, expected_w, SIMPLE)

@@ -11,7 +11,7 @@ Activation = Literal["swiglu", "gelu", "relu"]
 
 def expert_mlp(
     x_ND: Tensor,
-    count_E: list[int],
+    count_E: Tensor | list[int],
     up_EHD: Tensor,
     down_EDI: Tensor,
     activation: Activation,
@@ -25,7 +25,8 @@ def expert_mlp(
 
     Args:
         x_ND: [N, D] rows in expert order.
-        count_E: rows of each expert, on the host; their sum is N.
+        count_E: [E] rows of each expert; their sum is N. A tensor on a GPU costs a synchronisation here, which
+            the Triton path does not need.
         up_EHD: [E, H, D] stacked weights.
         down_EDI: [E, D, I] stacked weights.
         activation: swiglu, gelu (tanh form, as GPT-2) or relu.
@@ -39,8 +40,9 @@ def expert_mlp(
     up, down = up_EHD.unbind(0), down_EDI.unbind(0)
     up_bias = up_bias_EH.unbind(0) if up_bias_EH is not None else [None] * len(up)
     down_bias = down_bias_ED.unbind(0) if down_bias_ED is not None else [None] * len(up)
+    counts = count_E.tolist() if isinstance(count_E, Tensor) else count_E
     outputs = []
-    for e, x_RD in enumerate(x_ND.split(count_E)):
+    for e, x_RD in enumerate(x_ND.split(counts)):
         hidden_RH = F.linear(x_RD, up[e], up_bias[e])
         outputs.append(F.linear(activate(hidden_RH, activation), down[e], down_bias[e]))
     return torch.cat(outputs)

@@ -20,3 +20,19 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x_TD, (x_TD.shape[-1],), weight_D.float(), eps)
     normal_TD = F.rms_norm(x_TD.float(), (x_TD.shape[-1],), eps=eps).to(x_TD.dtype)
     return normal_TD * weight_D.to(x_TD.dtype)
+
+
+def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add a layer's answer to the residual stream, and normalise the sum for the next layer.
+
+    Args:
+        x_TD: [..., D], the answer.
+        residual_TD: [..., D], the stream; if the dtypes differ, the sum has the wider one.
+        weight_D: [D], gain.
+        eps: added to the mean square.
+
+    Returns:
+        The normalised sum and the sum, both [..., D] in the dtype of the sum.
+    """
+    sum_TD = x_TD + residual_TD
+    return rms_norm(sum_TD, weight_D, eps), sum_TD

@@ -1,0 +1,103 @@
+"""The loss and both its gradients a chunk of tokens at a time: [T, V] is never whole in memory.
+
+The gradients are made in the forward pass, while a chunk's logits are there, and only scaled in the backward pass
+(the idea of Liger Kernel, Hsu et al. 2024, sec. 3.2): logits are computed once, and all that is kept is dx and dW.
+Plain torch, on any device.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        weight_VD: Tensor,
+        target_T: Tensor,
+        ignore_index: int,
+        chunk_size: int,
+        wants_x: bool,
+        wants_weight: bool,
+    ) -> Tensor:
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        nll_sum = x_TD.new_zeros((), dtype=wide)
+        grad_TD = torch.empty_like(x_TD) if wants_x else None
+        # In half precision the chunks' products would be lost beside their growing sum.
+        grad_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        # Under autocast the products below would be rounded again.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            for first in range(0, len(x_TD), chunk_size):
+                chunk = slice(first, first + chunk_size)
+                x_CD, target_C = x_TD[chunk], target_T[chunk]
+                ignored_C1 = (target_C == ignore_index)[:, None]
+                target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
+                log_p_CV = F.log_softmax(x_CD @ weight_VD.t(), dim=1, dtype=wide)
+                nll_sum -= log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
+                if not (wants_x or wants_weight):
+                    continue
+                # d loss / d logits = p - one_hot(target), made in the memory of log p.
+                grad_CV = log_p_CV.exp_()
+                grad_CV.scatter_(1, target_C1, grad_CV.gather(1, target_C1) - 1.0)
+                low_CV = grad_CV.to(x_TD.dtype)
+                # An ignored token's gradient is zero: cheaper said in [C, D] than in [C, V].
+                if grad_TD is not None:
+                    torch.mm(low_CV, weight_VD, out=grad_TD[chunk])
+                    grad_TD[chunk].masked_fill_(ignored_C1, 0.0)
+                if grad_VD is not None:
+                    _add_product(grad_VD, low_CV.t(), x_CD.masked_fill(ignored_C1, 0.0))
+        ctx.save_for_backward(grad_TD, grad_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return nll_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, for dW may be the largest tensor of all. A second backward pass is refused by autograd.
+        grad_TD, grad_VD = ctx.saved_tensors
+        if grad_TD is not None:
+            grad_TD.mul_(grad)
+        if grad_VD is not None:
+            grad_VD = grad_VD.mul_(grad).to(ctx.weight_dtype)
+        return grad_TD, grad_VD, None, None, None, None, None
+
+
+def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """total += left @ right, where total may be wider."""
+    if total_VD.dtype == left_VC.dtype:
+        total_VD.addmm_(left_VC, right_CD)
+    else:
+        total_VD += left_VC @ right_CD
+
+
+def linear_cross_entropy(
+    x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, ignore_index: int = -100, chunk_size: int | None = None
+) -> Tensor:
+    """See reference.linear_cross_entropy.
+
+    Args:
+        x_TD: [T, D].
+        weight_VD: [V, D], in the dtype of x, or of any dtype under autocast.
+        target_T: [T] int64; `ignore_index`, or in [0, V).
+        ignore_index: targets of this value do not count.
+        chunk_size: tokens a chunk; None: as many as make the logits of a chunk no larger than x, but at least
+            MIN_CHUNK, below which the products grow slow.
+    """
+    if torch.is_autocast_enabled(x_TD.device.type):
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
+    if chunk_size is None:
+        chunk_size = max(MIN_CHUNK, x_TD.numel() // weight_VD.shape[0])
+    records = torch.is_grad_enabled()
+    wants = (records and x_TD.requires_grad, records and weight_VD.requires_grad)
+    arguments = (x_TD, weight_VD, target_T, ignore_index, chunk_size, *wants)
+    nll_sum: Tensor = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]  # torch's stub
+    return nll_sum
+
+
+MIN_CHUNK = 512

@@ -1,0 +1,22 @@
+"""The loss of a language model from whole logits."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, ignore_index: int = -100) -> Tensor:
+    """Sum over the targets that count of -log softmax(W x)[target], in nats.
+
+    Args:
+        x_TD: [T, D].
+        weight_VD: [V, D], the output embedding.
+        target_T: [T] int64; `ignore_index`, or in [0, V).
+        ignore_index: targets of this value do not count.
+
+    Returns:
+        [] fp32 (fp64 for fp64 logits). The logits have the dtype of the matrix product, everything after is wider.
+    """
+    logits_TV = F.linear(x_TD, weight_VD)
+    if logits_TV.itemsize < 4:
+        logits_TV = logits_TV.float()
+    return F.cross_entropy(logits_TV, target_T, ignore_index=ignore_index, reduction="sum")

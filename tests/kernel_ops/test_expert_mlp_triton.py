@@ -1,0 +1,159 @@
+"""What holds for the Triton expert MLP alone, beside what test_expert_mlp.py asks of every implementation."""
+
+import pytest
+import torch
+from storyteller_kernels import expert_mlp, permute
+from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
+from torch import Tensor
+
+from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+
+COUNTS = [70, 0, 129, 1, 0]
+
+
+def plain(x_ND: Tensor, up_EHD: Tensor, down_EDI: Tensor, counts: list[int]) -> Tensor:
+    """Expert by expert in fp64."""
+    outputs = []
+    for x_RD, up_HD, down_DI in zip(x_ND.double().split(counts), up_EHD.double(), down_EDI.double(), strict=True):
+        gate_RI, value_RI = (x_RD @ up_HD.t()).chunk(2, dim=1)
+        outputs.append((gate_RI / (1 + torch.exp(-gate_RI)) * value_RI) @ down_DI.t())
+    return torch.cat(outputs)
+
+
+def operands(rows: int, experts: int, width: int, inner: int, dtype: torch.dtype) -> list[Tensor]:
+    """Rows, up and down, scaled so that all values between are near 1."""
+    torch.manual_seed(rows + width)
+    shapes = [(rows, width), (experts, 2 * inner, width), (experts, width, inner)]
+    scales = [1.0, width**-0.5, inner**-0.5]
+    return [torch.randn(s).mul(scale).to(dtype).requires_grad_() for s, scale in zip(shapes, scales, strict=True)]
+
+
+def value_and_gradients(out_ND: Tensor, tensors: list[Tensor], cotangent_ND: Tensor) -> list[Tensor]:
+    return [out_ND, *torch.autograd.grad(out_ND, tensors, cotangent_ND.to(out_ND.dtype))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("library", [False, True], ids=["own product", "torch's product"])
+def test_both_products_on_whole_tiles(poisoned_memory, triton_device, library, dtype):
+    from storyteller_kernels.expert_mlp import autograd
+
+    if library and triton_device == "cuda" and dtype != torch.bfloat16:
+        pytest.skip("torch's product is for bf16 on a GPU")
+    with torch.device(triton_device):
+        tensors = operands(sum(COUNTS), len(COUNTS), 136, 72, dtype)
+        cotangent_ND = torch.randn(sum(COUNTS), 136).to(dtype)
+        end_E = torch.tensor(COUNTS).cumsum(0, dtype=torch.int32)
+        out_ND = autograd.expert_mlp(*tensors, end_E, library=library)
+        actual = value_and_gradients(out_ND, tensors, cotangent_ND)
+        expected = value_and_gradients(plain(*tensors, COUNTS), tensors, cotangent_ND)
+    for one, wanted in zip(actual, expected, strict=True):
+        assert_within(one, wanted, SIMPLE if dtype == torch.float32 else BF16)
+    for e, count in enumerate(COUNTS):
+        if count == 0:
+            assert not actual[2][e].any()
+            assert not actual[3][e].any()
+
+
+@pytest.mark.parametrize("copy_first", [False, True])
+def test_gathering_in_the_load_changes_no_bit(triton_device, monkeypatch, copy_first):
+    if copy_first:
+        # As where torch's product serves: the tokens are copied, and here our own product takes the copy.
+        from storyteller_kernels.expert_mlp import autograd
+
+        monkeypatch.setattr(autograd, "library_serves", lambda x, *_: x.shape[0] == 50)
+    with torch.device(triton_device):
+        x_TD, *weights = operands(50, 4, 40, 24, torch.float32)
+        row_TK = torch.randperm(100).view(50, 2)
+        token_N = row_TK.flatten().argsort() // 2
+        count_E, cotangent_ND = torch.tensor([30, 0, 69, 1]), torch.randn(100, 40)
+        gathered = expert_mlp_of_tokens(x_TD, token_N, row_TK, count_E, *weights, "swiglu")
+        copied = expert_mlp(permute(x_TD, token_N, row_TK), count_E, *weights, "swiglu")
+        pairs = [value_and_gradients(out, [x_TD, *weights], cotangent_ND) for out in (gathered, copied)]
+    for first, second in zip(*pairs, strict=True):
+        assert_within(first, second, EXACT)
+
+
+def test_what_is_kept_for_the_backward_pass(triton_device):
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.device(triton_device), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        x_TD, *weights = operands(10, 3, 16, 8, torch.float32)
+        row_TK = torch.randperm(20).view(10, 2)
+        token_N = row_TK.flatten().argsort() // 2
+        expert_mlp_of_tokens(x_TD, token_N, row_TK, torch.tensor([20, 0, 0]), *weights, "swiglu")
+        # Beside its inputs and the row ends only gate and up: no gathered rows, no activation.
+        inputs = {tensor.data_ptr() for tensor in (x_TD, *weights, row_TK, token_N)}
+        assert [tuple(t.shape) for t in kept if t.data_ptr() not in inputs] == [(3,), (20, 16)]
+        kept.clear()
+        with torch.no_grad():
+            expert_mlp_of_tokens(x_TD, token_N, row_TK, torch.tensor([20, 0, 0]), *weights, "swiglu")
+        assert kept == []
+
+
+def test_which_calls_go_to_triton(triton_device, monkeypatch):
+    from storyteller_kernels.expert_mlp import autograd
+
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(autograd, "expert_mlp", lambda x, *_: calls.append(x.dtype))
+    with torch.device(triton_device):
+        x_ND, up_EHD, down_EDI = operands(6, 2, 5, 4, torch.float32)
+        wide = [tensor.double() for tensor in (x_ND, up_EHD, down_EDI)]
+        expert_mlp(x_ND, [4, 2], up_EHD, down_EDI, "swiglu")
+        with torch.autocast(triton_device, dtype=torch.bfloat16):
+            expert_mlp(x_ND, [4, 2], up_EHD, down_EDI, "swiglu")
+        assert calls == [torch.float32, torch.bfloat16]
+        expert_mlp(wide[0], [4, 2], *wide[1:], "swiglu")
+        expert_mlp(x_ND, [4, 2], up_EHD[:, :4], down_EDI, "relu")
+        expert_mlp(x_ND, [4, 2], up_EHD, down_EDI, "swiglu", torch.zeros(2, 8), torch.zeros(2, 5))
+    assert len(calls) == 2
+
+
+def test_the_host_never_reads_the_counts(triton_device, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("the host read a tensor")
+
+    with torch.device(triton_device):
+        tensors, count_E = operands(6, 2, 5, 4, torch.float32), torch.tensor([4, 2])
+        monkeypatch.setattr(Tensor, "tolist", refuse)
+        with pytest.raises(AssertionError, match="the host read"):
+            expert_mlp(*[tensors[0], count_E, tensors[1][:, :4], tensors[2]], "relu")
+        expert_mlp(tensors[0], count_E, *tensors[1:], "swiglu").sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gather", [False, True])
+def test_at_the_size_of_a_real_layer(gpu, dtype, gather):
+    tokens, top_k, experts, width, inner = 8192, 2, 8, 1024, 2048
+    with torch.device(gpu):
+        x_TD, *weights = operands(tokens, experts, width, inner, dtype)
+        # One expert without rows.
+        expert_N = torch.rand(tokens, experts - 1).topk(top_k).indices.flatten()
+        order_N = expert_N.argsort(stable=True)
+        token_N, row_TK = order_N // top_k, order_N.argsort().view(tokens, top_k)
+        count_E = expert_N.bincount(minlength=experts)
+        cotangent_ND = torch.randn(tokens * top_k, width).to(dtype)
+
+        def run() -> list[Tensor]:
+            if gather:
+                out_ND = expert_mlp_of_tokens(x_TD, token_N, row_TK, count_E, *weights, "swiglu")
+            else:
+                out_ND = expert_mlp(permute(x_TD, token_N, row_TK), count_E, *weights, "swiglu")
+            return value_and_gradients(out_ND, [x_TD, *weights], cotangent_ND)
+
+        # The first time compiles.
+        first = run()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            second = run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for one, other in zip(first, second, strict=True):
+            assert_within(one, other, EXACT)
+        expected_ND = plain(x_TD[token_N], *weights, count_E.tolist())
+        for one, wanted in zip(first, value_and_gradients(expected_ND, [x_TD, *weights], cotangent_ND), strict=True):
+            assert_within(one, wanted, BF16)
