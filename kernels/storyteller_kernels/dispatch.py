@@ -2,10 +2,10 @@
 
 `STORYTELLER_KERNELS` is
 - `auto` (the default): `triton` where there is an NVIDIA GPU that is new enough and on which Triton works,
-  else `reference`;
+  else `reference`; for tensors on the CPU `cpu`, which is plain torch too, but arranged for speed;
 - `triton`: Triton or an error. With `TRITON_INTERPRET=1` its interpreter runs the kernels on CPU tensors,
   slowly, which is how they are tested without a GPU;
-- `reference`: plain torch.
+- `reference`: the plain definitions, on every device.
 
 A Triton that is there and does not work is never passed over in silence: `auto` warns and says why,
 `triton` raises. A kernel that fails to compile later raises Triton's own error.
@@ -13,7 +13,7 @@ A Triton that is there and does not work is never passed over in silence: `auto`
 The choice is the process's; each call asks `runs_on_triton` whether its tensors suit. They suit when all are
 bf16, fp16 or fp32 and on one device, which is a CUDA device (the CPU in the interpreter); an operation may
 add a condition of its own, such as a largest width, which its `__init__.py` states. A call that does not
-suit takes the reference: fp64 and MPS always do.
+suit asks `runs_on_cpu`, if the operation has a way for the CPU, and else takes the reference: MPS always does.
 """
 
 import functools
@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from storyteller_kernels.cpu_products import onednn_is_faster
 
 NEEDED_CAPABILITY = (8, 0)
 """bf16 on the matrix units came with it (sm_80, Ampere)."""
@@ -40,6 +42,9 @@ class Backend(NamedTuple):
     reason: str
 
 
+ASKED_FOR = Backend("reference", "STORYTELLER_KERNELS=reference")
+
+
 @functools.cache
 def backend() -> Backend:
     """The implementation in use, read from the environment at the first call.
@@ -52,7 +57,7 @@ def backend() -> Backend:
     if wanted not in ("auto", "triton", "reference"):
         raise ValueError(f"STORYTELLER_KERNELS={wanted} is not known; use auto, triton or reference")
     if wanted == "reference":
-        return Backend("reference", "STORYTELLER_KERNELS=reference")
+        return ASKED_FOR
     if interpreting():
         if wanted == "triton":
             return Backend("triton", "STORYTELLER_KERNELS=triton, in the interpreter (TRITON_INTERPRET=1)")
@@ -75,6 +80,30 @@ def runs_on_triton(*tensors: Tensor) -> bool:
     if device.type != ("cpu" if interpreting() else "cuda"):
         return False
     return backend().name == "triton" and all(t.device == device and t.dtype in FLOATS for t in tensors)
+
+
+def runs_on_cpu(*tensors: Tensor) -> bool:
+    """Whether a call with these floating-point tensors takes the way for the CPU: of one dtype, fp32 or fp64.
+
+    bf16 and autocast do not: there the plain definitions are already products of oneDNN.
+    """
+    first = tensors[0]
+    return (
+        first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.float64)
+        and all(t.device == first.device and t.dtype == first.dtype for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and backend() is not ASKED_FOR
+    )
+
+
+def choice_for(device: torch.device) -> Backend:
+    """What most calls with tensors of this device take, for the log."""
+    if device.type == "cuda" or backend() is ASKED_FOR:
+        return backend()
+    if device.type == "cpu":
+        return Backend("cpu", f"fp32 products by {'oneDNN' if onednn_is_faster() else 'BLAS'}")
+    return Backend("reference", f"there are no kernels for {device.type}")
 
 
 def interpreting() -> bool:

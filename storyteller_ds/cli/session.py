@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from storyteller_kernels.dispatch import backend
+from storyteller_kernels.dispatch import choice_for
 
 from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint.format import Checkpoint, step_folders
@@ -148,10 +148,11 @@ class Session:
             f"{self.loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
             f"{flops_per_token(self.run) / 1e6:,.1f} MFLOP per token"
         )
+        kernels = choice_for(self.device)
         self.say(
             f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} pass(es) x "
             f"{plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
-            f"kernels: {backend().name} ({backend().reason})"
+            f"kernels: {kernels.name} ({kernels.reason})"
         )
 
     def _tell_resumed(self, checkpoint: Checkpoint) -> None:

@@ -22,8 +22,10 @@ _MATRIX_PRODUCTS = frozenset({
     _aten.mm.default,
     _aten.addmm.default,
     _aten._grouped_mm.default,
+    _aten.convolution.default,
 })  # fmt: skip
-"""Of activations with weights: the four projections of attention, the router, the experts.
+"""Of activations with weights: the four projections of attention, the router, the experts. A convolution is one, too,
+on the CPU (storyteller_kernels.cpu_products).
 
 Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
 """

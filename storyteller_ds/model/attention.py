@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from storyteller_ds.config.model import ModelConfig
+from storyteller_ds.model.linear import Linear
 
 
 class LayerCache(Protocol):
@@ -50,10 +51,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.dropout
         kv_size = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.bias)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.is_grouped = config.kv_heads != config.num_heads
 
     def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None) -> Tensor:

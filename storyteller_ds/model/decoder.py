@@ -3,14 +3,16 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from storyteller_kernels import linear, linear_cross_entropy
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import IGNORED
 from storyteller_ds.model.activation_checkpointing import BlockRunner
 from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding
 from storyteller_ds.model.feed_forward import FeedForward
+from storyteller_ds.model.linear import Linear
 from storyteller_ds.model.moe import LocalMoE, RouterStats
 from storyteller_ds.model.norm import build_norm
 
@@ -63,20 +65,26 @@ class Decoder(nn.Module):
             for i in range(model.num_layers)
         )
         self.final_norm = build_norm(model)
-        self.lm_head = None if model.tie_embeddings else nn.Linear(model.hidden_size, self.vocab_size, bias=False)
+        self.lm_head = None if model.tie_embeddings else Linear(model.hidden_size, self.vocab_size, bias=False)
 
     def forward(
-        self, token_BS: Tensor, caches: Sequence[LayerCache] | None = None, start: int = 0
+        self,
+        token_BS: Tensor,
+        caches: Sequence[LayerCache] | None = None,
+        start: int = 0,
+        target_BS: Tensor | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
-        """Token ids to the logits of each next token.
+        """Token ids to the logits of each next token, or to the loss of these, without ever holding all logits.
 
         Args:
             token_BS: [B, S] int64.
             caches: one per block, for generation; None in training.
             start: position of the first token.
+            target_BS: [B, S] int64, the next tokens, IGNORED where there is none; or None.
 
         Returns:
-            Logits [B, S, V], and the statistics of each mixture layer in order.
+            Logits [B, S, V], or with targets the sum of -log p(target) (nats) [] fp32 over those that count; and the
+            statistics of each mixture layer in order.
 
         Raises:
             ValueError: the sequence ends beyond context_length.
@@ -100,4 +108,7 @@ class Decoder(nn.Module):
                 all_stats.append(stats)
         x_BSD = self.final_norm(x_BSD)
         head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(x_BSD, head), all_stats
+        if target_BS is None:
+            return linear(x_BSD, head), all_stats
+        nll_sum = linear_cross_entropy(x_BSD.flatten(0, 1), head, target_BS.flatten(), ignore_index=IGNORED)
+        return nll_sum, all_stats

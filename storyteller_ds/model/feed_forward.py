@@ -4,6 +4,7 @@ from storyteller_kernels import activate
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig
+from storyteller_ds.model.linear import Linear
 
 
 def up_width(config: ModelConfig) -> int:
@@ -17,8 +18,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.gate_up_proj = nn.Linear(config.hidden_size, up_width(config), bias=config.bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.gate_up_proj = Linear(config.hidden_size, up_width(config), bias=config.bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, None]:
         """[B, S, D] to [B, S, D]; None stands where a mixture layer returns its router's statistics."""

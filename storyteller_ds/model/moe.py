@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from storyteller_kernels import Routing, combine, expert_mlp, permute, route
+from storyteller_kernels import Routing, combine, expert_mlp, expert_mlp_of_tokens, route
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,17 +59,21 @@ class StackedExperts(nn.Module):
             self.register_parameter("gate_up_bias", None)
             self.register_parameter("down_bias", None)
 
-    def forward(self, x_ND: Tensor, count_E: list[int]) -> Tensor:
-        """Rows [N, D] in expert order to [N, D]; count_E has the rows of each expert here."""
-        return expert_mlp(
-            x_ND,
-            count_E,
-            self.gate_up_proj,
-            self.down_proj,
-            self.activation,
-            self.gate_up_bias,
-            self.down_bias,
-        )
+    def forward(
+        self, x: Tensor, count_E: Tensor | list[int], token_N: Tensor | None = None, row_TK: Tensor | None = None
+    ) -> Tensor:
+        """Rows in expert order to their answers, [N, D].
+
+        Args:
+            x: the rows [N, D]; with token_N and row_TK (see Routing) the tokens [T, D].
+            count_E: [E] rows of each expert here.
+            token_N: [N] int64, token of each row.
+            row_TK: [T, K] int64, row of each (token, choice).
+        """
+        weights = (self.gate_up_proj, self.down_proj, self.activation, self.gate_up_bias, self.down_bias)
+        if token_N is None or row_TK is None:
+            return expert_mlp(x, count_E, *weights)
+        return expert_mlp_of_tokens(x, token_N, row_TK, count_E, *weights)
 
 
 class LocalMoE(nn.Module):
@@ -84,8 +88,7 @@ class LocalMoE(nn.Module):
         """[B, S, D] to [B, S, D], and the router's statistics."""
         x_TD = x_BSD.flatten(0, 1)
         routing: Routing = self.router(x_TD)
-        rows_ND = permute(x_TD, routing.token_N, routing.row_TK)
-        answer_ND = self.experts(rows_ND, routing.count_E.tolist())
+        answer_ND = self.experts(x_TD, routing.count_E, routing.token_N, routing.row_TK)
         out_TD = combine(answer_ND, routing.weight_TK, routing.token_N, routing.row_TK)
         return out_TD.view_as(x_BSD), stats_of(routing)
 

@@ -5,10 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from storyteller_ds.config.model import MoEConfig
-from storyteller_ds.data.batches import IGNORED
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.moe import RouterStats
 
@@ -79,8 +77,7 @@ class Objective(nn.Module):
         Returns:
             The share [] fp32, and the statistics of this micro-step summed over ranks.
         """
-        logits_BSV, layers = self.decoder(token_BS)
-        nll_sum = negative_log_likelihood(logits_BSV, target_BS)
+        nll_sum, layers = self.decoder(token_BS, target_BS=target_BS)
         sequences, tokens = len(token_BS) * self.world_size, token_BS.numel() * self.world_size
         # Zero where the scope is the batch: its f_i are known only after the all-reduce.
         balance_sums = [
@@ -142,8 +139,3 @@ def sequence_balance(stats: RouterStats, sequences: int) -> Tensor:
     load_BE = count_BE / count_BE.sum(dim=1, keepdim=True)
     balance_B: Tensor = num_experts * (load_BE * prob_BSE.mean(dim=1)).sum(dim=1)
     return balance_B
-
-
-def negative_log_likelihood(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
-    """Sum over the targets that count of -log p(target), in nats. [] fp32."""
-    return F.cross_entropy(logits_BSV.flatten(0, 1).float(), target_BS.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -35,10 +35,10 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
         x_TD = x_BSD.flatten(0, 1)
         routing = self.router(x_TD)
-        rows_ND = permute(x_TD, routing.token_N, routing.row_TK)
         if self.ep_size == 1:
-            answer_ND = self.experts(rows_ND, routing.count_E.tolist())
+            answer_ND = self.experts(x_TD, routing.count_E, routing.token_N, routing.row_TK)
         else:
+            rows_ND = permute(x_TD, routing.token_N, routing.row_TK)
             answer_ND = self._ask_other_ranks(rows_ND, routing.count_E)
         out_TD = combine(answer_ND, routing.weight_TK, routing.token_N, routing.row_TK)
         return out_TD.view_as(x_BSD), stats_of(routing)
@@ -54,7 +54,7 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         arrived_MD = _AllToAll.apply(rows_ND, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
         by_expert_M, by_source_M = _expert_order(received_RX)
         rows_MD = permute(arrived_MD, by_expert_M, by_source_M[:, None])
-        answer_MD = self.experts(rows_MD, received_RX.sum(dim=0).tolist())
+        answer_MD = self.experts(rows_MD, received_RX.sum(dim=0))
         back_MD = permute(answer_MD, by_source_M, by_expert_M[:, None])
         answer_ND: Tensor = _AllToAll.apply(back_MD, received, sent, group)  # type: ignore[no-untyped-call]  # torch's stub
         return answer_ND

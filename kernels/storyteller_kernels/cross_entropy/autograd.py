@@ -5,12 +5,15 @@ The gradients are made in the forward pass, while a chunk's logits are there, an
 Plain torch, on any device.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from storyteller_kernels.cpu_products import add_weight_gradient, input_gradient, product, row_blocks
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -32,12 +35,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         # Under autocast the products below would be rounded again.
         with torch.autocast(x_TD.device.type, enabled=False):
-            for first in range(0, len(x_TD), chunk_size):
-                chunk = slice(first, first + chunk_size)
+            for chunk, onednn in _chunks(len(x_TD), chunk_size, weight_VD):
                 x_CD, target_C = x_TD[chunk], target_T[chunk]
                 ignored_C1 = (target_C == ignore_index)[:, None]
                 target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
-                log_p_CV = F.log_softmax(x_CD @ weight_VD.t(), dim=1, dtype=wide)
+                log_p_CV = F.log_softmax(product(x_CD, weight_VD, None, onednn), dim=1, dtype=wide)
                 nll_sum -= log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
                 if not (wants_x or wants_weight):
                     continue
@@ -47,10 +49,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 low_CV = grad_CV.to(x_TD.dtype)
                 # An ignored token's gradient is zero: cheaper said in [C, D] than in [C, V].
                 if grad_TD is not None:
-                    torch.mm(low_CV, weight_VD, out=grad_TD[chunk])
-                    grad_TD[chunk].masked_fill_(ignored_C1, 0.0)
+                    grad_TD[chunk] = input_gradient(low_CV, weight_VD, onednn).masked_fill_(ignored_C1, 0.0)
                 if grad_VD is not None:
-                    _add_product(grad_VD, low_CV.t(), x_CD.masked_fill(ignored_C1, 0.0))
+                    counted_CD = x_CD.masked_fill(ignored_C1, 0.0)
+                    if grad_VD.dtype == low_CV.dtype:
+                        add_weight_gradient(grad_VD, low_CV, counted_CD, onednn, first=chunk.start == 0)
+                    else:
+                        grad_VD += low_CV.t() @ counted_CD
         ctx.save_for_backward(grad_TD, grad_VD)
         ctx.weight_dtype = weight_VD.dtype
         return nll_sum
@@ -67,12 +72,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_TD, grad_VD, None, None, None, None, None
 
 
-def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """total += left @ right, where total may be wider."""
-    if total_VD.dtype == left_VC.dtype:
-        total_VD.addmm_(left_VC, right_CD)
-    else:
-        total_VD += left_VC @ right_CD
+def _chunks(tokens: int, chunk_size: int, weight_VD: Tensor) -> Iterator[tuple[slice, bool]]:
+    """Slices of the tokens, and whether oneDNN takes their products."""
+    for first in range(0, tokens, chunk_size):
+        for rows, onednn in row_blocks(min(chunk_size, tokens - first), weight_VD):
+            yield slice(first + rows.start, first + rows.stop), onednn
 
 
 def linear_cross_entropy(
@@ -91,6 +95,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
+    x_TD, weight_VD = x_TD.contiguous(), weight_VD.contiguous()
     if chunk_size is None:
         chunk_size = max(MIN_CHUNK, x_TD.numel() // weight_VD.shape[0])
     records = torch.is_grad_enabled()

@@ -5,12 +5,13 @@ else takes the reference. On Triton `count_E` stays on the device: pass `Routing
 """
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from storyteller_kernels.dispatch import runs_on_triton
-from storyteller_kernels.expert_mlp import reference
+from storyteller_kernels.dispatch import runs_on_cpu, runs_on_triton
+from storyteller_kernels.expert_mlp import cpu, reference
 from storyteller_kernels.expert_mlp.reference import Activation, activate
 from storyteller_kernels.permute import permute
 
@@ -30,7 +31,7 @@ def expert_mlp(
     """
     low = _triton_operands(x_ND, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
     if low is None:
-        return reference.expert_mlp(x_ND, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
+        return _in_plain_torch(x_ND, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
     from storyteller_kernels.expert_mlp import autograd
 
     return autograd.expert_mlp(*low, _row_ends(count_E, x_ND.device))
@@ -68,7 +69,7 @@ def expert_mlp_of_tokens(
     low = _triton_operands(x_TD, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
     if low is None:
         rows_ND = permute(x_TD, token_N, row_TK)
-        return reference.expert_mlp(rows_ND, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
+        return _in_plain_torch(rows_ND, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
     from storyteller_kernels.expert_mlp import autograd
 
     end_E = _row_ends(count_E, x_TD.device)
@@ -88,6 +89,16 @@ def _triton_operands(
         dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), up_EHD.to(dtype), down_EDI.to(dtype)
     return (x, up_EHD, down_EDI) if x.dtype == up_EHD.dtype == down_EDI.dtype else None
+
+
+def _in_plain_torch(
+    x_ND: Tensor, count_E: Tensor | list[int], up_EHD: Tensor, down_EDI: Tensor, activation: Activation, *biases: Any
+) -> Tensor:
+    """Without Triton: the way for the CPU, or the reference."""
+    if runs_on_cpu(x_ND, up_EHD, down_EDI):
+        counts = count_E.tolist() if isinstance(count_E, Tensor) else count_E
+        return cpu.expert_mlp(x_ND, counts, up_EHD, down_EDI, activation, *biases)
+    return reference.expert_mlp(x_ND, count_E, up_EHD, down_EDI, activation, *biases)
 
 
 def _row_ends(count_E: Tensor | list[int], device: torch.device) -> Tensor:

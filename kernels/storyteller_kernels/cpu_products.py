@@ -1,0 +1,122 @@
+"""fp32 matrix products on the CPU, each by the faster of the two libraries inside torch.
+
+torch hands a matrix product to its BLAS, and that is MKL on x86, which has AVX-512 code for Intel's processors only:
+others get AVX2. It hands a convolution to oneDNN, whose code depends on what the processor can do. So where there
+is AVX-512 without Intel, a product goes as a convolution with a kernel of one pixel, which is the same sum, and takes
+half the time (docs/experiments.md). Everywhere else BLAS has it.
+
+Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels, channels last, without
+a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several threads.)
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGES = 16
+MIN_ROWS = 128
+MIN_WIDTH = 32
+"""Narrower weights, such as a router's, waste most of a block of registers."""
+MIN_MULTIPLICATIONS = 2**23
+"""Below them the call costs more than it saves."""
+BLOCK_BITS = 5
+"""Significant bits of the number of rows in a product."""
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this is a processor with AVX-512 and a torch whose BLAS makes no use of it."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and "GenuineIntel" not in processor
+    )
+
+
+def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, bool]]:
+    """Slices of the rows of a product with this weight, and whether oneDNN takes them.
+
+    It compiles code for every shape that it has not seen, in about a millisecond, and the rows of an expert are
+    hardly ever the same number twice. So it gets a block whose size has few significant bits, 16 sizes between a
+    power of two and the next; BLAS gets the rest, less than a sixteenth.
+
+    Args:
+        rows: their number.
+        weight_HD: [H, D], in the dtype of the rows.
+    """
+    step = max(IMAGES, 1 << max(rows.bit_length() - BLOCK_BITS, 0))
+    block = rows - rows % step if _suits_onednn(rows, weight_HD) else 0
+    if block:
+        yield slice(0, block), True
+    if block < rows:
+        yield slice(block, rows), False
+
+
+def _suits_onednn(rows: int, weight_HD: Tensor) -> bool:
+    return (
+        weight_HD.device.type == "cpu"
+        and weight_HD.dtype == torch.float32
+        and rows >= MIN_ROWS
+        and min(weight_HD.shape) >= MIN_WIDTH
+        and rows * weight_HD.numel() >= MIN_MULTIPLICATIONS
+        and onednn_is_faster()
+    )
+
+
+def product(x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None, onednn: bool) -> Tensor:
+    """x W^T + b: [R, H]."""
+    if onednn:
+        return _rows(F.conv2d(_pixels(x_RD), weight_HD[:, :, None, None], bias_H))
+    return torch.mm(x_RD, weight_HD.t()) if bias_H is None else torch.addmm(bias_H, x_RD, weight_HD.t())
+
+
+def input_gradient(grad_RH: Tensor, weight_HD: Tensor, onednn: bool) -> Tensor:
+    """The gradient of x in `product`: g W, [R, D]."""
+    if not onednn:
+        return torch.mm(grad_RH, weight_HD)
+    # A convolution's gradient asks for its input, of which only the shape is used.
+    x_RD = grad_RH.new_empty(len(grad_RH), weight_HD.shape[1])
+    grad = _convolution_gradient(grad_RH, x_RD, weight_HD, [True, False, False])[0]
+    return _rows(grad)
+
+
+def add_weight_gradient(total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, onednn: bool, first: bool) -> None:
+    """total += the gradient of W in `product`, g^T x; `first`: instead of what total holds."""
+    if not onednn:
+        torch.addmm(total_HD, grad_RH.t(), x_RD, beta=0 if first else 1, out=total_HD)
+        return
+    part = _convolution_gradient(grad_RH, x_RD, torch.empty_like(total_HD), [False, True, False])[1][:, :, 0, 0]
+    total_HD.copy_(part) if first else total_HD.add_(part)
+
+
+def _convolution_gradient(grad_RH: Tensor, x_RD: Tensor, weight_HD: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+    one, none = [1, 1], [0, 0]
+    arguments = (_pixels(grad_RH), _pixels(x_RD), weight_HD[:, :, None, None], None, one, none, one, False, none, 1)
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(*arguments, wanted)
+    return gradients
+
+
+def _pixels(x_RD: Tensor) -> Tensor:
+    """[R, D] as pictures: [IMAGES, D, R / IMAGES, 1]."""
+    return x_RD.view(IMAGES, -1, 1, x_RD.shape[1]).permute(0, 3, 1, 2)
+
+
+def _rows(pictures: Tensor) -> Tensor:
+    """The way back."""
+    return pictures.permute(0, 2, 3, 1).reshape(-1, pictures.shape[1])
+
+
+def concatenated(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
+    """The rows of all parts, [R, width]: copied only if there are several, made like `like` if there are none."""
+    if not parts:
+        return like.new_empty(0, width)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,46 @@
+"""linear on the CPU in fp32, through cpu_products.py; the contract is that of reference.py."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from storyteller_kernels.cpu_products import add_weight_gradient, concatenated, input_gradient, product, row_blocks
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
+        x_RD = x.reshape(-1, x.shape[-1]).contiguous()
+        ctx.save_for_backward(x_RD, weight_HD)
+        ctx.shape = x.shape
+        weight_HD = weight_HD.contiguous()
+        blocks = row_blocks(len(x_RD), weight_HD)
+        parts = [product(x_RD[rows], weight_HD, bias_H, onednn) for rows, onednn in blocks]
+        y_RH: Tensor = concatenated(parts, x_RD, len(weight_HD)).view(*x.shape[:-1], len(weight_HD))
+        return y_RH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_RD, weight_HD = ctx.saved_tensors
+        weight_HD = weight_HD.contiguous()
+        grad_RH = grad.reshape(-1, grad.shape[-1]).contiguous()
+        blocks = list(row_blocks(len(grad_RH), weight_HD))
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        grad_x = grad_weight_HD = None
+        if wants_x:
+            parts = [input_gradient(grad_RH[rows], weight_HD, onednn) for rows, onednn in blocks]
+            grad_x = concatenated(parts, x_RD, x_RD.shape[1]).view(ctx.shape)
+        if wants_weight:
+            grad_weight_HD = torch.empty_like(weight_HD) if blocks else torch.zeros_like(weight_HD)
+            for i, (rows, onednn) in enumerate(blocks):
+                add_weight_gradient(grad_weight_HD, grad_RH[rows], x_RD[rows], onednn, first=i == 0)
+        return grad_x, grad_weight_HD, grad_RH.sum(dim=0) if wants_bias else None
+
+
+def linear(x: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
+    """See reference.linear."""
+    y: Tensor = _Linear.apply(x, weight_HD, bias_H)  # type: ignore[no-untyped-call]  # torch's stub
+    return y
