@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PROCESSOR = Path("/proc/cpuinfo")
 IMAGES = 16
 MIN_ROWS = 128
 MIN_WIDTH = 32
@@ -31,7 +32,7 @@ BLOCK_BITS = 5
 def onednn_is_faster() -> bool:
     """Whether this is a processor with AVX-512 and a torch whose BLAS makes no use of it."""
     try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        processor = PROCESSOR.read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
     return (

@@ -35,8 +35,9 @@ class Block(nn.Module):
         self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None
     ) -> tuple[Tensor, RouterStats | None]:
         """[B, S, D] to [B, S, D], and the statistics of the router where there is one."""
-        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache))
-        out_BSD, stats = self.ffn(self.ffn_norm(x_BSD))
+        seen_BSD = self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache))
+        normal_BSD, x_BSD = self.ffn_norm(seen_BSD, residual=x_BSD)
+        out_BSD, stats = self.ffn(normal_BSD)
         return x_BSD + self.dropout(out_BSD), stats
 
 

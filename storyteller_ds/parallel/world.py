@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from storyteller_kernels.dispatch import choice_for
 from torch import Tensor
 
 from storyteller_ds.errors import ConfigError, StorytellerError, UserError
@@ -173,7 +174,7 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
         local_rank: which CUDA card, on a machine with several.
 
     Raises:
-        ConfigError: this machine does not have it.
+        ConfigError: this machine does not have it, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
     """
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = wanted if wanted != "auto" else next(name for name, there in has.items() if there)
@@ -184,10 +185,13 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
         cards = torch.cuda.device_count()
         if local_rank >= cards:
             raise ConfigError(f"rank {local_rank} of this machine has no CUDA card of its own, there are {cards}")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        return device
-    return torch.device(kind)
+        torch.cuda.set_device(local_rank)
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    try:
+        choice_for(device)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from None
+    return device
 
 
 def _available_cores() -> int:

@@ -72,14 +72,25 @@ def gpu(triton_device: str) -> str:
 
 @pytest.fixture(params=["reference", "triton"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The test runs once on each implementation; tensors are made on the device of that one."""
+    """The test runs once on each implementation; tensors are made on the device of that one.
+
+    Where an operation has a way for the CPU, its tests add that way with the products of BLAS ("cpu") and with
+    those of oneDNN, whatever their sizes ("onednn").
+    """
+    from storyteller_kernels import cpu_products
     from storyteller_kernels.dispatch import backend
 
     if request.param == "triton":
         device = request.getfixturevalue("triton_device")
     else:
         device = "cpu"
-        monkeypatch.setenv("STORYTELLER_KERNELS", "reference")
+        monkeypatch.setenv("STORYTELLER_KERNELS", "reference" if request.param == "reference" else "auto")
+        monkeypatch.setattr(cpu_products, "onednn_is_faster", lambda: request.param == "onednn")
+        if request.param == "onednn":
+            if not torch.backends.mkldnn.is_available():
+                pytest.skip("this torch has no oneDNN")
+            for name in ("MIN_ROWS", "MIN_WIDTH", "MIN_MULTIPLICATIONS"):
+                monkeypatch.setattr(cpu_products, name, 1)
         backend.cache_clear()
     with torch.device(device):
         yield request.param

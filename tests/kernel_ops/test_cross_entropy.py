@@ -11,6 +11,10 @@ from storyteller_ds.testing.tolerances import BF16, COMPLEX, EXACT, SIMPLE, asse
 IGNORED = -100
 SIZES = [(1, 3, 5), (7, 4, 11), (13, 33, 17), (64, 8, 100), (5, 1, 1)]
 every_size = pytest.mark.parametrize(("tokens", "width", "vocabulary"), SIZES)
+pytestmark = [
+    pytest.mark.parametrize("implementation", ["cpu", "onednn"], indirect=True),
+    pytest.mark.usefixtures("implementation"),
+]
 every_chunk = pytest.mark.parametrize("chunk_size", [1, 3, 5, 13, 64, None])
 
 
@@ -209,7 +213,7 @@ def test_without_gradients_none_are_made():
     assert not nll_sum.requires_grad
     assert_within(nll_sum, by_hand(*tensors), SIMPLE)
     # One product a chunk.
-    assert sum(event.name == "aten::mm" for event in recorded.events()) == 4
+    assert sum(event.name in ("aten::mm", "aten::mkldnn_convolution") for event in recorded.events()) == 4
 
 
 @pytest.mark.gpu

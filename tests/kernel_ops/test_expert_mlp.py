@@ -23,7 +23,10 @@ COUNTS = {
 every_count = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 every_activation = pytest.mark.parametrize("activation", ["swiglu", "gelu", "relu"])
 as_list_or_tensor = pytest.mark.parametrize("as_counts", [list, torch.tensor], ids=["list", "tensor"])
-pytestmark = pytest.mark.usefixtures("implementation", "small_tiles")
+pytestmark = [
+    pytest.mark.parametrize("implementation", ["reference", "cpu", "onednn", "triton"], indirect=True),
+    pytest.mark.usefixtures("small_tiles"),
+]
 with_and_without_bias = pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 
 

@@ -259,7 +259,7 @@ def test_dropout_is_where_the_config_says(make_run, make_decoder, token_BS):
     inputs: dict[str, Tensor] = {}
     block = decoder.blocks[0]
     block.attention_norm.register_forward_hook(lambda _, args, out: inputs.update(embedded=args[0]))
-    block.ffn_norm.register_forward_hook(lambda _, args, out: inputs.update(attended=args[0]))
+    block.ffn_norm.register_forward_hook(lambda _, args, out: inputs.update(attended=out[1]))
     decoder.final_norm.register_forward_hook(lambda _, args, out: inputs.update(fed=args[0]))
     decoder(token_BS)
     steps = [inputs["embedded"], inputs["attended"] - inputs["embedded"], inputs["fed"] - inputs["attended"]]

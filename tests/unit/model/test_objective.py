@@ -192,7 +192,7 @@ def test_perfect_balance_is_one_and_collapse_is_the_number_of_experts(decoder, t
             block.ffn.router.top_k = 1
             block.ffn_norm.weight.zero_()
             block.ffn.router.weight[3] = 50.0
-            block.ffn_norm.register_forward_hook(lambda _, args, out: torch.ones_like(out))
+            block.ffn_norm.register_forward_hook(lambda _, args, out: (torch.ones_like(out[0]), out[1]))
     (_,), (stats,) = over_ranks(decoder, MOE, [(token_BS, target_BS)], 1)
     assert_within(stats.balance_L, torch.full((2,), 4.0), SIMPLE)
     assert stats.load_LE.tolist() == [[0, 0, 0, 1]] * 2
@@ -262,7 +262,7 @@ def test_a_batch_may_be_balanced_while_its_sequences_are_not(decoder, token_BS, 
             block.ffn.router.weight[0, 0] = block.ffn.router.weight[1, 1] = 50.0
         by_sequence_BSD = torch.zeros(4, 16, 32)
         by_sequence_BSD[:2, :, 0] = by_sequence_BSD[2:, :, 1] = 1.0
-        block.ffn_norm.register_forward_hook(lambda _, args, out, to=by_sequence_BSD: out * 0 + to)
+        block.ffn_norm.register_forward_hook(lambda _, args, out, to=by_sequence_BSD: (out[0] * 0 + to, out[1]))
     for scope, balance in (("batch", 2.0), ("sequence", 4.0)):
         moe = MOE.model_copy(update={"balance_scope": scope})
         _, balance_L, _ = one_step(decoder, moe, token_BS, target_BS, 1, 1)
