@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("kernels", "reason"), [("fast", "fast is not known; use auto, triton or reference"), ("triton", "not possible")]
+    ("kernels", "reason"), [("fast", "is not known; use auto, triton or reference"), ("triton", "not possible")]
 )
 def test_kernels_that_cannot_run_are_a_users_error(monkeypatch, kernels, reason):
     monkeypatch.setenv("STORYTELLER_KERNELS", kernels)
