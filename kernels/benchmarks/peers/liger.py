@@ -1,0 +1,77 @@
+"""Liger Kernel (Hsu et al. 2024): Triton kernels for CUDA. Checked against version 0.8."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.case import Unavailable
+from benchmarks.peers import member
+from benchmarks.peers.torch_layers import top_k_router
+
+
+def rms_norm(weight_D: nn.Parameter, eps: float) -> Callable[[Tensor], Tensor]:
+    """LigerRMSNorm with this gain; its backward pass writes over the gradient that it gets."""
+    norm: Callable[[Tensor], Tensor] = _norm("LigerRMSNorm", weight_D, eps)
+    return norm
+
+
+def add_rms_norm(weight_D: nn.Parameter, eps: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """LigerFusedAddRMSNorm with this gain: x and residual to the normalised sum and the sum."""
+    norm: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _norm("LigerFusedAddRMSNorm", weight_D, eps)
+    return norm
+
+
+def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+    """LigerFusedLinearCrossEntropyLoss, the sum over tokens."""
+    loss = _transformers("LigerFusedLinearCrossEntropyLoss")(reduction="sum")
+    nll_sum: Tensor = loss(weight_VD, x_TD, target_T)
+    return nll_sum
+
+
+def experts() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Torch's grouped products with Liger's SwiGLU between them: rows in expert order, [N, D] to [N, D]."""
+    silu_mul = _ops("LigerSiLUMulFunction")
+
+    def between(x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor) -> Tensor:
+        gate_NI, up_NI = F.grouped_mm(x_ND, gate_up_EHD.transpose(1, 2), offs=end_E).chunk(2, dim=-1)
+        act_NI = silu_mul.apply(gate_NI, up_NI, 1.0, 1.0)
+        return F.grouped_mm(act_NI, down_EDI.transpose(1, 2), offs=end_E)
+
+    return between
+
+
+def layer() -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
+    """Mixtral's router and Liger's fused experts, which are what its LigerExperts calls."""
+    fused = _ops("LigerFusedMoEFunction")
+
+    def mixture(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
+        share_TK, expert_TK = top_k_router(x_TD, router_ED, K)
+        out: Tensor = fused.apply(x_TD, gate_up_EHD, down_EDI, expert_TK.int(), share_TK)
+        return out
+
+    return mixture
+
+
+def _norm(name: str, weight_D: nn.Parameter, eps: float) -> Any:
+    """A norm of Liger's whose gain is this very parameter."""
+    norm = _transformers(name)(len(weight_D), eps=eps)
+    norm.weight = weight_D
+    return norm
+
+
+def _transformers(name: str) -> Any:
+    _check_cuda()
+    return member("liger_kernel.transformers", name)
+
+
+def _ops(name: str) -> Any:
+    _check_cuda()
+    return member("liger_kernel.ops", name)
+
+
+def _check_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise Unavailable("not available: Liger needs CUDA")
