@@ -2,12 +2,18 @@
 
 run.py measures, table.py writes the tables. A benchmark goes through these files in this order:
 
+    suite.py        the command: operations one after the other
     ops/<op>.py     what is computed, by whom, and how fast it should be: cases and goals
-    peers/          other people's implementations, with the weights of ours
+    case.py         what such a case is made of
+    mixture.py      a mixture layer's inputs, weights and fp64 reference
+    decoder_reference.py   the fp64 reference of a whole decoder
+    peers/          other people's implementations, with the weights of the case
     correctness.py  every implementation against the fp64 reference; what is wrong gets no time
-    timing.py       interleaved rounds
     limits.py       what bounds it: a matrix product, a batch of them, a copy
+    flops.py        operations, counted by hand
+    timing.py       interleaved rounds
     measure.py      a case to the rows of the record
     goals.py        goals against rows
     record.py       the machine, the versions, the JSON
+    readme.py       from records to the tables of the READMEs
 """

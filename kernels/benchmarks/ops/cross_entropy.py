@@ -56,7 +56,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
         Implementation("ours", "ours", lambda: of(linear_cross_entropy)),
         Implementation("reference (whole logits)", "baseline", lambda: of(reference.linear_cross_entropy)),
         Implementation("torch F.linear_cross_entropy", "peer", lambda: of(_torch_loss())),
-        Implementation("Liger", "peer", lambda: of(liger.linear_cross_entropy)),
+        Implementation("Liger", "peer", lambda: of(liger.linear_cross_entropy(device))),
     ]
     if size != "tiny":
         compiled_reference = Implementation(

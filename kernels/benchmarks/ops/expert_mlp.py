@@ -42,7 +42,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
         Implementation("ours", "ours", lambda: of(_ours, count_E)),
         Implementation("reference", "baseline", lambda: of(_reference, count_E)),
         Implementation("torch grouped_mm", "peer", lambda: of(grouped_mm_experts, end_E)),
-        Implementation("Liger SwiGLU between torch grouped_mm", "peer", lambda: of(liger.experts(), end_E)),
+        Implementation("Liger SwiGLU between torch grouped_mm", "peer", lambda: of(liger.experts(device), end_E)),
     ]
     if runs_on_triton(rows_ND):
         for name, library in (("ours, products in Triton", False), ("ours, torch's products", True)):

@@ -79,7 +79,7 @@ def case(shape: MixtureShape, dtype: torch.dtype, device: torch.device, size: Si
         peer(EAGER, transformers_mixtral.block, "eager"),
         peer(GROUPED, transformers_mixtral.block, "grouped_mm"),
         peer("torch grouped_mm", of_function, grouped_mm_layer),
-        Implementation(LIGER, "peer", lambda: of_function(mixture, liger.layer())),
+        Implementation(LIGER, "peer", lambda: of_function(mixture, liger.layer(device))),
     ]
     if device.type == "cuda":
         implementations.append(peer("DeepSpeed AutoEP", deepspeed_layers.autoep_layer))

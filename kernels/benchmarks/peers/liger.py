@@ -1,4 +1,4 @@
-"""Liger Kernel (Hsu et al. 2024): Triton kernels for CUDA. Checked against version 0.8."""
+"""Liger Kernel (Hsu et al. 2024): Triton kernels for CUDA. Written for version 0.8."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,16 +24,15 @@ def add_rms_norm(weight_D: nn.Parameter, eps: float) -> Callable[[Tensor, Tensor
     return norm
 
 
-def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
-    """LigerFusedLinearCrossEntropyLoss, the sum over tokens."""
-    loss = _transformers("LigerFusedLinearCrossEntropyLoss")(reduction="sum")
-    nll_sum: Tensor = loss(weight_VD, x_TD, target_T)
-    return nll_sum
+def linear_cross_entropy(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """LigerFusedLinearCrossEntropyLoss: x [T, D], weight [V, D] and target [T] to the sum over tokens."""
+    loss = _member("transformers", "LigerFusedLinearCrossEntropyLoss", device)(reduction="sum")
+    return lambda x_TD, weight_VD, target_T: loss(weight_VD, x_TD, target_T)
 
 
-def experts() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def experts(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Torch's grouped products with Liger's SwiGLU between them: rows in expert order, [N, D] to [N, D]."""
-    silu_mul = _ops("LigerSiLUMulFunction")
+    silu_mul = _member("ops", "LigerSiLUMulFunction", device)
 
     def between(x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor) -> Tensor:
         gate_NI, up_NI = F.grouped_mm(x_ND, gate_up_EHD.transpose(1, 2), offs=end_E).chunk(2, dim=-1)
@@ -43,9 +42,9 @@ def experts() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     return between
 
 
-def layer() -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
+def layer(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
     """Mixtral's router and Liger's fused experts, which are what its LigerExperts calls."""
-    fused = _ops("LigerFusedMoEFunction")
+    fused = _member("ops", "LigerFusedMoEFunction", device)
 
     def mixture(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
         share_TK, expert_TK = top_k_router(x_TD, router_ED, K)
@@ -57,21 +56,12 @@ def layer() -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
 
 def _norm(name: str, weight_D: nn.Parameter, eps: float) -> Any:
     """A norm of Liger's whose gain is this very parameter."""
-    norm = _transformers(name)(len(weight_D), eps=eps)
+    norm = _member("transformers", name, weight_D.device)(len(weight_D), eps=eps)
     norm.weight = weight_D
     return norm
 
 
-def _transformers(name: str) -> Any:
-    _check_cuda()
-    return member("liger_kernel.transformers", name)
-
-
-def _ops(name: str) -> Any:
-    _check_cuda()
-    return member("liger_kernel.ops", name)
-
-
-def _check_cuda() -> None:
-    if not torch.cuda.is_available():
+def _member(module: str, name: str, device: torch.device) -> Any:
+    if device.type != "cuda":
         raise Unavailable("not available: Liger needs CUDA")
+    return member(f"liger_kernel.{module}", name)
