@@ -24,6 +24,9 @@ MIN_WIDTH = 32
 """Narrower weights, such as a router's, waste most of a block of registers."""
 MIN_MULTIPLICATIONS = 2**23
 """Below them the call costs more than it saves."""
+LONGEST_SUM = 256
+"""oneDNN adds one product after the other in fp32, so that the rounding error grows with the square root of their
+number; BLAS begins anew every few hundred. Longer sums are cut, and the parts added."""
 BLOCK_BITS = 5
 """Significant bits of the number of rows in a product."""
 
@@ -75,9 +78,13 @@ def _suits_onednn(rows: int, weight_HD: Tensor) -> bool:
 
 def product(x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None, onednn: bool) -> Tensor:
     """x W^T + b: [R, H]."""
-    if onednn:
-        return _rows(F.conv2d(_pixels(x_RD), weight_HD[:, :, None, None], bias_H))
-    return torch.mm(x_RD, weight_HD.t()) if bias_H is None else torch.addmm(bias_H, x_RD, weight_HD.t())
+    if not onednn:
+        return torch.mm(x_RD, weight_HD.t()) if bias_H is None else torch.addmm(bias_H, x_RD, weight_HD.t())
+    first, *others = _short_sums(weight_HD.shape[1])
+    y_RH = _rows(F.conv2d(_pixels(x_RD[:, first]), weight_HD[:, first, None, None], bias_H))
+    for part in others:
+        y_RH += _rows(F.conv2d(_pixels(x_RD[:, part]), weight_HD[:, part, None, None]))
+    return y_RH
 
 
 def input_gradient(grad_RH: Tensor, weight_HD: Tensor, onednn: bool) -> Tensor:
@@ -86,8 +93,13 @@ def input_gradient(grad_RH: Tensor, weight_HD: Tensor, onednn: bool) -> Tensor:
         return torch.mm(grad_RH, weight_HD)
     # A convolution's gradient asks for its input, of which only the shape is used.
     x_RD = grad_RH.new_empty(len(grad_RH), weight_HD.shape[1])
-    grad = _convolution_gradient(grad_RH, x_RD, weight_HD, [True, False, False])[0]
-    return _rows(grad)
+    first, *others = (
+        _rows(_convolution_gradient(grad_RH[:, part], x_RD, weight_HD[part], [True, False, False])[0])
+        for part in _short_sums(len(weight_HD))
+    )
+    for part in others:
+        first += part
+    return first
 
 
 def add_weight_gradient(total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, onednn: bool, first: bool) -> None:
@@ -97,6 +109,12 @@ def add_weight_gradient(total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, onednn:
         return
     part = _convolution_gradient(grad_RH, x_RD, torch.empty_like(total_HD), [False, True, False])[1][:, :, 0, 0]
     total_HD.copy_(part) if first else total_HD.add_(part)
+
+
+def _short_sums(length: int) -> list[slice]:
+    """Parts of a sum over `length` products that are as long as possible, but no longer than LONGEST_SUM."""
+    parts = -(-length // LONGEST_SUM)
+    return [slice(i * length // parts, (i + 1) * length // parts) for i in range(parts)]
 
 
 def _convolution_gradient(grad_RH: Tensor, x_RD: Tensor, weight_HD: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:

@@ -167,3 +167,24 @@ def test_numbers_do_not_depend_on_how_many_threads_share_the_work():
         for n in (1, 2)
     ]
     assert abs(sums[0] - sums[1]) <= 1e-6 * sums[0]
+
+
+@pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
+@pytest.mark.parametrize(("width", "height"), [(1024, 64), (64, 1000), (700, 513)])
+def test_long_sums_are_as_exact_as_those_of_blas(implementation, width, height):
+    # The numbers of two topologies differ by the rounding of their products, and 20 steps make 20 times that of it.
+    tensors = inputs(512, width, height, bias=True)
+    cotangent_RH = torch.randn(512, height)
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    y_RH, exact_RH = linear(*tensors), wide[0] @ wide[1].t() + wide[2]
+    grads = torch.autograd.grad(y_RH, tensors, cotangent_RH)
+    exact = torch.autograd.grad(exact_RH, wide, cotangent_RH.double())
+    for one, wanted in zip([y_RH, *grads], [exact_RH, *exact], strict=True):
+        assert (one.double() - wanted).norm() <= 4e-7 * wanted.norm()
+
+
+@pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
+def test_uncut_they_would_not_be(implementation, monkeypatch):
+    monkeypatch.setattr(cpu_products, "LONGEST_SUM", 10**6)
+    with pytest.raises(AssertionError):
+        test_long_sums_are_as_exact_as_those_of_blas("onednn", 1024, 64)
