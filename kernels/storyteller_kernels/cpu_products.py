@@ -27,8 +27,9 @@ MIN_MULTIPLICATIONS = 2**23
 LONGEST_SUM = 256
 """oneDNN adds one product after the other in fp32, so that the rounding error grows with the square root of their
 number; BLAS begins anew every few hundred. Longer sums are cut, and the parts added."""
-BLOCK_BITS = 5
-"""Significant bits of the number of rows in a product."""
+BLOCK_BITS, WINDOW_BITS = 5, 6
+"""Significant bits of the number of rows in a product: of those that are cut to a block, and of those that get
+neighbours to fill a window."""
 
 
 @functools.cache
@@ -57,12 +58,38 @@ def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, bool]]:
         rows: their number.
         weight_HD: [H, D], in the dtype of the rows.
     """
-    step = max(IMAGES, 1 << max(rows.bit_length() - BLOCK_BITS, 0))
+    step = _step(rows, BLOCK_BITS)
     block = rows - rows % step if _suits_onednn(rows, weight_HD) else 0
     if block:
         yield slice(0, block), True
     if block < rows:
         yield slice(block, rows), False
+
+
+def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, bool]:
+    """Rows around some of `total` that one library multiplies at once, and whether that is oneDNN.
+
+    Where there are neighbours on both sides of a slice, as an expert has, it is cheaper to multiply a few of them
+    too, and to leave them out of the result, than to leave a rest of the slice to BLAS: that would read the whole
+    weight again. At most a sixteenth, and 15, more.
+
+    Args:
+        rows: at least one.
+        total: of the tensor that they are in.
+        weight_HD: [H, D], in the dtype of the rows.
+    """
+    count = rows.stop - rows.start
+    step = _step(count, WINDOW_BITS)
+    size = -(-count // step) * step
+    if size > total or not _suits_onednn(count, weight_HD):
+        return rows, False
+    start = min(rows.start, total - size)
+    return slice(start, start + size), True
+
+
+def _step(rows: int, significant_bits: int) -> int:
+    """What sizes of so many rows are multiples of."""
+    return max(IMAGES, 1 << max(rows.bit_length() - significant_bits, 0))
 
 
 def _suits_onednn(rows: int, weight_HD: Tensor) -> bool:

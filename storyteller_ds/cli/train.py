@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from storyteller_kernels.cpu_memory import keep_freed_memory
 
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
@@ -42,6 +43,8 @@ def train(
         plan = make_plan(loaded.run, world.size)
         check_engine(loaded.run, loaded.deepspeed, plan, world, device)
         world.limit_threads()
+        if device.type == "cpu":
+            keep_freed_memory()
         timeout = loaded.run.parallel.timeout_minutes
         with world.connected(device, timeout) if ds_config else nullcontext():
             folder = output_dir or Path("runs") / loaded.name

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from storyteller_kernels import cpu_products, linear
-from storyteller_kernels.cpu_products import row_blocks
+from storyteller_kernels.cpu_products import row_blocks, window_around
 from torch import Tensor
 
 from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
@@ -125,6 +125,31 @@ def test_blocks_are_nearly_everything_and_of_few_sizes(implementation):
             assert rows - block.stop < rows / 16
             sizes.add(block.stop)
     assert len(sizes) <= 16 * 4, "16 between a power of two and the next"
+
+
+@pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
+def test_windows_hold_the_rows_and_few_others_and_are_of_few_sizes(implementation):
+    sizes = set()
+    for count in range(1, 2048):
+        for start in (0, 7, 2048 - count):
+            total = max(2048, start + count)
+            window, onednn = window_around(slice(start, start + count), total, torch.empty(8, 8))
+            size = window.stop - window.start
+            assert onednn
+            assert 0 <= window.start <= start
+            assert start + count <= window.stop <= total
+            assert size % cpu_products.IMAGES == 0
+            assert size - count < max(cpu_products.IMAGES, count / 16)
+            if count > 512:
+                sizes.add(size)
+    assert len(sizes) <= 32 * 2 + 1, "32 between a power of two and the next"
+
+
+@pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
+def test_rows_without_neighbours_enough_go_to_blas(implementation):
+    rows = slice(0, 17)
+    assert window_around(rows, 31, torch.empty(8, 8)) == (rows, False)
+    assert window_around(rows, 32, torch.empty(8, 8)) == (slice(0, 32), True)
 
 
 @pytest.mark.parametrize("implementation", ["onednn"], indirect=True)

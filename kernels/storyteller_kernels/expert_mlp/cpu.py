@@ -12,18 +12,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from storyteller_kernels.cpu_products import add_weight_gradient, concatenated, input_gradient, product, row_blocks
+from storyteller_kernels.cpu_products import add_weight_gradient, input_gradient, product, window_around
 from storyteller_kernels.expert_mlp.reference import Activation, activate
 
 
-class _Segment(NamedTuple):
-    """Rows of one expert that one library multiplies."""
+class _Slice(NamedTuple):
+    """An expert's rows, and those that are multiplied: maybe more (cpu_products.window_around)."""
 
     expert: int
     rows: slice
+    window: slice
     onednn: bool
-    first: bool
-    """Of its expert."""
+
+    @property
+    def inside(self) -> slice:
+        """The rows in the window."""
+        return slice(self.rows.start - self.window.start, self.rows.stop - self.window.start)
 
 
 class _ExpertMLP(torch.autograd.Function):
@@ -39,18 +43,21 @@ class _ExpertMLP(torch.autograd.Function):
         activation: Activation,
         keep: bool,
     ) -> Tensor:
-        segments = _segments(counts, down_EDI)
-        hidden, outputs = [], []
-        for e, rows, onednn, _ in segments:
-            hidden_RH = product(x_ND[rows], up_EHD[e], None if up_bias_EH is None else up_bias_EH[e], onednn)
-            act_RI = activate(hidden_RH, activation)
-            outputs.append(product(act_RI, down_EDI[e], None if down_bias_ED is None else down_bias_ED[e], onednn))
+        slices = _slices(counts, down_EDI)
+        hidden = []
+        y_ND = torch.empty_like(x_ND)
+        for each in slices:
+            e, rows, window, onednn = each
+            hidden_WH = product(x_ND[window], up_EHD[e], None if up_bias_EH is None else up_bias_EH[e], onednn)
+            act_WI = _activation(hidden_WH, activation)
+            y_WD = product(act_WI, down_EDI[e], None if down_bias_ED is None else down_bias_ED[e], onednn)
+            y_ND[rows] = y_WD[each.inside]
             if keep:
-                hidden.append(hidden_RH)
+                hidden.append(hidden_WH)
         if keep:
             ctx.save_for_backward(x_ND, up_EHD, down_EDI, *hidden)
-            ctx.segments, ctx.counts, ctx.activation = segments, counts, activation
-        return concatenated(outputs, x_ND, x_ND.shape[1])
+            ctx.slices, ctx.counts, ctx.activation = slices, counts, activation
+        return y_ND
 
     @staticmethod
     @once_differentiable
@@ -58,37 +65,47 @@ class _ExpertMLP(torch.autograd.Function):
         x_ND, up_EHD, down_EDI, *hidden = ctx.saved_tensors
         grad_ND = grad_ND.contiguous()
         wants_x, wants_up, wants_down, wants_up_bias, wants_down_bias = ctx.needs_input_grad[:5]
-        grads_x = []
+        grad_x_ND = torch.empty_like(x_ND) if wants_x else None
         grad_up_EHD = _unwritten_like(up_EHD, ctx.counts) if wants_up else None
         grad_down_EDI = _unwritten_like(down_EDI, ctx.counts) if wants_down else None
         grad_up_bias_EH = up_EHD.new_zeros(up_EHD.shape[:2]) if wants_up_bias else None
         grad_down_bias_ED = down_EDI.new_zeros(down_EDI.shape[:2]) if wants_down_bias else None
-        for (e, rows, onednn, first), hidden_RH in zip(ctx.segments, hidden, strict=True):
-            grad_RD = grad_ND[rows]
-            grad_act_RI = input_gradient(grad_RD, down_EDI[e], onednn)
-            grad_hidden_RH, act_RI = _activation_gradient(grad_act_RI, hidden_RH, ctx.activation)
+        for each, hidden_WH in zip(ctx.slices, hidden, strict=True):
+            e, rows, window, onednn = each
+            grad_WD = grad_ND[window]
+            grad_act_WI = input_gradient(grad_WD, down_EDI[e], onednn)
+            grad_hidden_WH, act_WI = _activation_gradient(grad_act_WI, hidden_WH, ctx.activation)
+            # The weights' gradients sum over the rows: those of the neighbours must not count.
+            _clear_outside(grad_hidden_WH, each.inside)
+            _clear_outside(act_WI, each.inside)
             if grad_down_EDI is not None:
-                add_weight_gradient(grad_down_EDI[e], grad_RD, act_RI, onednn, first)
+                add_weight_gradient(grad_down_EDI[e], grad_WD, act_WI, onednn, first=True)
             if grad_up_EHD is not None:
-                add_weight_gradient(grad_up_EHD[e], grad_hidden_RH, x_ND[rows], onednn, first)
+                add_weight_gradient(grad_up_EHD[e], grad_hidden_WH, x_ND[window], onednn, first=True)
             if grad_down_bias_ED is not None:
-                grad_down_bias_ED[e] += grad_RD.sum(dim=0)
+                torch.sum(grad_ND[rows], dim=0, out=grad_down_bias_ED[e])
             if grad_up_bias_EH is not None:
-                grad_up_bias_EH[e] += grad_hidden_RH.sum(dim=0)
-            if wants_x:
-                grads_x.append(input_gradient(grad_hidden_RH, up_EHD[e], onednn))
-        grad_x_ND = concatenated(grads_x, x_ND, x_ND.shape[1]) if wants_x else None
+                torch.sum(grad_hidden_WH, dim=0, out=grad_up_bias_EH[e])
+            if grad_x_ND is not None:
+                grad_x_ND[rows] = input_gradient(grad_hidden_WH, up_EHD[e], onednn)[each.inside]
         return grad_x_ND, grad_up_EHD, grad_down_EDI, grad_up_bias_EH, grad_down_bias_ED, None, None, None
 
 
-def _segments(counts: list[int], down_EDI: Tensor) -> list[_Segment]:
-    segments, start = [], 0
+def _slices(counts: list[int], down_EDI: Tensor) -> list[_Slice]:
+    """Those of the experts that have rows."""
+    slices, start, total = [], 0, sum(counts)
     for e, count in enumerate(counts):
-        # By the smaller of the two weights.
-        for i, (rows, onednn) in enumerate(row_blocks(count, down_EDI[e])):
-            segments.append(_Segment(e, slice(start + rows.start, start + rows.stop), onednn, first=i == 0))
+        if count:
+            rows = slice(start, start + count)
+            # By the smaller of the two weights.
+            slices.append(_Slice(e, rows, *window_around(rows, total, down_EDI[e])))
         start += count
-    return segments
+    return slices
+
+
+def _clear_outside(tensor_W: Tensor, inside: slice) -> None:
+    tensor_W[: inside.start].zero_()
+    tensor_W[inside.stop :].zero_()
 
 
 def _unwritten_like(weight: Tensor, counts: list[int]) -> Tensor:
@@ -98,6 +115,14 @@ def _unwritten_like(weight: Tensor, counts: list[int]) -> Tensor:
         if count == 0:
             grad[e].zero_()
     return grad
+
+
+def _activation(hidden: Tensor, activation: Activation) -> Tensor:
+    """reference.activate, with a tensor less."""
+    if activation != "swiglu":
+        return activate(hidden, activation)
+    gate, up = hidden.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 def _activation_gradient(grad_act: Tensor, hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
