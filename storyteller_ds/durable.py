@@ -22,5 +22,6 @@ def write_flushed(path: Path, text: str) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: written beside it, flushed to disk, renamed."""
     beside = path.with_name(f"{path.name}.tmp")
+    beside.unlink(missing_ok=True)  # left by a run that was killed; or a link, and what it leads to is not ours
     write_flushed(beside, text)
     beside.replace(path)

@@ -3,10 +3,16 @@
 The codes are a contract (README, "Exit codes"): scripts and schedulers act on them.
 """
 
+from storyteller_ds.redaction import redacted
+
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_TRAINING_STOPPED = 3
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL of <sysexits.h>: nothing is lost, and the same command again continues."""
 EXIT_KEYBOARD_INTERRUPT = 130
+LONGEST_MESSAGE = 3000
+"""Of an error (characters); what a file says can be of any length."""
 
 
 class StorytellerError(Exception):
@@ -15,8 +21,12 @@ class StorytellerError(Exception):
     exit_code = EXIT_USER_ERROR
 
     def __str__(self) -> str:
-        # Names and values from files may hold line breaks; the message is one line all the same.
-        return " ".join(super().__str__().splitlines())
+        # Names and values from files may hold line breaks and terminal commands; the message is one line of text all
+        # the same. Words of libraries may hold secrets.
+        line = " ".join(super().__str__().splitlines())
+        line = redacted("".join(each if each.isprintable() else ascii(each)[1:-1] for each in line))
+        half = LONGEST_MESSAGE // 2  # what is wrong stands at the beginning, the mend at the end
+        return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} … {line[-half:]}"
 
 
 class UserError(StorytellerError):
@@ -39,9 +49,19 @@ class CheckpointError(UserError):
 
 
 class Interrupted(StorytellerError):
-    """The user pressed Ctrl-C; nothing was saved since the last checkpoint."""
+    """The user pressed Ctrl-C outside training; nothing was saved since the last checkpoint."""
 
     exit_code = EXIT_KEYBOARD_INTERRUPT
+
+
+class InterruptedSafely(StorytellerError):
+    """A signal has ended the run and nothing is lost: it came before training, or the run was saved."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class InterruptedAfterSave(InterruptedSafely):
+    """Likewise, after the step and its checkpoint; raised on all ranks at the same step."""
 
 
 class TrainingStopped(StorytellerError):

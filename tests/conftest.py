@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -28,6 +30,29 @@ def shared_folder() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data at {folder}; set STORYTELLER_SHARED to the folder that has data/ and models/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def machine(_private_cache: None) -> Iterator[WarmMachine]:
+    """Where runs of several ranks start in a second. Nothing that was started on it outlives the session."""
+    machine = WarmMachine()
+    yield machine
+    machine.close()
+
+
+@pytest.fixture(scope="session")
+def main_job(machine: WarmMachine) -> MainJob:
+    """Trains on the warm machine."""
+
+    def train(folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
+        run = machine.main_job(folder, ranks, ds_config, *arguments)
+        try:
+            assert run.wait(240) == 0, run.stderr
+        finally:
+            run.kill()
+        return folder
+
+    return train
 
 
 @pytest.fixture

@@ -7,6 +7,14 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 LARGEST_INT = 2**31 - 1
+GLIBCS_OWN = (
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_TOP_PAD_",
+)
+"""Environment variables by which a person has decided."""
 
 
 def keep_freed_memory() -> bool:
@@ -14,13 +22,12 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the kernel when they are freed, and the tensors of the next step find none of
     their pages there: a page fault for each 4 KiB, a fifth of the time of a mixture layer (docs/experiments.md).
-    The process then holds what it needed at its peak until it ends. Who has set glibc's own variables
-    (MALLOC_..._, GLIBC_TUNABLES) keeps them.
+    The process then holds what it needed at its peak until it ends. Who has set one of GLIBCS_OWN keeps it.
 
     Returns:
         Whether it took effect: not with another C library.
     """
-    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    chosen = any(os.environ.get(name) for name in GLIBCS_OWN)
     if chosen or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -6,19 +6,22 @@ step_00000100/
   rng-00000-of-00002.safetensors         random streams of one rank
   trainer.json config.json tokenizer.json
   manifest.json                          written last: size and sha256 of every other file
+
+Nothing else is consulted: no pointer file says which step is the last one, the folders do.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from storyteller_ds.checkpoint.tensor_files import TensorFiles
+from storyteller_ds.config.load import flatten
 from storyteller_ds.errors import CheckpointError
+from storyteller_ds.untrusted import UntrustedFileError, read_json, seal_of
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -28,6 +31,7 @@ TOKENIZER = "tokenizer.json"
 PARTS = ("weights", "optimizer", "rng")
 """What each rank writes a file of."""
 _STEP_PREFIX = "step_"
+_MAX_STEP = 10**15
 
 
 def step_folder_name(step: int) -> str:
@@ -44,7 +48,7 @@ def hash_file(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file, as they stand in the manifest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,41 @@ class Checkpoint:
         """Ranks that wrote it."""
         return int(self.manifest["topology"]["world_size"])
 
+    @property
+    def bytes(self) -> int:
+        """Size of all its files but the manifest (bytes)."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    @property
+    def val_bpb(self) -> float | None:
+        """Validation score of the step that it was written at (bits per byte); None if it was not validated then."""
+        value = self.manifest.get("val_bpb")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def dataset_fingerprint(self) -> str:
+        """Which corpus it was trained on; empty if the manifest does not say."""
+        value = self.manifest.get("dataset_fingerprint")
+        return value if isinstance(value, str) else ""
+
+    def settings(self) -> dict[str, Any]:
+        """The run config that wrote it: the fields' full names, as in `model.hidden_size`, and their values.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        run = self.read_json(CONFIG).get("run")
+        if not isinstance(run, dict):
+            raise CheckpointError(f"checkpoint {self.folder}: {CONFIG} has no run; use another step")
+        return flatten(run)
+
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the checkpoint."""
-        value: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        return value
+        """A JSON file of the checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not a JSON object.
+        """
+        return _read_object(self.folder / name)
 
     def verify(self) -> None:
         """Compare size and sha256 of every file with the manifest.
@@ -75,40 +110,54 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is missing or differs; names it.
         """
+        self.verify_sizes()
         for name, expected in self.manifest["files"].items():
-            path = self.folder / name
-            if not path.is_file():
-                raise CheckpointError(f"checkpoint {self.folder}: {name} is missing; use another step")
-            if path.stat().st_size != expected["bytes"] or hash_file(path) != expected:
+            try:
+                found = hash_file(self.folder / name)
+            except OSError as error:
                 raise CheckpointError(
-                    f"checkpoint {self.folder}: {name} is damaged, it differs from the manifest; use another step"
-                )
+                    f"checkpoint {self.folder}: {name} cannot be read ({error.strerror}); use another step"
+                ) from None
+            if found != expected:
+                raise self._damaged(name)
 
-    def open_tensors(self, part: str) -> "TensorFiles":
-        """The tensors of `weights`, `optimizer` or `rng`, read when they are asked for."""
+    def verify_sizes(self) -> None:
+        """What can be seen without reading the files: they are there, plain files, and as long as the manifest says.
+
+        Raises:
+            CheckpointError: one is not; names it.
+        """
+        for name, expected in self.manifest["files"].items():
+            try:
+                _refuse_link(self.folder / name)
+                size = (self.folder / name).stat().st_size
+            except OSError:
+                raise CheckpointError(f"checkpoint {self.folder}: {name} is missing; use another step") from None
+            if size != expected["bytes"]:
+                raise self._damaged(name)
+
+    def unknown_files(self) -> list[str]:
+        """Names in the folder that the manifest does not know; they are never read."""
+        known = {MANIFEST, *self.manifest["files"]}
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in known)
+
+    def open_tensors(self, part: str) -> TensorFiles:
+        """The tensors of `weights`, `optimizer` or `rng`, read when they are asked for.
+
+        Raises:
+            CheckpointError: a file is no safetensors file, or two files have a tensor of the same name.
+        """
         names = [name for name in self.manifest["files"] if name.startswith(f"{part}-")]
         return TensorFiles([self.folder / name for name in sorted(names)])
 
+    def open_rng(self, rank: int) -> TensorFiles:
+        """The random streams of one rank."""
+        return TensorFiles([self.folder / shard_name("rng", rank, self.world_size)])
 
-class TensorFiles:
-    """Several safetensors files read as one mapping of names to tensors."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._home = {}
-        try:
-            self._files = [safe_open(path, framework="pt") for path in paths]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{paths[0].parent} has a damaged tensor file: {error}; use another step") from None
-        for file in self._files:
-            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
-                self._home[name] = file
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._home[name].get_tensor(name)
-        return tensor
+    def _damaged(self, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {self.folder}: {name} is damaged, it differs from the manifest; use another step"
+        )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -118,32 +167,58 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: there is no valid manifest, so the checkpoint does not exist.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _read_object(folder / MANIFEST)
         version, files = manifest["format"], manifest["files"]
-        int(manifest["step"])
-        expected = _expected_files(int(manifest["topology"]["world_size"]))
-        plain = all(Path(name).name == name and {"bytes", "sha256"} <= entry.keys() for name, entry in files.items())
-    except OSError as error:
-        raise CheckpointError(f"{folder} is not a checkpoint: no readable {MANIFEST} ({error.strerror})") from None
+        step, world_size = manifest["step"], manifest["topology"]["world_size"]
+        sane = _is_count(step, _MAX_STEP) and _is_count(world_size, len(files)) and world_size > 0
+        # A hostile size or digest is found by comparing it with the file; here it only has to be one.
+        sane = sane and all(_is_count(entry["bytes"], 2**62) for entry in files.values())
+        sane = sane and all(isinstance(entry["sha256"], str) and len(entry) == 2 for entry in files.values())
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{folder} is not a checkpoint: its {MANIFEST} is damaged; use another step") from None
+        sane = False
+    if not sane:
+        raise CheckpointError(f"{folder} is not a checkpoint: its {MANIFEST} is damaged; use another step")
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads {FORMAT_VERSION}")
     if manifest.get("seal") != seal_of(manifest):
         raise CheckpointError(f"{folder} is not a checkpoint: its {MANIFEST} was changed or damaged; use another step")
+    expected = _expected_files(world_size)
     if missing := sorted(expected - files.keys()):
         raise CheckpointError(
             f"{folder} is not a whole checkpoint: its {MANIFEST} has no {missing[0]}; use another step"
         )
-    if not plain:
-        raise CheckpointError(f"{folder}: its {MANIFEST} names files outside the folder; do not trust it")
+    # Every name is one that we write, so none leaves the folder.
+    if unknown := sorted(files.keys() - expected):
+        raise CheckpointError(
+            f"{folder}: its {MANIFEST} names {unknown[0]!r}, which is no file of a checkpoint; do not trust it"
+        )
     return Checkpoint(folder, manifest)
 
 
-def seal_of(manifest: Mapping[str, Any]) -> str:
-    """sha256 of the manifest's other entries: the one file that no other file vouches for vouches for itself."""
-    entries = {key: value for key, value in manifest.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+def _is_count(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a step folder."""
+    try:
+        _refuse_link(path)
+        value = read_json(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent} is not a checkpoint: no readable {path.name} ({error.strerror})"
+        ) from None
+    except UntrustedFileError as error:
+        raise CheckpointError(f"{path.parent} is not a checkpoint, it is damaged: {error}; use another step") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.parent} is not a checkpoint: its {path.name} is damaged; use another step")
+    return value
+
+
+def _refuse_link(path: Path) -> None:
+    # A link in place of a file would let the checkpoint speak of files elsewhere.
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise CheckpointError(f"checkpoint {path.parent}: {path.name} is not a plain file; do not trust it")
 
 
 def _expected_files(world_size: int) -> set[str]:
@@ -152,11 +227,15 @@ def _expected_files(world_size: int) -> set[str]:
     return {TRAINER, CONFIG, TOKENIZER} | shards
 
 
-def step_folders(checkpoints: Path) -> list[Path]:
-    """Folders that look like steps, newest first; unfinished ones (.tmp) are not among them."""
-    found = [
-        path
-        for path in checkpoints.glob(f"{_STEP_PREFIX}*")
-        if path.is_dir() and path.name.removeprefix(_STEP_PREFIX).isdigit()
-    ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_STEP_PREFIX)), reverse=True)
+def step_folders(checkpoints: Path, after: int = -1) -> list[Path]:
+    """Folders that look like steps later than `after`, newest first; unfinished ones (.tmp) are not among them."""
+    found = []
+    for path in checkpoints.glob(f"{_STEP_PREFIX}*"):
+        number = path.name.removeprefix(_STEP_PREFIX)
+        if path.is_dir() and not path.is_symlink() and _is_number(number):
+            found.append((int(number), path))
+    return [path for step, path in sorted(found, reverse=True) if step > after]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_STEP))

@@ -1,15 +1,24 @@
 """Finding a checkpoint, and putting a run back to where it was."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
 
 from storyteller_ds.checkpoint import format as layout
 from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.checkpoint.rng import seed_rng, set_rng_state
+from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import CheckpointError
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.layout import placed_parameters
 from storyteller_ds.parallel.engine import Engine, LossScale
+from storyteller_ds.parallel.optimizer import muon_stacks, state_kinds
 from storyteller_ds.train.run_folder import CHECKPOINTS
 from storyteller_ds.train.state import TrainState
 
@@ -49,8 +58,12 @@ def find_checkpoint(path: Path, say: Callable[[str], None]) -> Checkpoint:
 
 
 def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest step whose files all agree with its manifest; damaged ones are passed over, and said so."""
-    for folder in step_folders(checkpoints):
+    """The newest step whose files all agree with its manifest; damaged ones are passed over, and said so.
+
+    No pointer file (`latest` and the like) is asked: what one says may be old, or a stranger's.
+    """
+    seen = step_folders(checkpoints)
+    for folder in seen:
         try:
             checkpoint = open_checkpoint(folder)
             if folder.name != layout.step_folder_name(checkpoint.step):
@@ -59,55 +72,131 @@ def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | 
         except CheckpointError as error:
             say(f"passing over a checkpoint: {error}")
             continue
+        if unknown := checkpoint.unknown_files():
+            say(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
         return checkpoint
-    return None
+    # A run that keeps few checkpoints may have replaced all of them meanwhile.
+    return newest_valid(checkpoints, say) if set(step_folders(checkpoints)) - set(seen) else None
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str) -> None:
-    """Refuse to continue with another model, vocabulary or corpus.
+    """Refuse to continue with another model, vocabulary or corpus, or from tensors that are not the model's.
 
     Raises:
         CheckpointError: names every field that differs, with both values.
     """
-    before = flatten(checkpoint.read_json(layout.CONFIG)["run"])
-    now = flatten(run.model_dump(mode="json"))
-    changed = [
-        f"{field} was {before.get(field)}, now {now[field]}"
-        for field in now
-        if field.startswith(_FIXED_FIELDS) and field not in _FREE_FIELDS and before.get(field) != now[field]
-    ]
+    before, now = checkpoint.settings(), flatten(run.model_dump(mode="json"))
+    changed = [_difference(field, before, now) for field in _changed(before, now) if _is_fixed(field)]
     if run.model.position == "learned":
         rows = before.get("model.context_length") or before.get("data.sequence_length")
         if rows != run.context_length:
             changed.append(f"the table of learned positions had {rows} rows, now {run.context_length}")
-    if checkpoint.manifest["dataset_fingerprint"] != dataset_fingerprint:
-        changed.append(
-            f"the corpus or its tokenizer is another (data.source was {before.get('data.source')}, "
-            f"now {now['data.source']})"
-        )
+    if checkpoint.dataset_fingerprint != dataset_fingerprint:
+        fields = [field for field in _changed(before, now) if field.startswith(("data.", "tokenizer."))]
+        reasons = [_difference(field, before, now) for field in fields if not _is_fixed(field)]
+        source = f"data.source is {now['data.source']} as before, its text has changed"
+        changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons) or source})")
     if changed:
         raise CheckpointError(
             f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; "
             "put the old values back, or use another --output_dir or --resume never"
         )
+    check_tensors(checkpoint, run)
+
+
+def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
+    """What is different from the run that wrote the checkpoint, and may be: `field was OLD, now NEW`."""
+    before, now = checkpoint.settings(), flatten(run.model_dump(mode="json"))
+    return [_difference(field, before, now) for field in _changed(before, now) if not _is_fixed(field)]
+
+
+def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...] = ("weights", "optimizer")) -> None:
+    """See that the tensors are those of the model, by name, shape and dtype; none is loaded.
+
+    Raises:
+        CheckpointError: one is not; names it.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(run)
+    stacks = muon_stacks(decoder, run)
+    expected: dict[str, dict[str, tuple[int, ...]]] = {"weights": {}, "optimizer": {}}
+    for name, parameter, *_ in placed_parameters(decoder):
+        for kind in state_kinds(parameter, stacks):
+            part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
+            expected[part][key] = tuple(parameter.shape)
+    for part in parts:
+        checkpoint.open_tensors(part).check(expected[part])
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
-    """Put weights, moments, random streams and progress back; called by every rank."""
-    weights, optimizer = checkpoint.open_tensors("weights"), checkpoint.open_tensors("optimizer")
-    trainer = checkpoint.read_json(layout.TRAINER)
-    state = TrainState(**trainer["state"])
-    scale = trainer.get("loss_scale")
+    """Put weights, moments, random streams and progress back; called by every rank.
+
+    Another number of ranks keeps everything but the random streams of the ranks, which start anew from the seed and
+    the step.
+
+    Raises:
+        CheckpointError: a file cannot be used, on any rank; nothing has been changed.
+    """
+    files: list[_Files] = []
+    engine.world.together(lambda: files.append(_open(checkpoint, engine.world.rank, engine.world.size)))
+    opened = files[0]
     engine.load_named_state(
-        lambda kind, name: weights[name] if kind == "weight" else optimizer[f"{kind}/{name}"],
-        state.updates,
-        scale and LossScale(**scale),
+        lambda kind, name: opened.weights[name] if kind == "weight" else opened.optimizer[f"{kind}/{name}"],
+        opened.state.updates,
+        opened.scale,
     )
-    if checkpoint.world_size == engine.world.size:
-        name = layout.shard_name("rng", engine.world.rank, engine.world.size)
-        streams = layout.TensorFiles([checkpoint.folder / name])
-        set_rng_state(engine.device, {key: streams[key] for key in streams})
-    else:
-        # There is no meaning in another number of streams; start new ones from seed and step.
+    if opened.streams is None:
         seed_rng(seed, checkpoint.step, engine.world.rank)
-    return state
+    else:
+        set_rng_state(engine.device, opened.streams)
+    return opened.state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """What a rank needs of a checkpoint."""
+
+    weights: TensorFiles
+    optimizer: TensorFiles
+    state: TrainState
+    scale: LossScale | None
+    streams: Mapping[str, torch.Tensor] | None
+    """None: there is no stream for this rank, because another number of ranks wrote."""
+
+
+def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
+    trainer = checkpoint.read_json(layout.TRAINER)
+    try:
+        state = TypeAdapter(TrainState).validate_python(dataclasses.asdict(TrainState(**trainer["state"])))
+        scale = TypeAdapter(LossScale | None).validate_python(trainer.get("loss_scale"))
+        if min(state.step, state.samples, state.updates) < 0:
+            raise ValueError("a negative count")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).replace("\n", ": ")
+        raise CheckpointError(
+            f"checkpoint {checkpoint.folder}: {layout.TRAINER} does not say where the run was ({reason}); "
+            "was it written by another version? use another step"
+        ) from None
+    streams = None
+    if checkpoint.world_size == world_size:
+        file = checkpoint.open_rng(rank)
+        streams = {name: file[name] for name in file}
+        now = torch.get_rng_state()
+        if "cpu" not in streams or (streams["cpu"].shape, streams["cpu"].dtype) != (now.shape, now.dtype):
+            raise CheckpointError(
+                f"checkpoint {checkpoint.folder}: rank {rank}'s random streams are not those of torch"
+            )
+    return _Files(checkpoint.open_tensors("weights"), checkpoint.open_tensors("optimizer"), state, scale, streams)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    # A field that did not exist then says nothing about what was, unless the model depends on it.
+    return [field for field in now if before.get(field) != now[field] and (field in before or _is_fixed(field))]
+
+
+def _difference(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return f"{field} was {before.get(field)}, now {now[field]}"
+
+
+def _is_fixed(field: str) -> bool:
+    return field.startswith(_FIXED_FIELDS) and field not in _FREE_FIELDS

@@ -24,7 +24,11 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(device: torch.device, read: Mapping[str, Tensor]) -> None:
-    """Put back what rng_state returned; streams that the checkpoint does not have are left alone."""
+    """Put back what rng_state returned; streams that the checkpoint does not have are left alone.
+
+    Raises:
+        RuntimeError: a tensor is not the state of a generator.
+    """
     torch.set_rng_state(read["cpu"])
     if device.type == "cuda" and "cuda" in read:
         torch.cuda.set_rng_state(read["cuda"], device)

@@ -1,22 +1,45 @@
-"""Writing a checkpoint: every rank its share, then one rename."""
+"""Writing a checkpoint: every rank its share, then one rename; in the background, if training is to go on.
 
+What the ranks must agree on goes two ways. That a rank's share is on disk is said by a receipt in the unfinished
+folder, which the writing thread of rank 0 waits for: no thread but the main one ever communicates, so that collectives
+keep their order. That a share could not be written may not fit on that disk either; it is told by the main threads, at
+the end of a step or when the save is waited for.
+"""
+
+import errno
+import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import save_file
-from torch import Tensor
+import torch
 
 from storyteller_ds.checkpoint import format as layout
-from storyteller_ds.checkpoint.rng import rng_state
+from storyteller_ds.checkpoint.retention import put_in_place
+from storyteller_ds.checkpoint.share import HostMemory, Share, read_receipt, take_share, write_share
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.parallel.world import World
+from storyteller_ds.untrusted import seal_of
 
 T = TypeVar("T")
+
+_SECONDS_BETWEEN_LOOKS = 0.05
+_MENDS = {
+    errno.ENOSPC: "make room and run again",
+    errno.EDQUOT: "make room within your quota and run again",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
+    errno.EROFS: "make the folder writable and run again",
+    errno.EACCES: "make the folder writable and run again",
+    errno.EPERM: "make the folder writable and run again",
+}
+_MEND = "is the disk still there, and the same for all ranks? mend it and run again"
 
 
 @dataclass(frozen=True)
@@ -29,91 +52,192 @@ class Contents:
     dataset_fingerprint: str
     topology: Mapping[str, Any]
     """world_size, ep_size, zero_stage and the like, of the run that writes."""
+    val_bpb: float | None = None
+    """Validation score at this very step (bits per byte); None if there was no validation."""
 
 
 def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Contents) -> Path:
-    """Write `checkpoints/step_N`; called by every rank. Returns the folder.
-
-    Everything is written to `step_N.tmp` and flushed to disk; the manifest comes last, then the rename.
+    """Write `checkpoints/step_N` and wait for it; called by every rank. Returns the folder.
 
     Raises:
         CheckpointError: the disk refuses on any rank; raised on all. Earlier checkpoints are untouched.
     """
-    world = engine.world
-    final = checkpoints / layout.step_folder_name(step)
-    work = final.with_name(f"{final.name}.tmp")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    return Save(engine, checkpoints, step, contents).finish()
 
-    def start() -> None:
-        if work.exists():  # left by a run that was killed while it wrote
-            shutil.rmtree(work)
-        work.mkdir(parents=True)
 
-    world.on_main(_disk_errors(start, final))
-    shares = _my_share(engine)
-    written = world.together(_disk_errors(lambda: _write_share(work, shares, world.rank, world.size), final))
+class Save:
+    """A checkpoint that is being written; made, asked and finished by the main thread of every rank.
 
-    def finish() -> None:
-        files = {name: entry for share in written for name, entry in share.items()}
+    Everything is written to `step_N.tmp` and flushed to disk; the manifest comes last, then the rename.
+
+    Args:
+        engine: what is saved, as it is now.
+        checkpoints: the folder of the step folders; it must exist, so that nothing is written below the place where
+            a disk was mounted.
+        step: optimizer steps done.
+        contents: what is saved beside the tensors.
+        memory: where the tensors are copied to; None: training stands still until finish().
+        after: called in the background on rank 0 when the checkpoint is in place.
+
+    Raises:
+        CheckpointError: there is no room, or the folder cannot be made; raised on all ranks.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpoints: Path,
+        step: int,
+        contents: Contents,
+        memory: HostMemory | None = None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.world, self.device = engine.world, engine.device
+        self.checkpoints, self.step, self.contents, self.after = checkpoints, step, contents, after
+        self.folder = checkpoints / layout.step_folder_name(step)
+        self.unfinished = self.folder.with_name(f"{self.folder.name}.tmp")
+        self._give_up = threading.Event()
+        share = take_share(engine, memory)
+        self.world.on_main(lambda: self._guarded(lambda: self._start(share.total_bytes)))
+        threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._share = threads.submit(self._guarded, lambda: self._write(share))
+        self._place: Future[None] | None = None
+        if self.world.is_main:
+            self._place = threads.submit(self._guarded, self._commit)
+        threads.shutdown(wait=False)
+
+    def done(self) -> bool:
+        """Whether all ranks have written, or one has failed, so that finish() need not wait. Called by every rank."""
+        mine = [job for job in (self._share, self._place) if job is not None]
+        failed = any(job.done() and job.exception() is not None for job in mine)
+        running = not all(job.done() for job in mine)
+        ranks = self.world.all_reduce_sum(torch.tensor([int(failed), int(running)], device=self.device))
+        return bool(ranks[0] > 0 or ranks[1] == 0)
+
+    def finish(self) -> Path:
+        """Wait until the checkpoint is in place; called by every rank. Returns the folder.
+
+        Raises:
+            CheckpointError: it could not be written; raised on all ranks. Earlier checkpoints are untouched.
+        """
+        try:
+            self.world.together(self._share.result)
+            self.world.on_main(lambda: self._place.result() if self._place else None)
+        except CheckpointError:
+            self._clear()
+            raise
+        return self.folder
+
+    def finish_alone(self, seconds: float) -> Path:
+        """As finish(), without talking to the other ranks, which may be gone: wait so long for their files.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        try:
+            self._share.result()
+            if self._place is not None:
+                try:
+                    self._place.result(seconds)
+                except TimeoutError:
+                    self._give_up.set()
+                    self._place.result()
+        except CheckpointError:
+            self._clear()
+            raise
+        return self.folder
+
+    def _start(self, total_bytes: int) -> None:
+        if self.unfinished.exists():  # left by a run that was killed while it wrote
+            shutil.rmtree(self.unfinished)
+        free = shutil.disk_usage(self.checkpoints).free
+        if free < total_bytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left, {total_bytes / 2**20:,.2f} MiB are needed and {free / 2**20:,.2f} MiB are free",
+            )
+        self.unfinished.mkdir()
+
+    def _write(self, share: Share) -> None:
+        write_share(self.unfinished, share, self.world.rank, self.world.size)
+
+    def _commit(self) -> None:
+        """Only on rank 0: when all shares are on disk, make them a checkpoint."""
+        self._share.result()
+        files = self._wait_for_shares()
+        contents = self.contents
         for name, text in (
             (layout.TRAINER, json.dumps(contents.trainer, indent=2)),
             (layout.CONFIG, json.dumps(contents.config, indent=2)),
             (layout.TOKENIZER, contents.tokenizer_json),
         ):
-            write_flushed(work / name, text)
-            files[name] = layout.hash_file(work / name)
+            write_flushed(self.unfinished / name, text)
+            files[name] = layout.hash_file(self.unfinished / name)
         manifest = {
             "format": layout.FORMAT_VERSION,
-            "step": step,
+            "step": self.step,
             "dataset_fingerprint": contents.dataset_fingerprint,
+            "config_fingerprint": fingerprint_of(contents.config.get("run", {})),
             "topology": contents.topology,
+            "val_bpb": contents.val_bpb,
             "files": dict(sorted(files.items())),
         }
-        manifest["seal"] = layout.seal_of(manifest)
-        write_flushed(work / layout.MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        flush_to_disk(work)
-        if final.exists():  # a damaged or older one of the same step
-            shutil.rmtree(final)
-        work.rename(final)
-        flush_to_disk(checkpoints)
+        manifest["seal"] = seal_of(manifest)
+        write_flushed(self.unfinished / layout.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        flush_to_disk(self.unfinished)
+        put_in_place(self.unfinished, self.folder)
+        self.after()
 
-    world.on_main(_disk_errors(finish, final))
-    return final
+    def _wait_for_shares(self) -> dict[str, Any]:
+        files: dict[str, Any] = {}
+        missing = set(range(self.world.size))
+        while True:
+            for rank in sorted(missing):
+                if (share := read_receipt(self.unfinished, rank, self.world.size)) is not None:
+                    files |= share
+                    missing.discard(rank)
+            if not missing:
+                return files
+            if self._give_up.wait(_SECONDS_BETWEEN_LOOKS):
+                raise CheckpointError(f"checkpoint {self.folder} was not finished: rank {min(missing)} did not write")
 
+    def _clear(self) -> None:
+        """After a failure: end the waiting, and remove what was written."""
+        self._give_up.set()
+        if self._place is not None:
+            self._place.exception()
+            shutil.rmtree(self.unfinished, ignore_errors=True)
 
-def _my_share(engine: Engine) -> dict[str, dict[str, Tensor]]:
-    """This rank's part of the state: each tensor goes to the rank that has least so far."""
-    shares: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
-    load = [0] * engine.world.size
-    for kind, name, tensor in engine.named_state():
-        owner = load.index(min(load))
-        load[owner] += tensor.numel()
-        if owner == engine.world.rank:
-            part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
-            shares[part][key] = tensor.contiguous()
-    shares["rng"] = rng_state(engine.device)
-    return shares
-
-
-def _write_share(folder: Path, shares: dict[str, dict[str, Tensor]], rank: int, size: int) -> dict[str, Any]:
-    written = {}
-    for part, tensors in shares.items():
-        path = folder / layout.shard_name(part, rank, size)
-        save_file(tensors, path)
-        flush_to_disk(path)
-        written[path.name] = layout.hash_file(path)
-    return written
-
-
-def _disk_errors(action: Callable[[], T], final: Path) -> Callable[[], T]:
-    """`action`, with the disk's refusal as a CheckpointError."""
-
-    def guarded() -> T:
+    def _guarded(self, action: Callable[[], T]) -> T:
+        """`action`, with the disk's refusal as a CheckpointError."""
         try:
             return action()
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint {final} could not be written: {error.strerror or error}; "
-                "earlier checkpoints are untouched; make room and run again"
+                f"checkpoint {self.folder} could not be written: {error.strerror or error}; "
+                f"earlier checkpoints are untouched; {_MENDS.get(error.errno or 0, _MEND)}"
             ) from error
 
-    return guarded
+
+def fingerprint_of(run: Mapping[str, Any]) -> str:
+    """sha256 of a run config, equal for configs that say the same."""
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def make_checkpoints_folder(world: World, checkpoints: Path) -> None:
+    """Make the folder of the step folders before the first save; called by every rank.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+
+    def make() -> None:
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{checkpoints} cannot be made: {error.strerror}; choose another --output_dir"
+            ) from error
+
+    world.on_main(make)

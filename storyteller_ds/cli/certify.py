@@ -2,7 +2,6 @@
 
 import importlib.util
 import time
-from functools import partial
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from rich.console import Console
 from storyteller_ds.certify import report
 from storyteller_ds.certify.rows import ROWS, Row, select
 from storyteller_ds.certify.run import NotCertified, Verdict, certify, place
+from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 
@@ -43,7 +43,7 @@ def certify_command(only: str | None, as_json: bool, output: Path | None) -> Non
 def _run(rows: list[Row]) -> list[Verdict]:
     """All verdicts; each is said as soon as it is there."""
     console = Console(stderr=True)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = lines_to(console)
     verdicts = []
     with console.status("starting") as status:
         # On a terminal the running row is a status line; elsewhere only what is finished is said.

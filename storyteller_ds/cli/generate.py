@@ -2,19 +2,20 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import click
 from pydantic import ValidationError
 from rich.console import Console
 
+from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 from storyteller_ds.inference.generate import generate_ids, prompt_ids, stream_text
 from storyteller_ds.inference.load import StoryModel, load_story_model
 from storyteller_ds.inference.sampling import SamplingConfig
 from storyteller_ds.parallel.world import pick_device
+from storyteller_ds.untrusted import for_terminal
 
 
 @click.command()
@@ -44,7 +45,7 @@ def generate(
     if output is not None and prompts_file is None:
         raise UserError("--output goes with --prompts_file; for one prompt, redirect stdout")
     config = _sampling(sampling)
-    say = partial(Console(stderr=True).print, highlight=False, markup=False, soft_wrap=True)
+    say = lines_to(Console(stderr=True))
     prompts = _read_prompts(prompts_file) if prompts_file is not None else [prompt or ""]
     model = load_story_model(checkpoint, pick_device(device, 0), say)
     say(f"model: {model.step_folder}")
@@ -92,7 +93,7 @@ def _tell(model: StoryModel, prompt: str, config: SamplingConfig) -> Iterator[st
 
 def _print_story(model: StoryModel, prompt: str, config: SamplingConfig) -> None:
     for piece in _tell(model, prompt, config):
-        print(piece, end="", flush=True)
+        print(for_terminal(piece), end="", flush=True)
     print(flush=True)
 
 

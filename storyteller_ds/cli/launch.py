@@ -11,6 +11,7 @@ import click
 from storyteller_ds.config.hostfile import (
     check_arguments,
     check_environment_file,
+    check_exported_environment,
     check_filter,
     check_host,
     read_hostfile,
@@ -107,6 +108,7 @@ def _check_remote(training: tuple[str, ...]) -> None:
             check_environment_file(path)
     if named and not any((folder / named).is_file() for folder in (Path.home(), Path())):
         raise ConfigError(f"DS_ENV_FILE={named} is neither here nor in the home folder; DeepSpeed would ignore it")
+    check_exported_environment(os.environ)
     check_arguments(training)
 
 

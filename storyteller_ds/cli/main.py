@@ -19,6 +19,7 @@ _VERBS = {
     "launch": "storyteller_ds.cli.launch:launch",
     "generate": "storyteller_ds.cli.generate:generate",
     "config": "storyteller_ds.cli.config:config",
+    "checkpoint": "storyteller_ds.cli.checkpoint:checkpoint",
     "certify": "storyteller_ds.cli.certify:certify_command",
 }
 _SUPERVISED = ("train",)
@@ -96,8 +97,14 @@ def _run(action: Callable[[], object]) -> NoReturn:
     _leave(EXIT_DONE)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def speak(message: str) -> None:
+    """The one line on stderr about how a command ends."""
     print(f"storyteller: {message}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message:  # else it has been said
+        speak(message)
     _leave(code)
 
 

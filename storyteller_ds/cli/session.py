@@ -14,6 +14,7 @@ from storyteller_ds.checkpoint.format import Checkpoint, step_folders
 from storyteller_ds.checkpoint.hook import CheckpointHook
 from storyteller_ds.checkpoint.rng import seed_rng
 from storyteller_ds.checkpoint.write import Contents
+from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
@@ -27,7 +28,9 @@ from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.step import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
 from storyteller_ds.train import run_folder as layout
+from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.loop import out_of_patience, train
 from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
@@ -35,6 +38,7 @@ from storyteller_ds.train.run_folder import RunFolder
 from storyteller_ds.train.state import TrainState
 from storyteller_ds.train.step_report import StepReport
 from storyteller_ds.train.wandb_tracker import WandbTracker
+from storyteller_ds.train.watchdog import Watchdog
 
 
 class Session:
@@ -47,6 +51,7 @@ class Session:
         device: of this rank.
         output_dir: the run folder.
         console: where a person reads along; silent on all ranks but the first.
+        interruption: hears the signals that ask the run to end.
     """
 
     def __init__(
@@ -57,10 +62,12 @@ class Session:
         device: torch.device,
         output_dir: Path,
         console: Console,
+        interruption: Interruption,
     ) -> None:
         self.loaded, self.run, self.plan = loaded, loaded.run, plan
         self.world, self.device, self.output_dir, self.console = world, device, output_dir, console
-        self.say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        self.say = lines_to(console)
+        self.interruption = interruption
         self.folder: RunFolder | None = None
         """Only on rank 0, which keeps the records."""
 
@@ -101,7 +108,11 @@ class Session:
         elif out_of_patience(self.run, state):
             self.say(f"already stopped early after {state.step} steps; raise train.early_stop_patience to go on")
         else:
-            train(self.run, engine, *batches, state, self._hooks(engine, corpus))
+            hooks = self._hooks(engine, corpus)
+            saving = next(hook for hook in hooks if isinstance(hook, CheckpointHook))
+            anomalies = Anomalies(self.run, self.say, partial(saving.roll_back, self.run.seed))
+            with self.interruption.in_training(), Watchdog(self.world.rank, self.run.train.hang_timeout_minutes):
+                train(self.run, engine, *batches, state, hooks, anomalies, interruption=self.interruption)
 
     def _corpus(self) -> Corpus:
         key = self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))
@@ -127,8 +138,10 @@ class Session:
             checkpoint = resuming.find_checkpoint(Path(resume), self.say)
         if checkpoint is not None:
             resuming.check_same_run(checkpoint, self.run, corpus.fingerprint)
+            for change in resuming.changed_settings(checkpoint, self.run):
+                self.say(f"changed since the checkpoint: {change}")
         self.folder = RunFolder(self.output_dir)
-        if checkpoint is None and (aside := self.folder.set_aside()):
+        if (checkpoint is None or resume != "auto") and (aside := _set_aside(self.folder, checkpoint)):
             self.say(f"the records of an earlier run are now in {aside}")
         return checkpoint
 
@@ -190,7 +203,7 @@ class Session:
             *(self._record_hooks(self.folder, config, corpus) if self.folder else []),
             StepReport(),
             SampleHook(engine, self.run, corpus.tokenizer, self.output_dir / layout.SAMPLES),
-            CheckpointHook(engine, checkpoints, self.run.checkpoint.every_steps, contents, self.say),
+            CheckpointHook(engine, checkpoints, self.run.checkpoint, contents, self.say),
         ]
 
     def _record_hooks(self, folder: RunFolder, config: Mapping[str, Any], corpus: Corpus) -> list[Hook]:
@@ -221,3 +234,11 @@ class Session:
         print(
             f'try:        storyteller generate --checkpoint {self.output_dir} --prompt "Once upon a time"', flush=True
         )
+
+
+def _set_aside(folder: RunFolder, checkpoint: Checkpoint | None) -> Path | None:
+    """Move away what does not lead up to the checkpoint that this run goes on from, or later resumes would find it."""
+    checkpoints = folder.path / layout.CHECKPOINTS
+    if checkpoint is None or not checkpoint.folder.resolve().is_relative_to(checkpoints.resolve()):
+        return folder.set_aside()
+    return folder.set_aside_after([step.name for step in step_folders(checkpoints, after=checkpoint.step)])

@@ -1,8 +1,12 @@
 """What every section of a run config shares."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+_NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class Section(BaseModel):
@@ -15,6 +19,17 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError(f"{str(value).lower()} is not a value for {info.field_name}")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        """What no 64-bit number, no file name and no UTF-8 file can hold would fail much later."""
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("a number of more than 64 bits")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path) and _NOT_TEXT.search(str(text)):
+                raise ValueError("a text with a NUL character, or with bytes that are not UTF-8")
         return value
 
     model_config = ConfigDict(

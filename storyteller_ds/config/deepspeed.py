@@ -6,6 +6,7 @@ clipping, precision, the optimizer), the JSON says "auto", as with Hugging Face'
 which then counts as if it stood in the run config. Nothing here imports deepspeed.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from storyteller_ds.config.files import read_json
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.redaction import secret_in
 
 AUTO = "auto"
 
@@ -90,6 +92,8 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
         if name not in _EXPERT_PARALLEL:
             raise ConfigError(f"{path}: unknown key 'expert_parallel.{name}'{did_you_mean(name, _EXPERT_PARALLEL)}")
     _check_contradictions(config, path)
+    if name := secret_in(json.dumps(config)):
+        raise ConfigError(f"{path} holds the value of {name}, a secret, and it is recorded with the run; leave it out")
     return config
 
 

@@ -1,51 +1,102 @@
 """Reading YAML and JSON so that nothing in a file is lost silently."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import CollectionNode, Node
 
+from storyteller_ds import untrusted
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.untrusted import UntrustedFileError
+
+FILE_BYTES = 1 << 18
+"""Largest config, DeepSpeed JSON or hostfile that is read (bytes)."""
+YAML_VALUES = 20_000
+"""Most values that a YAML text may stand for, with each alias counted as often as it is used."""
+YAML_DEPTH = 32
+"""Deepest nesting of a YAML text; a run config has two levels and lists in them."""
+INTEGER_CHARACTERS = 40
+"""Longest integer in a YAML text (characters); one of 64 bits has 20."""
+_INTEGER = "tag:yaml.org,2002:int"
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML 1.2 with the safe loader; a key given twice is refused.
+    """Parse YAML 1.2 with the safe loader; a key given twice is refused, and so are aliases that multiply.
 
     Raises:
         ConfigError: the text is not YAML; the message names `where` and the line.
     """
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Constructor = _BoundedConstructor
+        return yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         problem = (error.problem or "not valid YAML").split("\n")[0]
         raise ConfigError(f"{where}{line}: {problem}; mend the YAML there") from error
-    except (ValueError, RecursionError) as error:
-        # Dates and numbers that cannot be, and nesting without end.
+    except (ValueError, LookupError, ArithmeticError, AssertionError, RecursionError) as error:
+        # What the library lets out on dates, numbers, escapes and tags that cannot be, and on nesting without end.
         raise ConfigError(f"{where}: a value in it cannot be read ({error}); mend the YAML there") from None
     except YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); mend the file") from error
+
+
+class _BoundedConstructor(SafeConstructor):
+    """Looks at the nodes before anything is made of them: merge keys (<<) copy what they name.
+
+    Raises:
+        ValueError: they are not plain values, are nested without end, or stand for too many values.
+    """
+
+    def construct_document(self, node: Node) -> Any:
+        values, levels = _measure(node, {}, 0)
+        if levels > YAML_DEPTH:
+            raise ValueError(f"nested more than {YAML_DEPTH} deep, or in itself")
+        if values > YAML_VALUES:
+            raise ValueError(f"its aliases stand for more than {YAML_VALUES:,} values")
+        return super().construct_document(node)
+
+
+def _measure(node: Node, measured: dict[int, tuple[int, int]], level: int) -> tuple[int, int]:
+    """Values and levels of a node with all aliases written out; `measured` are those of the nodes so far."""
+    if id(node) in measured:
+        return measured[id(node)]
+    if node.tag not in _PLAIN_TAGS:
+        raise ValueError(f"a value of the kind {node.tag!r:.60} in line {node.start_mark.line + 1}; quote it")
+    if node.tag == _INTEGER and len(node.value) > INTEGER_CHARACTERS:
+        raise ValueError(f"a number of {len(node.value)} digits in line {node.start_mark.line + 1}")
+    values, levels = 1, 0
+    # A node within itself would be followed for ever.
+    for child in node.value if isinstance(node, CollectionNode) and level <= YAML_DEPTH else ():
+        for part in child if isinstance(child, tuple) else (child,):
+            more, deeper = _measure(part, measured, level + 1)
+            values, levels = values + more, max(levels, deeper)
+    measured[id(node)] = values, levels + 1
+    return measured[id(node)]
 
 
 def read_text(path: Path, what: str) -> str:
     """The content of a small UTF-8 file.
 
     Raises:
-        ConfigError: it is missing, unreadable, or not UTF-8.
+        ConfigError: it is missing, unreadable, too large, no regular file, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        untrusted.refuse_pickle(path)
+        return untrusted.read_text(path, FILE_BYTES)
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*") if p.suffix == path.suffix]
         hint = did_you_mean(path.name, siblings) if siblings else ""
         raise ConfigError(f"{what} {path} does not exist{hint}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except UntrustedFileError as error:
+        raise ConfigError(f"{what} {error}; give a UTF-8 text file") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {error.strerror}; check the path") from None
 
@@ -75,15 +126,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """
     text = read_text(path, what)
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{what} {path} line {error.lineno} column {error.colno}: {error.msg}; mend the JSON there"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{what} {path}: a value in it cannot be read ({error}); mend the JSON there") from None
-    except KeyError as error:
-        raise ConfigError(f"{what} {path}: the key {error} is given twice; keep one") from None
+        value = untrusted.parse_json(text, str(path))
+    except UntrustedFileError as error:
+        raise ConfigError(f"{what} {error}; mend the JSON there") from None
     return as_mapping(value, f"{what} {path}")
 
 
@@ -95,15 +140,11 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
     """
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not _has_names(value):
         raise ConfigError(f"{where}: expected `section:` blocks of `field: value`, found {value!r:.40}")
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise KeyError(key)
-        result[key] = value
-    return result
+def _has_names(value: dict[Any, Any]) -> bool:
+    """Whether all keys are text, those of sections too."""
+    return all(isinstance(key, str) and (not isinstance(each, dict) or _has_names(each)) for key, each in value.items())

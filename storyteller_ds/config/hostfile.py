@@ -10,11 +10,13 @@ from pathlib import Path
 
 from storyteller_ds.config.files import read_text
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.redaction import is_secret_name, secret_in
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?")
 _LINE = re.compile(r"(\S+)\s+slots=(\S+)\s*(?:#.*)?")
 _FOR_THE_SHELL = re.compile(r"[^\w@+=:,./ \[\]-]")  # pdsh, too: it replaces %n
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_EXPORTED_NAMES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
+"""Beginnings of the names that DeepSpeed exports by itself: EXPORT_ENVS of runner.py, export_envs() of CUDA."""
 
 
 def check_host(host: str, where: str) -> None:
@@ -91,7 +93,7 @@ def check_environment_file(path: Path) -> None:
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name.strip()):
             raise ConfigError(f"{where}: not of the form NAME=VALUE, which every line must be")
-        if _SECRET.search(name):
+        if is_secret_name(name) or secret_in(value):
             raise ConfigError(
                 f"{where}: {name.strip()} looks like a secret, and DeepSpeed would put it on a command line that every "
                 "user of those machines can read; set it in the login environment of each machine"
@@ -99,13 +101,32 @@ def check_environment_file(path: Path) -> None:
         _refuse_shell_characters(value.strip(), where)
 
 
+def check_exported_environment(environment: Mapping[str, str]) -> None:
+    """What DeepSpeed exports of the environment by itself, on the same remote command line.
+
+    Raises:
+        ConfigError: a secret is among it.
+    """
+    for name, value in environment.items():
+        if name.startswith(_EXPORTED_NAMES) and (is_secret_name(name) or secret_in(value, environment)):
+            raise ConfigError(
+                f"the environment variable {name} looks like a secret, and DeepSpeed would put it on a command line "
+                f"that every user of those machines can read; unset it here (env -u {name} storyteller launch ...)"
+            )
+
+
 def check_arguments(arguments: Sequence[str]) -> None:
     """Arguments that pass through a remote shell.
 
     Raises:
-        ConfigError: the shell would change one.
+        ConfigError: the shell would change one, or it holds a secret.
     """
     for argument in arguments:
+        if name := secret_in(argument):
+            raise ConfigError(
+                f"an argument for all hosts holds the value of {name}, and every user of those machines could read it; "
+                f"leave it out, and set {name} in the login environment of each machine"
+            )
         _refuse_shell_characters(argument, f"'{argument}' for all hosts")
 
 

@@ -17,6 +17,7 @@ from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, re
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.redaction import secret_in
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE = "the command line"
@@ -148,10 +149,18 @@ class _Layers:
         return {field: flat[field] for field in users if field in flat}
 
     def validate(self) -> RunConfig:
+        self._refuse_secrets()
         try:
             return RunConfig.model_validate(self.values)
         except ValidationError as error:
             raise ConfigError(self._explain(error)) from None
+
+    def _refuse_secrets(self) -> None:
+        """The run config is recorded in config.json, in every checkpoint and on Weights & Biases."""
+        flat = flatten(self.values)
+        if name := secret_in(str(flat)):
+            field = next((field for field, value in flat.items() if secret_in(str(value))), "")
+            raise ConfigError(f"{self.sources.get(field, 'config')}: {field} holds the value of {name}; leave it out")
 
     def _explain(self, error: ValidationError) -> str:
         """The first problem as one line: where it was written, what is wrong, what would be right."""
@@ -161,7 +170,7 @@ class _Layers:
         location = tuple(str(part) for part in problem["loc"] if part in _known_names())
         if problem["type"] == "extra_forbidden":
             location = tuple(str(part) for part in problem["loc"])
-            return f"{self._source(location)}: unknown key '{'.'.join(location)}'{_suggest(location)}"
+            return f"{self._source(location)}: unknown key '{'.'.join(location):.80}'{_suggest(location)}"
         field = ".".join(location)
         message = problem["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]

@@ -60,12 +60,28 @@ class TrainConfig(Section):
     """Validate on at most this many global batches (batches); null: the whole validation text."""
     early_stop_patience: int = Field(0, ge=0)
     """Validations in a row without a better val_loss before training ends (validations); 0: never."""
+    max_bad_steps: int = Field(3, ge=1)
+    """Steps in a row with a loss or gradient that is not finite, each of them skipped, at which the run goes back to
+    its newest checkpoint and leaves out the samples seen since (optimizer steps)."""
+    max_rollbacks: int = Field(2, ge=0)
+    """Times that a run may go back because of its numbers before it stops with exit code 3 (rollbacks)."""
+    loss_spike_policy: Literal["report", "roll_back", "off"] = "report"
+    """When the training loss leaps: say and count it, go back as for bad steps, or do not look."""
+    loss_spike_window: int = Field(128, ge=8)
+    """Losses before a step that it is compared with; none is a spike until there are as many (optimizer steps)."""
+    loss_spike_threshold: float = Field(10.0, gt=0)
+    """Distance above their median from which a loss is a spike (standard deviations, as 1.4826 times the median
+    absolute deviation)."""
     sample_every_steps: int = Field(0, ge=0)
     """Steps between two sets of sample stories in samples.md (optimizer steps); 0: only at the end."""
     sample_prompts: tuple[str, ...] = ("Once upon a time", "One day,", "There was a little")
     """What the sample stories begin with."""
     sample_tokens: int = Field(150, ge=1)
     """Length of a sample story (tokens)."""
+    hang_timeout_minutes: float = Field(20.0, ge=0)
+    """How long a rank may stand still before all are ended, with the stacks of their threads (minutes); 0: for ever.
+    A save and the first step, with what it compiles, must fit in. Below parallel.timeout_minutes, so that there are
+    stacks before a collective gives up."""
 
 
 class ParallelConfig(Section):
@@ -108,6 +124,16 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(0, ge=0)
     """Steps between two checkpoints (optimizer steps); 0: only the last step."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in memory; false: training waits. The last is always waited for."""
+    keep_last: int | None = Field(None, ge=1)
+    """Newest checkpoints that are kept when another has been written (checkpoints); null: all of them."""
+    keep_every_steps: int = Field(0, ge=0)
+    """With keep_last: also keep those of every so many steps (optimizer steps); 0: none."""
+    keep_best: int = Field(1, ge=0)
+    """With keep_last: also keep those of the lowest val_bpb, of all that a validation fell on (checkpoints)."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """When one cannot be written: stop with exit code 2, or warn and train on. If it is the last: always stop."""
 
 
 class TrackingConfig(Section):

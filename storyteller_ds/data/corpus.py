@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.shards import VERSION as SHARD_VERSION
 from storyteller_ds.data.shards import TokenStream, open_shard, write_shards
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import DataError
+from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal_of
 
 FORMAT = 1
 """Raise it whenever the same text would give other tokens."""
@@ -42,7 +44,8 @@ def _key(run: RunConfig, sources: Sources) -> str:
     tokenizer = run.tokenizer
     given = _given_tokenizer(run)
     tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}"
-    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokens)
+    # How shards are written is no part of the fingerprint: their tokens are the same, and old runs continue.
+    parts = (FORMAT, SHARD_VERSION, sources.train.fingerprint, sources.validation.fingerprint, tokens)
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]
 
 
@@ -91,17 +94,20 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
     """
     folder = _cache(run) / key
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        names = [index[split]["shards"] for split in ("train", "validation")]
+        index = read_json(folder / _INDEX)
+        if not isinstance(index, dict) or index.get("seal") != seal_of(index):
+            raise UntrustedFileError(f"{folder / _INDEX}: changed since it was written")
+        shards = [[inside(folder, name) for name in index[split]["shards"]] for split in ("train", "validation")]
+        tokenizer = load_tokenizer(inside(folder, _TOKENIZER))
         fingerprint: str = index["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"the prepared corpus {folder} is damaged ({_INDEX}: {error}); remove the folder and run again"
-        ) from None
+        if tokenizer.fingerprint != index["tokenizer"] or not all(shards):
+            raise UntrustedFileError(f"{folder / _TOKENIZER}: not the tokenizer of these shards")
+    except (UntrustedFileError, OSError, KeyError, TypeError) as error:
+        raise DataError(f"the prepared corpus {folder} is damaged ({error}); remove the folder and run again") from None
     train, validation = (
-        TokenStream([open_shard(folder / name, run.tokenizer.vocab_size) for name in split]) for split in names
+        TokenStream([open_shard(path, run.tokenizer.vocab_size) for path in split]) for split in shards
     )
-    return Corpus(load_tokenizer(folder / _TOKENIZER), train, validation, fingerprint)
+    return Corpus(tokenizer, train, validation, fingerprint)
 
 
 def _make(run: RunConfig, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
@@ -115,6 +121,8 @@ def _make(run: RunConfig, sources: Sources, folder: Path, say: Callable[[str], N
         index[split] = {"source": source.name} | _write_split(folder, split, source, tokenizer, run)
     parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
     index["fingerprint"] = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+    index["tokenizer"] = tokenizer.fingerprint
+    index["seal"] = seal_of(index)
     write_atomically(folder / _TOKENIZER, tokenizer.to_json())
     write_atomically(folder / _INDEX, json.dumps(index, indent=2) + "\n")
 

@@ -1,8 +1,10 @@
 """Token ids on disk, mapped into memory: a 64-byte header, then the ids in little-endian order.
 
-bytes 0-7 magic, 8-11 format version, 12-15 bytes per id, 16-23 number of ids, 24-31 vocabulary size
+bytes 0-7 magic, 8-11 format version, 12-15 bytes per id, 16-23 number of ids, 24-31 vocabulary size,
+32-63 sha256 of bytes 0-31 and of the ids
 """
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -13,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyteller_ds.errors import DataError
+from storyteller_ds.untrusted import UntrustedFileError, open_regular
 
 MAGIC = b"STORYTOK"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
 _HEADER = struct.Struct("<8sIIQQ")
 _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -42,8 +45,12 @@ def write_shards(
     def flush() -> None:
         nonlocal size
         name = f"{split}-{len(names):05d}.tokens"
+        header = _HEADER.pack(MAGIC, VERSION, dtype.itemsize, size, vocab_size)
+        digest = hashlib.sha256(header)
+        for ids in pending:
+            digest.update(ids.data)
         with (folder / name).open("wb") as file:
-            file.write(_HEADER.pack(MAGIC, VERSION, dtype.itemsize, size, vocab_size).ljust(HEADER_BYTES, b"\0"))
+            file.write(header + digest.digest())
             for ids in pending:
                 file.write(ids.tobytes())
             file.flush()
@@ -63,7 +70,7 @@ def write_shards(
 
 
 def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
-    """The ids of a shard, memory-mapped and read-only, after checking header, length and every id.
+    """The ids of a shard, memory-mapped and read-only, after checking header, length, checksum and every id.
 
     Args:
         path: the shard.
@@ -74,9 +81,11 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
     """
     mend = f"remove the folder {path.parent} and run again to make it anew"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = file.read(HEADER_BYTES)
-        file_bytes = path.stat().st_size
+            file_bytes = os.fstat(file.fileno()).st_size
+    except UntrustedFileError as error:
+        raise DataError(f"token shard {error}; {mend}") from None
     except OSError as error:
         raise DataError(f"token shard {path} cannot be read: {error.strerror}; {mend}") from None
     if len(header) < HEADER_BYTES or header[:8] != MAGIC:
@@ -91,8 +100,10 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
     if count == 0:
         raise DataError(f"token shard {path} is empty; {mend}")
     ids: NDArray[Any] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
+    digest = hashlib.sha256(header[: _HEADER.size])
     for start in range(0, count, _CHECK_CHUNK):
         chunk = ids[start : start + _CHECK_CHUNK]
+        digest.update(chunk.data)
         highest = int(chunk.max())
         if highest >= vocab_size:
             position = start + int(chunk.argmax())
@@ -100,6 +111,8 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
                 f"token shard {path} has the id {highest} at position {position}, beyond the vocabulary of "
                 f"{vocab_size} (written for {written_vocab}); {mend}, or raise tokenizer.vocab_size"
             )
+    if digest.digest() != header[_HEADER.size :]:
+        raise DataError(f"token shard {path} is damaged, its checksum is another; {mend}")
     return ids
 
 

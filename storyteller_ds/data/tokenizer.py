@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -11,10 +12,13 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.errors import DataError
+from storyteller_ds.untrusted import UntrustedFileError, parse_json, read_text, refuse_pickle
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 BYTES = 256
+FILE_BYTES = 1 << 26
+"""Largest tokenizer.json that is read (bytes); those of 250,000 tokens have half of it."""
 
 
 class Tokenizer:
@@ -28,16 +32,15 @@ class Tokenizer:
         self._inner = inner
         # Text that happens to contain "<|endoftext|>" is text.
         self._inner.encode_special_tokens = True
+        # A corpus is neither cut nor filled up, whatever the file was made for.
+        self._inner.no_truncation()
+        self._inner.no_padding()
         end = inner.token_to_id(END_OF_TEXT)
         if end is None:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token; add it as a special token")
         self.end_of_text: int = end
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens; ids are below it."""
-        size: int = self._inner.get_vocab_size(with_added_tokens=True)
-        return size
+        self.vocab_size = 1 + max(inner.get_vocab(with_added_tokens=True).values())
+        """All ids are below it; the number of tokens, where none of the ids between is left out."""
 
     @property
     def fingerprint(self) -> str:
@@ -86,13 +89,32 @@ def load_tokenizer(path: Path) -> Tokenizer:
         DataError: the file is missing or not a tokenizer.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        refuse_pickle(path)
+        text = read_text(path, FILE_BYTES)
+        _refuse_precompiled(parse_json(text, str(path)), path)
+    except OSError as error:
         raise DataError(f"tokenizer {path} cannot be read: {error}; check tokenizer.path") from None
+    except UntrustedFileError as error:
+        raise DataError(f"{error}, so it is not a tokenizer.json; check tokenizer.path, or train a new one") from None
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_str(text))
-    except Exception as error:  # the library raises plain Exception for a bad file
-        raise DataError(f"{path} is not a tokenizer.json ({str(error).splitlines()[0]}); train a new one") from None
+        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(text))
+        tokenizer.decode(tokenizer.encode("Once upon a time"))  # what is wrong with some shows only then
+    except BaseException as error:
+        # The library raises plain Exception for a bad file, and on some the exception of a Rust panic.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} is not a tokenizer.json ({reason}); train a new one") from None
+    return tokenizer
+
+
+def _refuse_precompiled(value: Any, path: Path) -> None:
+    """The library panics, and says so on stderr, on a damaged table of a Precompiled normalizer."""
+    if isinstance(value, dict) and value.get("type") == "Precompiled":
+        raise UntrustedFileError(f"{path}: its normalizer is Precompiled, which is not supported")
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(child, dict | list):
+            _refuse_precompiled(child, path)
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:

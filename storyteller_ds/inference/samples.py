@@ -11,6 +11,7 @@ from storyteller_ds.inference.generate import generate_ids, prompt_ids
 from storyteller_ds.inference.sampling import SamplingConfig
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.run_folder import written_record
 from storyteller_ds.train.state import TrainState
 
 _SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
@@ -48,11 +49,12 @@ class SampleHook(Hook):
         """Drop the sections beyond the step that training goes on from."""
         if not (self.engine.world.is_main and self.path.exists()):
             return
-        text = self.path.read_text(encoding="utf-8")
-        for section in _SECTION.finditer(text):
-            if int(section[1]) > state.step:
-                write_atomically(self.path, text[: section.start()])
-                return
+        with written_record(self.path):
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            for section in _SECTION.finditer(text):
+                if int(section[1]) > state.step:
+                    write_atomically(self.path, text[: section.start()])
+                    return
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Tell stories if it is time."""
@@ -66,7 +68,7 @@ class SampleHook(Hook):
         decoder.train(was_training)
         if self.engine.world.is_main:
             stories = "\n\n".join(f"> {story.replace(chr(10), chr(10) + '> ')}" for story in told)
-            with self.path.open("a", encoding="utf-8") as file:
+            with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(f"## Step {state.step}\n\n{stories}\n\n")
 
     def _story(self, prompt: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
 from storyteller_ds.parallel.deepspeed_json import as_user_error, held_dtype, import_deepspeed, passed_json
 from storyteller_ds.parallel.engine import LossScale, StateTensor, StepResult
+from storyteller_ds.parallel.finite_steps import FiniteSteps
 from storyteller_ds.parallel.nvme import swaps_weights, with_nvme_settings
 from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 from storyteller_ds.parallel.plan import ParallelPlan
@@ -83,6 +85,7 @@ class DeepSpeedEngine:
         if self.stacks:
             lay_out_muon(self.optimizer, self.stage, self.stacks, device)
         self.state = zero_state(self.optimizer, self.stage)
+        self.finite_steps = FiniteSteps(self.optimizer, self.stage) if self.stage else None
         self.ep_group = deepspeed.utils.groups._get_expert_parallel_group_dict().get(f"ep_size_{plan.ep_size}")
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -91,7 +94,7 @@ class DeepSpeedEngine:
         targets = steps.count_targets(self.world, micro_batches, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        stats, grad_norm = [], 0.0
+        stats = []
         for number, batch in enumerate(micro_batches, start=1):
             with self.autocast:
                 share, one = self.engine(
@@ -99,14 +102,22 @@ class DeepSpeedEngine:
                 )
             # DeepSpeed takes the mean over ranks and micro-steps; our shares are to be added up.
             self.engine.backward(share * (self.world.size * len(micro_batches)))
-            if self.stage == 0 and number == len(micro_batches):
-                grad_norm = self._clip_gradients()
-            self.engine.step()
             stats.append(one)
-        if self.stage:
+            if number < len(micro_batches):
+                self.engine.step()  # counts the pass
+        loss = steps.mean_loss(stats, targets)
+        if self.finite_steps is None:
+            grad_norm = self._clip_gradients()
+            skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
+            if skipped:
+                # AdamW and Muon leave alone what has no gradient.
+                self.engine.zero_grad()
+            self.engine.step()
+            non_finite = steps.cause_of_skip(loss, False) if skipped else None
+        else:
+            skipped, non_finite = self.finite_steps.step(self.engine, loss)
             grad_norm = float(self.engine.get_global_grad_norm())
-        skipped = self.loss_scale is not None and self.optimizer.overflow
-        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats), skipped)
+        return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""

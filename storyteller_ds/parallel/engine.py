@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,11 +40,13 @@ class StepResult:
     loss: float
     """Mean negative log-likelihood of the global batch (nats per token), router losses not included."""
     grad_norm: float
-    """Norm of the whole gradient before clipping."""
+    """Norm of the whole gradient before clipping; means nothing if the step was skipped."""
     router: RouterMetrics | None
     """None for a dense model."""
     skipped: bool = False
-    """fp16 only: the scaled gradient overflowed, so no weight was changed, and grad_norm means nothing."""
+    """No weight and no moment was changed, on no rank: the scaled gradient of fp16 overflowed, or see non_finite."""
+    non_finite: Literal["loss", "gradient"] | None = None
+    """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would mend."""
 
 
 class LossScale(NamedTuple):
@@ -80,7 +82,10 @@ class Engine(Protocol):
         """None where the loss is not scaled, that is, except in fp16."""
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """One optimizer step over this rank's part of the global batch."""
+        """One optimizer step over this rank's part of the global batch.
+
+        All ranks agree that loss and gradient are finite before any changes a weight; else the step is skipped.
+        """
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""

@@ -58,13 +58,18 @@ class SingleEngine:
             stats.append(one)
         self.scaler.unscale_(self.optimizer)
         grad_norm = steps.clip_gradients(self.decoder, self.run.optimizer.grad_clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        loss, scale = steps.mean_loss(stats, targets), self.scaler.get_scale()
+        skipped = not math.isfinite(loss) or not math.isfinite(grad_norm)
+        lower = self.scaler.is_enabled() and scale > steps.LOWEST_LOSS_SCALE
+        non_finite = steps.cause_of_skip(loss, lower) if skipped else None
+        if not skipped:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.scaler.step(self.optimizer)
+        # A scale is not at fault where the loss itself is not finite; given one, the scaler keeps its count too.
+        self.scaler.update(scale if non_finite and self.scaler.is_enabled() else None)
         self.optimizer.zero_grad(set_to_none=True)
-        skipped = self.scaler.is_enabled() and not math.isfinite(grad_norm)
-        return StepResult(steps.mean_loss(stats, targets), grad_norm, steps.router_metrics(stats), skipped)
+        return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
 
     @property
     def loss_scale(self) -> LossScale | None:

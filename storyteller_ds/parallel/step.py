@@ -1,6 +1,8 @@
 """The parts of an optimizer step that are the same for every engine."""
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,22 @@ def router_metrics(stats: Sequence[MicroStepStats]) -> RouterMetrics | None:
         balance_loss=mean("balance_L"),
         z_loss=mean("z_L"),
     )
+
+
+LOWEST_LOSS_SCALE = 1.0
+"""Under it, fp16 would not help small gradients but lose them: an overflow at this scale is one of the gradient."""
+
+
+def cause_of_skip(loss: float, scale_can_fall: bool) -> Literal["loss", "gradient"] | None:
+    """What was not finite in a step that was skipped; None for an overflow that a lower loss scale mends.
+
+    Args:
+        loss: mean negative log-likelihood of the global batch, the same on every rank.
+        scale_can_fall: whether the loss was scaled, and by more than the least.
+    """
+    if not math.isfinite(loss):
+        return "loss"
+    return None if scale_can_fall else "gradient"
 
 
 def squared_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -22,11 +22,14 @@ from storyteller_ds.errors import ConfigError, StorytellerError, UserError
 from storyteller_ds.supervision import child
 from storyteller_ds.supervision.ports import free_port as free_port
 from storyteller_ds.supervision.ports import listener_on
+from storyteller_ds.supervision.progress import make_progress
 from storyteller_ds.supervision.ranks import Ranks, slurm_rendezvous, started_by_srun
 
 T = TypeVar("T")
 
 SECONDS_FOR_TORCH_TO_GIVE_UP = 10
+_LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
+"""In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
 
 _connected_before = False
 
@@ -118,6 +121,7 @@ class World(Ranks):
         if self.size > 1:
             outcomes = [None] * self.size
             dist.all_gather_object(outcomes, mine)
+        make_progress()
         for failure, _ in outcomes:
             if failure is not None:
                 raise failure
@@ -137,6 +141,7 @@ class World(Ranks):
         """Sum over all ranks, in place; returns its argument."""
         if self.size > 1:
             dist.all_reduce(tensor)
+        make_progress()
         return tensor
 
     def wait_to_be_ended(self, seconds: int) -> None:
@@ -146,6 +151,15 @@ class World(Ranks):
         read rank 0's message. Does not return if it is ended: rank 0 has spoken for it.
         """
         if self.size > 1 and not self.is_main and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
+            os._exit(128 + signal.SIGTERM)
+
+    def wait_if_peer_lost(self, error: RuntimeError, seconds: int) -> None:
+        """Where a collective has failed because another rank is gone, give the supervisors time to end this one.
+
+        They have heard of it too, and say who is lost; a traceback of this rank would only be an echo of that.
+        """
+        lost = self.size > 1 and any(words in str(error) for words in _LOST_PEER)
+        if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from storyteller_ds.supervision.lifeline import Address
+from storyteller_ds.supervision.progress import make_progress
 
 _pipe: int | None = None
 _hub: Address | None = None
@@ -42,7 +43,17 @@ def join_lifeline(hub: Address | None) -> None:
 
 def report_step(step: int) -> None:
     """Say how many optimizer steps are done, for the line about a lost rank."""
+    make_progress()
     _say({"step": step})
+
+
+def announce(**handled: bool) -> None:
+    """Say what signals mean here.
+
+    Args:
+        handled: listens: this process has handlers for them; saves: it finishes the step and saves before it ends.
+    """
+    _say(handled)
 
 
 @contextlib.contextmanager

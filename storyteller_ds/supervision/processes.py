@@ -42,6 +42,11 @@ class Process:
         return fields[19:20] == self._started and fields[:1] not in ([], ["Z"], ["X"])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger holds the process."""
+    return _status(pid)[:1] in (["T"], ["t"])
+
+
 def deepspeed_runner(launcher: int) -> Process | None:
     """The `deepspeed` command that has started this launcher: the process above it, or, on the machine from which a
     run of several was started, the one above the pdsh that reaches them; None if there is none here.

@@ -11,14 +11,25 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from storyteller_ds.errors import EXIT_USER_ERROR
+from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from storyteller_ds.supervision import child
 from storyteller_ds.supervision.lifeline import Address, Hub, Loss, Spoke, as_message
-from storyteller_ds.supervision.processes import ON_LINUX, Process, deepspeed_runner, signal_at_death_of_parent
+from storyteller_ds.supervision.processes import (
+    ON_LINUX,
+    Process,
+    deepspeed_runner,
+    is_stopped,
+    signal_at_death_of_parent,
+)
 from storyteller_ds.supervision.ranks import Ranks
 
 GRACE_S = 20
 """From SIGTERM to SIGKILL; under the 30 s after which launchers kill the supervisor itself."""
+SAVE_S = 600
+"""The same for a child that finishes its step and saves (train/interruption.py), if its launcher lets it; one that
+hangs is ended earlier by its watchdog."""
+ONE_EVENT_S = 2.0
+"""Signals within this time are one and the same: a launcher sends some of them twice."""
 FOLLOW_S = 25
 """How long after another rank's orderly end with an exit code that is not 0 this one may go on; longer than
 rank 0 is given to speak (cli/train.py)."""
@@ -26,10 +37,10 @@ SETTLE_S = 1.0
 TICK_S = 0.5
 EXIT_PEER_LOST = 1
 
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _TO_END = (signal.SIGTERM, signal.SIGINT)
 _LAUNCHER_GONE = signal.SIGUSR2
-_WATCHED = (signal.SIGCHLD, *_FORWARDED, signal.SIGINT, _LAUNCHER_GONE)
+_WATCHED = (signal.SIGCHLD, *_FORWARDED, _LAUNCHER_GONE)
 _AMBIGUOUS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
 """A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer
 is gone: a child that died of these has not told why, but within SETTLE_S somebody does."""
@@ -87,8 +98,12 @@ class Supervisor:
         self.status: int | None = None
         """How the child ended: its exit code, or minus the number of a signal."""
         self.settled_at = 0.0
-        self.asked_to_end = False
-        """A launcher or a person has sent a signal: what follows is no surprise."""
+        self.signals: set[int] = set()
+        """What a launcher or a person has sent so far."""
+        self.asked_at: float | None = None
+        """When the first of them that asks to end came: what follows is no surprise."""
+        self.listens, self.saves = False, False
+        """What the child does with signals (child.announce)."""
         self.loss: Loss | None = None
         self.deadline: float | None = None
         """When the child gets SIGKILL."""
@@ -142,9 +157,16 @@ class Supervisor:
         self.lost(loss)
 
     def ending(self, code: int) -> None:
-        """Some rank has ended by itself: it has said why, and this one should soon end as well."""
-        if self.deadline is None:
-            self.code_of_others, self.deadline = code, time.monotonic() + FOLLOW_S
+        """Some rank has ended by itself: it has said why, and this one should soon end as well.
+
+        At once, where that one did not wait either (128 + a signal), or where this one cannot do anything.
+        """
+        if self.code_of_others is None:
+            self.code_of_others = code
+        stopped = self.status is None and is_stopped(self.training)
+        if stopped:
+            self._speak(f"rank {self.ranks.rank} on {self.host} is stopped (SIGSTOP or a debugger), and is killed")
+        self._end_within(SETTLE_S if stopped or code >= 128 else FOLLOW_S)
 
     def _exit_code(self) -> int | None:
         """With which this process must end now; None: go on."""
@@ -157,7 +179,9 @@ class Supervisor:
             self.settled_at = time.monotonic() + (SETTLE_S if -self.status in _AMBIGUOUS else 0)
         if self.status >= 0:
             return self.status
-        if self.asked_to_end or (self.loss is not None and self.loss.orderly):
+        if not self.listens and -self.status in {*self.signals} - {signal.SIGINT}:
+            return EXIT_INTERRUPTED  # while it was still starting
+        if self.code_of_others is None and (self.asked_at is not None or (self.loss is not None and self.loss.orderly)):
             return 128 - self.status
         if self.loss is not None:
             return EXIT_PEER_LOST
@@ -171,7 +195,7 @@ class Supervisor:
         return 128 - self.status
 
     def _look_at_launcher(self) -> None:
-        if self.loss is not None or self.asked_to_end:
+        if self.loss is not None or self.asked_at is not None:
             return
         if os.getppid() != self.launcher:
             # The deepspeed command would call this a success. The kernel has woken both of us at this moment, but
@@ -197,8 +221,12 @@ class Supervisor:
 
     def _end_child(self, number: int) -> None:
         self._kill(number)
-        if self.deadline is None:
-            self.deadline = time.monotonic() + GRACE_S
+        self._end_within(SAVE_S if self.saves else GRACE_S)
+
+    def _end_within(self, seconds: float) -> None:
+        """SIGKILL for the child after this time, or after what was set before, if that is earlier."""
+        deadline = time.monotonic() + seconds
+        self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
 
     def _kill(self, number: int) -> None:
         if self.status is None:  # not yet waited for: the number is still its own
@@ -218,13 +246,21 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
 
     def _on_signals(self, numbers: bytes) -> None:
-        for number in set(numbers):
-            if number in _FORWARDED:
+        for number in {*numbers} & {*_FORWARDED}:
+            self.signals.add(number)
+            # A terminal and most launchers send SIGINT to the group; without handlers one of it is enough.
+            if number != signal.SIGINT or self.listens:
                 self._kill(number)
-            # SIGINT is not: it comes from a terminal, or from a launcher to the group, and the child has it too.
-            if number in _TO_END and not self.asked_to_end:
-                self.asked_to_end = True
-                self.deadline = time.monotonic() + GRACE_S
+            if number in _TO_END:
+                self._asked_to_end()
+
+    def _asked_to_end(self) -> None:
+        now = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = now
+            self._end_within(SAVE_S if self.saves else GRACE_S)
+        elif now - self.asked_at >= ONE_EVENT_S:
+            self._end_within(SETTLE_S)  # a second time: the child leaves at once by itself, if it can
 
     def _read_reports(self) -> None:
         data = b""
@@ -236,6 +272,7 @@ class Supervisor:
         for line in lines:
             message = json.loads(line)
             self.step = message.get("step", self.step)
+            self.listens, self.saves = message.get("listens", self.listens), message.get("saves", self.saves)
             if "wait_s" in message:
                 seconds, self.complaint = message["wait_s"], message.get("complaint", "")
                 self.wait_ends = None if seconds is None else time.monotonic() + seconds

@@ -26,6 +26,23 @@ TINY_RUN = (
     "train.global_batch_size=8",
 )
 """Overrides of the quickstart preset with which a step takes milliseconds."""
+SMALLEST_RUN = (
+    "model.hidden_size=16",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.intermediate_size=16",
+    "data.sequence_length=8",
+    "data.validation_fraction=0.3",
+    "tokenizer.kind=char",
+    "tokenizer.vocab_size=64",
+    "train.global_batch_size=2",
+    "train.max_steps=1",
+    "train.sample_prompts=[a]",
+    "tracking.wandb=disabled",
+    "parallel.device=cpu",
+)
+"""Overrides for one step on one device, of a text of a few lines."""
 
 
 class Outcome(NamedTuple):
@@ -45,9 +62,11 @@ def run_command(command: list[str], timeout_s: float, env: dict[str, str] | None
     process = start_command(command, env)
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:  # also the test's own time limit, or Ctrl-C
         os.killpg(process.pid, signal.SIGKILL)
         stdout, stderr = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         raise TimeoutError(f"{command} took over {timeout_s} s\n{stdout}\n{stderr}") from None
     return Outcome(process.returncode, stdout, stderr)
 

@@ -24,5 +24,8 @@ class Hook:
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """After every optimizer step and its validation; `last`: the run ends here."""
 
+    def on_interrupt(self, state: TrainState) -> None:
+        """After the last of these steps, when a signal ends the run early: what must not be lost is saved now."""
+
     def on_end(self, exit_code: int) -> None:
         """When the loop has ended, also by an exception."""

@@ -9,12 +9,17 @@ import torch
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import TrainBatches, ValidationBatches
-from storyteller_ds.errors import EXIT_DONE, EXIT_TRAINING_STOPPED, TrainingStopped
+from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.parallel.engine import Engine, LossScale, StepResult
+from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook, Record
+from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.schedule import learning_rate
 from storyteller_ds.train.state import TrainState
 from storyteller_ds.train.validation import validate
+
+COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")
+"""What every train line says of the state: see TrainState."""
 
 
 def train(
@@ -24,12 +29,15 @@ def train(
     validation: ValidationBatches,
     state: TrainState,
     hooks: Sequence[Hook],
+    anomalies: Anomalies,
     clock: Callable[[], float] = time.monotonic,
+    interruption: Interruption | None = None,
 ) -> TrainState:
     """Train until max_steps, max_minutes or an early stop; called by every rank.
 
     Raises:
-        TrainingStopped: the loss or the gradient is not finite.
+        InterruptedAfterSave: a signal has asked for it.
+        TrainingStopped: loss or gradient were not finite too often, or the validation loss is not.
     """
     exit_code, began, last = EXIT_TRAINING_STOPPED, clock(), False
     try:
@@ -41,13 +49,14 @@ def train(
             result = engine.train_step(batches.step(state.samples), lr)
             samples = run.train.global_batch_size
             state = state.after_step(samples, samples * run.data.sequence_length, result.skipped)
-            _check_finite("loss", result.loss, state.step)
-            if not result.skipped:
-                _check_finite("gradient norm", result.grad_norm, state.step)
+            state, too_bad = anomalies.observe(state, result)
             if state.step % run.train.log_every_steps == 0:
                 record = _train_record(run, state, result, engine.loss_scale, lr, clock() - started)
                 for hook in hooks:
                     hook.on_train(record)
+            if too_bad is not None:
+                state = anomalies.go_back(state, too_bad)
+                continue
             last = state.step == run.train.max_steps or _out_of_time(run, engine, clock() - began)
             if last or _due(state.step, run.train.eval_every_steps):
                 state, record, stop = _evaluate(run, engine, validation, state, last)
@@ -56,6 +65,11 @@ def train(
                     hook.on_eval(record)
             for hook in hooks:
                 hook.on_step_end(state, last)
+            if interruption is not None and not last and interruption.agreed(engine.world, engine.device):
+                for hook in hooks:
+                    hook.on_interrupt(state)
+                exit_code = EXIT_INTERRUPTED
+                raise interruption.after_save(state.step)
         exit_code = EXIT_DONE
     finally:
         for hook in hooks:
@@ -68,12 +82,16 @@ def _evaluate(
 ) -> tuple[TrainState, Record, bool]:
     """Validate; the last time on the whole text. Also says whether patience has run out."""
     scores = validate(engine, validation, None if last else run.train.eval_batches)
-    _check_finite("validation loss", scores["val_loss"], state.step)
+    if not math.isfinite(scores["val_loss"]):
+        raise TrainingStopped(
+            f"the validation loss of step {state.step} is {scores['val_loss']}; lower optimizer.lr or raise "
+            "schedule.warmup_steps, and run again to continue from the last checkpoint"
+        )
     after = state.after_eval(scores["val_loss"])
     stop = out_of_patience(run, after)
     if stop and not last and run.train.eval_batches is not None:
         scores = validate(engine, validation, None)
-    return after, {"step": state.step, "tokens": state.tokens, **scores}, stop
+    return after, {"step": state.step, "tokens": state.tokens, **scores, "undone_steps": state.undone_steps}, stop
 
 
 def out_of_patience(run: RunConfig, state: TrainState) -> bool:
@@ -93,20 +111,14 @@ def _train_record(
         **(dataclasses.asdict(result.router) if result.router else {}),
         "tokens_per_s": run.train.global_batch_size * run.data.sequence_length / seconds,
         "step_time_s": seconds,
+        **{name: getattr(state, name) for name in COUNTS},
     }
     if scale is not None:
-        record |= {"loss_scale": scale.scale, "skipped_steps": state.skipped_steps}
+        record["loss_scale"] = scale.scale
     if torch.cuda.is_available():
         record["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
-    return record
-
-
-def _check_finite(name: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingStopped(
-            f"the {name} of step {step} is {value}; lower optimizer.lr or raise schedule.warmup_steps, "
-            "and run again to continue from the last checkpoint"
-        )
+    # JSON has no word for what is not finite.
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
 
 
 def _out_of_time(run: RunConfig, engine: Engine, seconds: float) -> bool:

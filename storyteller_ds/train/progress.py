@@ -65,7 +65,8 @@ class PlainProgress(Hook):
 
 def _train_note(record: Record) -> str:
     balance = f"  load cv {record['expert_load_cv']:.2f}" if "expert_load_cv" in record else ""
-    return f"loss {record['train_loss']:.3f}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tok/s{balance}"
+    loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
+    return f"loss {loss}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tok/s{balance}"
 
 
 def _eval_line(record: Record) -> str:

@@ -1,13 +1,19 @@
 """The output folder of a run: who may write to it, and what lies where."""
 
+import contextlib
 import fcntl
 import json
-from collections.abc import Mapping
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
+from storyteller_ds.untrusted import UntrustedFileError, read_json
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
@@ -17,7 +23,25 @@ CHECKPOINTS = "checkpoints"
 WANDB_RUN_ID = "wandb_run_id"
 """Key in config.json: the run to go on with after a resume."""
 _LOCK = ".lock"
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Not through a link, and without waiting for the reader of a FIFO: the folder may come from a stranger."""
 _RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS)
+
+
+@contextlib.contextmanager
+def written_record(path: Path) -> Iterator[None]:
+    """Around the writing of a record: what the disk refuses there is no bug of ours.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written: {error.strerror or error}; the checkpoints so far are untouched; "
+            "mend the disk and run again"
+        ) from error
 
 
 class RunFolder:
@@ -29,9 +53,12 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        for name in (METRICS, SAMPLES, CONFIG, TOKENIZER):
+            if (path / name).is_symlink():
+                raise UserError(f"{path / name} is a link, and would be written through; remove it")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (path / _LOCK).open("w")
+            self._lock: IO[str] = os.fdopen(os.open(path / _LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"output folder {path} cannot be used: {error.strerror}; choose another --output_dir"
@@ -39,26 +66,70 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another run is writing to {path}; wait for it, or choose another --output_dir") from None
+            raise UserError(
+                f"another run is writing to {path}{self._holder()}; wait for it, or choose another --output_dir"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"output folder {path} cannot be locked: {error.strerror}; choose another --output_dir, on a file "
+                "system with flock"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def _holder(self) -> str:
+        """Who has written its name into the lock file; the file may come from a stranger."""
+        try:
+            held_by = self._lock.read(200)
+        except (OSError, ValueError):
+            return ""
+        return f" ({held_by.strip()})" if re.fullmatch(r"pid \d+ on [\w.-]+\n", held_by) else ""
 
     def set_aside(self) -> Path | None:
-        """Move the records of an earlier run into previous-N, so that a new one starts clean; nothing is deleted."""
+        """Move the records of an earlier run into previous-N, so that a new one starts clean; nothing is deleted.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         present = [name for name in _RECORDS if (self.path / name).exists()]
-        if not present:
+        return self._aside(moved=present) if present else None
+
+    def set_aside_after(self, later_steps: Sequence[str]) -> Path | None:
+        """Likewise for a run that goes on from a step before these: their folders are moved, the records copied.
+
+        The records are then cut back to the step that the run goes on from. Its Weights & Biases run cannot be, so
+        another one begins.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        if not later_steps:
             return None
+        return self._aside(
+            moved=[CONFIG, *(f"{CHECKPOINTS}/{step}" for step in later_steps)], copied=(METRICS, SAMPLES)
+        )
+
+    def _aside(self, moved: Iterable[str], copied: Iterable[str] = ()) -> Path:
         taken = [path.name.removeprefix("previous-") for path in self.path.glob("previous-*")]
         number = 1 + max((int(name) for name in taken if name.isdigit()), default=0)
         aside = self.path / f"previous-{number}"
-        aside.mkdir()
-        for name in present:
-            (self.path / name).rename(aside / name)
+        with written_record(aside):
+            aside.mkdir()
+            for name in copied:
+                if (self.path / name).exists():
+                    shutil.copyfile(self.path / name, aside / name)
+            for name in moved:
+                if (self.path / name).exists():
+                    (aside / name).parent.mkdir(exist_ok=True)
+                    (self.path / name).rename(aside / name)
         return aside
 
     def wandb_run_id(self) -> str | None:
         """The Weights & Biases run that this folder's records went to so far, if any."""
         try:
-            value = json.loads((self.path / CONFIG).read_text(encoding="utf-8")).get(WANDB_RUN_ID)
-        except (OSError, ValueError, AttributeError):
+            value = read_json(self.path / CONFIG).get(WANDB_RUN_ID)
+        except (OSError, UntrustedFileError, AttributeError):
             return None
         return value if isinstance(value, str) else None
 

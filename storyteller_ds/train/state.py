@@ -20,12 +20,33 @@ class TrainState:
     evals_since_best: int = 0
     """Validations since then."""
     skipped_steps: int = 0
-    """Steps among them that changed no weight, because the fp16 gradient overflowed."""
+    """Steps among `step` that changed no weight: fp16's gradient overflowed, or loss or gradient was not finite."""
+    bad_steps: int = 0
+    """Steps so far whose loss or gradient was not finite, those that were undone included."""
+    bad_steps_in_a_row: int = 0
+    """The latest of them, up to this step."""
+    loss_spikes: int = 0
+    """Steps so far whose loss stood far above those before it, those that were undone included."""
+    recent_losses: tuple[float, ...] = ()
+    """Finite training losses of the latest steps (nats per token), oldest first; at most loss_spike_window."""
+    rollbacks: int = 0
+    """Times that the run went back to a checkpoint because of its numbers."""
+    undone_steps: int = 0
+    """Optimizer steps that these have undone; `step + undone_steps` never goes back."""
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples.
+        object.__setattr__(self, "recent_losses", tuple(self.recent_losses))
 
     @property
     def updates(self) -> int:
         """Times that the weights have changed."""
         return self.step - self.skipped_steps
+
+    @property
+    def attempts(self) -> int:
+        """Steps tried so far, undone ones included: what orders the records of a run."""
+        return self.step + self.undone_steps
 
     def after_step(self, samples: int, tokens: int, skipped: bool = False) -> "TrainState":
         """One optimizer step later."""
@@ -43,3 +64,20 @@ class TrainState:
         if is_best and math.isfinite(val_loss):
             return dataclasses.replace(self, best_val_loss=val_loss, evals_since_best=0)
         return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)
+
+    def after_rollback(self, checkpoint: "TrainState") -> "TrainState":
+        """Where a run goes on that was here and is put back to a checkpoint.
+
+        Steps go back, with the weights, the schedule and the validations. Samples and tokens do not: what was
+        seen since then stays skipped. Nor do the counts of what went wrong.
+        """
+        return dataclasses.replace(
+            checkpoint,
+            samples=self.samples,
+            tokens=self.tokens,
+            bad_steps=self.bad_steps,
+            bad_steps_in_a_row=0,
+            loss_spikes=self.loss_spikes,
+            rollbacks=self.rollbacks + 1,
+            undone_steps=self.undone_steps + self.step - checkpoint.step,
+        )

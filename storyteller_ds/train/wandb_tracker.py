@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from storyteller_ds.redaction import redacted
+
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 _Item = tuple[int, dict[str, object]] | int  # a record as (step, metrics), or at last the exit code
 
@@ -297,4 +299,4 @@ def _service_process() -> "subprocess.Popen[bytes] | None":
 
 
 def _one_line(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+    return textwrap.shorten(redacted(f"{type(error).__name__}: {error}"), 200)

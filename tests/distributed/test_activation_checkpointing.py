@@ -1,12 +1,14 @@
 """Recomputed blocks under expert parallelism: all ranks repeat the same exchanges, and nothing changes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from storyteller_ds.testing.distributed import TINY_RUN, run_command, torchrun_command
+from storyteller_ds.testing.distributed import TINY_RUN
 from storyteller_ds.testing.runs import read_metrics, read_state
+from storyteller_ds.testing.warm_machine import MainJob
 
 STEPS = 6
 RUN = (
@@ -25,15 +27,16 @@ RUN = (
 )
 
 
-def train(folder: Path, mode: str, *arguments: str) -> Path:
-    mode = f"model.activation_checkpointing={mode}"
-    outcome = run_command(torchrun_command(2, "zero2", "--output_dir", str(folder), *RUN, mode, *arguments), 240)
-    assert outcome.exit_code == 0, outcome.stderr
-    return folder
+@pytest.fixture(scope="module")
+def train(main_job: MainJob) -> Callable[..., Path]:
+    def run(folder: Path, mode: str, *arguments: str) -> Path:
+        return main_job(folder, 2, "zero2", *RUN, f"model.activation_checkpointing={mode}", *arguments)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("none"), "none")
 
 
@@ -45,10 +48,12 @@ def assert_same_bits(run: Path, plain: Path) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
-def test_two_ranks_that_share_experts_give_the_same_bits(plain: Path, tmp_path: Path):
+def test_two_ranks_that_share_experts_give_the_same_bits(train: Callable[..., Path], plain: Path, tmp_path: Path):
     assert_same_bits(train(tmp_path, "block"), plain)
 
 
-def test_also_selectively_and_when_a_run_changes_its_mind_half_way(plain: Path, tmp_path: Path):
+def test_also_selectively_and_when_a_run_changes_its_mind_half_way(
+    train: Callable[..., Path], plain: Path, tmp_path: Path
+):
     train(tmp_path, "block", f"train.max_steps={STEPS // 2}")
     assert_same_bits(train(tmp_path, "selective"), plain)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.certify.compare import relative_difference
-from storyteller_ds.testing.distributed import TINY_RUN, run_command, torchrun_command
+from storyteller_ds.testing.distributed import TINY_RUN
 from storyteller_ds.testing.runs import read_metrics, read_state
+from storyteller_ds.testing.warm_machine import MainJob
 
 STEPS = 12
 TOLERANCE = 1e-5
@@ -27,15 +28,9 @@ TOPOLOGIES = {
 }
 
 
-def train(folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
-    outcome = run_command(torchrun_command(ranks, ds_config, "--output_dir", str(folder), *RUN, *arguments), 240)
-    assert outcome.exit_code == 0, outcome.stderr
-    return folder
-
-
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("single"), 1, None)
+def single(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return main_job(tmp_path_factory.mktemp("single"), 1, None, *RUN)
 
 
 def assert_same_run(ours: Path, reference: Path) -> None:
@@ -52,19 +47,19 @@ def assert_same_run(ours: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_every_topology_agrees_with_one_device(name: str, single: Path, tmp_path: Path):
+def test_every_topology_agrees_with_one_device(name: str, single: Path, main_job: MainJob, tmp_path: Path):
     ranks, ds_config, ep_size = TOPOLOGIES[name]
-    assert_same_run(train(tmp_path, ranks, ds_config, ep_size), single)
+    assert_same_run(main_job(tmp_path, ranks, ds_config, *RUN, ep_size), single)
 
 
-def test_a_checkpoint_continues_on_another_topology(single: Path, tmp_path: Path):
+def test_a_checkpoint_continues_on_another_topology(single: Path, main_job: MainJob, tmp_path: Path):
     half = single / "checkpoints" / "step_00000006"
-    assert_same_run(train(tmp_path, 2, "zero1", "--resume", str(half)), single)
+    assert_same_run(main_job(tmp_path, 2, "zero1", *RUN, "--resume", str(half)), single)
 
 
-def test_it_is_not_adamw(single: Path, tmp_path: Path):
+def test_it_is_not_adamw(single: Path, main_job: MainJob, tmp_path: Path):
     """Without this the comparison could be of another optimizer; and its matrices have no second moment."""
-    adamw = train(tmp_path, 1, None, "optimizer.kind=adamw")
+    adamw = main_job(tmp_path, 1, None, *RUN, "optimizer.kind=adamw")
     hidden = "blocks.0.ffn.experts.gate_up_proj"
     ours, theirs = read_state(single, STEPS), read_state(adamw, STEPS)
     assert relative_difference(ours[hidden], theirs[hidden]) > 1e-2

@@ -7,6 +7,7 @@ import pytest
 from storyteller_ds.certify.compare import relative_difference
 from storyteller_ds.testing.distributed import DS_CONFIGS, run_command, torchrun_command
 from storyteller_ds.testing.runs import read_metrics, read_state
+from storyteller_ds.testing.warm_machine import MainJob
 
 STEPS = 20
 TOLERANCE = 1e-5
@@ -29,8 +30,6 @@ RUN = (
     "model.num_layers=2",
     "model.intermediate_size=96",
     "schedule.warmup_steps=5",
-    "tracking.wandb=disabled",
-    "--quiet",
 )
 # Every JSON of ds_configs/ is here, or in HALF_PRECISION, or has a test file of its own.
 TOPOLOGIES = {
@@ -53,22 +52,15 @@ HALF_PRECISION = {"zero2_fp16": (2, "zero2_fp16", "parallel.ep_size=2")}
 HALF_PRECISION_TOLERANCE = 2e-3
 
 
-def train(folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
-    command = torchrun_command(ranks, ds_config, "--output_dir", str(folder), *(arguments or RUN))
-    outcome = run_command(command, 240)
-    assert outcome.exit_code == 0, outcome.stderr
-    return folder
-
-
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("single"), 1, None)
+def single(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return main_job(tmp_path_factory.mktemp("single"), 1, None, *RUN)
 
 
 @pytest.fixture(scope="module", params=TOPOLOGIES)
-def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(request: pytest.FixtureRequest, main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks, ds_config, ep_size = TOPOLOGIES[request.param]
-    return train(tmp_path_factory.mktemp(request.param), ranks, ds_config, *RUN, ep_size)
+    return main_job(tmp_path_factory.mktemp(request.param), ranks, ds_config, *RUN, ep_size)
 
 
 def assert_close(a: float, b: float, what: str) -> None:
@@ -95,9 +87,11 @@ def test_weights_and_moments_agree_after_the_steps(single: Path, other: Path):
 
 
 @pytest.mark.parametrize("name", HALF_PRECISION)
-def test_losses_in_fp16_are_those_of_fp32_to_the_precision_of_fp16(name: str, single: Path, tmp_path: Path):
+def test_losses_in_fp16_are_those_of_fp32_to_the_precision_of_fp16(
+    name: str, single: Path, main_job: MainJob, tmp_path: Path
+):
     ranks, ds_config, ep_size = HALF_PRECISION[name]
-    lines = read_metrics(train(tmp_path, ranks, ds_config, *RUN, ep_size))
+    lines = read_metrics(main_job(tmp_path, ranks, ds_config, *RUN, ep_size))
     for line, expected in zip(lines, read_metrics(single), strict=True):
         for field in ("train_loss", "val_loss"):
             if field in expected:
@@ -113,11 +107,14 @@ def test_every_json_is_tried():
 
 
 def test_the_main_job_is_the_same_on_one_process_and_on_two_ranks(tmp_path: Path):
-    """Losses of every step and weights after the last; a token whose second and third expert tie in the last
-    bit may go to the other one here, and is seen in that step's gradient norm, so that is not compared.
+    """As a user starts it: losses of every step and weights after the last. A token whose second and third expert tie
+    in the last bit may go to the other one here, and is seen in that step's gradient norm, so that is not compared.
     """
-    one = train(tmp_path / "one", 1, None, *PRESET)
-    two = train(tmp_path / "two", 2, "zero2", *PRESET, "parallel.ep_size=2")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, ranks, ds_config in ((one, 1, None), (two, 2, "zero2")):
+        command = torchrun_command(ranks, ds_config, "--output_dir", str(folder), *PRESET)
+        outcome = run_command([*command, *(["parallel.ep_size=2"] if ds_config else [])], 240)
+        assert outcome.exit_code == 0, outcome.stderr
     for line, expected in zip(read_metrics(two), read_metrics(one), strict=True):
         for field in ("train_loss", "val_loss"):
             if field in expected:
@@ -128,7 +125,7 @@ def test_the_main_job_is_the_same_on_one_process_and_on_two_ranks(tmp_path: Path
             assert relative_difference(ours[name], tensor) <= TOLERANCE, name
 
 
-def test_another_seed_does_not_agree(single: Path, tmp_path: Path):
+def test_another_seed_does_not_agree(single: Path, main_job: MainJob, tmp_path: Path):
     """Without this the comparison could be of nothing."""
-    other = read_metrics(train(tmp_path, 1, None, *RUN, "seed=1"))
+    other = read_metrics(main_job(tmp_path, 1, None, *RUN, "seed=1"))
     assert abs(other[0]["train_loss"] - read_metrics(single)[0]["train_loss"]) > 100 * TOLERANCE

@@ -8,8 +8,9 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,9 +75,20 @@ VICTIMS: dict[str, tuple[Callable[[MarkedRun], int], str]] = {
     "launcher": (lambda run: run.launcher(0).pid, loss_of("[01]") + "its launcher .* is gone"),
     "command": (lambda run: run.commands[0].pid, loss_of("[01]") + "(its launcher|the deepspeed command) .* is gone"),
 }
+# All ranks are still there, and do not go without having saved.
+ALL_RANKS_LEFT = ("launcher", "command")
+SAVED = ["storyteller: interrupted by SIGTERM; saved step N; run again to continue"]
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
+# Of the others each needs a quarter of a minute; `make test-faults` does them too.
+QUICK = ("training process of rank 1", "command")
+
+
+def all_but_quick_are_faults(victims: Iterable[str]) -> list[Any]:
+    return [victim if victim in QUICK else pytest.param(victim, marks=pytest.mark.faults) for victim in victims]
+
+
+@pytest.mark.parametrize("victim", all_but_quick_are_faults(VICTIMS))
 def test_killed_under_deepspeed(victim: str, tmp_path: Path):
     find, line = VICTIMS[victim]
     with marked_run() as run:
@@ -85,11 +97,12 @@ def test_killed_under_deepspeed(victim: str, tmp_path: Path):
         assert len(run.members()) == 6  # control: the command, its launcher, two supervisors, two that train
         codes, said = killed(run, find(run))
     assert codes[0] != 0
-    assert len(lines(said)) == 1, said
-    assert re.match(line, lines(said)[0]), said
+    first, *rest = lines(said)
+    assert re.match(line, first), said
+    assert [re.sub(r"\d+", "N", text) for text in rest] == (SAVED if victim in ALL_RANKS_LEFT else []), said
 
 
-@pytest.mark.parametrize("victim", ["training process of rank 1", "supervisor of rank 0", "command"])
+@pytest.mark.parametrize("victim", all_but_quick_are_faults(["supervisor of rank 0", "command"]))
 def test_killed_under_torchrun(victim: str, tmp_path: Path):
     find, line = VICTIMS[victim]
     with marked_run() as run:
@@ -98,8 +111,9 @@ def test_killed_under_torchrun(victim: str, tmp_path: Path):
         assert len(run.members()) == 5
         codes, said = killed(run, find(run))
     assert codes[0] != 0
-    assert len(lines(said)) == 1, said
-    assert re.match(line, lines(said)[0]), said
+    first, *rest = lines(said)
+    assert re.match(line, first), said
+    assert [re.sub(r"\d+", "N", text) for text in rest] == (SAVED if victim in ALL_RANKS_LEFT else []), said
 
 
 def two_nodes(run: MarkedRun, launcher: str, folder: Path) -> None:
@@ -117,7 +131,9 @@ def two_nodes(run: MarkedRun, launcher: str, folder: Path) -> None:
     wait_for_training(run, folder)
 
 
-@pytest.mark.parametrize(("launcher", "node"), [("deepspeed", 0), ("torchrun", 1)])
+@pytest.mark.parametrize(
+    ("launcher", "node"), [("deepspeed", 0), pytest.param("torchrun", 1, marks=pytest.mark.faults)]
+)
 def test_a_killed_launcher_ends_the_other_node_too(launcher: str, node: int, tmp_path: Path):
     with marked_run() as run:
         two_nodes(run, launcher, tmp_path)

@@ -9,26 +9,11 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.cli.main import run_command, storyteller
+from storyteller_ds.testing.distributed import SMALLEST_RUN
 from storyteller_ds.train.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
 ZERO2 = REPOSITORY / "ds_configs" / "zero2.json"
-TINY = [
-    "model.hidden_size=16",
-    "model.num_layers=1",
-    "model.num_heads=2",
-    "model.num_kv_heads=1",
-    "model.intermediate_size=16",
-    "data.sequence_length=8",
-    "data.validation_fraction=0.3",
-    "tokenizer.kind=char",
-    "tokenizer.vocab_size=64",
-    "train.global_batch_size=2",
-    "train.max_steps=1",
-    "train.sample_prompts=[a]",
-    "tracking.wandb=disabled",
-    "parallel.device=cpu",
-]
 
 
 @pytest.fixture
@@ -75,7 +60,7 @@ def only_line(err: str) -> str:
 
 
 def train(*more: str) -> list[str]:
-    return ["train", *TINY, *more]
+    return ["train", *SMALLEST_RUN, *more]
 
 
 def write(home: Path, name: str, content: bytes) -> str:

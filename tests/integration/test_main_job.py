@@ -99,6 +99,8 @@ def test_a_story_comes_out_without_deepspeed(run_folder: Path):
     assert one.stdout == two.stdout
     other_seed = run_command([str(STORYTELLER), *arguments, "--seed", "1"], 60)
     assert other_seed.stdout != one.stdout
+    hostile = run_command([str(STORYTELLER), *arguments, "--prompt", "Once \x1b[2J"], 60)
+    assert hostile.stdout.startswith("Once \\x1b[2J"), "what a terminal would obey is spelt out"
 
 
 @pytest.mark.usefixtures("outcome")

@@ -9,7 +9,7 @@ import pytest
 from storyteller_ds.testing.runs import read_metrics
 
 from .processes import kill, wait_until
-from .same_run import RUN, SAVED_EVERY, TIMEOUT_S, assert_same_run, last_step
+from .same_run import RUN, TIMEOUT_S, assert_same_run, last_step
 from .slurm_cluster import CPUS_PER_NODE, SlurmCluster
 
 # A rank on each node, and no GPUs: everything else as the script has it.
@@ -78,17 +78,20 @@ def test_a_killed_rank_fails_the_job(slurm: SlurmCluster, tmp_path: Path):
     wait_until_nothing_is_left(slurm)
 
 
-def test_a_job_whose_time_is_nearly_over_is_requeued_and_continues(slurm: SlurmCluster, tmp_path: Path):
-    """Slurm sends USR1 to the script, as --signal says; here it is sent by hand."""
-    job = submit(slurm, tmp_path / "run", ENDLESS)
-    wait_for_step(slurm, job, tmp_path / "run", 2 * SAVED_EVERY + 1)
-    slurm.cancel("--batch", "--signal=USR1", job)
+def test_a_job_whose_time_is_nearly_over_saves_and_is_requeued(slurm: SlurmCluster, tmp_path: Path):
+    """Slurm sends USR1 to the ranks, as --signal says; here it is sent by hand."""
+    job = submit(slurm, tmp_path / "run", ENDLESS, "checkpoint.every_steps=0")
+    wait_for_step(slurm, job, tmp_path / "run", 3)
+    slurm.cancel("--signal=USR1", job)
     wait_until(lambda: slurm.state(job)[0] == "PENDING", 60, "the job is not requeued")
     wait_until_nothing_is_left(slurm)
     stopped_at = last_step(tmp_path / "run")
+    log = tmp_path.joinpath("log").read_text()
+    assert f"interrupted by SIGUSR1; saved step {stopped_at}; run again to continue\n" in log
+    assert "lost rank" not in log
 
     slurm.start_soon(job)
-    wait_for_step(slurm, job, tmp_path / "run", stopped_at + SAVED_EVERY)
+    wait_for_step(slurm, job, tmp_path / "run", stopped_at + 3)
     assert slurm.restarts(job) == 1
     steps = [line["step"] for line in read_metrics(tmp_path / "run") if "train_loss" in line]
     assert steps == list(range(1, len(steps) + 1))

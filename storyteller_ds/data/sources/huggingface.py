@@ -14,7 +14,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
 
-from storyteller_ds.errors import DataError
+from storyteller_ds.config.files import parse_yaml
+from storyteller_ds.errors import ConfigError, DataError
+from storyteller_ds.untrusted import UntrustedFileError, inside, read_text
 
 PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"}
 
@@ -27,6 +29,14 @@ PROBE_TOTAL_SECONDS = 8.0
 FORMAT = "storyteller hugging face 1"
 READ_ROWS = 1000
 HASH_BYTES = 1 << 20
+CARD_BYTES = 1 << 20
+# The library has readers for some thirty kinds of files. These hold text, and have been looked at: nothing in
+# them is unpickled, and none is an archive, whose members could lie anywhere or be of any size once unpacked.
+READERS = ("parquet", "arrow", "json", "csv", "text")
+_FOLDER_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+_CARDS = ("README.md", ".huggingface.yaml")
+"""Where the library looks for the names of data files."""
+_FRONT_MATTER = re.compile(r"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 OTHER_SOURCES = "use data.source=builtin or data.source=PATH/TO/stories.txt instead"
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -168,7 +178,7 @@ class HuggingFaceSource:
         import datasets
 
         if self._folder is not None:
-            return datasets.load_dataset_builder(str(self._folder)).as_streaming_dataset()
+            return self._folder_builder(self._folder).as_streaming_dataset()
         cached = self._cached_builder()
         if cached is not None:
             return cached.as_dataset()
@@ -177,10 +187,58 @@ class HuggingFaceSource:
         # When the hub fails half-way, the library falls back on the newest commit in its cache.
         if builder.hash != self._commit:
             self._unreachable("the connection was lost")
+        self._check_files(builder, f"hf://datasets/{self.dataset}@{self._commit}")
         if self.streaming:
             return builder.as_streaming_dataset()
         builder.download_and_prepare()
         return builder.as_dataset()
+
+    def _folder_builder(self, folder: Path) -> Any:
+        """The library's choice of a reader and of files in a local folder, both checked."""
+        import datasets
+
+        for name in _CARDS:
+            if (folder / name).exists():
+                self._check_card(inside(folder, name))
+        builder = datasets.load_dataset_builder(str(folder))
+        self._check_files(builder, str(folder))
+        return builder
+
+    def _check_card(self, card: Path) -> None:
+        """Refuse addresses in a folder's card before the library goes there to look."""
+        text = read_text(card, CARD_BYTES)
+        if card.suffix == ".md":
+            matter = _FRONT_MATTER.match(text)
+            text = matter[1] if matter else ""
+        found = parse_yaml(text, str(card))
+        todo = [found.get("configs")] if isinstance(found, dict) else []
+        while todo:
+            value = todo.pop()
+            if isinstance(value, str) and (":" in value or value.startswith(("/", "~")) or ".." in value.split("/")):
+                raise DataError(f"{self.dataset} names the file {value}, which is not one of its own; {OTHER_SOURCES}")
+            todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+    def _check_files(self, builder: Any, home: str) -> None:
+        """Refuse kinds of files that we do not read, and files elsewhere, which a dataset's card can name.
+
+        Args:
+            builder: the library's choice of a reader and of files for it.
+            home: the folder, or the address of the commit, that all files must be below.
+        """
+        if builder.name not in READERS:
+            raise DataError(
+                f"{self.dataset} would be read as {builder.name}; the kinds that are read: {', '.join(READERS)}"
+            )
+        for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
+            path = Path(file)
+            if self._folder is None:
+                is_outside = not file.startswith(f"{home}/") or ".." in file.split("/")
+            else:
+                is_outside = not path.resolve().is_relative_to(home) or not path.is_file()
+                if path.suffix not in _FOLDER_SUFFIXES:
+                    raise DataError(f"{file} is packed; unpack it, so that it ends in {', '.join(_FOLDER_SUFFIXES)}")
+            if is_outside:
+                raise DataError(f"{self.dataset} names the file {file}, which is not one of its own; {OTHER_SOURCES}")
 
     def _check_split(self, available: Iterable[Any]) -> None:
         names = [str(name) for name in available]
@@ -264,11 +322,9 @@ class HuggingFaceSource:
 
     def _content_hashes(self, folder: Path) -> list[str]:
         _require_datasets()
-        import datasets
-
         with self._reading(), _quiet():
             # The library's own choice of files, in its order: exactly what documents() reads.
-            files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+            files = self._folder_builder(folder).config.data_files or {}
             self._check_split(files)
             paths = [Path(file) for file in files[self.split]]
             # The card can choose the files' columns and format.
@@ -280,6 +336,8 @@ class HuggingFaceSource:
         """Turn what the libraries raise on bad data or a lost connection into DataError."""
         try:
             yield
+        except (UntrustedFileError, ConfigError) as error:
+            raise DataError(f"{self.dataset} cannot be read: {error}; or {OTHER_SOURCES}") from error
         except _library_errors() as error:
             # A failed preparation is told in general words; the reason is in its cause.
             reason = error.__cause__ if error.__cause__ is not None else error

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from storyteller_ds.errors import DataError
+from storyteller_ds.untrusted import UntrustedFileError, refuse_pickle
 
 MARKER = "<|endoftext|>"
 CHUNK_BYTES = 1 << 20
@@ -75,6 +76,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
             raise DataError(f"{path} is a folder, not a text file; name one file in it")
         if not path.is_file():
             raise DataError(f"{path} is not a regular file, and it must be read more than once; save it as one")
+        refuse_pickle(path)
         with path.open("rb") as file:
             chunk = file.read(CHUNK_BYTES)
             if not chunk:
@@ -88,6 +90,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except UntrustedFileError as error:
+        raise DataError(f"{error}; give a UTF-8 text file") from error
     except PermissionError as error:
         raise DataError(f"{path} cannot be read: permission denied; try `chmod u+r` on it") from error
     except OSError as error:

@@ -1,21 +1,25 @@
 """A checkpoint is valid as a whole or does not exist."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from storyteller_ds.checkpoint import write as writing
-from storyteller_ds.checkpoint.format import open_checkpoint, step_folders
-from storyteller_ds.checkpoint.resume import find_checkpoint, newest_valid
+from storyteller_ds.checkpoint import share as sharing
+from storyteller_ds.checkpoint.format import hash_file, open_checkpoint, step_folders
+from storyteller_ds.checkpoint.resume import check_tensors, find_checkpoint, newest_valid
+from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.parallel.single import SingleEngine
 from storyteller_ds.parallel.world import World
+from storyteller_ds.untrusted import seal_of
 
 WEIGHTS, OPTIMIZER, RNG = (f"{part}-00000-of-00001.safetensors" for part in ("weights", "optimizer", "rng"))
 FILES = [WEIGHTS, OPTIMIZER, RNG, "trainer.json", "config.json", "tokenizer.json"]
@@ -187,7 +191,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_no_new_one(steps,
             def full(*args):
                 raise OSError(28, "No space left on device")
 
-            patch.setattr(writing, broken, full)
+            patch.setattr(sharing, broken, full)
             with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"):
                 write_checkpoint(engine(), steps, 30, CONTENTS)
         assert found(steps) == ("step_00000020", [])
@@ -202,3 +206,136 @@ def test_a_damaged_step_is_replaced_by_writing_it_again(steps):
     assert found(steps)[0] == "step_00000001"
     write_checkpoint(engine(), steps, 20, CONTENTS)
     assert found(steps) == ("step_00000020", [])
+
+
+def sealed(folder: Path, **changes: object) -> Path:
+    """A manifest that a stranger has written: changed, and with a seal that fits."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal_of(manifest)}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "sub/file", "..", ".", "", "weights-00000-of-00001.pt", "a\nb", "con\\x"]
+)
+def test_a_sealed_manifest_can_still_only_name_our_files(steps, name):
+    files = json.loads((steps / "step_00000020" / "manifest.json").read_text())["files"]
+    folder = sealed(steps / "step_00000020", files={**files, name: {"bytes": 1, "sha256": "0"}})
+    with pytest.raises(CheckpointError, match="which is no file of a checkpoint; do not trust it") as caught:
+        open_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": -1},
+        {"step": 10**40},
+        {"step": True},
+        {"step": "20"},
+        {"step": 20.0},
+        {"topology": {"world_size": 10**12}},  # would be as many file names
+        {"topology": {"world_size": 0}},
+        {"topology": {"world_size": "1"}},
+        {"topology": []},
+        {"files": {}},
+        {"files": {"trainer.json": {"bytes": -1, "sha256": "0"}}},
+        {"files": {"trainer.json": {"bytes": 2**80, "sha256": "0"}}},
+        {"files": {"trainer.json": {"bytes": 1, "sha256": 5}}},
+        {"files": {"trainer.json": {"bytes": 1, "sha256": "0", "link": "/etc/passwd"}}},
+    ],
+)
+def test_a_sealed_manifest_of_impossible_values_is_refused(steps, changes):
+    folder = sealed(steps / "step_00000020", **changes)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        open_checkpoint(folder)
+
+
+def test_a_manifest_of_many_brackets_or_bytes_is_refused(steps):
+    path = steps / "step_00000020" / "manifest.json"
+    for text in ("[" * 200_000, '{"format": ' + "9" * 10_000 + "}", " " * 2**25 + "{}"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            open_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("target", ["a copy outside", "a copy inside", "a pipe"])
+def test_a_link_or_a_pipe_in_place_of_a_file_is_refused(steps, tmp_path, name, target):
+    path = steps / "step_00000020" / name
+    if target == "a pipe":
+        path.unlink()
+        os.mkfifo(path)  # opening it would wait for ever
+    else:
+        place = tmp_path / "outside" if target == "a copy outside" else path.with_suffix(".copy")
+        shutil.copy(path, place)
+        path.unlink()
+        path.symlink_to(place)
+    name_found, said = found(steps)
+    assert name_found == "step_00000001"
+    assert f"{name} is not a plain file" in said[0]
+
+
+def test_a_linked_step_folder_is_not_listed(steps, tmp_path):
+    shutil.move(steps / "step_00000020", tmp_path / "moved")
+    (steps / "step_00000020").symlink_to(tmp_path / "moved")
+    assert found(steps) == ("step_00000001", [])
+
+
+def test_a_file_too_many_is_named_and_not_read(steps):
+    (steps / "step_00000020" / "weights-00001-of-00002.safetensors").write_bytes(b"\x80\x02")
+    name_found, said = found(steps)
+    assert name_found == "step_00000020"
+    assert len(said) == 1
+    assert "weights-00001-of-00002.safetensors" in said[0]
+    assert sorted(open_checkpoint(steps / name_found).open_tensors("weights")) == sorted(
+        name for name, _ in engine().decoder.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("pointer", ["latest", "latest_checkpointed_iteration.txt", "last.ckpt", "checkpoint"])
+@pytest.mark.parametrize("content", ["step_00000001", "1", "../../etc", "\x80\x02}q\x00.", "release"])
+def test_no_pointer_file_is_believed(steps, pointer, content):
+    (steps / pointer).write_text(content)
+    (steps.parent / pointer).write_text(content)
+    assert found(steps) == ("step_00000020", [])
+
+
+def test_a_tensor_that_two_files_have_is_refused(tmp_path):
+    paths = [tmp_path / f"weights-0000{rank}-of-00002.safetensors" for rank in (0, 1)]
+    for path in paths:
+        save_file({"a": torch.zeros(2), path.stem: torch.zeros(1)}, path)
+    assert len(TensorFiles(paths[:1])) == 2
+    with pytest.raises(CheckpointError, match=r"weights-00001-of-00002.safetensors has a a second time"):
+        TensorFiles(paths)
+
+
+def rewritten(steps: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
+    """A step one of whose files a stranger has replaced, with a manifest that fits."""
+    folder = steps / "step_00000020"
+    save_file(tensors, folder / name)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    return sealed(folder, files={**files, name: hash_file(folder / name)})
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer"])
+@pytest.mark.parametrize("change", ["shape", "dtype", "missing", "unknown", "nothing"])
+def test_tensors_are_compared_with_the_model_before_any_is_loaded(steps, part, change):
+    tensors = dict(open_checkpoint(steps / "step_00000020").open_tensors(part).items())
+    name = sorted(tensors)[0]
+    tensors |= {
+        "shape": {name: tensors[name][:1].clone()},
+        "dtype": {name: tensors[name].double()},
+        "unknown": {"other": torch.zeros(1)},
+    }.get(change, {})
+    if change == "missing":
+        del tensors[name]
+    checkpoint = open_checkpoint(rewritten(steps, WEIGHTS if part == "weights" else OPTIMIZER, tensors))
+    checkpoint.verify()
+    if change == "nothing":
+        check_tensors(checkpoint, RUN)
+        return
+    expected = {"shape": r"is F32\[1", "dtype": "is F64", "missing": "is missing", "unknown": "belongs to no parameter"}
+    with pytest.raises(CheckpointError, match=expected[change]) as caught:
+        check_tensors(checkpoint, RUN)
+    assert (name if change != "unknown" else "other") in str(caught.value)

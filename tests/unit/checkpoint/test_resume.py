@@ -1,18 +1,22 @@
 """Stopping and going on: the same numbers, bit for bit, as without the stop."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint import rng
 from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.hook import CheckpointHook
-from storyteller_ds.checkpoint.resume import check_same_run, find_checkpoint, restore
+from storyteller_ds.checkpoint.resume import changed_settings, check_same_run, find_checkpoint, restore
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.errors import CheckpointError
@@ -119,6 +123,103 @@ def test_leaving_out_any_part_would_be_noticed(saved, left_out):
     assert (after == results) == same(snapshot(engine), at_end) == (left_out == "nothing")
 
 
+def without_moments(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
+    load = engine.load_named_state
+
+    def load_weights_only(read, updates, scale):
+        load(lambda kind, name: read(kind, name) * (kind == "weight"), updates, scale)
+
+    patch.setattr(engine, "load_named_state", load_weights_only)
+
+
+def without_weights(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
+    load, now = engine.load_named_state, snapshot(engine)
+    patch.setattr(
+        engine,
+        "load_named_state",
+        lambda read, updates, scale: load(
+            lambda kind, name: now[kind, name] if kind == "weight" else read(kind, name), updates, scale
+        ),
+    )
+
+
+def without_step_count(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
+    load = engine.load_named_state
+    patch.setattr(engine, "load_named_state", lambda read, updates, scale: load(read, 0, scale))
+
+
+def without_random_streams(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resuming, "set_rng_state", lambda device, streams: None)
+
+
+def without_cursor(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resuming, "TrainState", lambda **state: TrainState(**{**state, "samples": 0}))
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "exact"),
+    [
+        (without_moments, False),
+        (without_weights, False),
+        (without_step_count, False),
+        (without_random_streams, False),
+        (without_cursor, False),
+        (lambda engine, patch: None, True),
+    ],
+)
+def test_a_restore_that_forgets_anything_is_not_exact(saved, monkeypatch, leave_out, exact):
+    checkpoint, _, results, at_end = saved
+    engine = make_engine(seed=9)
+    leave_out(engine, monkeypatch)
+    _, after = advance(engine, restore(engine, checkpoint, 0), 4)
+    assert (after == results) == same(snapshot(engine), at_end) == exact
+
+
+def test_rolling_back_is_exact_and_waits_for_what_is_being_written(tmp_path):
+    rng.seed_rng(0, 0, 0)
+    engine, said = make_engine(), []
+    hook = CheckpointHook(
+        engine,
+        tmp_path,
+        CheckpointConfig(every_steps=3),
+        lambda t: contents(TrainState(**t["state"]), engine.run),
+        said.append,
+    )
+    assert hook.roll_back(0) is None
+    state, _ = advance(engine, TrainState(), 3)
+    at_save = snapshot(engine)
+    hook.on_step_end(state, last=False)
+    _, results = advance(engine, state, 4)
+    assert hook.roll_back(0) == state
+    assert said == [f"saved {tmp_path / 'step_00000003'}"]
+    assert same(snapshot(engine), at_save)
+    assert advance(engine, state, 4)[1] == results
+
+
+@pytest.mark.parametrize("trainer", [{}, {"state": {}}, {"state": {"step": 1, "surprise": 2}}, {"state": 5}])
+def test_progress_that_is_none_is_refused(saved, trainer):
+    checkpoint = saved[0]
+    (checkpoint.folder / "trainer.json").write_text(json.dumps(trainer))
+    engine = make_engine()
+    before = snapshot(engine)
+    if trainer == {"state": {}}:  # every field has a default, as one that a later version adds
+        assert restore(engine, checkpoint, 0) == TrainState()
+        return
+    with pytest.raises(CheckpointError, match=r"trainer\.json does not say where the run was"):
+        restore(engine, checkpoint, 0)
+    assert same(snapshot(engine), before)
+
+
+def test_random_streams_of_something_else_are_refused_before_anything_is_changed(saved):
+    checkpoint = saved[0]
+    save_file({"cpu": torch.zeros(3)}, checkpoint.folder / "rng-00000-of-00001.safetensors")
+    engine = make_engine()
+    before = snapshot(engine)
+    with pytest.raises(CheckpointError, match="random streams"):
+        restore(engine, checkpoint, 0)
+    assert same(snapshot(engine), before)
+
+
 def test_another_number_of_ranks_starts_new_streams_and_keeps_the_rest(saved):
     checkpoint, at_save, _, _ = saved
     by_two = Checkpoint(checkpoint.folder, {**checkpoint.manifest, "topology": {"world_size": 2}})
@@ -177,11 +278,27 @@ def test_all_differences_are_named_at_once_and_another_corpus_is_one(saved):
     with pytest.raises(CheckpointError) as caught:
         check_same_run(saved[0], config(moe={"top_k": 1}, model={"bias": True}), "other corpus")
     assert all(part in str(caught.value) for part in ("moe.top_k", "model.bias", "the corpus or its tokenizer"))
+    assert "its text has changed" in str(caught.value)
+
+
+def test_the_fields_that_make_another_corpus_are_named(saved):
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(saved[0], config(data={"builtin_stories": 77}, tokenizer={"kind": "char"}), "other corpus")
+    assert "data.builtin_stories was" in str(caught.value)
+    assert "now 77" in str(caught.value)
+    assert "tokenizer.kind was" in str(caught.value)
 
 
 def test_what_only_changes_the_training_is_free(saved):
     free = {"model": {"dropout": 0.0, "init_std": 0.5}, "optimizer": {"lr": 0.5}, "train": {"max_steps": 5}}
     check_same_run(saved[0], config(**free), "corpus")
+    assert changed_settings(saved[0], config()) == []
+    assert changed_settings(saved[0], config(**free)) == [
+        "model.dropout was 0.2, now 0.0",
+        "model.init_std was 0.02, now 0.5",
+        "optimizer.lr was 0.001, now 0.5",
+        "train.max_steps was 1000, now 5",
+    ]
 
 
 def test_another_length_is_refused_where_positions_are_learned(tmp_path):
@@ -197,7 +314,11 @@ def test_another_length_is_refused_where_positions_are_learned(tmp_path):
 def test_the_hook_saves_on_time_and_at_the_end(tmp_path):
     engine, said = make_engine(), []
     hook = CheckpointHook(
-        engine, tmp_path, 2, lambda trainer: contents(TrainState(**trainer["state"]), engine.run), said.append
+        engine,
+        tmp_path,
+        CheckpointConfig(every_steps=2),
+        lambda trainer: contents(TrainState(**trainer["state"]), engine.run),
+        said.append,
     )
     for step in range(1, 6):
         hook.on_step_end(TrainState(step=step), last=step == 5)

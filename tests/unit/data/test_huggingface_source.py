@@ -139,7 +139,7 @@ def test_damaged_file(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_damaged_card(folder: Path) -> None:
     (folder / "README.md").write_text("---\nconfigs: [a: b: c\n---\n")
-    assert "cannot be read: while parsing" in refused(folder)
+    assert "README.md line 1: " in refused(folder)
 
 
 def test_folder_without_data(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_shard_is_read_only(tmp_path):
 def damaged(content: bytes, kind: str) -> bytes:
     return {
         "magic": b"x" + content[1:],
-        "version": content[:8] + struct.pack("<I", 2) + content[12:],
+        "version": content[:8] + struct.pack("<I", 9) + content[12:],
         "bytes per id": content[:12] + struct.pack("<I", 3) + content[16:],
         "count": content[:16] + struct.pack("<Q", 2**63) + content[24:],
         "truncated": content[:-1],
@@ -83,7 +83,7 @@ def damaged(content: bytes, kind: str) -> bytes:
     ("kind", "named"),
     [
         ("magic", "wrong header"),
-        ("version", "version 2"),
+        ("version", "version 9"),
         ("bytes per id", "3 bytes per id"),
         ("count", "its header says"),
         ("truncated", "has 69 bytes, its header says 70"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from storyteller_ds.supervision.ports import free_port, listener_on
-from storyteller_ds.supervision.processes import Process, command_line, deepspeed_runner
+from storyteller_ds.supervision.processes import Process, command_line, deepspeed_runner, is_stopped
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
@@ -48,6 +49,14 @@ def process():
             return started
 
         yield start
+
+
+def test_a_stopped_process(process):
+    one = process()
+    assert not is_stopped(one.pid)
+    one.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, one.pid, os.WSTOPPED | os.WNOWAIT)
+    assert is_stopped(one.pid)
 
 
 RUN = ("--world_info=abc", "--master_port=29500")

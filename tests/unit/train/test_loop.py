@@ -1,6 +1,7 @@
 """The loop with a counting engine: what is called, when, and when it ends."""
 
 import math
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,18 @@ import torch
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
-from storyteller_ds.errors import EXIT_DONE, EXIT_TRAINING_STOPPED, TrainingStopped
+from storyteller_ds.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_TRAINING_STOPPED,
+    InterruptedAfterSave,
+    TrainingStopped,
+)
 from storyteller_ds.parallel.engine import RouterMetrics, StepResult
 from storyteller_ds.parallel.world import World
+from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.loop import train
 from storyteller_ds.train.schedule import learning_rate
 from storyteller_ds.train.state import TrainState
@@ -80,11 +89,14 @@ class Recorder(Hook):
         self.calls.append(("end of step", state.step))
         self.lasts.append(last)
 
+    def on_interrupt(self, state):
+        self.calls.append(("interrupt", state.step))
+
     def on_end(self, exit_code):
         self.calls.append(("end", exit_code))
 
 
-def go(engine: CountingEngine, state=None, hooks=1, **settings: Any):
+def go(engine: CountingEngine, state=None, hooks=1, interruption=None, **settings: Any):
     run = RunConfig.model_validate(
         {
             "data": {"sequence_length": LENGTH},
@@ -100,8 +112,10 @@ def go(engine: CountingEngine, state=None, hooks=1, **settings: Any):
         engine.val_losses = [1.0]
     error, end = None, None
     try:
-        end = train(run, engine, batches, validation, state or TrainState(), recorders, engine.clock)
-    except TrainingStopped as stopped:
+        anomalies = Anomalies(run, lambda line: None, lambda: None)
+        begin, clock = state or TrainState(), engine.clock
+        end = train(run, engine, batches, validation, begin, recorders, anomalies, clock, interruption)
+    except (TrainingStopped, InterruptedAfterSave) as stopped:
         error = stopped
     return run, recorders, end, error
 
@@ -167,10 +181,15 @@ def test_train_and_eval_lines_say_what_the_contract_names():
         "z_loss": 0.2,
         "tokens_per_s": BATCH * LENGTH / 2.0,
         "step_time_s": 2.0,
+        "skipped_steps": 0,
+        "bad_steps": 0,
+        "loss_spikes": 0,
+        "rollbacks": 0,
+        "undone_steps": 0,
     }
     # One byte a token, so bits per byte is bits per token.
     (scores,) = recorder.eval
-    assert scores.keys() == {"step", "tokens", "val_loss", "val_ppl", "val_bpb"}
+    assert scores.keys() == {"step", "tokens", "val_loss", "val_ppl", "val_bpb", "undone_steps"}
     assert (scores["val_loss"], scores["val_ppl"], scores["val_bpb"]) == pytest.approx((math.log(4), 4.0, 2.0))
 
 
@@ -223,23 +242,54 @@ def test_the_time_limit_ends_after_the_step_that_reaches_it(minutes, steps):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["loss", "gradient norm"])
-def test_what_is_not_finite_stops_the_run_and_tells_the_hooks(bad, where):
-    losses = [1.0, bad if where == "loss" else 1.0, 1.0]
-    engine = CountingEngine(losses=losses, grad_norm=1.0 if where == "loss" else bad)
-    _, recorders, end, error = go(engine, max_steps=3, hooks=2)
+def test_a_validation_loss_that_is_not_finite_stops_the_run_and_tells_the_hooks(bad):
+    engine = CountingEngine(val_losses=[bad])
+    _, recorders, end, error = go(engine, max_steps=3, hooks=2, eval_every_steps=2)
     assert end is None
-    step = 2 if where == "loss" else 1
-    assert f"the {where} of step {step} is {bad}" in str(error)
+    assert f"the validation loss of step 2 is {bad}" in str(error)
     assert "lower optimizer.lr" in str(error)
     assert "\n" not in str(error)
     assert error.exit_code == EXIT_TRAINING_STOPPED == 3
     for recorder in recorders:
         assert recorder.calls[-1] == ("end", EXIT_TRAINING_STOPPED)
-        assert ("train", step) not in recorder.calls
-        assert ("end of step", step) not in recorder.calls  # so that no checkpoint is written of it
+        assert ("end of step", 2) not in recorder.calls  # so that no checkpoint is written of it
 
 
 def test_a_validation_loss_that_is_not_finite_is_never_the_best():
     state = TrainState().after_eval(math.nan)
     assert state.after_eval(2.0).best_val_loss == 2.0
+
+
+class SignalledAt(CountingEngine):
+    """Gets a SIGTERM in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.interruption = step, Interruption(clock=self.clock)
+
+    def train_step(self, micro_batches, lr):
+        result = super().train_step(micro_batches, lr)
+        if len(self.rates) == self.step:
+            self.interruption.hear(signal.SIGTERM)
+        return result
+
+
+def test_a_signal_ends_the_run_after_the_step_its_validation_and_a_save():
+    engine = SignalledAt(step=2)
+    with engine.interruption.in_training():
+        _, recorders, end, error = go(
+            engine, hooks=2, interruption=engine.interruption, max_steps=9, eval_every_steps=2
+        )
+    assert end is None
+    assert "saved step 2" in str(error)
+    for recorder in recorders:
+        assert recorder.calls[-4:] == [("eval", 2), ("end of step", 2), ("interrupt", 2), ("end", EXIT_INTERRUPTED)]
+        assert recorder.lasts == [False, False]  # what belongs to the end of a run alone is left out
+
+
+def test_a_signal_in_the_last_step_changes_nothing():
+    engine = SignalledAt(step=3)
+    with engine.interruption.in_training():
+        _, (recorder,), end, error = go(engine, interruption=engine.interruption, max_steps=3)
+    assert (end.step, error) == (3, None)
+    assert recorder.calls[-1] == ("end", EXIT_DONE)

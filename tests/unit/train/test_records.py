@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.train.records import MetricsFile
+from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.state import TrainState
 
 LINES = [
@@ -70,3 +70,50 @@ def test_nothing_is_left_beside_the_file(path):
     written(path)
     MetricsFile(path).on_start(TrainState(step=1))
     assert list(path.parent.iterdir()) == [path]
+
+
+UNDONE = [
+    {"step": 1, "train_loss": 3.0, "undone_steps": 0},
+    {"step": 2, "train_loss": 2.0, "undone_steps": 0},
+    {"step": 3, "train_loss": None, "undone_steps": 0},
+    {"step": 2, "train_loss": 2.5, "undone_steps": 2},  # back to step 1
+    {"step": 3, "train_loss": 2.4, "undone_steps": 2},
+    {"step": 3, "val_loss": 2.4, "undone_steps": 2},
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        (TrainState(step=2), 2),  # killed, and resumed from before the rollback
+        (TrainState(step=3), 3),
+        (TrainState(step=1, undone_steps=2), 3),
+        (TrainState(step=2, undone_steps=2), 4),  # the undone steps belong to the run that it goes on from
+        (TrainState(step=3, undone_steps=2), 6),
+    ],
+)
+def test_undone_steps_stay_and_are_told_from_those_that_replace_them(path, state, kept):
+    metrics = MetricsFile(path)
+    metrics.on_start(TrainState())
+    for line in UNDONE:
+        metrics.on_train(line)
+    MetricsFile(path).on_start(state)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == UNDONE[:kept]
+
+
+class RecordingTracker:
+    def __init__(self) -> None:
+        self.logged: list[dict] = []
+
+    def log(self, record) -> None:
+        self.logged.append(dict(record))
+
+
+def test_the_step_that_wandb_sees_never_goes_back():
+    tracker = RecordingTracker()
+    hook = WandbHook(tracker)
+    for line in UNDONE:
+        (hook.on_eval if "val_loss" in line else hook.on_train)(line)
+    assert [record["step"] for record in tracker.logged] == [1, 2, 3, 4, 5, 5]
+    assert "train_loss" not in tracker.logged[2]
+    assert tracker.logged[3]["train_loss"] == 2.5

@@ -1,6 +1,8 @@
 """The run folder: one writer at a time, and nothing is ever deleted."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +36,15 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
             with pytest.raises(UserError, match=r"another run is writing to .*choose another --output_dir") as caught:
                 RunFolder(path)
             assert str(path) in str(caught.value)
+            assert f"(pid {holder.pid} on {socket.gethostname()})" in str(caught.value)
+            with pytest.raises(UserError, match=f"pid {holder.pid} on "):  # asking has not wiped it out
+                RunFolder(path)
             RunFolder(tmp_path / "other")  # control: only this folder is held
         finally:
             holder.kill()  # the lock goes with the process, however it ends
             holder.wait(timeout=30)
     RunFolder(path)
+    assert (path / ".lock").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\n"
 
 
 def test_a_second_run_of_the_same_process_is_refused_too(tmp_path):

@@ -1,0 +1,128 @@
+"""What saving costs on this machine: python launch/measure_checkpoint_overhead.py [RANKS]
+
+Trains the preset tiny_test for many blocks of 50 steps in one run: without saving, with a checkpoint at the beginning
+of the block that is written while training goes on, and with one that training waits for; always in turn, so that what
+else the machine does falls on all three. Each of a block's steps is timed by itself, its median taken over the rounds,
+and the medians added up: what happens to a single step now and then does not count, what happens to the first steps
+after every save does. Prints the mean step of such a block, and how much longer it is than without saving.
+"""
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.write import Contents
+from storyteller_ds.config import LoadedConfig, load_config
+from storyteller_ds.config.training import CheckpointConfig
+from storyteller_ds.data.batches import BatchShares, TrainBatches
+from storyteller_ds.data.corpus import open_corpus, prepare_corpus
+from storyteller_ds.parallel.build import build_engine
+from storyteller_ds.parallel.plan import ParallelPlan, make_plan
+from storyteller_ds.parallel.world import World, free_port, pick_device
+from storyteller_ds.testing.distributed import DS_CONFIGS
+from storyteller_ds.train.state import TrainState
+
+EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 15, 10, 1e-3
+KINDS = ("none", "asynchronous", "synchronous")
+Times = dict[str, list[list[float]]]
+"""For each kind, the seconds of the steps of its blocks."""
+
+
+def main() -> None:
+    """Start the ranks, or be one of them."""
+    if os.environ.get("RANK"):
+        run_rank(int(os.environ["WORLD_SIZE"]))
+        return
+    ranks = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    if ranks == 1:
+        run_rank(1)
+        return
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", str(ranks)]
+    command = [*torchrun, "--master_port", str(free_port()), __file__]
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, "DS_ACCELERATOR": "cpu"}
+    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+def run_rank(ranks: int) -> None:
+    """Train all blocks as one rank; rank 0 prints."""
+    world = World.from_environment()
+    loaded = load_config("tiny_test", DS_CONFIGS / "zero2.json" if ranks > 1 else None, ["parallel.device=cpu"])
+    plan = make_plan(loaded.run, world.size)
+    world.limit_threads()
+    with world.connected(pick_device("cpu", 0), 10) if ranks > 1 else nullcontext():
+        # One folder for all ranks, which only rank 0 makes and removes.
+        with tempfile.TemporaryDirectory() if world.is_main else nullcontext("") as folder:
+            times, size = measure(loaded, plan, world, Path(world.on_main(lambda: folder)))
+        world.together(lambda: None)
+    if world.is_main:
+        report(ranks, times, size)
+
+
+def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path) -> tuple[Times, int]:
+    """Seconds of every step, for every block of each kind, and the size of a checkpoint (bytes)."""
+    run, device = loaded.run, pick_device("cpu", 0)
+    corpus = open_corpus(run, world.on_each_machine(lambda: prepare_corpus(run, lambda _: None)))
+    shares = BatchShares(world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+    batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, shares)
+    engine = build_engine(run, loaded.deepspeed, plan, world, device)
+
+    def contents(trainer: dict[str, object]) -> Contents:
+        topology = {"world_size": plan.world_size, "ep_size": plan.ep_size, "zero_stage": run.parallel.zero_stage}
+        config = {"run": run.model_dump(mode="json"), "deepspeed": engine.passed_config, "topology": topology}
+        return Contents(trainer, config, corpus.tokenizer.to_json(), corpus.fingerprint, topology)
+
+    def hook(kind: str) -> CheckpointHook:
+        config = CheckpointConfig(every_steps=EVERY_STEPS, keep_last=1, asynchronous=kind == "asynchronous")
+        return CheckpointHook(engine, folder, config, contents, lambda _: None)
+
+    hooks = {kind: hook(kind) for kind in KINDS if kind != "none"}
+    state = TrainState()
+    times: Times = {kind: [] for kind in KINDS}
+
+    def block(kind: str, steps: int) -> list[float]:
+        nonlocal state
+        state = dataclasses.replace(state, step=state.step - state.step % EVERY_STEPS)  # a checkpoint is due
+        world.together(lambda: None)
+        seconds = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            if kind in hooks:
+                hooks[kind].on_step_end(state, last=False)
+            engine.train_step(batches.step(state.samples), LR)
+            state = state.after_step(
+                run.train.global_batch_size, run.train.global_batch_size * run.data.sequence_length
+            )
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    for kind in KINDS:
+        block(kind, WARM_UP)
+    for number in range(ROUNDS):
+        for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
+            times[kind].append(block(kind, EVERY_STEPS))
+    for each in hooks.values():
+        each.on_interrupt(state)
+    size = world.on_main(lambda: sum(path.stat().st_size for path in next(folder.glob("step_*")).iterdir()))
+    return times, size
+
+
+def report(ranks: int, times: Times, size: int) -> None:
+    """Print the table."""
+    print(f"{ranks} rank(s), a checkpoint of {size / 2**20:.1f} MiB every {EVERY_STEPS} steps, {ROUNDS} rounds\n")
+    print("| saving | step | more than without |\n|---|---|---|")
+    step = {kind: statistics.mean(map(statistics.median, zip(*rounds, strict=True))) for kind, rounds in times.items()}
+    for kind, seconds in step.items():
+        more = "" if kind == "none" else f"{seconds / step['none'] - 1:+.1%}"
+        print(f"| {kind} | {1000 * seconds:.1f} ms | {more} |")
+
+
+if __name__ == "__main__":
+    main()

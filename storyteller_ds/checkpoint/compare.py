@@ -1,0 +1,95 @@
+"""What is different between two checkpoints; one tensor of each is in memory at a time."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from storyteller_ds.checkpoint.format import Checkpoint
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """How far a tensor of B is from that of A."""
+
+    name: str
+    """Canonical name of a weight; exp_avg/NAME and exp_avg_sq/NAME of its moments."""
+    max_abs: float | None
+    """Largest difference of an element; None where a difference is not a number, or the shapes differ."""
+    relative: float | None
+    """max_abs over the largest magnitude in A; None where that says nothing."""
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    """In A and in B."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B compared with A."""
+
+    steps: tuple[int, int]
+    settings: Mapping[str, tuple[Any, Any]]
+    """Fields of the run config that differ: the values in A and in B, None where there is no such field."""
+    topology: Mapping[str, tuple[Any, Any]]
+    """Fields of the topology that wrote them and that differ."""
+    same_corpus: bool
+    """Whether both were trained on the same tokens."""
+    tensors: list[TensorDifference]
+    """Those that differ in a bit, in the order of A."""
+    only_in_a: list[str]
+    only_in_b: list[str]
+    equal: int
+    """How many tensors are the same bit for bit."""
+
+
+def compare(a: Checkpoint, b: Checkpoint) -> Difference:
+    """Compare two checkpoints: settings, topology, and every weight and moment.
+
+    Raises:
+        CheckpointError: a file of either cannot be read.
+    """
+    tensors: list[TensorDifference] = []
+    only_in_a: list[str] = []
+    only_in_b: list[str] = []
+    equal = 0
+    for part in ("weights", "optimizer"):
+        files_a, files_b = a.open_tensors(part), b.open_tensors(part)
+        only_in_a += [name for name in files_a if name not in files_b]
+        only_in_b += [name for name in files_b if name not in files_a]
+        for name in files_a:
+            if name in files_b:
+                difference = _tensor_difference(name, files_a[name], files_b[name])
+                equal += difference is None
+                tensors += [difference] if difference else []
+    return Difference(
+        (a.step, b.step),
+        _fields(a.settings(), b.settings()),
+        _fields(a.manifest["topology"], b.manifest["topology"]),
+        a.dataset_fingerprint == b.dataset_fingerprint,
+        tensors,
+        only_in_a,
+        only_in_b,
+        equal,
+    )
+
+
+def _tensor_difference(name: str, a: Tensor, b: Tensor) -> TensorDifference | None:
+    shapes = (tuple(a.shape), tuple(b.shape))
+    if a.shape != b.shape:
+        return TensorDifference(name, None, None, shapes)
+    if a.equal(b):
+        return None
+    # In fp64, where a difference of two fp32 numbers cannot overflow.
+    max_abs, largest = (a.double() - b.double()).abs().max().item(), a.double().abs().max().item()
+    relative = max_abs / largest if largest else math.inf
+    return TensorDifference(name, _number(max_abs), _number(relative), shapes)
+
+
+def _number(value: float) -> float | None:
+    """A number that JSON has, or None."""
+    return value if math.isfinite(value) else None
+
+
+def _fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {field: (a.get(field), b.get(field)) for field in sorted({*a, *b}) if a.get(field) != b.get(field)}

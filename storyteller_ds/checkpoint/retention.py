@@ -1,0 +1,98 @@
+"""Which checkpoints are kept, and how a folder comes and goes without a moment in which half of it is believed."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folder_name, step_folders
+from storyteller_ds.config.training import CheckpointConfig
+from storyteller_ds.durable import flush_to_disk
+from storyteller_ds.errors import CheckpointError
+
+_DELETING = ".deleting"
+_REPLACED = ".replaced"
+_UNFINISHED = ".tmp"
+
+
+class Saved(NamedTuple):
+    """What retention looks at."""
+
+    step: int
+    val_bpb: float | None
+    """Bits per byte on the validation text at that step, where it was measured."""
+
+
+def steps_to_keep(saved: Iterable[Saved], keep: CheckpointConfig) -> set[int]:
+    """The last few, every so many steps, and the best; all of them unless keep_last says otherwise."""
+    all_saved = sorted(saved)
+    if keep.keep_last is None:
+        return {one.step for one in all_saved}
+    kept = {one.step for one in all_saved[-keep.keep_last :]}
+    if keep.keep_every_steps:
+        kept |= {one.step for one in all_saved if one.step % keep.keep_every_steps == 0}
+    scored = sorted((one.val_bpb, one.step) for one in all_saved if one.val_bpb is not None)
+    return kept | {step for _, step in scored[: keep.keep_best]}
+
+
+def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) -> list[Path]:
+    """Delete what need not be kept after step `newest` has been written. Returns the folders that are gone.
+
+    The step just written is always kept: it is known to be whole. Folders that are no checkpoints, or lack a file,
+    neither count nor are touched.
+    """
+    present = intact(checkpoints)
+    kept = steps_to_keep((Saved(one.step, one.val_bpb) for one in present), keep) | {newest}
+    gone = [one.folder for one in present if one.step not in kept]
+    for folder in gone:
+        delete(folder)
+    return gone
+
+
+def intact(checkpoints: Path) -> list[Checkpoint]:
+    """The steps whose manifest is valid and whose files have the right sizes, newest first; nothing is read whole."""
+    found = []
+    for folder in step_folders(checkpoints):
+        try:
+            checkpoint = open_checkpoint(folder)
+            checkpoint.verify_sizes()
+        except CheckpointError:
+            continue
+        if folder.name == step_folder_name(checkpoint.step):
+            found.append(checkpoint)
+    return found
+
+
+def delete(folder: Path) -> None:
+    """Delete a step folder. By one rename it stops being a checkpoint; a reader then misses files, and says so."""
+    doomed = folder.with_name(folder.name + _DELETING)
+    folder.rename(doomed)
+    flush_to_disk(folder.parent)
+    shutil.rmtree(doomed)
+
+
+def put_in_place(unfinished: Path, final: Path) -> None:
+    """Give a finished folder its name; what had it before, a damaged or older one of the same step, is deleted."""
+    replaced = final.with_name(final.name + _REPLACED)
+    if final.exists():
+        final.rename(replaced)
+    try:
+        unfinished.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    flush_to_disk(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def clear_leftovers(checkpoints: Path) -> None:
+    """Remove what a killed run was writing or deleting; what it was replacing gets its name back."""
+    for path in sorted(checkpoints.glob("step_*")):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        if path.suffix == _REPLACED and not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
+        elif path.suffix in (_UNFINISHED, _DELETING, _REPLACED):
+            shutil.rmtree(path)

@@ -1,0 +1,104 @@
+"""What one rank contributes to a checkpoint: taken from the engine while training stands still, written at leisure."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from storyteller_ds.checkpoint import format as layout
+from storyteller_ds.checkpoint.rng import rng_state
+from storyteller_ds.durable import flush_to_disk, write_atomically
+from storyteller_ds.parallel.engine import Engine
+
+
+class Share(NamedTuple):
+    """One rank's part of the training state, in host memory."""
+
+    parts: dict[str, dict[str, Tensor]]
+    """For each of format.PARTS, its tensors by name."""
+    total_bytes: int
+    """Size of the parts of all ranks together, the random streams aside (bytes)."""
+
+
+class HostMemory:
+    """Copies of tensors in memory that is used again at the next save, so that it is paid for once."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], Tensor] = {}
+
+    def copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
+        """`tensor`, which training may change afterwards, as it is now."""
+        buffer = self._buffers.get((part, name))
+        if buffer is None or buffer.shape != tensor.shape:
+            buffer = self._buffers[part, name] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return buffer.copy_(tensor)
+
+
+def take_share(engine: Engine, memory: HostMemory | None) -> Share:
+    """This rank's part of the state: each tensor goes to the rank that has least so far. Called by every rank.
+
+    The engine hands out one whole tensor at a time, already on the host: no more than one extra copy of the largest
+    tensor is on the device.
+
+    Args:
+        engine: what is saved.
+        memory: where the tensors are copied to; None: they may be the engine's own, which then must not train
+            until they are written.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
+    load = [0] * engine.world.size
+    for kind, name, tensor in engine.named_state():
+        owner = load.index(min(load))
+        load[owner] += tensor.numel() * tensor.element_size()
+        if owner == engine.world.rank:
+            part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
+            parts[part][key] = memory.copy(part, key, tensor) if memory else tensor.contiguous()
+    parts["rng"] = rng_state(engine.device)
+    return Share(parts, sum(load))
+
+
+def receipt_name(rank: int, world_size: int) -> str:
+    """Name of the file that says that a rank's part is on disk; it lies beside the part until the manifest is made."""
+    return f"share-{rank:05d}-of-{world_size:05d}.json"
+
+
+def write_share(folder: Path, share: Share, rank: int, world_size: int) -> None:
+    """Write a rank's part, wait until it is on disk, then leave a receipt with sizes and sha256.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    written: dict[str, Any] = {}
+    for part, tensors in share.parts.items():
+        path = folder / layout.shard_name(part, rank, world_size)
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+        flush_to_disk(path)
+        written[path.name] = layout.hash_file(path)
+    write_atomically(folder / receipt_name(rank, world_size), json.dumps(written))
+
+
+def read_receipt(folder: Path, rank: int, world_size: int) -> dict[str, Any] | None:
+    """Sizes and sha256 of a rank's files by name; None if they are not on disk yet."""
+    path = folder / receipt_name(rank, world_size)
+    if not path.exists():
+        return None
+    files: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return files
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """The disk's refusal, of which safetensors 0.8 gives the number only in its message."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code) if number else str(error))

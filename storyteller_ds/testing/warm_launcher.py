@@ -1,0 +1,132 @@
+"""A launcher whose ranks need not import anything: forked from one process that has imported torch and DeepSpeed.
+
+Importing takes ten times as long as the whole of such a run. Nothing is computed before the fork, as in
+storyteller_ds/certify/warm.py, which this process imports.
+
+It reads requests, one JSON object a line, and answers each with one line:
+
+    {"command": ["script.py", ...], "ranks": 2, "stdout": F, "stderr": F, "env": {...}}
+        -> pid of a launcher
+    {"ended": pid}
+        -> its exit code; null: it is running
+
+The launcher does what deepspeed's does: it passes SIGTERM and SIGUSR1 on to its ranks, and when one ends with an
+error it ends the others with SIGTERM, after 30 s with SIGKILL, and leaves with the code of the first. A run is a
+session of its own, by whose number all its processes are found.
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+GRACE_S = 30
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+"""SIGINT is not: a terminal sends it to all."""
+
+
+def serve() -> None:
+    """Answer until the input ends."""
+    import storyteller_ds.certify.warm
+    import storyteller_ds.cli.train  # noqa: F401  # warm like the rest
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(_ended(request["ended"]) if "ended" in request else _start(request)), flush=True)
+
+
+def _ended(pid: int) -> int | None:
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def _start(request: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.environ.update(request["env"])
+        for descriptor, path, flags in (
+            (0, os.devnull, os.O_RDONLY),
+            (1, request["stdout"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            (2, request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        ):
+            os.dup2(os.open(path, flags, 0o644), descriptor)
+        _launch(request)
+    return pid
+
+
+def _launch(request: dict[str, Any]) -> NoReturn:
+    # A rank's end must not be missed between looking and waiting, so signals come only through sigtimedwait.
+    watched = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    running = {_fork_rank(request, rank, port, watched) for rank in range(request["ranks"])}
+    code, deadline = 0, None
+    while running:
+        arrived = signal.sigtimedwait(watched, 0.5)
+        if arrived is not None and arrived.si_signo in _PASSED_ON:
+            _signal(running, arrived.si_signo)
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            running.discard(pid)
+            ended = os.waitstatus_to_exitcode(status)
+            if ended != 0 and deadline is None:
+                code = ended if ended > 0 else 128 - ended
+                deadline = time.monotonic() + GRACE_S
+                _signal(running, signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline:
+            _signal(running, signal.SIGKILL)
+    os._exit(code)
+
+
+def _signal(pids: set[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)  # not yet waited for, so it is still that process
+
+
+def _fork_rank(request: dict[str, Any], rank: int, port: int, blocked: tuple[signal.Signals, ...]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+    ranks = request["ranks"]
+    if ranks > 1 or "--ds_config" in request["command"]:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            LOCAL_WORLD_SIZE=str(ranks),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+    be_rank(request["command"])
+
+
+def be_rank(command: list[str]) -> NoReturn:
+    """Run a Python script with its arguments in this process."""
+    code: object = 1
+    try:
+        sys.argv = command
+        sys.path[0] = str(Path(command[0]).parent)
+        runpy.run_path(command[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,197 @@
+"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning before the time is over), SIGINT.
+
+    outside training    the run ends at once: nothing of it is lost, since it has trained nothing that is not saved.
+                        Exit code 75 for SIGTERM and SIGUSR1, so that a scheduler starts a job again that it stopped
+                        while it was starting; 130 for SIGINT, behind which is a person
+    in training         the ranks agree at the end of the step, whichever of them was signalled, save, and leave with 75
+    a second SIGTERM or SIGINT    at once, with 128 + its number; the last complete checkpoint is what there is
+
+SIGUSR1 is only a warning: the SIGTERM that follows it, when the time is over, is the first of its kind.
+
+Handlers of Python run in the main thread between two of its instructions, so not while it waits in a collective. That
+is why a thread listens: to it Python's C handler writes the number of each signal at once (signal.set_wakeup_fd).
+"""
+
+import contextlib
+import enum
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from storyteller_ds.errors import (
+    EXIT_INTERRUPTED,
+    Interrupted,
+    InterruptedAfterSave,
+    InterruptedSafely,
+    StorytellerError,
+)
+from storyteller_ds.parallel.world import World
+from storyteller_ds.supervision import child
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SECONDS_OF_ONE_EVENT = 2.0
+"""One Ctrl-C or one end of a job reaches a rank up to three times: from terminal, launcher and supervisor."""
+SECONDS_TO_UNWIND = 5.0
+"""Outside training the main thread may be waiting for other ranks and not see the signal; then it is left there."""
+
+
+class _Phase(enum.Enum):
+    OUTSIDE = enum.auto()
+    TRAINING = enum.auto()
+    SAVED = enum.auto()
+
+
+class Interruption:
+    """Receives the signals from entering to leaving this context; the handlers of before are put back.
+
+    To be entered by the main thread.
+
+    Args:
+        say: told when a signal has been heard in training; called from another thread.
+        clock: seconds.
+        leave: ends the process with an exit code, without returning.
+        speaks: whether this is the rank that says why a run ends outside training.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], object] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        leave: Callable[[int], object] = os._exit,
+        speaks: bool = True,
+    ) -> None:
+        self._say, self._speaks, self._clock, self._leave = say, speaks, clock, leave
+        self._phase = _Phase.OUTSIDE
+        self._changing = threading.Lock()
+        self._asked: list[int] = []
+        """Signals heard in training."""
+        self._ending_since: float | None = None
+        """When the first SIGTERM or SIGINT was heard."""
+        self._outside: int | None = None
+        """The first signal heard outside training."""
+        self._leave_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._handlers: dict[int, Any] = {number: signal.signal(number, self._in_main_thread) for number in SIGNALS}
+        self._wakeup_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._listener.start()
+        child.announce(listens=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakeup_fd)
+        for number, handler in self._handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._sender.close()
+        self._listener.join()
+        self._receiver.close()
+
+    @contextlib.contextmanager
+    def in_training(self) -> Iterator[None]:
+        """For the time of the block a signal is answered at the end of the step, by agreed()."""
+        with self._changing:
+            self._phase = _Phase.TRAINING
+            heard = self._outside
+        if heard is not None:
+            raise outside_training(heard)
+        child.announce(saves=True)
+        try:
+            yield
+        finally:
+            if self._phase is _Phase.TRAINING:
+                self._phase = _Phase.OUTSIDE
+
+    def agreed(self, world: World, device: torch.device) -> bool:
+        """Whether any rank has been asked to end; the same answer on all ranks, which must all call.
+
+        Costs an all-reduce of three numbers.
+        """
+        asked = torch.tensor([int(number in self._asked) for number in SIGNALS], device=device)
+        ranks = world.all_reduce_sum(asked).tolist()
+        self._agreed = [number.name for number, count in zip(SIGNALS, ranks, strict=True) if count]
+        return bool(self._agreed)
+
+    def after_save(self, step: int) -> InterruptedAfterSave:
+        """To be raised when agreed() has said yes and the step is saved; nothing can be lost from now on."""
+        self._phase = _Phase.SAVED
+        return InterruptedAfterSave(
+            f"interrupted by {' and '.join(self._agreed)}; saved step {step}; run again to continue"
+        )
+
+    def hear(self, number: int) -> None:
+        """What a signal means at this moment; runs in the listening thread."""
+        now = self._clock()
+        ending = number in (signal.SIGTERM, signal.SIGINT)
+        if ending and self._ending_since is not None:
+            if now - self._ending_since >= SECONDS_OF_ONE_EVENT:
+                self._leave_at_once(number)
+            return
+        if ending:
+            self._ending_since = now
+        with self._changing:
+            phase = self._phase
+            if phase is _Phase.OUTSIDE and self._outside is None:
+                self._outside, self._leave_at = number, now + SECONDS_TO_UNWIND
+        if phase is _Phase.TRAINING:
+            self._asked.append(number)
+            name = signal.Signals(number).name
+            self._say(f"{name}: finishing the step, then saving; a second signal ends the run at once")
+
+    def _leave_at_once(self, number: int) -> None:
+        if self._phase is _Phase.SAVED:
+            self._leave(EXIT_INTERRUPTED)
+            return
+        _shout(f"a second {signal.Signals(number).name}: ended at once; run again to continue from the last checkpoint")
+        self._leave(128 + number)
+
+    def _listen(self) -> None:
+        while True:
+            self._receiver.settimeout(None if self._leave_at is None else max(0.001, self._leave_at - self._clock()))
+            try:
+                numbers = self._receiver.recv(64)
+            except TimeoutError:
+                if self._outside is not None:
+                    error = outside_training(self._outside)
+                    if self._speaks:
+                        _shout(str(error))
+                    self._leave(error.exit_code)
+                return
+            if not numbers:
+                return
+            for number in numbers:
+                if number in SIGNALS:
+                    self.hear(number)
+
+    def _in_main_thread(self, number: int, _: FrameType | None) -> None:
+        if self._phase is _Phase.OUTSIDE:
+            for mine in SIGNALS:  # one exception is enough; the listener counts on
+                signal.signal(mine, _only_heard)
+            raise outside_training(number)
+
+
+def outside_training(number: int) -> StorytellerError:
+    """The error with which a signal ends a run that is not training."""
+    name = signal.Signals(number).name
+    if number == signal.SIGINT:
+        return Interrupted("interrupted; the same command again continues from the last checkpoint")
+    return InterruptedSafely(f"interrupted by {name} while not training; nothing is lost, run again to continue")
+
+
+def _only_heard(number: int, frame: FrameType | None) -> None:
+    """A handler must be there for the listener to be woken."""
+
+
+def _shout(message: str) -> None:
+    """To stderr without any lock, which the main thread might hold."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"storyteller: {message}\n".encode())

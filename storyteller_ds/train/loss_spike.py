@@ -1,0 +1,34 @@
+"""How far a loss stands out from those before it."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+NORMAL = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation (Hampel 1974)."""
+LEAST_DEVIATION = 0.01
+"""Losses that all lie closer together count as this far apart (nats per token), so that no trifle is a spike."""
+
+
+def deviations(recent: Sequence[float], loss: float) -> float:
+    """The distance of `loss` above the median of `recent`, in robust standard deviations; below it: negative.
+
+    Median and median absolute deviation, unlike mean and deviation, are not moved by a few earlier spikes.
+
+    Args:
+        recent: finite losses (nats per token), at least one.
+        loss: finite (nats per token).
+    """
+    median = statistics.median(recent)
+    spread = NORMAL * statistics.median(abs(one - median) for one in recent)
+    return (loss - median) / max(spread, LEAST_DEVIATION)
+
+
+def is_spike(recent: Sequence[float], loss: float, window: int, threshold: float) -> bool:
+    """Whether a loss is more than `threshold` deviations above the latest `window` ones.
+
+    Never, while there are fewer, and never for a loss that is not finite, which is another matter.
+    """
+    if len(recent) < window or not math.isfinite(loss):
+        return False
+    return deviations(recent[-window:], loss) > threshold

@@ -1,0 +1,158 @@
+"""One rank of small runs in which one gradient, or the loss, is not finite once: what is left of weights and moments.
+
+Usage: torchrun non_finite_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json that of reports.
+"""
+
+import json
+import math
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from storyteller_ds.config import load_config
+from storyteller_ds.data.batches import BatchShares, MicroBatch
+from storyteller_ds.model.layout import placed_parameters
+from storyteller_ds.parallel import deepspeed as guarded
+from storyteller_ds.parallel.build import build_engine
+from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.parallel.finite_steps import FiniteSteps
+from storyteller_ds.parallel.plan import make_plan
+from storyteller_ds.parallel.world import World
+from storyteller_ds.testing.distributed import DS_CONFIGS
+
+LR = 1e-2
+FAULTY_RANK, FAULTY_PASS = 1, 1
+SOUND, FAULTY, AFTER = 0, 1, 2
+"""Steps, each on other sequences."""
+
+
+OVERRIDES = (
+    "data.sequence_length=16",
+    "tokenizer.vocab_size=64",
+    "model.hidden_size=32",
+    "model.num_layers=1",
+    "model.intermediate_size=32",
+    "train.global_batch_size=8",
+    "train.gradient_accumulation_steps=2",
+)
+
+
+class Case(NamedTuple):
+    ds_config: str
+    fault: str
+    """nan, inf: an entry of a gradient; expert: of one expert's; loss: its value, with a sound gradient."""
+    guarded: bool = True
+    overrides: tuple[str, ...] = ()
+
+
+def main(folder: Path) -> None:
+    world = World.from_environment()
+    torch.set_num_threads(1)
+    cases = [Case(*values) for values in json.loads((folder / "cases.json").read_text())]
+    with world.connected(torch.device("cpu"), 2):
+        reports = [run_case(case, world) for case in cases]
+    (folder / f"rank{world.rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+
+
+def run_case(case: Case, world: World) -> dict[str, Any]:
+    """A sound step, a faulty one and a sound one; against the two sound ones alone."""
+    device = torch.device("cpu")
+    loaded = load_config(None, DS_CONFIGS / f"{case.ds_config}.json", (*OVERRIDES, *case.overrides))
+    plan = make_plan(loaded.run, world.size)
+    shares = BatchShares(world.rank, world.size, plan.micro_batch_size, plan.accumulation_steps)
+
+    def start() -> Engine:
+        return build_engine(loaded.run, loaded.deepspeed, plan, world, device)
+
+    with ExitStack() as stack:
+        if not case.guarded:
+            stack.enter_context(without_guard())
+        engine = start()
+        engine.train_step(_batches(loaded.run, shares, SOUND), LR)
+        before = _state(engine)
+        switch = _arm(engine, case.fault)
+        switch["pass"] = 0 if world.rank == FAULTY_RANK else None
+        result = engine.train_step(_batches(loaded.run, shares, FAULTY), LR)
+        switch["pass"] = None
+        after = _state(engine)
+    report = {
+        "skipped": result.skipped,
+        "non_finite": result.non_finite,
+        "loss_is_finite": math.isfinite(result.loss),
+        "unchanged": _same(before, after),
+        "all_finite": all(bool(tensor.isfinite().all()) for tensor in after.values()),
+    }
+    if case.guarded:
+        last = engine.train_step(_batches(loaded.run, shares, AFTER), LR)
+        whole = start()
+        whole.train_step(_batches(loaded.run, shares, SOUND), LR)
+        expected = whole.train_step(_batches(loaded.run, shares, AFTER), LR)
+        report["forgotten"] = last == expected and _same(_state(engine), _state(whole))
+    return report
+
+
+def without_guard() -> Any:
+    """The engine as it would be without its guard: ZeRO-0 steps always, ZeRO-1 to 3 as DeepSpeed does."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(guarded, "math", mock.Mock(isfinite=lambda value: True)))
+    stack.enter_context(mock.patch.object(FiniteSteps, "_guarded_norm", lambda self: self._norm()))
+    return stack
+
+
+def _arm(engine: Engine, fault: str) -> dict[str, Any]:
+    """Make a gradient of this rank, or its loss, undefined in one pass, once the switch is on."""
+    switch: dict[str, Any] = {"pass": None}
+    if fault == "loss":
+        forward = engine.decoder.forward
+
+        def undefined(*args: Any, **kwargs: Any) -> Any:
+            nll, layers = forward(*args, **kwargs)
+            # The value only: no gradient is touched.
+            return nll + _now(switch, math.nan, 0.0) * nll.detach() * 0, layers
+
+        engine.decoder.forward = undefined
+        return switch
+    value, name = math.inf if fault == "inf" else math.nan, "experts" if fault == "expert" else "attention"
+    parameter = next(piece.parameter for piece in placed_parameters(engine.decoder) if name in piece.name)
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        entry = gradient[0] if fault == "expert" else gradient  # of one expert alone
+        entry.view(-1)[3] *= _now(switch, value, 1.0)
+        return gradient
+
+    parameter.register_hook(poison)
+    return switch
+
+
+def _now(switch: dict[str, Any], faulty: float, sound: float) -> float:
+    if switch["pass"] is None:
+        return sound
+    switch["pass"] += 1
+    return faulty if switch["pass"] == FAULTY_PASS + 1 else sound
+
+
+def _batches(run: Any, shares: BatchShares, step: int) -> list[MicroBatch]:
+    generator = torch.Generator().manual_seed(step)
+    shape = (shares.global_batch_size, run.data.sequence_length + 1)
+    token = torch.randint(run.tokenizer.vocab_size, shape, generator=generator)
+    rows = [token[list(shares.positions(number))] for number in range(shares.accumulation_steps)]
+    return [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+
+
+def _state(engine: Engine) -> dict[str, torch.Tensor]:
+    return {f"{kind}/{name}": tensor.clone() for kind, name, tensor in engine.named_state()}
+
+
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(tensor.view(torch.int32), other[name].view(torch.int32)) for name, tensor in one.items()
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,185 @@
+"""Values of secret environment variables reach no file of a run, no screen, no error and no remote command line."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.cli.main import run_command, storyteller
+from storyteller_ds.config.hostfile import check_arguments, check_environment_file, check_exported_environment
+from storyteller_ds.errors import ConfigError, DataError
+from storyteller_ds.redaction import is_secret_name, redacted, secret_in
+from storyteller_ds.testing.distributed import SMALLEST_RUN, train_command
+from storyteller_ds.testing.distributed import run_command as run_process
+
+SECRETS = {
+    name: f"sentinel{number:02d}{'0123456789abcdef' * 2}"
+    for number, name in enumerate(
+        (
+            "HF_TOKEN",
+            "WANDB_API_KEY",
+            "AWS_SECRET_ACCESS_KEY",
+            "DB_PASSWORD",
+            "GITHUB_TOKEN",
+            "OPENAI_API_KEY",
+            "GOOGLE_APPLICATION_CREDENTIALS_JSON",
+            "my_secret",
+        )
+    )
+}
+"""42 characters each: a key of Weights & Biases has 40 or more."""
+
+
+def with_sentinels(folder: Path) -> list[Path]:
+    """Files that hold the value of a secret, or a part of it that would do."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if b"sentinel0" in path.read_bytes()]
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_run_holds_a_secret(tmp_path, fails):
+    pytest.importorskip("wandb")
+    text = tmp_path / "good.txt"
+    text.write_text("\n\n".join(f"There was a dog called Rex {i}." for i in range(30)))
+    settings = [*SMALLEST_RUN, "train.max_steps=2", f"data.source={text}", "tracking.wandb=offline"]
+    command = train_command(1, None, "--output_dir", str(tmp_path / "run"), *settings)
+    if fails:  # at the end, since the checkpoint is larger than any file may be
+        command = [sys.executable, "-c", LIMITED, *command]
+    env = {**SECRETS, "STORYTELLER_CACHE": str(tmp_path / "cache"), "WANDB_CONFIG_DIR": str(tmp_path / "wandb_config")}
+    done = run_process(command, 500, env={**env, "WANDB_CACHE_DIR": str(tmp_path / "wandb_cache")})
+    assert fails == ("could not be written" in done.stderr)
+    assert (done.exit_code == 0) == (not fails), done.stderr
+    assert "sentinel0" not in done.stdout + done.stderr
+    assert with_sentinels(tmp_path) == []
+    # Control: there is all that could hold one, and the search finds it.
+    assert (tmp_path / "run" / "config.json").is_file()
+    assert list((tmp_path / "run" / "wandb").rglob("*.wandb"))
+    (tmp_path / "run" / "leak").write_text(f"Authorization: Bearer {SECRETS['HF_TOKEN']}")
+    assert with_sentinels(tmp_path) == [tmp_path / "run" / "leak"]
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return SECRETS
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["storyteller", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            run_command(storyteller)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "sentinel0" not in err
+    return err
+
+
+def test_a_secret_in_a_config_is_refused_by_its_name(secrets, capsys, tmp_path):
+    token = secrets["HF_TOKEN"]
+    assert "tracking.project holds the value of HF_TOKEN" in said(capsys, "train", f"tracking.project=x-{token}")
+    assert "holds the value of HF_TOKEN" in said(capsys, "train", f"train.sample_prompts=[a, {token}]")
+    (tmp_path / "run.yaml").write_text(f"data: {{source: 'https://me:{token}@host/x.txt'}}")
+    assert "data.source holds the value of HF_TOKEN" in said(capsys, "train", "--config", "run.yaml")
+    (tmp_path / "ds.json").write_text(f'{{"csv_monitor": {{"job_name": "{token}"}}}}')
+    assert "ds.json holds the value of HF_TOKEN" in said(capsys, "train", "--ds_config", "ds.json")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "train.max_steps={}"],
+        ["train", "{}=1"],
+        ["train", "{}"],
+        ["train", "--config", "{}"],
+        ["train", "--ds_config", "{}"],
+        ["train", "--no_such_option={}"],
+        ["{}"],
+        ["generate", "--prompt", "x", "--checkpoint", "{}"],
+        ["generate", "--prompts_file", "{}", "--checkpoint", "x"],
+        ["launch", "--hostfile", "{}"],
+        ["launch", "--include", "{}"],
+    ],
+)
+def test_an_error_does_not_repeat_a_secret(secrets, capsys, arguments):
+    said(capsys, *(each.format(secrets["WANDB_API_KEY"]) for each in arguments))
+
+
+def test_redaction_replaces_values_and_cuts_users_out_of_addresses():
+    environment = {"A_TOKEN": "abcdefgh", "A_KEY": "abcdefghij", "SHORT_KEY": "abc", "HOME": "/home/somebody"}
+    assert redacted("x abcdefghij y abcdefgh z abc", environment) == "x [A_KEY] y [A_TOKEN] z abc"
+    assert redacted("at /home/somebody", environment) == "at /home/somebody"
+    assert redacted("see https://user:pass@host/path and ssh://me@host", {}) == "see https://host/path and ssh://host"
+    assert secret_in("-abcdefghij-", environment) == "A_KEY"
+    assert secret_in("harmless", environment) is None
+
+
+def test_errors_are_redacted(secrets):
+    error = DataError(f"the library said: bad token {secrets['HF_TOKEN']}\nat https://u:p@hub/x\x1b[2J")
+    assert str(error) == "the library said: bad token [HF_TOKEN] at https://hub/x\\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in SECRETS),
+        ("AZURE_CLIENT_SECRET", True),
+        ("PGPASSWORD", True),
+        ("GPG_PASSPHRASE", True),
+        ("MLFLOW_TRACKING_TOKEN", True),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("PYTHONPATH", False),
+        ("KEYBOARD_LAYOUT", False),
+        ("HOME", False),
+    ],
+)
+def test_names_of_secrets(name, expected):
+    assert is_secret_name(name) is expected
+
+
+# --- remote command lines ---
+
+
+def test_what_deepspeed_exports_of_the_environment_holds_no_secret(secrets):
+    check_exported_environment(os.environ)  # those of SECRETS are not exported
+    for name in ("MLFLOW_TRACKING_TOKEN", "PYTHON_KEYRING_PASSWORD", "NCCL_KEY"):
+        with pytest.raises(ConfigError, match=name) as refused:
+            check_exported_environment({**os.environ, name: "sentinel0-x"})
+        assert "sentinel0" not in str(refused.value)
+    with pytest.raises(ConfigError, match="PYTHONSTARTUP"):  # the name is harmless, the value is not
+        check_exported_environment({**os.environ, "PYTHONSTARTUP": f"x{secrets['HF_TOKEN']}"})
+
+
+def test_the_names_that_deepspeed_exports_are_those_that_are_looked_at():
+    runner = pytest.importorskip("deepspeed.launcher.runner")
+    cuda = pytest.importorskip("deepspeed.accelerator.cuda_accelerator")
+    from storyteller_ds.config.hostfile import _EXPORTED_NAMES
+
+    exported = {*runner.EXPORT_ENVS, *cuda.CUDA_Accelerator.export_envs(None)}
+    assert exported <= set(_EXPORTED_NAMES)
+
+
+def test_arguments_and_environment_files_for_all_hosts_hold_no_secret(secrets, tmp_path):
+    token = secrets["HF_TOKEN"]
+    with pytest.raises(ConfigError, match="holds the value of HF_TOKEN") as refused:
+        check_arguments(["--config", f"x{token}"])
+    assert "sentinel0" not in str(refused.value)
+    (tmp_path / "env").write_text(f"HARMLESS={token}\n")
+    with pytest.raises(ConfigError, match="HARMLESS looks like a secret") as refused:
+        check_environment_file(tmp_path / "env")
+    assert "sentinel0" not in str(refused.value)
+    (tmp_path / "env").write_text("TOKENIZERS_PARALLELISM=false\n")
+    check_environment_file(tmp_path / "env")
