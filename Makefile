@@ -1,6 +1,7 @@
 # make quickstart   environment, main job, three stories
 # make install      only the environment (.venv)
 # make test         the whole suite        make check   lint, format, types, architecture
+# make test-faults  everything that can go wrong, and whether it goes as docs/reliability.md promises (8 minutes)
 # make bench        the mixture layer against its peers and its limit
 # make test-multinode   two nodes on this machine, over ssh      make test-slurm   likewise, under Slurm
 
@@ -15,7 +16,7 @@ EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,tes
 # A port that nobody uses: two main jobs on one machine must not meet.
 PORT = $(shell $(BIN)/python -c "from storyteller_ds.parallel.world import free_port; print(free_port())")
 
-.PHONY: quickstart install test check bench test-multinode test-slurm
+.PHONY: quickstart install test check bench test-faults test-multinode test-slurm
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -33,6 +34,14 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+FAULTS := tests/faults/test_faults.py tests/fuzz tests/distributed/test_supervision.py tests/distributed/test_interruption.py
+
+# -m "": also the many that `make test` leaves out. The table comes whether they pass or not.
+test-faults: $(INSTALLED)
+	@mkdir -p build
+	$(BIN)/python -m pytest $(FAULTS) -m "" --junitxml=build/faults.xml; code=$$?; \
+	$(BIN)/python tests/faults/table.py build/faults.xml docs/reliability.md && exit $$code
 
 # They install sshd and pdsh, or Slurm, where these are missing (Debian and Ubuntu).
 test-multinode: $(INSTALLED)

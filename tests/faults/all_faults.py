@@ -1,0 +1,13 @@
+"""Every fault, in the order of the table in docs/reliability.md: whoever imports this has them all registered."""
+
+# ruff: noqa: F401, I001  # imported for what they register, in this order
+
+from . import faults_kills
+from . import faults_signals
+from . import faults_disk
+from . import faults_numbers
+from . import faults_topology
+from . import faults_files
+from . import faults_hostile
+from . import faults_controls
+from .registry import FAULTS as FAULTS
