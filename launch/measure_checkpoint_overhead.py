@@ -1,10 +1,11 @@
 """What saving costs on this machine: python launch/measure_checkpoint_overhead.py [RANKS]
 
 Trains the preset tiny_test for many blocks of 50 steps in one run: without saving, with a checkpoint at the beginning
-of the block that is written while training goes on, and with one that training waits for; always in turn, so that what
-else the machine does falls on all three. Each of a block's steps is timed by itself, its median taken over the rounds,
-and the medians added up: what happens to a single step now and then does not count, what happens to the first steps
-after every save does. Prints the mean step of such a block, and how much longer it is than without saving.
+of the block that is written while training goes on, and with one that training waits for; always in turn. What a save
+costs shows in the steps until it is in place, and is what these take longer than the steps right after them, in the
+same block: what else a machine does changes from one second to the next, by more than a save costs, and falls on
+both. Blocks without saving are measured in the same way and should give nothing. Prints the median over all blocks,
+and the quartiles.
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
+
+from storyteller_kernels.cpu_memory import keep_freed_memory
 
 from storyteller_ds.checkpoint.hook import CheckpointHook
 from storyteller_ds.checkpoint.write import Contents
@@ -29,10 +33,20 @@ from storyteller_ds.parallel.world import World, free_port, pick_device
 from storyteller_ds.testing.distributed import DS_CONFIGS
 from storyteller_ds.train.state import TrainState
 
-EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 15, 10, 1e-3
+EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 20, 10, 1e-3
 KINDS = ("none", "asynchronous", "synchronous")
 Times = dict[str, list[list[float]]]
 """For each kind, the seconds of the steps of its blocks."""
+
+
+class Measured(NamedTuple):
+    """What a run of all blocks has given."""
+
+    times: Times
+    last_steps: list[int]
+    """Of each block with saving, how many steps it took until the checkpoint was known to be in place."""
+    size: int
+    """Of a checkpoint (bytes)."""
 
 
 def main() -> None:
@@ -57,17 +71,18 @@ def run_rank(ranks: int) -> None:
     loaded = load_config("tiny_test", DS_CONFIGS / "zero2.json" if ranks > 1 else None, ["parallel.device=cpu"])
     plan = make_plan(loaded.run, world.size)
     world.limit_threads()
+    keep_freed_memory()
     with world.connected(pick_device("cpu", 0), 10) if ranks > 1 else nullcontext():
         # One folder for all ranks, which only rank 0 makes and removes.
         with tempfile.TemporaryDirectory() if world.is_main else nullcontext("") as folder:
-            times, size = measure(loaded, plan, world, Path(world.on_main(lambda: folder)))
+            measured = measure(loaded, plan, world, Path(world.on_main(lambda: folder)))
         world.together(lambda: None)
     if world.is_main:
-        report(ranks, times, size)
+        report(ranks, measured)
 
 
-def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path) -> tuple[Times, int]:
-    """Seconds of every step, for every block of each kind, and the size of a checkpoint (bytes)."""
+def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path) -> Measured:
+    """Train all blocks."""
     run, device = loaded.run, pick_device("cpu", 0)
     corpus = open_corpus(run, world.on_each_machine(lambda: prepare_corpus(run, lambda _: None)))
     shares = BatchShares(world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
@@ -81,14 +96,16 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
 
     def hook(kind: str) -> CheckpointHook:
         config = CheckpointConfig(every_steps=EVERY_STEPS, keep_last=1, asynchronous=kind == "asynchronous")
-        return CheckpointHook(engine, folder, config, contents, lambda _: None)
+        return CheckpointHook(engine, folder, config, contents, lambda _: last_steps.append(len(seconds) + 1))
 
     hooks = {kind: hook(kind) for kind in KINDS if kind != "none"}
     state = TrainState()
     times: Times = {kind: [] for kind in KINDS}
+    seconds: list[float] = []
+    last_steps: list[int] = []
 
     def block(kind: str, steps: int) -> list[float]:
-        nonlocal state
+        nonlocal state, seconds
         state = dataclasses.replace(state, step=state.step - state.step % EVERY_STEPS)  # a checkpoint is due
         world.together(lambda: None)
         seconds = []
@@ -105,23 +122,34 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
 
     for kind in KINDS:
         block(kind, WARM_UP)
+    last_steps.clear()
     for number in range(ROUNDS):
         for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
             times[kind].append(block(kind, EVERY_STEPS))
-    for each in hooks.values():
-        each.on_interrupt(state)
     size = world.on_main(lambda: sum(path.stat().st_size for path in next(folder.glob("step_*")).iterdir()))
-    return times, size
+    return Measured(times, last_steps, size)
 
 
-def report(ranks: int, times: Times, size: int) -> None:
+def report(ranks: int, measured: Measured) -> None:
     """Print the table."""
-    print(f"{ranks} rank(s), a checkpoint of {size / 2**20:.1f} MiB every {EVERY_STEPS} steps, {ROUNDS} rounds\n")
-    print("| saving | step | more than without |\n|---|---|---|")
-    step = {kind: statistics.mean(map(statistics.median, zip(*rounds, strict=True))) for kind, rounds in times.items()}
-    for kind, seconds in step.items():
-        more = "" if kind == "none" else f"{seconds / step['none'] - 1:+.1%}"
-        print(f"| {kind} | {1000 * seconds:.1f} ms | {more} |")
+    window = max(measured.last_steps)
+    print(
+        f"{ranks} rank(s), a checkpoint of {measured.size / 2**20:.1f} MiB every {EVERY_STEPS} steps, {ROUNDS} rounds;"
+    )
+    print(f"each was in place after at most {window} step(s)\n")
+    if len(measured.last_steps) != 2 * ROUNDS or 3 * window > EVERY_STEPS:
+        sys.exit("some were not in place for too long to say what they cost; run again on a quieter disk")
+    print("| saving | step | a save costs | quartiles | of the time of 50 steps |\n|---|---|---|---|---|")
+    for kind, blocks in measured.times.items():
+        usual = [statistics.median(block[window : 3 * window]) for block in blocks]
+        extra = [sum(block[:window]) - window * step for block, step in zip(blocks, usual, strict=True)]
+        step = statistics.median(usual)
+        lower, middle, upper = statistics.quantiles(extra, n=4)
+        share = middle / (EVERY_STEPS * step)
+        print(
+            f"| {kind} | {1000 * step:.0f} ms | {1000 * middle:.0f} ms | {1000 * lower:.0f} to {1000 * upper:.0f} ms "
+            f"| {share:.1%} |"
+        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class HostMemory:
 
 
 def take_share(engine: Engine, memory: HostMemory | None) -> Share:
-    """This rank's part of the state: each tensor goes to the rank that has least so far. Called by every rank.
+    """This rank's part of the state: each tensor goes to the rank that has it, or else has least so far.
+
+    Called by every rank.
 
     The engine hands out one whole tensor at a time, already on the host: no more than one extra copy of the largest
     tensor is on the device.
@@ -54,12 +56,15 @@ def take_share(engine: Engine, memory: HostMemory | None) -> Share:
     """
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     load = [0] * engine.world.size
-    for kind, name, tensor in engine.named_state():
-        owner = load.index(min(load))
-        load[owner] += tensor.numel() * tensor.element_size()
-        if owner == engine.world.rank:
-            part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
-            parts[part][key] = memory.copy(part, key, tensor) if memory else tensor.contiguous()
+
+    def owner(size: int, holder: int | None) -> int:
+        rank = load.index(min(load)) if holder is None else holder
+        load[rank] += size
+        return rank
+
+    for kind, name, tensor in engine.named_state(owner):
+        part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
+        parts[part][key] = memory.copy(part, key, tensor) if memory else tensor.contiguous()
     parts["rng"] = rng_state(engine.device)
     return Share(parts, sum(load))
 

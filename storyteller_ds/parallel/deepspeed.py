@@ -16,12 +16,12 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.model.decoder import Decoder, MoEFactory
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.model.layout import is_expert, join_pieces, pieces_by_name, placed_parameters
+from storyteller_ds.model.layout import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
 from storyteller_ds.model.moe import LocalMoE
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
 from storyteller_ds.parallel.deepspeed_json import as_user_error, held_dtype, import_deepspeed, passed_json
-from storyteller_ds.parallel.engine import LossScale, StateTensor, StepResult
+from storyteller_ds.parallel.engine import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
 from storyteller_ds.parallel.finite_steps import FiniteSteps
 from storyteller_ds.parallel.nvme import swaps_weights, with_nvme_settings
 from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
@@ -133,17 +133,37 @@ class DeepSpeedEngine:
         good_steps = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
         return LossScale(scaler.cur_scale, good_steps)
 
-    def named_state(self) -> Iterator[StateTensor]:
-        """Weights and moments, one whole tensor at a time; every rank gathers each."""
+    def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
+        """Weights and moments, one whole tensor at a time; what no rank has is gathered."""
         self.state.prepare()
         for name, pieces in pieces_by_name(placed_parameters(self.decoder, self.first_expert)).items():
+            is_spread = is_expert(name) and self.plan.ep_size > 1
+            elements = sum(full_shape(piece.parameter).numel() for piece in pieces)
+            size = STATE_BYTES * elements * (self.plan.ep_size if is_spread else 1)
+            is_whole = len(pieces) == 1 and not is_spread
+            holder = self.state.holder(pieces[0].parameter) if owner is not None and is_whole else None
             for kind in state_kinds(pieces[0].parameter, self.stacks):
-                value = join_pieces((piece, self.state.read(piece.parameter, kind)) for piece in pieces)
-                if is_expert(name) and self.plan.ep_size > 1:
-                    shares = [torch.empty_like(value) for _ in range(self.plan.ep_size)]
-                    dist.all_gather(shares, value.contiguous(), group=self.ep_group)
-                    value = torch.cat(shares)
-                yield StateTensor(kind, name, value.detach().float().cpu())
+                rank = None if owner is None else owner(size, holder)
+                if rank is not None and rank == holder:
+                    value = self.state.read_here(pieces[0].parameter, kind) if rank == self.world.rank else None
+                else:
+                    value = join_pieces((piece, self.state.read(piece.parameter, kind)) for piece in pieces)
+                    value = self._gather_experts(value, rank) if is_spread else value
+                if value is not None and rank in (None, self.world.rank):
+                    yield StateTensor(kind, name, value.detach().float().cpu())
+
+    def _gather_experts(self, mine: Tensor, rank: int | None) -> Tensor | None:
+        """The stack of all experts, for one rank, or for all of them (None); `mine` are this rank's."""
+        ranks = dist.get_process_group_ranks(self.ep_group)
+        if rank not in (None, *ranks):
+            return None  # other ranks have the same experts
+        stack = mine.new_empty(len(ranks) * mine.shape[0], *mine.shape[1:])
+        shares = list(stack.chunk(len(ranks)))
+        if rank is None:
+            dist.all_gather(shares, mine.contiguous(), group=self.ep_group)
+        else:
+            dist.gather(mine.contiguous(), shares if rank == self.world.rank else None, rank, self.ep_group)
+        return stack
 
     @torch.no_grad()
     def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:

@@ -57,6 +57,10 @@ class LossScale(NamedTuple):
     """Steps without overflow since the scale last changed; after enough of them it doubles."""
 
 
+STATE_BYTES = 4
+"""Of each number of the training state: fp32."""
+
+
 class StateTensor(NamedTuple):
     """One canonical tensor of the training state, whole, fp32, on the CPU."""
 
@@ -65,6 +69,18 @@ class StateTensor(NamedTuple):
     name: str
     """Canonical parameter name."""
     tensor: Tensor
+
+
+class Owner(Protocol):
+    """Decides which rank is to have a tensor of the training state; must decide the same on every rank."""
+
+    def __call__(self, size: int, holder: int | None) -> int:
+        """The rank.
+
+        Args:
+            size: of the tensor (bytes).
+            holder: the one rank that has all of it, which must then be the answer; None: another rank will do.
+        """
 
 
 class Engine(Protocol):
@@ -90,8 +106,12 @@ class Engine(Protocol):
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
 
-    def named_state(self) -> Iterator[StateTensor]:
-        """Weights and moments, one whole tensor at a time, in the same order on every rank."""
+    def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
+        """Weights and moments, one whole tensor at a time, in the same order on every rank.
+
+        Args:
+            owner: gives each tensor to one rank only, which spares most of the messages; None: all get all.
+        """
 
     def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
         """Replace all weights and moments by read(kind, name), and the loss scale where there is one.

@@ -14,7 +14,7 @@ from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.layout import placed_parameters
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
-from storyteller_ds.parallel.engine import LossScale, StateTensor, StepResult
+from storyteller_ds.parallel.engine import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
 from storyteller_ds.parallel.muon import Muon, whole_parameter
 from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 from storyteller_ds.parallel.world import World
@@ -83,14 +83,15 @@ class SingleEngine:
         with self.autocast:
             return steps.evaluate_batch(self.world, self.objective, batch, self.device)
 
-    def named_state(self) -> Iterator[StateTensor]:
+    def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
         """Weights and moments, one tensor at a time."""
         for name, parameter, *_ in placed_parameters(self.decoder):
             state = self.optimizer.state[parameter]
             for kind in state_kinds(parameter, self.stacks):
                 # Before the first step AdamW has no moments yet; they start at zero.
                 value = parameter if kind == "weight" else state.get(kind, torch.zeros_like(parameter))
-                yield StateTensor(kind, name, value.detach().float().cpu())
+                if owner is None or owner(STATE_BYTES * parameter.numel(), None) == self.world.rank:
+                    yield StateTensor(kind, name, value.detach().float().cpu())
 
     @torch.no_grad()
     def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:

@@ -34,6 +34,15 @@ class ZeroState(Protocol):
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         """The whole fp32 value; `kind` is "weight" or the name of a moment."""
 
+    def holder(self, parameter: nn.Parameter) -> int | None:
+        """The one rank that has the whole of a parameter's state at hand; None if that is no single rank.
+
+        Not for experts that are spread over ranks.
+        """
+
+    def read_here(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """What read gives, without a message; only on the rank that holder names, and only until the next step."""
+
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         """Replace it."""
 
@@ -88,6 +97,11 @@ class _Whole:
         value: Tensor = parameter if kind == WEIGHT else self.optimizer.state[parameter][kind]
         return value.detach()
 
+    def holder(self, parameter: nn.Parameter) -> None:
+        """All ranks have all of it."""
+
+    read_here = read
+
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         self.read(parameter, kind).copy_(value)
 
@@ -100,6 +114,7 @@ class _OptimizerPartitions:
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
+        self._holders: dict[nn.Parameter, int | None] = {}
 
     def prepare(self) -> None:
         # DeepSpeed links fp32 state to parameters once, after the first group's first step, and so misses
@@ -114,6 +129,27 @@ class _OptimizerPartitions:
             safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
         )
         return value
+
+    def holder(self, parameter: nn.Parameter) -> int | None:
+        # The vectors of a group are cut into equal parts, so all but a few parameters lie within one of them.
+        if not self._holders:
+            parameters = [parameter for group in self.zero.bit16_groups for parameter in group]
+            number = dist.get_rank() + 1
+            found = torch.tensor([number * self._is_here(each) for each in parameters], device=parameter.device)
+            dist.all_reduce(found)
+            self._holders = {
+                each: rank - 1 if rank else None for each, rank in zip(parameters, found.tolist(), strict=True)
+            }
+        return self._holders[parameter]
+
+    def _is_here(self, parameter: Any) -> bool:
+        fragment = parameter._hp_mapping
+        return fragment is not None and fragment.lp_fragment_address.numel == parameter.numel()
+
+    def read_here(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        fragment: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        value: Tensor = fragment.get_hp_fragment(None if kind == WEIGHT else kind)
+        return value.reshape(parameter.shape)
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         if kind == WEIGHT:
@@ -143,6 +179,11 @@ class _AllPartitions:
             safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
         )
         return value
+
+    def holder(self, parameter: nn.Parameter) -> None:
+        """Each rank has a part of everything."""
+
+    read_here = read
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         # DeepSpeed's own setters read past the end of a tensor that does not divide by the ranks, and refuse
