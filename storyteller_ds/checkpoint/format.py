@@ -121,6 +121,16 @@ class Checkpoint:
             if found != expected:
                 raise self._damaged(name)
 
+    def verify_name(self) -> None:
+        """See that the folder, if it is called as a step is, has the name of its own step.
+
+        Raises:
+            CheckpointError: it has that of another.
+        """
+        name = self.folder.resolve().name
+        if name.startswith(_STEP_PREFIX) and name != step_folder_name(self.step):
+            raise CheckpointError(f"{self.folder} holds step {self.step}; give it its own name back")
+
     def verify_sizes(self) -> None:
         """What can be seen without reading the files: they are there, plain files, and as long as the manifest says.
 

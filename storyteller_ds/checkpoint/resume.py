@@ -66,8 +66,7 @@ def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | 
     for folder in seen:
         try:
             checkpoint = open_checkpoint(folder)
-            if folder.name != layout.step_folder_name(checkpoint.step):
-                raise CheckpointError(f"{folder} holds step {checkpoint.step}; give it its own name back")
+            checkpoint.verify_name()
             checkpoint.verify()
         except CheckpointError as error:
             say(f"passing over a checkpoint: {error}")

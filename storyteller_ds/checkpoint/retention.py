@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folder_name, step_folders
+from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.durable import flush_to_disk
 from storyteller_ds.errors import CheckpointError
@@ -55,11 +55,11 @@ def intact(checkpoints: Path) -> list[Checkpoint]:
     for folder in step_folders(checkpoints):
         try:
             checkpoint = open_checkpoint(folder)
+            checkpoint.verify_name()
             checkpoint.verify_sizes()
         except CheckpointError:
             continue
-        if folder.name == step_folder_name(checkpoint.step):
-            found.append(checkpoint)
+        found.append(checkpoint)
     return found
 
 

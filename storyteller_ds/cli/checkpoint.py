@@ -170,9 +170,7 @@ def _look(folders: Iterable[Path], thorough: bool) -> Iterable[_Found]:
         found = None
         try:
             found = open_checkpoint(folder)
-            name = folder.resolve().name
-            if name.startswith("step_") and name != layout.step_folder_name(found.step):
-                raise CheckpointError(f"{folder} holds step {found.step}; give it its own name back")
+            found.verify_name()
             if thorough:
                 found.verify()
             else:

@@ -1,12 +1,13 @@
 """Reading back what a run has written."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from storyteller_ds.checkpoint.format import open_checkpoint, step_folder_name
+from storyteller_ds.checkpoint.format import open_checkpoint, step_folder_name, step_folders
 
 MEASURED = ("tokens_per_s", "step_time_s", "memory_peak_bytes")
 """Fields of metrics.jsonl that depend on the machine and not on the run."""
@@ -27,3 +28,11 @@ def read_state(run_folder: Path, step: int) -> dict[str, Tensor]:
         files = checkpoint.open_tensors(part)
         tensors |= {name: files[name] for name in files}
     return tensors
+
+
+def copy_run(source: Path, folder: Path, up_to_step: int) -> Path:
+    """A copy of a run folder without the checkpoints after a step; gives the copy."""
+    shutil.copytree(source, folder)
+    for later in step_folders(folder / "checkpoints", after=up_to_step):
+        shutil.rmtree(later)
+    return folder

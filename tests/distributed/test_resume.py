@@ -1,6 +1,5 @@
 """Twice the same, killed and continued, from two ranks to one and back: always the same run."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from storyteller_ds.certify.compare import relative_difference
 from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.runs import read_metrics, read_state
+from storyteller_ds.testing.runs import copy_run, read_metrics, read_state
 from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
 
 STEPS = 12
@@ -66,20 +65,12 @@ def test_killed_and_started_again_gives_the_same_bits(
     assert_same_bits(main_job(tmp_path, 2, "zero2", *RUN), undisturbed)
 
 
-def copy_up_to(step: int, source: Path, folder: Path) -> Path:
-    shutil.copytree(source, folder)
-    for path in (folder / "checkpoints").iterdir():
-        if int(path.name.removeprefix("step_")) > step:
-            shutil.rmtree(path)
-    return folder
-
-
 def test_from_two_ranks_to_one_and_back(main_job: MainJob, tmp_path: Path):
     """Written by EP 2, continued by one process, written by that and continued by EP 2: still the same run."""
     run = (*RUN, "model.dropout=0.0")
     whole = main_job(tmp_path / "whole", 2, "zero2", *run)
-    one = main_job(copy_up_to(4, whole, tmp_path / "one"), 1, None, *run)
-    back = main_job(copy_up_to(8, one, tmp_path / "back"), 2, "zero2", *run)
+    one = main_job(copy_run(whole, tmp_path / "one", 4), 1, None, *run)
+    back = main_job(copy_run(one, tmp_path / "back", 8), 2, "zero2", *run)
     for other in (one, back):
         for line, expected in zip(read_metrics(other), read_metrics(whole), strict=True):
             for field in ("train_loss", "grad_norm", "val_loss"):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 from storyteller_ds.certify.compare import relative_difference
 from storyteller_ds.checkpoint.resume import newest_valid
 from storyteller_ds.testing.distributed import TRAIN, wait_until
-from storyteller_ds.testing.runs import read_metrics, read_state
+from storyteller_ds.testing.runs import copy_run, read_metrics, read_state
 from storyteller_ds.testing.warm_machine import STORYTELLER, Run, WarmMachine, ds_arguments
 
 from .injections import VARIABLE
@@ -154,10 +153,7 @@ class Case:
 
     def copy_of_undisturbed(self, topology: Topology, up_to_step: int, *arguments: str) -> None:
         """This case's run folder becomes that of an undisturbed run as it was after the checkpoint of this step."""
-        shutil.copytree(self.undisturbed(topology, *arguments), self.run_folder)
-        for path in self.checkpoints.iterdir():
-            if int(path.name.removeprefix("step_")) > up_to_step:
-                shutil.rmtree(path)
+        copy_run(self.undisturbed(topology, *arguments), self.run_folder, up_to_step)
 
     # Checking
 
