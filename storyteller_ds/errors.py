@@ -11,6 +11,8 @@ EXIT_TRAINING_STOPPED = 3
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of <sysexits.h>: nothing is lost, and the same command again continues."""
 EXIT_KEYBOARD_INTERRUPT = 130
+EXIT_READER_GONE = 141
+"""128 + SIGPIPE, as a shell says of a program whose output nobody reads any more (`... | head`)."""
 LONGEST_MESSAGE = 3000
 """Of an error (characters); what a file says can be of any length."""
 

@@ -1,5 +1,6 @@
 """The storyteller command. A verb's module is imported only when it is used, so that help comes at once."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -11,6 +12,7 @@ import click
 from storyteller_ds import __version__
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
+from storyteller_ds.streams import OutputLost, secure_output
 from storyteller_ds.supervision.supervisor import supervise
 
 # verb -> module and object in it
@@ -45,6 +47,7 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] in _SUPERVISED:
+            secure_output(stdout_matters=False)
             supervise()
         return super().resolve_command(ctx, args)
 
@@ -70,6 +73,7 @@ def run_train() -> NoReturn:
     """`storyteller train` as a program of its own; one process of several gets a supervisor first."""
 
     def train() -> None:
+        secure_output(stdout_matters=False)
         supervise()
         _load("train").main(standalone_mode=False)
 
@@ -82,8 +86,10 @@ def run_command(command: click.Command) -> NoReturn:
 
 
 def _run(action: Callable[[], object]) -> NoReturn:
+    secure_output(stdout_matters=True)
     try:
         action()
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         _leave(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -115,9 +121,10 @@ def _leave(code: int) -> NoReturn:
     DeepSpeed's globals hold its groups, and one that then asks for the interpreter's lock aborts the process
     (1 of 14 two-rank runs ended with SIGABRT after all work was done; docs/experiments.md).
     """
+    with contextlib.suppress(OutputLost):  # nobody reads it, and the code says why the command ends
+        sys.stdout.flush()
     distributed = sys.modules.get("storyteller_ds.parallel.world")
     if distributed is not None and distributed.has_been_connected():
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

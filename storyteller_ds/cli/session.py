@@ -220,7 +220,7 @@ class Session:
         )
         folder.write_json(layout.CONFIG, {**config, layout.WANDB_RUN_ID: tracker.run_id})
         write_atomically(folder.path / layout.TOKENIZER, corpus.tokenizer.to_json())
-        on_terminal = self.console.is_terminal and not self.console.quiet
+        on_terminal = self.console.is_interactive and not self.console.quiet  # no bar on a dumb terminal
         progress = TerminalProgress(self.console, max_steps) if on_terminal else PlainProgress(self.say, max_steps)
         return [MetricsFile(folder.path / layout.METRICS), WandbHook(tracker), progress]
 

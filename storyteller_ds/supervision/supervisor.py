@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from storyteller_ds.streams import write_unlocked
 from storyteller_ds.supervision import child
 from storyteller_ds.supervision.lifeline import Address, Hub, Loss, Spoke, as_message
 from storyteller_ds.supervision.processes import (
@@ -303,8 +304,7 @@ class Supervisor:
         return self.ranks.local_rank == 0
 
     def _speak(self, message: str) -> None:
-        with contextlib.suppress(OSError):  # nobody may be reading any more
-            print(f"storyteller: {message}", file=sys.stderr, flush=True)
+        write_unlocked(2, f"storyteller: {message}\n")
 
 
 def _wake(number: int, frame: FrameType | None) -> None:

@@ -60,12 +60,18 @@ class WarmMachine:
         command: Sequence[str],
         logs: Path,
         env: Mapping[str, str] | None = None,
+        console: str | None = None,
     ) -> "Run":
-        """A Python script with its arguments on so many ranks; what it says goes into files in `logs`, a new folder."""
+        """A Python script with its arguments on so many ranks.
+
+        What it says goes into files in `logs`, a new folder, or else where `console` says.
+        """
         logs.mkdir()
         stdout, stderr = logs / "stdout", logs / "stderr"
-        request = {"command": list(command), "ranks": ranks, "stdout": str(stdout), "stderr": str(stderr)}
-        pid = self.ask({**request, "env": dict(env or {})})
+        stdout.touch()
+        stderr.touch()
+        request = {"stdout": console or str(stdout), "stderr": console or str(stderr)}
+        pid = self.ask({"command": list(command), "ranks": ranks, **request, "env": dict(env or {})})
         self.runs.append(Run(self, pid, stdout, stderr))
         return self.runs[-1]
 

@@ -33,6 +33,7 @@ from storyteller_ds.errors import (
     StorytellerError,
 )
 from storyteller_ds.parallel.world import World
+from storyteller_ds.streams import write_unlocked
 from storyteller_ds.supervision import child
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -193,5 +194,4 @@ def _only_heard(number: int, frame: FrameType | None) -> None:
 
 def _shout(message: str) -> None:
     """To stderr without any lock, which the main thread might hold."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"storyteller: {message}\n".encode())
+    write_unlocked(2, f"storyteller: {message}\n")

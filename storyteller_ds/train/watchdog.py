@@ -6,7 +6,6 @@ out by itself, says where it stands, and leaves. Ranks that cannot even do that 
 the others' exit tells (supervision/).
 """
 
-import contextlib
 import faulthandler
 import os
 import socket
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED
+from storyteller_ds.streams import write_unlocked
 from storyteller_ds.supervision.progress import progress_made
 
 SECONDS_FOR_THE_OTHERS = 5.0
@@ -97,8 +97,7 @@ class Watchdog:
         while not self._ended.wait(self._pause_s):
             if self.is_overdue():
                 # In one piece, since all ranks write at this moment.
-                with contextlib.suppress(OSError):
-                    os.write(self._stderr, self.report().encode())
+                write_unlocked(self._stderr, self.report())
                 self._ended.wait(SECONDS_FOR_THE_OTHERS)
                 if not self._ended.is_set():
                     self._leave(EXIT_TRAINING_STOPPED)

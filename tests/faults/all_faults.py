@@ -4,6 +4,7 @@
 
 from . import faults_kills
 from . import faults_signals
+from . import faults_console
 from . import faults_disk
 from . import faults_numbers
 from . import faults_topology

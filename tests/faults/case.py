@@ -106,11 +106,12 @@ class Case:
         faults: Sequence[Injection] = (),
         quiet: bool = True,
         env: Mapping[str, str] | None = None,
+        console: str | None = None,
     ) -> Run:
-        """The main job on this case's run folder."""
+        """The main job on this case's run folder; `console`: where stdout and stderr go instead of into files."""
         command = [*ds_arguments(topology.ds_config), "--output_dir", str(self.run_folder), *TINY]
         command += [*(["--quiet"] * quiet), *topology.arguments, *arguments]
-        return self._started(topology.ranks, command, TRAIN, faults, env)
+        return self._started(topology.ranks, command, TRAIN, faults, env, console)
 
     def train(
         self,
@@ -119,9 +120,10 @@ class Case:
         faults: Sequence[Injection] = (),
         quiet: bool = True,
         env: Mapping[str, str] | None = None,
+        console: str | None = None,
     ) -> Run:
         """As start, to the end."""
-        run = self.start(topology, *arguments, faults=faults, quiet=quiet, env=env)
+        run = self.start(topology, *arguments, faults=faults, quiet=quiet, env=env, console=console)
         run.wait(END_S)
         return run
 
@@ -144,11 +146,12 @@ class Case:
         script: Path,
         faults: Sequence[Injection] = (),
         env: Mapping[str, str] | None = None,
+        console: str | None = None,
     ) -> Run:
         logs = self.folder / f"run{len(self.runs)}.logs"
         command = [*([str(INJECTIONS)] if faults else []), str(script), *arguments]
         env = {**(env or {}), VARIABLE: json.dumps(list(faults))}
-        self.runs.append(self.machine.start(ranks, command, logs, env))
+        self.runs.append(self.machine.start(ranks, command, logs, env, console))
         return self.runs[-1]
 
     def copy_of_undisturbed(self, topology: Topology, up_to_step: int, *arguments: str) -> None:

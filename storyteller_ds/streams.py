@@ -1,0 +1,111 @@
+"""stdout and stderr of a command, whose reader may be gone, stand still, or be a full disk.
+
+The rule: no progress, log line or tracker ever ends training, or holds it up for longer than PATIENCE_S. A line that
+cannot be written is left out, and the run goes on: metrics.jsonl and the checkpoints have its results. (A pipe that
+nobody reads and a terminal after Ctrl-S would otherwise block the run until its watchdog ends it.)
+
+Where stdout is what a command is for (a story, a listing), losing it ends the command as it ends other programs:
+silently, if the reader has seen enough (`... | head`), else with the reason.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+import threading
+from typing import Any, TextIO
+
+from storyteller_ds.errors import EXIT_READER_GONE, StorytellerError
+
+PATIENCE_S = 1.0
+"""How long training waits for a reader that stands still. After that no line waits until the reader goes on."""
+
+
+class OutputLost(StorytellerError):
+    """What a command prints can no longer be written."""
+
+    def __init__(self, reason: OSError) -> None:
+        if reason.errno == errno.EPIPE:
+            super().__init__("")
+            self.exit_code = EXIT_READER_GONE
+        else:
+            super().__init__(f"stdout cannot be written: {reason.strerror}; redirect it elsewhere")
+
+
+def secure_output(stdout_matters: bool) -> None:
+    """Make stdout and stderr follow the rule above; to be called before any file is opened.
+
+    Args:
+        stdout_matters: losing it ends the command with OutputLost, and a reader is waited for without limit.
+    """
+    _fill_closed_descriptors()
+    patience = None if stdout_matters else PATIENCE_S
+    # Not if somebody has put in other ones to read along, as tests do.
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _text_stream(_Output(1, patience, stdout_matters), sys.stdout)
+        sys.__stdout__ = sys.stdout  # type: ignore[misc]  # final for typeshed; the next call asks for it
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text_stream(_Output(2, patience, matters=False), sys.stderr)
+        sys.__stderr__ = sys.stderr  # type: ignore[misc]
+
+
+def write_unlocked(descriptor: int, text: str) -> None:
+    """Write in one piece and without any lock, which another thread may hold; returns in time, written or not."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, text.encode(errors="replace"))
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(PATIENCE_S)
+
+
+class _Output(io.FileIO):
+    """A descriptor that follows the rule."""
+
+    def __init__(self, descriptor: int, patience_s: float | None, matters: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._patience_s, self._wait_s = patience_s, patience_s
+        self.matters, self._lost = matters, False
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            while not self._lost and _is_ready(self.fileno(), self._wait_s):
+                # As much as a pipe that is ready takes without blocking (pipe(7)).
+                written = super().write(memoryview(data)[: select.PIPE_BUF])
+                if written is not None:  # else the descriptor is non-blocking, and another process was faster
+                    self._wait_s = self._patience_s
+                    return written
+        except OSError as error:
+            if self.matters:
+                self._lost = True  # raised once; Python flushes again when it ends
+                raise OutputLost(error) from None
+            return size
+        self._wait_s = 0.0
+        return size
+
+
+def _is_ready(descriptor: int, seconds: float | None) -> bool:
+    return bool(select.select([], [descriptor], [], seconds)[1])
+
+
+def _text_stream(output: _Output, before: TextIO | None) -> "io.TextIOWrapper[io.BufferedWriter]":
+    encoding = "utf-8" if before is None else before.encoding
+    # A letter that the encoding does not have must not end training either.
+    errors = before.errors if before is not None and output.matters else "backslashreplace"
+    return io.TextIOWrapper(io.BufferedWriter(output), encoding, errors, line_buffering=True)
+
+
+def _fill_closed_descriptors() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed, or the next file to be opened would take its place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115  # as long as the process
