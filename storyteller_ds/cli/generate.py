@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 from rich.console import Console
+from storyteller_kernels.cpu_sharing import share_cores
 
 from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.durable import write_atomically
@@ -47,7 +48,10 @@ def generate(
     config = _sampling(sampling)
     say = lines_to(Console(stderr=True))
     prompts = _read_prompts(prompts_file) if prompts_file is not None else [prompt or ""]
-    model = load_story_model(checkpoint, pick_device(device, 0), say)
+    place = pick_device(device, 0)
+    if place.type == "cpu":
+        share_cores()
+    model = load_story_model(checkpoint, place, say)
     say(f"model: {model.step_folder}")
     if interactive:
         _talk(model, config, say)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from storyteller_kernels.cpu_sharing import share_cores
 from storyteller_kernels.dispatch import choice_for
 
 from storyteller_ds.checkpoint import resume as resuming
@@ -35,6 +36,7 @@ from storyteller_ds.train.loop import out_of_patience, train
 from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
+from storyteller_ds.train.slow_steps import SlowSteps
 from storyteller_ds.train.state import TrainState
 from storyteller_ds.train.step_report import StepReport
 from storyteller_ds.train.wandb_tracker import WandbTracker
@@ -202,6 +204,7 @@ class Session:
         return [
             *(self._record_hooks(self.folder, config, corpus) if self.folder else []),
             StepReport(),
+            *([SlowSteps(share_cores(self.world.local_size), self.say)] if self.device.type == "cpu" else []),
             SampleHook(engine, self.run, corpus.tokenizer, self.output_dir / layout.SAMPLES),
             CheckpointHook(engine, checkpoints, self.run.checkpoint, contents, self.say),
         ]

@@ -1,0 +1,153 @@
+"""Cores that other programs use as well.
+
+torch's threads share every operation, and each of them waits for the others by spinning: with libgomp (torch's builds
+for Linux) for some 3 ms. While each thread has a core of its own that is fastest. Beside another program a thread that
+spins holds the core on which the one that it waits for could run, and a step takes up to 40 times as long.
+
+libgomp spins a thousandth of that while it manages more threads than there are cores (GCC manual, GOMP_SPINCOUNT).
+It counts the threads of all teams, and a thread that has once shared an operation keeps its team. So a second team that
+does nothing makes all wait politely, and ending it makes them spin again: the only switch that works at run time.
+No number changes, since an operation is divided among as many threads as before.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+LOOK_EVERY_S = 0.5
+TAKEN, FREE = 0.2, 0.1
+"""Cores in use by others from which on this process waits politely, and below which it spins again."""
+DECIDED_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Environment variables by which a person has decided how threads wait."""
+_ELEMENTS_A_THREAD = 1 << 16
+"""torch gives a thread at least 2^15 elements of a sum (at::internal::GRAIN_SIZE)."""
+
+
+class Neighbours:
+    """How many of this process's cores other programs use.
+
+    Args:
+        ranks: processes of this run on this machine; they do the same work, so each counts as much as this one.
+        busy_s: seconds that this process's cores have been busy, summed over them; None where that is not known.
+        own_s: seconds of processor time that this process has used.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        ranks: int = 1,
+        busy_s: Callable[[], float | None] | None = None,
+        own_s: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ranks = ranks
+        self._busy_s, self._own_s, self._clock = busy_s or _busy_seconds, own_s, clock
+        self._last = self._read()
+        self.cores_taken = 0.0
+        """Mean between the last two looks; 0 where the system does not say."""
+
+    def look(self) -> float:
+        """Measure since the last look; returns cores_taken."""
+        now, last = self._read(), self._last
+        self._last = now
+        if now is not None and last is not None and now[0] > last[0]:
+            seconds, busy, own = (new - old for new, old in zip(now, last, strict=True))
+            self.cores_taken = max(0.0, (busy - self.ranks * own) / seconds)
+        return self.cores_taken
+
+    def _read(self) -> tuple[float, float, float] | None:
+        busy = self._busy_s()
+        return None if busy is None else (self._clock(), busy, self._own_s())
+
+
+class CoreSharing:
+    """Has the threads of this process wait politely while other programs use its cores.
+
+    Args:
+        neighbours: what the other programs use.
+        threads: among which an operation is divided.
+        cores: that this process may use.
+    """
+
+    def __init__(self, neighbours: Neighbours, threads: int, cores: int) -> None:
+        self._neighbours, self._threads, self._cores = neighbours, threads, cores
+        self._idle: threading.Event | None = None
+        """Ends the idle teams, while there are some."""
+
+    def adjust(self) -> None:
+        """Look at the other programs, and switch if they have come or gone."""
+        taken = self._neighbours.look()
+        crowded = self._threads * self._neighbours.ranks + taken > self._cores
+        if self._idle is None and taken >= TAKEN and crowded:
+            self._wait_politely()
+        elif self._idle is not None and taken < FREE:
+            self._idle.set()
+            self._idle = None
+
+    def _wait_politely(self) -> None:
+        """Start teams that do nothing, until libgomp manages more threads than there are cores."""
+        self._idle = threading.Event()
+        # The team of the thread that computes is there already.
+        for _ in range(-(-(self._cores + 1 - self._threads) // (self._threads - 1))):
+            ready = threading.Event()
+            arguments = (self._threads, ready, self._idle)
+            threading.Thread(target=_lead_idle_team, args=arguments, name="idle team", daemon=True).start()
+            ready.wait()
+
+
+def share_cores(ranks: int = 1) -> Neighbours:
+    """From now on, let the threads of this process wait politely while other programs use its cores.
+
+    Costs a look at /proc/stat every LOOK_EVERY_S. Threads wait as before where torch has another OpenMP library, and
+    where the user has set one of DECIDED_BY_USER.
+
+    Args:
+        ranks: processes of this run on this machine.
+
+    Returns:
+        What is known of the other programs, kept up to date.
+    """
+    neighbours = Neighbours(ranks)
+    threads = torch.get_num_threads()
+    decided = any(os.environ.get(name) for name in DECIDED_BY_USER)
+    if sys.platform.startswith("linux") and threads > 1 and not decided:
+        look: Callable[[], object] = CoreSharing(neighbours, threads, len(os.sched_getaffinity(0))).adjust
+    else:
+        look = neighbours.look
+    threading.Thread(target=_keep_looking, args=(look,), name="neighbours", daemon=True).start()
+    return neighbours
+
+
+def _keep_looking(look: Callable[[], object]) -> None:
+    pause = threading.Event()
+    while not pause.wait(LOOK_EVERY_S):
+        look()
+
+
+def _lead_idle_team(threads: int, ready: threading.Event, end: threading.Event) -> None:
+    torch.zeros(threads * _ELEMENTS_A_THREAD).add_(1.0)
+    ready.set()
+    end.wait()
+
+
+def _busy_seconds() -> float | None:
+    """Seconds for which the cores of this process have been busy, from /proc/stat (proc(5)); None without it.
+
+    Time that a hypervisor has taken away is not counted: nothing here can use it.
+    """
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = 0
+    for name, *columns in (line.split() for line in lines if line.startswith("cpu")):
+        if name in mine:
+            user, nice, system, _idle, _iowait, irq, softirq = map(int, columns[:7])
+            ticks += user + nice + system + irq + softirq
+    return ticks / os.sysconf("SC_CLK_TCK")
