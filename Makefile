@@ -1,7 +1,8 @@
 # make quickstart   environment, main job, three stories
 # make install      only the environment (.venv)
-# make test         the whole suite        make check   lint, format, types, architecture
-# make test-faults  everything that can go wrong, and whether it goes as docs/reliability.md promises (8 minutes)
+# make test         what a change can break at once (under 4 minutes)    make test-all   the whole suite (under 20)
+# make check        lint, format, types, architecture
+# make test-faults  everything that can go wrong, and whether it goes as docs/reliability.md promises; NVMe (15 minutes)
 # make bench        the mixture layer against its peers and its limit
 # make test-multinode   two nodes on this machine, over ssh      make test-slurm   likewise, under Slurm
 
@@ -16,7 +17,7 @@ EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,tes
 # A port that nobody uses: two main jobs on one machine must not meet.
 PORT = $(shell $(BIN)/python -c "from storyteller_ds.parallel.world import free_port; print(free_port())")
 
-.PHONY: quickstart install test check bench test-faults test-multinode test-slurm
+.PHONY: quickstart install test test-all check bench test-faults test-multinode test-slurm
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -32,10 +33,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED)
 	@OUT="$(OUT)" BIN="$(BIN)" PORT="$(PORT)" sh launch/quickstart.sh
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+# A worker for each core; tests/conftest.py says which tests are quick.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 20
 
-FAULTS := tests/faults/test_faults.py tests/fuzz tests/distributed/test_supervision.py tests/distributed/test_interruption.py
+test: $(INSTALLED)
+	$(PYTEST) -m quick
+
+test-all: $(INSTALLED)
+	$(PYTEST)
+
+FAULTS := tests/faults/test_faults.py tests/fuzz tests/distributed/test_supervision.py \
+	tests/distributed/test_interruption.py tests/distributed/test_nvme.py
 
 # -m "": also the many that `make test` leaves out. The table comes whether they pass or not.
 test-faults: $(INSTALLED)

@@ -1,8 +1,8 @@
 """What other programs on this machine cost a run: python launch/measure_busy_machine.py [RANKS]
 
 Trains the preset quickstart in three processes (with RANKS: of so many ranks each) of which all but one are stopped:
-alone, beside a busy loop, and beside a second run, in turns, ROUNDS times. Of one of them the threads wait as they do by
-default (GOMP_SPINCOUNT=300000, which is libgomp's default, keeps storyteller_kernels.cpu_sharing from switching).
+alone, beside a busy loop, and beside a second run, in turns, ROUNDS times. The threads of one of them wait as they do
+by default (GOMP_SPINCOUNT=300000, which is what libgomp takes, keeps storyteller_kernels.cpu_sharing from switching).
 Prints the median step of each, and how many times as long it is as alone.
 """
 
@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from storyteller_ds.parallel.world import free_port
 from storyteller_ds.testing.distributed import DS_CONFIGS, TRAIN
@@ -39,13 +41,12 @@ class Run:
             launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
             port = ["--master_port", str(free_port())]
             command = [*launcher, *port, str(TRAIN), "--ds_config", str(DS_CONFIGS / "zero2.json"), *settings]
-        self.process = subprocess.Popen(
-            command, env={**os.environ, "DS_ACCELERATOR": "cpu", **environment}, start_new_session=True
-        )
+        self.process = subprocess.Popen(command, env={**os.environ, "DS_ACCELERATOR": "cpu", **environment})
 
     def send(self, number: int) -> None:
-        """A signal to all its processes."""
-        os.killpg(self.process.pid, number)
+        """A signal to all its processes; torchrun gives each rank a session of its own."""
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            process.send_signal(number)
 
     def step_times(self) -> list[float]:
         """Seconds of each step so far."""
@@ -56,6 +57,7 @@ class Run:
 def main() -> None:
     """Measure, and print a table."""
     ranks = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))  # torchrun would say so
     loop = subprocess.Popen(BURN)
     loop.send_signal(signal.SIGSTOP)
     runs: dict[str, Run] = {}

@@ -6,20 +6,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each worker has a core, and so have the runs that it starts; torch reads this when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+MARKS = {
+    "unit": "quick",
+    "golden": "quick",
+    # One real run of two ranks through DeepSpeed's launcher, and one that is killed and continued.
+    "integration/test_main_job.py": "quick",
+    "distributed/test_resume.py::test_killed_and_started_again_gives_the_same_bits[False]": "quick",
+    # Compiles DeepSpeed's async_io for some minutes, once in an environment.
+    "distributed/test_nvme.py": "faults",
+}
+"""Folder, file or test -> its mark. `make test` runs what is quick, `make test-all` all but what is marked faults."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by where they are, here and nowhere else."""
+    for item in items:
+        name = item.nodeid.removeprefix(f"{TESTS.name}/")
+        for place, mark in MARKS.items():
+            if name == place or name.startswith((f"{place}/", f"{place}::")):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared corpora of the tests stay out of the user's cache, also in subprocesses.
+    """Prepared corpora of the tests stay out of the user's cache, also in subprocesses; all workers share them.
 
     What DeepSpeed compiles, for minutes, lasts as long as the environment.
     """
-    os.environ["STORYTELLER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    os.environ["STORYTELLER_CACHE"] = str(shared / "cache")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
