@@ -14,8 +14,6 @@ OUT ?= runs/quickstart
 comma := ,
 # DeepSpeed has builds for Linux only; elsewhere the same preset trains on one device.
 EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,test
-# A port that nobody uses: two main jobs on one machine must not meet.
-PORT = $(shell $(BIN)/python -c "from storyteller_ds.parallel.world import free_port; print(free_port())")
 
 .PHONY: quickstart install test test-all check bench test-faults test-multinode test-slurm
 .DELETE_ON_ERROR:
@@ -31,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 quickstart: $(INSTALLED)
-	@OUT="$(OUT)" BIN="$(BIN)" PORT="$(PORT)" sh launch/quickstart.sh
+	@OUT="$(OUT)" BIN="$(BIN)" sh launch/quickstart.sh
 
 # A worker for each core; tests/conftest.py says which tests are quick.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 20

@@ -1,19 +1,12 @@
 #!/bin/sh
 # The main job on the built-in corpus, then three stories. Called by `make quickstart`.
-#   OUT   run folder    BIN   bin folder of the environment    PORT   a free port
+#   OUT   run folder    BIN   bin folder of the environment
 set -eu
 
 if "$BIN/python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("deepspeed") is None)'; then
     gpus=$("$BIN/python" -c 'import torch; print(torch.cuda.device_count())')
-    if [ "$gpus" -eq 0 ]; then
-        # DeepSpeed warns on a machine without a GPU unless it is told that this is meant.
-        export DS_ACCELERATOR=cpu
-        ranks=2
-    else
-        ranks=$gpus
-    fi
-    "$BIN/deepspeed" --quiet --num_accelerators "$ranks" --master_port "$PORT" \
-        launch/train.py --ds_config ds_configs/zero2.json --output_dir "$OUT"
+    "$BIN/storyteller" launch --num_accelerators "$((gpus > 0 ? gpus : 2))" \
+        -- --ds_config ds_configs/zero2.json --output_dir "$OUT"
 else
     echo "deepspeed is not installed: training the same model on one device" >&2
     "$BIN/storyteller" train --config quickstart --output_dir "$OUT"

@@ -6,6 +6,7 @@ The codes are a contract (README, "Exit codes"): scripts and schedulers act on t
 from storyteller_ds.redaction import redacted
 
 EXIT_DONE = 0
+EXIT_PEER_LOST = 1
 EXIT_USER_ERROR = 2
 EXIT_TRAINING_STOPPED = 3
 EXIT_INTERRUPTED = 75

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,14 +19,40 @@ from storyteller_ds.config.hostfile import (
     read_hostfile,
 )
 from storyteller_ds.errors import ConfigError, UserError
+from storyteller_ds.supervision.launchers import run_launchers
 from storyteller_ds.supervision.ports import free_port
 
 _DEFAULT_HOSTFILE = Path("/job/hostfile")
 """Which DeepSpeed reads by itself where there is one (DLTS_HOSTFILE in deepspeed/launcher/runner.py)."""
 _ENVIRONMENT_FILE = Path(".deepspeed_env")
+OPTIONS_OF_TRAINING = ("--config", "--ds_config", "--output_dir", "--resume", "--quiet")
+"""Those of `storyteller train`, whose module would load torch."""
+_DEVICES = Path("/dev")
+_GPUS = ("nvidiactl", "nvmap", "dxg", "kfd")
+"""Of NVIDIA's driver, of Jetson's, of WSL, of AMD's."""
+
+
+class _Launch(click.Command):
+    """Says where -- belongs if it is missing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, [*args])
+        except click.NoSuchOption as error:
+            if error.option_name not in OPTIONS_OF_TRAINING:
+                raise
+            ctx.ignore_unknown_options = True
+            ctx.params.clear()
+            super().parse_args(ctx, [*args])
+            training = ctx.params.pop("training")
+            command = shlex.join(["storyteller", "launch", *_as_arguments(ctx.params), "--", *training])
+            raise UserError(
+                f"{error.option_name} is for training, and what is for training comes after --; try: {command}"
+            ) from None
 
 
 @click.command(
+    cls=_Launch,
     epilog="What comes after -- is for training: storyteller launch --num_accelerators 2 -- --ds_config F seed=1",
 )
 @click.option("--hostfile", "-H", type=click.Path(path_type=Path), help="A line HOST slots=N for each machine.")
@@ -44,7 +72,7 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     """Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).
 
     Checks hostfile, filters and environment file, which DeepSpeed passes to ssh and to remote shells as they are,
-    and then becomes the `deepspeed` command.
+    and then runs the `deepspeed` command. On this machine alone, signals are passed on to the ranks.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError('deepspeed is not installed; pip install "storyteller_ds[deepspeed]" (Linux)')
@@ -53,11 +81,29 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     _check(options, training)
     if not options["hostfile"] and not options["master_port"]:
         options["master_port"] = free_port()
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *_as_arguments(options)]
-    command += ["--no_local_rank", "--module", "storyteller_ds", "train", *training]
+    remote = bool(options["hostfile"]) and not options["no_ssh"]
+    # Of a rank that has ended, the ranks themselves say more than the launcher's error does.
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet" if remote else "--log_level=critical"]
+    command += [*_as_arguments(options), "--no_local_rank", "--module", "storyteller_ds", "train", *training]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(command[0], command)
+    if remote:
+        os.execv(command[0], command)
+    if not _has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's launchers warns that it found none
+    sys.exit(run_launchers(command))
+
+
+def _has_gpu() -> bool:
+    """Whether torch can find a GPU on this machine, without importing it, which takes seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    torch = importlib.util.find_spec("torch")
+    if torch is not None and torch.origin is not None:
+        built_for = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
+        if not any(built_for.get(kind) for kind in ("cuda", "hip")):
+            return False
+    return any((_DEVICES / name).exists() for name in _GPUS)
 
 
 def _check(options: dict[str, object], training: tuple[str, ...]) -> None:

@@ -47,14 +47,18 @@ def is_stopped(pid: int) -> bool:
     return _status(pid)[:1] in (["T"], ["t"])
 
 
+def is_deepspeed_launcher(pid: int) -> bool:
+    """Whether this is the process of DeepSpeed's that starts the ranks of a machine."""
+    return _LAUNCH_MODULE in command_line(pid)
+
+
 def deepspeed_runner(launcher: int) -> Process | None:
     """The `deepspeed` command that has started this launcher: the process above it, or, on the machine from which a
     run of several was started, the one above the pdsh that reaches them; None if there is none here.
     """
-    words = command_line(launcher)
-    if _LAUNCH_MODULE not in words:
+    if not is_deepspeed_launcher(launcher):
         return None
-    of_this_run = {word for word in words if word.startswith(("--world_info=", "--master_port="))}
+    of_this_run = {word for word in command_line(launcher) if word.startswith(("--world_info=", "--master_port="))}
     for starter in (launcher, *_running("pdsh", of_this_run)):
         runner = Process(_parent(starter))
         first = command_line(runner.pid)[:4]  # python [-u] [-m] deepspeed
@@ -62,6 +66,11 @@ def deepspeed_runner(launcher: int) -> Process | None:
         if named and runner.is_alive():
             return runner
     return None
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started, and that it has not waited for."""
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _parent(int(folder.name)) == pid]
 
 
 def _running(program: str, words: set[str]) -> Iterator[int]:

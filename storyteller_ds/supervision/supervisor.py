@@ -11,7 +11,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_ERROR
 from storyteller_ds.streams import write_unlocked
 from storyteller_ds.supervision import child
 from storyteller_ds.supervision.lifeline import Address, Hub, Loss, Spoke, as_message
@@ -23,6 +23,7 @@ from storyteller_ds.supervision.processes import (
     signal_at_death_of_parent,
 )
 from storyteller_ds.supervision.ranks import Ranks
+from storyteller_ds.supervision.signals import ASKING_TO_END, heard
 
 GRACE_S = 20
 """From SIGTERM to SIGKILL; under the 30 s after which launchers kill the supervisor itself."""
@@ -36,12 +37,8 @@ FOLLOW_S = 25
 rank 0 is given to speak (cli/train.py)."""
 SETTLE_S = 1.0
 TICK_S = 0.5
-EXIT_PEER_LOST = 1
 
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_TO_END = (signal.SIGTERM, signal.SIGINT)
 _LAUNCHER_GONE = signal.SIGUSR2
-_WATCHED = (signal.SIGCHLD, *_FORWARDED, _LAUNCHER_GONE)
 _AMBIGUOUS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
 """A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer
 is gone: a child that died of these has not told why, but within SETTLE_S somebody does."""
@@ -64,14 +61,15 @@ def supervise() -> None:
     me, launcher = os.getpid(), os.getppid()
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)  # until both know what to do with them
+    watched = (signal.SIGCHLD, *heard(), _LAUNCHER_GONE)
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # until both know what to do with them
     training = os.fork()
     if training == 0:
         signal_at_death_of_parent(signal.SIGKILL)
         if os.getppid() != me:
             os._exit(EXIT_PEER_LOST)
         os.close(reports)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
         child.attach(pipe, None if hub is None else hub.address())
         if hub is not None:
             hub.socket.close()
@@ -103,6 +101,8 @@ class Supervisor:
         """What a launcher or a person has sent so far."""
         self.asked_at: float | None = None
         """When the first of them that asks to end came: what follows is no surprise."""
+        self.pressed_at: float | None = None
+        """When the first came that ends the child at once if it comes again."""
         self.listens, self.saves = False, False
         """What the child does with signals (child.announce)."""
         self.loss: Loss | None = None
@@ -241,26 +241,31 @@ class Supervisor:
         self._sender = sender  # kept open
         self.selector.register(receiver, selectors.EVENT_READ, lambda: self._on_signals(receiver.recv(4096)))
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        for number in _WATCHED:
+        watched = (signal.SIGCHLD, *heard(), _LAUNCHER_GONE)
+        for number in watched:
             signal.signal(number, _wake)
         signal_at_death_of_parent(_LAUNCHER_GONE)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
 
     def _on_signals(self, numbers: bytes) -> None:
-        for number in {*numbers} & {*_FORWARDED}:
+        for number in {*numbers} & {*ASKING_TO_END}:
             self.signals.add(number)
             # A terminal and most launchers send SIGINT to the group; without handlers one of it is enough.
             if number != signal.SIGINT or self.listens:
                 self._kill(number)
-            if number in _TO_END:
-                self._asked_to_end()
+            if number != signal.SIGUSR1:  # only a warning
+                self._asked_to_end(number)
 
-    def _asked_to_end(self) -> None:
+    def _asked_to_end(self, number: int) -> None:
         now = time.monotonic()
         if self.asked_at is None:
             self.asked_at = now
             self._end_within(SAVE_S if self.saves else GRACE_S)
-        elif now - self.asked_at >= ONE_EVENT_S:
+        if number == signal.SIGHUP:  # from the kernel and from the shell, and then perhaps SIGTERM from the system
+            return
+        if self.pressed_at is None:
+            self.pressed_at = now
+        elif now - self.pressed_at >= ONE_EVENT_S:
             self._end_within(SETTLE_S)  # a second time: the child leaves at once by itself, if it can
 
     def _read_reports(self) -> None:

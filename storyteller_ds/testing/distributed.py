@@ -98,6 +98,12 @@ def train_command(ranks: int, ds_config: str | None, *arguments: str) -> list[st
     return [*launch, str(TRAIN), "--ds_config", str(DS_CONFIGS / f"{ds_config}.json"), *arguments]
 
 
+def launch_command(ranks: int, ds_config: str, *arguments: str) -> list[str]:
+    """The main job through storyteller launch; the parameters are those of train_command."""
+    launch = [sys.executable, "-m", "storyteller_ds", "launch", "--num_accelerators", str(ranks), "--"]
+    return [*launch, "--ds_config", str(DS_CONFIGS / f"{ds_config}.json"), *arguments]
+
+
 def torchrun_command(ranks: int, ds_config: str | None, *arguments: str) -> list[str]:
     """The main job through torchrun, which starts in half the time; the parameters are those of train_command."""
     if ds_config is None:

@@ -1,12 +1,13 @@
-"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning before the time is over), SIGINT.
+"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning before the time is over), SIGINT, SIGHUP.
 
     outside training    the run ends at once: nothing of it is lost, since it has trained nothing that is not saved.
-                        Exit code 75 for SIGTERM and SIGUSR1, so that a scheduler starts a job again that it stopped
-                        while it was starting; 130 for SIGINT, behind which is a person
+                        Exit code 75, so that a scheduler starts a job again that it stopped while it was starting;
+                        130 for SIGINT, behind which is a person
     in training         the ranks agree at the end of the step, whichever of them was signalled, save, and leave with 75
     a second SIGTERM or SIGINT    at once, with 128 + its number; the last complete checkpoint is what there is
 
-SIGUSR1 is only a warning: the SIGTERM that follows it, when the time is over, is the first of its kind.
+SIGUSR1 is only a warning: the SIGTERM that follows it, when the time is over, is the first of its kind. So is the one
+that follows SIGHUP, when a machine goes down. What was ignored when the process started stays ignored (nohup).
 
 Handlers of Python run in the main thread between two of its instructions, so not while it waits in a collective. That
 is why a thread listens: to it Python's C handler writes the number of each signal at once (signal.set_wakeup_fd).
@@ -25,18 +26,12 @@ from typing import Any, Self
 
 import torch
 
-from storyteller_ds.errors import (
-    EXIT_INTERRUPTED,
-    Interrupted,
-    InterruptedAfterSave,
-    InterruptedSafely,
-    StorytellerError,
-)
+from storyteller_ds.errors import EXIT_INTERRUPTED, InterruptedAfterSave
 from storyteller_ds.parallel.world import World
 from storyteller_ds.streams import write_unlocked
 from storyteller_ds.supervision import child
+from storyteller_ds.supervision.signals import ASKING_TO_END, heard, outside_training
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_OF_ONE_EVENT = 2.0
 """One Ctrl-C or one end of a job reaches a rank up to three times: from terminal, launcher and supervisor."""
 SECONDS_TO_UNWIND = 5.0
@@ -82,7 +77,7 @@ class Interruption:
     def __enter__(self) -> Self:
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
-        self._handlers: dict[int, Any] = {number: signal.signal(number, self._in_main_thread) for number in SIGNALS}
+        self._handlers: dict[int, Any] = {number: signal.signal(number, self._in_main_thread) for number in heard()}
         self._wakeup_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._listener.start()
@@ -115,11 +110,11 @@ class Interruption:
     def agreed(self, world: World, device: torch.device) -> bool:
         """Whether any rank has been asked to end; the same answer on all ranks, which must all call.
 
-        Costs an all-reduce of three numbers.
+        Costs an all-reduce of four numbers.
         """
-        asked = torch.tensor([int(number in self._asked) for number in SIGNALS], device=device)
+        asked = torch.tensor([int(number in self._asked) for number in ASKING_TO_END], device=device)
         ranks = world.all_reduce_sum(asked).tolist()
-        self._agreed = [number.name for number, count in zip(SIGNALS, ranks, strict=True) if count]
+        self._agreed = [number.name for number, count in zip(ASKING_TO_END, ranks, strict=True) if count]
         return bool(self._agreed)
 
     def after_save(self, step: int) -> InterruptedAfterSave:
@@ -170,22 +165,14 @@ class Interruption:
             if not numbers:
                 return
             for number in numbers:
-                if number in SIGNALS:
+                if number in ASKING_TO_END:
                     self.hear(number)
 
     def _in_main_thread(self, number: int, _: FrameType | None) -> None:
         if self._phase is _Phase.OUTSIDE:
-            for mine in SIGNALS:  # one exception is enough; the listener counts on
+            for mine in self._handlers:  # one exception is enough; the listener counts on
                 signal.signal(mine, _only_heard)
             raise outside_training(number)
-
-
-def outside_training(number: int) -> StorytellerError:
-    """The error with which a signal ends a run that is not training."""
-    name = signal.Signals(number).name
-    if number == signal.SIGINT:
-        return Interrupted("interrupted; the same command again continues from the last checkpoint")
-    return InterruptedSafely(f"interrupted by {name} while not training; nothing is lost, run again to continue")
 
 
 def _only_heard(number: int, frame: FrameType | None) -> None:

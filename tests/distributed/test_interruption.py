@@ -18,6 +18,7 @@ from storyteller_ds.errors import EXIT_INTERRUPTED
 from storyteller_ds.testing.distributed import (
     TINY_RUN,
     MarkedRun,
+    launch_command,
     marked_run,
     torchrun_command,
     train_command,
@@ -70,17 +71,18 @@ def saved_by(signals: str, folder: Path) -> str:
 
 
 # launcher, who is signalled, exit code of the command typed: DeepSpeed's launcher passes on the code of a rank, but
-# ends with 1 when it was signalled itself, as torchrun does always.
+# ends with 1 when it was signalled itself, as torchrun does always. Under storyteller launch no signal reaches it.
 SIGNALLED: dict[str, tuple[Callable[..., list[str]], Callable[[MarkedRun], int], signal.Signals, int]] = {
     "rank 1": (train_command, lambda run: run.training(1).pid, signal.SIGTERM, EXIT_INTERRUPTED),
     "deepspeed's launcher": (train_command, lambda run: run.launcher(0).pid, signal.SIGTERM, 1),
+    "storyteller launch, Ctrl-C": (launch_command, lambda run: run.commands[0].pid, signal.SIGINT, EXIT_INTERRUPTED),
     "torchrun, Ctrl-C": (torchrun_command, lambda run: run.launcher(0).pid, signal.SIGINT, 1),
 }
 
 
 # The others are made by `make test-faults`.
 @pytest.mark.parametrize(
-    "who", [who if who == "rank 1" else pytest.param(who, marks=pytest.mark.faults) for who in SIGNALLED]
+    "who", [who if "launch," in who else pytest.param(who, marks=pytest.mark.faults) for who in SIGNALLED]
 )
 def test_all_ranks_save_the_step_and_leave(who: str, tmp_path: Path):
     command, find, number, code = SIGNALLED[who]

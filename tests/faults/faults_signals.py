@@ -50,6 +50,14 @@ def _(case: Case) -> None:
     _interrupted(case, PAIR, lambda run: run.signal(signal.SIGINT), "SIGINT")
 
 
+@fault(
+    "SIGHUP from a terminal that is closed", "the step is finished and saved; the same command continues bit for bit"
+)
+def _(case: Case) -> None:
+    # The launcher has no handler for it, as deepspeed's has none, and dies of it.
+    _interrupted(case, PAIR, lambda run: run.signal(signal.SIGHUP), "SIGHUP", code=-signal.SIGHUP)
+
+
 @fault("SIGTERM to a single process", SAVED)
 def _(case: Case) -> None:
     _interrupted(case, SINGLE, lambda run: os.kill(run.pid, signal.SIGTERM), "SIGTERM")

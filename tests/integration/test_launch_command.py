@@ -1,12 +1,15 @@
 """storyteller launch: what it refuses, and one real local run."""
 
+import importlib.util
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from storyteller_ds.cli import launch, train
 from storyteller_ds.cli.main import run_command, storyteller
 from storyteller_ds.testing import distributed
 from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN
@@ -27,7 +30,9 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DS_ENV_FILE", raising=False)
+    for name in ("DS_ENV_FILE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # given back afterwards
+        monkeypatch.delenv(name)
     Path("hosts").write_text(GOOD)
 
     def become(path: str, arguments: list[str]) -> None:
@@ -35,6 +40,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
         raise Became(arguments)
 
     monkeypatch.setattr(os, "execv", become)
+    monkeypatch.setattr(launch, "run_launchers", lambda command: become(command[0], command))
 
     def run(*args: str) -> list[str] | str:
         monkeypatch.setattr(sys, "argv", ["storyteller", "launch", *args])
@@ -107,6 +113,70 @@ def test_what_deepspeed_would_not_check_is_refused(args, said, launched):
     assert isinstance(line, str), line
     assert line.startswith("storyteller: ")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("args", "corrected"),
+    [
+        ("--ds_config z.json seed=1", "-- --ds_config z.json seed=1"),
+        (
+            "--num-accelerators 2 --ds-config 'my z.json' 'data.source=a b' --master_port 5",
+            "--num_accelerators=2 --master_port=5 -- --ds-config 'my z.json' 'data.source=a b'",
+        ),
+        ("-H hosts --config fast_train -- seed=1", "--hostfile=hosts -- --config fast_train seed=1"),
+        ("--quiet", "-- --quiet"),
+    ],
+)
+def test_training_arguments_without_the_dashes_are_put_right(args, corrected, launched):
+    line = launched(*shlex.split(args))
+    assert isinstance(line, str)
+    assert "is for training" in line
+    assert line.endswith(f"; try: storyteller launch {corrected}")
+    # What it says to try does work.
+    assert isinstance(launched(*shlex.split(corrected)), list)
+
+
+def test_the_options_of_training_are_all_known():
+    options = {name for parameter in train.train.params for name in parameter.opts if name.startswith("--")}
+    assert options == {*launch.OPTIONS_OF_TRAINING, "--local_rank"}
+
+
+BUILDS = {"cpu": "cuda = None\nhip = None", "cuda": "cuda = '12.8'\nhip = None", "hip": "cuda = None\nhip = '7.0'"}
+
+
+@pytest.mark.parametrize(
+    ("build", "device", "variables", "accelerator"),
+    [
+        ("cpu", None, {}, "cpu"),
+        ("cpu", "nvidiactl", {}, "cpu"),
+        ("cuda", None, {}, "cpu"),
+        ("cuda", "nvidiactl", {}, None),
+        ("cuda", "dxg", {}, None),
+        ("hip", "kfd", {}, None),
+        ("cuda", "nvidiactl", {"CUDA_VISIBLE_DEVICES": ""}, "cpu"),
+        ("cuda", "nvidiactl", {"CUDA_VISIBLE_DEVICES": "1"}, None),
+        ("cpu", None, {"DS_ACCELERATOR": "xpu"}, "xpu"),
+    ],
+)
+def test_deepspeed_is_told_that_there_is_no_gpu(build, device, variables, accelerator, launched, tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "version.py").write_text(BUILDS[build])
+    torch = importlib.util.spec_from_file_location("torch", tmp_path / "torch" / "__init__.py")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: torch if name == "torch" else find(name))
+    (tmp_path / "dev").mkdir()
+    monkeypatch.setattr(launch, "_DEVICES", tmp_path / "dev")
+    if device is not None:
+        (tmp_path / "dev" / device).touch()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(launched("--"), list)
+    assert os.environ.get("DS_ACCELERATOR") == accelerator
+
+
+def test_other_machines_choose_for_themselves(launched):
+    assert isinstance(launched("--hostfile", "hosts"), list)
+    assert "DS_ACCELERATOR" not in os.environ
 
 
 def test_the_hostfile_is_checked(launched):

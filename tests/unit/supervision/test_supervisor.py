@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from storyteller_ds.supervision.signals import ASKING_TO_END
+from storyteller_ds.supervision.supervisor import ONE_EVENT_S, SETTLE_S
 from storyteller_ds.testing.distributed import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="supervision is for Linux")
@@ -29,7 +31,7 @@ print(*heard, flush=True)
 os._exit({code})
 """
 LISTENS = """
-for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, frame: heard.append(number))
 child.announce(listens=True, saves={saves})
 """
@@ -38,10 +40,14 @@ child.announce(listens=True, saves={saves})
 class Supervised:
     """A supervisor and its child; alone, though it takes itself for one rank of two."""
 
-    def __init__(self, goes_on: str = "not heard", handlers: str = "", code: int = 75, grace_s: float = 20) -> None:
+    def __init__(
+        self, goes_on: str = "not heard", handlers: str = "", code: int = 75, grace_s: float = 20, before: str = ""
+    ) -> None:
         program = PROGRAM.format(goes_on=goes_on, handlers=handlers, code=code, grace_s=grace_s)
         ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
         command = [sys.executable, "-c", program]
+        if before:
+            command = [sys.executable, "-c", before, *command]
         self.supervisor = subprocess.Popen(
             command, env={**os.environ, **ranks}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -63,7 +69,7 @@ def supervised() -> Iterator[list[Supervised]]:
         one.supervisor.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", ASKING_TO_END)
 @pytest.mark.parametrize("saves", [True, False])
 def test_a_signal_reaches_the_child_and_its_code_comes_back(number, saves, supervised):
     supervised.append(Supervised(handlers=LISTENS.format(saves=saves)))
@@ -71,7 +77,7 @@ def test_a_signal_reaches_the_child_and_its_code_comes_back(number, saves, super
     assert supervised[0].ends() == (75, str(int(number)))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)])
 def test_a_child_that_does_not_listen_yet_is_ended_safely(number, code, supervised):
     supervised.append(Supervised())
     supervised[0].supervisor.send_signal(number)
@@ -98,3 +104,28 @@ def test_one_that_saves_is_given_the_time(supervised):
 
     assert wait_until(ended_after_another, WAIT_S)
     assert one.returncode == 128 + signal.SIGKILL
+
+
+def test_a_closed_terminal_is_no_second_signal(supervised):
+    # From the kernel and from the shell; a SIGTERM after it, when the system goes down, is the first.
+    supervised.append(Supervised(goes_on="len(heard) < 3", handlers=LISTENS.format(saves=True)))
+    one = supervised[0].supervisor
+    one.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.wait(ONE_EVENT_S + 0.5)
+    one.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.wait(SETTLE_S + 0.5)
+    one.send_signal(signal.SIGTERM)
+    assert supervised[0].ends() == (75, "1 1 15")
+
+
+def test_under_nohup_a_closed_terminal_is_not_heard(supervised):
+    with_nohup = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    )
+    supervised.append(Supervised(handlers=LISTENS.format(saves=True).replace(", signal.SIGHUP", ""), before=with_nohup))
+    one = supervised[0].supervisor
+    one.send_signal(signal.SIGHUP)
+    one.send_signal(signal.SIGTERM)
+    assert supervised[0].ends() == (75, "15")

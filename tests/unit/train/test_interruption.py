@@ -9,10 +9,11 @@ import torch
 
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely
 from storyteller_ds.parallel.world import World
+from storyteller_ds.supervision.signals import ASKING_TO_END, outside_training
 from storyteller_ds.testing.distributed import wait_until
-from storyteller_ds.train.interruption import SECONDS_OF_ONE_EVENT, SIGNALS, Interruption, outside_training
+from storyteller_ds.train.interruption import SECONDS_OF_ONE_EVENT, Interruption
 
-TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+TERM, USR1, INT, HUP = ASKING_TO_END
 CPU = torch.device("cpu")
 ALONE = World(0, 0, 1, 1)
 WAIT_S = 30
@@ -35,7 +36,7 @@ class Run:
         return self.interruption.agreed(world, CPU)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", ASKING_TO_END)
 def test_in_training_a_signal_waits_for_the_step(number):
     run = Run()
     with run.interruption.in_training():
@@ -54,7 +55,7 @@ def test_one_rank_signalled_is_all_ranks_asked():
         """Two other ranks, one of them warned and one told to end."""
 
         def all_reduce_sum(self, tensor):
-            return tensor + torch.tensor([1, 1, 0])
+            return tensor + torch.tensor([1, 1, 0, 0])
 
     run = Run()
     with run.interruption.in_training():
@@ -74,6 +75,9 @@ def test_one_rank_signalled_is_all_ranks_asked():
         ([(0.0, USR1), (90.0, TERM)], None),  # a warning, and what it warned of
         ([(0.0, USR1), (90.0, USR1)], None),
         ([(0.0, USR1), (90.0, TERM), (95.0, TERM)], 143),
+        ([(0.0, HUP), (0.1, HUP), (9.0, HUP)], None),  # a closed terminal: from the kernel, and from the shell
+        ([(0.0, HUP), (9.0, TERM)], None),  # and then the machine goes down
+        ([(0.0, HUP), (9.0, TERM), (14.0, TERM)], 143),
     ],
 )
 def test_a_second_signal_ends_at_once(signals, code, capfd):
@@ -95,7 +99,7 @@ def test_after_the_save_nothing_can_be_lost():
     assert run.left_with == [75]
 
 
-@pytest.mark.parametrize(("number", "error", "code"), [(TERM, InterruptedSafely, 75), (USR1, InterruptedSafely, 75)])
+@pytest.mark.parametrize(("number", "error", "code"), [(number, InterruptedSafely, 75) for number in (TERM, USR1, HUP)])
 def test_outside_training_a_scheduler_may_start_it_again(number, error, code):
     assert isinstance(outside_training(number), error)
     assert outside_training(number).exit_code == code
@@ -122,7 +126,7 @@ def raised_in_main_thread(number: int) -> BaseException | None:
     return None
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", ASKING_TO_END)
 def test_outside_training_a_real_signal_unwinds_the_main_thread(number):
     with Run().interruption:
         error = raised_in_main_thread(number)
@@ -151,12 +155,12 @@ def test_a_real_signal_in_training_interrupts_nothing():
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in ASKING_TO_END]
     fd = signal.set_wakeup_fd(-1)
     threads = threading.active_count()
     with Run().interruption:
-        assert [signal.getsignal(number) for number in SIGNALS] != before  # control
+        assert [signal.getsignal(number) for number in ASKING_TO_END] != before  # control
         raised_in_main_thread(TERM)
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in ASKING_TO_END] == before
     assert signal.set_wakeup_fd(fd) == -1
     assert threading.active_count() == threads
