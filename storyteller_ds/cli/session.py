@@ -1,5 +1,6 @@
 """One training run: the parts connected, in the order in which they need each other."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -212,9 +213,11 @@ class Session:
     def _record_hooks(self, folder: RunFolder, config: Mapping[str, Any], corpus: Corpus) -> list[Hook]:
         """Files, Weights & Biases and progress: what rank 0 alone does."""
         tracking, max_steps = self.run.tracking, self.run.train.max_steps
+        # A default gives way to the environment, a choice does not.
+        chosen = "tracking.project" in self.loaded.sources or not os.environ.get("WANDB_PROJECT")
         tracker = WandbTracker(
             mode=tracking.wandb,
-            project=tracking.project,
+            project=tracking.project if chosen else None,
             run_name=tracking.run_name,
             output_dir=folder.path,
             config=config["run"],

@@ -140,8 +140,8 @@ class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases; auto: online after `wandb login`, offline otherwise."""
+    """Weights & Biases; auto: as WANDB_MODE says, else online after `wandb login`, offline otherwise."""
     project: str = "storyteller"
-    """Project name on Weights & Biases."""
+    """Project name on Weights & Biases; WANDB_PROJECT, if it is set and this is not."""
     run_name: str | None = None
-    """Run name on Weights & Biases; null: chosen by wandb."""
+    """Run name on Weights & Biases; null: WANDB_NAME, or chosen by wandb."""

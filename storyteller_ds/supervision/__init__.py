@@ -13,7 +13,8 @@ trains (supervisor.py). The kernel tells it of the death of its child and of its
 0 and one line that names rank, host and step. Signals that ask a run to end are passed on, and the child is given the
 time to save if it says that it does so (train/interruption.py). A supervisor that is killed takes its child with it.
 What the training process says to its supervisor goes through a pipe (child.py). `storyteller launch` stands above the
-deepspeed command, and sends signals to the supervisors that the launchers would not survive (launchers.py).
+deepspeed command and passes signals to the supervisors, past the launchers, which would not survive them
+(launchers.py).
 
 Nothing here imports torch: a supervisor waits, and takes some 35 MB, most of which it shares with the process that
 trains.

@@ -68,6 +68,29 @@ def read_config(run_folder: Path) -> dict[str, object]:
     return config
 
 
+def read_identity(run_folder: Path) -> dict[str, object]:
+    """What an offline run is called, and how it ended.
+
+    Returns:
+        id, project, name, entity, group, job_type, tags and notes; exit_code, None if it was never finished.
+
+    Raises:
+        ValueError: If the folder has not exactly one run file, or the file has a broken frame or record.
+        OSError: If the file cannot be read.
+        ImportError: If wandb is not installed.
+    """
+    identity: dict[str, object] = {"exit_code": None}
+    for record in _read_records(run_folder):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = record.run
+            identity |= {"id": run.run_id, "project": run.project, "name": run.display_name, "entity": run.entity}
+            identity |= {"group": run.run_group, "job_type": run.job_type, "tags": [*run.tags], "notes": run.notes}
+        elif kind == "exit":
+            identity["exit_code"] = record.exit.exit_code
+    return identity
+
+
 def _read_records(run_folder: Path) -> Iterator[Any]:
     messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
     decode_error = importlib.import_module("google.protobuf.message").DecodeError

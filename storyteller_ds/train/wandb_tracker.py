@@ -3,8 +3,14 @@
 Everything that touches wandb happens on one daemon thread: its calls wait on a service process, and a
 service that hangs must not hang the training loop. What goes wrong there is kept and reported from the
 training thread, so that `warn` needs no locks.
+
+wandb's variables (WANDB_MODE, WANDB_PROJECT, WANDB_NAME, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_DIR,
+WANDB_RUN_ID, WANDB_RESUME and the rest) are followed where the run config leaves it to its defaults: wandb reads them
+itself, wherever it is given no argument.
 """
 
+import collections
+import contextlib
 import copy
 import importlib
 import netrc
@@ -34,6 +40,7 @@ CLOSE_LIMIT_SECONDS = 14.0
 KILLED_LIMIT_SECONDS = 3.0
 # A healthy service takes a record in milliseconds: a backlog of this size is a hung one.
 QUEUE_LIMIT = 10_000
+_YES = ("1", "true", "yes", "on")
 INSTALL_HINT = 'wandb is not installed, so this run is not tracked: pip install "storyteller_ds[wandb]"'
 
 
@@ -43,15 +50,16 @@ class WandbTracker:
     Construction waits at most `START_LIMIT_SECONDS` and `close` at most `CLOSE_LIMIT_SECONDS` +
     `KILLED_LIMIT_SECONDS`; `log` never waits. Nothing that wandb, its service or its server do raises
     here: it is told to `warn` in one line, and tracking is off from then on. An online run whose server
-    does not answer becomes an offline one.
+    does not answer becomes an offline one. A service that dies is started once more, and gets this process's
+    records again: whoever ends a run may signal all its processes, that one too.
 
     Args:
-        mode: "auto" is online if a W&B login is found on this machine, else offline.
-        project: The W&B project.
-        run_name: The name shown for the run; None lets W&B choose.
-        output_dir: W&B's files go to `output_dir/wandb`.
+        mode: "auto" is as WANDB_MODE says, else online if a W&B login is found on this machine, else offline.
+        project: The W&B project; None: WANDB_PROJECT.
+        run_name: The name shown for the run; None: WANDB_NAME, or one that W&B chooses.
+        output_dir: W&B's files go to its `wandb`, or to that of WANDB_DIR.
         config: Recorded as the run's config.
-        run_id: The W&B id of the run to go on with; None starts a new one.
+        run_id: The W&B id of the run to go on with, unless WANDB_RUN_ID names one; None starts a new one.
         warn: Called on the constructing or logging thread with one line of text.
     """
 
@@ -59,7 +67,7 @@ class WandbTracker:
         self,
         *,
         mode: WandbMode,
-        project: str,
+        project: str | None,
         run_name: str | None,
         output_dir: Path,
         config: Mapping[str, object],
@@ -74,20 +82,17 @@ class WandbTracker:
         self._accepting = False
         self._thread: threading.Thread | None = None
         self._session: _Session | None = None
-        wandb = None if mode == "disabled" else _import_wandb(warn)
+        disabled = mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES)
+        wandb = None if disabled else _import_wandb(warn)
         if wandb is None:
             return
-        self._session = _Session(
-            wandb,
-            {
-                "project": project,
-                "name": run_name,
-                "dir": str(output_dir),
-                "config": dict(config),
-                "id": run_id,
-                "resume": None if run_id is None else "allow",
-            },
-        )
+        folder = Path(os.environ.get("WANDB_DIR") or output_dir)
+        arguments: dict[str, object] = {"project": project, "name": run_name, "dir": str(folder), "config": {**config}}
+        if run_id is not None and not os.environ.get("WANDB_RUN_ID"):
+            arguments["id"] = run_id
+            if not os.environ.get("WANDB_RESUME"):
+                arguments["resume"] = "allow"
+        self._session = _Session(wandb, arguments)
         started = threading.Event()
         self._accepting = True
         self._thread = threading.Thread(
@@ -100,7 +105,7 @@ class WandbTracker:
         elif self._session.fallback_reason is not None:
             self._warn(
                 f"wandb: no online run ({self._session.fallback_reason}); this run is recorded offline under "
-                f"{output_dir / 'wandb'}, `wandb sync` uploads it"
+                f"{folder / 'wandb'}, `wandb sync` uploads it"
             )
         self._run_id = self._session.run_id or run_id
         self._report_failure()
@@ -186,6 +191,9 @@ class _Session:
         self._init_arguments = init_arguments
         self._run: Any = None  # stays so None where WANDB_MODE is "disabled"
         self._service: subprocess.Popen[bytes] | None = None
+        self._mode = "disabled"
+        self._sent: collections.deque[_Item] = collections.deque(maxlen=QUEUE_LIMIT)
+        self._restarted = False
         self.run_id: str | None = None
         self.fallback_reason: str | None = None
 
@@ -194,10 +202,10 @@ class _Session:
         settings = self._wandb.setup(settings=self._settings()).settings
         logged_in = self._logged_in(settings)
         if mode == "auto":
-            # settings.mode is the user's WANDB_MODE, or "online".
-            keep = settings.mode == "disabled" or (settings.mode == "online" and logged_in)
-            mode = settings.mode if keep else "offline"
-        elif mode == "online" and not logged_in:
+            # settings.mode is the user's choice, or else "online".
+            chosen = os.environ.get("WANDB_MODE") or settings.mode != "online"
+            mode = settings.mode if chosen or logged_in else "offline"
+        if mode == "online" and not logged_in:
             mode = "offline"  # wandb would ask for the login on the terminal, and wait
             self.fallback_reason = "no login: run `wandb login` or set WANDB_API_KEY"
         if mode == "online":
@@ -213,10 +221,32 @@ class _Session:
 
     def take(self, item: _Item) -> None:
         """Log a record, or finish with an exit code."""
+        try:
+            self._send(item)
+        except Exception:  # wandb's errors have no common base class, see WandbTracker._work
+            if self._restarted or not self._has_died():
+                raise
+            self._restarted = True
+            with contextlib.suppress(Exception):  # it is no longer there to be stopped
+                self.stop_service()
+            self._init_arguments |= {"id": self.run_id, "resume": "allow"}
+            self._init(self._mode)
+            for earlier in (*self._sent, item):  # what it had not yet written is lost
+                self._send(earlier)
+        self._sent.append(item)
+
+    def _send(self, item: _Item) -> None:
         if self._run is not None and isinstance(item, int):
             self._run.finish(exit_code=item)
         elif self._run is not None and not isinstance(item, int):
             self._run.log(item[1], step=item[0])
+
+    def _has_died(self) -> bool:
+        if self._service is None:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._service.wait(1)  # its connection is lost a moment before
+        return self._service.returncode is not None
 
     def stop_service(self) -> None:
         """Leave nothing for wandb to wait for when Python exits."""
@@ -227,12 +257,14 @@ class _Session:
 
     def kill_service(self) -> None:
         """End a service process that does not answer; what it wrote to disk so far stays."""
+        self._restarted = True  # and start no other
         service = self._service or _service_process()
         if service is not None:
             service.kill()
 
     def _init(self, mode: str) -> None:
         self._run = self._wandb.init(**self._init_arguments, mode=mode, settings=self._settings())
+        self._mode = mode
         self.run_id = str(self._run.id)
         self._service = _service_process()
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.wandb_offline import read_config, read_history, split_records
+from storyteller_ds.testing.distributed import SMALLEST_RUN, TRAIN
+from storyteller_ds.testing.wandb_offline import read_config, read_history, read_identity, split_records
+from storyteller_ds.testing.warm_machine import WarmMachine
 from storyteller_ds.train import wandb_tracker
 from storyteller_ds.train.wandb_tracker import WandbTracker
 
@@ -38,15 +41,16 @@ arguments = json.loads(sys.argv[1])
 warnings = []
 before = time.monotonic()
 tracker = WandbTracker(
-    mode=arguments["mode"], project="stories", run_name="tiny", output_dir=Path(arguments["output_dir"]),
-    config=arguments["config"], run_id=arguments["run_id"], warn=warnings.append,
+    mode=arguments["mode"], project=arguments["project"], run_name=arguments["run_name"],
+    output_dir=Path(arguments["output_dir"]), config=arguments["config"], run_id=arguments["run_id"],
+    warn=warnings.append,
 )
 constructed = time.monotonic()
 {during}
 for record in arguments["records"]:
     tracker.log(record)
 logged = time.monotonic()
-tracker.close(0)
+tracker.close(arguments["exit_code"])
 tracker.close(0)
 report = {{
     "warnings": warnings, "run_id": tracker.run_id, "imported": "wandb" in sys.modules,
@@ -70,7 +74,15 @@ class Report:
 
 
 def track(
-    folder: Path, mode: str, *, run_id: str | None = None, during: str = "", env: dict[str, str] | None = None
+    folder: Path,
+    mode: str,
+    *,
+    run_id: str | None = None,
+    during: str = "",
+    env: dict[str, str] | None = None,
+    project: str | None = "stories",
+    run_name: str | None = "tiny",
+    exit_code: int = 0,
 ) -> Report:
     """Run a tracker in a fresh process that has no login."""
     if mode != "disabled":
@@ -86,6 +98,9 @@ def track(
         "output_dir": str(folder),
         "config": CONFIG,
         "run_id": run_id,
+        "project": project,
+        "run_name": run_name,
+        "exit_code": exit_code,
         "records": RECORDS,
         "report": str(folder / "report.json"),
     }
@@ -214,17 +229,110 @@ def test_a_hung_service_delays_neither_the_records_nor_the_exit_for_long(tmp_pat
     assert len(report.warnings) == 1
 
 
-def test_a_service_that_dies_ends_the_tracking_with_one_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_service_that_is_ended_with_the_run_is_started_once_more(number: int, tmp_path: Path) -> None:
+    """DeepSpeed's launcher ends all descendants of a rank, Slurm all processes of a job, while the rank still saves."""
+    during = f"""
+        tracker.log({{"step": 0, "train_loss": 1.0}})
+        service = tracker._session._service
+        service.send_signal({int(number)})
+        service.wait(20)
+    """
+    report = track(tmp_path, "offline", run_id="story123", during=during, exit_code=75)
+    assert report.warnings == []
+    assert report.console == ""
+    run = max((tmp_path / "wandb").glob("offline-run-*"))
+    assert metrics_by_step(run) == {0: {"train_loss": 1.0}, **merged_records()}
+    assert read_config(run) == CONFIG
+    identity = read_identity(run)
+    assert (identity["id"], identity["exit_code"]) == ("story123", 75)
+
+
+def test_a_service_that_dies_again_ends_the_tracking_with_one_warning(tmp_path: Path) -> None:
     during = """
-        tracker.log({"step": 0, "train_loss": 1.0})
-        tracker._session._service.kill()
-        time.sleep(1)
-        tracker.log({"step": 0, "train_loss": 1.0})
-        time.sleep(1)
+        for step in range(2):
+            service = tracker._session._service
+            service.kill()
+            service.wait(20)
+            tracker.log({"step": 0, "train_loss": 1.0})
+            until = time.monotonic() + 20
+            while tracker._session._service is service and tracker._failure is None and time.monotonic() < until:
+                time.sleep(0.01)
     """
     report = track(tmp_path, "offline", during=during)
     assert len(report.warnings) == 1
     assert "tracks this run no longer" in report.warnings[0]
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "of-env",
+    "WANDB_NAME": "named",
+    "WANDB_ENTITY": "team",
+    "WANDB_RUN_GROUP": "group",
+    "WANDB_JOB_TYPE": "job",
+    "WANDB_TAGS": "a,b",
+    "WANDB_NOTES": "some notes",
+    "WANDB_RUN_ID": "id-of-env",
+    "WANDB_RESUME": "allow",
+}
+
+
+def test_variables_hold_where_nothing_else_was_chosen(tmp_path: Path) -> None:
+    env = {**VARIABLES, "WANDB_DIR": str(tmp_path / "elsewhere")}
+    report = track(tmp_path, "auto", run_id="story123", project=None, run_name=None, env=env)
+    assert report.warnings == []
+    assert report.run_id == "id-of-env"
+    assert not (tmp_path / "wandb").exists()
+    assert read_identity(offline_run(tmp_path / "elsewhere")) == {
+        "id": "id-of-env",
+        "project": "of-env",
+        "name": "named",
+        "entity": "team",
+        "group": "group",
+        "job_type": "job",
+        "tags": ["a", "b"],
+        "notes": "some notes",
+        "exit_code": 0,
+    }
+
+
+def test_a_choice_of_the_run_config_beats_the_variables(tmp_path: Path) -> None:
+    report = track(tmp_path, "offline", env={**VARIABLES, "WANDB_MODE": "disabled", "WANDB_DISABLED": "true"})
+    assert report.warnings == []
+    identity = read_identity(offline_run(tmp_path))
+    assert (identity["project"], identity["name"], identity["group"]) == ("stories", "tiny", "group")
+
+
+@pytest.mark.parametrize("variable", [{"WANDB_MODE": "disabled"}, {"WANDB_DISABLED": "true"}])
+def test_variables_can_switch_tracking_off(variable: dict[str, str], tmp_path: Path) -> None:
+    report = track(tmp_path, "auto", env=variable)
+    assert (report.warnings, report.console) == ([], "")
+    assert not list(tmp_path.glob("wandb/*run-*"))
+
+
+def test_the_variable_beats_a_login(tmp_path: Path) -> None:
+    report = track(tmp_path, "auto", env={"WANDB_MODE": "offline", "WANDB_API_KEY": "a" * 40})
+    assert report.warnings == []
+    assert offline_run(tmp_path)
+
+
+def test_a_variable_that_wants_a_login_is_told_that_there_is_none(tmp_path: Path) -> None:
+    report = track(tmp_path, "auto", env={"WANDB_MODE": "online"})
+    (warning,) = report.warnings
+    assert "wandb login" in warning
+    assert offline_run(tmp_path)
+
+
+def test_a_default_of_the_run_config_is_no_choice(machine: WarmMachine, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    tiny = [argument for argument in SMALLEST_RUN if not argument.startswith("tracking.")]
+    for chosen, name in ((), "of-env"), (("tracking.project=typed",), "typed"):
+        folder = tmp_path / name
+        command = [str(TRAIN), "--output_dir", str(folder), *tiny, "data.builtin_stories=20", *chosen]
+        env = {"WANDB_PROJECT": "of-env", "WANDB_MODE": "offline", "WANDB_CONFIG_DIR": str(tmp_path)}
+        run = machine.start(1, command, tmp_path / f"{name}.logs", env)
+        assert run.wait(200) == 0, run.stderr
+        assert read_identity(offline_run(folder))["project"] == name
 
 
 def test_disabled_imports_no_wandb_and_keeps_the_id(tmp_path: Path) -> None:
