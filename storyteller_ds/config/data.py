@@ -12,11 +12,11 @@ class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
 
     source: str = "builtin"
-    """`builtin` (stories made on the spot), the path of a UTF-8 text file, or a Hugging Face dataset or folder."""
+    """`builtin` (stories made on the spot), a UTF-8 text file or a folder of them, or a Hugging Face dataset or folder."""
     validation: str | None = None
-    """Like source, for validation; null: the built-in or the hub's validation split, or a held-out part of a file."""
+    """Like source, for validation; null: the validation split of source or, where it has none, a held-out part."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Part of a text file's documents held out when validation is null (fraction of the documents)."""
+    """Part held out when validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)
     """Length of a training sequence (tokens)."""
     builtin_stories: int = Field(20_000, ge=1)

@@ -111,6 +111,8 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
 
 
 def _make(run: RunConfig, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
+    for remark in sources.remarks():
+        say(remark)
     tokenizer = _given_tokenizer(run)
     if tokenizer is None:
         say(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}")
@@ -131,7 +133,7 @@ def _given_tokenizer(run: RunConfig) -> Tokenizer | None:
     """The tokenizer of tokenizer.path, if there is one; checked against the rows of the embedding."""
     if run.tokenizer.path is None:
         return None
-    tokenizer = load_tokenizer(run.tokenizer.path)
+    tokenizer = load_tokenizer(run.tokenizer.path.expanduser())
     if tokenizer.vocab_size > run.tokenizer.vocab_size:
         raise DataError(
             f"the tokenizer {run.tokenizer.path} has {tokenizer.vocab_size} tokens, more than "

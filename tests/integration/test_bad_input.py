@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ def everything(folder: Path) -> list[str]:
 
 
 def only_line(err: str) -> str:
-    lines = [line for line in err.splitlines() if not line.startswith(("training a ", "tokenizing "))]  # progress
+    progress = re.compile("training a |tokenizing |.*split at blank lines")
+    lines = [line for line in err.splitlines() if not progress.match(line)]
     assert len(lines) == 1, err
     assert lines[0].startswith("storyteller: ")
     assert "Traceback" not in err
@@ -88,6 +90,14 @@ def test_bad_text(home, refused):
     assert "no document" in refused(*train(f"data.source={write(home, 'blank.txt', b' ' * 9)}"))
     latin = write(home, "latin.txt", "A dog.\n\nA café there.".encode("latin-1"))
     assert "is not UTF-8: byte 0xe9 at position 13 (line 3)" in refused(*train(f"data.source={latin}"))
+    lines = write(home, "lines.txt", b"A dog.\nA cat.\nA cow.\n")
+    assert "is one document of 6 words" in refused(*train(f"data.source={lines}"))
+    rows = write(home, "rows.txt", b'{"text": "A dog."}\n{"text": "A cat."}\n')
+    for field in ("data.source", "data.validation"):
+        assert "rows.txt is JSON Lines, not plain text" in refused(*train(f"{field}={rows}"))
+    (home.parent / "stories").mkdir()
+    good, packed = write(home, "stories/a.txt", b"A dog.\n\nA cat."), write(home, "stories/b.txt", b"\x1f\x8b\x08")
+    assert f"{packed} is packed with gzip" in refused(*train(f"data.source={Path(good).parent}"))
 
 
 def test_a_corpus_smaller_than_a_batch(home, refused):

@@ -39,3 +39,7 @@ class BuiltinSource:
         """Yield the stories in order; each is made when it is asked for."""
         for index in range(self.stories):
             yield grammar.story(self.split, self.seed, index)
+
+    def remarks(self) -> list[str]:
+        """None: the stories are as they were made."""
+        return []

@@ -1,21 +1,30 @@
 """From data.source and data.validation to the sources that they name."""
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.builtin import BuiltinSource
-from storyteller_ds.data.sources.huggingface import HuggingFaceSource
+from storyteller_ds.data.sources.dataset_card import names_files
+from storyteller_ds.data.sources.held_out import HeldOutPart
+from storyteller_ds.data.sources.huggingface import DATA_SUFFIXES, HuggingFaceSource
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import TextFileSource
+from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, Listing, TextFolderSource, list_folder
+from storyteller_ds.errors import DataError
 
 BUILTIN_VALIDATION_PART = 20
 """One built-in validation story for so many training stories."""
-
-_TEXT_SUFFIXES = (".txt", ".text", ".md")
+_OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".zip", ".pdf", ".html", ".epub", ".yaml")
+"""What ends with one of these is a file that does not exist, and not the name of a dataset."""
+_OWN_FOLDERS = {
+    ("metrics.jsonl", "config.json"): "a run folder",
+    ("manifest.json", "trainer.json"): "a checkpoint",
+    ("corpus.json", "tokenizer.json"): "a prepared corpus",
+}
+"""Two files that a folder of ours has, and what it is."""
 
 
 class Sources(NamedTuple):
@@ -24,36 +33,12 @@ class Sources(NamedTuple):
     train: Source
     validation: Source
 
+    def remarks(self) -> list[str]:
+        """What a person should know about how they are read, a line each.
 
-@dataclass(frozen=True)
-class HeldOutPart:
-    """The documents of a source whose hash falls below a fraction, or all the others.
-
-    The hash is of the document's own text: the same text is always on the same side, so that nothing
-    in the validation part was trained on, however often it is repeated.
-    """
-
-    source: Source
-    fraction: float
-    part: Literal["kept", "held_out"]
-
-    @property
-    def name(self) -> str:
-        """The source's name and which part of it."""
-        return f"{self.source.name} ({self.part.replace('_', ' ')}, {self.fraction:g} of the documents)"
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the source's fingerprint, the fraction and the part."""
-        return hashlib.sha256(f"{self.source.fingerprint}/{self.fraction}/{self.part}".encode()).hexdigest()
-
-    def documents(self) -> Iterator[str]:
-        """The documents of this part, in the source's order."""
-        for document in self.source.documents():
-            digest = hashlib.sha256(document.encode()).digest()
-            is_held_out = int.from_bytes(digest[:8], "big") / 2**64 < self.fraction
-            if is_held_out == (self.part == "held_out"):
-                yield document
+        Raises DataError when one of them cannot be read, or cannot be what it is wanted for.
+        """
+        return list(dict.fromkeys([*self.train.remarks(), *self.validation.remarks()]))
 
 
 def choose_sources(data: DataConfig) -> Sources:
@@ -64,27 +49,70 @@ def choose_sources(data: DataConfig) -> Sources:
     """
     train = _open(data, data.source, "train")
     if data.validation is not None:
-        return Sources(train, _open(data, data.validation, "validation"))
-    if isinstance(train, TextFileSource):
-        return Sources(
-            HeldOutPart(train, data.validation_fraction, "kept"),
-            HeldOutPart(train, data.validation_fraction, "held_out"),
-        )
-    return Sources(train, _open(data, data.source, "validation"))
+        validation = _open(data, data.validation, "validation")
+        # A dataset that is named for validation needs no split of that name.
+        if isinstance(validation, HuggingFaceSource) and data.validation != data.source:
+            validation = validation if validation.has_split("validation") else replace(validation, split="train")
+        return Sources(train, validation)
+    if isinstance(train, BuiltinSource) or (not isinstance(train, TextFileSource) and train.has_split("validation")):
+        return Sources(train, _open(data, data.source, "validation"))
+    because = ""
+    if isinstance(train, HuggingFaceSource):
+        because = f"{data.source} has no validation split: a part of its training split is held out"
+    fraction = data.validation_fraction
+    return Sources(HeldOutPart(train, fraction, "kept", because), HeldOutPart(train, fraction, "held_out", because))
 
 
-def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) -> Source:
+_AnySource = BuiltinSource | HuggingFaceSource | TextFileSource | TextFolderSource
+
+
+def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) -> _AnySource:
     if name == "builtin":
         train = data.builtin_stories
         return BuiltinSource(split, train if split == "train" else -(-train // BUILTIN_VALIDATION_PART))
-    path = Path(name)
-    if path.is_dir() or not (path.exists() or name.startswith((".", "/", "~")) or path.suffix in _TEXT_SUFFIXES):
-        return HuggingFaceSource(
-            dataset=name,
-            split=split,
-            revision=data.revision,
-            text_field=data.text_field,
-            streaming=data.streaming,
-            max_documents=data.max_documents if split == "train" else None,
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own raises where there is no home folder
+    if path.is_dir():
+        if _is_of_texts(path):
+            return TextFolderSource(path, split)
+    elif path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() in _OF_A_FILE:
+        return TextFileSource(path)
+    return HuggingFaceSource(
+        dataset=name,
+        split=split,
+        revision=data.revision,
+        text_field=data.text_field,
+        streaming=data.streaming,
+        max_documents=data.max_documents if split == "train" else None,
+    )
+
+
+def _is_of_texts(folder: Path) -> bool:
+    """Whether a folder is to be read as text files, and not as a dataset in the hub's layout.
+
+    Raises:
+        DataError: both would leave out a part of it; or it is a folder that a run has made.
+    """
+    listing = list_folder(folder)
+    _refuse_own(listing)
+    if names_files(folder):
+        return False
+    texts = listing.texts
+    if any(path.suffix.lower() in DATA_SUFFIXES for path in listing.others):
+        texts = [path for path in texts if path.suffix.lower() != ".md"]  # about the data
+    if texts and listing.others:
+        raise DataError(
+            f"{folder} holds text ({texts[0].relative_to(folder)}) and something else "
+            f"({listing.others[0].relative_to(folder)}); put the one or the other into a folder of its own"
         )
-    return TextFileSource(path.expanduser())
+    return not listing.others
+
+
+def _refuse_own(listing: Listing) -> None:
+    """Refuse what a run has left: its records are no stories."""
+    names: dict[Path, set[str]] = {}
+    for path in listing.others:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, found in names.items():
+        for files, what in _OWN_FOLDERS.items():
+            if found.issuperset(files):
+                raise DataError(f"{folder} is {what}, not a text; give the text that the stories are in")

@@ -2,23 +2,30 @@
 
 import hashlib
 import json
-import logging
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
 
-from storyteller_ds.config.files import parse_yaml
-from storyteller_ds.errors import ConfigError, DataError
-from storyteller_ds.untrusted import UntrustedFileError, inside, read_text
+from storyteller_ds.data.sources.dataset_card import check_cards
+from storyteller_ds.data.sources.datasets_library import (
+    OTHER_SOURCES,
+    library_errors,
+    one_line,
+    quiet,
+    require_datasets,
+)
+from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.errors import ConfigError, DataError, UserError
+from storyteller_ds.untrusted import UntrustedFileError
 
 PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"}
+PINNED_SPLITS = ("train", "validation")
+"""Of each of them at its commit."""
 
 # The hub must answer one small question within this before anything is downloaded. The outer bound
 # also covers what the HTTP client's own timeout does not: name lookup, and an answer that trickles.
@@ -29,15 +36,11 @@ PROBE_TOTAL_SECONDS = 8.0
 FORMAT = "storyteller hugging face 1"
 READ_ROWS = 1000
 HASH_BYTES = 1 << 20
-CARD_BYTES = 1 << 20
 # The library has readers for some thirty kinds of files. These hold text, and have been looked at: nothing in
 # them is unpickled, and none is an archive, whose members could lie anywhere or be of any size once unpacked.
 READERS = ("parquet", "arrow", "json", "csv", "text")
-_FOLDER_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-_CARDS = ("README.md", ".huggingface.yaml")
-"""Where the library looks for the names of data files."""
-_FRONT_MATTER = re.compile(r"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
-OTHER_SOURCES = "use data.source=builtin or data.source=PATH/TO/stories.txt instead"
+DATA_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+_FOLDER_SUFFIXES = (*DATA_SUFFIXES, ".txt")
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -125,6 +128,11 @@ class HuggingFaceSource:
         count = 0
         for text in self._texts():
             document = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+            if MARKER in document:  # as in text files, of which the library makes a document of every line
+                raise DataError(
+                    f"{self.name} has {MARKER} within a text, where it would be learnt as any other word; "
+                    "put the stories into a text file, which is split there, and give data.source=PATH/TO/stories.txt"
+                )
             if document:
                 yield document
                 count += 1
@@ -132,6 +140,33 @@ class HuggingFaceSource:
                     return
         if count == 0:
             raise DataError(f"{self.name} has no document in its field {self.text_field!r}; {OTHER_SOURCES}")
+
+    def remarks(self) -> list[str]:
+        """None: a row is a document."""
+        return []
+
+    def has_split(self, split: str) -> bool:
+        """Whether the dataset has a split; asks the hub, unless the commit is pinned or cached.
+
+        Raises DataError for a local folder that cannot be read. A hub that cannot be asked is taken to have the
+        split: a corpus that was prepared from it is found then, and otherwise reading it says what is wrong.
+        """
+        if self._folder is None and self._commit == PINNED_REVISIONS.get(self.dataset):
+            return split in PINNED_SPLITS
+        try:
+            require_datasets()
+            with self._reading(), quiet():
+                return split in self._split_names()
+        except DataError:
+            if self._folder is not None:
+                raise
+            return True
+
+    def _split_names(self) -> list[str]:
+        if self._folder is not None:
+            return list(self._folder_builder(self._folder).config.data_files or {})
+        cached = self._cached_builder()
+        return list(cached.info.splits if cached is not None else self._hub_builder().config.data_files or {})
 
     @property
     def _folder(self) -> Path | None:
@@ -146,7 +181,7 @@ class HuggingFaceSource:
         batches = self._open().iter(batch_size=READ_ROWS)
         while True:
             # Around each step, not the loop: the caller's code between two documents keeps its warnings.
-            with self._reading(), _quiet():
+            with self._reading(), quiet():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -161,8 +196,8 @@ class HuggingFaceSource:
 
     def _open(self) -> Any:
         """Return the rows of the split, with the text field only."""
-        _require_datasets()
-        with self._reading(), _quiet():
+        require_datasets()
+        with self._reading(), quiet():
             splits = self._load_splits()
             self._check_split(splits)
             rows = splits[self.split]
@@ -175,48 +210,37 @@ class HuggingFaceSource:
             return rows.select_columns([self.text_field]) if fields else rows
 
     def _load_splits(self) -> Any:
-        import datasets
-
         if self._folder is not None:
             return self._folder_builder(self._folder).as_streaming_dataset()
         cached = self._cached_builder()
         if cached is not None:
             return cached.as_dataset()
+        builder = self._hub_builder()
+        if self.streaming:
+            return builder.as_streaming_dataset()
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+    def _hub_builder(self) -> Any:
+        """The library's choice of a reader and of files on the hub, both checked."""
+        import datasets
+
         self._probe_hub()
         builder = datasets.load_dataset_builder(self.dataset, revision=self._commit)
         # When the hub fails half-way, the library falls back on the newest commit in its cache.
         if builder.hash != self._commit:
             self._unreachable("the connection was lost")
         self._check_files(builder, f"hf://datasets/{self.dataset}@{self._commit}")
-        if self.streaming:
-            return builder.as_streaming_dataset()
-        builder.download_and_prepare()
-        return builder.as_dataset()
+        return builder
 
     def _folder_builder(self, folder: Path) -> Any:
         """The library's choice of a reader and of files in a local folder, both checked."""
         import datasets
 
-        for name in _CARDS:
-            if (folder / name).exists():
-                self._check_card(inside(folder, name))
+        check_cards(folder, self.dataset)
         builder = datasets.load_dataset_builder(str(folder))
         self._check_files(builder, str(folder))
         return builder
-
-    def _check_card(self, card: Path) -> None:
-        """Refuse addresses in a folder's card before the library goes there to look."""
-        text = read_text(card, CARD_BYTES)
-        if card.suffix == ".md":
-            matter = _FRONT_MATTER.match(text)
-            text = matter[1] if matter else ""
-        found = parse_yaml(text, str(card))
-        todo = [found.get("configs")] if isinstance(found, dict) else []
-        while todo:
-            value = todo.pop()
-            if isinstance(value, str) and (":" in value or value.startswith(("/", "~")) or ".." in value.split("/")):
-                raise DataError(f"{self.dataset} names the file {value}, which is not one of its own; {OTHER_SOURCES}")
-            todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
     def _check_files(self, builder: Any, home: str) -> None:
         """Refuse kinds of files that we do not read, and files elsewhere, which a dataset's card can name.
@@ -276,7 +300,7 @@ class HuggingFaceSource:
 
         if config.HF_HUB_OFFLINE:
             self._unreachable("offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
-        failures = _library_errors()
+        failures = library_errors()
         answer: Future[None] = Future()
 
         def ask() -> None:
@@ -310,7 +334,7 @@ class HuggingFaceSource:
         except TimeoutError as error:
             self._unreachable(f"no answer within {PROBE_TOTAL_SECONDS:.0f} s", error)
         except failures as error:
-            self._unreachable(_one_line(error), error)
+            self._unreachable(one_line(error), error)
 
     def _unreachable(self, why: str, cause: BaseException | None = None) -> NoReturn:
         from datasets import config
@@ -321,8 +345,8 @@ class HuggingFaceSource:
         ) from cause
 
     def _content_hashes(self, folder: Path) -> list[str]:
-        _require_datasets()
-        with self._reading(), _quiet():
+        require_datasets()
+        with self._reading(), quiet():
             # The library's own choice of files, in its order: exactly what documents() reads.
             files = self._folder_builder(folder).config.data_files or {}
             self._check_split(files)
@@ -338,65 +362,33 @@ class HuggingFaceSource:
             yield
         except (UntrustedFileError, ConfigError) as error:
             raise DataError(f"{self.dataset} cannot be read: {error}; or {OTHER_SOURCES}") from error
-        except _library_errors() as error:
+        except library_errors() as error:
             # A failed preparation is told in general words; the reason is in its cause.
             reason = error.__cause__ if error.__cause__ is not None else error
-            where = "in the folder" if self._folder is not None else "on the hub or in the connection"
+            what = "there are no rows" if isinstance(reason, StopIteration) else one_line(reason)
+            where = "there" if self._folder is not None else "on the hub or in the connection"
             raise DataError(
-                f"{self.dataset} cannot be read: {_one_line(reason)}; mend it {where}, or {OTHER_SOURCES}"
+                f"{self._broken_file() or self.dataset} cannot be read: {what}; fix it {where}, or {OTHER_SOURCES}"
             ) from error
 
+    def _broken_file(self) -> Path | None:
+        """The first file of a local folder's split that cannot be read by itself; the libraries do not name it."""
+        import datasets
 
-def _require_datasets() -> None:
-    try:
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f'Hugging Face datasets need a package: pip install "storyteller_ds[hub]"; or {OTHER_SOURCES}'
-        ) from error
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # A broken dataset card. By name, since the type stubs of PyYAML are not among our packages.
-    yaml_error: type[Exception] = import_module("yaml").YAMLError
-    # ValueError and RuntimeError are what the libraries and Arrow raise on bad files, and on an answer
-    # that is not JSON, such as a login page in the hub's place. The bases of the hub's error name the
-    # HTTP client's own, which is another with each major version of huggingface_hub.
-    errors: list[type[Exception]] = [OSError, ValueError, RuntimeError, yaml_error, DatasetsError]
-    return (*errors, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' bars and warnings off the screen: what matters of them becomes a DataError."""
-    import datasets
-    from huggingface_hub.utils import logging as hub_logging
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    bars_before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
-    levels_before = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        datasets.disable_progress_bars()
-        disable_progress_bars()
-        datasets.logging.set_verbosity(logging.CRITICAL)
-        hub_logging.set_verbosity(logging.CRITICAL)
+        if self._folder is None:
+            return None
+        file = None
+        errors: tuple[type[Exception], ...] = (*library_errors(), KeyError, UserError)
         try:
-            yield
-        finally:
-            if not bars_before[0]:
-                datasets.enable_progress_bars()
-            if not bars_before[1]:
-                enable_progress_bars()
-            datasets.logging.set_verbosity(levels_before[0])
-            hub_logging.set_verbosity(levels_before[1])
+            with quiet():
+                builder = self._folder_builder(self._folder)
+                for file in builder.config.data_files[self.split]:
+                    alone = datasets.load_dataset_builder(builder.name, data_files=[file])
+                    for _ in alone.as_streaming_dataset()["train"].iter(READ_ROWS):
+                        pass
+        except errors:
+            return file and Path(self.dataset, Path(file).relative_to(self._folder))
+        return None
 
 
 def _file_hash(path: Path) -> str:
@@ -405,8 +397,3 @@ def _file_hash(path: Path) -> str:
         while chunk := file.read(HASH_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

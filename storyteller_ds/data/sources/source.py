@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+LOOKED_AT = 10_000
+"""So many documents at the beginning of a source are looked at for remarks."""
+
 
 class Source(Protocol):
     """An ordered collection of documents that can be read as often as needed."""
@@ -24,5 +27,12 @@ class Source(Protocol):
         """Yield each document, without surrounding white space and never empty.
 
         Raises DataError, at the first document or on the way, when the source cannot be read.
+        """
+        ...
+
+    def remarks(self) -> list[str]:
+        """What a person should know about how the source is read, a line each; looks at its beginning only.
+
+        Raises DataError when the source cannot be read, or cannot be what it is wanted for.
         """
         ...

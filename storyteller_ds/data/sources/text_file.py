@@ -4,19 +4,26 @@ import codecs
 import difflib
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+import shlex
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+from storyteller_ds.data.sources.file_kind import conversion, nul_byte, refuse_other_than_text
+from storyteller_ds.data.sources.source import LOOKED_AT
 from storyteller_ds.errors import DataError
-from storyteller_ds.untrusted import UntrustedFileError, refuse_pickle
+from storyteller_ds.untrusted import UntrustedFileError
 
 MARKER = "<|endoftext|>"
 CHUNK_BYTES = 1 << 20
 # Part of the fingerprint: raised whenever the same bytes would be cut into other documents.
 FORMAT = b"storyteller text file 1\n"
+SHORT_WORDS = 100
+"""A median document below it is more likely a paragraph than a story (words)."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +58,59 @@ class TextFileSource:
         Raises DataError when the file is missing, a folder, unreadable, or without any document, and
         on reaching a byte that is not UTF-8.
         """
-        # Which rule holds is only known once the marker was seen or the whole file was searched, so
-        # a file of blank-line documents is read twice rather than kept in memory.
-        by_marker = _contains(_chunks(self.path), MARKER.encode())
-        texts = _decoded(self.path)
         found = False
-        for piece in _between_markers(texts) if by_marker else _between_blank_lines(texts):
-            document = piece.strip()
-            if document:
-                found = True
-                yield document
+        for document in documents_of(self.path):
+            found = True
+            yield document
         if not found:
             raise DataError(
                 f"{self.path} has no document: it holds only white space and {MARKER} markers; "
                 "put in stories parted by blank lines or markers"
             )
+
+    def remarks(self) -> list[str]:
+        """What blank lines have made of a file without markers."""
+        if has_marker(self.path):
+            return []
+        return [on_blank_lines(self.name, list(islice(self.documents(), LOOKED_AT)))]
+
+
+def documents_of(path: Path) -> Iterator[str]:
+    """The documents of a file, which may be none; raises DataError as TextFileSource does."""
+    # Which rule holds is only known once the marker was seen or the whole file was searched, so
+    # a file of blank-line documents is read twice rather than kept in memory.
+    by_marker = has_marker(path)
+    texts = _decoded(path)
+    for piece in _between_markers(texts) if by_marker else _between_blank_lines(texts):
+        document = piece.strip()
+        if document:
+            yield document
+
+
+def has_marker(path: Path) -> bool:
+    """Whether the documents of a file are those between markers."""
+    return _contains(_chunks(path), MARKER.encode())
+
+
+def on_blank_lines(name: str, documents: Sequence[str]) -> str:
+    """How documents came out that blank lines have parted, and what helps if that is not what was meant.
+
+    Args:
+        name: where they are from.
+        documents: the first LOOKED_AT of them, one or more.
+    """
+    words = statistics.median_low(len(document.split()) for document in documents)
+    length = f"{words:,} word{'s' if words != 1 else ''}"
+    if len(documents) == 1:
+        command = f"sed G {shlex.quote(name)} > {shlex.quote(str(Path(name).with_suffix('.parted.txt')))}"
+        each_line = f"; if each line is a story, `{command}` parts them" if "\n" in documents[0] else ""
+        return (
+            f"{name} is one document of {length}, for it has no blank line within and no {MARKER}; "
+            f"put {MARKER} between its stories{each_line}"
+        )
+    first = "the first " if len(documents) == LOOKED_AT else ""
+    advice = f"; put {MARKER} between stories that have blank lines within" if words < SHORT_WORDS else ""
+    return f"{name}: {first}{len(documents):,} documents of {length} (median), split at blank lines{advice}"
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -76,12 +121,14 @@ def _chunks(path: Path) -> Iterator[bytes]:
             raise DataError(f"{path} is a folder, not a text file; name one file in it")
         if not path.is_file():
             raise DataError(f"{path} is not a regular file, and it must be read more than once; save it as one")
-        refuse_pickle(path)
+        refuse_other_than_text(path)
         with path.open("rb") as file:
             chunk = file.read(CHUNK_BYTES)
             if not chunk:
                 raise DataError(f"{path} is empty; put in stories parted by blank lines or {MARKER}")
             while chunk:
+                if b"\0" in chunk:
+                    raise nul_byte(path, file.tell() - len(chunk) + chunk.index(b"\0"))
                 yield chunk
                 chunk = file.read(CHUNK_BYTES)
 
@@ -104,8 +151,10 @@ def _missing(path: Path) -> str:
         return f"{path} does not exist, nor does its folder {folder}; check the path"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     near = difflib.get_close_matches(path.name, names, n=1)
-    mend = f"did you mean {folder / near[0]}?" if near else f"check the path, or put the file into {folder}"
-    return f"{path} does not exist; {mend}"
+    fix = f"did you mean {folder / near[0]}?" if near else f"check the path, or put the file into {folder}"
+    if set(path.name) & set("*?["):
+        fix = f"patterns are not expanded here; give the folder {folder}, of which all text files are read"
+    return f"{path} does not exist; {fix}"
 
 
 def _contains(chunks: Iterable[bytes], wanted: bytes) -> bool:
@@ -151,19 +200,14 @@ def _not_utf8(path: Path, position: int, value: int) -> str:
     newlines = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("latin-1")(), translate=True)
     lines_before = 0
     remaining = position
-    head = b""
     for chunk in _chunks(path):
-        head = head or chunk[:2]
         lines_before += newlines.decode(chunk[:remaining]).count("\n")
         remaining -= len(chunk)
         if remaining <= 0:
             break
     lines_before += newlines.decode(b"", final=True).count("\n")
-    encoding = "utf-16" if position == 0 and head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "windows-1252"
-    return (
-        f"{path} is not UTF-8: byte 0x{value:02x} at position {position} (line {lines_before + 1}); "
-        f"convert it, for instance `iconv -f {encoding} -t utf-8 {path} > {path.with_suffix('.utf8.txt')}`"
-    )
+    where = f"byte 0x{value:02x} at position {position} (line {lines_before + 1})"
+    return f"{path} is not UTF-8: {where}; {conversion(path, 'windows-1252')}"
 
 
 def _between_markers(texts: Iterable[str]) -> Iterator[str]:

@@ -1,14 +1,18 @@
 """Which source a name means, and the split of a text file."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.builtin import BuiltinSource
-from storyteller_ds.data.sources.choose import HeldOutPart, choose_sources
+from storyteller_ds.data.sources.choose import choose_sources
+from storyteller_ds.data.sources.held_out import HeldOutPart
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.data.sources.text_file import TextFileSource
+from storyteller_ds.data.sources.text_folder import TextFolderSource
+from storyteller_ds.errors import DataError
 
 
 @pytest.fixture
@@ -45,14 +49,39 @@ def test_a_name_that_does_not_exist_here_is_told_by_its_form(tmp_path, monkeypat
 def test_what_exists_is_told_by_what_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").write_text("A story.", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
+    for name, file in (("texts", "a.txt"), ("rows", "validation.jsonl")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text('{"text": "A story."}\n', encoding="utf-8")
     assert choose_sources(DataConfig(validation="corpus")).validation == TextFileSource(Path("corpus"))
-    assert isinstance(choose_sources(DataConfig(validation="folder")).validation, HuggingFaceSource)
+    assert choose_sources(DataConfig(validation="texts")).validation == TextFolderSource(Path("texts"), "validation")
+    assert isinstance(choose_sources(DataConfig(validation="rows")).validation, HuggingFaceSource)
 
 
-def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["stories.jsonl", "data/stories.csv", "stories.txt.gz", "data/stories.parquet"])
+def test_a_missing_file_is_told_to_be_missing(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        _ = choose_sources(DataConfig(source=name)).train.fingerprint
+
+
+@pytest.mark.parametrize("field", ["source", "validation"])
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch, field):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert choose_sources(DataConfig(validation="~/a.txt")).validation == TextFileSource(tmp_path / "a.txt")
+    rows = "".join(f'{{"text": "Story {i}."}}\n' for i in range(100))
+    for name, content in (("texts/a.txt", "Story 1."), ("rows/train.jsonl", rows), ("a.txt", "Story 1.")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    for name in ("~/a.txt", "~/texts", "~/rows"):
+        sources = choose_sources(DataConfig(**{"source": "~/a.txt", "validation": "builtin", field: name}))
+        assert "Story 1." in getattr(sources, "train" if field == "source" else field).documents()
+        assert next(iter(sources.train.fingerprint))
+
+
+def test_without_a_home_folder_a_tilde_is_a_path_that_does_not_exist(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it does then
+    with pytest.raises(DataError, match=r"~/a\.txt"):
+        _ = choose_sources(DataConfig(source="~/a.txt")).train.fingerprint
 
 
 def test_a_validation_of_its_own_leaves_the_training_text_whole(text):
@@ -98,3 +127,44 @@ def test_fingerprints_differ_by_part_fraction_and_text(text):
     prints.append(HeldOutPart(TextFileSource(text), 0.1, "kept").fingerprint)
     assert len(set(prints)) == 5
     assert prints[-1] == HeldOutPart(TextFileSource(text), 0.1, "kept").fingerprint
+
+
+def test_fingerprints_are_those_that_prepared_corpora_and_checkpoints_know(tmp_path):
+    # Recorded before folders of texts were read; a change would prepare every corpus anew and refuse to resume.
+    path = tmp_path / "stories.txt"
+    path.write_text("One.\n\nTwo.", encoding="utf-8")
+    train, held_out = choose_sources(DataConfig(source=str(path)))
+    assert [train.fingerprint, held_out.fingerprint] == [
+        "832f3cb510ecacb31d655791d022e3b4cf1905b007eee51870bb56c5cf42e56c",
+        "e6b76493a4ec7aa24e5464ddf4e6864477daf411b0616b643251e0e0780105ef",
+    ]
+    assert (
+        HuggingFaceSource("roneneldan/TinyStories", "train").fingerprint
+        == "c347707e1630c0b9949fccd813e9bfa6d9387c0d8b046d5b3edc92f5d84e9c32"
+    )
+
+
+def test_parts_say_how_large_they_are(text):
+    train, held_out = choose_sources(DataConfig(source=str(text), validation_fraction=0.125))
+    assert train.name == f"{text} (87.5 % of the documents)"
+    assert held_out.name == f"{text} (held-out 12.5 % of the documents)"
+
+
+@pytest.mark.parametrize(("stories", "fraction", "side"), [(3, 0.01, "none"), (3, 0.99, "all"), (1, 0.05, "none")])
+def test_too_few_documents_to_hold_one_out(tmp_path, stories, fraction, side):
+    path = tmp_path / "stories.txt"
+    path.write_text("<|endoftext|>".join([*(f"Story {i}." for i in range(stories)), ""]), encoding="utf-8")
+    sources = choose_sources(DataConfig(source=str(path), validation_fraction=fraction))
+    with pytest.raises(DataError, match=rf"has {stories} document\(s\), of which {side} fell .* data\.validation"):
+        sources.remarks()
+
+
+def test_one_document_is_told_with_its_cause_and_without_a_trap(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("\n".join(f"Story {i}." for i in range(500)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"nothing can be held out .* one document of 1,000 words") as error:
+        choose_sources(DataConfig(source=str(path))).remarks()
+    assert "data.validation" not in str(error.value)
+    # Not a reason to refuse what has a validation text of its own, but said.
+    (remark,) = choose_sources(DataConfig(source=str(path), validation="builtin")).remarks()
+    assert "one document of 1,000 words" in remark

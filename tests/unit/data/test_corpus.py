@@ -55,7 +55,9 @@ def stories_of(stream, tokenizer) -> list[str]:
 
 def test_the_tokens_are_the_documents_split_in_two(text):
     run = config(text)
-    assert len(prepared(run)) == 3
+    remark, *lines = prepared(run)
+    assert "40 documents of 9 words (median), split at blank lines" in remark
+    assert len(lines) == 3
     corpus = opened(run)
     train, held_out = (stories_of(s, corpus.tokenizer) for s in (corpus.train, corpus.validation))
     assert sorted(train + held_out) == sorted(STORIES)
@@ -108,7 +110,7 @@ def test_a_failure_on_the_way_leaves_nothing(text, monkeypatch, stage, error):
             prepared(run)
     assert calls
     assert list((text.parent / "cache").iterdir()) == []
-    assert len(prepared(run)) == 3  # and the next try starts anew
+    assert len(prepared(run)) == 4  # and the next try starts anew
     assert len(opened(run).train) > 100
 
 
@@ -120,7 +122,7 @@ def test_what_a_killed_process_left_is_not_in_the_way(text):
     left = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     left.mkdir(parents=True)
     (left / "train-00000.tokens").write_bytes(b"half")
-    assert len(prepared(run)) == 3
+    assert len(prepared(run)) == 4
     assert len(opened(run).train) > 100
 
 
@@ -164,6 +166,19 @@ def test_a_tokenizer_of_ones_own_is_used_as_it_is(text):
     assert opened(run).tokenizer.to_json() == load_tokenizer(given).to_json()
 
 
+@pytest.mark.parametrize("field", ["source", "validation", "cache_dir", "tokenizer.path"])
+def test_a_home_folder_is_expanded_in_every_path(text, monkeypatch, field):
+    monkeypatch.setenv("HOME", str(text.parent))
+    given = folder_of(config(text)) / "tokenizer.json"
+    (text.parent / "tokenizer.json").write_bytes(given.read_bytes())
+    section, name = field.split(".") if "." in field else ("data", field)
+    settings = config(text).model_dump()
+    settings[section][name] = {"cache_dir": "~/other", "path": "~/tokenizer.json"}.get(name, f"~/{text.name}")
+    run = RunConfig.model_validate(settings)
+    assert len(open_corpus(run, prepare_corpus(run, lambda line: None)).train) > 100
+    assert not Path("~").exists()
+
+
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(text, is_cached):
     run = config(text)
@@ -187,7 +202,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(text, is_cached):
 
 def test_too_few_documents_to_hold_one_out_are_refused(text):
     text.write_text("Only one story.", encoding="utf-8")
-    with pytest.raises(DataError, match=r"no documents for (train|validation); .*data\.validation"):
+    with pytest.raises(DataError, match=r"nothing can be held out .* one document of 3 words"):
         prepared(config(text))
     assert list((text.parent / "cache").iterdir()) == []
 

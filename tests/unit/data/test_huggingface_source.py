@@ -137,6 +137,40 @@ def test_damaged_file(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.jsonl", b'{"text": "x\n'),
+        ("b.jsonl", b"Once upon a time.\n\nTwice."),
+        ("b.jsonl", b'{"text": "caf\xe9"}\n'),
+        ("b.csv", b'text,id\n"x,1\n,,,,\n'),
+        ("b.parquet", b"PAR1 and no more"),
+        ("b.csv", b""),
+        ("b.jsonl", b""),
+    ],
+)
+def test_damaged_file_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: bytes) -> None:
+    good = {".jsonl": b'{"text": "One."}\n', ".csv": b"text,id\nOne.,1\n", ".parquet": b""}[Path(name).suffix]
+    (tmp_path / name).write_bytes(content)
+    if good and content:
+        (tmp_path / f"a{Path(name).suffix}").write_bytes(good)
+    assert refused(tmp_path).startswith(f"{tmp_path / name} cannot be read: ")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_separator_within_a_text(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "One."}\n{"text": "Two.<|endoftext|>Three."}\n')
+    assert "has <|endoftext|> within a text" in refused(tmp_path)
+
+
+def test_text_files_that_a_card_names_are_read_by_the_line_and_never_split_wrongly(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.txt\n---\n")
+    (tmp_path / "a.txt").write_text("One.\nTwo.\n")
+    assert list(HuggingFaceSource(str(tmp_path), "train").documents()) == ["One.", "Two."]
+    (tmp_path / "a.txt").write_text("One.\nStill one.\n<|endoftext|>\nTwo.\n")
+    assert "put the stories into a text file" in refused(tmp_path)
+
+
 def test_damaged_card(folder: Path) -> None:
     (folder / "README.md").write_text("---\nconfigs: [a: b: c\n---\n")
     assert "README.md line 1: " in refused(folder)
@@ -214,20 +248,26 @@ READ = """
 import json, sys
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.errors import DataError
+source = HuggingFaceSource(**json.loads(sys.argv[1]))
 try:
-    print(json.dumps(list(HuggingFaceSource(**json.loads(sys.argv[1])).documents())))
+    print(json.dumps(source.has_split(sys.argv[2]) if sys.argv[2:] else list(source.documents())))
 except DataError as error:
     print(error)
     sys.exit(error.exit_code)
 """
 
 
-def read_in_process(home: Path, endpoint: str, env: dict[str, str] | None = None, **fields: Any) -> tuple[int, str]:
-    """Return the exit code and what the process printed; a healthy or refused run leaves stderr empty."""
+def read_in_process(
+    home: Path, endpoint: str, env: dict[str, str] | None = None, asked: tuple[str, ...] = (), **fields: Any
+) -> tuple[int, str]:
+    """Return the exit code and what the process printed; a healthy or refused run leaves stderr empty.
+
+    It prints the documents or, if a split is asked for, whether the dataset has it.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV") if name in os.environ}
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HOME": str(home), "PYTHONPATH": str(REPO)}
     done = subprocess.run(
-        [sys.executable, "-c", READ, json.dumps(fields)],
+        [sys.executable, "-c", READ, json.dumps(fields), *asked],
         env=kept | settings | (env or {}),
         capture_output=True,
         text=True,
@@ -352,6 +392,22 @@ def test_hub_without_split_or_field(tmp_path: Path, hub: Hub, streaming: bool) -
     code, message = read_in_process(tmp_path / "home", hub.endpoint, split="train", text_field="x", **fields)
     assert code == 2
     assert message.endswith("one of: text, pages")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_is_asked_which_splits_there_are(tmp_path: Path, hub: Hub, streaming: bool) -> None:
+    home, fields = tmp_path / "home", {"dataset": HUB_NAME, "split": "train", "revision": COMMIT}
+    for split, answer in (("validation", "true"), ("bedtime", "false")):
+        assert read_in_process(home, hub.endpoint, asked=(split,), streaming=streaming, **fields) == (0, answer)
+    # Where it cannot be asked, a corpus that was prepared from a dataset with the split is still found.
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert read_in_process(home, closed_port(), offline, ("bedtime",), **fields) == (0, "true")
+    assert read_in_process(home, hub.endpoint, **fields)[0] == 0
+    assert read_in_process(home, closed_port(), offline, ("bedtime",), **fields) == (0, "false")
+    pinned = {"dataset": TINY_STORIES, "split": "train"}
+    questions = len(hub.asked)
+    assert read_in_process(tmp_path / "other", hub.endpoint, asked=("validation",), **pinned) == (0, "true")
+    assert len(hub.asked) == questions
 
 
 def test_hub_without_the_dataset_or_the_commit(tmp_path: Path, hub: Hub) -> None:

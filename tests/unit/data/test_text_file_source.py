@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,11 @@ def test_missing_file_with_nothing_near(tmp_path: Path) -> None:
     assert message.startswith(f"{tmp_path / 'storeis.txt'} does not exist; check the path")
 
 
+def test_a_pattern_is_told_to_be_none(tmp_path: Path) -> None:
+    written(tmp_path, b"One.")
+    assert f"give the folder {tmp_path}" in refused(TextFileSource(tmp_path / "*.txt"))
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     assert f"nor does its folder {tmp_path / 'absent'}" in refused(TextFileSource(tmp_path / "absent" / "a.txt"))
 
@@ -213,10 +219,46 @@ def test_bytes_that_are_not_utf8(
     assert "iconv -f windows-1252 -t utf-8" in message
 
 
-def test_utf16_is_recognised(tmp_path: Path) -> None:
-    message = refused(written(tmp_path, "One.".encode("utf-16")))
-    assert "position 0 (line 1)" in message
-    assert "iconv -f utf-16 -t utf-8" in message
+# --- remarks ---
+
+
+@pytest.mark.parametrize(
+    ("content", "remarks"),
+    [
+        ("One.\n\nStill one.<|endoftext|>", []),
+        (
+            "A word.\n\nThree words here.\n\nFour words are here.",
+            ["3 documents of 3 words (median), split at blank lines; put <|endoftext|> between stories that have"],
+        ),
+        ("\n\n".join(["word " * 120] * 4), ["4 documents of 120 words (median), split at blank lines"]),
+        ("One two.\nThree four.", ["one document of 4 words", "no blank line", "no <|endoftext|>", "`sed G "]),
+        ("word " * 5000, ["one document of 5,000 words", "put <|endoftext|> between its stories"]),
+    ],
+)
+def test_remarks_say_how_blank_lines_have_parted_the_documents(
+    tmp_path: Path, content: str, remarks: list[str]
+) -> None:
+    source = written(tmp_path, content.encode())
+    said = source.remarks()
+    assert len(said) == bool(remarks)
+    for part in remarks:
+        assert part in said[0]
+        assert str(source.path) in said[0]
+
+
+def test_the_advice_for_a_story_a_line_is_one_that_helps(tmp_path: Path) -> None:
+    lines = [f"Story {i}." for i in range(20)]
+    source = written(tmp_path, "\n".join(lines).encode())
+    (command,) = re.findall("`(.*)`", source.remarks()[0])
+    subprocess.run(["sh", "-c", command], timeout=60, check=True)
+    assert list(TextFileSource(tmp_path / "stories.parted.txt").documents()) == lines
+
+
+def test_remarks_look_at_the_beginning_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_file, "LOOKED_AT", 3)
+    monkeypatch.setattr(text_file, "CHUNK_BYTES", 64)
+    source = written(tmp_path, b"One word.\n\n" * 100 + b"\xff")
+    assert "the first 3 documents of 2 words" in source.remarks()[0]
 
 
 # --- real stories ---

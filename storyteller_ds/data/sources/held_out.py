@@ -1,0 +1,70 @@
+"""A source cut in two: what is trained on, and what is held out for validation."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from storyteller_ds.data.sources.source import LOOKED_AT, Source
+from storyteller_ds.errors import DataError
+
+
+@dataclass(frozen=True)
+class HeldOutPart:
+    """The documents of a source whose hash falls below a fraction, or all the others.
+
+    The hash is of the document's own text: the same text is always on the same side, so that nothing
+    in the validation part was trained on, however often it is repeated.
+    """
+
+    source: Source
+    fraction: float
+    part: Literal["kept", "held_out"]
+    because: str = ""
+    """Why that is done, where it is not a matter of course."""
+
+    @property
+    def name(self) -> str:
+        """The source's name and which part of it."""
+        if self.part == "kept":
+            return f"{self.source.name} ({100 * (1 - self.fraction):.3g} % of the documents)"
+        return f"{self.source.name} (held-out {self._percent} of the documents)"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the source's fingerprint, the fraction and the part."""
+        return hashlib.sha256(f"{self.source.fingerprint}/{self.fraction}/{self.part}".encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """The documents of this part, in the source's order."""
+        for document in self.source.documents():
+            if self._is_held_out(document) == (self.part == "held_out"):
+                yield document
+
+    def remarks(self) -> list[str]:
+        """Those of the source, and why.
+
+        Raises DataError if there are so few documents that all of them are on one side.
+        """
+        remarks = self.source.remarks()
+        first = list(islice(self.source.documents(), LOOKED_AT))
+        held_out = sum(map(self._is_held_out, first))
+        if len(first) < LOOKED_AT and held_out in (0, len(first)):
+            if remarks and len(first) == 1:  # as of a file that is not split as it was meant: more text does not help
+                raise DataError(f"nothing can be held out of {self.source.name} for validation: {remarks[-1]}")
+            count, side = f"{len(first):,} document(s)", "all" if held_out else "none"
+            raise DataError(
+                f"{self.source.name} has {count}, of which {side} fell into the held-out {self._percent}; use more "
+                "text, change data.validation_fraction, or name another text with data.validation"
+                + (f" ({remarks[-1]})" if remarks else "")
+            )
+        return remarks + ([self.because] if self.because else [])
+
+    @property
+    def _percent(self) -> str:
+        return f"{100 * self.fraction:.3g} %"
+
+    def _is_held_out(self, document: str) -> bool:
+        digest = hashlib.sha256(document.encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64 < self.fraction

@@ -1,0 +1,200 @@
+"""Documents out of a folder of text files, each of them split as a single file is."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from storyteller_ds.data.sources.source import LOOKED_AT
+from storyteller_ds.data.sources.text_file import MARKER, TextFileSource, documents_of, has_marker, on_blank_lines
+from storyteller_ds.errors import DataError
+
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+# Part of the fingerprint: raised whenever the same files would give other documents.
+FORMAT = b"storyteller text folder 1\n"
+
+_ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*", re.IGNORECASE)
+"""Names of files that say something about the stories and are none."""
+_NAMED = 3
+"""So many of the files that are not read are named."""
+_OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
+_SPLIT = re.compile(
+    r"(?:.*[-_. ])?(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev)|(?P<test>test))"
+    r"(?:[-_. ]?\d+(?:-of-\d+)?)?"
+)
+"""What is named for a split: train.txt, tiny_val.txt, train-00000-of-00002.txt, the folder validation."""
+
+
+class Listing(NamedTuple):
+    """All files below a folder, hidden ones left out, in the order of their relative paths."""
+
+    texts: list[Path]
+    others: list[Path]
+    about: list[Path]
+    """Such as README.md, which nobody wants to hear as a story."""
+    links: list[Path]
+    """Links to folders, which are not followed, and links that lead out of the folder or nowhere."""
+
+
+def list_folder(folder: Path) -> Listing:
+    """What is in a folder and in those below it.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; try `chmod u+rx` on it")
+
+    listing = Listing([], [], [], [])
+    home = folder.resolve()
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in [*folders, *files]:
+            path = Path(here) / name
+            if _is_hidden(name) or (name in folders and not path.is_symlink()):
+                continue
+            if path.is_symlink() and (path.is_dir() or not _leads_to_a_file_of(home, path)):
+                listing.links.append(path)
+            elif _ABOUT_THE_TEXT.fullmatch(name):
+                listing.about.append(path)
+            else:
+                (listing.texts if path.suffix.lower() in TEXT_SUFFIXES else listing.others).append(path)
+    for paths in listing:
+        paths.sort(key=lambda path: path.parts)
+    return listing
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_A_DESKTOP
+
+
+def _leads_to_a_file_of(home: Path, link: Path) -> bool:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # there is nothing; a circle
+        return False
+    return target.is_relative_to(home)
+
+
+@dataclass(frozen=True)
+class TextFolderSource:
+    """The text files in a folder and below it, in the order of their relative paths, each split as a single file is.
+
+    Where all files, or the folders that they lie in, are named for splits, `split` chooses among them; otherwise it
+    is all of them. Hidden files, empty files and such as README.md and LICENSE are left out. A link must not lead out
+    of the folder, so that a stranger's folder cannot name a file elsewhere.
+
+    Raises DataError on construction if there is nothing to read, or if it is not clear which files are in the split.
+    """
+
+    path: Path
+    split: Literal["train", "validation"]
+
+    def __post_init__(self) -> None:
+        if links := self._listing.links:
+            raise DataError(
+                f"{links[0]} leads out of {self.path}, or to a folder, or nowhere; put the files there instead"
+            )
+        if not self._listing.texts:
+            raise DataError(
+                f"{self.path} has no text file (*{', *'.join(TEXT_SUFFIXES)}) but such as README; put the stories there"
+            )
+        if None in self._by_split and self.has_split("validation"):
+            named, other = self._by_split["validation"][0], self._by_split[None][0]
+            raise DataError(
+                f"{named} is named for a split and {other} is not; "
+                "name all files for splits, such as train.txt and validation.txt, or none"
+            )
+        if not self._files:
+            which = (
+                f"no file named for {self.split}, or only empty ones" if self._has_splits else "only empty text files"
+            )
+            raise DataError(f"{self.path} has {which}; put stories there")
+
+    def has_split(self, split: str) -> bool:
+        """Whether some files are named for this split."""
+        return split in self._by_split
+
+    @property
+    def name(self) -> str:
+        """The path as it was given, and what of it is read."""
+        count = f"{len(self._files):,} file{'s' if len(self._files) > 1 else ''}"
+        return f"{self.path} ({self.split}, {count})" if self._has_splits else f"{self.path} ({count})"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the contents of the files in their order, wherever they lie; reads all of them.
+
+        Raises DataError when one cannot be read; names it.
+        """
+        digest = hashlib.sha256(FORMAT)
+        for path in self._files:
+            digest.update(bytes.fromhex(TextFileSource(path).fingerprint))
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents of one file after the other.
+
+        Raises DataError as TextFileSource does, and names the file; one with only white space is passed over, but
+        not all of them.
+        """
+        found = False
+        for path in self._files:
+            for document in documents_of(path):
+                found = True
+                yield document
+        if not found:
+            raise DataError(f"{self.name} has no document: all is white space and {MARKER} markers; put in stories")
+
+    def remarks(self) -> list[str]:
+        """Which files are not read, and what blank lines have made of those without markers."""
+        unread = self._listing.about + [path for path in self._listing.texts if _is_empty(path)]
+        if self._has_splits:
+            unread += self._by_split.get("test", [])
+        lines = [f"not read: {path}" for path in unread[:_NAMED]]
+        if len(unread) > _NAMED:
+            lines.append(f"not read: {len(unread) - _NAMED:,} more empty files, files about the text, and test files")
+        if len(self._files) == 1:
+            return lines + TextFileSource(self._files[0]).remarks()
+        parted = (document for path in self._files if not has_marker(path) for document in documents_of(path))
+        documents = list(islice(parted, LOOKED_AT))
+        return lines + ([on_blank_lines(self.name, documents)] if len(documents) > 1 else [])
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return list_folder(self.path)
+
+    @cached_property
+    def _by_split(self) -> dict[str | None, list[Path]]:
+        by_split: dict[str | None, list[Path]] = {}
+        for path in self._listing.texts:
+            by_split.setdefault(_split_of(path.relative_to(self.path)), []).append(path)
+        return by_split
+
+    @property
+    def _has_splits(self) -> bool:
+        return None not in self._by_split and (self.has_split("train") or self.has_split("validation"))
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        paths = self._listing.texts
+        if self._has_splits:
+            is_whole = self.split == "validation" and not self.has_split("validation")
+            paths = self._by_split.get("train" if is_whole else self.split, [])
+        return [path for path in paths if not _is_empty(path)]
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
+
+
+def _split_of(relative: Path) -> str | None:
+    """The split that a file, or the first folder above it that is, is named for."""
+    matches = (_SPLIT.fullmatch(name.lower()) for name in (*relative.parent.parts, relative.stem))
+    return next((match.lastgroup for match in matches if match), None)

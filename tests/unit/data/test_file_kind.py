@@ -1,0 +1,251 @@
+"""Each kind is made with the library that everybody uses for it, under a name that promises text."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import random
+import shlex
+import sqlite3
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from storyteller_ds.config.data import DataConfig
+from storyteller_ds.data.builtin import grammar
+from storyteller_ds.data.shards import write_shards
+from storyteller_ds.data.sources.choose import choose_sources
+from storyteller_ds.data.sources.file_kind import HEAD_BYTES
+from storyteller_ds.data.sources.text_file import TextFileSource
+from storyteller_ds.errors import DataError
+
+REPO = Path(__file__).parents[3]
+SHARED = Path(os.environ.get("STORYTELLER_SHARED", REPO.parent / "shared"))
+STORIES = [grammar.story("train", 0, index) for index in range(120)]
+"""More than is looked at, with quotations, commas and blank lines within."""
+TEXT = "\n\n".join(STORIES)
+assert len(TEXT) > HEAD_BYTES
+
+
+def table(rows: list[tuple[Any, ...]], **form: Any) -> bytes:
+    file = io.StringIO()
+    csv.writer(file, **form).writerows(rows)
+    return file.getvalue().encode()
+
+
+def zipped(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, TEXT)
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("stories.txt"))
+    return file.getvalue()
+
+
+NUMBERED = list(enumerate(STORIES))
+RUSSIAN = "Жила-была лиса. Она жила в лесу.\n\n" * 200
+CHINESE = "从前有一只狐狸。它住在森林里。\n\n" * 200
+NOISE = random.Random(0).randbytes(5000)
+
+LINES = [story.split("\n")[0] for story in STORIES]
+TABLES = {
+    "JSON Lines": ("".join(json.dumps({"id": "a", "text": story}) + "\n" for story in STORIES).encode(), STORIES),
+    "JSON": (json.dumps([{"text": story, "of": {"x": [1]}} for story in STORIES]).encode(), STORIES),
+    "JSON, indented": (json.dumps([{"text": story} for story in STORIES], indent=2).encode("utf-8"), STORIES),
+    "JSON, short": (json.dumps([{"text": story} for story in STORIES[:40]]).encode(), STORIES[:40]),
+    "CSV": (table([("id", "text"), *NUMBERED]), STORIES),
+    "CSV, short": (table([("id", "text"), *NUMBERED[:40]]), STORIES[:40]),
+    "CSV, quoted": (table([("id", "text"), *NUMBERED], quoting=csv.QUOTE_ALL), STORIES),
+    "CSV, index": (table([("", "text"), *NUMBERED]), STORIES),
+    "CSV, one column": (table([("text",), *((story,) for story in STORIES)]), STORIES),
+    "TSV": (("id\ttext\n" + "".join(f"{i}\t{line}\n" for i, line in enumerate(LINES))).encode(), LINES),
+}
+"""Texts in rows, of which there is a way to train, and the texts."""
+OTHERS = {
+    "JSON Lines, one long": (json.dumps({"text": TEXT}).encode() * 2, "JSON"),
+    "JSON Lines, one short": (json.dumps({"text": "A story."}).encode(), "JSON"),
+    "JSON behind a byte order mark": (b"\xef\xbb\xbf" + json.dumps(STORIES).encode(), "JSON"),
+    "CSV, one row": (table([("id", "text"), *NUMBERED[:1]]), "CSV"),
+    "JSON, strings": (json.dumps(STORIES).encode(), "JSON"),
+    "JSON, object": (json.dumps({"model": {str(i): i for i in range(20_000)}}).encode(), "JSON"),
+    "CSV, no header": (table(NUMBERED), "CSV"),
+    "CSV, semicolons": (table([("id", "text"), *NUMBERED], delimiter=";"), "CSV with semicolons"),
+    "TSV, no header": ("".join(f"{i}\tA story.\n" for i in range(9)).encode(), "TSV"),
+    "zip": (zipped("stories.txt"), "a zip archive"),
+    "docx": (zipped("[Content_Types].xml"), "a zip archive"),
+    "tar": (tarred(), "a tar archive"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + NOISE, "packed with zstd"),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + NOISE, "PDF"),
+    "RTF": (rb"{\rtf1\ansi One.}", "RTF"),
+    "HTML": (b"\n<!DOCTYPE html>\n<p>" + TEXT.encode(), "HTML"),
+    "HTML, bare": (b"<html>" + TEXT.encode(), "HTML"),
+    "XML": (b'<?xml version="1.0"?><a>' + TEXT.encode(), "XML"),
+    "safetensors": (save({"weight": torch.zeros(3)}), "a safetensors file"),
+    "image": (b"\xff\xd8\xff\xe0" + NOISE, "an image"),
+    "noise": (NOISE, "a binary file"),
+    "run config": (b"# mine\npreset: fast_train\n\ntrain:\n  max_steps: 3\n", "a run config"),
+}
+ENCODED = {
+    f"{name} in {encoding}": (text, encoding)
+    for name, text in (("English", TEXT), ("Russian", RUSSIAN), ("Chinese", CHINESE), ("one line", "Once.\n"))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+}
+PACKED = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+PROSE = {
+    "stories": TEXT,
+    "bracket": "[Applause]\n\nOnce upon a time.",
+    "brace": '{"Hello," said the fox}\n\nOnce.',
+    "array of words": '["Hello", "you", said the fox]\n\nOnce.',
+    "footnotes": "[1]\n\nOnce upon.\n\n[2]\n\nTwice.",
+    "open bracket": "[" * 9000,
+    "quotations": '"Hello."\n"Hi."\n"Who are you?"\n\n"A fox."\n"Oh."',
+    "a title and quotations": 'Talk\n"Hello."\n"Who are you?"\nShe said nothing.',
+    "play": "ROMEO: But soft, what light\nJULIET: Ay me\nROMEO: She speaks",
+    "commas": "Peter, Paul, Mary\nOne day, in spring, they went out",
+    "tight commas": "Red,green,blue\nThere were red, green, and blue birds.",
+    "numbers": "About 1,000 foxes\nThere were 2,000 of them",
+    "semicolons": "He ran;she ran\nThey fell;it hurt; it did",
+    "poem": "Tiger, tiger burning bright\nIn the forests, of the night",
+    "tabs": "\tOnce upon a time.\n\tTwice.\n\tThree times.",
+    "contents": "Chapter one\t3\nOnce upon a time.\nThe end.",
+    "Markdown": "# Title\n\n- a\n- b\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```json\n{}\n```",
+    "front matter": "---\ntitle: The fox\nauthor: me\n---\nOnce.",
+    "one heading": "model: a story\nOnce there was a model.",
+    "terminal": "Once.\x0c\n\x1b[1mTwice.\x1b[0m",
+    "Russian": RUSSIAN,
+    "Chinese": CHINESE,
+    "orcs": "ORCs came.\n\nBZh, said one. GIF8! said another. %PDF is no word.",
+}
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(DataError) as error:
+        list(TextFileSource(path).documents())
+    with pytest.raises(DataError) as again:
+        _ = TextFileSource(path).fingerprint
+    assert str(error.value) == str(again.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def written(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "stories.txt"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("name", PROSE)
+def test_prose_is_read_whatever_it_looks_like(tmp_path, name):
+    assert list(TextFileSource(written(tmp_path, PROSE[name].encode())).documents())
+
+
+@pytest.mark.parametrize("path", sorted((SHARED / "data").glob("*.txt")), ids=lambda path: path.name)
+def test_no_real_stories_are_refused(path):
+    assert len(list(TextFileSource(path).documents())) > 500
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_text_is_named(tmp_path, name):
+    content, kind = OTHERS[name]
+    path = written(tmp_path, content)
+    assert refused(path).startswith(f"{path} is {kind}")
+
+
+def test_files_of_libraries_are_named(tmp_path):
+    database = sqlite3.connect(tmp_path / "database.txt")
+    database.execute("create table story (text)")
+    database.close()
+    assert "is an SQLite database" in refused(tmp_path / "database.txt")
+    (shard,) = write_shards(tmp_path, "train", [[1, 2, 3]], 100, 100)
+    assert "is a token shard of a prepared corpus" in refused(tmp_path / shard)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_following_the_advice_trains_on_the_texts_of_a_table(tmp_path, name):
+    pytest.importorskip("datasets", reason='needs pip install "storyteller_ds[hub]"')
+    content, stories = TABLES[name]
+    message = refused(written(tmp_path, content))
+    assert f"is {name.partition(',')[0]}, not plain text" in message
+    follow(tmp_path, message, stories)
+
+
+@pytest.mark.parametrize("kind", ["Parquet", "Arrow"])
+def test_following_the_advice_trains_on_the_texts_of_a_columnar_file(tmp_path, kind):
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.table({"text": STORIES})
+    if kind == "Parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / "stories.txt")
+    else:
+        pytest.importorskip("pyarrow.feather").write_feather(rows, tmp_path / "stories.txt")
+    message = refused(tmp_path / "stories.txt")
+    assert f"is {kind}, not plain text" in message
+    follow(tmp_path, message.replace("COLUMN", "text"), STORIES)
+
+
+def follow(tmp_path: Path, message: str, stories: list[str]) -> None:
+    """Do what the message says, and see that the stories are read."""
+    words = shlex.split(message)
+    suffix = next(word for word in words if word.startswith("*.")).strip("*,")
+    (field,) = (word.partition("=")[2] for word in words if word.startswith("data.text_field="))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "stories.txt").rename(folder / f"stories{suffix}")
+    sources = choose_sources(DataConfig(source=str(folder), text_field=field))
+    train, held_out = (list(source.documents()) for source in sources)
+    assert set(train).isdisjoint(held_out)
+    assert sorted(train + held_out) == sorted(stories)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_the_command_for_another_encoding_gives_the_text(tmp_path, name):
+    text, encoding = ENCODED[name]
+    message = refused(written(tmp_path, text.encode(encoding)))
+    assert f"is {encoding[:6].upper()}" in message
+    assert run_command(message) == text
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_command_for_a_packed_file_gives_the_text(tmp_path, name):
+    message = refused(written(tmp_path, PACKED[name](TEXT.encode())))
+    assert f"is packed with {name}" in message
+    assert run_command(message) == TEXT
+
+
+@pytest.mark.parametrize("where", [4, len(TEXT.encode()) + 3])
+def test_the_command_for_nul_bytes_gives_the_text(tmp_path, where):
+    content = TEXT.encode() + b"\n\nA story."
+    message = refused(written(tmp_path, content[:where] + b"\0" + content[where:]))
+    assert f"NUL byte at position {where}" in message
+    assert run_command(message).encode() == content
+
+
+def run_command(message: str) -> str:
+    """Run the command that a message proposes, in a folder with a space in its name, too; what it has written."""
+    command = message.split("`")[1]
+    subprocess.run(["sh", "-c", command], timeout=60, check=True)
+    return Path(shlex.split(command)[-1]).read_text(encoding="utf-8").removeprefix("\ufeff")
+
+
+def test_commands_quote_the_path(tmp_path):
+    folder = tmp_path / "a b; c"
+    folder.mkdir()
+    assert run_command(refused(written(folder, "Once.".encode("utf-16")))) == "Once."
+    path = folder / "stories.txt.gz"
+    path.write_bytes(gzip.compress(b"Once."))
+    assert run_command(refused(path)) == "Once."
+    assert (folder / "stories.txt").read_text() == "Once."
