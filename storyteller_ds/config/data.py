@@ -12,7 +12,7 @@ class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
 
     source: str = "builtin"
-    """`builtin` (stories made on the spot), a UTF-8 text file or a folder of them, or a Hugging Face dataset or folder."""
+    """`builtin` (stories made on the spot), a text file, a folder of them, or a Hugging Face dataset or folder."""
     validation: str | None = None
     """Like source, for validation; null: the validation split of source or, where it has none, a held-out part."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)

@@ -38,7 +38,10 @@ class Sources(NamedTuple):
 
         Raises DataError when one of them cannot be read, or cannot be what it is wanted for.
         """
-        return list(dict.fromkeys([*self.train.remarks(), *self.validation.remarks()]))
+        remarks = dict.fromkeys([*self.train.remarks(), *self.validation.remarks()])
+        if self.train.fingerprint == self.validation.fingerprint:
+            remarks[f"validation is on the very text that is trained on, {self.train.name}"] = None
+        return list(remarks)
 
 
 def choose_sources(data: DataConfig) -> Sources:
@@ -50,9 +53,13 @@ def choose_sources(data: DataConfig) -> Sources:
     train = _open(data, data.source, "train")
     if data.validation is not None:
         validation = _open(data, data.validation, "validation")
-        # A dataset that is named for validation needs no split of that name.
-        if isinstance(validation, HuggingFaceSource) and data.validation != data.source:
-            validation = validation if validation.has_split("validation") else replace(validation, split="train")
+        # A dataset that is named for validation needs no split of that name, unless it is trained on.
+        if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
+            if _path(data.validation).resolve() == _path(data.source).resolve():
+                raise DataError(
+                    f"{data.validation} has no validation split; leave data.validation out, and a part is held out"
+                )
+            validation = replace(validation, split="train")
         return Sources(train, validation)
     if isinstance(train, BuiltinSource) or (not isinstance(train, TextFileSource) and train.has_split("validation")):
         return Sources(train, _open(data, data.source, "validation"))
@@ -70,7 +77,7 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
     if name == "builtin":
         train = data.builtin_stories
         return BuiltinSource(split, train if split == "train" else -(-train // BUILTIN_VALIDATION_PART))
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own raises where there is no home folder
+    path = _path(name)
     if path.is_dir():
         if _is_of_texts(path):
             return TextFolderSource(path, split)
@@ -84,6 +91,10 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
         streaming=data.streaming,
         max_documents=data.max_documents if split == "train" else None,
     )
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own raises where there is no home folder
 
 
 def _is_of_texts(folder: Path) -> bool:

@@ -103,7 +103,8 @@ class TextFolderSource:
             )
         if not self._listing.texts:
             raise DataError(
-                f"{self.path} has no text file (*{', *'.join(TEXT_SUFFIXES)}) but such as README; put the stories there"
+                f"{self.path} has no text file (*{', *'.join(TEXT_SUFFIXES)}; README and the like do not count); "
+                "put the stories there"
             )
         if None in self._by_split and self.has_split("validation"):
             named, other = self._by_split["validation"][0], self._by_split[None][0]
@@ -162,9 +163,10 @@ class TextFolderSource:
             lines.append(f"not read: {len(unread) - _NAMED:,} more empty files, files about the text, and test files")
         if len(self._files) == 1:
             return lines + TextFileSource(self._files[0]).remarks()
-        parted = (document for path in self._files if not has_marker(path) for document in documents_of(path))
-        documents = list(islice(parted, LOOKED_AT))
-        return lines + ([on_blank_lines(self.name, documents)] if len(documents) > 1 else [])
+        unmarked = [path for path in self._files if not has_marker(path)]
+        documents = list(islice((document for path in unmarked for document in documents_of(path)), LOOKED_AT))
+        of = self.name if len(unmarked) == len(self._files) else f"{len(unmarked):,} files of {self.name}"
+        return lines + ([on_blank_lines(of, documents)] if len(documents) > 1 else [])
 
     @cached_property
     def _listing(self) -> Listing:

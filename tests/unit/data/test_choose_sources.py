@@ -159,6 +159,11 @@ def test_too_few_documents_to_hold_one_out(tmp_path, stories, fraction, side):
         sources.remarks()
 
 
+def test_validation_on_the_training_text_is_told(text):
+    (_, remark) = choose_sources(DataConfig(source=str(text), validation=str(text))).remarks()
+    assert remark == f"validation is on the very text that is trained on, {text}"
+
+
 def test_one_document_is_told_with_its_cause_and_without_a_trap(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_text("\n".join(f"Story {i}." for i in range(500)), encoding="utf-8")

@@ -61,7 +61,10 @@ def test_too_few_rows_name_the_way_out_and_it_is_one(tmp_path, stories):
     assert [list(source.documents()) for source in chosen] == [stories, ["Last."]]
 
 
-def test_a_dataset_given_for_validation_needs_no_such_split_but_is_not_trained_on(tmp_path):
+@pytest.mark.parametrize("name", ["rows", "other/../rows", "rows/"])
+def test_a_dataset_given_for_validation_too_is_not_read_twice(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
     folder = rows(tmp_path / "rows", "train.jsonl", STORIES)
-    with pytest.raises(DataError, match="has no split 'validation'; it has: train"):
-        list(sources(folder, validation=str(folder)).validation.documents())
+    with pytest.raises(DataError, match=r"has no validation split; leave data\.validation out"):
+        sources(folder, validation=name)

@@ -214,8 +214,8 @@ def test_a_readme_or_notes_beside_a_dataset_are_no_texts(tmp_path):
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        ({}, "has no text file (*.txt, *.text, *.md)"),
-        ({"README__md": "About."}, "has no text file (*.txt, *.text, *.md) but such as README"),
+        ({}, "has no text file (*.txt, *.text, *.md; "),
+        ({"README__md": "About."}, "README and the like do not count"),
         ({"a__txt": "", "b__txt": ""}, "has only empty text files"),
         ({"a__txt": " ", "b__txt": "\n<|endoftext|>"}, "has no document"),
     ],
