@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from storyteller_ds.config.files import read_json
-from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.config.deepspeed_types import AUTO, KEYS, checked
+from storyteller_ds.config.files import nearest_sibling, read_json
+from storyteller_ds.config.nearest import nearest
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import secret_in
-
-AUTO = "auto"
 
 # JSON key -> run config field, for everything that both of them can say.
 _SHARED = {
@@ -38,59 +37,37 @@ _OWNED_BY_US = {
     # DeepSpeed's own works only for models that call deepspeed.checkpointing.
     "activation_checkpointing": "model.activation_checkpointing",
 }
-_PASSED_ON = (
-    "zero_optimization",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "communication_data_type",
-    "data_types",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "sparse_gradients",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "comms_logger",
-    "flops_profiler",
-    "aio",
-    "csv_monitor",
-    "tensorboard",
-    "seed",
+_NO_LONGER_THERE = ("sparse_gradients", "amp", "elasticity", "curriculum_learning", "progressive_layer_drop")
+"""What older JSONs have and DeepSpeed now refuses."""
+_TAKEN_UP = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+    *("bf16", "fp16", "optimizer", "expert_parallel"),
 )
-_EXAMPLES = {
-    "zero_optimization": '{"stage": 2}',
-    "bf16": '{"enabled": "auto"}',
-    "fp16": '{"enabled": true}',
-    "expert_parallel": '{"enabled": true, "autoep_size": "auto"}',
-    "optimizer": '{"type": "AdamW", "params": {"lr": "auto"}}',
+"""What DeepSpeed is not given as the user wrote it."""
+JSON_KEYS = {field: key for key, field in _SHARED.items()} | {
+    "optimizer.kind": "optimizer.type",
+    "optimizer.beta1": "optimizer.params.betas",
+    "optimizer.beta2": "optimizer.params.betas",
+    "precision.dtype": "bf16.enabled or fp16.enabled",
+    "parallel.strategy": "expert_parallel.enabled",
 }
-_OPTIMIZER_PARAMETERS = ("lr", "betas", "eps", "weight_decay", "momentum", "torch_adam", "adam_w_mode")
-_EXPERT_PARALLEL = ("enabled", "autoep_size", "use_grouped_mm", "combine_impl", "gate_up_impl")
-_TOP_LEVEL = {key.split(".")[0] for key in _SHARED} | set(_EXAMPLES) | set(_PASSED_ON)
+"""Run config field -> the key of a DeepSpeed JSON that can say it, too."""
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
-    """A DeepSpeed JSON whose keys we know what to do with.
+    """A DeepSpeed JSON whose keys we know what to do with, and whose values have the type that each key is for.
 
     Raises:
-        ConfigError: missing file, bad JSON, or a key that is unknown or belongs to the run config.
+        ConfigError: missing file, bad JSON, a key that is unknown or belongs to the run config, or a value of
+            another type.
     """
-    config = read_json(path, "DeepSpeed config")
+    config = read_json(path, "DeepSpeed config", _where_they_are)
     for key in config:
         if key in _OWNED_BY_US:
             raise ConfigError(f"{path}: '{key}' is the run config's to say; remove it and set {_OWNED_BY_US[key]}")
-        if key not in _TOP_LEVEL:
-            raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, sorted(_TOP_LEVEL))}")
-    for section in _EXAMPLES:
-        if section in config and not isinstance(config[section], dict):
-            raise ConfigError(f"{path}: '{section}' must be an object, for instance {_EXAMPLES[section]}")
-    parameters = _lookup(config, "optimizer.params")
-    if parameters is not None:
-        _check_optimizer_parameters(parameters, path)
-    for name in config.get("expert_parallel", {}):
-        if name not in _EXPERT_PARALLEL:
-            raise ConfigError(f"{path}: unknown key 'expert_parallel.{name}'{did_you_mean(name, _EXPERT_PARALLEL)}")
+        if key in _NO_LONGER_THERE:
+            raise ConfigError(f"{path}: DeepSpeed no longer has '{key}'; remove it")
+    config = checked(config, path)
     _check_contradictions(config, path)
     if name := secret_in(json.dumps(config)):
         raise ConfigError(f"{path} holds the value of {name}, a secret, and it is recorded with the run; leave it out")
@@ -101,13 +78,11 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
     """Refuse what DeepSpeed would take and then ignore, or fail on much later."""
     stage = _lookup(config, "zero_optimization.stage")
     stage = 0 if stage in (None, AUTO) else stage
-    if not isinstance(stage, int):
-        return  # refused where parallel.zero_stage is read
     if _lookup(config, "bf16.enabled") is True and _lookup(config, "fp16.enabled") is True:
         raise ConfigError(f"{path}: bf16.enabled and fp16.enabled are both true; keep one of them")
     for kind, lowest in (("optimizer", 1), ("param", 3)):
         device = _lookup(config, f"zero_optimization.offload_{kind}.device")
-        if device in (None, "none"):
+        if device in (None, "none", AUTO):
             continue
         if stage < lowest:
             raise ConfigError(
@@ -128,17 +103,16 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
                 )
 
 
-def _check_optimizer_parameters(parameters: Any, path: Path) -> None:
-    if not isinstance(parameters, dict):
-        raise ConfigError(f"{path}: 'optimizer.params' must be an object, for instance {_EXAMPLES['optimizer']}")
-    for name in parameters:
-        if name not in _OPTIMIZER_PARAMETERS:
-            raise ConfigError(
-                f"{path}: unknown key 'optimizer.params.{name}'{did_you_mean(name, _OPTIMIZER_PARAMETERS)}"
-            )
-    betas = parameters.get("betas", AUTO)
-    if betas != AUTO and not (isinstance(betas, list) and len(betas) == 2):
-        raise ConfigError(f"{path}: 'optimizer.params.betas' must be two numbers, for instance [0.9, 0.95]")
+def _where_they_are(missing: Path) -> str:
+    """The file that was probably meant: of those in its folder, or of the repository's ds_configs."""
+    if hint := nearest_sibling(missing):
+        return hint
+    folders = (Path(__file__).parents[2] / "ds_configs", Path("ds_configs"))
+    ours = {path.stem: str(path) for folder in folders for path in sorted(folder.glob("*.json"))}
+    if not ours:
+        return "; give the path of a JSON file, for instance of one from ds_configs/ of the storyteller_ds repository"
+    name = nearest(missing.stem, ours)
+    return f"; did you mean '{ours[name]}'?" if name else f"; there are: {', '.join(ours.values())}"
 
 
 def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +133,7 @@ def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
     bf16, fp16 = _lookup(config, "bf16.enabled"), _lookup(config, "fp16.enabled")
     if fp16 is True:
         values["precision.dtype"] = "fp16"
-    elif bf16 not in (None, AUTO):
+    elif isinstance(bf16, bool):
         values["precision.dtype"] = "bf16" if bf16 else "fp32"
     if _lookup(config, "expert_parallel.enabled") is True:
         values["parallel.strategy"] = "autoep"
@@ -207,7 +181,7 @@ def engine_config(
         dtype: fp32, bf16 or fp16: the format in which DeepSpeed is to hold the model.
         expert_parallel: what AutoEP must know about the model; None without AutoEP.
     """
-    result = {key: value for key, value in config.items() if key in _PASSED_ON}
+    result = {key: value for key, value in config.items() if key in KEYS and key not in _TAKEN_UP}
     # "auto" elsewhere (bucket sizes, say) means DeepSpeed's own default.
     zero = {k: v for k, v in dict(result.get("zero_optimization", {})).items() if v != AUTO}
     zero["stage"] = run.parallel.zero_stage

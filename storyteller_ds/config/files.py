@@ -1,5 +1,6 @@
 """Reading YAML and JSON so that nothing in a file is lost silently."""
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, Node
 
 from storyteller_ds import untrusted
-from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.config.base import WrittenFloat, WrittenInt
+from storyteller_ds.config.nearest import did_you_mean, nearest
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.untrusted import UntrustedFileError
 
@@ -22,8 +24,9 @@ YAML_DEPTH = 32
 """Deepest nesting of a YAML text; a run config has two levels and lists in them."""
 INTEGER_CHARACTERS = 40
 """Longest integer in a YAML text (characters); one of 64 bits has 20."""
-_INTEGER = "tag:yaml.org,2002:int"
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+_INTEGER, _FLOAT, _DATE = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "str", "seq", "map", "merge")}
+_PLAIN_TAGS |= {_INTEGER, _FLOAT, _DATE}
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -63,6 +66,22 @@ class _BoundedConstructor(SafeConstructor):
             raise ValueError(f"its aliases stand for more than {YAML_VALUES:,} values")
         return super().construct_document(node)
 
+    def construct_number(self, node: Node) -> int | float:
+        """A number that remembers how it was typed, in case it is meant as a name."""
+        number = self.construct_yaml_int(node) if node.tag == _INTEGER else self.construct_yaml_float(node)
+        written = WrittenInt(number) if isinstance(number, int) else WrittenFloat(number)
+        written.typed = node.value
+        return written
+
+    def construct_date(self, node: Node) -> str:
+        """No setting is a date, but a name may look like one."""
+        return str(node.value)
+
+
+for _tag in (_INTEGER, _FLOAT):
+    _BoundedConstructor.add_constructor(_tag, _BoundedConstructor.construct_number)
+_BoundedConstructor.add_constructor(_DATE, _BoundedConstructor.construct_date)
+
 
 def _measure(node: Node, measured: dict[int, tuple[int, int]], level: int) -> tuple[int, int]:
     """Values and levels of a node with all aliases written out; `measured` are those of the nodes so far."""
@@ -82,8 +101,19 @@ def _measure(node: Node, measured: dict[int, tuple[int, int]], level: int) -> tu
     return measured[id(node)]
 
 
-def read_text(path: Path, what: str) -> str:
+def nearest_sibling(missing: Path) -> str:
+    """`; did you mean 'x'?` for a file of nearly that name in the same folder, or nothing."""
+    near = nearest(missing.name, (path.name for path in missing.parent.glob("*") if path.suffix == missing.suffix))
+    return f"; did you mean '{near}'?" if near else ""
+
+
+def read_text(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibling) -> str:
     """The content of a small UTF-8 file.
+
+    Args:
+        path: of the file.
+        what: it is, for the message.
+        hint: what to add to the message where there is no such file.
 
     Raises:
         ConfigError: it is missing, unreadable, too large, no regular file, or not UTF-8.
@@ -92,9 +122,7 @@ def read_text(path: Path, what: str) -> str:
         untrusted.refuse_pickle(path)
         return untrusted.read_text(path, FILE_BYTES)
     except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*") if p.suffix == path.suffix]
-        hint = did_you_mean(path.name, siblings) if siblings else ""
-        raise ConfigError(f"{what} {path} does not exist{hint}") from None
+        raise ConfigError(f"{what} {path} does not exist{hint(path)}") from None
     except UntrustedFileError as error:
         raise ConfigError(f"{what} {error}; give a UTF-8 text file") from None
     except OSError as error:
@@ -118,13 +146,13 @@ def read_preset(name: str) -> dict[str, Any]:
     return as_mapping(parse_yaml(text, f"preset {name}"), f"preset {name}")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; a key given twice is refused.
+def read_json(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibling) -> dict[str, Any]:
+    """A JSON object from a file; a key given twice is refused. For the arguments see read_text.
 
     Raises:
         ConfigError: it is missing, not JSON, or not an object.
     """
-    text = read_text(path, what)
+    text = read_text(path, what, hint)
     try:
         value = untrusted.parse_json(text, str(path))
     except UntrustedFileError as error:

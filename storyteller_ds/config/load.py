@@ -2,17 +2,22 @@
 
 Later sources win: preset < YAML file < DeepSpeed JSON for what DeepSpeed owns < `section.field=value`.
 A YAML file and a JSON that give the same field different values is an error, since neither
-reader would expect to lose; a preset gives way, and the command line overrules on purpose.
+reader would expect to lose; a preset gives way, and the command line overrules on purpose. A preset
+gives way, too, to what follows from what was given: see `_settle_batch`.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from storyteller_ds.config import deepspeed
+from storyteller_ds.config.base import whole_number
 from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, read_preset, read_text
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
@@ -21,6 +26,7 @@ from storyteller_ds.redaction import secret_in
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE = "the command line"
+PRESET = "preset "
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,17 @@ class LoadedConfig:
     """Preset or file name, for output folders and titles."""
     sources: Mapping[str, str]
     """Dotted field -> the source that decided it; fields that are absent have their default."""
+    ds_config: Path | None = None
+    """The file of the DeepSpeed JSON."""
+
+    def where(self, field: str) -> str:
+        """What decided a field, for a message: `preset quickstart`, `train_batch_size in ds.json`."""
+        source = self.sources.get(field, "the default")
+        return f"{deepspeed.JSON_KEYS[field]} in {source}" if source == str(self.ds_config) else source
 
 
 def load_config(
-    config: str | None = None, ds_config: Path | None = None, overrides: Sequence[str] = ()
+    config: str | None = None, ds_config: Path | None = None, overrides: Sequence[str] = (), ranks: int = 1
 ) -> LoadedConfig:
     """Merge all sources into one validated config.
 
@@ -46,11 +59,12 @@ def load_config(
             None: the preset `quickstart`.
         ds_config: path of a DeepSpeed JSON, or None.
         overrides: `section.field=value` strings, the value in YAML.
+        ranks: processes that will share a batch.
 
     Raises:
-        ConfigError: anything in it cannot be used; the message names the source and the mend.
+        ConfigError: anything in it cannot be used; the message names the source and the fix.
     """
-    layers = _Layers()
+    layers = _Layers(ds_config)
     name = _add_run_config(layers, config)
     ds = None
     if ds_config is not None:
@@ -68,13 +82,14 @@ def load_config(
         if not separator:
             raise ConfigError(f"'{override}' on {COMMAND_LINE} is not of the form section.field=value")
         layers.set(field.replace("-", "_"), parse_yaml(text, f"{COMMAND_LINE}, {field}"), COMMAND_LINE)
+    _settle_batch(layers, ranks)
     run = layers.validate()
     if ds is None and run.parallel.zero_stage is not None:
         raise ConfigError(
             f"{layers.sources['parallel.zero_stage']}: parallel.zero_stage is the DeepSpeed JSON's to say; "
             "use --ds_config ds_configs/zero2.json or another of that folder"
         )
-    return LoadedConfig(run=run, deepspeed=ds, name=name, sources=dict(layers.sources))
+    return LoadedConfig(run=run, deepspeed=ds, name=name, sources=dict(layers.sources), ds_config=ds_config)
 
 
 def parse_run_config(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -103,7 +118,7 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
     name = config or DEFAULT_PRESET
     is_file = name.endswith((".yaml", ".yml")) or "/" in name or (name not in preset_names() and Path(name).exists())
     if not is_file:
-        layers.merge(read_preset(name), f"preset {name}")
+        layers.merge(read_preset(name), f"{PRESET}{name}")
         return name
     values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
     for key in values:
@@ -114,15 +129,35 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
             )
     base = values.pop("preset", None)
     if base is not None:
-        layers.merge(read_preset(str(base)), f"preset {base}")
+        layers.merge(read_preset(str(base)), f"{PRESET}{base}")
     layers.merge(values, name)
     return Path(name).stem
+
+
+def _settle_batch(layers: "_Layers", ranks: int) -> None:
+    """Of the three sizes of a batch the user may give any; what a preset says of the others must not contradict.
+
+    The global batch follows where only the other two were given; else it stays, and a preset's way to split it goes.
+    """
+    whole, *parts = "train.global_batch_size", "train.micro_batch_size", "train.gradient_accumulation_steps"
+    given = {field: whole_number(value) for field, value in layers.written_by_user().items() if value is not None}
+    sizes = [given[part] for part in parts if part in given]
+    if len(sizes) == 2 and whole not in given and all(_is_count(size) for size in sizes):
+        layers.set(whole, math.prod(sizes) * ranks, f"micro_batch_size x gradient_accumulation_steps x {ranks} rank(s)")
+    for part in parts if sizes else ():
+        if layers.sources.get(part, "").startswith(PRESET):
+            layers.set(part, None, "derived from the others")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class _Layers:
     """Values collected so far, each with the source that gave it last."""
 
-    def __init__(self) -> None:
+    def __init__(self, ds_config: Path | None = None) -> None:
+        self.ds_config = ds_config
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
 
@@ -145,7 +180,7 @@ class _Layers:
 
     def written_by_user(self) -> dict[str, Any]:
         flat = flatten(self.values)
-        users = [field for field, source in self.sources.items() if not source.startswith("preset ")]
+        users = [field for field, source in self.sources.items() if not source.startswith(PRESET)]
         return {field: flat[field] for field in users if field in flat}
 
     def validate(self) -> RunConfig:
@@ -165,26 +200,57 @@ class _Layers:
     def _explain(self, error: ValidationError) -> str:
         """The first problem as one line: where it was written, what is wrong, what would be right."""
         problem = error.errors()[0]
-        # The members of a union complain one by one, about the same value.
-        complaints = [e["msg"] for e in error.errors() if e["loc"][:2] == problem["loc"][:2]]
         location = tuple(str(part) for part in problem["loc"] if part in _known_names())
         if problem["type"] == "extra_forbidden":
             location = tuple(str(part) for part in problem["loc"])
             return f"{self._source(location)}: unknown key '{'.'.join(location):.80}'{_suggest(location)}"
         field = ".".join(location)
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
         if problem["type"] == "value_error":
-            # A rule between fields: its text says what is wrong and the mend.
-            return f"{self._source(location)}: {f'{field}: ' if field else ''}{message}"
-        message = "; or ".join(complaint[0].lower() + complaint[1:] for complaint in complaints)
-        return f"{self._source(location)}: {field}={problem['input']!r:.60}: {message}"
+            # A rule between fields: its text says what is wrong and how to fix it.
+            message = problem["msg"].removeprefix("Value error, ")
+            return f"{self._source(location, message)}: {f'{field}: ' if field else ''}{_lower(message)}"
+        # The members of a union complain one by one, about the same value.
+        complaints = [_complaint(each) for each in error.errors() if each["loc"][:2] == problem["loc"][:2]]
+        value = problem["input"]
+        shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
+        quoted = "; leave out the quotes" if _is_quoted(value) else ""
+        return f"{self._source(location)}: {field}={shown:.60}: {'; or '.join(complaints)}{quoted}"
 
-    def _source(self, location: tuple[str, ...]) -> str:
+    def _source(self, location: tuple[str, ...], message: str = "") -> str:
+        """Who is to blame for the value there, or for the rule between the fields that the message names."""
         field = ".".join(location)
-        named = [s for f, s in self.sources.items() if f == field or f.startswith(f"{field}.") or not field]
+        named = [f for f in self.sources if f == field or f.startswith(f"{field}.") or not field]
+        mentioned = [f for f in named if re.search(rf"\b{re.escape(f.rpartition('.')[2])}\b", message)]
+        if not (mentioned or named):
+            return "config"
         # Of several sources the last that spoke is the likeliest to be wrong.
-        return named[-1] if named else "config"
+        last = (mentioned or named)[-1]
+        source = self.sources[last]
+        return f"{source}, '{deepspeed.JSON_KEYS[last]}'" if source == str(self.ds_config) else source
+
+
+_IN_OUR_WORDS = {
+    "bool_type": "should be true or false",
+    "tuple_type": "should be a list, for instance [a, b]",
+    "is_instance_of": "should be a path",
+    "string_type": "should be a text; put it in quotes",
+}
+
+
+def _complaint(problem: ErrorDetails) -> str:
+    return _IN_OUR_WORDS.get(problem["type"]) or _lower(problem["msg"])
+
+
+def _lower(message: str) -> str:
+    return message[0].lower() + message[1:]
+
+
+def _is_quoted(value: Any) -> bool:
+    """Whether a text would be a number or a boolean if it were not in quotes."""
+    try:
+        return isinstance(value, str) and isinstance(parse_yaml(value, ""), int | float)
+    except ConfigError:
+        return False
 
 
 def _section_fields(path: tuple[str, ...]) -> list[str]:

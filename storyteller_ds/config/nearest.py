@@ -4,6 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The nearest of the valid names, or None if none is near."""
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` for the nearest of the valid names, or the list of them if none is near.
 
@@ -13,7 +18,6 @@ def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:
         prefix: put before the suggestion, for instance its section.
     """
     names = list(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{prefix}{near[0]}'?"
+    if near := nearest(name, names):
+        return f"; did you mean '{prefix}{near}'?"
     return f"; valid: {', '.join(prefix + each for each in sorted(names))}"

@@ -188,6 +188,13 @@ def test_contradictions_are_refused_with_the_mend(tmp_path, values, mend):
     assert str(path) in message
 
 
-def test_a_stage_that_is_no_number_is_refused_as_the_field_that_it_sets(tmp_path):
+def test_a_stage_that_is_no_number_is_refused_as_the_key_that_was_written(tmp_path):
     zero = {"stage": "two", "offload_optimizer": {"device": "cpu"}}
-    assert "zero_stage" in refused(written(tmp_path, {"zero_optimization": zero}))
+    assert "'zero_optimization.stage' is \"two\"" in refused(written(tmp_path, {"zero_optimization": zero}))
+
+
+def test_a_value_that_the_run_config_refuses_is_named_by_its_key(tmp_path):
+    path = written(tmp_path, {"zero_optimization": {"stage": 7}})
+    assert refused(path).startswith(f"{path}, 'zero_optimization.stage': parallel.zero_stage=7: ")
+    path = written(tmp_path, {"train_batch_size": 0})
+    assert refused(path).startswith(f"{path}, 'train_batch_size': train.global_batch_size=0: ")

@@ -67,9 +67,8 @@ def test_deepspeed_reads_what_we_mean():
 def test_what_deepspeed_refuses_is_one_line_with_the_field(tmp_path, json, field):
     path = tmp_path / "ds.json"
     path.write_text(json, encoding="utf-8")
-    result = passed(path)
     with pytest.raises(ConfigError) as caught:
-        check_json(result)
+        check_json(passed(path))
     assert field.split(".")[-1] in str(caught.value) or "reduce_bucket" in str(caught.value)
     assert "\n" not in str(caught.value)
 
