@@ -45,9 +45,9 @@ def train(
     console = Console(stderr=True, quiet=quiet or not world.is_main)
     with Interruption(lines_to(console), speaks=world.is_main) as interruption:
         try:
-            loaded = load_config(config, ds_config, overrides)
+            loaded = load_config(config, ds_config, overrides, world.size)
             device = pick_device(loaded.run.parallel.device, world.local_rank)
-            plan = make_plan(loaded.run, world.size)
+            plan = make_plan(loaded.run, world.size, loaded.where)
             check_engine(loaded.run, loaded.deepspeed, plan, world, device)
             world.limit_threads()
             if device.type == "cpu":

@@ -47,9 +47,10 @@ class TrainConfig(Section):
     max_minutes: float | None = Field(None, gt=0)
     """Stop after this much time, with a checkpoint (minutes); null: no limit."""
     global_batch_size: int = Field(32, ge=1)
-    """Sequences per optimizer step over all ranks (sequences)."""
+    """Sequences per optimizer step over all ranks (sequences); where only the two below are given, their product times
+    the ranks, whatever a preset says."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Sequences per rank in one forward pass (sequences); null: derived from the others."""
+    """Sequences per rank in one forward pass (sequences); null: derived from the other two."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
     """Forward passes per optimizer step (passes); null: derived, 1 unless micro_batch_size says more."""
     log_every_steps: int = Field(1, ge=1)

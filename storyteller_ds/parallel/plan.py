@@ -1,6 +1,7 @@
 """How a run is laid over the ranks it got: expert groups and batch shares. Pure arithmetic."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from storyteller_ds.config.run import RunConfig
@@ -27,8 +28,13 @@ class ParallelPlan:
         return DESCRIPTIONS[self.strategy].format(ep_size=self.ep_size)
 
 
-def make_plan(run: RunConfig, world_size: int) -> ParallelPlan:
+def make_plan(run: RunConfig, world_size: int, where: Callable[[str], str] | None = None) -> ParallelPlan:
     """Fill in expert-parallel size and batch shares.
+
+    Args:
+        run: the run config.
+        world_size: number of ranks.
+        where: what decided a field (LoadedConfig.where), for the messages.
 
     Raises:
         ConfigError: the numbers do not divide, or the combination cannot run.
@@ -46,7 +52,7 @@ def make_plan(run: RunConfig, world_size: int) -> ParallelPlan:
             "ds_configs/zero2.json, or optimizer.kind=adamw"
         )
     strategy = choose_strategy(run)
-    micro, accumulation = _batch_shares(run, world_size)
+    micro, accumulation = _batch_shares(run, world_size, where)
     return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy), micro, accumulation)
 
 
@@ -77,32 +83,33 @@ def _ep_size(run: RunConfig, world_size: int, strategy: Strategy) -> int:
     return wanted
 
 
-def _batch_shares(run: RunConfig, world_size: int) -> tuple[int, int]:
+def _batch_shares(run: RunConfig, world_size: int, where: Callable[[str], str] | None) -> tuple[int, int]:
+    def named(name: str) -> str:
+        """A size as it was given, and where: train.micro_batch_size=4 (the command line)."""
+        place = f" ({where(f'train.{name}')})" if where else ""
+        return f"train.{name}={getattr(run.train, name)}{place}"
+
     total = run.train.global_batch_size
     micro, accumulation = run.train.micro_batch_size, run.train.gradient_accumulation_steps
-    if micro is None:
-        passes = world_size * (accumulation or 1)
-        if total % passes:
+    per_pass = world_size * (micro or accumulation or 1)
+    if micro and accumulation:
+        product = micro * accumulation * world_size
+        if product != total:
             raise ConfigError(
-                f"train.global_batch_size={total} cannot be split over {world_size} rank(s) times "
-                f"{accumulation or 1} accumulation step(s); use a multiple of {passes}, "
-                f"for instance {_round_up(total, passes)}"
+                f"{named('global_batch_size')} is not {named('micro_batch_size')} x "
+                f"{named('gradient_accumulation_steps')} x {world_size} rank(s) = {product}; "
+                "leave one of the three out"
             )
-        return total // passes, accumulation or 1
-    if accumulation is None:
-        if total % (micro * world_size):
-            raise ConfigError(
-                f"train.global_batch_size={total} is no multiple of train.micro_batch_size={micro} times "
-                f"{world_size} rank(s); use for instance {_round_up(total, micro * world_size)}"
-            )
-        return micro, total // (micro * world_size)
-    if micro * accumulation * world_size != total:
+        return micro, accumulation
+    if total % per_pass:
+        parts = [
+            named(each) for each in ("micro_batch_size", "gradient_accumulation_steps") if getattr(run.train, each)
+        ]
         raise ConfigError(
-            f"train.global_batch_size={total} is not micro_batch_size={micro} x "
-            f"gradient_accumulation_steps={accumulation} x {world_size} rank(s) = "
-            f"{micro * accumulation * world_size}; leave one of the three out"
+            f"{named('global_batch_size')} cannot be split over {' x '.join([*parts, f'{world_size} rank(s)'])}; "
+            f"use a multiple of {per_pass}, for instance {_round_up(total, per_pass)}"
         )
-    return micro, accumulation
+    return micro or total // per_pass, total // per_pass if micro else accumulation or 1
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -231,3 +231,44 @@ def test_a_bad_combination_is_refused_with_the_mend(overrides, wrong, mend):
 
 def test_a_zero_stage_without_a_deepspeed_json_is_refused_with_the_mend():
     assert "--ds_config ds_configs/zero2.json" in refused(overrides=["parallel.zero_stage=2"])
+
+
+# preset, JSON, overrides, ranks -> global batch, micro batch, accumulation (None: derived by the plan)
+BATCHES = [
+    ("quickstart", {}, [], 2, (8, None, None)),
+    ("quickstart", {}, ["micro_batch_size=4", "gradient_accumulation_steps=2"], 2, (16, 4, 2)),
+    ("quickstart", {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 5}, [], 2, (30, 3, 5)),
+    ("quickstart", {"train_micro_batch_size_per_gpu": 3}, ["gradient_accumulation_steps=5"], 1, (15, 3, 5)),
+    ("quickstart", {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}, [], 2, (8, 4, None)),
+    ("moe_model", {}, [], 2, (128, 4, None)),
+    ("moe_model", {}, ["gradient_accumulation_steps=2"], 2, (128, None, 2)),
+    ("moe_model", {}, ["global_batch_size=64"], 2, (64, 4, None)),
+    ("nanogpt_moe", {}, ["micro_batch_size=2"], 1, (64, 2, None)),
+    ("nanogpt_moe", {}, ["micro_batch_size=1e1", "gradient_accumulation_steps=1"], 4, (40, 10, 1)),
+    ("nanogpt_moe", {}, ["micro_batch_size=null"], 1, (64, None, 2)),
+    # Given all three they must agree, which the plan looks at.
+    ("quickstart", {}, ["global_batch_size=9", "micro_batch_size=4", "gradient_accumulation_steps=2"], 1, (9, 4, 2)),
+]
+
+
+@pytest.mark.parametrize(("preset", "ds", "overrides", "ranks", "expected"), BATCHES)
+def test_a_preset_gives_way_to_what_follows_from_the_sizes_given(tmp_path, preset, ds, overrides, ranks, expected):
+    path = write_ds(tmp_path, ds)
+    loaded = load_config(preset, path, [f"train.{each}" for each in overrides], ranks)
+    train = loaded.run.train
+    assert (train.global_batch_size, train.micro_batch_size, train.gradient_accumulation_steps) == expected
+    if expected[0] in (16, 30, 15, 40):  # derived, and config show says so
+        said = f"micro_batch_size x gradient_accumulation_steps x {ranks} rank(s)"
+        assert loaded.sources["train.global_batch_size"] == said
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "true"])
+def test_a_size_that_is_none_is_blamed_itself(size):
+    message = refused(overrides=[f"train.micro_batch_size={size}", "train.gradient_accumulation_steps=2"])
+    assert "train.micro_batch_size=" in message
+
+
+def test_a_rule_between_fields_blames_what_set_one_of_them(tmp_path):
+    config = write_yaml(tmp_path, "model: {context_length: 16}\ndata: {sequence_length: 32}\n")
+    assert refused(config, write_ds(tmp_path, {"gradient_clipping": 1.0}), ["seed=1"]).startswith(f"{config}: ")
+    assert refused(config, None, ["model.context_length=8"]).startswith("the command line: ")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from storyteller_ds.config import load_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import OptimizerConfig, PrecisionConfig
 from storyteller_ds.errors import ConfigError
@@ -92,8 +93,8 @@ def test_batch_shares(micro, accumulation, world_size, expected):
         (None, None, 5, "use a multiple of 5, for instance 50"),
         (None, 5, 2, "use a multiple of 10, for instance 50"),
         (None, None, 96, "use a multiple of 96, for instance 96"),
-        (7, None, 1, "use for instance 49"),
-        (16, None, 4, "use for instance 64"),
+        (7, None, 1, "use a multiple of 7, for instance 49"),
+        (16, None, 4, "use a multiple of 64, for instance 64"),
         (4, 4, 4, "= 64; leave one of the three out"),
     ],
 )
@@ -101,6 +102,28 @@ def test_batch_shares_that_do_not_divide_are_refused_with_the_mend(micro, accumu
     message = refused(run(micro_batch_size=micro, gradient_accumulation_steps=accumulation), world_size)
     assert "train.global_batch_size=48" in message
     assert mend in message
+
+
+def test_sizes_that_do_not_fit_are_named_with_the_place_of_each(tmp_path):
+    ds = tmp_path / "ds.json"
+    ds.write_text('{"train_micro_batch_size_per_gpu": 3, "zero_optimization": {"stage": 2}}', encoding="utf-8")
+
+    def refused_plan(*overrides: str) -> str:
+        loaded = load_config("quickstart", ds, overrides, 2)
+        with pytest.raises(ConfigError) as caught:
+            make_plan(loaded.run, 2, loaded.where)
+        return str(caught.value)
+
+    # Only what was given, and where.
+    assert refused_plan() == (
+        "train.global_batch_size=8 (preset quickstart) cannot be split over train.micro_batch_size=3 "
+        f"(train_micro_batch_size_per_gpu in {ds}) x 2 rank(s); use a multiple of 6, for instance 12"
+    )
+    assert refused_plan("train.global_batch_size=16", "train.gradient_accumulation_steps=2") == (
+        "train.global_batch_size=16 (the command line) is not train.micro_batch_size=3 "
+        f"(train_micro_batch_size_per_gpu in {ds}) x train.gradient_accumulation_steps=2 (the command line) x "
+        "2 rank(s) = 12; leave one of the three out"
+    )
 
 
 def test_several_ranks_need_a_deepspeed_config():
