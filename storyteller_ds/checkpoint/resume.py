@@ -38,6 +38,8 @@ _FIXED_FIELDS = (
 )
 # These change the training, not what the weights mean.
 _FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "model.activation_checkpointing")
+# Of the settings of text and tokenizer, these give the same tokens.
+_SAME_TOKENS = ("data.sequence_length", "data.cache_dir", "data.streaming")
 
 
 def find_checkpoint(path: Path, say: Callable[[str], None]) -> Checkpoint:
@@ -78,29 +80,46 @@ def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | 
     return newest_valid(checkpoints, say) if set(step_folders(checkpoints)) - set(seen) else None
 
 
-def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str) -> None:
+def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str, resume: str = "auto") -> None:
     """Refuse to continue with another model, vocabulary or corpus, or from tensors that are not the model's.
+
+    Args:
+        checkpoint: to continue.
+        run: the run config.
+        dataset_fingerprint: of its corpus.
+        resume: the flag as it was typed, or its default; the message says what to type in its place.
 
     Raises:
         CheckpointError: names every field that differs, with both values.
     """
     before, now = checkpoint.settings(), flatten(run.model_dump(mode="json"))
-    changed = [_difference(field, before, now) for field in _changed(before, now) if _is_fixed(field)]
+    fields = _changed(before, now)
+    changed = [_difference(field, before, now) for field in fields if _is_fixed(field)]
     if run.model.position == "learned":
         rows = before.get("model.context_length") or before.get("data.sequence_length")
         if rows != run.context_length:
             changed.append(f"the table of learned positions had {rows} rows, now {run.context_length}")
     if checkpoint.dataset_fingerprint != dataset_fingerprint:
-        fields = [field for field in _changed(before, now) if field.startswith(("data.", "tokenizer."))]
-        reasons = [_difference(field, before, now) for field in fields if not _is_fixed(field)]
-        source = f"data.source is {now['data.source']} as before, its text has changed"
-        changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons) or source})")
+        causes = [field for field in fields if field.startswith(("data.", "tokenizer.")) and field not in _SAME_TOKENS]
+        reasons = [_difference(field, before, now) for field in causes if not _is_fixed(field)]
+        if not causes:
+            reasons = [_changed_in_place(now)]
+        if reasons:  # else it is what a fixed field makes of it, which is said already
+            changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons)})")
     if changed:
+        anew = "another --output_dir or --resume never" if resume == "auto" else f"--resume never in place of --resume {resume}"
         raise CheckpointError(
-            f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; "
-            "put the old values back, or use another --output_dir or --resume never"
+            f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; put the old values back, or start anew with "
+            f"{anew}"
         )
     check_tensors(checkpoint, run)
+
+
+def _changed_in_place(now: Mapping[str, Any]) -> str:
+    """What must be the case where all settings of the corpus are the same, and it is another."""
+    others = [f"{field}={now[field]}" for field in ("data.validation", "tokenizer.path") if now[field] is not None]
+    or_that = f", or that of {' or '.join(others)}" if others else ""
+    return f"data.source is {now['data.source']} as before, its text has changed{or_that}"
 
 
 def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:

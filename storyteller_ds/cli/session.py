@@ -140,7 +140,7 @@ class Session:
         elif resume != "never":
             checkpoint = resuming.find_checkpoint(Path(resume), self.say)
         if checkpoint is not None:
-            resuming.check_same_run(checkpoint, self.run, corpus.fingerprint)
+            resuming.check_same_run(checkpoint, self.run, corpus.fingerprint, resume)
             for change in resuming.changed_settings(checkpoint, self.run):
                 self.say(f"changed since the checkpoint: {change}")
         self.folder = RunFolder(self.output_dir)

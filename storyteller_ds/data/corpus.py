@@ -98,7 +98,7 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
         if not isinstance(index, dict) or index.get("seal") != seal_of(index):
             raise UntrustedFileError(f"{folder / _INDEX}: changed since it was written")
         shards = [[inside(folder, name) for name in index[split]["shards"]] for split in ("train", "validation")]
-        tokenizer = load_tokenizer(inside(folder, _TOKENIZER))
+        tokenizer = load_tokenizer(inside(folder, _TOKENIZER), f"remove the folder {folder} and run again")
         fingerprint: str = index["fingerprint"]
         if tokenizer.fingerprint != index["tokenizer"] or not all(shards):
             raise UntrustedFileError(f"{folder / _TOKENIZER}: not the tokenizer of these shards")

@@ -82,8 +82,12 @@ class Tokenizer:
         return sizes
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:
     """A tokenizer from a tokenizer.json.
+
+    Args:
+        path: of the file.
+        fix: what to do if it cannot be used, for the message.
 
     Raises:
         DataError: the file is missing or not a tokenizer.
@@ -93,9 +97,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         text = read_text(path, FILE_BYTES)
         _refuse_precompiled(parse_json(text, str(path)), path)
     except OSError as error:
-        raise DataError(f"tokenizer {path} cannot be read: {error}; check tokenizer.path") from None
+        raise DataError(f"tokenizer {path} cannot be read: {error}; {fix}") from None
     except UntrustedFileError as error:
-        raise DataError(f"{error}, so it is not a tokenizer.json; check tokenizer.path, or train a new one") from None
+        raise DataError(f"{error}, so it is not a tokenizer.json; {fix}") from None
     try:
         tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(text))
         tokenizer.decode(tokenizer.encode("Once upon a time"))  # what is wrong with some shows only then
@@ -104,7 +108,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} is not a tokenizer.json ({reason}); train a new one") from None
+        raise DataError(f"{path} is not a tokenizer.json ({reason}); {fix}") from None
     return tokenizer
 
 

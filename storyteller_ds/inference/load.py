@@ -37,7 +37,7 @@ def load_story_model(path: Path, device: torch.device, say: Callable[[str], None
     checkpoint = find_checkpoint(path, say)
     config = checkpoint.folder / layout.CONFIG
     run = parse_run_config(as_mapping(checkpoint.read_json(layout.CONFIG).get("run"), str(config)), str(config))
-    tokenizer = load_tokenizer(checkpoint.folder / layout.TOKENIZER)
+    tokenizer = load_tokenizer(checkpoint.folder / layout.TOKENIZER, "use another step")
     if tokenizer.vocab_size > run.tokenizer.vocab_size:
         raise CheckpointError(
             f"{checkpoint.folder}: its tokenizer has ids up to {tokenizer.vocab_size - 1}, and its model "

@@ -289,6 +289,47 @@ def test_the_fields_that_make_another_corpus_are_named(saved):
     assert "tokenizer.kind was" in str(caught.value)
 
 
+def refusal(checkpoint: Checkpoint, fingerprint: str, resume: str = "auto", **changes: dict) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(checkpoint, config(**changes), fingerprint, resume)
+    return str(caught.value)
+
+
+def test_a_corpus_that_follows_from_another_vocabulary_has_no_other_text(saved):
+    # Another vocab_size trains another tokenizer, and the fingerprint of the corpus is another for that alone.
+    message = refusal(saved[0], "other corpus", tokenizer={"vocab_size": 64})
+    assert f"tokenizer.vocab_size was {VOCAB}, now 64; put the old values back" in message
+    assert "text" not in message.partition(": ")[2]
+    assert "corpus" not in message.partition(": ")[2]
+
+
+def test_where_the_tokens_lie_is_no_reason_for_another_corpus(saved):
+    message = refusal(saved[0], "other corpus", data={"cache_dir": "/elsewhere", "streaming": True})
+    assert "data.source is builtin as before, its text has changed)" in message
+    assert "cache_dir" not in message
+    given = {"tokenizer": {"path": "t.json"}, "data": {"validation": "v.txt"}}
+    message = refusal(saved[0], "other corpus", **given)
+    assert "tokenizer.path was None, now t.json" in message
+    assert "has changed" not in message
+
+
+def test_a_text_changed_in_place_may_be_any_of_those_named(tmp_path):
+    run = config(data={"validation": "v.txt"}, tokenizer={"path": "t.json"})
+    engine = SingleEngine(run, World(0, 0, 1, 1), CPU)
+    checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path, 1, contents(TrainState(step=1), run)))
+    with pytest.raises(CheckpointError, match=r"changed, or that of data.validation=v.txt or tokenizer.path=t.json\)"):
+        check_same_run(checkpoint, run, "other corpus")
+
+
+def test_the_advice_is_about_the_flag_that_was_typed(saved):
+    changes = {"moe": {"top_k": 1}}
+    assert refusal(saved[0], "corpus", **changes).endswith("start anew with another --output_dir or --resume never")
+    # With --resume OTHER a new --output_dir changes nothing.
+    message = refusal(saved[0], "corpus", resume="runs/other", **changes)
+    assert message.endswith("start anew with --resume never in place of --resume runs/other")
+    assert "--output_dir" not in message
+
+
 def test_what_only_changes_the_training_is_free(saved):
     free = {"model": {"dropout": 0.0, "init_std": 0.5}, "optimizer": {"lr": 0.5}, "train": {"max_steps": 5}}
     check_same_run(saved[0], config(**free), "corpus")
