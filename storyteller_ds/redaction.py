@@ -1,22 +1,53 @@
 """Values of secret environment variables: kept out of everything that is written, shown or sent.
 
 Of the environment, a run records nothing. A secret could still be typed into a config or a command line, or come
-back in the words of a library; both are met here.
+back in the words of a library; both are met here, by value.
+
+A variable whose name speaks of keys or tokens need not hold one: GPG_KEY is public, RUN_KEY=gpt2-small is a name.
+So a value counts as a secret if its variable is one of those that are known to hold a key, or if it looks random, as
+no word and no name does.
 """
 
 import os
 import re
 from collections.abc import Mapping
 
+KNOWN = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+"""Variables of the services that a run talks to: whatever they hold is a secret."""
 SHORTEST_SECRET = 8
 """Values below this length (characters) are no secrets, and would be found in any text."""
-_SECRET_NAME = re.compile(r"TOKEN(?!IZER)|KEY(?!BOARD)|SECRET|PASSW|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
+WHAT_TO_DO_ABOUT_IT = (
+    "that looks like a secret and would be recorded with the run: leave it out, or if it is none run without {name} "
+    "(env -u {name} storyteller ...)"
+)
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZER)|(?<!MON|DON|TUR|HOT)KEYS?(?![A-Z])|SECRET|PASSW|PASSPHRASE|CREDENTIAL", re.IGNORECASE
+)
+_RUN = re.compile(r"[A-Za-z0-9]+")
+_SYMBOL = re.compile(r"[^\w\s./:,@-]")
+"""What stands in passwords, and not in names, numbers, paths and addresses."""
 _USER_IN_URL = re.compile(r"(\w://)[^\s/@]+@")
 
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name is taken to hold a secret, as WANDB_API_KEY and HF_TOKEN do."""
     return bool(_SECRET_NAME.search(name))
+
+
+def looks_random(value: str) -> bool:
+    """Whether a text is more likely a key than a word or a name.
+
+    It has 24 letters and digits in a row, or 12 with both letters and digits, or 8 (32, whatever stands between them)
+    with capitals, small letters and digits; or it is 8 long with a letter, a digit and a symbol that no name has. A key
+    that has none of these, such as a password of small letters, cannot be told from a word.
+    """
+    if any(_is_random_run(run) for run in _RUN.findall(value)):
+        return True
+    if not _mixes(value):
+        return False
+    if len(value) >= 32 and _has_both_cases(value):
+        return True
+    return len(value) >= SHORTEST_SECRET and bool(_SYMBOL.search(value))
 
 
 def secret_in(text: str, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -31,11 +62,27 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     return _USER_IN_URL.sub(r"\1", text)
 
 
+def _is_random_run(run: str) -> bool:
+    if not _mixes(run):
+        return len(run) >= 24
+    return len(run) >= 12 or (len(run) >= SHORTEST_SECRET and _has_both_cases(run))
+
+
+def _has_both_cases(text: str) -> bool:
+    return text.lower() != text != text.upper()
+
+
+def _mixes(text: str) -> bool:
+    """Whether there are letters and digits in it."""
+    return any(map(str.isalpha, text)) and any(map(str.isdigit, text))
+
+
 def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Names and values, the longest first: one may be part of another. A path or a flag is not a secret."""
     found = [
         (name, value)
         for name, value in environment.items()
         if is_secret_name(name) and len(value) >= SHORTEST_SECRET and not value.startswith(("/", "~", "./"))
+        if name in KNOWN or looks_random(value)
     ]
     return sorted(found, key=lambda pair: -len(pair[1]))

@@ -107,10 +107,11 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
         if reasons:  # else it is what a fixed field makes of it, which is said already
             changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons)})")
     if changed:
-        anew = "another --output_dir or --resume never" if resume == "auto" else f"--resume never in place of --resume {resume}"
+        anew = "with another --output_dir or --resume never"
+        if resume != "auto":
+            anew = f"with --resume never in place of --resume {resume}"
         raise CheckpointError(
-            f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; put the old values back, or start anew with "
-            f"{anew}"
+            f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; put the old values back, or start anew {anew}"
         )
     check_tensors(checkpoint, run)
 

@@ -16,7 +16,7 @@ from storyteller_ds.config.files import nearest_sibling, read_json
 from storyteller_ds.config.nearest import nearest
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.redaction import secret_in
+from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_in
 
 # JSON key -> run config field, for everything that both of them can say.
 _SHARED = {
@@ -70,7 +70,7 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     config = checked(config, path)
     _check_contradictions(config, path)
     if name := secret_in(json.dumps(config)):
-        raise ConfigError(f"{path} holds the value of {name}, a secret, and it is recorded with the run; leave it out")
+        raise ConfigError(f"{path} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
     return config
 
 

@@ -22,7 +22,7 @@ from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, re
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.redaction import secret_in
+from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_in
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE = "the command line"
@@ -195,7 +195,8 @@ class _Layers:
         flat = flatten(self.values)
         if name := secret_in(str(flat)):
             field = next((field for field, value in flat.items() if secret_in(str(value))), "")
-            raise ConfigError(f"{self.sources.get(field, 'config')}: {field} holds the value of {name}; leave it out")
+            source = self.sources.get(field, "config")
+            raise ConfigError(f"{source}: {field} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
 
     def _explain(self, error: ValidationError) -> str:
         """The first problem as one line: where it was written, what is wrong, what would be right."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.cli.main import run_command, storyteller
+from storyteller_ds.config import load_config
 from storyteller_ds.config.hostfile import check_arguments, check_environment_file, check_exported_environment
 from storyteller_ds.errors import ConfigError, DataError
 from storyteller_ds.redaction import is_secret_name, redacted, secret_in
@@ -119,11 +120,11 @@ def test_an_error_does_not_repeat_a_secret(secrets, capsys, arguments):
 
 
 def test_redaction_replaces_values_and_cuts_users_out_of_addresses():
-    environment = {"A_TOKEN": "abcdefgh", "A_KEY": "abcdefghij", "SHORT_KEY": "abc", "HOME": "/home/somebody"}
-    assert redacted("x abcdefghij y abcdefgh z abc", environment) == "x [A_KEY] y [A_TOKEN] z abc"
+    environment = {"A_TOKEN": "Abcdefg1", "A_KEY": "Abcdefg1ij", "SHORT_KEY": "Ab1", "HOME": "/home/somebody"}
+    assert redacted("x Abcdefg1ij y Abcdefg1 z Ab1", environment) == "x [A_KEY] y [A_TOKEN] z Ab1"
     assert redacted("at /home/somebody", environment) == "at /home/somebody"
     assert redacted("see https://user:pass@host/path and ssh://me@host", {}) == "see https://host/path and ssh://host"
-    assert secret_in("-abcdefghij-", environment) == "A_KEY"
+    assert secret_in("-Abcdefg1ij-", environment) == "A_KEY"
     assert secret_in("harmless", environment) is None
 
 
@@ -143,11 +144,92 @@ def test_errors_are_redacted(secrets):
         ("TOKENIZERS_PARALLELISM", False),
         ("PYTHONPATH", False),
         ("KEYBOARD_LAYOUT", False),
+        ("KEYTIMEOUT", False),
+        ("PYTHON_KEYRING_BACKEND", False),
+        ("MONKEY", False),
+        ("SSH_AUTH_SOCK", False),
+        ("XDG_SESSION_ID", False),
+        ("APIKEY", True),
+        ("ssh_keys", True),
+        ("KEY1", True),
         ("HOME", False),
     ],
 )
 def test_names_of_secrets(name, expected):
     assert is_secret_name(name) is expected
+
+
+# Keys as the services hand them out (made up), and passwords.
+KEYS = [
+    "0123456789abcdef0123456789abcdef01234567",  # Weights & Biases
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",  # Hugging Face, by chance without a digit
+    "sk-proj-a1B2c3D4e5F6g7H8i9J0",
+    "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",  # AWS
+    "AKIAIOSFODNN7EXAMPLE",
+    "f47ac10b-58cc-4372-a567-0e02b2c3d479",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N",  # JSON web token
+    "xoxb-1234-5678-AbCdEf1234567890",
+    "glpat-x7Yz9Kq2Lm4Np6Rs8TvW",
+    "Tr0ub4dor&3",
+    "Hunter22",
+    "s3cr3t!pw",
+    "correcthorsebatterystaple",
+]
+# What variables named KEY or TOKEN hold as well.
+WORDS = [
+    "training",
+    "storyteller",
+    "postgres",
+    "disabled",
+    "tinystories",
+    "roneneldan/TinyStories",
+    "HuggingFaceTB/SmolLM-135M",
+    "gpt2-small",
+    "gpt2-small-lr3e-4-bs32",
+    "linux-py3.11-v2",
+    "train2024",
+    "2025-01-05",
+    "keyring.backends.null.Keyring",
+    "Once upon a time",
+    "validation-of-all-the-stories",
+    "internationalization",
+]
+
+
+@pytest.mark.parametrize("value", KEYS)
+def test_a_key_is_found_whatever_its_variable_is_called(value):
+    for name in ("WANDB_API_KEY", "SOME_TOKEN", "DB_PASSWORD"):
+        for text in (value, f"x-{value}", f"https://me:{value}@host/x", f"{{'a': '{value}'}}", f"a%3D{value}\\n"):
+            assert secret_in(text, {name: value}) == name
+            assert value not in redacted(text, {name: value})
+
+
+@pytest.mark.parametrize("value", WORDS)
+def test_a_word_is_no_secret_but_in_a_variable_known_to_hold_one(value):
+    for name in ("RUN_KEY", "SOME_TOKEN", "POSTGRES_PASSWORD"):
+        assert secret_in(f"runs/{value}", {name: value}) is None
+        assert redacted(f"runs/{value}", {name: value}) == f"runs/{value}"
+    assert secret_in(f"runs/{value}", {"HF_TOKEN": value}) == "HF_TOKEN"
+
+
+def test_a_user_with_an_everyday_environment_can_start(monkeypatch):
+    everyday = {
+        "LICENSE_KEY": "training",
+        "POSTGRES_PASSWORD": "storyteller",  # tracking.project's default
+        "GPG_KEY": "A035C8C19219BA821ECEA86B64E628F8D684696D",  # of Python's Docker images; public
+        "TOKENIZERS_PARALLELISM": "false",
+        "KEYBOARD": "quickstart",
+        "MONKEY": "Once upon a time",
+        "CACHE_KEY": "linux-py3.11-v2",
+    }
+    for name, value in everyday.items():
+        monkeypatch.setenv(name, value)
+    run = load_config(overrides=["data.source=/home/training/stories.txt", "tracking.run_name=linux-py3.11-v2"]).run
+    assert run.tracking.project == "storyteller"
+    # Control: a value that looks like a key is refused, and the message says what to do if it is none.
+    with pytest.raises(ConfigError, match=r"tracking.run_name holds the value of GPG_KEY; .*env -u GPG_KEY"):
+        load_config(overrides=[f"tracking.run_name={everyday['GPG_KEY']}"])
 
 
 # --- remote command lines ---
