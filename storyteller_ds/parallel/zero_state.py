@@ -191,11 +191,10 @@ class _AllPartitions:
         partition, number = self.zero._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=None if kind == WEIGHT else kind
         )
-        begin = self.zero._get_param_partition_rank(parameter) * partition.numel()
-        mine = value.flatten()[begin : begin + partition.numel()]
-        partition.detach()[: mine.numel()].copy_(mine)  # what is left is padding
-        if self.zero._swappable_optimizer_subgroup(number):
-            self.zero._optimizer_states_and_gradient_swap_out(number)
+        with self._put_back(number):
+            begin = self.zero._get_param_partition_rank(parameter) * partition.numel()
+            mine = value.flatten()[begin : begin + partition.numel()]
+            partition.detach()[: mine.numel()].copy_(mine)  # what is left is padding
 
     def finish(self, updates: int) -> None:
         _set_step(self.zero.optimizer, updates)
@@ -209,10 +208,21 @@ class _AllPartitions:
     @contextlib.contextmanager
     def _in_memory(self, number: int, changed: bool = True) -> Iterator[None]:
         """A sub-group's fp32 weights and moments, fetched from NVMe where they are there."""
-        swapped = self.zero._swappable_optimizer_subgroup(number)
-        if swapped:
+        if self.zero._swappable_optimizer_subgroup(number):
             self.zero._optimizer_states_and_gradient_swap_in(number)
-        yield
+        with self._put_back(number, changed):
+            yield
+
+    @contextlib.contextmanager
+    def _put_back(self, number: int, changed: bool = True) -> Iterator[None]:
+        """After the block, what was fetched from NVMe goes back there; after an error it stays there as it was."""
+        swapped = self.zero._swappable_optimizer_subgroup(number)
+        try:
+            yield
+        except BaseException:
+            if swapped:
+                self.zero._release_swap_buffers(number)
+            raise
         if swapped and changed:
             self.zero._optimizer_states_and_gradient_swap_out(number)
         elif swapped:

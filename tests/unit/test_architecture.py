@@ -4,15 +4,24 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "storyteller_ds"
-# Each may import those before it. `errors` is everybody's; `testing` is only the tests'.
-LAYERS = ["supervision", "config", "data", "model", "parallel", "train", "checkpoint", "inference", "certify", "cli"]
-WITHOUT_DEEPSPEED = ["parallel/single.py", "inference", "interchange"]
+# The one list of layers is import-linter's (`make check`), from the last to the first.
+CONTRACTS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+    "contracts"
+]
+LAYERS, _, WITHOUT_DEEPSPEED = CONTRACTS
+NO_LAYERS = {
+    "__init__": "holds the version",
+    "__main__": "calls the command line",
+    "presets": "has no code",
+    "testing": "is only the tests'",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -34,14 +43,47 @@ def run_python(code: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess
     )
 
 
+def in_package(modules: list[str]) -> list[str]:
+    return [name.removeprefix("storyteller_ds.") for name in modules]
+
+
+def code_of(name: str) -> list[Path]:
+    """The files of a module or package of ours."""
+    path = PACKAGE / name.replace(".", "/")
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def wrong_imports(layers: list[str], imports: dict[str, set[str]]) -> list[str]:
+    """Imports from a layer of one before it in the list; `imports` are the modules that each layer imports."""
+    return [
+        f"{layer} imports {name}"
+        for number, layer in enumerate(layers)
+        for name in sorted(imports[layer])
+        if name.startswith(tuple(f"storyteller_ds.{later}" for later in [*layers[:number], "testing"]))
+    ]
+
+
+def test_every_folder_and_file_has_its_place_in_the_list_of_layers():
+    entries = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path.is_dir() and "." not in path.name)
+    }
+    layers = in_package(LAYERS["layers"])
+    assert len(set(layers)) == len(layers)
+    assert set(layers) | set(NO_LAYERS) == entries - {"__pycache__"}
+    assert not set(layers) & set(NO_LAYERS)
+
+
 def test_imports_point_one_way():
-    for number, layer in enumerate(LAYERS):
-        later = tuple(f"storyteller_ds.{name}" for name in LAYERS[number + 1 :])
-        for path in (PACKAGE / layer).rglob("*.py"):
-            wrong = {
-                name for name in imported(path) if name.startswith(later) or name.startswith("storyteller_ds.testing")
-            }
-            assert not wrong, f"{path.relative_to(REPOSITORY)} imports {sorted(wrong)}"
+    layers = in_package(LAYERS["layers"])
+    imports = {layer: set().union(*map(imported, code_of(layer))) for layer in layers}
+    assert wrong_imports(layers, imports) == []
+    # Control: each of these would be found, and the other way round each is fine.
+    for first, last in (("config", "data"), ("errors", "evaluation"), ("redaction", "testing")):
+        assert wrong_imports(layers, {**imports, first: {f"storyteller_ds.{last}.x"}}) == [
+            f"{first} imports storyteller_ds.{last}.x"
+        ]
+        if last in layers:
+            assert wrong_imports(layers, {**imports, last: {f"storyteller_ds.{first}.x"}}) == []
 
 
 def test_the_kernels_import_nothing_of_ours():
@@ -52,10 +94,12 @@ def test_the_kernels_import_nothing_of_ours():
 
 
 def test_some_parts_never_mention_deepspeed():
-    for part in WITHOUT_DEEPSPEED:
-        whole = PACKAGE / part
-        for path in [whole] if whole.is_file() else whole.rglob("*.py"):
-            assert not [name for name in imported(path) if name.split(".")[0] == "deepspeed"], path
+    assert WITHOUT_DEEPSPEED["forbidden_modules"] == ["deepspeed"]
+    parts = in_package(WITHOUT_DEEPSPEED["source_modules"])
+    assert {"parallel.single", "inference"} <= set(parts)
+    for path in [path for part in parts for path in code_of(part)]:
+        assert path.is_file()
+        assert not [name for name in imported(path) if name.split(".")[0] == "deepspeed"], path
     # Control: the search finds it where it is allowed.
     assert "deepspeed.moe.layer" in imported(PACKAGE / "parallel" / "expert_parallel.py")
 
