@@ -16,6 +16,7 @@ from storyteller_ds.checkpoint.compare import Difference, compare
 from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
+from storyteller_ds.cli.group import Group
 from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.errors import CheckpointError
@@ -28,7 +29,7 @@ _path = click.argument("path", type=click.Path(path_type=Path))
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+@click.group(cls=Group)
 def checkpoint() -> None:
     """List, verify, show, compare and prune checkpoints. PATH is a run folder or a step folder."""
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import click
 
+from storyteller_ds.cli.group import Group
 from storyteller_ds.config import RunConfig, load_config
-from storyteller_ds.config.files import preset_names
+from storyteller_ds.config.explain import Setting, sections, settings
+from storyteller_ds.config.files import preset_names, preset_summary
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
-    """Show resolved configs, their schema, and the presets."""
+    """Show resolved configs, explain settings, list the presets."""
 
 
 @config.command()
@@ -38,9 +40,43 @@ def schema() -> None:
 
 
 @config.command()
+@click.argument("names", nargs=-1, metavar="[SECTION | SECTION.FIELD]...")
+def explain(names: tuple[str, ...]) -> None:
+    """Explain settings: meaning and unit, what each takes, its default, and where it is set.
+
+    Without a name, list the sections.
+    """
+    formatter = click.HelpFormatter(max_width=100)
+    if not names:
+        formatter.write_dl(list(sections().items()))
+    for setting in (each for name in names for each in settings(name.replace("-", "_"))):
+        formatter.write(f"{setting.name}\n")
+        with formatter.indentation():
+            formatter.write_text(setting.meaning)
+            formatter.write_dl(_facts(setting))
+    print(formatter.getvalue().rstrip("\n"))
+
+
+@config.command()
 def presets() -> None:
-    """List the presets."""
-    print("\n".join(preset_names()))
+    """List the presets: parameters, those that one token meets, and what each is for."""
+    print(f"{'name':<14}{'parameters':>13}{'active':>13}  for what")
+    for name in preset_names():
+        purpose, parameters, active = preset_summary(name)
+        print(f"{name:<14}{parameters:>13,}{active:>13,}  {purpose}")
+
+
+def _facts(setting: Setting) -> list[tuple[str, str]]:
+    section, _, field = setting.name.rpartition(".")
+    line = f"{field}: VALUE"
+    in_file = f"{section}: {{{line}}}" if section else line
+    ways = [f"{setting.name}=VALUE", f"`{in_file}` in a YAML file"]
+    if setting.json_key:
+        ways.append(f"{setting.json_key} in the DeepSpeed JSON")
+    facts = [("takes", setting.takes), ("default", json.dumps(setting.default)), ("set by", "; ".join(ways))]
+    if given := setting.in_presets():
+        facts.append(("presets", "; ".join(f"{value} in {', '.join(names)}" for value, names in given.items())))
+    return facts
 
 
 def _line(field: str, value: object, source: str | None) -> str:

@@ -1,28 +1,48 @@
-"""The storyteller command. A verb's module is imported only when it is used, so that help comes at once."""
+"""The storyteller command. A verb's module is imported only when the verb is used, so that help comes at once."""
 
 import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import click
 
 from storyteller_ds import __version__
-from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.cli.group import Group
 from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
 from storyteller_ds.streams import OutputLost, secure_output
 from storyteller_ds.supervision.supervisor import supervise
 
-# verb -> module and object in it
+
+class _Verb(NamedTuple):
+    module: str
+    command: str
+    """The click command in it."""
+    description: str
+    """The first sentence of the command's help, so that the list of verbs needs no module of theirs."""
+
+
 _VERBS = {
-    "train": "storyteller_ds.cli.train:train",
-    "launch": "storyteller_ds.cli.launch:launch",
-    "generate": "storyteller_ds.cli.generate:generate",
-    "config": "storyteller_ds.cli.config:config",
-    "checkpoint": "storyteller_ds.cli.checkpoint:checkpoint",
-    "certify": "storyteller_ds.cli.certify:certify_command",
+    "train": _Verb("storyteller_ds.cli.train", "train", "Train a story model."),
+    "launch": _Verb(
+        "storyteller_ds.cli.launch",
+        "launch",
+        "Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).",
+    ),
+    "generate": _Verb("storyteller_ds.cli.generate", "generate", "Continue a prompt."),
+    "config": _Verb(
+        "storyteller_ds.cli.config", "config", "Show resolved configs, explain settings, list the presets."
+    ),
+    "checkpoint": _Verb(
+        "storyteller_ds.cli.checkpoint", "checkpoint", "List, verify, show, compare and prune checkpoints."
+    ),
+    "certify": _Verb(
+        "storyteller_ds.cli.certify",
+        "certify_command",
+        "Train a tiny mixture on every topology and compare losses, gradients, weights and logits.",
+    ),
 }
 _SUPERVISED = ("train",)
 """Verbs that launchers start as several ranks."""
@@ -32,7 +52,7 @@ SETTINGS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     """A group whose commands live in modules that are not yet imported."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -40,8 +60,13 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in _VERBS:
+            from storyteller_ds.config.nearest import did_you_mean  # which loads all of the configs
+
             raise UserError(f"no verb is called '{cmd_name}'{did_you_mean(cmd_name, _VERBS)}")
         return _load(cmd_name)
+
+    def description(self, ctx: click.Context, name: str) -> str:
+        return _VERBS[name].description
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -53,7 +78,7 @@ class _LazyGroup(click.Group):
 
 
 def _load(verb: str) -> click.Command:
-    module, _, name = _VERBS[verb].partition(":")
+    module, name, _ = _VERBS[verb]
     command: click.Command = getattr(importlib.import_module(module), name)
     return command
 

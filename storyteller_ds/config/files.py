@@ -1,9 +1,10 @@
 """Reading YAML and JSON so that nothing in a file is lost silently."""
 
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
@@ -132,6 +133,22 @@ def read_text(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibli
 def preset_names() -> list[str]:
     """Names of the presets in the package, sorted."""
     return sorted(p.name[:-5] for p in files("storyteller_ds.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+class PresetSummary(NamedTuple):
+    """What a preset is, as its first two lines say; tests/unit/model/test_presets.py holds the numbers to the code."""
+
+    purpose: str
+    parameters: int
+    active: int
+    """Parameters that one token meets."""
+
+
+def preset_summary(name: str) -> PresetSummary:
+    """Of a preset in the package."""
+    purpose, counts, *_ = files("storyteller_ds.presets").joinpath(f"{name}.yaml").read_text("utf-8").splitlines()
+    parameters, active = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", counts))
+    return PresetSummary(purpose.removeprefix("# "), parameters, active)
 
 
 def read_preset(name: str) -> dict[str, Any]:

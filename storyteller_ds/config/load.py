@@ -204,7 +204,7 @@ class _Layers:
         location = tuple(str(part) for part in problem["loc"] if part in _known_names())
         if problem["type"] == "extra_forbidden":
             location = tuple(str(part) for part in problem["loc"])
-            return f"{self._source(location)}: unknown key '{'.'.join(location):.80}'{_suggest(location)}"
+            return f"{self._source(location)}: unknown key '{'.'.join(location):.80}'{suggest(location)}"
         field = ".".join(location)
         if problem["type"] == "value_error":
             # A rule between fields: its text says what is wrong and how to fix it.
@@ -269,7 +269,7 @@ def _known_names() -> set[str]:
     return set(sections) | {name for section in sections for name in _section_fields((section,))}
 
 
-def _suggest(location: tuple[str, ...]) -> str:
+def suggest(location: tuple[str, ...]) -> str:
     """The same field in another section if there is one, else the nearest name in this section."""
     *path, name = location
     homes = [f"{s}.{name}" for s in _section_fields(()) if name in _section_fields((s,))]
