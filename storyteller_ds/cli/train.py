@@ -47,7 +47,7 @@ def train(
         try:
             loaded = load_config(config, ds_config, overrides, world.size)
             device = pick_device(loaded.run.parallel.device, world.local_rank)
-            plan = make_plan(loaded.run, world.size, loaded.where)
+            plan = make_plan(loaded.run, world.size, loaded)
             check_engine(loaded.run, loaded.deepspeed, plan, world, device)
             world.limit_threads()
             if device.type == "cpu":

@@ -123,7 +123,7 @@ def read_text(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibli
         untrusted.refuse_pickle(path)
         return untrusted.read_text(path, FILE_BYTES)
     except FileNotFoundError:
-        raise ConfigError(f"{what} {path} does not exist{hint(path)}") from None
+        raise ConfigError(f"{what} {path} does not exist{hint(path) or '; check the path'}") from None
     except UntrustedFileError as error:
         raise ConfigError(f"{what} {error}; give a UTF-8 text file") from None
     except OSError as error:

@@ -6,6 +6,7 @@ reader would expect to lose; a preset gives way, and the command line overrules 
 gives way, too, to what follows from what was given: see `_settle_batch`.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -43,10 +44,24 @@ class LoadedConfig:
     ds_config: Path | None = None
     """The file of the DeepSpeed JSON."""
 
-    def where(self, field: str) -> str:
-        """What decided a field, for a message: `preset quickstart`, `train_batch_size in ds.json`."""
+    def typed(self, field: str) -> str:
+        """The name under which a field was given: its own, or the DeepSpeed JSON's for it."""
+        return deepspeed.JSON_KEYS[field] if self._is_from_json(field) else field
+
+    def named(self, field: str) -> str:
+        """A field with its value, and what decided it unless it was the command line: `seed=0 (the default)`."""
         source = self.sources.get(field, "the default")
-        return f"{deepspeed.JSON_KEYS[field]} in {source}" if source == str(self.ds_config) else source
+        if self._is_from_json(field):
+            source = f"{deepspeed.JSON_KEYS[field]} in {source}"
+        return plainly_named(self.run, field) + ("" if source == COMMAND_LINE else f" ({source})")
+
+    def _is_from_json(self, field: str) -> bool:
+        return self.ds_config is not None and self.sources.get(field) == str(self.ds_config)
+
+
+def plainly_named(run: RunConfig, field: str) -> str:
+    """A field with its value: `seed=0`."""
+    return f"{field}={functools.reduce(getattr, field.split('.'), run)}"
 
 
 def load_config(
@@ -80,7 +95,9 @@ def load_config(
     for override in overrides:
         field, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError(f"'{override}' on {COMMAND_LINE} is not of the form section.field=value")
+            raise ConfigError(
+                f"'{override}' on {COMMAND_LINE} is not of the form section.field=value{_flag_for(override)}"
+            )
         layers.set(field.replace("-", "_"), parse_yaml(text, f"{COMMAND_LINE}, {field}"), COMMAND_LINE)
     _settle_batch(layers, ranks)
     run = layers.validate()
@@ -132,6 +149,13 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
         layers.merge(read_preset(str(base)), f"{PRESET}{base}")
     layers.merge(values, name)
     return Path(name).stem
+
+
+def _flag_for(argument: str) -> str:
+    """The flag that was left out before the name of a preset or of a file."""
+    if argument in preset_names() or argument.endswith((".yaml", ".yml")):
+        return f"; did you mean '--config {argument}'?"
+    return f"; did you mean '--ds_config {argument}'?" if argument.endswith(".json") else ""
 
 
 def _settle_batch(layers: "_Layers", ranks: int) -> None:

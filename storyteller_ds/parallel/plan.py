@@ -1,9 +1,9 @@
 """How a run is laid over the ranks it got: expert groups and batch shares. Pure arithmetic."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from storyteller_ds.config.load import LoadedConfig, plainly_named
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.parallel.strategy import DESCRIPTIONS, Strategy, choose_strategy
@@ -28,13 +28,13 @@ class ParallelPlan:
         return DESCRIPTIONS[self.strategy].format(ep_size=self.ep_size)
 
 
-def make_plan(run: RunConfig, world_size: int, where: Callable[[str], str] | None = None) -> ParallelPlan:
+def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = None) -> ParallelPlan:
     """Fill in expert-parallel size and batch shares.
 
     Args:
         run: the run config.
         world_size: number of ranks.
-        where: what decided a field (LoadedConfig.where), for the messages.
+        loaded: where the run config came from, for the messages.
 
     Raises:
         ConfigError: the numbers do not divide, or the combination cannot run.
@@ -51,24 +51,23 @@ def make_plan(run: RunConfig, world_size: int, where: Callable[[str], str] | Non
             "optimizer.kind=muon needs whole matrices, and ZeRO-3 cuts them all; use --ds_config "
             "ds_configs/zero2.json, or optimizer.kind=adamw"
         )
-    strategy = choose_strategy(run)
-    micro, accumulation = _batch_shares(run, world_size, where)
-    return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy), micro, accumulation)
+    strategy = choose_strategy(run, loaded)
+    micro, accumulation = _batch_shares(run, world_size, loaded)
+    return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy, loaded), micro, accumulation)
 
 
-def _ep_size(run: RunConfig, world_size: int, strategy: Strategy) -> int:
+def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: LoadedConfig | None) -> int:
     experts, wanted = run.moe.num_experts, run.parallel.ep_size
+    field = "parallel.ep_size"
+    named, typed = (loaded.named(field), loaded.typed(field)) if loaded else (plainly_named(run, field), field)
     if experts == 0:
         if wanted not in ("auto", 1):
-            raise ConfigError(
-                f"parallel.ep_size={wanted}, but the model has no experts (moe.num_experts=0); remove parallel.ep_size"
-            )
+            raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
         return 1
     if strategy == "local":
         if wanted not in ("auto", 1) and world_size > 1:
             raise ConfigError(
-                f"parallel.ep_size={wanted}, but with parallel.strategy=local every rank has all experts; "
-                "remove one of the two"
+                f"{named}, but with parallel.strategy=local every rank has all experts; remove one of the two"
             )
         if wanted == "auto":
             return 1
@@ -77,17 +76,15 @@ def _ep_size(run: RunConfig, world_size: int, strategy: Strategy) -> int:
     possible = [n for n in range(1, math.gcd(world_size, experts) + 1) if math.gcd(world_size, experts) % n == 0]
     if wanted not in possible:
         raise ConfigError(
-            f"parallel.ep_size={wanted} must divide moe.num_experts={experts} and the {world_size} rank(s); "
+            f"{named} must divide moe.num_experts={experts} and the {world_size} rank(s); "
             f"use one of {', '.join(map(str, possible))}, or auto"
         )
     return wanted
 
 
-def _batch_shares(run: RunConfig, world_size: int, where: Callable[[str], str] | None) -> tuple[int, int]:
+def _batch_shares(run: RunConfig, world_size: int, loaded: LoadedConfig | None) -> tuple[int, int]:
     def named(name: str) -> str:
-        """A size as it was given, and where: train.micro_batch_size=4 (the command line)."""
-        place = f" ({where(f'train.{name}')})" if where else ""
-        return f"train.{name}={getattr(run.train, name)}{place}"
+        return loaded.named(f"train.{name}") if loaded else plainly_named(run, f"train.{name}")
 
     total = run.train.global_batch_size
     micro, accumulation = run.train.micro_batch_size, run.train.gradient_accumulation_steps

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from storyteller_ds.config.load import LoadedConfig, plainly_named
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 
@@ -23,20 +24,19 @@ DESCRIPTIONS: dict[Strategy, str] = {
 }
 
 
-def choose_strategy(run: RunConfig) -> Strategy:
-    """The strategy of a run.
+def choose_strategy(run: RunConfig, loaded: LoadedConfig | None = None) -> Strategy:
+    """The strategy of a run; `loaded` is where its config came from, for the messages.
 
     Raises:
         ConfigError: this one does not go with the ZeRO stage, the experts or the model.
     """
     stage, wanted, ep_size = run.parallel.zero_stage, run.parallel.strategy, run.parallel.ep_size
     possible = _POSSIBLE[stage]
+    field = "parallel.strategy"
+    named, typed = (loaded.named(field), loaded.typed(field)) if loaded else (plainly_named(run, field), field)
     if run.moe.num_experts == 0:
         if wanted not in ("auto", "local"):
-            raise ConfigError(
-                f"parallel.strategy={wanted}, but the model has no experts (moe.num_experts=0); "
-                "remove parallel.strategy"
-            )
+            raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
         return "local"
     if stage == 3 and wanted in ("auto", "local") and ep_size not in ("auto", 1):
         raise ConfigError(

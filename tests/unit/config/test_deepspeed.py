@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.config import load_config
+from storyteller_ds.config import deepspeed, load_config
 from storyteller_ds.config.deepspeed import engine_config, read_deepspeed_json, run_values
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
@@ -74,6 +74,37 @@ def test_what_is_no_json_object_is_refused(tmp_path, text):
 def test_a_missing_json_is_refused_with_the_nearest(tmp_path):
     written(tmp_path, {})
     assert "did you mean 'ds.json'" in refused(tmp_path / "dss.json")
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero2.json", "zero_2", "ds_configs/zero2"])
+def test_a_json_of_the_repository_given_by_name_is_found(tmp_path, monkeypatch, name):
+    # In a folder with other files, of which none is meant.
+    monkeypatch.chdir(tmp_path)
+    for other in ("Makefile", "LICENSE", "package.json"):
+        (tmp_path / other).write_text("{}", encoding="utf-8")
+    assert refused(Path(name)) == (
+        f"DeepSpeed config {name} does not exist; did you mean '{REPOSITORY / 'ds_configs' / 'zero2.json'}'?"
+    )
+    monkeypatch.chdir(REPOSITORY)  # where a shorter path is right
+    assert refused(Path(name.removesuffix(".json") + "x")).endswith("did you mean 'ds_configs/zero2.json'?")
+
+
+def test_a_json_that_is_like_none_is_refused_with_those_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Makefile").write_text("", encoding="utf-8")
+    message = refused(Path("qqqqqqqq"))
+    assert "Makefile" not in message
+    assert all(str(path) in message for path in (REPOSITORY / "ds_configs").glob("*.json"))
+    # Installed without the repository there is none to list.
+    monkeypatch.setattr(deepspeed, "__file__", str(tmp_path / "a" / "b" / "deepspeed.py"))
+    assert "one from ds_configs/ of the storyteller_ds repository" in refused(Path("zero2"))
+
+
+def test_a_missing_file_is_not_answered_with_the_files_there_are(tmp_path):
+    (tmp_path / "other.yaml").write_text("seed: 1", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(tmp_path / "zzzzzzz.yaml"))
+    assert str(caught.value) == f"config {tmp_path / 'zzzzzzz.yaml'} does not exist; check the path"
 
 
 @pytest.mark.parametrize(

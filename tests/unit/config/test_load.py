@@ -272,3 +272,11 @@ def test_a_rule_between_fields_blames_what_set_one_of_them(tmp_path):
     config = write_yaml(tmp_path, "model: {context_length: 16}\ndata: {sequence_length: 32}\n")
     assert refused(config, write_ds(tmp_path, {"gradient_clipping": 1.0}), ["seed=1"]).startswith(f"{config}: ")
     assert refused(config, None, ["model.context_length=8"]).startswith("the command line: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "flag"),
+    [("fast_train", "--config"), ("mine.yaml", "--config"), ("ds_configs/zero2.json", "--ds_config")],
+)
+def test_a_preset_or_a_file_without_its_flag_is_answered_with_the_flag(argument, flag):
+    assert f"did you mean '{flag} {argument}'?" in refused(overrides=[argument])

@@ -1,5 +1,7 @@
 """Expert groups and batch shares: what fits, and what is refused with the mend."""
 
+import json
+
 import pytest
 
 from storyteller_ds.config import load_config
@@ -111,7 +113,7 @@ def test_sizes_that_do_not_fit_are_named_with_the_place_of_each(tmp_path):
     def refused_plan(*overrides: str) -> str:
         loaded = load_config("quickstart", ds, overrides, 2)
         with pytest.raises(ConfigError) as caught:
-            make_plan(loaded.run, 2, loaded.where)
+            make_plan(loaded.run, 2, loaded)
         return str(caught.value)
 
     # Only what was given, and where.
@@ -120,9 +122,32 @@ def test_sizes_that_do_not_fit_are_named_with_the_place_of_each(tmp_path):
         f"(train_micro_batch_size_per_gpu in {ds}) x 2 rank(s); use a multiple of 6, for instance 12"
     )
     assert refused_plan("train.global_batch_size=16", "train.gradient_accumulation_steps=2") == (
-        "train.global_batch_size=16 (the command line) is not train.micro_batch_size=3 "
-        f"(train_micro_batch_size_per_gpu in {ds}) x train.gradient_accumulation_steps=2 (the command line) x "
+        "train.global_batch_size=16 is not train.micro_batch_size=3 "
+        f"(train_micro_batch_size_per_gpu in {ds}) x train.gradient_accumulation_steps=2 x "
         "2 rank(s) = 12; leave one of the three out"
+    )
+
+
+def test_what_a_json_says_of_the_experts_is_named_by_its_key(tmp_path):
+    ds = tmp_path / "ds.json"
+    autoep = {"enabled": True, "autoep_size": 3}
+    ds.write_text(json.dumps({"zero_optimization": {"stage": 3}, "expert_parallel": autoep}), encoding="utf-8")
+
+    def refused_plan(*overrides: str) -> str:
+        loaded = load_config("quickstart", ds, overrides, 2)
+        with pytest.raises(ConfigError) as caught:
+            make_plan(loaded.run, 2, loaded)
+        return str(caught.value)
+
+    assert f"parallel.ep_size=3 (expert_parallel.autoep_size in {ds}) must divide" in refused_plan()
+    assert refused_plan("moe.num_experts=0") == (
+        f"parallel.strategy=autoep (expert_parallel.enabled in {ds}), but the model has no experts "
+        "(moe.num_experts=0); remove expert_parallel.enabled"
+    )
+    dense = refused_plan("moe.num_experts=0", "parallel.strategy=auto")
+    assert dense.endswith("remove expert_parallel.autoep_size")
+    assert refused_plan("moe.num_experts=0", "parallel.strategy=auto", "parallel.ep_size=2") == (
+        "parallel.ep_size=2, but the model has no experts (moe.num_experts=0); remove parallel.ep_size"
     )
 
 
