@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from storyteller_ds.errors import ConfigError, UserError
+from storyteller_ds.parallel import world
 from storyteller_ds.parallel.world import World, free_port
 
 CPU = torch.device("cpu")
@@ -22,6 +23,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name)
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
+    # A process that has been connected ends without Python's finalisation: later tests of commands would end pytest.
+    monkeypatch.setattr(world, "_connected_before", False)
 
 
 @pytest.fixture
