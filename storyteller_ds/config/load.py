@@ -296,6 +296,8 @@ def _known_names() -> set[str]:
 def suggest(location: tuple[str, ...]) -> str:
     """The same field in another section if there is one, else the nearest name in this section."""
     *path, name = location
+    if location == ("preset",):  # which a file may say
+        return "; choose one with --config NAME"
     homes = [f"{s}.{name}" for s in _section_fields(()) if name in _section_fields((s,))]
     if homes:
         return f"; did you mean '{homes[0]}'?"

@@ -274,6 +274,10 @@ def test_a_rule_between_fields_blames_what_set_one_of_them(tmp_path):
     assert refused(config, None, ["model.context_length=8"]).startswith("the command line: ")
 
 
+def test_a_preset_as_a_setting_is_answered_with_the_flag():
+    assert "choose one with --config NAME" in refused(overrides=["preset=fast_train"])
+
+
 @pytest.mark.parametrize(
     ("argument", "flag"),
     [("fast_train", "--config"), ("mine.yaml", "--config"), ("ds_configs/zero2.json", "--ds_config")],
