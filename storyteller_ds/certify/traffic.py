@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from storyteller_ds.config.run import RunConfig
 
 @dataclass
 class Traffic:
-    """What one rank has handed to `torch.distributed.all_to_all_single`.
+    """What one rank has handed to torch's all-to-all.
 
     Rows that stay on their own rank are part of what is handed over, and so are counted.
     """
@@ -23,26 +24,38 @@ class Traffic:
     message_bytes: int = 0
     """How many rows go where: integer tensors."""
 
+    def count(self, sent: Tensor) -> None:
+        """Add one tensor that is handed over."""
+        size = sent.numel() * sent.element_size()
+        if sent.is_floating_point():
+            self.payload_bytes += size
+        else:
+            self.message_bytes += size
+
 
 @contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count every all-to-all of this process during the block, whoever calls it."""
+    """Count every all-to-all of this process during the block, whoever calls it: DeepSpeed the first, we the second."""
     traffic = Traffic()
-    original = dist.all_to_all_single
+    collectives: Any = torch.ops._c10d_functional
+    filling, functional = dist.all_to_all_single, collectives.all_to_all_single
 
-    def counting(output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: A002  # torch's name
-        size = input.numel() * input.element_size()
-        if input.is_floating_point():
-            traffic.payload_bytes += size
-        else:
-            traffic.message_bytes += size
-        return original(output, input, *args, **kwargs)
+    def count_filling(output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: A002  # torch's name
+        traffic.count(input)
+        return filling(output, input, *args, **kwargs)
 
-    dist.all_to_all_single = counting
+    def count_functional(input: Tensor, *args: Any) -> Tensor:  # noqa: A002  # torch's name
+        traffic.count(input)
+        result: Tensor = functional(input, *args)
+        return result
+
+    dist.all_to_all_single = count_filling
+    collectives.all_to_all_single = count_functional
     try:
         yield traffic
     finally:
-        dist.all_to_all_single = original
+        dist.all_to_all_single = filling
+        collectives.all_to_all_single = functional
 
 
 def routed_bytes(run: RunConfig, steps: int) -> int:

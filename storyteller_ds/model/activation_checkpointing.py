@@ -39,8 +39,8 @@ _EXCHANGES = frozenset({
     torch.ops._c10d_functional.all_to_all_single.default,
     torch.ops._c10d_functional.wait_tensor.default,
 })  # fmt: skip
-"""Rows from and to other ranks. Of the collectives that fill a buffer of the caller's the result cannot be kept:
-they would be repeated."""
+"""Rows from and to other ranks, and their counts (parallel/expert_parallel.py). A collective that fills a buffer of the
+caller's cannot be kept, it is repeated: that is how DeepSpeed's own layers, AutoEP and stock, exchange rows."""
 
 
 class BlockRunner:
@@ -52,9 +52,11 @@ class BlockRunner:
     - selective: the inputs, the results of all matrix products with weights, of fused attention (output and
       logsumexp), and of exchanges with other ranks, as torchtitan does; norms, rotations, activations, the
       sorting of rows and their weighted sums are computed again. The router's logits are among the products,
-      so its choice is taken from the same bits. Products of attention without a fused kernel are computed
-      again, and so is fused attention with dropout: what is not run again does not draw its random numbers
-      again, and all later draws of the block would be others.
+      so its choice is taken from the same bits. Products in Triton kernels of our own (experts where torch's
+      grouped product does not serve, and the router) are no operations of torch, and are computed again.
+      Products of attention without a fused kernel are computed again, and so is fused attention with dropout:
+      what is not run again does not draw its random numbers again, and all later draws of the block would be
+      others.
 
     The recomputation is never stopped early: ZeRO-3 has to see the end of every submodule that it saw the
     start of, and all ranks of an expert group have to join in the same exchanges.

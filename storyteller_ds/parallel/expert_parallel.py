@@ -48,8 +48,8 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         group = self.deepspeed_moe.ep_group
         # R ranks of the group, X experts on each. Rows are in expert order, so a rank's are contiguous.
         sent_RX = count_E.view(self.ep_size, -1)
-        received_RX = torch.empty_like(sent_RX)
-        dist.all_to_all_single(received_RX, sent_RX, group=group)
+        one_each = [1] * self.ep_size
+        received_RX = _exchange(sent_RX, one_each, one_each, group)
         sent, received = sent_RX.sum(dim=1).tolist(), received_RX.sum(dim=1).tolist()
         arrived_MD = _AllToAll.apply(rows_ND, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
         by_expert_M, by_source_M = _expert_order(received_RX)
@@ -92,6 +92,12 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    result = rows.new_empty(sum(received), rows.shape[1])
-    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
-    return result
+    """Rows to and from the ranks of the group, so many each, in rank order.
+
+    A functional collective: selective activation checkpointing keeps its result, where one that fills a buffer of the
+    caller's is repeated in the backward pass (model/activation_checkpointing.py).
+    """
+    collectives = torch.ops._c10d_functional
+    moved = collectives.all_to_all_single(rows.contiguous(), received, sent, group.group_name)
+    arrived: Tensor = collectives.wait_tensor(moved)
+    return arrived

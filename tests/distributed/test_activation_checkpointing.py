@@ -1,5 +1,6 @@
 """Recomputed blocks under expert parallelism: all ranks repeat the same exchanges, and nothing changes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import torch
 
 from storyteller_ds.testing.distributed import TINY_RUN
 from storyteller_ds.testing.runs import read_metrics, read_state
-from storyteller_ds.testing.warm_machine import MainJob
+from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
 
+from .exchanges_worker import Case
+
+WORKER = Path(__file__).with_name("exchanges_worker.py")
 STEPS = 6
 RUN = (
     *TINY_RUN,
@@ -57,3 +61,38 @@ def test_also_selectively_and_when_a_run_changes_its_mind_half_way(
 ):
     train(tmp_path, "block", f"train.max_steps={STEPS // 2}")
     assert_same_bits(train(tmp_path, "selective"), plain)
+
+
+CASES = [
+    Case(mode, idle_rank, dropout)
+    for mode in ("none", "selective", "block")
+    for idle_rank, dropout in ((False, 0.0), (True, 0.0), (False, 0.2))
+]
+FORWARD, BACKWARD = 3, 2
+"""All-to-alls of a mixture layer: counts, rows and answers; the gradients of rows and answers."""
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def reports(machine: WarmMachine, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
+    """Of each rank, in the order of CASES; all in one launch."""
+    folder = tmp_path_factory.mktemp("exchanges")
+    (folder / "cases.json").write_text(json.dumps(CASES), encoding="utf-8")
+    run = machine.start(2, [str(WORKER), str(folder)], folder / "logs")
+    assert run.wait(240) == 0, run.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_layer_repeats_its_exchanges_only_where_whole_blocks_run_again(case: Case, reports: list[list[dict]]):
+    repeated = FORWARD if case.mode == "block" else 0
+    for of_rank in reports:
+        assert of_rank[CASES.index(case)]["sent"] == [LAYERS * (FORWARD + BACKWARD + repeated)] * 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_layer_gives_the_same_bits_in_every_mode(case: Case, reports: list[list[dict]]):
+    for rank, of_rank in enumerate(reports):
+        ours, plain = of_rank[CASES.index(case)], of_rank[CASES.index(case._replace(mode="none"))]
+        assert (ours["losses"], ours["digests"]) == (plain["losses"], plain["digests"])
+        assert (ours["fewest_rows"] == 0) == (case.idle_rank and rank == 1)

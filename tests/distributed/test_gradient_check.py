@@ -14,7 +14,7 @@ FAULTS = {
     "exchange": """
 import storyteller_ds.parallel.expert_parallel as broken
 exchange = broken._exchange
-broken._exchange = lambda rows, *a: exchange(rows, *a) * (1.001 if not torch.is_grad_enabled() else 1.0)
+broken._exchange = lambda rows, *a: exchange(rows, *a) * (1.001 if rows.is_floating_point() else 1)
 """,
     "reduction": """
 import torch.distributed as dist

@@ -14,18 +14,27 @@ def test_payload_and_messages_are_counted_apart(monkeypatch: pytest.MonkeyPatch)
         calls.append((output, input, args, kwargs))
         return "handle"
 
+    def functional(rows, *args):
+        calls.append((None, rows, args, {}))
+        return rows
+
     monkeypatch.setattr(dist, "all_to_all_single", exchange)
+    monkeypatch.setattr(torch.ops._c10d_functional, "all_to_all_single", functional)
     rows, counts = torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64)
     with counted() as traffic:
         assert dist.all_to_all_single(rows, rows, [5], [5], group=None) == "handle"
         # As DeepSpeed calls it.
         dist.all_to_all_single(output=rows, input=rows.bfloat16(), async_op=False)
         dist.all_to_all_single(counts, counts)
-    assert traffic == Traffic(payload_bytes=5 * 3 * 4 + 5 * 3 * 2, message_bytes=4 * 8)
+        # As our layer does.
+        assert torch.ops._c10d_functional.all_to_all_single(rows[:2], [2], [2], "group") is not None
+    assert traffic == Traffic(payload_bytes=5 * 3 * 4 + 5 * 3 * 2 + 2 * 3 * 4, message_bytes=4 * 8)
     # And passed on as they came.
     assert calls[0][0] is rows
     assert calls[0][2:] == (([5], [5]), {"group": None})
+    assert calls[3][2:] == (([2], [2], "group"), {})
     # Not afterwards.
+    assert torch.ops._c10d_functional.all_to_all_single is functional
     assert dist.all_to_all_single is exchange
     dist.all_to_all_single(rows, rows)
     assert traffic.message_bytes == 32

@@ -1,0 +1,99 @@
+"""One rank of steps under expert parallelism: the messages between ranks, and what comes out.
+
+Usage: torchrun exchanges_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json that of reports.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from storyteller_ds.config import load_config
+from storyteller_ds.data.batches import BatchShares, MicroBatch
+from storyteller_ds.model.moe import Router
+from storyteller_ds.parallel.build import build_engine
+from storyteller_ds.parallel.plan import make_plan
+from storyteller_ds.parallel.world import World
+from storyteller_ds.testing.distributed import DS_CONFIGS
+
+OVERRIDES = (
+    "data.sequence_length=16",
+    "tokenizer.vocab_size=64",
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.intermediate_size=32",
+    "train.global_batch_size=4",
+    "parallel.ep_size=2",
+)
+STEPS = 2
+
+
+class Case(NamedTuple):
+    mode: str
+    """model.activation_checkpointing."""
+    idle_rank: bool = False
+    """Whether every token goes to the experts of rank 0, so that rank 1 gets no rows."""
+    dropout: float = 0.0
+
+
+class Exchanges(TorchDispatchMode):
+    """Counts the all-to-alls that really go out, and the rows that come back by them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if "all_to_all_single" in str(operation) or "alltoall_base" in str(operation):
+            self.number += 1
+            arrived = result if isinstance(result, torch.Tensor) else args[0]
+            self.rows.append(len(arrived))
+        return result
+
+
+def main(folder: Path) -> None:
+    world = World.from_environment()
+    torch.set_num_threads(1)
+    cases = [Case(*values) for values in json.loads((folder / "cases.json").read_text())]
+    with world.connected(torch.device("cpu"), 2):
+        reports = [run_case(case, world) for case in cases]
+    (folder / f"rank{world.rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+
+
+def run_case(case: Case, world: World) -> dict[str, Any]:
+    device = torch.device("cpu")
+    settings = (f"model.activation_checkpointing={case.mode}", f"model.dropout={case.dropout}")
+    loaded = load_config(None, DS_CONFIGS / "zero0.json", (*OVERRIDES, *settings))
+    plan = make_plan(loaded.run, world.size)
+    engine = build_engine(loaded.run, loaded.deepspeed, plan, world, device)
+    if case.idle_rank:
+        for router in (module for module in engine.decoder.modules() if isinstance(module, Router)):
+            # Without a difference between experts the first two have every token.
+            torch.nn.init.zeros_(router.weight)
+    torch.manual_seed(world.rank)
+    losses, sent = [], []
+    for step in range(STEPS):
+        with Exchanges() as exchanges:
+            losses.append(engine.train_step(_batch(loaded.run, world, step), 0.0 if case.idle_rank else 1e-2).loss)
+        sent.append(exchanges.number)
+    state = {f"{kind}/{name}": tensor.numpy().tobytes() for kind, name, tensor in engine.named_state()}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in state.items()}
+    return {"sent": sent, "fewest_rows": min(exchanges.rows), "losses": losses, "digests": digests}
+
+
+def _batch(run: Any, world: World, step: int) -> list[MicroBatch]:
+    generator = torch.Generator().manual_seed(step)
+    shape = (run.train.global_batch_size, run.data.sequence_length + 1)
+    row = torch.randint(run.tokenizer.vocab_size, shape, generator=generator)
+    mine = row[list(BatchShares(world.rank, world.size, len(row) // world.size, 1).positions(0))]
+    return [MicroBatch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous())]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
