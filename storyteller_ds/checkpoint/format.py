@@ -80,6 +80,12 @@ class Checkpoint:
         return float(value) if isinstance(value, int | float) else None
 
     @property
+    def val_tokens(self) -> int | None:
+        """How many tokens of the validation text val_bpb is the score of; None where the manifest does not say."""
+        value = self.manifest.get("val_tokens")
+        return value if isinstance(value, int) else None
+
+    @property
     def dataset_fingerprint(self) -> str:
         """Which corpus it was trained on; empty if the manifest does not say."""
         value = self.manifest.get("dataset_fingerprint")

@@ -44,7 +44,7 @@ class CheckpointHook(Hook):
         self._memory = HostMemory()
         self._saving: Save | None = None
         self._saved_step: int | None = None
-        self._val_bpb: tuple[int, float | None] = (-1, None)
+        self._evaluated: Record = {}
         self._not_deleted: list[str] = []
 
     def on_start(self, state: TrainState) -> None:
@@ -54,7 +54,7 @@ class CheckpointHook(Hook):
 
     def on_eval(self, record: Record) -> None:
         """Remember the score, for the checkpoint of the same step."""
-        self._val_bpb = (record["step"], record.get("val_bpb"))
+        self._evaluated = record
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Save if it is time; say how the one before has gone, as soon as it is known.
@@ -115,12 +115,12 @@ class CheckpointHook(Hook):
     def _begin(self, state: TrainState, wait: bool) -> Save:
         scale = self.engine.loss_scale
         contents = self.contents({"state": dataclasses.asdict(state), "loss_scale": scale and scale._asdict()})
-        step, val_bpb = self._val_bpb
+        scores = self._evaluated if self._evaluated.get("step") == state.step else {}
         return Save(
             self.engine,
             self.checkpoints,
             state.step,
-            dataclasses.replace(contents, val_bpb=val_bpb if step == state.step else None),
+            dataclasses.replace(contents, val_bpb=scores.get("val_bpb"), val_tokens=scores.get("val_tokens")),
             None if wait else self._memory,
             lambda: self._delete_superseded(state.step),
         )

@@ -1,6 +1,7 @@
 """Finding a checkpoint, and putting a run back to where it was."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,8 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
         scale = TypeAdapter(LossScale | None).validate_python(trainer.get("loss_scale"))
         if min(state.step, state.samples, state.updates) < 0:
             raise ValueError("a negative count")
+        if not 0 <= state.elapsed_s < math.inf:
+            raise ValueError(f"a time of {state.elapsed_s} s")
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).replace("\n", ": ")
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """Which checkpoints are kept, and how a folder comes and goes without a moment in which half of it is believed."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,18 +22,28 @@ class Saved(NamedTuple):
     step: int
     val_bpb: float | None
     """Bits per byte on the validation text at that step, where it was measured."""
+    val_tokens: int | None = None
+    """On how many tokens of it; scores of different ones are not compared."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Saved":
+        """What a manifest says."""
+        return cls(checkpoint.step, checkpoint.val_bpb, checkpoint.val_tokens)
 
 
 def steps_to_keep(saved: Iterable[Saved], keep: CheckpointConfig) -> set[int]:
-    """The last few, every so many steps, and the best; all of them unless keep_last says otherwise."""
+    """The last few, every so many steps, and the best on each text; all of them unless keep_last says otherwise."""
     all_saved = sorted(saved)
     if keep.keep_last is None:
         return {one.step for one in all_saved}
     kept = {one.step for one in all_saved[-keep.keep_last :]}
     if keep.keep_every_steps:
         kept |= {one.step for one in all_saved if one.step % keep.keep_every_steps == 0}
-    scored = sorted((one.val_bpb, one.step) for one in all_saved if one.val_bpb is not None)
-    return kept | {step for _, step in scored[: keep.keep_best]}
+    scored: dict[int | None, list[tuple[float, int]]] = defaultdict(list)
+    for one in all_saved:
+        if one.val_bpb is not None:
+            scored[one.val_tokens].append((one.val_bpb, one.step))
+    return kept | {step for of_text in scored.values() for _, step in sorted(of_text)[: keep.keep_best]}
 
 
 def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) -> list[Path]:
@@ -42,7 +53,7 @@ def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) ->
     neither count nor are touched.
     """
     present = intact(checkpoints)
-    kept = steps_to_keep((Saved(one.step, one.val_bpb) for one in present), keep) | {newest}
+    kept = steps_to_keep(map(Saved.of, present), keep) | {newest}
     gone = [one.folder for one in present if one.step not in kept]
     for folder in gone:
         delete(folder)

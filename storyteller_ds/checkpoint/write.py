@@ -56,6 +56,8 @@ class Contents:
     """world_size, ep_size, zero_stage and the like, of the run that writes."""
     val_bpb: float | None = None
     """Validation score at this very step (bits per byte); None if there was no validation."""
+    val_tokens: int | None = None
+    """How many tokens of the validation text that is the score of."""
 
 
 def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Contents) -> Path:
@@ -183,6 +185,7 @@ class Save:
             "config_fingerprint": fingerprint_of(contents.config.get("run", {})),
             "topology": contents.topology,
             "val_bpb": contents.val_bpb,
+            "val_tokens": contents.val_tokens,
             "files": dict(sorted(files.items())),
         }
         manifest["seal"] = seal_of(manifest)

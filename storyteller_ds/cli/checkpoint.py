@@ -86,6 +86,7 @@ def show(path: Path, as_json: bool) -> None:
         "folder": str(found.folder),
         "step": found.step,
         "val_bpb": found.val_bpb,
+        "val_tokens": found.val_tokens,
         **found.read_json(layout.TRAINER),
         "topology": found.manifest["topology"],
         "dataset_fingerprint": found.dataset_fingerprint,
@@ -116,7 +117,7 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
     # Verified by content: a step with a flipped bit must not be the reason to delete a good one.
     found = list(_look(_folders(path), thorough=True))
     whole = [each.checkpoint for each in found if each.checkpoint and not each.problem]
-    kept = steps_to_keep((Saved(one.step, one.val_bpb) for one in whole), keep)
+    kept = steps_to_keep(map(Saved.of, whole), keep)
     gone = [one.folder for one in whole if one.step not in kept]
     for folder in [] if dry_run else gone:
         delete(folder)
@@ -197,6 +198,7 @@ def _row(found: _Found) -> dict[str, Any]:
         "folder": str(found.folder),
         "step": one.step if one else None,
         "val_bpb": one.val_bpb if one else None,
+        "val_tokens": one.val_tokens if one else None,
         "bytes": one.bytes if one else None,
         "topology": dict(one.manifest["topology"]) if one else {},
         "written": written,

@@ -33,7 +33,7 @@ from storyteller_ds.train import run_folder as layout
 from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.interruption import Interruption
-from storyteller_ds.train.loop import out_of_patience, train
+from storyteller_ds.train.loop import train, why_over
 from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
@@ -106,16 +106,16 @@ class Session:
         else:
             state = resuming.restore(engine, checkpoint, self.run.seed)
             self._tell_resumed(checkpoint)
-        if state.step >= self.run.train.max_steps:
-            self.say(f"already trained for {state.step} steps; raise train.max_steps to go on")
-        elif out_of_patience(self.run, state):
-            self.say(f"already stopped early after {state.step} steps; raise train.early_stop_patience to go on")
+        if (reason := why_over(self.run, state)) is not None:
+            self.say(f"already {reason}")
         else:
             hooks = self._hooks(engine, corpus)
             saving = next(hook for hook in hooks if isinstance(hook, CheckpointHook))
             anomalies = Anomalies(self.run, self.say, partial(saving.roll_back, self.run.seed))
             with self.interruption.in_training(), Watchdog(self.world.rank, self.run.train.hang_timeout_minutes):
-                train(self.run, engine, *batches, state, hooks, anomalies, interruption=self.interruption)
+                state = train(self.run, engine, *batches, state, hooks, anomalies, interruption=self.interruption)
+            if state.step < self.run.train.max_steps:
+                self.say(f"training {why_over(self.run, state)}")
 
     def _corpus(self) -> Corpus:
         key = self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))

@@ -32,7 +32,8 @@ class ScheduleConfig(Section):
     """The learning rate over the run, as a fraction of optimizer.lr."""
 
     kind: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to min_lr_ratio at train.max_steps, or constant."""
+    """After the warm-up: half a cosine down to min_lr_ratio at train.max_steps, or at train.max_minutes if that comes
+    first; or constant."""
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up from 0 (optimizer steps)."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
@@ -45,7 +46,9 @@ class TrainConfig(Section):
     max_steps: int = Field(1000, ge=1)
     """Length of the run (optimizer steps)."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop after this much time, with a checkpoint (minutes); null: no limit."""
+    """Length of the run in time, over all processes that continue it; it then ends with a checkpoint (minutes). The
+    learning rate follows the clock where time runs out before the steps, so such a run is not reproducible bit by bit.
+    null: no limit."""
     global_batch_size: int = Field(32, ge=1)
     """Sequences per optimizer step over all ranks (sequences); where only the two below are given, their product times
     the ranks, whatever a preset says."""
@@ -58,9 +61,11 @@ class TrainConfig(Section):
     eval_every_steps: int = Field(100, ge=0)
     """Steps between two validations (optimizer steps); 0: only at the end."""
     eval_batches: int | None = Field(None, ge=1)
-    """Validate on at most this many global batches (batches); null: the whole validation text."""
+    """Validate on at most this many global batches from the beginning of the validation text, the same at every step
+    (batches); null: all of it. The end of a run is scored on all of it too, as final_val_loss and the like."""
     early_stop_patience: int = Field(0, ge=0)
-    """Validations in a row without a better val_loss before training ends (validations); 0: never."""
+    """Validations in a row without a better val_loss before training ends (validations); 0: never. A run that is
+    continued with another eval_batches or global_batch_size compares anew: losses on other texts say nothing."""
     max_bad_steps: int = Field(3, ge=1)
     """Steps in a row with a loss or gradient that is not finite, each of them skipped, at which the run goes back to
     its newest checkpoint and leaves out the samples seen since (optimizer steps)."""
@@ -132,7 +137,8 @@ class CheckpointConfig(Section):
     keep_every_steps: int = Field(0, ge=0)
     """With keep_last: also keep those of every so many steps (optimizer steps); 0: none."""
     keep_best: int = Field(1, ge=0)
-    """With keep_last: also keep those of the lowest val_bpb, of all that a validation fell on (checkpoints)."""
+    """With keep_last: also keep those of the lowest val_bpb, of all that a validation fell on (checkpoints). Scores on
+    another part of the text, after eval_batches has changed, are not compared: the best of each are kept."""
     on_error: Literal["stop", "continue"] = "stop"
     """When one cannot be written: stop with exit code 2, or warn and train on. If it is the last: always stop."""
 

@@ -115,6 +115,11 @@ class ValidationBatches:
         self._stream, self._bytes, self._length, self._shares = stream, token_bytes, sequence_length, shares
         self._sequences = -(-(len(stream) - 1) // sequence_length)
 
+    @property
+    def targets(self) -> int:
+        """Tokens that a validation on all of the text predicts."""
+        return len(self._stream) - 1
+
     def text_bytes(self, limit: int | None) -> int:
         """UTF-8 bytes of the text that the first `limit` global batches predict; None: all of it."""
         end = len(self._stream)

@@ -1,6 +1,6 @@
 """A model against a general-purpose compressor: bits per byte of the same text.
 
-A model that predicts well could compress well: val_bpb is what an arithmetic coder driven by the model would need
+A model that predicts well could compress well: final_val_bpb is what an arithmetic coder driven by the model would need
 (Shannon 1948; Deletang et al. 2024).
 """
 
@@ -12,8 +12,8 @@ from storyteller_ds.errors import DataError, UserError
 from storyteller_ds.train.run_folder import METRICS
 
 
-def last_val_bpb(run_folder: Path) -> float:
-    """The last validation of a run, which is over the whole text.
+def final_val_bpb(run_folder: Path) -> float:
+    """The score of a finished run on the whole validation text (bits per byte).
 
     Raises:
         UserError: the run has none.
@@ -22,9 +22,9 @@ def last_val_bpb(run_folder: Path) -> float:
         lines = (run_folder / METRICS).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{run_folder} has no {METRICS} ({error.strerror}); give the folder of a run") from None
-    scores = [record["val_bpb"] for record in map(json.loads, lines) if "val_bpb" in record]
+    scores = [record["final_val_bpb"] for record in map(json.loads, lines) if "final_val_bpb" in record]
     if not scores:
-        raise UserError(f"{run_folder} was never validated; train it to the end")
+        raise UserError(f"{run_folder} was never validated on the whole text; train it to the end")
     return float(scores[-1])
 
 

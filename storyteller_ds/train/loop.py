@@ -39,13 +39,13 @@ def train(
         InterruptedAfterSave: a signal has asked for it.
         TrainingStopped: loss or gradient were not finite too often, or the validation loss is not.
     """
-    exit_code, began, last = EXIT_TRAINING_STOPPED, clock(), False
+    exit_code, began, last = EXIT_TRAINING_STOPPED, clock() - state.elapsed_s, False
     try:
         for hook in hooks:
             hook.on_start(state)
         while state.step < run.train.max_steps and not last:
             started = clock()
-            lr = learning_rate(run, state.step)
+            lr = learning_rate(run, state.step, state.elapsed_s)
             result = engine.train_step(batches.step(state.samples), lr)
             samples = run.train.global_batch_size
             state = state.after_step(samples, samples * run.data.sequence_length, result.skipped)
@@ -57,10 +57,10 @@ def train(
             if too_bad is not None:
                 state = anomalies.go_back(state, too_bad)
                 continue
-            last = state.step == run.train.max_steps or _out_of_time(run, engine, clock() - began)
+            state = _with_time(run, engine, state, clock() - began)
+            last = why_over(run, state) is not None
             if last or _due(state.step, run.train.eval_every_steps):
-                state, record, stop = _evaluate(run, engine, validation, state, last)
-                last = last or stop
+                state, record, last = _evaluate(run, engine, validation, state, last)
                 for hook in hooks:
                     hook.on_eval(record)
             for hook in hooks:
@@ -80,23 +80,47 @@ def train(
 def _evaluate(
     run: RunConfig, engine: Engine, validation: ValidationBatches, state: TrainState, last: bool
 ) -> tuple[TrainState, Record, bool]:
-    """Validate; the last time on the whole text. Also says whether patience has run out."""
-    scores = validate(engine, validation, None if last else run.train.eval_batches)
+    """Validate on the text of every validation of this run; where it ends, on the whole text too.
+
+    Only scores of one text can be compared, from step to step or to find the best; so those of the whole text have
+    names of their own.
+
+    Returns:
+        The state with what the validation says, the record, and whether this is the last step, also for patience.
+    """
+    scores = _validated(engine, validation, state, run.train.eval_batches)
+    state = state.after_eval(scores["val_loss"], int(scores["val_tokens"]))
+    last = last or why_over(run, state) is not None
+    if last:
+        is_whole = scores["val_tokens"] == validation.targets
+        whole = scores if is_whole else _validated(engine, validation, state, None)
+        scores |= {f"final_{name}": whole[name] for name in ("val_loss", "val_ppl", "val_bpb")}
+    return state, {"step": state.step, "tokens": state.tokens, **scores, "undone_steps": state.undone_steps}, last
+
+
+def _validated(engine: Engine, validation: ValidationBatches, state: TrainState, limit: int | None) -> dict[str, float]:
+    scores = validate(engine, validation, limit)
     if not math.isfinite(scores["val_loss"]):
         raise TrainingStopped(
             f"the validation loss of step {state.step} is {scores['val_loss']}; lower optimizer.lr or raise "
             "schedule.warmup_steps, and run again to continue from the last checkpoint"
         )
-    after = state.after_eval(scores["val_loss"])
-    stop = out_of_patience(run, after)
-    if stop and not last and run.train.eval_batches is not None:
-        scores = validate(engine, validation, None)
-    return after, {"step": state.step, "tokens": state.tokens, **scores, "undone_steps": state.undone_steps}, stop
+    return scores
 
 
-def out_of_patience(run: RunConfig, state: TrainState) -> bool:
-    """Whether the validation loss has not improved for train.early_stop_patience validations."""
-    return 0 < run.train.early_stop_patience <= state.evals_since_best
+def why_over(run: RunConfig, state: TrainState) -> str | None:
+    """Why a run does not go on from here, and what would let it; None if it does."""
+    limits = run.train
+    if state.step >= limits.max_steps:
+        return f"trained for {state.step} steps; raise train.max_steps to go on"
+    if 0 < limits.early_stop_patience <= state.evals_since_best:
+        return f"stopped early after {state.step} steps; raise train.early_stop_patience to go on"
+    if limits.max_minutes is not None and state.elapsed_s >= 60 * limits.max_minutes:
+        return (
+            f"stopped by train.max_minutes={limits.max_minutes:g} at step {state.step} of {limits.max_steps}; "
+            "raise it to go on"
+        )
+    return None
 
 
 def _train_record(
@@ -121,13 +145,13 @@ def _train_record(
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
 
 
-def _out_of_time(run: RunConfig, engine: Engine, seconds: float) -> bool:
+def _with_time(run: RunConfig, engine: Engine, state: TrainState, seconds: float) -> TrainState:
     if run.train.max_minutes is None:
-        return False
-    # Clocks differ between ranks, and all must stop at the same step: rank 0's decides.
-    over = engine.world.is_main and seconds >= 60 * run.train.max_minutes
-    flag = torch.tensor(int(over), device=engine.device)
-    return bool(engine.world.all_reduce_sum(flag))
+        return state
+    # Clocks differ between ranks, and all must stop at the same step, with the same rates before: rank 0's decides.
+    # In whole microseconds, since MPS has no fp64.
+    microseconds = torch.tensor(round(1e6 * seconds) if engine.world.is_main else 0, device=engine.device)
+    return dataclasses.replace(state, elapsed_s=int(engine.world.all_reduce_sum(microseconds)) / 1e6)
 
 
 def _due(step: int, every: int) -> bool:

@@ -70,7 +70,13 @@ def _train_note(record: Record) -> str:
 
 
 def _eval_line(record: Record) -> str:
+    line = f"step {record['step']}  {_scores(record, '')}"
+    is_another_text = record.get("final_val_loss", record["val_loss"]) != record["val_loss"]
+    return f"{line}; on the whole text: {_scores(record, 'final_')}" if is_another_text else line
+
+
+def _scores(record: Record, prefix: str) -> str:
     return (
-        f"step {record['step']}  val loss {record['val_loss']:.4f}  perplexity {record['val_ppl']:.2f}  "
-        f"bits per byte {record['val_bpb']:.4f}"
+        f"val loss {record[f'{prefix}val_loss']:.4f}  perplexity {record[f'{prefix}val_ppl']:.2f}  "
+        f"bits per byte {record[f'{prefix}val_bpb']:.4f}"
     )

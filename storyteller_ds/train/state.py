@@ -33,6 +33,11 @@ class TrainState:
     """Times that the run went back to a checkpoint because of its numbers."""
     undone_steps: int = 0
     """Optimizer steps that these have undone; `step + undone_steps` never goes back."""
+    best_val_tokens: int | None = None
+    """Tokens of the validation text, from its beginning, that best_val_loss is the mean of; a loss over another number
+    of them is not compared with it. None: not known, as in checkpoints of older versions."""
+    elapsed_s: float = 0.0
+    """Time spent in training while train.max_minutes was set, by the clock of rank 0 (s)."""
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
@@ -58,18 +63,18 @@ class TrainState:
             skipped_steps=self.skipped_steps + skipped,
         )
 
-    def after_eval(self, val_loss: float) -> "TrainState":
-        """After a validation."""
-        is_best = self.best_val_loss is None or val_loss < self.best_val_loss
+    def after_eval(self, val_loss: float, val_tokens: int) -> "TrainState":
+        """After a validation on the first `val_tokens` targets of the text; best if on others than the ones before."""
+        is_best = self.best_val_loss is None or val_tokens != self.best_val_tokens or val_loss < self.best_val_loss
         if is_best and math.isfinite(val_loss):
-            return dataclasses.replace(self, best_val_loss=val_loss, evals_since_best=0)
+            return dataclasses.replace(self, best_val_loss=val_loss, best_val_tokens=val_tokens, evals_since_best=0)
         return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)
 
     def after_rollback(self, checkpoint: "TrainState") -> "TrainState":
         """Where a run goes on that was here and is put back to a checkpoint.
 
         Steps go back, with the weights, the schedule and the validations. Samples and tokens do not: what was
-        seen since then stays skipped. Nor do the counts of what went wrong.
+        seen since then stays skipped. Nor do time spent and the counts of what went wrong.
         """
         return dataclasses.replace(
             checkpoint,
@@ -80,4 +85,5 @@ class TrainState:
             loss_spikes=self.loss_spikes,
             rollbacks=self.rollbacks + 1,
             undone_steps=self.undone_steps + self.step - checkpoint.step,
+            elapsed_s=self.elapsed_s,
         )

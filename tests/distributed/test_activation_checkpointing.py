@@ -23,7 +23,6 @@ RUN = (
     "train.gradient_accumulation_steps=2",
     "schedule.kind=constant",
     "train.eval_every_steps=3",
-    "train.eval_batches=null",  # the last validation is always of the whole text
     "train.sample_tokens=5",
     "parallel.ep_size=2",
     "tracking.wandb=disabled",
@@ -44,8 +43,13 @@ def plain(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     return train(tmp_path_factory.mktemp("none"), "none")
 
 
+def without_final_scores(run: Path) -> list[dict]:
+    """The metrics, whether or not a run has also ended half-way."""
+    return [{k: v for k, v in line.items() if not k.startswith("final_")} for line in read_metrics(run)]
+
+
 def assert_same_bits(run: Path, plain: Path) -> None:
-    assert read_metrics(run) == read_metrics(plain)
+    assert without_final_scores(run) == without_final_scores(plain)
     ours, reference = read_state(run, STEPS), read_state(plain, STEPS)
     assert ours.keys() == reference.keys()
     for name, tensor in reference.items():

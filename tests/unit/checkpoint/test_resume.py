@@ -83,7 +83,7 @@ def saved(tmp_path: Path):
     rng.seed_rng(0, 0, 0)
     engine = make_engine()
     state, _ = advance(engine, TrainState(), 3)
-    state = state.after_eval(2.5)
+    state = state.after_eval(2.5, 64)
     checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path / "checkpoints", 3, contents(state, engine.run)))
     at_save = snapshot(engine)
     _, results = advance(engine, state, 4)
@@ -96,7 +96,7 @@ def test_a_restored_run_is_the_uninterrupted_one_bit_for_bit(saved):
     engine = make_engine(seed=9)  # other weights, which must all be replaced
     assert not same(snapshot(engine), at_save)
     state = restore(engine, checkpoint, 0)
-    assert state == TrainState(3, 3 * BATCH, 3 * BATCH * LENGTH, 2.5, 0)
+    assert state == TrainState(3, 3 * BATCH, 3 * BATCH * LENGTH, 2.5, 0, best_val_tokens=64)
     assert same(snapshot(engine), at_save)
     assert advance(engine, state, 4)[1] == results
     assert same(snapshot(engine), at_end)
@@ -196,7 +196,16 @@ def test_rolling_back_is_exact_and_waits_for_what_is_being_written(tmp_path):
     assert advance(engine, state, 4)[1] == results
 
 
-@pytest.mark.parametrize("trainer", [{}, {"state": {}}, {"state": {"step": 1, "surprise": 2}}, {"state": 5}])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},
+        {"state": {}},
+        {"state": {"step": 1, "surprise": 2}},
+        {"state": 5},
+        {"state": {"elapsed_s": -1.0}},
+    ],
+)
 def test_progress_that_is_none_is_refused(saved, trainer):
     checkpoint = saved[0]
     (checkpoint.folder / "trainer.json").write_text(json.dumps(trainer))

@@ -67,6 +67,12 @@ def test_nothing_saved_and_nothing_scored_are_no_trouble():
     assert steps_to_keep([Saved(1, 2.0), Saved(2, 2.0), Saved(3, 3.0)], keep(1, best=1)) == {1, 3}
 
 
+def test_the_best_is_sought_on_each_text_apart():
+    """The end of a run as it was once saved, on the whole text, and its continuation on another part of it."""
+    saved = [Saved(10, 1.3, 640), Saved(20, 1.2, 640), Saved(30, 1.5, None), Saved(40, 0.9, 320), Saved(50, 1.0, 320)]
+    assert steps_to_keep([*saved, Saved(60, None)], keep(1, best=1)) == {20, 30, 40, 60}
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("original")
@@ -161,14 +167,14 @@ def test_a_run_keeps_the_last_and_the_best(tmp_path):
     hook.on_start(TrainState())
     for step, bpb in enumerate([1.5, 1.2, None, 1.3, None, 1.4], start=1):
         if bpb is not None:
-            hook.on_eval({"step": step, "val_bpb": bpb})
+            # The whole text is easier here, and no reason to keep the last step.
+            final = {"final_val_bpb": 0.1} if step == 6 else {}
+            hook.on_eval({"step": step, "val_bpb": bpb, "val_tokens": 64, **final})
         hook.on_step_end(TrainState(step=step), last=step == 6)
     assert left(tmp_path) == ["step_00000002", "step_00000005", "step_00000006"]
-    assert [json.loads((tmp_path / name / "manifest.json").read_text())["val_bpb"] for name in left(tmp_path)] == [
-        1.2,
-        None,
-        1.4,
-    ]
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in left(tmp_path)]
+    assert [(one["val_bpb"], one["val_tokens"]) for one in manifests] == [(1.2, 64), (None, None), (1.4, 64)]
+    assert [open_checkpoint(tmp_path / name).val_tokens for name in left(tmp_path)] == [64, None, 64]
 
 
 def test_an_old_step_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):

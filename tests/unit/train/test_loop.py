@@ -1,5 +1,7 @@
 """The loop with a counting engine: what is called, when, and when it ends."""
 
+import dataclasses
+import json
 import math
 import signal
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from storyteller_ds.parallel.world import World
 from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.interruption import Interruption
-from storyteller_ds.train.loop import train
+from storyteller_ds.train.loop import train, why_over
 from storyteller_ds.train.schedule import learning_rate
 from storyteller_ds.train.state import TrainState
 
@@ -39,9 +41,11 @@ class CountingEngine:
     device = torch.device("cpu")
     loss_scale = None
 
-    def __init__(self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0):
+    def __init__(self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0, whole_val_loss=None):
         self.losses, self.val_losses = losses, list(val_losses)
         self.seconds, self.router, self.grad_norm = seconds, router, grad_norm
+        self.whole_val_loss = whole_val_loss
+        """Of what a limited validation does not reach: its batches after the second."""
         self.time = 0.0
         self.first_tokens: list[int] = []
         self.rates: list[float] = []
@@ -60,7 +64,9 @@ class CountingEngine:
     def eval_step(self, batch: Any) -> torch.Tensor:
         self.eval_batches[-1] += 1
         targets = int((batch.target_BS >= 0).sum())
-        return torch.tensor([targets * self.val_losses[0], targets], dtype=torch.float64)
+        is_beyond = self.whole_val_loss is not None and int(batch.target_BS.max()) > 2 * BATCH * LENGTH
+        loss = self.whole_val_loss if is_beyond else self.val_losses[0]
+        return torch.tensor([targets * loss, targets], dtype=torch.float64)
 
 
 class Recorder(Hook):
@@ -68,6 +74,7 @@ class Recorder(Hook):
         self.engine = engine
         self.calls: list[tuple[str, Any]] = []
         self.lasts: list[bool] = []
+        self.states: list[TrainState] = []
         self.train: list[Any] = []
         self.eval: list[Any] = []
 
@@ -87,6 +94,7 @@ class Recorder(Hook):
 
     def on_step_end(self, state, last):
         self.calls.append(("end of step", state.step))
+        self.states.append(state)
         self.lasts.append(last)
 
     def on_interrupt(self, state):
@@ -151,10 +159,55 @@ def test_validation_cadence(every, steps, expected):
     assert [record["step"] for record in recorder.eval] == expected
 
 
-def test_validation_is_limited_on_the_way_and_whole_at_the_end():
-    engine = CountingEngine()
-    go(engine, max_steps=3, eval_every_steps=1, eval_batches=2)
-    assert engine.eval_batches[:3] == [2, 2, 5]
+TARGETS = 40
+FINAL = {"final_val_loss", "final_val_ppl", "final_val_bpb"}
+
+
+def test_every_validation_is_of_the_same_text_and_the_whole_one_has_names_of_its_own():
+    """Two batches are easy, the rest is not: a curve of val_loss must not show where it ends."""
+    engine = CountingEngine(val_losses=[1.0], whole_val_loss=3.0)
+    _, (recorder,), end, _ = go(engine, max_steps=3, eval_every_steps=1, eval_batches=2)
+    assert engine.eval_batches[:3] == [2, 2, 2 + 5]
+    assert [record["val_loss"] for record in recorder.eval] == [1.0, 1.0, 1.0]
+    assert [record["val_tokens"] for record in recorder.eval] == [2 * BATCH * LENGTH] * 3
+    assert (end.best_val_loss, end.best_val_tokens) == (1.0, 2 * BATCH * LENGTH)
+    assert not FINAL & (recorder.eval[0].keys() | recorder.eval[1].keys())
+    mean = (1.0 * 16 + 3.0 * 24) / TARGETS
+    final = [recorder.eval[2][name] for name in sorted(FINAL)]
+    assert final == pytest.approx([mean / math.log(2), mean, math.exp(mean)])
+
+
+@pytest.mark.parametrize("eval_batches", [None, 5, 9])
+def test_what_was_the_whole_text_is_not_validated_again(eval_batches):
+    engine = CountingEngine(val_losses=[2.0])
+    _, (recorder,), _, _ = go(engine, max_steps=2, eval_every_steps=1, eval_batches=eval_batches)
+    assert engine.eval_batches[:2] == [5, 5]
+    last = recorder.eval[-1]
+    assert last["val_tokens"] == TARGETS
+    assert all(last[name] == last[name.removeprefix("final_")] for name in FINAL)
+    assert not FINAL & recorder.eval[0].keys()
+
+
+def test_a_whole_text_whose_loss_is_not_finite_stops_the_run():
+    engine = CountingEngine(val_losses=[1.0], whole_val_loss=math.nan)
+    _, (recorder,), end, error = go(engine, max_steps=2, eval_every_steps=1, eval_batches=2)
+    assert end is None
+    assert "the validation loss of step 2 is nan" in str(error)
+    assert recorder.calls[-1] == ("end", EXIT_TRAINING_STOPPED)
+
+
+def test_a_run_that_is_continued_on_another_text_starts_to_compare_anew():
+    """Also from a checkpoint that does not say which text its best loss was of."""
+    best = TrainState(step=2, samples=4, best_val_loss=1.0, best_val_tokens=16, evals_since_best=1)
+    settings = {"max_steps": 9, "eval_every_steps": 1, "early_stop_patience": 2}
+    for state, eval_batches, last_step in (
+        (best, 2, 3),
+        (best, 3, 5),
+        (dataclasses.replace(best, best_val_tokens=None), 2, 5),
+    ):
+        _, _, end, _ = go(CountingEngine(val_losses=[1.5]), state=state, eval_batches=eval_batches, **settings)
+        assert end.step == last_step
+        assert end.best_val_loss == (1.0 if last_step == 3 else 1.5)
 
 
 def test_log_cadence():
@@ -189,16 +242,17 @@ def test_train_and_eval_lines_say_what_the_contract_names():
     }
     # One byte a token, so bits per byte is bits per token.
     (scores,) = recorder.eval
-    assert scores.keys() == {"step", "tokens", "val_loss", "val_ppl", "val_bpb", "undone_steps"}
+    assert scores.keys() == {"step", "tokens", "val_tokens", "val_loss", "val_ppl", "val_bpb", "undone_steps"} | FINAL
     assert (scores["val_loss"], scores["val_ppl"], scores["val_bpb"]) == pytest.approx((math.log(4), 4.0, 2.0))
 
 
 def test_a_resumed_loop_goes_on_where_the_other_stopped():
-    whole, first, second = CountingEngine(), CountingEngine(), CountingEngine()
+    whole, first, second = CountingEngine(), SignalledAt(step=4), CountingEngine()
     run, _, end, _ = go(whole, max_steps=9)
-    _, _, middle, _ = go(first, max_steps=9, max_minutes=4 / 60)
-    assert middle.step == 4
-    _, (recorder,), resumed, _ = go(second, state=middle, max_steps=9)
+    with first.interruption.in_training():
+        _, (stopped,), _, _ = go(first, interruption=first.interruption, max_steps=9)
+    assert stopped.states[-1].step == 4
+    _, (recorder,), resumed, _ = go(second, state=stopped.states[-1], max_steps=9)
     assert recorder.calls[0] == ("start", 4)
     assert first.first_tokens + second.first_tokens == whole.first_tokens
     assert first.rates + second.rates == whole.rates == [learning_rate(run, step) for step in range(9)]
@@ -227,10 +281,16 @@ def test_early_stop_comes_exactly_after_patience(val_losses, patience, last_step
     assert end.best_val_loss == min(val_losses[:last_step])
 
 
-def test_an_early_stop_is_validated_on_the_whole_text():
-    engine = CountingEngine(val_losses=[1.0, 2.0])
-    go(engine, max_steps=9, eval_every_steps=1, eval_batches=2, early_stop_patience=1)
+def test_an_early_stop_is_validated_on_the_whole_text_too():
+    """What patience is about is the text of every validation: on the whole one this loss would be the best."""
+    engine = CountingEngine(val_losses=[1.0, 2.0], whole_val_loss=0.1)
+    settings = {"eval_every_steps": 1, "eval_batches": 2, "early_stop_patience": 1}
+    run, (recorder,), end, _ = go(engine, max_steps=9, **settings)
     assert engine.eval_batches[:2] == [2, 2 + 5]
+    assert [record["val_loss"] for record in recorder.eval] == [1.0, 2.0]
+    assert recorder.eval[-1]["final_val_loss"] == pytest.approx((2.0 * 16 + 0.1 * 24) / TARGETS)
+    assert (end.step, end.best_val_loss) == (2, 1.0)
+    assert why_over(run, end) == "stopped early after 2 steps; raise train.early_stop_patience to go on"
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(0.5, 3), (0.51, 4), (1e-9, 1), (100, 5)])
@@ -239,6 +299,64 @@ def test_the_time_limit_ends_after_the_step_that_reaches_it(minutes, steps):
     assert end.step == steps
     assert recorder.lasts[-1] is True
     assert [record["step"] for record in recorder.eval] == [steps]
+    assert recorder.eval[-1].keys() >= FINAL
+
+
+def test_a_run_that_ends_by_time_has_decayed_and_says_why_it_ends():
+    engine = CountingEngine(seconds=3.0)
+    run, (recorder,), end, _ = go(engine, max_steps=1000, max_minutes=5.0)
+    assert (end.step, end.elapsed_s) == (100, 300.0)
+    assert engine.rates[0] == learning_rate(run, 0)
+    assert engine.rates[1:] == sorted(engine.rates[1:], reverse=True)
+    floor = run.optimizer.lr * run.schedule.min_lr_ratio
+    assert floor <= engine.rates[-1] < 1.01 * floor
+    assert [record["lr"] for record in recorder.train] == engine.rates
+    assert why_over(run, end) == "stopped by train.max_minutes=5 at step 100 of 1000; raise it to go on"
+
+
+def test_a_limit_that_steps_reach_first_changes_no_bit():
+    """A step takes a second, and each of the 9 had 10."""
+    plain, limited = CountingEngine(), CountingEngine()
+    go(plain, max_steps=9)
+    _, _, end, _ = go(limited, max_steps=9, max_minutes=1.5)
+    assert limited.rates == plain.rates
+    assert end.elapsed_s == 9.0
+
+
+def test_time_counts_over_all_processes_of_a_run():
+    whole, first, second = CountingEngine(seconds=3.0), SignalledAt(step=40, seconds=3.0), CountingEngine(seconds=3.0)
+    settings = {"max_steps": 1000, "max_minutes": 5.0}
+    go(whole, **settings)
+    with first.interruption.in_training():
+        _, (stopped,), _, _ = go(first, interruption=first.interruption, **settings)
+    state = TrainState(**json.loads(json.dumps(dataclasses.asdict(stopped.states[-1]))))
+    second.time = 1e6  # of another machine
+    run, _, end, _ = go(second, state=state, **settings)
+    assert first.rates + second.rates == whole.rates
+    assert end.step == 100
+    assert why_over(run, state) is None
+    assert why_over(run, end) is not None
+
+
+def test_without_a_limit_no_clock_gets_into_the_state():
+    _, _, end, _ = go(CountingEngine(), max_steps=3)
+    assert end.elapsed_s == 0.0
+
+
+class OfTwoRanks(World):
+    """Rank 1 of two, whose sums are what rank 0 sends."""
+
+    def all_reduce_sum(self, tensor):
+        assert int(tensor) == 0, "the other ranks add nothing"
+        return tensor + 7_000_000
+
+
+def test_the_clock_of_rank_0_decides_on_every_rank():
+    engine = CountingEngine(seconds=1000.0)
+    engine.world = OfTwoRanks(1, 1, 2, 2)
+    run, _, end, _ = go(engine, max_steps=2, max_minutes=1.0)
+    assert (end.step, end.elapsed_s) == (2, 7.0)
+    assert engine.rates[1] == learning_rate(run, 1, 7.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -256,15 +374,15 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run_and_tells_the_hooks(
 
 
 def test_a_validation_loss_that_is_not_finite_is_never_the_best():
-    state = TrainState().after_eval(math.nan)
-    assert state.after_eval(2.0).best_val_loss == 2.0
+    state = TrainState().after_eval(math.nan, 8)
+    assert state.after_eval(2.0, 8).best_val_loss == 2.0
 
 
 class SignalledAt(CountingEngine):
     """Gets a SIGTERM in the middle of a step."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__()
+    def __init__(self, step: int, seconds: float = 1.0) -> None:
+        super().__init__(seconds=seconds)
         self.step, self.interruption = step, Interruption(clock=self.clock)
 
     def train_step(self, micro_batches, lr):

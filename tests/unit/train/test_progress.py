@@ -36,6 +36,15 @@ def test_plain_lines_tell_balance_and_validation():
     assert said[1] == "step 4  val loss 1.2346  perplexity 3.44  bits per byte 0.5679"
 
 
+def test_the_last_validation_tells_the_whole_text_apart():
+    said: list[str] = []
+    progress = PlainProgress(said.append, 9, lambda: 0.0)
+    progress.on_eval({**EVAL, "final_val_loss": 1.4, "final_val_ppl": 4.055, "final_val_bpb": 0.6})
+    progress.on_eval({**EVAL, **{f"final_{name}": value for name, value in EVAL.items()}})
+    line = "step 4  val loss 1.2346  perplexity 3.44  bits per byte 0.5679"
+    assert said == [f"{line}; on the whole text: val loss 1.4000  perplexity 4.05  bits per byte 0.6000", line]
+
+
 @pytest.mark.parametrize("resumed_at", [0, 3])
 def test_the_bar_stands_where_the_run_does(resumed_at):
     out = io.StringIO()

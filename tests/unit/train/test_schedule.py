@@ -8,12 +8,12 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.train.schedule import learning_rate
 
 
-def run(kind="cosine", warmup=4, steps=25, floor=0.1, lr=2e-3) -> RunConfig:
+def run(kind="cosine", warmup=4, steps=25, floor=0.1, lr=2e-3, minutes=None) -> RunConfig:
     return RunConfig.model_validate(
         {
             "schedule": {"kind": kind, "warmup_steps": warmup, "min_lr_ratio": floor},
             "optimizer": {"lr": lr},
-            "train": {"max_steps": steps},
+            "train": {"max_steps": steps, "max_minutes": minutes},
         }
     )
 
@@ -52,3 +52,33 @@ def test_short_runs_have_a_rate_at_every_step(warmup, steps):
 
 def test_no_floor_ends_at_zero():
     assert learning_rate(run(floor=0.0), 24) == pytest.approx(0.0, abs=1e-18)
+
+
+def test_where_time_is_ahead_the_cosine_goes_by_it():
+    """One minute: half of it is half of the 25 steps, whatever number of them was done."""
+    timed = run(minutes=1.0)
+    assert learning_rate(timed, 6, 30.0) / 2e-3 == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 8.5 / 20)))
+    assert learning_rate(timed, 6, 60.0) == learning_rate(timed, 6, 99.0) == pytest.approx(2e-4)
+    assert learning_rate(timed, 20, 30.0) == learning_rate(run(), 20)  # the steps are
+    assert learning_rate(run("constant", minutes=1.0), 6, 50.0) == 2e-3
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 30), (4, 30), (40, 30), (4, 10**6), (500, 1000)])
+def test_of_a_run_that_time_ends_the_rate_rises_once_and_falls_to_the_floor(warmup, steps, floor):
+    timed = run(warmup=warmup, steps=steps, floor=floor, minutes=1.0)
+    rates = [learning_rate(timed, step, elapsed) for step, elapsed in enumerate(range(60))]
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert all(0 <= rate <= 2e-3 for rate in rates)
+    assert rates[-1] <= 2e-3 * (floor + 0.01)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 1 / 3, 0.7, 0.9999999])
+@pytest.mark.parametrize("warmup", [0, 3, 7])
+def test_time_that_is_not_ahead_changes_no_bit(warmup, floor):
+    plain, timed = run(warmup=warmup, floor=floor), run(warmup=warmup, floor=floor, minutes=1.0)
+    for step in range(25):
+        assert learning_rate(timed, step, step * 59 / 25) == learning_rate(plain, step)
+        assert learning_rate(plain, step, 1e9) == learning_rate(plain, step)
