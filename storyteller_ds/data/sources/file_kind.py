@@ -39,6 +39,7 @@ _OTHERS = {
 _TABLES = ("Parquet", "Arrow")
 _SAVE_AS_TEXT = "save its text as UTF-8, stories parted by blank lines or <|endoftext|>"
 _GIVE_TEXT = "give a UTF-8 text file, stories parted by blank lines or <|endoftext|>"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ZIP = b"PK\x03\x04"
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
@@ -54,6 +55,9 @@ class _Kind(NamedTuple):
     what: str
     """Completes `FILE is …`."""
     fix: str
+
+
+_LFS = _Kind("a Git LFS pointer", "fetch what it stands for with `git lfs pull`")
 
 
 def refuse_other_than_text(path: Path) -> None:
@@ -75,6 +79,13 @@ def refuse_other_than_text(path: Path) -> None:
     kind = _signature(head, path) or _encoding(head, path) or _text_kind(head, is_whole)
     if kind is not None:
         raise DataError(f"{path} is {kind.what}, not plain text; {kind.fix}")
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises DataError if a file is what Git LFS leaves in the place of a file that was not fetched."""
+    with open_regular(path) as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataError(f"{path} is {_LFS.what}, not data; {_LFS.fix}")
 
 
 def nul_byte(path: Path, position: int) -> DataError:
@@ -117,6 +128,8 @@ def _signature(head: bytes, path: Path) -> _Kind | None:
         return _Kind(
             what, f"put it, named *{suffix}, alone into a folder, and give data.source=FOLDER data.text_field=COLUMN"
         )
+    if head.startswith(_LFS_POINTER):
+        return _LFS
     if what is not None:
         return _Kind(what, _SAVE_AS_TEXT if what in ("PDF", "RTF") else _GIVE_TEXT)
     if head[8:10] == b'{"' and b"\0" in head[:8]:

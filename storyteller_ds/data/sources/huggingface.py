@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
 
-from storyteller_ds.data.sources.dataset_card import check_cards
+from storyteller_ds.data.sources.dataset_card import check_cards, names_files
 from storyteller_ds.data.sources.datasets_library import (
     OTHER_SOURCES,
     library_errors,
@@ -19,7 +19,9 @@ from storyteller_ds.data.sources.datasets_library import (
     quiet,
     require_datasets,
 )
+from storyteller_ds.data.sources.file_kind import refuse_lfs_pointer
 from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.text_folder import list_folder, not_read
 from storyteller_ds.errors import ConfigError, DataError, UserError
 from storyteller_ds.untrusted import UntrustedFileError
 
@@ -142,8 +144,19 @@ class HuggingFaceSource:
             raise DataError(f"{self.name} has no document in its field {self.text_field!r}; {OTHER_SOURCES}")
 
     def remarks(self) -> list[str]:
-        """None: a row is a document."""
-        return []
+        """Which data files of a local folder are in none of its splits: the library passes over them in silence."""
+        folder = self._folder
+        if folder is None or names_files(folder):
+            return []
+        require_datasets()
+        from datasets.data_files import FILES_TO_IGNORE
+
+        with self._reading(), quiet():
+            files = self._folder_builder(folder).config.data_files or {}
+        read = {Path(file).resolve() for split in files.values() for file in split}
+        data = [path for path in list_folder(folder).others if path.suffix.lower() in DATA_SUFFIXES]
+        unread = [path for path in data if path.resolve() not in read and path.name not in FILES_TO_IGNORE]
+        return not_read([Path(self.dataset, path.relative_to(folder)) for path in unread], "data files")
 
     def has_split(self, split: str) -> bool:
         """Whether the dataset has a split; asks the hub, unless the commit is pinned or cached.
@@ -263,6 +276,8 @@ class HuggingFaceSource:
                     raise DataError(f"{file} is packed; unpack it, so that it ends in {', '.join(_FOLDER_SUFFIXES)}")
             if is_outside:
                 raise DataError(f"{self.dataset} names the file {file}, which is not one of its own; {OTHER_SOURCES}")
+            if self._folder is not None:
+                refuse_lfs_pointer(path)
 
     def _check_split(self, available: Iterable[Any]) -> None:
         names = [str(name) for name in available]

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,10 +24,14 @@ _NAMED = 3
 """So many of the files that are not read are named."""
 _OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
 _SPLIT = re.compile(
-    r"(?:.*[-_. ])?(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev)|(?P<test>test))"
+    r"(?:.*[-_. ])?(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev|eval)|(?P<test>test))"
     r"(?:[-_. ]?\d+(?:-of-\d+)?)?"
 )
 """What is named for a split: train.txt, tiny_val.txt, train-00000-of-00002.txt, the folder validation."""
+_SPLIT_FIRST = re.compile(
+    r"(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev|eval)|(?P<test>test))[-_.].*"
+)
+"""So may stories be called: train_robbery.txt. It is a split where all files are, and one of them for validation."""
 
 
 class Listing(NamedTuple):
@@ -158,9 +162,7 @@ class TextFolderSource:
         unread = self._listing.about + [path for path in self._listing.texts if _is_empty(path)]
         if self._has_splits:
             unread += self._by_split.get("test", [])
-        lines = [f"not read: {path}" for path in unread[:_NAMED]]
-        if len(unread) > _NAMED:
-            lines.append(f"not read: {len(unread) - _NAMED:,} more empty files, files about the text, and test files")
+        lines = not_read(unread, "empty files, files about the text, and test files")
         if len(self._files) == 1:
             return lines + TextFileSource(self._files[0]).remarks()
         unmarked = [path for path in self._files if not has_marker(path)]
@@ -174,9 +176,14 @@ class TextFolderSource:
 
     @cached_property
     def _by_split(self) -> dict[str | None, list[Path]]:
+        """The files of each split, and under None those that are named for no split."""
+        surely, maybe = self._grouped(_SPLIT), self._grouped(_SPLIT, _SPLIT_FIRST)
+        return maybe if None not in maybe and "validation" in maybe else surely
+
+    def _grouped(self, *patterns: re.Pattern[str]) -> dict[str | None, list[Path]]:
         by_split: dict[str | None, list[Path]] = {}
         for path in self._listing.texts:
-            by_split.setdefault(_split_of(path.relative_to(self.path)), []).append(path)
+            by_split.setdefault(_split_of(path.relative_to(self.path), patterns), []).append(path)
         return by_split
 
     @property
@@ -192,11 +199,18 @@ class TextFolderSource:
         return [path for path in paths if not _is_empty(path)]
 
 
+def not_read(paths: Sequence[Path], what: str) -> list[str]:
+    """A line for each of the first files that are not read, and one for the others, all of which are of a kind."""
+    lines = [f"not read: {path}" for path in paths[:_NAMED]]
+    return lines + ([f"not read: {len(paths) - _NAMED:,} more {what}"] if len(paths) > _NAMED else [])
+
+
 def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _split_of(relative: Path) -> str | None:
+def _split_of(relative: Path, patterns: Sequence[re.Pattern[str]]) -> str | None:
     """The split that a file, or the first folder above it that is, is named for."""
-    matches = (_SPLIT.fullmatch(name.lower()) for name in (*relative.parent.parts, relative.stem))
+    names = (*relative.parent.parts, relative.stem)
+    matches = (pattern.fullmatch(name.lower()) for name in names for pattern in patterns)
     return next((match.lastgroup for match in matches if match), None)

@@ -93,6 +93,7 @@ OTHERS = {
     "XML": (b'<?xml version="1.0"?><a>' + TEXT.encode(), "XML"),
     "safetensors": (save({"weight": torch.zeros(3)}), "a safetensors file"),
     "image": (b"\xff\xd8\xff\xe0" + NOISE, "an image"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", "a Git LFS pointer"),
     "noise": (NOISE, "a binary file"),
     "run config": (b"# mine\npreset: fast_train\n\ntrain:\n  max_steps: 3\n", "a run config"),
 }

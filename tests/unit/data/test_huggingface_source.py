@@ -92,6 +92,23 @@ def test_folder_of_json_lines(tmp_path: Path) -> None:
     assert refused(tmp_path).endswith("no field 'text'; set data.text_field to one of: story")
 
 
+@pytest.mark.parametrize("other", ["more.jsonl", "data.csv", "more/stories.jsonl"])
+def test_data_files_that_the_library_passes_over_are_told(tmp_path: Path, other: str) -> None:
+    row = json.dumps({"text": "One."})
+    (tmp_path / "more").mkdir()
+    for name in ("train.jsonl", "validation.jsonl", "test.jsonl", "dataset_info.json", other):
+        (tmp_path / name).write_text(row)
+    source = HuggingFaceSource(str(tmp_path), "train")
+    assert source.remarks() == [f"not read: {tmp_path / other}"]
+    (tmp_path / other).unlink()
+    assert source.remarks() == []
+
+
+def test_a_file_that_git_lfs_has_not_fetched_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    assert refused(tmp_path).startswith(f"{tmp_path / 'train.parquet'} is a Git LFS pointer, not data; ")
+
+
 @pytest.mark.parametrize("wanted", [1, 3, 4, 99])
 def test_max_documents_counts_documents_not_rows(folder: Path, wanted: int) -> None:
     assert list(HuggingFaceSource(str(folder), "train", max_documents=wanted).documents()) == TRAIN[:wanted]

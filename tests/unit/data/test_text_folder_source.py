@@ -126,6 +126,8 @@ def test_a_repeated_story_is_on_one_side_in_whichever_files_it_is(tmp_path):
         ("TinyStoriesV2-GPT4-train__txt", "TinyStoriesV2-GPT4-valid__txt"),
         ("tiny_train__txt", "tiny_val__txt"),
         ("train-00000-of-00001__txt", "dev__md"),
+        ("train_stories__txt", "val_stories__txt"),
+        ("train__part1__txt", "eval__txt"),
     ],
 )
 def test_files_named_for_splits_are_the_splits(tmp_path, train, validation):
@@ -156,6 +158,11 @@ def test_a_part_is_held_out_where_only_train_is_named(tmp_path):
 def test_a_story_may_be_called_train_or_test(tmp_path):
     folder = make(tmp_path, the_train__txt="Puff.", test__txt="Sit still.", fox__txt="Ring.")
     assert read(folder) == ["Ring.", "Sit still.", "Puff."]
+
+
+def test_a_story_may_begin_as_a_split_does(tmp_path):
+    folder = make(tmp_path, train_robbery__txt="Puff.", val_and_me__txt="Hi.", fox__txt="Ring.")
+    assert read(folder) == ["Ring.", "Puff.", "Hi."]
 
 
 @pytest.mark.parametrize("names", [("train", "validation", "fox"), ("validation", "fox"), ("tiny-val", "fox")])
