@@ -10,7 +10,8 @@ no word and no name does.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 KNOWN = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 """Variables of the services that a run talks to: whatever they hold is a secret."""
@@ -55,11 +56,29 @@ def secret_in(text: str, environment: Mapping[str, str] = os.environ) -> str | N
     return next((name for name, value in _secrets(environment) if value in text), None)
 
 
+def secret_within(value: Any, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Name of a secret variable whose value is in one of the texts of nested mappings and lists, keys included.
+
+    Each text is looked at by itself: their JSON and their repr write quotes and backslashes in another way.
+    """
+    return next((name for text in _texts(value) if (name := secret_in(text, environment))), None)
+
+
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """The text with each secret value replaced by its variable's name, and user names and passwords cut out of URLs."""
     for name, value in _secrets(environment):
         text = text.replace(value, f"[{name}]")
     return _USER_IN_URL.sub(r"\1", text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+    else:
+        yield str(getattr(value, "typed", value))  # of a number that may be meant as a name, as it was typed
 
 
 def _is_random_run(run: str) -> bool:
@@ -77,12 +96,19 @@ def _mixes(text: str) -> bool:
     return any(map(str.isalpha, text)) and any(map(str.isdigit, text))
 
 
+def _is_path(value: str) -> bool:
+    """Whether it is one on this machine; base64, too, may begin with a slash."""
+    return value.startswith(("~", "./")) or (
+        value.startswith("/") and os.path.exists("/" + value.split("/")[1])  # noqa: PTH110  # Path's raises on long names
+    )
+
+
 def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Names and values, the longest first: one may be part of another. A path or a flag is not a secret."""
     found = [
         (name, value)
         for name, value in environment.items()
-        if is_secret_name(name) and len(value) >= SHORTEST_SECRET and not value.startswith(("/", "~", "./"))
+        if is_secret_name(name) and len(value) >= SHORTEST_SECRET and not _is_path(value)
         if name in KNOWN or looks_random(value)
     ]
     return sorted(found, key=lambda pair: -len(pair[1]))

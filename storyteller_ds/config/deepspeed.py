@@ -6,7 +6,6 @@ clipping, precision, the optimizer), the JSON says "auto", as with Hugging Face'
 which then counts as if it stood in the run config. Nothing here imports deepspeed.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from storyteller_ds.config.files import nearest_sibling, read_json
 from storyteller_ds.config.nearest import nearest
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_in
+from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
 
 # JSON key -> run config field, for everything that both of them can say.
 _SHARED = {
@@ -62,6 +61,8 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
             another type.
     """
     config = read_json(path, "DeepSpeed config", _where_they_are)
+    if name := secret_within(config):  # before any other message shows a part of it
+        raise ConfigError(f"{path} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
     for key in config:
         if key in _OWNED_BY_US:
             raise ConfigError(f"{path}: '{key}' is the run config's to say; remove it and set {_OWNED_BY_US[key]}")
@@ -69,8 +70,6 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: DeepSpeed no longer has '{key}'; remove it")
     config = checked(config, path)
     _check_contradictions(config, path)
-    if name := secret_in(json.dumps(config)):
-        raise ConfigError(f"{path} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
     return config
 
 

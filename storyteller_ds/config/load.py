@@ -7,8 +7,10 @@ gives way, too, to what follows from what was given: see `_settle_batch`.
 """
 
 import functools
+import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,12 @@ from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, re
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_in
+from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE = "the command line"
 PRESET = "preset "
+_COMMENT = re.compile(r"(?:^|\s)#")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def load_config(
             raise ConfigError(
                 f"'{override}' on {COMMAND_LINE} is not of the form section.field=value{_flag_for(override)}"
             )
-        layers.set(field.replace("-", "_"), parse_yaml(text, f"{COMMAND_LINE}, {field}"), COMMAND_LINE)
+        layers.set(field.replace("-", "_"), _value_on_command_line(field, text), COMMAND_LINE)
     _settle_batch(layers, ranks)
     run = layers.validate()
     if ds is None and run.parallel.zero_stage is not None:
@@ -149,6 +152,15 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
         layers.merge(read_preset(str(base)), f"{PRESET}{base}")
     layers.merge(values, name)
     return Path(name).stem
+
+
+def _value_on_command_line(field: str, text: str) -> Any:
+    """The value of an override; a YAML comment, which is part of a name there, would cut it short without a word."""
+    value = parse_yaml(text, f"{COMMAND_LINE}, {field}")
+    if _COMMENT.search(text) and not isinstance(value, dict | list) and text.lstrip()[0] not in "\"'":
+        quoted = shlex.quote(f"{field}={json.dumps(text, ensure_ascii=False)}")
+        raise ConfigError(f"{COMMAND_LINE}, {field}: # begins a comment in YAML; put the value in quotes: {quoted}")
+    return value
 
 
 def _flag_for(argument: str) -> str:
@@ -216,11 +228,11 @@ class _Layers:
 
     def _refuse_secrets(self) -> None:
         """The run config is recorded in config.json, in every checkpoint and on Weights & Biases."""
-        flat = flatten(self.values)
-        if name := secret_in(str(flat)):
-            field = next((field for field, value in flat.items() if secret_in(str(value))), "")
-            source = self.sources.get(field, "config")
-            raise ConfigError(f"{source}: {field} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
+        for field, value in flatten(self.values).items():
+            if name := secret_within({field: value}):
+                source = self.sources.get(field, "config")
+                advice = WHAT_TO_DO_ABOUT_IT.format(name=name)
+                raise ConfigError(f"{source}: {field} holds the value of {name}; {advice}")
 
     def _explain(self, error: ValidationError) -> str:
         """The first problem as one line: where it was written, what is wrong, what would be right."""
@@ -258,6 +270,7 @@ _IN_OUR_WORDS = {
     "bool_type": "should be true or false",
     "tuple_type": "should be a list, for instance [a, b]",
     "is_instance_of": "should be a path",
+    "model_type": "is a section; set its fields, each by its name",
     "string_type": "should be a text; put it in quotes",
 }
 
@@ -298,6 +311,8 @@ def suggest(location: tuple[str, ...]) -> str:
     *path, name = location
     if location == ("preset",):  # which a file may say
         return "; choose one with --config NAME"
+    if path and not _section_fields(tuple(path)):
+        return did_you_mean(path[0], _section_fields(()))
     homes = [f"{s}.{name}" for s in _section_fields(()) if name in _section_fields((s,))]
     if homes:
         return f"; did you mean '{homes[0]}'?"

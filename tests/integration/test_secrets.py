@@ -1,5 +1,6 @@
 """Values of secret environment variables reach no file of a run, no screen, no error and no remote command line."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_a_secret_in_a_config_is_refused_by_its_name(secrets, capsys, tmp_path):
     assert "ds.json holds the value of HF_TOKEN" in said(capsys, "train", "--ds_config", "ds.json")
 
 
+@pytest.mark.parametrize("password", ["o'Brien\"s_pa55word", "pa55\\\\word", "pa55w\u00f6rd", "00012345678"])
+def test_a_secret_is_found_however_json_and_repr_would_write_it(monkeypatch, tmp_path, password):
+    monkeypatch.setenv("HF_TOKEN", password)
+    (tmp_path / "ds.json").write_text(json.dumps({"csv_monitor": {"job_name": password}}))
+    for settings in ([f"tracking.run_name={password}"], [f"train.sample_prompts=[a, {password}]"]):
+        with pytest.raises(ConfigError, match="holds the value of HF_TOKEN"):
+            load_config("tiny_test", overrides=settings)
+    with pytest.raises(ConfigError, match=r"ds\.json holds the value of HF_TOKEN"):
+        load_config("tiny_test", ds_config=tmp_path / "ds.json")
+
+
+def test_a_path_is_no_secret(tmp_path):
+    path = str(tmp_path / "K7MDENGbPxRfiCYEXAMPLE" / "key.json")
+    assert secret_in(path, {"SOME_KEY": path}) is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -166,6 +183,7 @@ KEYS = [
     "sk-proj-a1B2c3D4e5F6g7H8i9J0",
     "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
     "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",  # AWS
+    "/K7MDENGbPxRfiCYEXAMPLEKEYwJalrXUtnFEMI+",
     "AKIAIOSFODNN7EXAMPLE",
     "f47ac10b-58cc-4372-a567-0e02b2c3d479",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N",  # JSON web token

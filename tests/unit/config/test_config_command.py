@@ -108,3 +108,9 @@ def test_every_setting_and_every_section_is_explained():
 def test_an_unknown_setting_is_refused_with_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=rf"there is no setting '{name}'; did you mean '{nearest}'"):
         stdout("explain", name)
+
+
+@pytest.mark.parametrize(("name", "advice"), [("zzz.lrx", "valid: checkpoint, data"), ("optmizer.x", "'optimizer'")])
+def test_a_section_that_there_is_not_is_given_no_settings(name, advice):
+    with pytest.raises(ConfigError, match=f"there is no setting '{name}'; .*{advice}"):
+        stdout("explain", name)

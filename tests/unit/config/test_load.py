@@ -284,3 +284,7 @@ def test_a_preset_as_a_setting_is_answered_with_the_flag():
 )
 def test_a_preset_or_a_file_without_its_flag_is_answered_with_the_flag(argument, flag):
     assert f"did you mean '{flag} {argument}'?" in refused(overrides=[argument])
+
+
+def test_a_section_that_is_given_a_value_is_answered_in_plain_words():
+    assert refused(overrides=["model=big"]).endswith("model='big': is a section; set its fields, each by its name")

@@ -4,6 +4,7 @@ The rule stands in storyteller_ds/config/base.py; for a DeepSpeed JSON see test_
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -131,6 +132,24 @@ def test_what_only_looks_like_it_is_refused_with_its_place(tmp_path, way, field,
     message = str(caught.value)
     assert expected in message
     assert message.startswith("the command line" if way == "command line" else str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize("text", ["My stories #2.txt", "#2", "12 # twelve"])
+def test_a_name_on_the_command_line_is_not_cut_short_at_a_comment(text):
+    with pytest.raises(ConfigError, match="# begins a comment in YAML; put the value in quotes: ") as caught:
+        load_config("tiny_test", overrides=[f"tracking.run_name={text}"])
+    # What is advised, as a shell would pass it on.
+    (advised,) = shlex.split(str(caught.value).rpartition("quotes: ")[2])
+    assert load_config("tiny_test", overrides=[advised]).run.tracking.run_name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a#b", "a#b"), ("'a #b'", "a #b"), ('"a #b" # c', "a #b"), ("https://a/b#c", "https://a/b#c")],
+)
+def test_a_name_may_have_the_sign_of_comments(text, expected):
+    assert load_config("tiny_test", overrides=[f"tracking.run_name={text}"]).run.tracking.run_name == expected
+    assert load_config("tiny_test", overrides=["train.sample_prompts=['a #b']"]).run.train.sample_prompts == ("a #b",)
 
 
 def test_no_field_takes_a_value_of_another_type():
