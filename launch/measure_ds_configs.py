@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from storyteller_kernels.cpu_products import instruction_set
+
 from storyteller_ds.testing.distributed import DS_CONFIGS, torchrun_command
 
 RANKS, STEPS, WARM_UP = 2, 8, 2
@@ -35,6 +37,7 @@ class Cost(NamedTuple):
 def main() -> None:
     """Measure every JSON, or those named, and print the table."""
     names = sys.argv[1:] or sorted(path.stem for path in DS_CONFIGS.glob("*.json"))
+    print(f"two ranks on a CPU with {instruction_set()}\n", flush=True)
     print("| JSON | step | memory of a rank |\n|---|---|---|", flush=True)
     for name in (None, *names):
         cost = measure(name)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.goals import Row, is_met
+from benchmarks.record import machine_name
 from storyteller_ds.durable import write_atomically
 
 KERNELS = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Runs:
-    """The newest results of one operation on one device: all runs of one commit."""
+    """The newest results of one operation on one machine: all runs of one commit."""
 
     op: str
     records: list[Record]
@@ -39,6 +40,11 @@ class Runs:
         """The last of them."""
         return max(self.records, key=lambda record: str(record["date"]))
 
+    @property
+    def machine(self) -> str:
+        """What they were measured on."""
+        return machine_name(self.newest)
+
 
 def load(folder: Path) -> list[Record]:
     """All records of a folder."""
@@ -46,11 +52,11 @@ def load(folder: Path) -> list[Record]:
 
 
 def newest_runs(records: Iterable[Record]) -> list[Runs]:
-    """For every suite, device and operation the runs of the commit that was measured last; CPUs first."""
+    """For every suite, machine and operation the runs of the commit that was measured last; CPUs first."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         for op in dict.fromkeys(row["op"] for row in record["results"]):
-            groups.setdefault((record["suite"], record["device"], op), []).append(record)
+            groups.setdefault((record["suite"], machine_name(record), op), []).append(record)
     chosen = []
     for (_, _, op), candidates in sorted(groups.items()):
         last = max(candidates, key=lambda record: str(record["date"]))
@@ -64,9 +70,9 @@ def measured(runs: Sequence[Runs]) -> str:
     if not runs:
         return f"Nothing measured yet.\n\n{_missing(runs)}"
     parts = []
-    for suite, device in dict.fromkeys((one.newest["suite"], one.newest["device"]) for one in runs):
-        here = [one for one in runs if (one.newest["suite"], one.newest["device"]) == (suite, device)]
-        parts.append(f"### {device} ({SUITES[suite]})\n\n{_conditions(here)}")
+    for suite, machine in dict.fromkeys((one.newest["suite"], one.machine) for one in runs):
+        here = [one for one in runs if (one.newest["suite"], one.machine) == (suite, machine)]
+        parts.append(f"### {machine} ({SUITES[suite]})\n\n{_conditions(here)}")
         goals = [line for one in here for line in _goal_lines(one)]
         if goals:
             parts.append(_table(["what", "goal", "measured", ""], goals))
@@ -77,7 +83,7 @@ def measured(runs: Sequence[Runs]) -> str:
 def measured_of(readme: str, runs: Sequence[Runs]) -> str:
     """The table of one operation's README, for all devices."""
     here = [one for one in runs if one.op in OPS_OF_README[readme]]
-    lines = [[f"{one.newest['device']}", *line] for one in here for line in _lines(one)]
+    lines = [[one.machine, *line] for one in here for line in _lines(one)]
     table = _table(["device", *_COLUMNS], lines) if lines else ""
     return "\n\n".join(filter(None, [table, _missing(here)]))
 

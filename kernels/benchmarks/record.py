@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from storyteller_kernels.cpu_products import instruction_set
 from storyteller_kernels.dispatch import choice_for
 
 from storyteller_ds.durable import write_atomically
@@ -33,6 +34,7 @@ def describe(suite: str, commit: str | None) -> dict[str, Any]:
         "format": FORMAT,
         "suite": suite,
         "device": device_name(suite),
+        "instruction_set": instruction_set() if suite == "cpu" else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -58,6 +60,11 @@ def device_name(suite: str) -> str:
     return platform.processor() or platform.machine()
 
 
+def machine_name(record: Mapping[str, Any]) -> str:
+    """What a record's figures belong to: the device, and a CPU's instruction set, which its name does not tell."""
+    return ", ".join(filter(None, [record["device"], record["instruction_set"]]))
+
+
 def versions() -> dict[str, str | None]:
     """Of torch and of the peers; None where one is not installed."""
     found: dict[str, str | None] = {"torch": torch.__version__, "cuda": torch.version.cuda}
@@ -73,12 +80,12 @@ def file_for(out: Path, machine: Mapping[str, Any]) -> Path:
     """Where the record goes.
 
     Args:
-        out: a .json file, or a folder: there the record is <device>_<commit>.json, a second run of the same commit
+        out: a .json file, or a folder: there the record is <machine>_<commit>.json, a second run of the same commit
             beside the first.
         machine: what `describe` said.
     """
     if out.is_dir() or out.suffix != ".json":
-        return _free_name(out, f"{slug(machine['device'])}_{machine['commit']}")
+        return _free_name(out, f"{slug(machine_name(machine))}_{machine['commit']}")
     return out
 
 

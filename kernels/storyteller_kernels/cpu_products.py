@@ -10,6 +10,7 @@ a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or
 """
 
 import functools
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def onednn_is_faster() -> bool:
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and "GenuineIntel" not in processor
     )
+
+
+def instruction_set() -> str:
+    """The widest vector instructions that torch uses on this CPU, for a record or a table: figures depend on them."""
+    names = {"AVX512": "AVX-512", "DEFAULT": f"{platform.machine()} without AVX2"}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return names.get(capability, capability)
 
 
 def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, bool]]:

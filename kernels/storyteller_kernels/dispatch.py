@@ -97,13 +97,18 @@ def runs_on_cpu(*tensors: Tensor) -> bool:
     )
 
 
-def choice_for(device: torch.device) -> Backend:
-    """What most calls with tensors of this device take, for the log."""
+def choice_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+    """What a call takes that computes in this format on this device, unless its operation has a condition of its own.
+
+    For the log.
+    """
     if device.type == "cuda" or backend() is ASKED_FOR:
         return backend()
-    if device.type == "cpu":
-        return Backend("cpu", f"fp32 products by {'oneDNN' if onednn_is_faster() else 'BLAS'}")
-    return Backend("reference", f"there are no kernels for {device.type}")
+    if device.type != "cpu":
+        return Backend("reference", f"there are no kernels for {device.type}")
+    if dtype not in (torch.float32, torch.float64):
+        return Backend("reference", f"there are no kernels for {str(dtype).removeprefix('torch.')} on the CPU")
+    return Backend("cpu", f"fp32 products by {'oneDNN' if onednn_is_faster() else 'BLAS'}")
 
 
 def interpreting() -> bool:

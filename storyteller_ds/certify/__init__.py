@@ -1,1 +1,1 @@
-"""Proof on this machine that every topology computes the same thing."""
+"""Whether every topology computes the same on this machine: a few fp32 steps of a small model on each."""

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from storyteller_kernels.cpu_products import instruction_set
 
-from storyteller_ds.certify.rows import PRESET, RUN, TOLERANCE
+from storyteller_ds.certify.rows import PRESET, RUN, STEPS, TOLERANCE
 from storyteller_ds.certify.run import Verdict
 
 COLUMNS = (
@@ -38,6 +39,15 @@ LEGEND = (
     "rows that stay on their own rank included) over tokens x top_k x width x 4 bytes x 2 ways x forward and "
     "backward x layers. memory: peak of the largest rank (CPU: resident, with all that is imported; CUDA: "
     "allocated). step: median; ranks share the cores."
+)
+
+SCOPE = (
+    f"What this shows: in fp32 these topologies compute the same but for rounding, here over {STEPS} steps on the "
+    "seed of 24 whose routers choose the most clearly. Sooner or later a longer run meets a token that suits two "
+    "experts equally to the last bit. Topologies may then choose differently, and grow apart like two roundings "
+    "of one run: to 1e-3 after some 30 steps, and a few per cent of the loss at the end, where that was measured "
+    "(docs/decisions/0003). bf16 and fp16 agree to their own precision only. One topology repeats itself bit for "
+    "bit on CPUs."
 )
 
 
@@ -129,7 +139,7 @@ def as_page(verdicts: Sequence[Verdict], seconds: float) -> str:
         f"{facts}\n\n"
         f"{markdown_table(verdicts)}\n\n"
         f"{found + chr(10) if found else ''}"
-        f"{LEGEND}\n\n"
+        f"{LEGEND}\n\n{SCOPE}\n\n"
         f"Every row trains preset `{PRESET}` with `{' '.join(RUN)}`.\n\n"
         f"{why}\n"
     )
@@ -201,7 +211,8 @@ def _processor() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+    name = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+    return f"{name}, {instruction_set()}"
 
 
 def _commit() -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from storyteller_kernels.cpu_sharing import share_cores
-from storyteller_kernels.dispatch import choice_for
 
 from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint.format import Checkpoint, step_folders
@@ -26,8 +25,9 @@ from storyteller_ds.model import count_parameters, flops_per_token
 from storyteller_ds.parallel.build import build_engine, prepared_machine
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.gradient_check import check_gradients
+from storyteller_ds.parallel.kernel_choice import kernel_choice
 from storyteller_ds.parallel.plan import ParallelPlan
-from storyteller_ds.parallel.step import DTYPE_NAMES, run_dtype
+from storyteller_ds.parallel.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
 from storyteller_ds.train import run_folder as layout
 from storyteller_ds.train.anomalies import Anomalies
@@ -152,7 +152,7 @@ class Session:
         counts = count_parameters(self.run)
         moe, plan = self.run.moe, self.plan
         experts = f"{moe.num_experts} experts, top-{moe.top_k}" if moe.num_experts else "dense"
-        dtype = DTYPE_NAMES[run_dtype(self.run.precision.dtype, self.device)]
+        dtype = DTYPE_NAMES[run_dtype(self.run, self.device)]
         if self.loaded.deepspeed is None:
             engine = f"one device ({self.device.type}, {dtype})"
         else:
@@ -164,12 +164,14 @@ class Session:
             f"{self.loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
             f"{flops_per_token(self.run) / 1e6:,.1f} MFLOP per token"
         )
-        kernels = choice_for(self.device)
+        kernels, warning = kernel_choice(self.run, self.device, plan.strategy)
         self.say(
             f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} pass(es) x "
             f"{plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
-            f"kernels: {kernels.name} ({kernels.reason})"
+            f"kernels: {kernels}"
         )
+        if warning is not None:
+            self.say(warning)
 
     def _tell_resumed(self, checkpoint: Checkpoint) -> None:
         self.say(f"continuing from {checkpoint.folder}")

@@ -121,8 +121,12 @@ class PrecisionConfig(Section):
     """Number formats."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Format of activations and matrix products; auto: bf16 on CUDA cards that have it, fp32 elsewhere. Master weights,
-    moments, router and loss are fp32 in all of them; fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
+    """Format of matrix products. auto: bf16 on CUDA cards whose matrix units take it (compute capability 8.0, Ampere,
+    and newer), fp16 on those of 7.0 and 7.5 (Volta, Turing; fp32 under ZeRO-0, which does not scale the loss), fp32
+    elsewhere. Without DeepSpeed and under ZeRO-0 weights and the residual stream are fp32, and products run under
+    autocast. ZeRO-1 to 3 hold the whole model in this format, the router's weight and norm gains included, beside fp32
+    master weights; ZeRO-1 also adds up the gradients of several passes in it. Moments, the router's logits and the loss
+    are fp32 everywhere. fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
 
 
 class CheckpointConfig(Section):

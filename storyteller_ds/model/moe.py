@@ -23,7 +23,7 @@ class RouterStats(NamedTuple):
 
 
 class Router(nn.Module):
-    """Decides which experts a token goes to. Always fp32."""
+    """Decides which experts a token goes to. Logits and all after them are fp32, whatever x and the weight are."""
 
     def __init__(self, model: ModelConfig, moe: MoEConfig) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.extensions import build_ahead, needed_ops
 from storyteller_ds.parallel.nvme import check_nvme, own_swap_folders
 from storyteller_ds.parallel.plan import ParallelPlan
+from storyteller_ds.parallel.precision import held_dtype
 from storyteller_ds.parallel.single import SingleEngine
 from storyteller_ds.parallel.world import World
 
@@ -54,7 +55,7 @@ def check_engine(
     """
     if ds_config is None:
         return
-    from storyteller_ds.parallel.deepspeed_json import check_json, held_dtype, import_deepspeed, passed_json
+    from storyteller_ds.parallel.deepspeed_json import check_json, import_deepspeed, passed_json
 
     passed = passed_json(run, ds_config, plan, device)
     import_deepspeed(device)
@@ -83,8 +84,6 @@ def prepared_machine(
     if ds_config is None or not needed_ops(ds_config):
         yield ds_config
         return
-    from storyteller_ds.parallel.deepspeed_json import held_dtype
-
     resolved = with_nvme_path(ds_config, run)
     build_ahead(needed_ops(resolved), world, device, say, run.parallel.timeout_minutes)
     bytes_of_weight = held_dtype(run, device).itemsize

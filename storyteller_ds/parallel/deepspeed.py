@@ -20,12 +20,13 @@ from storyteller_ds.model.layout import full_shape, is_expert, join_pieces, piec
 from storyteller_ds.model.moe import LocalMoE
 from storyteller_ds.model.objective import Objective
 from storyteller_ds.parallel import step as steps
-from storyteller_ds.parallel.deepspeed_json import as_user_error, held_dtype, import_deepspeed, passed_json
+from storyteller_ds.parallel.deepspeed_json import as_user_error, import_deepspeed, passed_json
 from storyteller_ds.parallel.engine import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
 from storyteller_ds.parallel.finite_steps import FiniteSteps
 from storyteller_ds.parallel.nvme import swaps_weights, with_nvme_settings
 from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 from storyteller_ds.parallel.plan import ParallelPlan
+from storyteller_ds.parallel.precision import autocast, check_same_dtype, held_dtype, run_dtype
 from storyteller_ds.parallel.world import World
 
 
@@ -40,7 +41,7 @@ class DeepSpeedEngine:
         device: where this rank's tensors live.
 
     Raises:
-        ConfigError: deepspeed is not installed, or refuses the JSON.
+        ConfigError: deepspeed is not installed, or refuses the JSON; or the ranks' cards need different formats.
     """
 
     def __init__(
@@ -51,13 +52,12 @@ class DeepSpeedEngine:
         world: World,
         device: torch.device,
     ) -> None:
+        check_same_dtype(run, device, world)
         self.run, self.world, self.device, self.plan = run, world, device, plan
         self.stage = run.parallel.zero_stage or 0
         self.passed_config: dict[str, Any] | None = passed_json(run, ds_config, plan, device)
         dtype = held_dtype(run, device)
-        self.autocast = steps.autocast(
-            device, steps.run_dtype(run.precision.dtype, device) if self.stage == 0 else torch.float32
-        )
+        self.autocast = autocast(device, run_dtype(run, device) if self.stage == 0 else torch.float32)
         deepspeed = _start_deepspeed(device, dtype)
         from storyteller_ds.parallel.zero_state import lay_out_muon, zero_state
 

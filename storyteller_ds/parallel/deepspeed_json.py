@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from storyteller_ds.config.deepspeed import engine_config, with_nvme_path
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.parallel import step as steps
 from storyteller_ds.parallel.plan import ParallelPlan
+from storyteller_ds.parallel.precision import DTYPE_NAMES, held_dtype
 
 # How AutoEP is told which module is what; see parallel/autoep.py.
 _AUTOEP_PATTERNS = {
@@ -32,14 +32,6 @@ _AUTOEP_PATTERNS = {
 }
 
 
-def held_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
-    """The format in which DeepSpeed holds the model's weights.
-
-    Without ZeRO nobody keeps an fp32 copy of them: they stay fp32 themselves, as on one device.
-    """
-    return steps.run_dtype(run.precision.dtype, device) if run.parallel.zero_stage else torch.float32
-
-
 def passed_json(
     run: RunConfig, ds_config: Mapping[str, Any], plan: ParallelPlan, device: torch.device
 ) -> dict[str, Any]:
@@ -56,7 +48,7 @@ def passed_json(
         run,
         micro_batch_size=plan.micro_batch_size,
         accumulation_steps=plan.accumulation_steps,
-        dtype=steps.DTYPE_NAMES[held_dtype(run, device)],
+        dtype=DTYPE_NAMES[held_dtype(run, device)],
         expert_parallel=autoep if plan.strategy == "autoep" else None,
     )
 

@@ -13,10 +13,10 @@ import torch
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.errors import TrainingStopped
-from storyteller_ds.parallel import step as steps
 from storyteller_ds.parallel.build import build_engine
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.plan import make_plan
+from storyteller_ds.parallel.precision import run_dtype
 from storyteller_ds.parallel.single import SingleEngine
 from storyteller_ds.parallel.world import World
 
@@ -51,7 +51,7 @@ def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, 
         for name, expected in reference.items()
     }
     worst = max(differences, key=lambda name: differences[name])
-    if not differences[worst] <= TOLERANCES[steps.run_dtype(run.precision.dtype, device)]:
+    if not differences[worst] <= TOLERANCES[run_dtype(run, device)]:
         raise TrainingStopped(
             f"self-test: the {worst} on {world.size} rank(s) differs from that on one device by "
             f"{differences[worst]:.1e} of its norm, so this run is not started; `storyteller certify` shows which "

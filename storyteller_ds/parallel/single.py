@@ -17,6 +17,7 @@ from storyteller_ds.parallel import step as steps
 from storyteller_ds.parallel.engine import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
 from storyteller_ds.parallel.muon import Muon, whole_parameter
 from storyteller_ds.parallel.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
+from storyteller_ds.parallel.precision import autocast, run_dtype
 from storyteller_ds.parallel.world import World
 
 
@@ -35,8 +36,8 @@ class SingleEngine:
         self.optimizer = build_optimizer(parameter_groups(self.decoder, run.optimizer, self.stacks), run.optimizer)
         if isinstance(self.optimizer, Muon):
             self.optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in self.stacks.items()})
-        dtype = steps.run_dtype(run.precision.dtype, device)
-        self.autocast = steps.autocast(device, dtype)
+        dtype = run_dtype(run, device)
+        self.autocast = autocast(device, dtype)
         # The same start and growth as in ds_configs/zero2_fp16.json.
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=2.0**16, growth_interval=1000, enabled=dtype == torch.float16

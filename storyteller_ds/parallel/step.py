@@ -106,19 +106,3 @@ def evaluate_batch(world: World, objective: Objective, batch: MicroBatch, device
     objective.train(was_training)
     sums = torch.stack([nll.cpu().double(), (batch.target_BS != IGNORED).sum().double()])
     return world.all_reduce_sum(sums.to(device) if device.type == "cuda" else sums).cpu()
-
-
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-def run_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The activation dtype that precision.dtype means on this device."""
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return next(dtype for dtype, name in DTYPE_NAMES.items() if name == wanted)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products in `dtype` over fp32 weights; does nothing for fp32."""
-    on = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on)

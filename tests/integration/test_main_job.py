@@ -50,6 +50,10 @@ def test_metrics_have_the_fields_of_the_contract(run_folder: Path):
     assert train[0].keys() >= expected | router
     assert validation[0].keys() >= {"step", "tokens", "val_loss", "val_ppl", "val_bpb"}
     assert sum(train[0]["expert_load"]) == pytest.approx(1)
+    # All of the same text, but for the names that say otherwise.
+    assert {line["val_tokens"] for line in validation} == {8 * 64}
+    finals = [{name for name in line if name.startswith("final_")} for line in validation]
+    assert finals == [set(), {"final_val_loss", "final_val_ppl", "final_val_bpb"}]
 
 
 @pytest.mark.usefixtures("outcome")
@@ -110,3 +114,17 @@ def test_the_same_command_again_has_nothing_to_do(run_folder: Path):
     assert again.exit_code == 0, again.stderr
     assert "already trained for 6 steps" in again.stderr
     assert (run_folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_time_ends_says_so_and_goes_on_with_more_of_it(tmp_path: Path):
+    def train(*more: str) -> str:
+        settings = (*RUN, "tracking.wandb=disabled", "train.sample_prompts=[]", *more)
+        outcome = run_command(train_command(1, None, "--output_dir", str(tmp_path / "run"), *settings), 120)
+        assert outcome.exit_code == 0, outcome.stderr
+        return outcome.stderr.splitlines()[-1]
+
+    reason = "stopped by train.max_minutes=1e-06 at step 1 of 6; raise it to go on"
+    assert train("train.max_minutes=1e-6") == f"training {reason}"
+    assert train("train.max_minutes=1e-6") == f"already {reason}"
+    assert train("train.max_minutes=60").startswith("saved ")
+    assert [line["step"] for line in metrics(tmp_path / "run") if "lr" in line] == list(range(1, STEPS + 1))

@@ -189,7 +189,9 @@ def test_the_experts_case_has_the_rows_of_the_router():
     assert case.work["forward+backward"]["bare bmm"] == 3 * flops.expert_flops(64, 16, 8)
 
 
-def result(date: str, commit: str, ours: float, device: str = "Some CPU", suite: str = "cpu") -> dict[str, Any]:
+def result(
+    date: str, commit: str, ours: float, device: str = "Some CPU", suite: str = "cpu", instructions: str = "AVX9"
+) -> dict[str, Any]:
     of_case = {"op": "moe_layer", "case": "c1", "direction": "forward+backward"}
     rows = [
         row("ours", "ours", ours, of_limit={"bare bmm": 1 / ours}, **of_case),
@@ -198,6 +200,7 @@ def result(date: str, commit: str, ours: float, device: str = "Some CPU", suite:
     ]
     goal = {**of_case, "goal": "1.5x", "at_least": 1.5, "measured": 3.0 / ours, "against": "stock", "why": ""}
     return {
+        **{"instruction_set": instructions if suite == "cpu" else None},
         **{"suite": suite, "device": device, "threads": 2, "versions": {"torch": "2.13", "liger": None}},
         **{"commit": commit, "dirty": False, "date": date, "kernels": {"backend": "reference", "reason": "a test"}},
         **{"results": rows, "goals": [goal]},
@@ -219,6 +222,19 @@ def test_the_tables_have_the_newest_commit_and_the_median_of_its_runs():
     assert "| NVIDIA H200 | moe_layer c1 | forward+backward | 1 ms |" in of_experts
     assert "not yet measured" not in of_experts
     assert readme.measured_of("rms_norm", []).count("not yet measured") == 2
+
+
+def test_machines_of_one_name_are_told_apart_by_their_instructions():
+    """A name such as AMD EPYC is that of machines with and without AVX-512; so old figures stay beside new ones."""
+    new = result("2026-01-02", "new", 1.0, instructions="AVX10")
+    chosen = readme.newest_runs([result("2026-01-01", "old", 2.0), new])
+    assert [one.machine for one in chosen] == ["Some CPU, AVX10", "Some CPU, AVX9"]
+    text = readme.measured(chosen)
+    assert "### Some CPU, AVX10 (CPU)" in text
+    assert "### Some CPU, AVX9 (CPU)" in text
+    of_experts = readme.measured_of("expert_mlp", chosen)
+    assert "| Some CPU, AVX10 | moe_layer c1 | forward+backward | 1 s |" in of_experts
+    assert "| Some CPU, AVX9 | moe_layer c1 | forward+backward | 2 s |" in of_experts
 
 
 def test_a_goal_at_the_border_is_met_and_below_it_is_not():

@@ -23,7 +23,20 @@ from benchmarks.suite import OPS, main
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 TINY: Size = "tiny"
-MACHINE = {"format", "suite", "device", "threads", "python", "versions", "commit", "dirty", "date", "kernels", "rounds"}
+MACHINE = {
+    "format",
+    "suite",
+    "device",
+    "instruction_set",
+    "threads",
+    "python",
+    "versions",
+    "commit",
+    "dirty",
+    "date",
+    "kernels",
+    "rounds",
+}
 ROW = {
     *("op", "case", "shape", "direction", "implementation", "role", "ok", "why", "note", "compared", "median_s"),
     *("q1_s", "q3_s", "rounds", "of_limit", "work", "details", "tokens_per_s", "peak_bytes"),
@@ -186,7 +199,7 @@ def test_what_cannot_be_meant_is_refused(arguments):
 
 
 def test_a_second_run_of_a_commit_is_kept_beside_the_first(tmp_path):
-    machine = {"device": "NVIDIA H200 (SXM)", "commit": "abc"}
+    machine = {"device": "NVIDIA H200 (SXM)", "instruction_set": None, "commit": "abc"}
     for name in ("nvidia-h200-sxm_abc.json", "nvidia-h200-sxm_abc_run2.json"):
         path = record.file_for(tmp_path / "results", machine)
         assert path == tmp_path / "results" / name

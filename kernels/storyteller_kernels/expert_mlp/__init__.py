@@ -79,11 +79,17 @@ def expert_mlp_of_tokens(
     return autograd.expert_mlp(*low, end_E, token_N, row_TK)
 
 
+def triton_has(activation: Activation, has_biases: bool) -> bool:
+    """Whether there are Triton kernels for such experts. On a GPU the others go one after the other in plain torch,
+    and the host waits for their counts."""
+    return activation == "swiglu" and not has_biases
+
+
 def _triton_operands(
     x: Tensor, up_EHD: Tensor, down_EDI: Tensor, activation: Activation, *biases: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Rows and weights in the one dtype of the product, or None where Triton does not take the call."""
-    if activation != "swiglu" or any(bias is not None for bias in biases) or not runs_on_triton(x, up_EHD, down_EDI):
+    if not triton_has(activation, any(bias is not None for bias in biases)) or not runs_on_triton(x, up_EHD, down_EDI):
         return None
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -108,4 +114,4 @@ def _row_ends(count_E: Tensor | list[int], device: torch.device) -> Tensor:
     return torch.tensor(list(itertools.accumulate(count_E)), dtype=torch.int32, device=device)
 
 
-__all__ = ["Activation", "activate", "expert_mlp", "expert_mlp_of_tokens"]
+__all__ = ["Activation", "activate", "expert_mlp", "expert_mlp_of_tokens", "triton_has"]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 from rich.console import Console
+from storyteller_kernels.cpu_products import instruction_set
 
 from storyteller_ds.certify import report
 from storyteller_ds.certify.compare import compare
@@ -79,4 +80,7 @@ def test_the_page_has_the_machine_and_the_table(verdicts: list[Verdict]):
     page = report.as_page(verdicts, 65.0)
     assert "0 of 2 rows passed in 65 s" in page
     assert report.markdown_table(verdicts) in page
+    assert report.SCOPE in page
+    assert "8 steps on the seed of 24" in page
+    assert f", {instruction_set()}\n- python: " in page
     assert "- torch: " in page
