@@ -42,7 +42,9 @@ def test_every_text_that_a_command_takes_is_a_path_for_users_or_none():
     texts = {p.name: p for command in commands() for p in command.params if isinstance(p.type, click.Path)}
     assert texts.keys() >= {"checkpoint", "output", "output_dir", "prompts_file", "ds_config", "hostfile", "config"}
     assert {name for name, parameter in texts.items() if not isinstance(parameter.type, UserPath)} == set()
-    plain = {p.name for command in commands() for p in command.params if isinstance(p.type, click.types.StringParamType)}
+    plain = {
+        p.name for command in commands() for p in command.params if isinstance(p.type, click.types.StringParamType)
+    }
     assert plain <= NOT_PATHS
 
 
