@@ -143,7 +143,7 @@ def test_what_may_not_be_written_is_refused_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr("storyteller_ds.durable.os.access", lambda path, mode: Path(path) not in (file, closed))
     with pytest.raises(UserError, match="file: may not be written"):
         check_output(file, "--output")
-    with pytest.raises(UserError, match="the folder .*closed may not be written"):
+    with pytest.raises(UserError, match=r"the folder .*closed may not be written"):
         check_output(closed / "x", "--output")
     check_output(tmp_path / "x", "--output")
 
