@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from storyteller_ds.cli.main import run_command
+from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.evaluation.against_xz import final_val_bpb, xz_bits_per_byte
 
 
 @click.command()
-@click.argument("run_folder", type=click.Path(path_type=Path))
-@click.argument("text_file", type=click.Path(path_type=Path))
+@click.argument("run_folder", type=UserPath())
+@click.argument("text_file", type=UserPath())
 def compare(run_folder: Path, text_file: Path) -> None:
     """Print the final_val_bpb of RUN_FOLDER and what `xz -9` needs for TEXT_FILE; exit code 1 if xz needs less."""
     model, xz = final_val_bpb(run_folder), xz_bits_per_byte(text_file)

@@ -1,7 +1,14 @@
 """Files that are never seen half-written, and that survive a power cut."""
 
 import os
+import secrets
+import shlex
+import stat
+import sys
 from pathlib import Path
+from typing import TextIO
+
+from storyteller_ds.errors import UserError
 
 
 def flush_to_disk(path: Path) -> None:
@@ -20,8 +27,88 @@ def write_flushed(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file: written beside it, flushed to disk, renamed."""
+    """Replace a file of our own: written beside it, flushed to disk, renamed. A link in its place is replaced, too."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.unlink(missing_ok=True)  # left by a run that was killed; or a link, and what it leads to is not ours
     write_flushed(beside, text)
     beside.replace(path)
+
+
+def check_output(path: Path, option: str) -> None:
+    """See that `write_output` can write a file that the user has named, before the work whose result goes there.
+
+    Raises:
+        UserError: it cannot; names the option, what is in the way, and what to do.
+    """
+
+    def refuse(reason: str) -> UserError:
+        return UserError(f"{option} {path}: {reason}")
+
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        raise refuse(f"{error.strerror}; name another file") from None
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        raise refuse("a folder; name a file in it")
+    if found is not None and not os.access(path, os.W_OK):
+        raise refuse("may not be written; name another file")
+    if _written_through(path) is None:
+        folder = _target(path).parent
+        if not folder.is_dir():
+            raise refuse(f"the folder {folder} does not exist; make it first (mkdir -p {shlex.quote(str(folder))})")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise refuse(f"the folder {folder} may not be written; name another")
+
+
+def write_output(path: Path, option: str, text: str) -> None:
+    """Write a file that the user has named, to where a shell's `>` would.
+
+    What is no regular file (a FIFO, a device), and our own stdout, is written to and never replaced. A file is
+    replaced as a whole and keeps its mode; a link stays, and what it leads to is replaced.
+
+    Raises:
+        UserError: it cannot be written; names the option. What was there before is untouched.
+    """
+    try:
+        stream = _written_through(path)
+        if stream is None:
+            _replace(_target(path), text)
+        elif isinstance(stream, Path):
+            stream.write_text(text, encoding="utf-8")
+        else:
+            print(text, end="", file=stream, flush=True)
+    except OSError as error:
+        raise UserError(f"{option} {path} could not be written: {error.strerror or error}") from error
+
+
+def _target(path: Path) -> Path:
+    """The file that a path leads to, which need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def _written_through(path: Path) -> Path | TextIO | None:
+    """The path, or our own stream of what it leads to, if that is not to be replaced by a file; else None."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        # /dev/stdout with `> file` or `>> file` is a regular file, which the shell holds.
+        if os.path.samestat(found, os.fstat(descriptor)):
+            return stream
+    return None if stat.S_ISREG(found.st_mode) else path
+
+
+def _replace(target: Path, text: str) -> None:
+    # A name that nobody has: what lies beside it is not ours.
+    beside = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        write_flushed(beside, text)
+        if target.exists():
+            beside.chmod(stat.S_IMODE(target.stat().st_mode))
+        beside.replace(target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

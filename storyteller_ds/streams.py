@@ -4,6 +4,9 @@ The rule: no progress, log line or tracker ever ends training, or holds it up fo
 cannot be written is left out, and the run goes on: metrics.jsonl and the checkpoints have its results. (A pipe that
 nobody reads and a terminal after Ctrl-S would otherwise block the run until its watchdog ends it.)
 
+No letter ends a command either: what stdout or stderr cannot encode is spelt out, and bytes of stdin that cannot be
+decoded are kept as surrogates.
+
 Where stdout is what a command is for (a story, a listing), losing it ends the command as it ends other programs:
 silently, if the reader has seen enough (`... | head`), else with the reason.
 """
@@ -49,6 +52,8 @@ def secure_output(stdout_matters: bool) -> None:
     if sys.stderr is sys.__stderr__:
         sys.stderr = _text_stream(_Output(2, patience, matters=False), sys.stderr)
         sys.__stderr__ = sys.stderr  # type: ignore[misc]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def write_unlocked(descriptor: int, text: str) -> None:
@@ -95,9 +100,7 @@ def _is_ready(descriptor: int, seconds: float | None) -> bool:
 
 def _text_stream(output: _Output, before: TextIO | None) -> "io.TextIOWrapper[io.BufferedWriter]":
     encoding = "utf-8" if before is None else before.encoding
-    # A letter that the encoding does not have must not end training either.
-    errors = before.errors if before is not None and output.matters else "backslashreplace"
-    return io.TextIOWrapper(io.BufferedWriter(output), encoding, errors, line_buffering=True)
+    return io.TextIOWrapper(io.BufferedWriter(output), encoding, "backslashreplace", line_buffering=True)
 
 
 def _fill_closed_descriptors() -> None:

@@ -14,7 +14,7 @@ import torch
 from storyteller_kernels.cpu_products import instruction_set
 from storyteller_kernels.dispatch import choice_for
 
-from storyteller_ds.durable import write_atomically
+from storyteller_ds.durable import write_output
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = {"triton": "triton", "deepspeed": "deepspeed", "transformers": "transformers", "liger": "liger-kernel"}
@@ -90,9 +90,9 @@ def file_for(out: Path, machine: Mapping[str, Any]) -> Path:
 
 
 def write(record: Mapping[str, Any], path: Path) -> None:
-    """Write, or replace, the JSON."""
+    """Write, or replace, the JSON that --out has named."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    write_output(path, "--out", json.dumps(record, indent=1) + "\n")
 
 
 def slug(device: str) -> str:

@@ -10,6 +10,7 @@ does nothing makes all wait politely, and ending it makes them spin again: the o
 No number changes, since an operation is divided among as many threads as before.
 """
 
+import atexit
 import os
 import sys
 import threading
@@ -119,13 +120,20 @@ def share_cores(ranks: int = 1) -> Neighbours:
         look: Callable[[], object] = CoreSharing(neighbours, threads, len(os.sched_getaffinity(0))).adjust
     else:
         look = neighbours.look
-    threading.Thread(target=_keep_looking, args=(look,), name="neighbours", daemon=True).start()
+    end = threading.Event()
+    looking = threading.Thread(target=_keep_looking, args=(look, end), name="neighbours", daemon=True)
+    looking.start()
+
+    def stop() -> None:
+        end.set()
+        looking.join()
+
+    atexit.register(stop)  # a thread that Python ends in the middle of torch's work aborts the process
     return neighbours
 
 
-def _keep_looking(look: Callable[[], object]) -> None:
-    pause = threading.Event()
-    while not pause.wait(LOOK_EVERY_S):
+def _keep_looking(look: Callable[[], object], end: threading.Event) -> None:
+    while not end.wait(LOOK_EVERY_S):
         look()
 
 

@@ -44,7 +44,7 @@ class Difference:
 
 
 def compare(a: Checkpoint, b: Checkpoint) -> Difference:
-    """Compare two checkpoints: settings, topology, and every weight and moment.
+    """Compare two checkpoints: settings, topology, and every weight and moment; if one has weights only, these.
 
     Raises:
         CheckpointError: a file of either cannot be read.
@@ -54,6 +54,8 @@ def compare(a: Checkpoint, b: Checkpoint) -> Difference:
     only_in_b: list[str] = []
     equal = 0
     for part in ("weights", "optimizer"):
+        if part not in a.parts or part not in b.parts:
+            continue
         files_a, files_b = a.open_tensors(part), b.open_tensors(part)
         only_in_a += [name for name in files_a if name not in files_b]
         only_in_b += [name for name in files_b if name not in files_a]

@@ -8,12 +8,15 @@ step_00000100/
   manifest.json                          written last: size and sha256 of every other file
 
 Nothing else is consulted: no pointer file says which step is the last one, the folders do.
+
+The optimizer's and the rng files may be left out of a copy: weights are enough to generate, and only training demands
+all parts.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,9 @@ TRAINER = "trainer.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 PARTS = ("weights", "optimizer", "rng")
-"""What each rank writes a file of."""
+"""What each rank writes a file of; all of them are needed to continue training."""
+WEIGHTS = PARTS[:1]
+"""What a story needs."""
 _STEP_PREFIX = "step_"
 _MAX_STEP = 10**15
 
@@ -69,9 +74,15 @@ class Checkpoint:
         return int(self.manifest["topology"]["world_size"])
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """PARTS, or WEIGHTS where the optimizer's files have been left out, as of a copy to share."""
+        optimizer = [name for name in self.manifest["files"] if name.startswith("optimizer-")]
+        return PARTS if any(os.path.lexists(self.folder / name) for name in optimizer) else WEIGHTS
+
+    @property
     def bytes(self) -> int:
-        """Size of all its files but the manifest (bytes)."""
-        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+        """Size of the files of its parts, the manifest aside (bytes)."""
+        return sum(entry["bytes"] for _, entry in self.files(self.parts))
 
     @property
     def val_bpb(self) -> float | None:
@@ -110,14 +121,22 @@ class Checkpoint:
         """
         return _read_object(self.folder / name)
 
-    def verify(self) -> None:
+    def files(self, parts: Sequence[str]) -> list[tuple[str, Any]]:
+        """Names and manifest entries of the files of these parts, and of those that belong to no part."""
+        others = tuple(f"{part}-" for part in PARTS if part not in parts)
+        return [(name, entry) for name, entry in self.manifest["files"].items() if not name.startswith(others)]
+
+    def verify(self, parts: Sequence[str] = PARTS) -> None:
         """Compare size and sha256 of every file with the manifest.
+
+        Args:
+            parts: which of PARTS are needed; the files of others may be missing, or be anything.
 
         Raises:
             CheckpointError: a file is missing or differs; names it.
         """
-        self.verify_sizes()
-        for name, expected in self.manifest["files"].items():
+        self.verify_sizes(parts)
+        for name, expected in self.files(parts):
             try:
                 found = hash_file(self.folder / name)
             except OSError as error:
@@ -137,18 +156,23 @@ class Checkpoint:
         if name.startswith(_STEP_PREFIX) and name != step_folder_name(self.step):
             raise CheckpointError(f"{self.folder} holds step {self.step}; give it its own name back")
 
-    def verify_sizes(self) -> None:
+    def verify_sizes(self, parts: Sequence[str] = PARTS) -> None:
         """What can be seen without reading the files: they are there, plain files, and as long as the manifest says.
+
+        Args:
+            parts: as for verify.
 
         Raises:
             CheckpointError: one is not; names it.
         """
-        for name, expected in self.manifest["files"].items():
+        for name, expected in self.files(parts):
             try:
                 _refuse_link(self.folder / name)
                 size = (self.folder / name).stat().st_size
             except OSError:
-                raise CheckpointError(f"checkpoint {self.folder}: {name} is missing; use another step") from None
+                raise CheckpointError(
+                    f"checkpoint {self.folder}: {name} is missing{self._what_is_left(name)}; use another step"
+                ) from None
             if size != expected["bytes"]:
                 raise self._damaged(name)
 
@@ -169,6 +193,10 @@ class Checkpoint:
     def open_rng(self, rank: int) -> TensorFiles:
         """The random streams of one rank."""
         return TensorFiles([self.folder / shard_name("rng", rank, self.world_size)])
+
+    def _what_is_left(self, missing: str) -> str:
+        weights_only = self.parts == WEIGHTS and missing.startswith(PARTS[1:])
+        return ", it has weights only: enough to generate, not to continue training" if weights_only else ""
 
     def _damaged(self, name: str) -> CheckpointError:
         return CheckpointError(

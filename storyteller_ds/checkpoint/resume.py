@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.empty import empty_decoder
 from storyteller_ds.model.layout import placed_parameters
 from storyteller_ds.parallel.engine import Engine, LossScale
 from storyteller_ds.parallel.optimizer import muon_stacks, state_kinds
@@ -43,25 +43,34 @@ _FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "mode
 _SAME_TOKENS = ("data.sequence_length", "data.cache_dir", "data.streaming")
 
 
-def find_checkpoint(path: Path, say: Callable[[str], None]) -> Checkpoint:
+def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str] | None = layout.PARTS) -> Checkpoint:
     """The checkpoint that `path` names: a step folder, or a run folder and then its newest valid step.
 
+    Args:
+        path: of the folder.
+        say: told of each step that is passed over.
+        parts: what is needed of it: layout.WEIGHTS to generate, all to continue training; None: what it has.
+
     Raises:
-        CheckpointError: there is none, or the step folder is damaged.
+        CheckpointError: there is none, or the step folder is damaged or lacks a part.
     """
     if (path / layout.MANIFEST).exists():
         checkpoint = open_checkpoint(path)
-        checkpoint.verify()
+        checkpoint.verify(checkpoint.parts if parts is None else parts)
         return checkpoint
-    found = newest_valid(path / CHECKPOINTS, say) or newest_valid(path, say)
+    found = newest_valid(path / CHECKPOINTS, say, parts) or newest_valid(path, say, parts)
     if found is None:
         reason = "it has no valid checkpoint" if path.exists() else "there is no such folder"
         raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
     return found
 
 
-def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest step whose files all agree with its manifest; damaged ones are passed over, and said so.
+def newest_valid(
+    checkpoints: Path, say: Callable[[str], None], parts: Sequence[str] | None = layout.PARTS
+) -> Checkpoint | None:
+    """The newest step whose files, those of `parts`, agree with its manifest; others are passed over, and said so.
+
+    See find_checkpoint for the arguments.
 
     No pointer file (`latest` and the like) is asked: what one says may be old, or a stranger's.
     """
@@ -70,7 +79,7 @@ def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | 
         try:
             checkpoint = open_checkpoint(folder)
             checkpoint.verify_name()
-            checkpoint.verify()
+            checkpoint.verify(checkpoint.parts if parts is None else parts)
         except CheckpointError as error:
             say(f"passing over a checkpoint: {error}")
             continue
@@ -78,7 +87,7 @@ def newest_valid(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | 
             say(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
         return checkpoint
     # A run that keeps few checkpoints may have replaced all of them meanwhile.
-    return newest_valid(checkpoints, say) if set(step_folders(checkpoints)) - set(seen) else None
+    return newest_valid(checkpoints, say, parts) if set(step_folders(checkpoints)) - set(seen) else None
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str, resume: str = "auto") -> None:
@@ -136,8 +145,7 @@ def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...]
     Raises:
         CheckpointError: one is not; names it.
     """
-    with torch.device("meta"):
-        decoder = Decoder(run)
+    decoder = empty_decoder(run)
     stacks = muon_stacks(decoder, run)
     expected: dict[str, dict[str, tuple[int, ...]]] = {"weights": {}, "optimizer": {}}
     for name, parameter, *_ in placed_parameters(decoder):

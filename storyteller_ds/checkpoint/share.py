@@ -1,5 +1,6 @@
 """What one rank contributes to a checkpoint: taken from the engine while training stands still, written at leisure."""
 
+import contextlib
 import errno
 import json
 import os
@@ -87,6 +88,7 @@ def write_share(folder: Path, share: Share, rank: int, world_size: int) -> None:
             save_file(tensors, path)
         except SafetensorError as error:
             raise _as_os_error(error) from error
+        _as_readable_as_its_folder(path)
         flush_to_disk(path)
         written[path.name] = layout.hash_file(path)
     write_atomically(folder / receipt_name(rank, world_size), json.dumps(written))
@@ -100,6 +102,13 @@ def read_receipt(folder: Path, rank: int, world_size: int) -> dict[str, Any] | N
     files: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
     return files
+
+
+def _as_readable_as_its_folder(path: Path) -> None:
+    """safetensors makes files that only their owner may read; all of a checkpoint are as the umask has it."""
+    # Read from the folder: asking for the umask would set it for the other threads.
+    with contextlib.suppress(OSError):  # a file system without modes
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _as_os_error(error: SafetensorError) -> OSError:

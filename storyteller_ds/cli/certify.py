@@ -12,14 +12,15 @@ from storyteller_ds.certify import report
 from storyteller_ds.certify.rows import ROWS, Row, select
 from storyteller_ds.certify.run import NotCertified, Verdict, certify, place
 from storyteller_ds.cli.lines import lines_to
-from storyteller_ds.durable import write_atomically
+from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.durable import check_output, write_output
 from storyteller_ds.errors import UserError
 
 
 @click.command(name="certify")
 @click.option("--only", metavar="ROW[,ROW...]", help=f"Only these rows: {', '.join(row.name for row in ROWS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the table and the machine to this file, too.")
+@click.option("--output", type=UserPath(), help="Write the table and the machine to this file, too.")
 def certify_command(only: str | None, as_json: bool, output: Path | None) -> None:
     """Train a tiny mixture on every topology and compare losses, gradients, weights and logits.
 
@@ -28,13 +29,13 @@ def certify_command(only: str | None, as_json: bool, output: Path | None) -> Non
     """
     rows = select([name.strip() for name in (only or "").split(",") if name.strip()])
     _check_deepspeed(rows)
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it first")
+    if output is not None:
+        check_output(output, "--output")
     began = time.monotonic()
     verdicts = _run(rows)
     seconds = time.monotonic() - began
     if output is not None:
-        write_atomically(output, report.as_page(verdicts, seconds))
+        write_output(output, "--output", report.as_page(verdicts, seconds))
     _show(verdicts, as_json)
     bad = [verdict.placement.row.name for verdict in verdicts if verdict.bad]
     if bad:

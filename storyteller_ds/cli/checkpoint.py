@@ -18,14 +18,16 @@ from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
 from storyteller_ds.cli.group import Group
 from storyteller_ds.cli.lines import lines_to
+from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.train.run_folder import CHECKPOINTS
 from storyteller_ds.untrusted import for_terminal
 
 _SHOWN_TENSORS = 20
+_WEIGHTS_ONLY = "weights only"
 
-_path = click.argument("path", type=click.Path(path_type=Path))
+_path = click.argument("path", type=UserPath())
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -51,7 +53,7 @@ def ls(path: Path, as_json: bool) -> None:
         _print(
             f"{row['step'] if row['step'] is not None else '-':>10} {bpb:>9} {_size(row['bytes']):>12} "
             f"{topology['world_size']:>5} {topology['ep_size']!s:>3} {'-' if zero is None else zero!s:>4}  "
-            f"{row['written']:<19}  {row['problem'] or 'ok'}"
+            f"{row['written']:<19}  {row['problem'] or _state(row['weights_only'])}"
         )
 
 
@@ -61,15 +63,15 @@ def ls(path: Path, as_json: bool) -> None:
 def verify(path: Path, as_json: bool) -> None:
     """Read every file and compare it with the manifest; a file that the manifest does not know is a fault, too.
 
-    Exits 2 if anything is wrong with any step, and names the file.
+    Exits 2 if anything is wrong with any step, and names the file. A step without the optimizer's files is "weights
+    only", which is enough to generate.
     """
     found = [_strict(each) for each in _look(_folders(path), thorough=True)]
     if as_json:
         print(json.dumps([_row(each) for each in found], indent=2))
     else:
         for each in found:
-            files = f"ok, {len(each.checkpoint.manifest['files'])} files" if each.checkpoint else ""
-            _print(each.problem or f"{each.folder}: {files}")
+            _print(each.problem or f"{each.folder}: {_state(each.weights_only)}, {each.files} files")
     problems = [each.problem for each in found if each.problem]
     if problems:
         raise CheckpointError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
@@ -80,10 +82,11 @@ def verify(path: Path, as_json: bool) -> None:
 @_as_json
 def show(path: Path, as_json: bool) -> None:
     """Show one step, of a run folder the newest valid one: progress, topology, files, tensors, settings."""
-    found = find_checkpoint(path, lines_to(Console(stderr=True)))
+    found = find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
     weights = found.open_tensors("weights")
     what = {
         "folder": str(found.folder),
+        "weights_only": found.parts == layout.WEIGHTS,
         "step": found.step,
         "val_bpb": found.val_bpb,
         "val_tokens": found.val_tokens,
@@ -92,7 +95,7 @@ def show(path: Path, as_json: bool) -> None:
         "dataset_fingerprint": found.dataset_fingerprint,
         "config_fingerprint": found.manifest.get("config_fingerprint"),
         "parameters": sum(math.prod(entry.shape) for entry in weights.headers.values()),
-        "files": {name: entry["bytes"] for name, entry in found.manifest["files"].items()},
+        "files": {name: entry["bytes"] for name, entry in found.files(found.parts)},
         "weights": {name: list(weights.headers[name].shape) for name in weights},
         "run": found.read_json(layout.CONFIG).get("run"),
     }
@@ -110,36 +113,42 @@ def show(path: Path, as_json: bool) -> None:
 @click.option("--dry_run", is_flag=True, help="Only say what would be deleted.")
 @_as_json
 def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry_run: bool, as_json: bool) -> None:
-    """Delete old steps of a run. Only whole ones are counted and deleted, and one of them always stays."""
+    """Delete old steps of a run. Only whole ones are counted and deleted, and one of them always stays.
+
+    A step that has weights only is not whole: training could not be continued from it.
+    """
     if (path / layout.MANIFEST).exists():
         raise CheckpointError(f"{path} is a step folder; give the run folder")
     keep = CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best)
     # Verified by content: a step with a flipped bit must not be the reason to delete a good one.
     found = list(_look(_folders(path), thorough=True))
-    whole = [each.checkpoint for each in found if each.checkpoint and not each.problem]
+    whole = [each.checkpoint for each in found if each.checkpoint and not each.problem and not each.weights_only]
     kept = steps_to_keep(map(Saved.of, whole), keep)
     gone = [one.folder for one in whole if one.step not in kept]
     for folder in [] if dry_run else gone:
         delete(folder)
     damaged = [str(each.folder) for each in found if each.problem]
+    weights_only = [str(each.folder) for each in found if each.weights_only and not each.problem]
     if as_json:
         deleted = [str(folder) for folder in gone]
-        print(json.dumps({"deleted": deleted, "damaged": damaged, "dry_run": dry_run}, indent=2))
+        rows = {"deleted": deleted, "damaged": damaged, "weights_only": weights_only, "dry_run": dry_run}
+        print(json.dumps(rows, indent=2))
         return
     for folder in gone:
         _print(f"{'would delete' if dry_run else 'deleted'} {folder}")
-    for folder_name in damaged:
-        _print(f"left alone, damaged: {folder_name}")
+    for state, folders in (("damaged", damaged), (_WEIGHTS_ONLY, weights_only)):
+        for folder_name in folders:
+            _print(f"left alone, {state}: {folder_name}")
     print(f"{len(whole) - len(gone)} kept, {len(gone)} {'to delete' if dry_run else 'deleted'}")
 
 
 @checkpoint.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=UserPath())
+@click.argument("b", type=UserPath())
 @_as_json
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Compare two steps: settings, topology, and each tensor (largest difference, absolute and relative to A's)."""
-    first, second = (find_checkpoint(path, lines_to(Console(stderr=True))) for path in (a, b))
+    first, second = (find_checkpoint(path, lines_to(Console(stderr=True)), parts=None) for path in (a, b))
     difference = compare(first, second)
     if as_json:
         print(json.dumps({"a": str(first.folder), "b": str(second.folder), **dataclasses.asdict(difference)}, indent=2))
@@ -154,6 +163,16 @@ class _Found(NamedTuple):
     folder: Path
     checkpoint: Checkpoint | None
     problem: str | None
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether the optimizer's files have been left out."""
+        return self.checkpoint is not None and self.checkpoint.parts == layout.WEIGHTS
+
+    @property
+    def files(self) -> int:
+        """How many files its parts are."""
+        return len(self.checkpoint.files(self.checkpoint.parts)) if self.checkpoint else 0
 
 
 def _folders(path: Path) -> list[Path]:
@@ -174,9 +193,9 @@ def _look(folders: Iterable[Path], thorough: bool) -> Iterable[_Found]:
             found = open_checkpoint(folder)
             found.verify_name()
             if thorough:
-                found.verify()
+                found.verify(found.parts)
             else:
-                found.verify_sizes()
+                found.verify_sizes(found.parts)
             problem = None
         except CheckpointError as error:
             problem = str(error)
@@ -202,8 +221,13 @@ def _row(found: _Found) -> dict[str, Any]:
         "bytes": one.bytes if one else None,
         "topology": dict(one.manifest["topology"]) if one else {},
         "written": written,
+        "weights_only": found.weights_only,
         "problem": found.problem,
     }
+
+
+def _state(weights_only: bool) -> str:
+    return _WEIGHTS_ONLY if weights_only else "ok"
 
 
 def _size(size: int | None) -> str:

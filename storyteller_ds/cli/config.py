@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from storyteller_ds.cli.group import Group
+from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.config import RunConfig, load_config
 from storyteller_ds.config.explain import Setting, sections, settings
 from storyteller_ds.config.files import preset_names, preset_summary
@@ -17,8 +18,10 @@ def config() -> None:
 
 
 @config.command()
-@click.option("--config", "config_name", metavar="PRESET_OR_FILE", help="Preset name or YAML file.")
-@click.option("--ds_config", type=click.Path(path_type=Path), help="DeepSpeed JSON.")
+@click.option(
+    "--config", "config_name", type=UserPath(or_word=True), metavar="PRESET_OR_FILE", help="Preset name or YAML file."
+)
+@click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON.")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def show(config_name: str | None, ds_config: Path | None, overrides: tuple[str, ...]) -> None:
     """Print the resolved run config as YAML; fields that are not defaults say where they come from."""

@@ -1,7 +1,6 @@
-"""storyteller generate: continue a prompt."""
+"""storyteller generate: continue prompts."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -9,27 +8,34 @@ from pydantic import ValidationError
 from rich.console import Console
 from storyteller_kernels.cpu_sharing import share_cores
 
+from storyteller_ds.cli.conversation import converse
 from storyteller_ds.cli.lines import lines_to
-from storyteller_ds.durable import write_atomically
+from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.cli.prompts import Prompt, prompts_of, typed
+from storyteller_ds.cli.story_printer import print_story
+from storyteller_ds.durable import check_output, write_output
 from storyteller_ds.errors import UserError
-from storyteller_ds.inference.generate import generate_ids, prompt_ids, stream_text
 from storyteller_ds.inference.load import StoryModel, load_story_model
 from storyteller_ds.inference.sampling import SamplingConfig
+from storyteller_ds.inference.story import Story
 from storyteller_ds.parallel.world import pick_device
 from storyteller_ds.untrusted import for_terminal
 
+_BETWEEN_STORIES = "\n<|endoftext|>\n\n"
+
 
 @click.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Run folder or step folder.")
+@click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
 @click.option("--prompt", help="Beginning of the story.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line or Ctrl-D.")
-@click.option("--prompts_file", type=click.Path(path_type=Path), help="One prompt a line.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the stories of --prompts_file here.")
+@click.option("--prompts_file", type=UserPath(or_stream=True), help="One prompt a line; - is stdin.")
+@click.option("--output", type=UserPath(), help="Write the stories of --prompts_file here.")
+@click.option("--num_stories", "-n", type=click.IntRange(1), default=1, show_default=True, help="For each prompt.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
 @click.option("--top_k", type=int, default=0, show_default=True, help="Only the k likeliest tokens; 0: all.")
 @click.option("--top_p", type=float, default=1.0, show_default=True, help="Only the likeliest up to this probability.")
-@click.option("--max_new_tokens", type=int, default=200, show_default=True, help="Longest continuation.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed tells the same story.")
+@click.option("--max_new_tokens", type=int, help="Longest continuation.  [default: as long as the context has room]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 def generate(
     checkpoint: Path,
@@ -37,36 +43,46 @@ def generate(
     interactive: bool,
     prompts_file: Path | None,
     output: Path | None,
+    num_stories: int,
     device: str,
-    **sampling: float,
+    **sampling: float | None,
 ) -> None:
-    """Continue a prompt. The story goes to stdout, everything else to stderr."""
+    """Continue a prompt. The story goes to stdout, everything else to stderr.
+
+    The same command tells the same stories. Exits 2 if a prompt does not fit the model's context; the others are told.
+    """
     if sum((prompt is not None, interactive, prompts_file is not None)) != 1:
         raise UserError("give one of --prompt, --interactive and --prompts_file")
     if output is not None and prompts_file is None:
         raise UserError("--output goes with --prompts_file; for one prompt, redirect stdout")
     config = _sampling(sampling)
+    if output is not None:
+        check_output(output, "--output")
     say = lines_to(Console(stderr=True))
-    prompts = _read_prompts(prompts_file) if prompts_file is not None else [prompt or ""]
-    place = pick_device(device, 0)
+    prompts = [typed(prompt or "", "--prompt", say)] if prompts_file is None else prompts_of(prompts_file, say)
+    place = pick_device(device, 0, "--device")
     if place.type == "cpu":
         share_cores()
     model = load_story_model(checkpoint, place, say)
     say(f"model: {model.step_folder}")
     if interactive:
-        _talk(model, config, say)
-    elif output is not None:
-        stories = ["".join(_tell(model, text, config)) for text in prompts]
-        write_atomically(output, "\n\n<|endoftext|>\n\n".join(stories) + "\n")
-        say(f"{len(stories)} stories: {output}")
-    else:
-        for i, text in enumerate(prompts):
-            if i:
-                print("\n<|endoftext|>\n")
-            _print_story(model, text, config)
+        converse(model, config, num_stories, say)
+        return
+    stories, too_long = _prepare(model, config, prompts, num_stories)
+    if output is None:
+        for i, story in enumerate(stories):
+            print(_BETWEEN_STORIES if i else "", end="")
+            print_story(story)
+    elif stories:
+        _write(stories, output, say)
+    if cut := sum(story.ran_out_of_context for story in stories):
+        which = "the story" if len(stories) == 1 else f"{cut} of {len(stories)} stories"
+        say(f"the model's context of {model.decoder.context_length} tokens ended {which}")
+    if too_long:
+        raise UserError(_reason(too_long, len(prompts)))
 
 
-def _sampling(values: dict[str, float]) -> SamplingConfig:
+def _sampling(values: dict[str, float | None]) -> SamplingConfig:
     try:
         return SamplingConfig.model_validate(values)
     except ValidationError as error:
@@ -74,40 +90,32 @@ def _sampling(values: dict[str, float]) -> SamplingConfig:
         raise UserError(f"--{problem['loc'][0]}={problem['input']}: {problem['msg'].lower()}") from None
 
 
-def _read_prompts(path: Path) -> list[str]:
+def _prepare(
+    model: StoryModel, config: SamplingConfig, prompts: Sequence[Prompt], num_stories: int
+) -> tuple[list[Story], list[tuple[Prompt, UserError]]]:
+    """The stories, none of them told yet; and the prompts that leave no room, which must not cost the others."""
+    stories, too_long = [], []
+    for i, prompt in enumerate(prompts):
+        numbers = range(i * num_stories, (i + 1) * num_stories)
+        try:
+            stories += [model.story(prompt.text, config.of_story(number)) for number in numbers]
+        except UserError as error:
+            too_long.append((prompt, error))
+    return stories, too_long
+
+
+def _write(stories: Sequence[Story], output: Path, say: Callable[[str], None]) -> None:
+    text = f"\n{_BETWEEN_STORIES}".join(story.prompt + "".join(story) for story in stories) + "\n"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--prompts_file {path} cannot be read: {error}; give a UTF-8 file, one prompt a line"
-        ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--prompts_file {path} has no prompts; write one a line")
-    return prompts
+        write_output(output, "--output", text)
+    except UserError as error:
+        print(for_terminal(text), end="", flush=True)
+        raise UserError(f"{error}; the stories are on stdout instead") from None
+    say(f"{len(stories)} stories: {output}")
 
 
-def _tell(model: StoryModel, prompt: str, config: SamplingConfig) -> Iterator[str]:
-    """The prompt and its continuation, piece by piece."""
-    start = prompt_ids(model.tokenizer, prompt)
-    ids = generate_ids(model.decoder, model.run, start, config, model.tokenizer.end_of_text)
-    yield prompt
-    yield from stream_text(model.tokenizer, prompt, ids)
-
-
-def _print_story(model: StoryModel, prompt: str, config: SamplingConfig) -> None:
-    for piece in _tell(model, prompt, config):
-        print(for_terminal(piece), end="", flush=True)
-    print(flush=True)
-
-
-def _talk(model: StoryModel, config: SamplingConfig, say: Callable[[str], None]) -> None:
-    say("Begin a story; an empty line ends.")
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        _print_story(model, line, config)
-        # Another story for the same words next time.
-        config = config.model_copy(update={"seed": config.seed + 1})
+def _reason(too_long: Sequence[tuple[Prompt, UserError]], prompts: int) -> str:
+    (first, error), *more = too_long
+    likewise = f" (likewise line {', '.join(str(prompt.line) for prompt, _ in more)})" if more else ""
+    others = f"; the other {prompts - len(too_long)} prompts are told" if prompts > 1 else ""
+    return f"{first.where}: {error}{likewise}{others}"

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.config.hostfile import (
     check_arguments,
     check_environment_file,
@@ -55,7 +56,7 @@ class _Launch(click.Command):
     cls=_Launch,
     epilog="What comes after -- is for training: storyteller launch --num_accelerators 2 -- --ds_config F seed=1",
 )
-@click.option("--hostfile", "-H", type=click.Path(path_type=Path), help="A line HOST slots=N for each machine.")
+@click.option("--hostfile", "-H", type=UserPath(), help="A line HOST slots=N for each machine.")
 @click.option("--include", "-i", default="", metavar="HOST[:SLOT,..][@..]", help="Only these hosts and slots.")
 @click.option("--exclude", "-e", default="", metavar="HOST[:SLOT,..][@..]", help="All but these hosts and slots.")
 @click.option("--num_nodes", type=click.IntRange(1), help="The first so many hosts.")

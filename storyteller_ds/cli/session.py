@@ -1,6 +1,7 @@
 """One training run: the parts connected, in the order in which they need each other."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -237,10 +238,13 @@ class Session:
             return
         newest = step_folders(self.output_dir / layout.CHECKPOINTS)[0]
         print(f"metrics:    {self.output_dir / layout.METRICS}")
-        print(f"samples:    {self.output_dir / layout.SAMPLES}")
+        if (samples := self.output_dir / layout.SAMPLES).exists():
+            print(f"samples:    {samples}")
         print(f"checkpoint: {newest}")
         print(
-            f'try:        storyteller generate --checkpoint {self.output_dir} --prompt "Once upon a time"', flush=True
+            f"try:        storyteller generate --checkpoint {shlex.quote(str(self.output_dir))} "
+            '--prompt "Once upon a time"',
+            flush=True,
         )
 
 

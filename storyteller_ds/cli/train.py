@@ -10,6 +10,7 @@ from storyteller_kernels.cpu_memory import keep_freed_memory
 
 from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.main import speak
+from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, StorytellerError
@@ -24,10 +25,21 @@ SECONDS_IF_INTERRUPTED = 2
 
 
 @click.command()
-@click.option("--config", metavar="PRESET_OR_FILE", help="Preset name or YAML file.  [default: quickstart]")
-@click.option("--ds_config", type=click.Path(path_type=Path), help="DeepSpeed JSON; without one, a single device.")
-@click.option("--output_dir", type=click.Path(path_type=Path), help="Where everything goes.  [default: runs/NAME]")
-@click.option("--resume", default="auto", show_default=True, help="auto, never, or the path of a run or a step.")
+@click.option(
+    "--config",
+    type=UserPath(or_word=True),
+    metavar="PRESET_OR_FILE",
+    help="Preset name or YAML file.  [default: quickstart]",
+)
+@click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON; without one, a single device.")
+@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/NAME]")
+@click.option(
+    "--resume",
+    type=UserPath(or_word=True),
+    default="auto",
+    show_default=True,
+    help="auto, never, or the path of a run or a step.",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only errors.")
 @click.option("--local_rank", type=int, hidden=True, help="Passed by the deepspeed launcher; LOCAL_RANK says the same.")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")

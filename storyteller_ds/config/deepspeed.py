@@ -16,6 +16,7 @@ from storyteller_ds.config.nearest import nearest
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
+from storyteller_ds.user_paths import expand_home
 
 # JSON key -> run config field, for everything that both of them can say.
 _SHARED = {
@@ -140,7 +141,7 @@ def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_nvme_path(config: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
-    """The JSON with parallel.nvme_path in the place of every "nvme_path": "auto".
+    """The JSON with parallel.nvme_path in the place of every "nvme_path": "auto", and `~` in any as the home folder.
 
     Raises:
         ConfigError: it is needed and not given.
@@ -154,7 +155,9 @@ def with_nvme_path(config: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
                     f"the DeepSpeed JSON swaps to nvme ({section}) and leaves the folder to the run config; "
                     "add parallel.nvme_path=FOLDER, on a fast local disk"
                 )
-            zero[section] = {**settings, "nvme_path": run.parallel.nvme_path}
+            settings = {**settings, "nvme_path": run.parallel.nvme_path}
+        if isinstance(settings, dict) and isinstance(path := settings.get("nvme_path"), str):
+            zero[section] = {**settings, "nvme_path": str(expand_home(path))}
     return {**config, "zero_optimization": zero} if zero else dict(config)
 
 

@@ -82,8 +82,8 @@ class TrainConfig(Section):
     """Steps between two sets of sample stories in samples.md (optimizer steps); 0: only at the end."""
     sample_prompts: tuple[str, ...] = ("Once upon a time", "One day,", "There was a little")
     """What the sample stories begin with."""
-    sample_tokens: int = Field(150, ge=1)
-    """Length of a sample story (tokens)."""
+    sample_tokens: int | None = Field(None, ge=1)
+    """Longest sample story (tokens); null: to its end, or as long as the context has room."""
     hang_timeout_minutes: float = Field(20.0, ge=0)
     """How long a rank may stand still before all are ended, with the stacks of their threads (minutes); 0: for ever.
     A save and the first step, with what it compiles, must fit in. Below parallel.timeout_minutes, so that there are

@@ -19,6 +19,7 @@ from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer, train_token
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal_of
+from storyteller_ds.user_paths import expand_home
 
 FORMAT = 1
 """Raise it whenever the same text would give other tokens."""
@@ -133,7 +134,7 @@ def _given_tokenizer(run: RunConfig) -> Tokenizer | None:
     """The tokenizer of tokenizer.path, if there is one; checked against the rows of the embedding."""
     if run.tokenizer.path is None:
         return None
-    tokenizer = load_tokenizer(run.tokenizer.path.expanduser())
+    tokenizer = load_tokenizer(expand_home(run.tokenizer.path))
     if tokenizer.vocab_size > run.tokenizer.vocab_size:
         raise DataError(
             f"the tokenizer {run.tokenizer.path} has {tokenizer.vocab_size} tokens, more than "
@@ -163,5 +164,5 @@ def _write_split(folder: Path, split: str, source: Source, tokenizer: Tokenizer,
 
 def _cache(run: RunConfig) -> Path:
     if run.data.cache_dir is not None:
-        return run.data.cache_dir.expanduser()
-    return Path(os.environ.get("STORYTELLER_CACHE", "~/.cache/storyteller_ds")).expanduser()
+        return expand_home(run.data.cache_dir)
+    return expand_home(os.environ.get("STORYTELLER_CACHE", "~/.cache/storyteller_ds"))

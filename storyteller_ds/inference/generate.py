@@ -1,6 +1,6 @@
 """Continuing a text, token by token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -11,24 +11,12 @@ from storyteller_ds.inference.kv_cache import make_caches
 from storyteller_ds.inference.sampling import SamplingConfig, sample
 from storyteller_ds.model.decoder import Decoder
 
+_CACHED_AT_FIRST = 256
+"""Positions that a cache has room for before it grows: a context may be far longer than any story (tokens)."""
 
-@torch.no_grad()
-def generate_ids(
-    decoder: Decoder,
-    run: RunConfig,
-    prompt: Sequence[int],
-    config: SamplingConfig,
-    stop_id: int | None,
-) -> Iterator[int]:
-    """Ids that follow the prompt, one by one, until stop_id, max_new_tokens or the end of the context.
 
-    Args:
-        decoder: in eval mode. Where its experts are on several ranks, all of them call this with the
-            same arguments and stop_id None, so that all make the same number of steps.
-        run: the decoder's config.
-        prompt: at least one id.
-        config: sampling.
-        stop_id: ends the story and is not yielded; None: never.
+def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig) -> int:
+    """How many ids can follow the prompt at most: max_new_tokens, or fewer where the context ends before.
 
     Raises:
         UserError: the prompt leaves no room in the context.
@@ -37,18 +25,45 @@ def generate_ids(
         raise UserError(
             f"the prompt has {len(prompt)} tokens and the model's context {decoder.context_length}; shorten the prompt"
         )
+    room = decoder.context_length - len(prompt) + 1  # the last id is that which follows a full context
+    return min(room, config.max_new_tokens or room)
+
+
+@torch.no_grad()
+def generate_ids(
+    decoder: Decoder,
+    run: RunConfig,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    stop_id: int | None,
+    agree: Callable[[int], int] = lambda chosen: chosen,
+) -> Iterator[int]:
+    """Ids that follow the prompt, one by one, until stop_id, max_new_tokens or the end of the context.
+
+    Args:
+        decoder: in eval mode.
+        run: the decoder's config.
+        prompt: at least one id.
+        config: sampling.
+        stop_id: ends the story and is not yielded; None: never.
+        agree: called with each id that was chosen, gives the one to go on with. Where the experts are on several
+            ranks, all of them call this with the same arguments, and `agree` gives all of them the same id: in the
+            last bit they could disagree, and one would go on while the others stop.
+
+    Raises:
+        UserError: the prompt leaves no room in the context.
+    """
+    most = most_new_ids(decoder, prompt, config)
     parameter = decoder.embedding.weight
-    length = min(decoder.context_length, len(prompt) + config.max_new_tokens)
+    length = len(prompt) + min(most, _CACHED_AT_FIRST)
     caches = make_caches(run, 1, length, parameter.dtype, parameter.device)
     generator = torch.Generator().manual_seed(config.seed)
     token_BS = torch.tensor([list(prompt)], device=parameter.device)
     position = 0
-    for _ in range(config.max_new_tokens):
-        if position + token_BS.shape[1] > decoder.context_length:
-            return
+    for _ in range(most):
         logits_BSV, _ = decoder(token_BS, caches, position)
         position += token_BS.shape[1]
-        chosen = sample(logits_BSV[0, -1], config, generator)
+        chosen = agree(sample(logits_BSV[0, -1], config, generator))
         if chosen == stop_id:
             return
         yield chosen

@@ -13,7 +13,10 @@ from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.errors import CheckpointError
+from storyteller_ds.inference.sampling import SamplingConfig
+from storyteller_ds.inference.story import Story
 from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.empty import empty_decoder
 from storyteller_ds.model.layout import placed_parameters
 
 
@@ -25,16 +28,22 @@ class StoryModel(NamedTuple):
     tokenizer: Tokenizer
     step_folder: Path
 
+    def story(self, prompt: str, config: SamplingConfig) -> Story:
+        """A story that is yet to be told; see Story."""
+        return Story(self.decoder, self.run, self.tokenizer, prompt, config)
+
 
 @torch.no_grad()
 def load_story_model(path: Path, device: torch.device, say: Callable[[str], None]) -> StoryModel:
     """Load the decoder of a run folder (its newest valid step) or of a step folder, in fp32 and eval mode.
 
+    Weights are enough: the optimizer's and the rng files may be missing.
+
     Raises:
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
         ConfigError, DataError: its config or its tokenizer cannot be used.
     """
-    checkpoint = find_checkpoint(path, say)
+    checkpoint = find_checkpoint(path, say, layout.WEIGHTS)
     config = checkpoint.folder / layout.CONFIG
     run = parse_run_config(as_mapping(checkpoint.read_json(layout.CONFIG).get("run"), str(config)), str(config))
     tokenizer = load_tokenizer(checkpoint.folder / layout.TOKENIZER, "use another step")
@@ -49,8 +58,7 @@ def load_story_model(path: Path, device: torch.device, say: Callable[[str], None
             f"{config} says {run.model.num_layers} layers, more than there are tensors; do not trust it"
         )
     try:
-        with torch.device("meta"):
-            decoder = Decoder(run)
+        decoder = empty_decoder(run)
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch says to sizes beyond 64 bits
         raise CheckpointError(f"{config} describes a model that cannot be ({error}); do not trust it") from None
     # A config can promise any size; memory is taken only once the files have been seen to hold it.

@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import torch
+
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
-from storyteller_ds.inference.generate import generate_ids, prompt_ids
+from storyteller_ds.inference.generate import prompt_ids
+from storyteller_ds.inference.markdown import as_quote
 from storyteller_ds.inference.sampling import SamplingConfig
+from storyteller_ds.inference.story import Story
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.run_folder import written_record
@@ -33,7 +37,7 @@ def check_prompts(run: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 class SampleHook(Hook):
-    """Writes stories to samples.md, a section per step.
+    """Writes stories to samples.md, a section per step. One that was cut before its end closes with an ellipsis.
 
     Args:
         engine: the model; every rank takes part, since the experts may be spread over them.
@@ -67,15 +71,18 @@ class SampleHook(Hook):
         told = [self._story(prompt) for prompt in self.run.train.sample_prompts]
         decoder.train(was_training)
         if self.engine.world.is_main:
-            stories = "\n\n".join(f"> {story.replace(chr(10), chr(10) + '> ')}" for story in told)
+            stories = "\n\n".join(told)
             with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(f"## Step {state.step}\n\n{stories}\n\n")
 
     def _story(self, prompt: str) -> str:
-        room = self.engine.decoder.context_length - len(prompt_ids(self.tokenizer, prompt))
-        config = SamplingConfig(seed=self.run.seed, max_new_tokens=max(1, min(self.run.train.sample_tokens, room)))
-        # Never stopped early: ranks could disagree in the last bit, and one would wait for the others.
-        ids = list(generate_ids(self.engine.decoder, self.run, prompt_ids(self.tokenizer, prompt), config, None))
-        if self.tokenizer.end_of_text in ids:
-            ids = ids[: ids.index(self.tokenizer.end_of_text)]
-        return prompt + self.tokenizer.decode(ids)
+        config = SamplingConfig(seed=self.run.seed, max_new_tokens=self.run.train.sample_tokens)
+        story = Story(self.engine.decoder, self.run, self.tokenizer, prompt, config, self._agreed)
+        continuation = "".join(story)
+        return as_quote(prompt, continuation + " …" if story.was_cut else continuation)
+
+    def _agreed(self, chosen: int) -> int:
+        """What rank 0 has chosen."""
+        world = self.engine.world
+        mine = torch.tensor([chosen if world.is_main else 0], device=self.engine.device)
+        return int(world.all_reduce_sum(mine))

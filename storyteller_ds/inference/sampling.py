@@ -1,5 +1,7 @@
 """Choosing the next token from the model's distribution."""
 
+from typing import Self
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -16,10 +18,14 @@ class SamplingConfig(BaseModel):
     """Only the k most probable tokens; 0: all."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Only the most probable tokens that together reach this probability (nucleus, Holtzman et al. 2020)."""
-    max_new_tokens: int = Field(200, ge=1)
-    """Longest continuation (tokens)."""
-    seed: int = Field(0, ge=0)
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest continuation (tokens); None: as long as the context has room."""
+    seed: int = Field(0, ge=0, lt=2**63)
     """Start of the random stream; the same seed gives the same story."""
+
+    def of_story(self, number: int) -> Self:
+        """The same with another random stream, for story `number` of several; that of story 0 is this one's."""
+        return self.model_copy(update={"seed": (self.seed + number) % 2**63})
 
 
 def sample(logits_V: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:

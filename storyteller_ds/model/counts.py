@@ -2,10 +2,8 @@
 
 from typing import NamedTuple
 
-import torch
-
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.empty import empty_decoder
 from storyteller_ds.model.layout import is_expert
 
 
@@ -20,7 +18,7 @@ class ParameterCount(NamedTuple):
 def count_parameters(run: RunConfig) -> ParameterCount:
     """Counted on the meta device: the model is laid out but no memory is taken."""
     total = experts = 0
-    for name, parameter in _meta_decoder(run).named_parameters():
+    for name, parameter in empty_decoder(run).named_parameters():
         total += parameter.numel()
         experts += parameter.numel() if is_expert(name) else 0
     idle = experts * (run.moe.num_experts - run.moe.top_k) // run.moe.num_experts if experts else 0
@@ -35,7 +33,7 @@ def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float
     """
     length = sequence_length or run.data.sequence_length
     weights = 0.0
-    for name, parameter in _meta_decoder(run).named_parameters():
+    for name, parameter in empty_decoder(run).named_parameters():
         if parameter.dim() < 2 or name.endswith("bias") or name.startswith("position_embedding"):
             continue
         if name == "embedding.weight" and not run.model.tie_embeddings:
@@ -44,8 +42,3 @@ def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float
         weights += parameter.numel() * share
     attention = 2 * 2 * run.model.num_layers * run.model.hidden_size * (length + 1) / 2
     return 3 * (2 * weights + attention)
-
-
-def _meta_decoder(run: RunConfig) -> Decoder:
-    with torch.device("meta"):
-        return Decoder(run)

@@ -180,12 +180,13 @@ def _check_port_is_free(port: int) -> None:
         ) from error
 
 
-def pick_device(wanted: str, local_rank: int) -> torch.device:
+def pick_device(wanted: str, local_rank: int, option: str = "parallel.device") -> torch.device:
     """The device of this rank.
 
     Args:
-        wanted: parallel.device: auto, cpu, cuda or mps.
+        wanted: auto, cpu, cuda or mps.
         local_rank: which CUDA card, on a machine with several.
+        option: where `wanted` was given, for the error.
 
     Raises:
         ConfigError: this machine does not have it, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
@@ -194,7 +195,7 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     kind = wanted if wanted != "auto" else next(name for name, there in has.items() if there)
     if not has[kind]:
         there = ", ".join(name for name, available in has.items() if available)
-        raise ConfigError(f"parallel.device={wanted}, but this machine has only: {there}; use one of these or auto")
+        raise ConfigError(f"{option}={wanted}, but this machine has only: {there}; use one of these or auto")
     if kind == "cuda":
         cards = torch.cuda.device_count()
         if local_rank >= cards:

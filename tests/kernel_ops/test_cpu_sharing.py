@@ -129,3 +129,15 @@ def test_a_program_that_computes_beside_this_one_is_seen():
     burn = "import time\nwhile time.process_time() < 1.0: pass"
     subprocess.run([sys.executable, "-c", burn], timeout=120, check=True)
     assert neighbours.look() > 0.1
+
+
+def test_nothing_is_looked_at_while_python_ends():
+    # Python ends a thread that computes by unwinding its C++ frames, which aborts the process with exit code 134.
+    code = (
+        "import atexit, threading\n"
+        "from storyteller_kernels.cpu_sharing import share_cores\n"
+        "atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n"  # called after what comes later
+        "share_cores()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "['MainThread']\n"

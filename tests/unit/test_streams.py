@@ -202,3 +202,40 @@ def test_streams_that_a_test_reads_are_left_alone(capsys):
     streams.secure_output(stdout_matters=True)
     print("here")
     assert capsys.readouterr().out == "here\n"
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, rb"\u201cHi\u201d \xfc"),
+        ({"PYTHONIOENCODING": "ascii:strict"}, rb"\u201cHi\u201d \xfc"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, rb"\u201cHi\u201d \xfc"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"\\u201cHi\\u201d \xfc"),
+        ({"LC_ALL": "C"}, "“Hi” ü".encode()),
+        ({"PYTHONIOENCODING": "utf-8"}, "“Hi” ü".encode()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("matters", [True, False])
+def test_a_letter_that_an_encoding_does_not_have_ends_nothing(env, expected, matters):
+    code = (
+        "import sys; from storyteller_ds import streams; streams.secure_output(stdout_matters=sys.argv[1] == 'True'); "
+        "text = '\\u201cHi\\u201d \\xfc'; print(text); print(text, file=sys.stderr)"
+    )
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONIO", "LC_", "LANG"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(matters)], capture_output=True, timeout=WAIT_S, env=outside | env, check=True
+    )
+    assert (done.stdout, done.stderr) == (expected + b"\n", expected + b"\n")
+
+
+def test_bytes_of_stdin_that_are_no_text_end_nothing():
+    code = (
+        "import sys; from storyteller_ds import streams; streams.secure_output(stdout_matters=True); "
+        "print(ascii(input()), ascii(sys.stdin.readline()))"
+    )
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=b"caf\xe9\n\xff\n", capture_output=True, timeout=WAIT_S, env=env, check=True
+    )
+    assert done.stdout == b"'caf\\udce9' '\\udcff\\n'\n"

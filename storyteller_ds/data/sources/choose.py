@@ -1,6 +1,5 @@
 """From data.source and data.validation to the sources that they name."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +13,7 @@ from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, Listing, TextFolderSource, list_folder
 from storyteller_ds.errors import DataError
+from storyteller_ds.user_paths import expand_home
 
 BUILTIN_VALIDATION_PART = 20
 """One built-in validation story for so many training stories."""
@@ -55,7 +55,7 @@ def choose_sources(data: DataConfig) -> Sources:
         validation = _open(data, data.validation, "validation")
         # A dataset that is named for validation needs no split of that name, unless it is trained on.
         if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
-            if _path(data.validation).resolve() == _path(data.source).resolve():
+            if expand_home(data.validation).resolve() == expand_home(data.source).resolve():
                 raise DataError(
                     f"{data.validation} has no validation split; leave data.validation out, and a part is held out"
                 )
@@ -77,7 +77,7 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
     if name == "builtin":
         train = data.builtin_stories
         return BuiltinSource(split, train if split == "train" else -(-train // BUILTIN_VALIDATION_PART))
-    path = _path(name)
+    path = expand_home(name)
     if path.is_dir():
         if _is_of_texts(path):
             return TextFolderSource(path, split)
@@ -91,10 +91,6 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
         streaming=data.streaming,
         max_documents=data.max_documents if split == "train" else None,
     )
-
-
-def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own raises where there is no home folder
 
 
 def _is_of_texts(folder: Path) -> bool:

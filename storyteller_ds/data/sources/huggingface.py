@@ -24,6 +24,7 @@ from storyteller_ds.data.sources.text_file import MARKER
 from storyteller_ds.data.sources.text_folder import list_folder, not_read
 from storyteller_ds.errors import ConfigError, DataError, UserError
 from storyteller_ds.untrusted import UntrustedFileError
+from storyteller_ds.user_paths import expand_home
 
 PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"}
 PINNED_SPLITS = ("train", "validation")
@@ -183,7 +184,7 @@ class HuggingFaceSource:
 
     @property
     def _folder(self) -> Path | None:
-        path = Path(self.dataset).expanduser()
+        path = expand_home(self.dataset)
         return path.resolve() if path.is_dir() else None
 
     @property

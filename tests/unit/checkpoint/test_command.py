@@ -209,6 +209,46 @@ def test_diff_of_not_a_number_is_json_all_the_same(run):
     assert [one["max_abs"] for one in what["tensors"]] == [None]
 
 
+def leave_out(run: Path, number: int, *parts: str) -> None:
+    for part in parts:
+        (step(run, number) / f"{part}-00000-of-00001.safetensors").unlink()
+
+
+@pytest.mark.parametrize("parts", [("optimizer", "rng"), ("optimizer",)], ids=str)
+def test_weights_alone_are_not_damage(run, parts):
+    leave_out(run, 30, *parts)
+    assert stdout("ls", run).splitlines()[1].endswith("  weights only")
+    rows = json.loads(stdout("ls", run, "--json"))
+    assert [(row["weights_only"], row["problem"]) for row in rows] == [(True, None), (False, None), (False, None)]
+    there = [path.stat().st_size for path in step(run, 30).iterdir() if path.name[:3] not in ("man", "rng")]
+    assert rows[0]["bytes"] == sum(there)
+    assert stdout("verify", step(run, 30)).endswith("step_00000030: weights only, 4 files\n")
+    assert stdout("verify", run).count("ok, 6 files") == 2
+    what = json.loads(stdout("show", run, "--json"))
+    assert (what["step"], what["weights_only"], len(what["files"])) == (30, True, 4)
+    assert json.loads(stdout("show", step(run, 20), "--json"))["weights_only"] is False
+    what = json.loads(stdout("diff", step(run, 30), step(run, 20), "--json"))
+    assert (what["tensors"], what["only_in_a"], what["only_in_b"]) == ([], [], [])
+    assert what["equal"] == len(json.loads(stdout("show", run, "--json"))["weights"])
+    damage(run, 30)
+    assert f"{WEIGHTS} is damaged" in failure("verify", run)[0]
+
+
+def test_a_lost_part_is_damage(run):
+    leave_out(run, 30, "rng")
+    assert "rng-00000-of-00001.safetensors is missing; use another step" in failure("verify", run)[0]
+
+
+def test_prune_does_not_count_on_weights_alone(run):
+    leave_out(run, 30, "optimizer", "rng")
+    leave_out(run, 20, "optimizer", "rng")
+    printed = stdout("prune", run, "--keep_last", 1, "--keep_best", 0)
+    assert all(step(run, number).exists() for number in (10, 20, 30)), "training could only be continued from 10"
+    assert printed.count("left alone, weights only") == 2
+    planned = json.loads(stdout("prune", run, "--keep_last", 1, "--dry_run", "--json"))
+    assert (planned["damaged"], len(planned["weights_only"])) == ([], 2)
+
+
 def test_diff_refuses_a_damaged_step(run):
     damage(run, 20)
     assert WEIGHTS in failure("diff", step(run, 10), step(run, 20))[0]

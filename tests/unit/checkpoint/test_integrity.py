@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from storyteller_ds.checkpoint import share as sharing
+from storyteller_ds.checkpoint.format import WEIGHTS as WEIGHTS_ALONE
 from storyteller_ds.checkpoint.format import hash_file, open_checkpoint, step_folders
 from storyteller_ds.checkpoint.resume import check_tensors, find_checkpoint, newest_valid
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
@@ -82,6 +83,41 @@ def test_the_newest_valid_step_is_found(steps):
     assert found(steps) == ("step_00000020", [])
     assert [path.name for path in step_folders(steps)] == ["step_00000020", "step_00000001"]
     assert found(steps / "nowhere") == (None, [])
+
+
+def test_training_does_not_go_on_from_weights_alone(steps):
+    (steps / "step_00000020" / OPTIMIZER).unlink()
+    (steps / "step_00000020" / RNG).unlink()
+    name, said = found(steps)
+    assert name == "step_00000001"
+    assert said == [
+        f"passing over a checkpoint: checkpoint {steps}/step_00000020: {OPTIMIZER} is missing, it has weights only: "
+        "enough to generate, not to continue training; use another step"
+    ]
+    assert find_checkpoint(steps, pytest.fail, WEIGHTS_ALONE).step == 20
+    assert find_checkpoint(steps / "step_00000020", pytest.fail, WEIGHTS_ALONE).step == 20
+    with pytest.raises(CheckpointError, match="weights only"):
+        find_checkpoint(steps / "step_00000020", print)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "trainer.json", "config.json", "tokenizer.json"])
+def test_weights_are_verified_also_where_they_are_enough(steps, name):
+    flipped(steps / "step_00000020" / name, -1)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        find_checkpoint(steps / "step_00000020", print, WEIGHTS_ALONE)
+    assert newest_valid(steps, lambda line: None, WEIGHTS_ALONE).step == 1
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077], ids=oct)
+def test_all_files_of_a_checkpoint_have_the_mode_that_the_umask_says(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        folder = write_checkpoint(engine(), tmp_path, 1, CONTENTS)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
+        [*FILES, "manifest.json"], oct(0o666 & ~mask)
+    )
 
 
 def flipped(path: Path, byte: int, bit: int = 0) -> None:

@@ -12,7 +12,7 @@ from storyteller_ds.data.sources.held_out import HeldOutPart
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TextFolderSource
-from storyteller_ds.errors import DataError
+from storyteller_ds.errors import DataError, UserError
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch, field):
         assert next(iter(sources.train.fingerprint))
 
 
-def test_without_a_home_folder_a_tilde_is_a_path_that_does_not_exist(monkeypatch):
+def test_without_a_home_folder_a_tilde_is_refused(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it does then
-    with pytest.raises(DataError, match=r"~/a\.txt"):
+    with pytest.raises(UserError, match=r"^~/a\.txt: there is no home folder"):
         _ = choose_sources(DataConfig(source="~/a.txt")).train.fingerprint
 
 

@@ -2,16 +2,31 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from storyteller_ds.config import load_config
 from storyteller_ds.config.hostfile import read_hostfile
+from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 
 LAUNCH = Path(__file__).parents[3] / "launch"
+
+
+def test_the_quickstart_has_room_for_whole_stories():
+    (context,) = re.findall(r"model.context_length=(\d+)", (LAUNCH / "quickstart.sh").read_text())
+    run = load_config("quickstart", overrides=["data.builtin_stories=300"]).run
+    corpus = open_corpus(run, prepare_corpus(run, print))
+    tokens = corpus.train.read(0, 80_000)
+    lengths = np.diff(np.flatnonzero(tokens == corpus.tokenizer.end_of_text))
+    assert len(lengths) > 200
+    assert run.context_length < np.median(lengths), "else quickstart.sh need not change it"
+    assert max(lengths) < int(context)
 
 
 def test_the_example_is_a_good_hostfile():

@@ -1,0 +1,87 @@
+"""The prompts that a user gives: typed, or one a line of a file."""
+
+import codecs
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from storyteller_ds.errors import UserError
+from storyteller_ds.untrusted import refuse_pickle
+
+FILE_BYTES = 1 << 26
+"""Largest file of prompts that is read (bytes)."""
+_STDIN = Path("-")
+
+
+class Prompt(NamedTuple):
+    """The beginning of a story, and where it was given."""
+
+    text: str
+    source: str
+    """The option."""
+    line: int | None = None
+    """Of its file, from 1."""
+
+    @property
+    def where(self) -> str:
+        """For an error."""
+        return self.source if self.line is None else f"{self.source} line {self.line}"
+
+
+def typed(text: str, source: str, say: Callable[[str], None]) -> Prompt:
+    """A prompt from the command line or a terminal, where Python keeps bytes that it cannot decode as surrogates.
+
+    Args:
+        text: as Python has it.
+        source: where it was typed.
+        say: told if there are bytes that are not UTF-8; they are read as U+FFFD.
+    """
+    return _decoded(text.encode("utf-8", "surrogateescape"), Prompt("", source), say)
+
+
+def prompts_of(path: Path, say: Callable[[str], None]) -> list[Prompt]:
+    r"""The lines of a file that are not blank; only \n and \r\n end a line.
+
+    Args:
+        path: of a UTF-8 text, which may be a FIFO; `-` is stdin.
+        say: told of each line with bytes that are not UTF-8; they are read as U+FFFD.
+
+    Raises:
+        UserError: it cannot be read, is no text, or has no prompts.
+    """
+    source = f"--prompts_file {path}"
+    content = _read(path, source)
+    if b"\0" in content:
+        raise UserError(f"{source} is not a UTF-8 text, it has NUL bytes; save it as UTF-8, one prompt a line")
+    lines = re.split(rb"\r?\n", content.removeprefix(codecs.BOM_UTF8))
+    prompts = [_decoded(line.strip(), Prompt("", source, number), say) for number, line in enumerate(lines, 1)]
+    prompts = [prompt for prompt in prompts if prompt.text]
+    if not prompts:
+        raise UserError(f"{source} has no prompts; write one a line")
+    return prompts
+
+
+def _read(path: Path, source: str) -> bytes:
+    try:
+        if path == _STDIN:
+            content = sys.stdin.buffer.read(FILE_BYTES + 1)
+        else:
+            refuse_pickle(path)
+            with path.open("rb") as file:
+                content = file.read(FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}; give a UTF-8 file, one prompt a line") from None
+    if len(content) > FILE_BYTES:
+        raise UserError(f"{source} has more than {FILE_BYTES:,} bytes; split it")
+    return content
+
+
+def _decoded(line: bytes, prompt: Prompt, say: Callable[[str], None]) -> Prompt:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        say(f"{prompt.where} is not UTF-8: byte 0x{line[error.start]:02x}; what is not is read as U+FFFD")
+        text = line.decode("utf-8", "replace")
+    return prompt._replace(text=text)

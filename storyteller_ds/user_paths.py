@@ -1,0 +1,18 @@
+"""A path that a user has typed means what it means to a shell, wherever it was typed."""
+
+import os
+from pathlib import Path
+
+from storyteller_ds.errors import UserError
+
+
+def expand_home(path: str | Path) -> Path:
+    """`~` and `~name` at the beginning as home folders; shells leave them alone in `--flag=~/x` and `field=~/x`.
+
+    Raises:
+        UserError: it begins with `~/`, and nobody knows where that is.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111  # Path's own raises on `~name` that is just a name
+    if expanded == "~" or expanded.startswith("~/"):
+        raise UserError(f"{path}: there is no home folder for ~ (HOME is not set); write the whole path")
+    return Path(expanded)

@@ -1,0 +1,22 @@
+import pytest
+
+from storyteller_ds.errors import UserError
+from storyteller_ds.user_paths import expand_home
+
+
+def test_what_a_shell_would_make_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("~/a b/c") == tmp_path / "a b" / "c"
+    assert expand_home("~") == tmp_path
+    assert str(expand_home("a/~/b")) == "a/~/b"
+    assert str(expand_home("./~")) == "~"
+    assert str(expand_home("~nobody-of-this-name/x")) == "~nobody-of-this-name/x"
+    assert str(expand_home("../x")) == "../x"
+
+
+def test_without_a_home_it_says_so(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda user: (_ for _ in ()).throw(KeyError(user)))
+    with pytest.raises(UserError, match=r"^~/x: .*HOME is not set.*write the whole path"):
+        expand_home("~/x")
+    assert str(expand_home("/x")) == "/x"
