@@ -13,7 +13,7 @@ class UserPath(click.Path):
 
     Args:
         or_word: the option also takes words, as --resume takes `auto`; its values stay texts.
-        or_stream: `-` stands for stdin.
+        or_stream: `-` stands for stdin or stdout.
     """
 
     def __init__(self, or_word: bool = False, or_stream: bool = False) -> None:
