@@ -22,6 +22,7 @@ from storyteller_ds.parallel.world import pick_device
 from storyteller_ds.untrusted import for_terminal
 
 _BETWEEN_STORIES = "\n<|endoftext|>\n\n"
+_STDOUT = Path("-")
 
 
 @click.command()
@@ -29,7 +30,7 @@ _BETWEEN_STORIES = "\n<|endoftext|>\n\n"
 @click.option("--prompt", help="Beginning of the story.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line or Ctrl-D.")
 @click.option("--prompts_file", type=UserPath(or_stream=True), help="One prompt a line; - is stdin.")
-@click.option("--output", type=UserPath(), help="Write the stories of --prompts_file here.")
+@click.option("--output", type=UserPath(or_stream=True), help="Write the stories of --prompts_file here; - is stdout.")
 @click.option("--num_stories", "-n", type=click.IntRange(1), default=1, show_default=True, help="For each prompt.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
 @click.option("--top_k", type=int, default=0, show_default=True, help="Only the k likeliest tokens; 0: all.")
@@ -56,10 +57,14 @@ def generate(
     if output is not None and prompts_file is None:
         raise UserError("--output goes with --prompts_file; for one prompt, redirect stdout")
     config = _sampling(sampling)
+    if output == _STDOUT:
+        output = None
     if output is not None:
         check_output(output, "--output")
     say = lines_to(Console(stderr=True))
     prompts = [typed(prompt or "", "--prompt", say)] if prompts_file is None else prompts_of(prompts_file, say)
+    if output is not None and prompts_file is not None:
+        _refuse_to_replace(prompts_file, output)
     place = pick_device(device, 0, "--device")
     if place.type == "cpu":
         share_cores()
@@ -80,6 +85,11 @@ def generate(
         say(f"the model's context of {model.decoder.context_length} tokens ended {which}")
     if too_long:
         raise UserError(_reason(too_long, len(prompts)))
+
+
+def _refuse_to_replace(prompts_file: Path, output: Path) -> None:
+    if output.is_file() and prompts_file.is_file() and output.samefile(prompts_file):
+        raise UserError(f"--output {output} is the --prompts_file, which the stories would replace; give another file")
 
 
 def _sampling(values: dict[str, float | None]) -> SamplingConfig:

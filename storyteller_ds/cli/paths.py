@@ -13,14 +13,16 @@ class UserPath(click.Path):
 
     Args:
         or_word: the option also takes words, as --resume takes `auto`; its values stay texts.
-        or_stream: `-` stands for stdin.
+        or_stream: `-` stands for stdin or stdout.
     """
 
     def __init__(self, or_word: bool = False, or_stream: bool = False) -> None:
         super().__init__(path_type=str if or_word else Path, allow_dash=or_stream)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Called by click."""
+        """Called by click. An empty path, as of a variable that is not set, would be the current folder."""
+        if value == "":
+            self.fail("it is empty; give a path", param, ctx)
         if isinstance(value, str) and value.startswith("~"):
             value = str(expand_home(value))
         return super().convert(value, param, ctx)

@@ -107,6 +107,21 @@ def test_the_output_is_refused_before_the_model_is_loaded(generate, prompts, tmp
     assert "a folder; name a file in it" in generate("--prompts_file", file, "--output", str(tmp_path))[1]
 
 
+def test_the_stories_do_not_replace_their_prompts(generate, prompts, tmp_path):
+    file = prompts("a", "b")
+    (tmp_path / "link").symlink_to(file)
+    for output in (file, str(tmp_path / "link")):
+        assert f"--output {output} is the --prompts_file" in generate("--prompts_file", file, "--output", output)[1]
+    assert Path(file).read_text() == "a\nb"
+
+
+def test_a_dash_as_output_is_stdout(generate, prompts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = prompts("a", "b")
+    assert generate("--prompts_file", file, "--output", "-") == generate("--prompts_file", file)
+    assert not Path("-").exists()
+
+
 def test_stories_that_cannot_be_written_are_on_stdout(generate, prompts):
     file = prompts("a", "b")
     out, err = generate("--prompts_file", file, "--output", "/dev/full")

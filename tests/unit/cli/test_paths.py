@@ -96,3 +96,9 @@ def test_in_the_fields_of_the_config(home):
     for path in ("auto", "~/swap"):
         swapped = with_nvme_path({"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": path}}}, run)
         assert swapped["zero_optimization"]["offload_param"]["nvme_path"] == str(home / "swap")
+
+
+@pytest.mark.parametrize("or_word", [False, True])
+def test_an_empty_path_is_not_the_current_folder(or_word):
+    with pytest.raises(click.BadParameter, match="it is empty"):
+        UserPath(or_word=or_word).convert("", None, None)
