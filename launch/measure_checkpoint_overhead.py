@@ -26,8 +26,8 @@ from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, load_config
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches
-from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 from storyteller_ds.parallel.build import build_engine
+from storyteller_ds.parallel.corpus import shared_corpus
 from storyteller_ds.parallel.plan import ParallelPlan, make_plan
 from storyteller_ds.parallel.world import World, free_port, pick_device
 from storyteller_ds.testing.distributed import DS_CONFIGS
@@ -84,7 +84,7 @@ def run_rank(ranks: int) -> None:
 def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path) -> Measured:
     """Train all blocks."""
     run, device = loaded.run, pick_device("cpu", 0)
-    corpus = open_corpus(run, world.on_each_machine(lambda: prepare_corpus(run, lambda _: None)))
+    corpus = shared_corpus(run, world, lambda _: None)
     shares = BatchShares(world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
     batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, shares)
     engine = build_engine(run, loaded.deepspeed, plan, world, device)

@@ -107,7 +107,7 @@ def certify(placements: Sequence[Placement], say: Callable[[str], None]) -> Iter
     with tempfile.TemporaryDirectory(prefix="storyteller-certify-") as temporary:
         folder = Path(temporary)
         run = load_config(PRESET, None, RUN).run
-        key = prepare_corpus(run, say)
+        key = prepare_corpus(run, say, check_shards=True)
         if any(placement.device == "cpu" for placement in placements):
             # The process that all CPU ranks are forked from imports everything now, outside of any row's time.
             first = _process_context("cpu").Process(target=int)

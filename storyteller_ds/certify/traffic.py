@@ -65,5 +65,5 @@ def routed_bytes(run: RunConfig, steps: int) -> int:
     layer. It follows from the run config alone, so it is independent of the exchange that it judges.
     """
     tokens = steps * run.train.global_batch_size * run.data.sequence_length
-    layers = sum(run.moe.is_moe_layer(i) for i in range(run.model.num_layers))
+    layers = run.moe_layers
     return tokens * run.moe.top_k * run.model.hidden_size * 4 * 2 * 2 * layers

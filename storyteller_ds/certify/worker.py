@@ -164,8 +164,8 @@ def _held_logits(engine: Engine, loaded: LoadedConfig, corpus: Corpus) -> Tensor
     """[B, S, V] fp32: this rank's part of the first validation batch; the ranks' parts are in rank order."""
     run, world = loaded.run, engine.world
     shares = BatchShares(world.rank, world.size, run.train.global_batch_size // world.size, 1)
-    token_bytes = corpus.tokenizer.token_bytes(run.tokenizer.vocab_size)
-    batch = next(ValidationBatches(corpus.validation, token_bytes, run.data.sequence_length, shares).batches(1))
+    batches = ValidationBatches(corpus.validation, corpus.validation_bytes, run.data.sequence_length, shares)
+    batch = next(batches.batches(1))
     engine.decoder.eval()
     logits_BSV, _ = engine.decoder(batch.token_BS.to(engine.device))
     on_cpu_BSV: Tensor = logits_BSV.float().cpu()

@@ -104,7 +104,10 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
     """
     before, now = checkpoint.settings(), flatten(run.model_dump(mode="json"))
     fields = _changed(before, now)
-    changed = [_difference(field, before, now) for field in fields if _is_fixed(field)]
+    fixed = [field for field in fields if _is_fixed(field)]
+    if _is_dense(before) and _is_dense(now):
+        fixed = [field for field in fixed if not field.startswith("moe.")]
+    changed = [_difference(field, before, now) for field in fixed]
     if run.model.position == "learned":
         rows = before.get("model.context_length") or before.get("data.sequence_length")
         if rows != run.context_length:
@@ -226,6 +229,11 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _difference(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{field} was {before.get(field)}, now {now[field]}"
+
+
+def _is_dense(settings: Mapping[str, Any]) -> bool:
+    experts, every, layers = (settings.get(f) for f in ("moe.num_experts", "moe.every_n_layers", "model.num_layers"))
+    return experts == 0 or (isinstance(every, int) and isinstance(layers, int) and every > layers)
 
 
 def _is_fixed(field: str) -> bool:

@@ -19,18 +19,21 @@ from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
-from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.inference.samples import SampleHook, check_prompts
 from storyteller_ds.model import count_parameters, flops_per_token
 from storyteller_ds.parallel.build import build_engine, prepared_machine
+from storyteller_ds.parallel.corpus import shared_corpus
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.gradient_check import check_gradients
 from storyteller_ds.parallel.kernel_choice import kernel_choice
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
+from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.train import run_folder as layout
+from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
 from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.interruption import Interruption
@@ -81,11 +84,12 @@ class Session:
         Args:
             resume: auto, never, or the path of a run folder or a step folder.
         """
-        corpus = self._corpus()
+        corpus = shared_corpus(self.run, self.world, self.say)
         batches = self._batches(corpus)
         check_prompts(self.run, corpus.tokenizer)
-        checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
-        self._introduce()
+        with meanwhile(lambda: self.say("checking the checkpoint to continue from"), LINE_EVERY_S):
+            checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
+        self._introduce(corpus, anew=checkpoint is None)
         with prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config:
             self._train(ds_config, corpus, batches, checkpoint)
         self._farewell()
@@ -118,19 +122,12 @@ class Session:
             if state.step < self.run.train.max_steps:
                 self.say(f"training {why_over(self.run, state)}")
 
-    def _corpus(self) -> Corpus:
-        key = self.world.on_each_machine(lambda: prepare_corpus(self.run, self.say))
-        mine: list[Corpus] = []
-        self.world.together(lambda: mine.append(open_corpus(self.run, key)))
-        return mine[0]
-
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
         plan, length = self.plan, self.run.data.sequence_length
         shares = BatchShares(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
-        token_bytes = corpus.tokenizer.token_bytes(self.run.tokenizer.vocab_size)
         return (
             TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, shares),
-            ValidationBatches(corpus.validation, token_bytes, length, shares),
+            ValidationBatches(corpus.validation, corpus.validation_bytes, length, shares),
         )
 
     def _open_folder(self, resume: str, corpus: Corpus) -> Checkpoint | None:
@@ -149,17 +146,17 @@ class Session:
             self.say(f"the records of an earlier run are now in {aside}")
         return checkpoint
 
-    def _introduce(self) -> None:
+    def _introduce(self, corpus: Corpus, anew: bool) -> None:
         counts = count_parameters(self.run)
         moe, plan = self.run.moe, self.plan
-        experts = f"{moe.num_experts} experts, top-{moe.top_k}" if moe.num_experts else "dense"
+        experts = f"{moe.num_experts} experts, top-{moe.top_k}" if self.run.moe_layers else "dense"
         dtype = DTYPE_NAMES[run_dtype(self.run, self.device)]
         if self.loaded.deepspeed is None:
             engine = f"one device ({self.device.type}, {dtype})"
         else:
             ranks = f"{plan.world_size} rank(s) ({self.device.type}, {dtype})"
             engine = f"DeepSpeed ZeRO-{self.run.parallel.zero_stage} on {ranks}"
-            if moe.num_experts:
+            if self.run.moe_layers:
                 engine += f", {plan.description}"
         self.say(
             f"{self.loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
@@ -171,8 +168,10 @@ class Session:
             f"{plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
             f"kernels: {kernels}"
         )
-        if warning is not None:
-            self.say(warning)
+        self.say(text_and_passes(self.run, corpus))
+        for each in (warning, unused_rows(self.run, corpus.tokenizer) if anew else None, only_warm_up(self.run)):
+            if each is not None:
+                self.say(each)
 
     def _tell_resumed(self, checkpoint: Checkpoint) -> None:
         self.say(f"continuing from {checkpoint.folder}")

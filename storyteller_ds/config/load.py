@@ -109,6 +109,13 @@ def load_config(
             f"{layers.sources['parallel.zero_stage']}: parallel.zero_stage is the DeepSpeed JSON's to say; "
             "use --ds_config ds_configs/zero2.json or another of that folder"
         )
+    if run.moe.num_experts and not run.moe_layers:
+        # Not in RunConfig: models of checkpoints that say so exist, and are dense.
+        raise ConfigError(
+            f"{layers.sources['moe.every_n_layers']}: moe.every_n_layers={run.moe.every_n_layers} is more than "
+            f"model.num_layers={run.model.num_layers}, so that no layer would have experts; lower it, or set "
+            "moe.num_experts=0 for a dense model"
+        )
     return LoadedConfig(run=run, deepspeed=ds, name=name, sources=dict(layers.sources), ds_config=ds_config)
 
 

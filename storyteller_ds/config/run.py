@@ -56,6 +56,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def moe_layers(self) -> int:
+        """Number of MoE layers; 0: the model is dense, whatever the moe section says."""
+        return sum(self.moe.is_moe_layer(layer) for layer in range(self.model.num_layers))
+
+    @property
     def context_length(self) -> int:
         """Longest sequence the model accepts (tokens), with the default filled in."""
         return self.model.context_length or self.data.sequence_length

@@ -108,7 +108,8 @@ class ParallelConfig(Section):
     """Before training, compare one step of a small copy of the model on these ranks with one device; on disagreement
     the run is not started."""
     timeout_minutes: float = Field(30.0, gt=0)
-    """How long a rank waits for the others in a collective before it gives up (minutes)."""
+    """How long a rank waits for the others in a collective before it gives up, or for a sign of life where one of them
+    prepares something (minutes). That itself may take as long as it likes."""
 
     @model_validator(mode="after")
     def _ep_size_positive(self) -> Self:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from storyteller_ds.data.order import SampleOrder
 from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.errors import DataError
 
 IGNORED = -100
@@ -95,7 +96,7 @@ class ValidationBatches:
 
     Args:
         stream: all validation tokens.
-        token_bytes: [vocab_size] UTF-8 bytes of each token.
+        text: the bytes behind them.
         sequence_length: S (tokens).
         shares: which part of a batch is this rank's.
 
@@ -106,13 +107,13 @@ class ValidationBatches:
     def __init__(
         self,
         stream: TokenStream,
-        token_bytes: NDArray[np.int64],
+        text: TextBytes,
         sequence_length: int,
         shares: BatchShares,
     ) -> None:
         if len(stream) < 2:
             raise DataError("the validation text is empty; give a longer one in data.validation")
-        self._stream, self._bytes, self._length, self._shares = stream, token_bytes, sequence_length, shares
+        self._stream, self._text, self._length, self._shares = stream, text, sequence_length, shares
         self._sequences = -(-(len(stream) - 1) // sequence_length)
 
     @property
@@ -125,7 +126,7 @@ class ValidationBatches:
         end = len(self._stream)
         if limit is not None:
             end = min(end, limit * self._shares.global_batch_size * self._length + 1)
-        return int(self._bytes[self._stream.read(1, end)].sum())
+        return self._text.between(1, end)
 
     def batches(self, limit: int | None) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the first `limit` global batches; None: all of them."""

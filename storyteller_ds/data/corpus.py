@@ -1,32 +1,51 @@
-"""A prepared corpus: tokenizer and token shards of both splits, made once and kept in a cache folder."""
+"""A prepared corpus: tokenizer and token shards of both splits, made once and kept in a cache folder.
 
+The cache is ours, and all that is in it can be made again from the text: what is damaged there is made anew, and what
+a preparation that was killed has finished is taken over by the next one.
+"""
+
+import errno
 import hashlib
-import itertools
-import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.cache import cache_folder
+from storyteller_ds.data.corpus_index import INDEX, read_index
+from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, make_corpus
 from storyteller_ds.data.shards import VERSION as SHARD_VERSION
-from storyteller_ds.data.shards import TokenStream, open_shard, write_shards
+from storyteller_ds.data.shards import TokenStream, open_shard
 from storyteller_ds.data.sources.choose import Sources, choose_sources
-from storyteller_ds.data.sources.source import Source
-from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from storyteller_ds.durable import write_atomically
+from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes, TextBytes
+from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.data.work_folder import put_in_place, set_aside, work_folder
 from storyteller_ds.errors import DataError
-from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal_of
+from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.untrusted import UntrustedFileError, inside
 from storyteller_ds.user_paths import expand_home
 
-FORMAT = 1
-"""Raise it whenever the same text would give other tokens."""
-SHARD_TOKENS = 100_000_000
-_DOCUMENTS_AT_ONCE = 1000
-_INDEX = "corpus.json"
-_TOKENIZER = "tokenizer.json"
+_DAMAGE = (DataError, UntrustedFileError, OSError, KeyError, TypeError)
+"""What is raised by files that are missing or not what they were."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DamagedCorpusError(DataError):
+    """A prepared corpus that is not whole; prepare_corpus makes it anew."""
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How much text a split is, where its index says so."""
+
+    documents: int
+    bytes: int | None
+    """UTF-8; None: prepared before it was counted."""
+    unknown_tokens: int
+    """Tokens that stand for what the tokenizer does not know; counted for validation alone."""
 
 
 @dataclass(frozen=True)
@@ -36,54 +55,54 @@ class Corpus:
     tokenizer: Tokenizer
     train: TokenStream
     validation: TokenStream
+    validation_bytes: TextBytes
+    """Bytes of the text behind the validation tokens."""
+    train_size: TextSize
+    validation_size: TextSize
     fingerprint: str
     """sha256 of what was read and how; the same fingerprint means the same tokens."""
 
 
-def _key(run: RunConfig, sources: Sources) -> str:
-    """Name of the cache folder: whatever would change the tokens changes it. Reads the sources once."""
-    tokenizer = run.tokenizer
-    given = _given_tokenizer(run)
-    tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}"
-    # How shards are written is no part of the fingerprint: their tokens are the same, and old runs continue.
-    parts = (FORMAT, SHARD_VERSION, sources.train.fingerprint, sources.validation.fingerprint, tokens)
-    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]
-
-
-def prepare_corpus(run: RunConfig, say: Callable[[str], None]) -> str:
-    """Make tokenizer and token shards unless the cache has them; one process per machine calls this.
+def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: bool = False) -> str:
+    """Make tokenizer and token shards unless the cache has them whole; one process per machine calls this.
 
     Returns the key that open_corpus takes.
 
     Args:
         run: its data and tokenizer sections count.
         say: told what is being done, a line each.
+        check_shards: look at every byte of what is there, as open_corpus does.
 
     Raises:
-        DataError: the text or the tokenizer cannot be used. Nothing is left behind then.
+        DataError: the text or the tokenizer cannot be used, or the cache cannot be written. Nothing is left behind
+            then; after an interruption what is finished stays, and the next call goes on from there.
     """
-    sources = choose_sources(run.data)
-    key = _key(run, sources)
-    folder = _cache(run) / key
-    if (folder / _INDEX).exists():
+    sources, given = choose_sources(run.data), _given_tokenizer(run)
+    with meanwhile(lambda: say(f"reading {run.data.source}"), LINE_EVERY_S):
+        key = _key(run, sources, given)
+    folder = cache_folder(run.data.cache_dir) / key
+    problem = _problem(folder, run.tokenizer.vocab_size, check_shards)
+    if problem is None:
         return key
-    # Beside it and renamed at the end, so that another process, or the next run, never sees a half.
-    work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    if problem:
+        say(f"making the prepared corpus {folder} anew: {problem}")
     try:
-        work.mkdir(parents=True)
-        _make(run, sources, work, say)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not (folder / _INDEX).exists():  # otherwise another process was faster; its result is the same
-                raise
+        if os.path.lexists(folder):
+            set_aside(folder)
+        with work_folder(folder) as work:
+            _fill(run, sources, given, work, say)
+            try:
+                put_in_place(work, folder)
+            except OSError:
+                if _problem(folder, run.tokenizer.vocab_size) is not None:
+                    raise
+                # Another process was faster; its result is the same.
     except OSError as error:
+        mend = "make room there, or set" if error.errno in _NO_ROOM else "to a folder that can be written, set"
         raise DataError(
-            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; "
-            "make room there, or set data.cache_dir"
+            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; {mend} data.cache_dir "
+            "(or STORYTELLER_CACHE)"
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return key
 
 
@@ -91,43 +110,84 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
     """The corpus that prepare_corpus has made and named `key`, all shards checked.
 
     Raises:
-        DataError: a shard is missing or damaged.
+        DamagedCorpusError: something in it is missing or damaged.
     """
-    folder = _cache(run) / key
+    folder = cache_folder(run.data.cache_dir) / key
     try:
-        index = read_json(folder / _INDEX)
-        if not isinstance(index, dict) or index.get("seal") != seal_of(index):
-            raise UntrustedFileError(f"{folder / _INDEX}: changed since it was written")
-        shards = [[inside(folder, name) for name in index[split]["shards"]] for split in ("train", "validation")]
-        tokenizer = load_tokenizer(inside(folder, _TOKENIZER), f"remove the folder {folder} and run again")
-        fingerprint: str = index["fingerprint"]
-        if tokenizer.fingerprint != index["tokenizer"] or not all(shards):
-            raise UntrustedFileError(f"{folder / _TOKENIZER}: not the tokenizer of these shards")
-    except (UntrustedFileError, OSError, KeyError, TypeError) as error:
-        raise DataError(f"the prepared corpus {folder} is damaged ({error}); remove the folder and run again") from None
-    train, validation = (
-        TokenStream([open_shard(path, run.tokenizer.vocab_size) for path in split]) for split in shards
-    )
-    return Corpus(tokenizer, train, validation, fingerprint)
+        return _opened(folder, run.tokenizer.vocab_size)
+    except _DAMAGE as error:
+        raise DamagedCorpusError(
+            f"the prepared corpus {folder} is damaged ({error}); remove the folder and run again"
+        ) from None
 
 
-def _make(run: RunConfig, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
-    for remark in sources.remarks():
-        say(remark)
-    tokenizer = _given_tokenizer(run)
-    if tokenizer is None:
-        say(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}")
-        tokenizer = train_tokenizer(run.tokenizer, sources.train.documents())
-    index: dict[str, object] = {}
-    for split, source in (("train", sources.train), ("validation", sources.validation)):
-        say(f"tokenizing {source.name} for {split}")
-        index[split] = {"source": source.name} | _write_split(folder, split, source, tokenizer, run)
-    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
-    index["fingerprint"] = hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
-    index["tokenizer"] = tokenizer.fingerprint
-    index["seal"] = seal_of(index)
-    write_atomically(folder / _TOKENIZER, tokenizer.to_json())
-    write_atomically(folder / _INDEX, json.dumps(index, indent=2) + "\n")
+def _opened(folder: Path, vocab_size: int) -> Corpus:
+    index, tokenizer = _whole_index(folder)
+    train, validation = (_stream(folder, index[name]["shards"], vocab_size) for name in ("train", "validation"))
+    if tokenizer.spells_bytes:
+        text: TextBytes = SpelledBytes(validation, tokenizer.token_bytes(vocab_size))
+    else:
+        counts = _stream(folder, index["validation"]["byte_shards"], MOST_BYTES_OF_A_TOKEN)
+        if len(counts) != len(validation):
+            raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
+        text = RecordedBytes(counts)
+    sizes = _size(folder, index["train"]), _size(folder, index["validation"])
+    return Corpus(tokenizer, train, validation, text, *sizes, index["fingerprint"])
+
+
+def _problem(folder: Path, vocab_size: int, check_shards: bool = False) -> str | None:
+    """Why the corpus must be made: in words where it is damaged, empty if it is not there; None: it need not be."""
+    if not os.path.lexists(folder):
+        return ""
+    try:
+        index, tokenizer = _whole_index(folder)
+        if not tokenizer.spells_bytes and "byte_shards" not in index["validation"]:
+            return ""  # prepared before they were counted
+        if check_shards:
+            _opened(folder, vocab_size)
+    except _DAMAGE as error:
+        return str(error)
+    return None
+
+
+def _whole_index(folder: Path) -> tuple[dict[str, Any], Tokenizer]:
+    """As read_index, of a corpus that is finished."""
+    index, tokenizer = read_index(folder)
+    if not isinstance(index["fingerprint"], str):
+        raise UntrustedFileError(f"{folder / INDEX}: its fingerprint is no text")
+    return index, tokenizer
+
+
+def _stream(folder: Path, names: Any, vocab_size: int) -> TokenStream:
+    if not isinstance(names, list) or not names:
+        raise UntrustedFileError(f"{folder / INDEX}: names no shards")
+    return TokenStream([open_shard(inside(folder, name), vocab_size) for name in names])
+
+
+def _size(folder: Path, split: Mapping[str, Any]) -> TextSize:
+    documents, count, unknown = split["documents"], split.get("bytes"), split.get("unknown_tokens", 0)
+    if not all(type(each) is int and each >= 0 for each in (documents, count or 0, unknown)):
+        raise UntrustedFileError(f"{folder / INDEX}: its counts are no numbers")
+    return TextSize(documents, count, unknown)
+
+
+def _fill(run: RunConfig, sources: Sources, given: Tokenizer | None, work: Path, say: Callable[[str], None]) -> None:
+    try:
+        make_corpus(run, sources, given, work, say)
+    except BaseException as error:
+        # What an interruption leaves is taken over by the next try; of text or a disk that fails nothing can be.
+        if isinstance(error, DataError | OSError) or not (work / INDEX).exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _key(run: RunConfig, sources: Sources, given: Tokenizer | None) -> str:
+    """Name of the cache folder: whatever would change the tokens changes it. Reads the sources once."""
+    tokenizer = run.tokenizer
+    tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}"
+    # How shards are written is no part of the fingerprint: their tokens are the same, and old runs continue.
+    parts = (FORMAT, SHARD_VERSION, sources.train.fingerprint, sources.validation.fingerprint, tokens)
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]
 
 
 def _given_tokenizer(run: RunConfig) -> Tokenizer | None:
@@ -141,28 +201,3 @@ def _given_tokenizer(run: RunConfig) -> Tokenizer | None:
             f"tokenizer.vocab_size={run.tokenizer.vocab_size}; raise tokenizer.vocab_size"
         )
     return tokenizer
-
-
-def _write_split(folder: Path, split: str, source: Source, tokenizer: Tokenizer, run: RunConfig) -> dict[str, object]:
-    documents = 0
-
-    def encoded() -> Iterator[list[int]]:
-        nonlocal documents
-        # The stream begins with a separator, so that the first word of the first document is predicted too.
-        yield [tokenizer.end_of_text]
-        texts = source.documents()
-        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
-            for ids in tokenizer.encode_batch(batch):
-                documents += 1
-                yield [*ids, tokenizer.end_of_text]
-
-    shards = write_shards(folder, split, encoded(), run.tokenizer.vocab_size, SHARD_TOKENS)
-    if documents == 0:
-        raise DataError(f"{source.name} has no documents for {split}; use more text, or set data.validation")
-    return {"documents": documents, "shards": shards}
-
-
-def _cache(run: RunConfig) -> Path:
-    if run.data.cache_dir is not None:
-        return expand_home(run.data.cache_dir)
-    return expand_home(os.environ.get("STORYTELLER_CACHE", "~/.cache/storyteller_ds"))

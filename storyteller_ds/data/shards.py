@@ -25,8 +25,18 @@ _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHECK_CHUNK = 1 << 24
 
 
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard, counted from 0."""
+    return f"{split}-{number:05d}.tokens"
+
+
 def write_shards(
-    folder: Path, split: str, documents: Iterable[Sequence[int]], vocab_size: int, max_tokens: int
+    folder: Path,
+    split: str,
+    documents: Iterable[Sequence[int] | NDArray[Any]],
+    vocab_size: int,
+    max_tokens: int,
+    first: int = 0,
 ) -> list[str]:
     """Write documents as shards of about max_tokens ids each, a document never cut; returns the file names.
 
@@ -36,6 +46,7 @@ def write_shards(
         documents: ids of each document, separators included.
         vocab_size: all ids are below it.
         max_tokens: a shard that has reached it is closed.
+        first: number of the first shard.
     """
     dtype = _DTYPES[2 if vocab_size <= 1 << 16 else 4]
     names: list[str] = []
@@ -44,7 +55,7 @@ def write_shards(
 
     def flush() -> None:
         nonlocal size
-        name = f"{split}-{len(names):05d}.tokens"
+        name = shard_name(split, first + len(names))
         header = _HEADER.pack(MAGIC, VERSION, dtype.itemsize, size, vocab_size)
         digest = hashlib.sha256(header)
         for ids in pending:
@@ -77,28 +88,27 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
         vocab_size: rows of the model's embedding; an id beyond would read outside it.
 
     Raises:
-        DataError: the shard is missing or damaged; the message says what to do.
+        DataError: the shard is missing or damaged.
     """
-    mend = f"remove the folder {path.parent} and run again to make it anew"
     try:
         with open_regular(path) as file:
             header = file.read(HEADER_BYTES)
             file_bytes = os.fstat(file.fileno()).st_size
     except UntrustedFileError as error:
-        raise DataError(f"token shard {error}; {mend}") from None
+        raise DataError(f"token shard {error}") from None
     except OSError as error:
-        raise DataError(f"token shard {path} cannot be read: {error.strerror}; {mend}") from None
+        raise DataError(f"token shard {path} cannot be read: {error.strerror}") from None
     if len(header) < HEADER_BYTES or header[:8] != MAGIC:
-        raise DataError(f"token shard {path} has a wrong header, it is not one of ours; {mend}")
+        raise DataError(f"token shard {path} has a wrong header, it is not one of ours")
     fields: tuple[bytes, int, int, int, int] = _HEADER.unpack_from(header)
     _, version, itemsize, count, written_vocab = fields
     if version != VERSION or itemsize not in _DTYPES:
-        raise DataError(f"token shard {path} has a wrong header (version {version}, {itemsize} bytes per id); {mend}")
+        raise DataError(f"token shard {path} has a wrong header (version {version}, {itemsize} bytes per id)")
     expected = HEADER_BYTES + count * itemsize
     if file_bytes != expected:
-        raise DataError(f"token shard {path} has {file_bytes} bytes, its header says {expected}; {mend}")
+        raise DataError(f"token shard {path} has {file_bytes} bytes, its header says {expected}")
     if count == 0:
-        raise DataError(f"token shard {path} is empty; {mend}")
+        raise DataError(f"token shard {path} is empty")
     ids: NDArray[Any] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
     digest = hashlib.sha256(header[: _HEADER.size])
     for start in range(0, count, _CHECK_CHUNK):
@@ -109,10 +119,10 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
             position = start + int(chunk.argmax())
             raise DataError(
                 f"token shard {path} has the id {highest} at position {position}, beyond the vocabulary of "
-                f"{vocab_size} (written for {written_vocab}); {mend}, or raise tokenizer.vocab_size"
+                f"{vocab_size} (written for {written_vocab})"
             )
     if digest.digest() != header[_HEADER.size :]:
-        raise DataError(f"token shard {path} is damaged, its checksum is another; {mend}")
+        raise DataError(f"token shard {path} is damaged, its checksum is another")
     return ids
 
 

@@ -1,7 +1,9 @@
 """Text to token ids and back, with the `tokenizers` library."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from storyteller_ds.config.data import TokenizerConfig
+from storyteller_ds.data.text_bytes import aligned_bytes
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, parse_json, read_text, refuse_pickle
 
@@ -66,20 +69,51 @@ class Tokenizer:
         text: str = self._inner.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def encode_with_bytes(self, texts: Sequence[str]) -> list[tuple[list[int], NDArray[np.int64]]]:
+        """Ids of several texts, with the bytes of the text that each stands for (aligned_bytes)."""
+        encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [(each.ids, aligned_bytes(text, each.offsets)) for text, each in zip(texts, encodings, strict=True)]
+
+    @cached_property
+    def spells_bytes(self) -> bool:
+        """Whether a token is always the same bytes, and the bytes of the tokens are those of the text, whatever it is.
+
+        So it is with byte-level BPE that nothing is done to the text before: ours, and GPT-2's.
+        """
+        state = json.loads(self.to_json())
+        pre_tokenizer, model = state["pre_tokenizer"] or {}, state["model"]
+        added = [token for token in state["added_tokens"] if not token["special"]]
+        return (
+            isinstance(self._inner.decoder, decoders.ByteLevel)
+            and state["normalizer"] is None
+            and pre_tokenizer.get("type") == "ByteLevel"
+            and not pre_tokenizer["add_prefix_space"]
+            and model["type"] == "BPE"
+            and not (model["continuing_subword_prefix"] or model["end_of_word_suffix"])
+            and set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+            and not any(token["lstrip"] or token["rstrip"] for token in added)
+        )
+
     def token_bytes(self, vocab_size: int) -> NDArray[np.int64]:
-        """[vocab_size] UTF-8 bytes that each id stands for; 0 for special tokens and ids without a token."""
+        """[vocab_size] UTF-8 bytes that each id stands for, of a tokenizer that spells bytes.
+
+        0 for special tokens and ids without a token.
+        """
         sizes = np.zeros(vocab_size, dtype=np.int64)
-        is_byte_level = isinstance(self._inner.decoder, decoders.ByteLevel)
         for token, i in self._inner.get_vocab(with_added_tokens=False).items():
-            # In a byte-level vocabulary each character of a token's name stands for one byte.
-            sizes[i] = len(token) if is_byte_level else len(token.encode())
+            sizes[i] = len(token)  # each character of a token's name stands for one byte
         for i, added in self._inner.get_added_tokens_decoder().items():
             # Added tokens stand for their own text, special ones for none.
             sizes[i] = 0 if added.special else len(added.content.encode())
-        unknown = self._inner.token_to_id(UNKNOWN)
-        if unknown is not None:
-            sizes[unknown] = 1
         return sizes
+
+    @property
+    def unknown(self) -> int | None:
+        """Id of the token for what the vocabulary has no other for; None: there is none."""
+        model = json.loads(self.to_json())["model"]
+        token = model.get("unk_token")
+        found: int | None = model.get("unk_id") if token is None else self._inner.token_to_id(token)
+        return found
 
 
 def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.parallel.world import World
 
@@ -64,7 +65,6 @@ def use_private_folder(device: torch.device) -> Path:
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     if chosen:
         return Path(chosen).expanduser()
-    cache = Path(os.environ.get("STORYTELLER_CACHE", "~/.cache/storyteller_ds")).expanduser()
     key = "-".join(
         (
             f"deepspeed{version('deepspeed')}",
@@ -74,7 +74,7 @@ def use_private_folder(device: torch.device) -> Path:
             platform.node() or "localhost",
         )
     )
-    folder = cache / "extensions" / key
+    folder = cache_folder() / "extensions" / key
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     return folder
 

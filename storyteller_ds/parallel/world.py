@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 from storyteller_kernels.dispatch import choice_for
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from storyteller_ds.errors import ConfigError, StorytellerError, UserError
+from storyteller_ds.errors import ConfigError, Interrupted, InterruptedSafely, StorytellerError, UserError
+from storyteller_ds.parallel.barrier import Barrier
 from storyteller_ds.supervision import child
 from storyteller_ds.supervision.ports import free_port as free_port
 from storyteller_ds.supervision.ports import listener_on
@@ -31,7 +34,10 @@ SECONDS_FOR_TORCH_TO_GIVE_UP = 10
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
 """In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
 
+# Facts about the process, like the process group itself.
 _connected_before = False
+_barrier: Barrier | None = None
+"""Where the ranks of the process group wait for each other."""
 
 
 def has_been_connected() -> bool:
@@ -64,23 +70,30 @@ class World(Ranks):
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
         mend = "is the port free there, and have all ranks been started? choose another with --master_port"
+        timeout = timedelta(minutes=timeout_minutes)
         try:
             # A stranger that listens at this port and says nothing makes torch wait without a limit.
             with child.waiting(60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP, f"{refusal}; {mend}"):
+                store, *_ = next(rendezvous("env://", self.rank, self.size, timeout=timeout))
                 dist.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo",
+                    store=PrefixStore("process_group", store),
                     rank=self.rank,
                     world_size=self.size,
-                    timeout=timedelta(minutes=timeout_minutes),
+                    timeout=timeout,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
             raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {mend}") from error
-        global _connected_before  # a fact about the process, like the group itself
+        global _connected_before, _barrier
         _connected_before = True
+        # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
+        own = PrefixStore("barrier", store.clone())
+        _barrier = Barrier(own, self.rank, self.size, silence_s=60 * timeout_minutes)
         try:
             child.join_lifeline(self.on_main(child.hub_address))
             yield
         finally:
+            _barrier = None
             # A process that leaves without this aborts with SIGABRT under gloo.
             dist.destroy_process_group()
 
@@ -109,14 +122,14 @@ class World(Ranks):
     def together(self, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank at once; the results of all ranks, in order.
 
+        It may take as long as it likes: the other ranks wait without a collective's clock (barrier.py).
         If it raises a StorytellerError on any rank, the first of them is raised on all, so that no rank
         is left waiting for one that has gone.
+
+        Raises:
+            TrainingStopped: a rank has given no sign of life for parallel.timeout_minutes.
         """
-        mine: tuple[StorytellerError | None, T | None]
-        try:
-            mine = (None, action())
-        except StorytellerError as error:
-            mine = (error, None)
+        mine = _outcome(action) if self.size == 1 else _outcome_when_all_are_done(action)
         outcomes: list[Any] = [mine]
         if self.size > 1:
             outcomes = [None] * self.size
@@ -161,6 +174,32 @@ class World(Ranks):
         lost = self.size > 1 and any(words in str(error) for words in _LOST_PEER)
         if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
+
+
+def _outcome(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
+    try:
+        return None, action()
+    except StorytellerError as error:
+        return error, None
+
+
+def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
+    barrier = _barrier
+    assert barrier is not None, "ranks that talk are connected"
+
+    def with_signs_of_life() -> T:
+        with barrier.at_work():
+            return action()
+
+    mine = _outcome(with_signs_of_life)
+    try:
+        barrier.wait()
+    except (Interrupted, InterruptedSafely) as signalled:
+        # The others hear of it as of any failure. Where they cannot, since one of them still works, this process
+        # is ended by the thread that listens to signals (train/interruption.py).
+        mine = signalled, None
+        barrier.wait()
+    return mine
 
 
 def _check_port_is_free(port: int) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from storyteller_ds.checkpoint.format import MANIFEST
+from storyteller_ds.untrusted import seal_of
 
 from .case import PAIR, SINGLE, STEPS, TINY, Case
 from .faults_files import FILES
@@ -56,19 +57,33 @@ def _(case: Case) -> None:
                 _refused(case, marker, *arguments, storyteller=True)
 
 
-@fault("a pickle in place of each file of a prepared corpus", NOT_RUN)
+MADE_ANEW = "the corpus is made anew, with a line that says why"
+
+
+def _made_anew(case: Case, cache: Path) -> None:
+    """A run that finds a hostile file in its cache goes on without it, and the cache is whole again."""
+    run = case.main_job("--output_dir", str(case.folder / "new"), *TINY, f"data.cache_dir={cache}", "train.max_steps=1")
+    case.ended(run, 0)
+    assert "making the prepared corpus" in run.stderr, run.stderr
+    shutil.rmtree(case.folder / "new")
+
+
+def _files_of(cache: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
+
+
+@fault("a pickle in place of each file of a prepared corpus", f"nothing in it runs; {MADE_ANEW}")
 def _(case: Case) -> None:
     marker, cache = case.folder / "marker", case.folder / "cache"
     assert case.train(SINGLE, f"data.cache_dir={cache}", "train.max_steps=1").code == 0
-    files = [path for path in sorted(cache.rglob("*")) if path.is_file()]
-    assert len(files) >= 4
+    good = _files_of(cache)
+    assert len(good) >= 4
     for content in bombs(marker).values():
-        for path in files:
-            good = path.read_bytes()
+        for path in good:
             path.write_bytes(content)
-            new = ["--output_dir", str(case.folder / "new")]
-            _refused(case, marker, *new, *TINY, "--quiet", f"data.cache_dir={cache}")
-            path.write_bytes(good)
+            _made_anew(case, cache)
+            assert not marker.exists(), f"{path} has run the bomb"
+            assert _files_of(cache) == good
 
 
 @fault("a pickle in place of each record in a run folder", "never unpickled; exit 2 and one line, or the run continues")
@@ -104,33 +119,37 @@ def _(case: Case) -> None:
         case.ended(run, 2, line)
 
 
-@fault("names that lead out of the folder, in a prepared corpus", "exit 2 and one line; not opened")
+@fault("names that lead out of the folder, in a prepared corpus", f"not opened; {MADE_ANEW}")
 def _(case: Case) -> None:
     cache = case.folder / "cache"
     assert case.train(SINGLE, f"data.cache_dir={cache}", "train.max_steps=1").code == 0
+    good = _files_of(cache)
     (index,) = cache.rglob("corpus.json")
-    good = json.loads(index.read_text())
+    entries = json.loads(index.read_text())
     outside = case.folder / "outside.tokens"
     shutil.copy(next(index.parent.glob("train-*.tokens")), outside)
     for name in (f"../../{outside.name}", str(outside), "..", "a/../../../outside.tokens"):
-        index.write_text(json.dumps({**good, "train": {**good["train"], "shards": [name]}}))
-        new = ["--output_dir", str(case.folder / "new")]
-        case.ended(case.main_job(*new, "--quiet", *TINY, f"data.cache_dir={cache}"), 2, "")
+        changed = {**entries, "train": {**entries["train"], "shards": [name]}}
+        index.write_text(json.dumps({**changed, "seal": seal_of(changed)}))
+        _made_anew(case, cache)
+        assert _files_of(cache) == good
+    assert outside.exists()
 
 
-@fault("a token shard or a tokenizer of a prepared corpus that is a link out of it", "exit 2 and one line")
+@fault("a token shard or a tokenizer of a prepared corpus that is a link out of it", f"not followed; {MADE_ANEW}")
 def _(case: Case) -> None:
     cache = case.folder / "cache"
     assert case.train(SINGLE, f"data.cache_dir={cache}", "train.max_steps=1").code == 0
+    good = _files_of(cache)
     for pattern in ("train-*.tokens", "tokenizer.json"):
         (path,) = cache.rglob(pattern)
         outside = case.folder / path.name
         path.rename(outside)
         path.symlink_to(outside)
-        new = ["--output_dir", str(case.folder / "new")]
-        case.ended(case.main_job(*new, "--quiet", *TINY, f"data.cache_dir={cache}"), 2, path.name)
-        path.unlink()
-        outside.rename(path)
+        _made_anew(case, cache)
+        assert _files_of(cache) == good
+        assert not path.is_symlink()
+        assert outside.read_bytes() == good[path]
 
 
 @fault("a hostile wandb run id in config.json", "not used as a name; nothing is written outside the run folder")

@@ -82,6 +82,31 @@ def hold(step: int, reached: str, until: str) -> None:
     _before_step(step, act)
 
 
+def in_corpus(
+    reading: int, document: int, how: str | None = None, reached: str | None = None, until: str | None = None
+) -> None:
+    """At a document of the built-in corpus, in so manieth reading of it: strike, or stand still as in hold().
+
+    The first reading is for the tokenizer, the second for the training tokens, the third for those of validation.
+    """
+    from storyteller_ds.data.sources.builtin import BuiltinSource
+
+    original, readings = BuiltinSource.documents, []
+
+    def read(self: BuiltinSource) -> Any:
+        readings.append(self)
+        for number, text in enumerate(original(self)):
+            if (len(readings), number) == (reading, document):
+                if how is not None:
+                    _strike(how)
+                else:
+                    Path(str(reached)).touch()
+                    _wait_for(Path(str(until)))
+            yield text
+
+    BuiltinSource.documents = read
+
+
 def _wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
@@ -261,6 +286,7 @@ _FAULTS: dict[str, Callable[..., None]] = {
     for function in (
         at_step,
         hold,
+        in_corpus,
         at_rename,
         at_folder,
         in_shard,

@@ -339,6 +339,18 @@ def test_the_advice_is_about_the_flag_that_was_typed(saved):
     assert "--output_dir" not in message
 
 
+def test_experts_that_no_layer_had_may_be_taken_out_of_the_config(tmp_path):
+    before = config(moe={"every_n_layers": 9})
+    assert before.moe_layers == 0
+    engine = SingleEngine(before, World(0, 0, 1, 1), CPU)
+    checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path, 1, contents(TrainState(1), before)))
+    check_same_run(
+        checkpoint, config(moe={"every_n_layers": 1, "num_experts": 0, "noisy_gating": False}), "corpus", "auto"
+    )
+    with pytest.raises(CheckpointError, match=r"moe\.every_n_layers was 9, now 1"):
+        check_same_run(checkpoint, config(moe={"every_n_layers": 1}), "corpus", "auto")
+
+
 def test_what_only_changes_the_training_is_free(saved):
     free = {"model": {"dropout": 0.0, "init_std": 0.5}, "optimizer": {"lr": 0.5}, "train": {"max_steps": 5}}
     check_same_run(saved[0], config(**free), "corpus")

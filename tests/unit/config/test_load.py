@@ -212,6 +212,7 @@ RULES = [
     (["model.num_kv_heads=3"], "num_kv_heads=3 does not divide num_heads=4", "1, 2, 4"),
     (["model.hidden_size=12", "model.num_heads=4", "model.num_kv_heads=1"], "even head size", "position=learned"),
     (["moe.top_k=9"], "top_k=9 is more than num_experts=8", "lower top_k"),
+    (["moe.every_n_layers=5"], "so that no layer would have experts", "moe.num_experts=0 for a dense model"),
     (["parallel.ep_size=0"], "ep_size=0 is not a number of ranks", "auto"),
     (["model.context_length=100"], "data.sequence_length=256 is longer", "shorten"),
     (["train.max_steps=0"], "train.max_steps=0", "greater than or equal to 1"),
@@ -227,6 +228,14 @@ def test_a_bad_combination_is_refused_with_the_mend(overrides, wrong, mend):
     assert wrong in message
     assert mend in message
     assert message.startswith("the command line: ")
+
+
+def test_a_model_without_experts_may_say_anything_about_their_layers():
+    run = load_config(None, None, ["moe.every_n_layers=5", "moe.num_experts=0"]).run
+    assert run.moe_layers == 0
+    assert load_config(None, None, ["moe.every_n_layers=3"]).run.moe_layers == 1
+    # Of a checkpoint that was written by one: it is read, and is dense.
+    assert RunConfig.model_validate({"moe": {"every_n_layers": 5}}).moe_layers == 0
 
 
 def test_a_zero_stage_without_a_deepspeed_json_is_refused_with_the_mend():

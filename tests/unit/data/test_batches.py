@@ -9,6 +9,7 @@ import torch
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.data.batches import IGNORED, BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes
 from storyteller_ds.data.tokenizer import train_tokenizer
 from storyteller_ds.errors import DataError
 
@@ -22,6 +23,10 @@ TOKENS = 203
 def stream(tokens: int = TOKENS) -> TokenStream:
     ids = np.arange(tokens)
     return TokenStream([ids[:60], ids[60:61], ids[61:]])
+
+
+NO_TEXT = RecordedBytes(TokenStream([np.zeros(1, dtype=np.int64)]))
+"""Where bytes do not matter."""
 
 
 def train_rows(world: int, accumulation: int, samples_seen: int) -> list[list[tuple[int, ...]]]:
@@ -75,7 +80,7 @@ def test_every_validation_token_is_a_target_once(world, accumulation, tokens):
     targets: list[int] = []
     for rank in range(world):
         shares = BatchShares(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
-        validation = ValidationBatches(stream_of(tokens), np.ones(tokens, dtype=np.int64), LENGTH, shares)
+        validation = ValidationBatches(stream_of(tokens), NO_TEXT, LENGTH, shares)
         for batch in validation.batches(None):
             assert batch.token_BS.shape == (shares.micro_batch_size, LENGTH)
             assert batch.token_BS.min() >= 0
@@ -93,18 +98,15 @@ def stream_of(tokens: int) -> TokenStream:
 @pytest.mark.parametrize("limit", [1, 2, 5, 6, 100, None])
 def test_the_bytes_of_a_limited_validation_are_those_of_its_targets(limit):
     sizes = np.arange(TOKENS, dtype=np.int64) ** 2 % 7
-    validation = ValidationBatches(stream(), sizes, LENGTH, ONE_RANK)
-    targets = torch.cat([b.target_BS[b.target_BS != IGNORED] for b in validation.batches(limit)])
-    assert validation.text_bytes(limit) == sizes[targets.numpy()].sum()
+    for text in (SpelledBytes(stream(), sizes), RecordedBytes(TokenStream([sizes[:90], sizes[90:]]))):
+        validation = ValidationBatches(stream(), text, LENGTH, ONE_RANK)
+        targets = torch.cat([b.target_BS[b.target_BS != IGNORED] for b in validation.batches(limit)])
+        assert validation.text_bytes(limit) == sizes[targets.numpy()].sum()
 
 
 def test_ranks_make_the_same_number_of_validation_passes():
     counts = {
-        len(
-            list(
-                ValidationBatches(stream(7), np.ones(7, dtype=np.int64), LENGTH, BatchShares(r, 4, 1, 2)).batches(None)
-            )
-        )
+        len(list(ValidationBatches(stream(7), NO_TEXT, LENGTH, BatchShares(r, 4, 1, 2)).batches(None)))
         for r in range(4)
     }
     assert counts == {2}
@@ -116,12 +118,12 @@ def test_the_validation_bytes_are_those_of_the_text():
     ids = [tokenizer.end_of_text]
     for document in documents:
         ids += [*tokenizer.encode(document), tokenizer.end_of_text]
-    validation = ValidationBatches(
-        TokenStream([np.array(ids)]), tokenizer.token_bytes(tokenizer.vocab_size), LENGTH, ONE_RANK
-    )
+    stream = TokenStream([np.array(ids)])
+    text = SpelledBytes(stream, tokenizer.token_bytes(tokenizer.vocab_size))
+    validation = ValidationBatches(stream, text, LENGTH, ONE_RANK)
     assert validation.text_bytes(None) == sum(len(document.encode()) for document in documents)
 
 
 def test_validation_without_a_target_is_refused():
     with pytest.raises(DataError, match=r"data\.validation"):
-        ValidationBatches(stream_of(1), np.ones(1, dtype=np.int64), LENGTH, ONE_RANK)
+        ValidationBatches(stream_of(1), NO_TEXT, LENGTH, ONE_RANK)

@@ -1,18 +1,24 @@
 """A prepared corpus: made once, whole or not at all, and named by what went into it."""
 
+import errno
 import itertools
 import json
 import os
+import re
 import shutil
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data import corpus as module
-from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
-from storyteller_ds.data.tokenizer import load_tokenizer
-from storyteller_ds.errors import DataError
+from storyteller_ds.data import corpus_index, preparing
+from storyteller_ds.data.corpus import Corpus, DamagedCorpusError, open_corpus, prepare_corpus
+from storyteller_ds.data.sources.choose import HeldOutPart
+from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.errors import DataError, InterruptedSafely
 
 STORIES = [f"Story number {i}. There was a dog called Rex{i}." for i in range(40)]
 
@@ -71,7 +77,7 @@ def test_it_is_made_once(text, monkeypatch):
     prepared(run)
     folder = folder_of(run)
     before = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.iterdir()}
-    monkeypatch.setattr(module, "write_shards", lambda *a: pytest.fail("made again"))
+    monkeypatch.setattr(module, "make_corpus", lambda *a: pytest.fail("made again"))
     assert prepared(run) == []
     assert {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
@@ -87,31 +93,147 @@ def test_the_same_text_gives_the_same_tokens_and_the_same_split(text):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == first
 
 
-@pytest.mark.parametrize("stage", ["train tokenizer", "first split", "second split", "index"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, DataError], ids=lambda e: e.__name__)
-def test_a_failure_on_the_way_leaves_nothing(text, monkeypatch, stage, error):
-    run = config(text)
-    calls = []
+STAGES = {
+    "train tokenizer": (preparing, "train_tokenizer", 1),
+    "first split": (preparing, "write_shards", 1),
+    "second split": (preparing, "write_shards", 2),
+    "index": (corpus_index.json, "dumps", 3),  # after that of the tokenizer alone, which has two
+}
+
+
+def failing_at(stage: str, error: type[BaseException], patch: pytest.MonkeyPatch) -> list[int]:
+    owner, name, which = STAGES[stage]
+    real, calls = getattr(owner, name), []
 
     def failing(*args, **kwargs):
         calls.append(1)
-        if stage != "second split" or len(calls) == 2:
+        if len(calls) == which:
             raise error("on the way")
         return real(*args, **kwargs)
 
-    real = module._write_split
-    owner, name = {
-        "train tokenizer": (module, "train_tokenizer"),
-        "index": (module.json, "dumps"),
-    }.get(stage, (module, "_write_split"))
+    patch.setattr(owner, name, failing)
+    return calls
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [OSError, DataError], ids=lambda e: e.__name__)
+def test_a_failure_on_the_way_leaves_nothing(text, monkeypatch, stage, error):
+    run = config(text)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, failing)
-        with pytest.raises(DataError if error is OSError else error):
+        calls = failing_at(stage, error, patch)
+        with pytest.raises(DataError):
             prepared(run)
     assert calls
     assert list((text.parent / "cache").iterdir()) == []
     assert len(prepared(run)) == 4  # and the next try starts anew
     assert len(opened(run).train) > 100
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedSafely], ids=lambda e: e.__name__)
+def test_what_an_interruption_leaves_is_taken_over(text, monkeypatch, stage, error):
+    run = config(text)
+    undisturbed = content_of(folder_of(config(text, cache_dir=str(text.parent / "other"))))
+    with monkeypatch.context() as patch:
+        failing_at(stage, error, patch)
+        with pytest.raises(error):
+            prepared(run)
+    left = [path.name for path in (text.parent / "cache").iterdir()]
+    assert len(left) == (stage != "train tokenizer")  # before that there is nothing worth keeping
+    said = prepared(run)
+    assert any("training" in line for line in said) == (stage == "train tokenizer")
+    assert content_of(folder_of(run)) == undisturbed
+    assert [path.name for path in (text.parent / "cache").iterdir()] == [folder_of(run).name]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_finished_shards_are_not_made_again(text, monkeypatch):
+    monkeypatch.setattr(preparing, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(preparing, "_DOCUMENTS_AT_ONCE", 2)
+    run = config(text)
+    undisturbed = content_of(folder_of(config(text, cache_dir=str(text.parent / "other"))))
+    shards = sorted(name for name in undisturbed if name.startswith("train-"))
+    assert len(shards) >= 4
+    encoded: list[str] = []
+    real = Tokenizer.encode_batch
+
+    def counting(self, texts):
+        encoded.extend(texts)
+        if len(encoded) > stop_after:
+            raise KeyboardInterrupt
+        return real(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", counting)
+    seen = []
+    for stop_after in (12, 12, 12, 1000):  # each try gets further; the last to the end
+        encoded.clear()
+        if stop_after == 1000:
+            said = prepared(run)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                prepared(run)
+        seen.append(encoded[0])
+    assert len(set(seen)) == 4
+    assert len(encoded) < len(STORIES) / 2
+    assert any(re.search(r"going on .* tokenizer, \d+ finished shard", line) for line in said)
+    assert content_of(folder_of(run)) == undisturbed
+
+
+@pytest.mark.parametrize("damage", ["half a shard", "another tokenizer", "no index", "foreign files"])
+def test_what_is_taken_over_is_checked(text, monkeypatch, damage):
+    monkeypatch.setattr(preparing, "SHARD_TOKENS", 300)
+    run = config(text)
+    undisturbed = content_of(folder_of(config(text, cache_dir=str(text.parent / "other"))))
+    with monkeypatch.context() as patch:
+        failing_at("second split", KeyboardInterrupt, patch)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(run)
+    (left,) = (text.parent / "cache").iterdir()
+    outside = text.parent / "outside"
+    outside.write_text("not ours")
+    match damage:
+        case "half a shard":
+            shard = left / "train-00001.tokens"
+            shard.write_bytes(shard.read_bytes()[:-7])
+        case "another tokenizer":
+            path = left / "tokenizer.json"
+            path.write_text(path.read_text().replace('"o"', '"0"'))
+        case "no index":
+            (left / "corpus.json").unlink()
+        case "foreign files":
+            (left / "train-00099.tokens").write_bytes(b"x")
+            (left / "validation-00000.tokens").symlink_to(outside)
+            (left / "folder").mkdir()
+    prepared(run)
+    assert content_of(folder_of(run)) == undisturbed
+    assert outside.read_text() == "not ours"
+
+
+def test_a_long_preparation_shows_that_it_lives(text, monkeypatch):
+    monkeypatch.setattr(preparing, "LINE_EVERY_S", 0.001)
+    run, said, shown = config(text), [], {"training": threading.Event(), "tokenizing": threading.Event()}
+
+    def say(line: str) -> None:
+        said.append(line)
+        for kind, event in shown.items():
+            if re.match(rf"{kind} .*: [1-9]\d* stories, [\d.]+ MB so far$", line):
+                event.set()
+
+    def slow(documents):
+        for number, document in enumerate(documents):
+            if number == 5:
+                kind = "tokenizing" if any("tokenizing" in line for line in said) else "training"
+                assert shown[kind].wait(60)  # with the documents before
+            yield document
+
+    real = HeldOutPart.documents
+    monkeypatch.setattr(HeldOutPart, "documents", lambda self: slow(real(self)))
+    prepare_corpus(run, say)
+    assert all(event.is_set() for event in shown.values())
+    assert not [thread for thread in threading.enumerate() if thread.name == "meanwhile"]
 
 
 def test_what_a_killed_process_left_is_not_in_the_way(text):
@@ -128,14 +250,32 @@ def test_what_a_killed_process_left_is_not_in_the_way(text):
 
 def test_a_slower_process_takes_the_result_of_the_faster(text, monkeypatch):
     run = config(text)
-    real = module._make
+    real = module.make_corpus
 
-    def overtaken(run, sources, work, say):
-        real(run, sources, work, say)
-        shutil.copytree(work, work.with_name(work.name.split(".tmp")[0]))
+    def overtaken(run, sources, given, work, say):
+        real(run, sources, given, work, say)
+        shutil.copytree(work, work.with_name(work.name.split(".work")[0]))
 
-    monkeypatch.setattr(module, "_make", overtaken)
+    monkeypatch.setattr(module, "make_corpus", overtaken)
     prepared(run)
+    assert [p.name for p in (text.parent / "cache").iterdir()] == [folder_of(run).name]
+    assert len(opened(run).train) > 100
+
+
+def test_two_that_prepare_the_same_at_once_do_not_meet(text, monkeypatch):
+    """The second begins, and ends, while the first is at work."""
+    run = config(text)
+    real, folders = module.make_corpus, []
+
+    def nested(run, sources, given, work, say):
+        folders.append(work)
+        if len(folders) == 1:
+            prepared(run)
+        real(run, sources, given, work, say)
+
+    monkeypatch.setattr(module, "make_corpus", nested)
+    prepared(run)
+    assert len(set(folders)) == 2
     assert [p.name for p in (text.parent / "cache").iterdir()] == [folder_of(run).name]
     assert len(opened(run).train) > 100
 
@@ -216,9 +356,80 @@ def test_the_cache_is_where_the_environment_says(text, monkeypatch, tmp_path):
     assert len(open_corpus(run, key).train) > 100
 
 
-def test_a_cache_that_cannot_be_written_is_a_data_error(text):
-    with pytest.raises(DataError, match=r"data\.cache_dir"):
-        prepared(config(text, cache_dir=str(text / "below a file")))
+@pytest.mark.parametrize("setting", [None, ""])
+def test_an_empty_name_is_no_cache_folder(text, monkeypatch, tmp_path, setting):
+    monkeypatch.setenv("STORYTELLER_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    prepare_corpus(config(text, cache_dir=setting), lambda line: None)
+    assert list(here.iterdir()) == []
+    assert len(list((tmp_path / "home/.cache/storyteller_ds").iterdir())) == 1
+
+
+@pytest.mark.parametrize("cache", ["", "below a file"])
+def test_a_cache_that_cannot_be_written_is_a_data_error(text, cache):
+    with pytest.raises(
+        DataError, match=r"to a folder that can be written, set data\.cache_dir \(or STORYTELLER_CACHE\)"
+    ):
+        prepared(config(text, cache_dir=str(text / cache)))
+
+
+def test_a_full_disk_is_a_data_error_that_asks_for_room(text, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(preparing, "write_shards", full)
+    with pytest.raises(DataError, match=r"No space left on device; make room there, or set data\.cache_dir"):
+        prepared(config(text))
+    assert list((text.parent / "cache").iterdir()) == []
+
+
+def test_a_cache_that_holds_the_corpus_is_only_read(text, monkeypatch):
+    run = config(text)
+    prepared(run)
+
+    def refused(event: str, arguments: tuple[object, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if watching and (writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")):
+            raise PermissionError(errno.EROFS, "Read-only file system")
+
+    watching = True
+    sys.addaudithook(refused)
+    try:
+        assert len(opened(run).train) > 100
+        with pytest.raises(PermissionError):
+            (text.parent / "control").write_text("")
+    finally:
+        watching = False
+
+
+@pytest.mark.parametrize(
+    "kind", ["no index", "empty folder", "a file", "a link to nowhere", "half an index", "no shard"]
+)
+def test_a_cache_that_is_not_whole_is_made_anew(text, kind):
+    run = config(text)
+    folder = folder_of(run)
+    whole = content_of(folder)
+    match kind:
+        case "no index":
+            (folder / "corpus.json").unlink()
+        case "half an index":
+            (folder / "corpus.json").write_bytes(whole["corpus.json"][:50])
+        case "no shard":
+            (folder / "train-00000.tokens").unlink()
+        case _:
+            shutil.rmtree(folder)
+            make = {"empty folder": folder.mkdir, "a file": folder.touch}
+            make.get(kind, lambda: folder.symlink_to(folder.parent / "nowhere"))()
+    said: list[str] = []
+    prepare_corpus(run, said.append, check_shards=True)
+    assert said[0].startswith(f"making the prepared corpus {folder} anew: ")
+    assert len([line for line in said if "anew" in line]) == 1
+    assert content_of(folder) == whole
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert prepared(run) == []
 
 
 @pytest.mark.parametrize(
@@ -238,9 +449,13 @@ def test_a_damaged_cache_is_a_data_error(text, name, is_missing):
     path.unlink()
     if not is_missing:
         path.write_bytes(content[:-3])
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DamagedCorpusError) as caught:
         open_corpus(run, path.parent.name)
     assert str(path.parent) in str(caught.value)
+    # The cache is ours: it is made anew, from the text and from what is still whole.
+    prepare_corpus(run, lambda line: None, check_shards=True)
+    assert len(open_corpus(run, path.parent.name).train) > 100
+    assert path.read_bytes() == content
 
 
 def test_the_index_says_what_was_read(text):

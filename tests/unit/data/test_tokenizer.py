@@ -63,11 +63,12 @@ def test_char_has_one_token_a_character_and_knows_what_it_does_not_know():
     ids = tokenizer.encode(text)
     assert len(ids) == len(text)
     assert tokenizer.decode(ids) == text
-    assert tokenizer.token_bytes(100)[ids].sum() == len(text.encode())
-    unknown = tokenizer.encode("日a本")
+    ((_, sizes),) = tokenizer.encode_with_bytes([text])
+    assert sizes.tolist() == [*(len(character.encode()) for character in text), 0]
+    ((unknown, sizes),) = tokenizer.encode_with_bytes(["日a本"])
     assert unknown[0] == unknown[2] != unknown[1]
-    assert unknown[0] == tokenizers.Tokenizer.from_str(tokenizer.to_json()).token_to_id(UNKNOWN)
-    assert tokenizer.token_bytes(100)[unknown[0]] == 1
+    assert unknown[0] == tokenizers.Tokenizer.from_str(tokenizer.to_json()).token_to_id(UNKNOWN) == tokenizer.unknown
+    assert sizes.tolist() == [3, 1, 3, 0]  # of the text as it was, not of what stands for it
     assert tokenizer.vocab_size == len(set("".join(DOCUMENTS))) + 2
 
 

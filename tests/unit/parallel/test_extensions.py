@@ -152,6 +152,13 @@ def test_a_private_folder_unless_the_user_has_chosen_one(monkeypatch: pytest.Mon
     assert use_private_folder(CPU) == tmp_path / "chosen"
 
 
+def test_an_empty_cache_variable_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
+    monkeypatch.setenv("STORYTELLER_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert use_private_folder(CPU).is_relative_to(tmp_path / ".cache" / "storyteller_ds")
+
+
 def test_only_nvme_needs_something_compiled():
     def json(optimizer: str, parameters: str, **aio: bool) -> dict[str, object]:
         zero = {"stage": 3, "offload_optimizer": {"device": optimizer}, "offload_param": {"device": parameters}}

@@ -1,13 +1,15 @@
 """Where the ranks meet, and what happens if they cannot."""
 
+import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from storyteller_ds.errors import ConfigError, UserError
+from storyteller_ds.errors import ConfigError, DataError, InterruptedSafely, TrainingStopped, UserError
 from storyteller_ds.parallel import world
 from storyteller_ds.parallel.world import World, free_port
 
@@ -82,3 +84,82 @@ def test_tasks_of_srun_meet_on_the_first_host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASTER_PORT", "23456")
     world._agree_on_rendezvous()
     assert os.environ["MASTER_PORT"] == "23456" != chosen  # what the user gives counts
+
+
+class FakeBarrier:
+    """Notes what is done, and is called away by what is in `raises`."""
+
+    def __init__(self, done: list[str], *raises: Exception) -> None:
+        self.done, self.raises = done, list(raises)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        self.done.append("signs of life begin")
+        yield
+        self.done.append("signs of life end")
+
+    def wait(self) -> None:
+        self.done.append("wait")
+        if self.raises:
+            raise self.raises.pop()
+
+
+@pytest.fixture
+def talking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Rank 0 of two that do alike; what it does, in order."""
+
+    def start(*raises: Exception) -> list[str]:
+        done: list[str] = []
+
+        def gather(outcomes: list[object], mine: object) -> None:
+            done.append("collective")
+            outcomes[:] = [mine, mine]
+
+        monkeypatch.setattr(world, "_barrier", FakeBarrier(done, *raises))
+        monkeypatch.setattr(world.dist, "all_gather_object", gather)
+        return done
+
+    return start
+
+
+@pytest.mark.parametrize("verb", ["together", "on_main", "on_each_machine"])
+def test_no_collectives_clock_runs_while_an_action_takes_its_time(talking, verb):
+    done = talking()
+    getattr(FIRST_OF_TWO, verb)(lambda: done.append("action"))
+    assert done == ["signs of life begin", "action", "signs of life end", "wait", "collective"]
+
+
+def test_an_error_of_an_action_is_told_to_the_others_when_all_have_come(talking):
+    done = talking()
+
+    def fail() -> None:
+        raise DataError("no text")
+
+    with pytest.raises(DataError, match="no text"):
+        FIRST_OF_TWO.together(fail)
+    assert done[-2:] == ["wait", "collective"]
+
+
+def test_a_rank_that_is_signalled_while_it_waits_tells_the_others(talking):
+    done = talking(InterruptedSafely("SIGTERM"))
+    with pytest.raises(InterruptedSafely, match="SIGTERM"):
+        FIRST_OF_TWO.together(lambda: 1)
+    assert done[-3:] == ["wait", "wait", "collective"]
+
+
+def test_a_rank_that_has_waited_too_long_does_not_go_on_waiting(talking):
+    done = talking(TrainingStopped("rank 1 gave no sign of life"))
+    with pytest.raises(TrainingStopped, match="no sign of life"):
+        FIRST_OF_TWO.together(lambda: 1)
+    assert done[-1] == "wait"
+
+
+def test_ranks_wait_in_the_store_of_their_process_group():
+    """Of a single process, where that is already so, and what it waits with is gone afterwards."""
+    with World(0, 0, 1, 1).connected(CPU, 1):
+        barrier = world._barrier
+        assert barrier is not None
+        with barrier.at_work():
+            pass
+        barrier.wait()
+    assert world._barrier is None

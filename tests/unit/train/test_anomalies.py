@@ -13,6 +13,7 @@ import torch
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.text_bytes import SpelledBytes
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.parallel.engine import StepResult
 from storyteller_ds.parallel.world import World
@@ -101,7 +102,7 @@ def go(script: str, state: TrainState | None = None, every: int = 4, steps: int 
     checkpoints = Checkpoints(engine, every)
     anomalies = Anomalies(run, checkpoints.lines.append, checkpoints.roll_back)
     stream, shares = TokenStream([np.arange(41)]), BatchShares(0, 1, BATCH, 1)
-    validation = ValidationBatches(stream, np.ones(41, dtype=np.int64), 4, shares)
+    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), 4, shares)
     try:
         clock = itertools.count().__next__
         batches = CountedBatches()

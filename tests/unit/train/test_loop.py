@@ -14,6 +14,7 @@ import torch
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.text_bytes import SpelledBytes
 from storyteller_ds.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -114,7 +115,7 @@ def go(engine: CountingEngine, state=None, hooks=1, interruption=None, **setting
     )
     shares, stream = BatchShares(0, 1, BATCH, 1), TokenStream([np.arange(41)])
     batches = TrainBatches(stream, "corpus", 0, LENGTH, shares)
-    validation = ValidationBatches(stream, np.ones(41, dtype=np.int64), LENGTH, shares)
+    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, shares)
     recorders = [Recorder(engine) for _ in range(hooks)]
     if not engine.val_losses:
         engine.val_losses = [1.0]

@@ -1,0 +1,200 @@
+"""From the documents of the sources to tokenizer, token shards and index."""
+
+import contextlib
+import hashlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.corpus_index import INDEX, TOKENIZER, read_index, write_index
+from storyteller_ds.data.shards import open_shard, shard_name, write_shards
+from storyteller_ds.data.sources.choose import Sources
+from storyteller_ds.data.sources.source import Source
+from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
+from storyteller_ds.data.work_folder import LOCK
+from storyteller_ds.errors import DataError
+from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.untrusted import UntrustedFileError, inside
+
+FORMAT = 1
+"""Raise it whenever the same text would give other tokens."""
+SHARD_TOKENS = 100_000_000
+MOST_BYTES_OF_A_TOKEN = 1 << 32
+_DOCUMENTS_AT_ONCE = 1000
+
+Say = Callable[[str], None]
+
+
+def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folder: Path, say: Say) -> None:
+    """Fill a folder, and take over what an earlier try for the same text has finished in it.
+
+    Args:
+        run: its tokenizer section counts.
+        sources: the text.
+        given: the tokenizer to use; None: train one.
+        folder: which nobody else writes to; all else in it is removed.
+        say: told what is being done.
+
+    Raises:
+        DataError: the text or the tokenizer cannot be used.
+        OSError: the folder cannot be written.
+    """
+    with meanwhile(lambda: say(f"reading {sources.train.name}"), LINE_EVERY_S):
+        for remark in sources.remarks():
+            say(remark)
+    tokenizer, finished = _left_behind(folder, run.tokenizer.vocab_size)
+    _remove_all_but(folder, [LOCK, *([INDEX, TOKENIZER, *finished] if tokenizer else [])])
+    if tokenizer is not None:
+        say(f"going on with what an earlier try has left: tokenizer, {len(finished)} finished shard(s)")
+    elif given is not None:
+        tokenizer = given
+    else:
+        tally = _Tally(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}", say)
+        with tally.told():
+            tokenizer = train_tokenizer(run.tokenizer, tally.counted(sources.train.documents()))
+    write_index(folder, tokenizer, {})
+    rows = run.tokenizer.vocab_size
+    parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
+    index = {
+        "train": _Split("train", sources.train, tokenizer, say).write(folder, rows, finished),
+        "validation": _Split("validation", sources.validation, tokenizer, say).write(folder, rows, []),
+        "fingerprint": hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest(),
+    }
+    write_index(folder, tokenizer, index)
+
+
+def _left_behind(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, list[str]]:
+    """The tokenizer, and the shards of the training text, that are whole."""
+    try:
+        _, tokenizer = read_index(folder)
+    except (UntrustedFileError, OSError):
+        return None, []
+    shards: list[str] = []
+    # A shard that was being written does not agree with its header.
+    with contextlib.suppress(DataError, UntrustedFileError):
+        while True:
+            name = shard_name("train", len(shards))
+            open_shard(inside(folder, name), vocab_size)
+            shards.append(name)
+    return tokenizer, shards
+
+
+def _remove_all_but(folder: Path, names: Iterable[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in names:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+class _Tally:
+    """Counts the documents that pass, and tells of them every so often.
+
+    Args:
+        doing: what is being done with them.
+        say: where it is told.
+    """
+
+    def __init__(self, doing: str, say: Say) -> None:
+        self._doing, self._say = doing, say
+        self.documents, self.bytes = 0, 0
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell what is done now, and how far it is while the block takes long."""
+        self._say(self._doing)
+        with meanwhile(lambda: self._say(f"{self._doing}: {self}"), LINE_EVERY_S):
+            yield
+
+    def counted(self, documents: Iterable[str]) -> Iterator[str]:
+        """The documents, one after another."""
+        for document in documents:
+            self.documents += 1
+            self.bytes += len(document.encode())
+            yield document
+
+    def __str__(self) -> str:
+        return f"{self.documents:,} stories, {self.bytes / 1e6:,.1f} MB so far"
+
+
+class _Split:
+    """One split on its way to shards.
+
+    Args:
+        name: train or validation, whose bytes are counted token by token where the tokenizer does not spell them.
+        source: its text.
+        tokenizer: makes the tokens.
+        say: told how far it is.
+    """
+
+    def __init__(self, name: str, source: Source, tokenizer: Tokenizer, say: Say) -> None:
+        self._name, self._source, self._tokenizer = name, source, tokenizer
+        self._tally = _Tally(f"tokenizing {source.name} for {name}", say)
+        self._records_bytes = name == "validation" and not tokenizer.spells_bytes
+        self._byte_counts: list[NDArray[np.uint32]] = []
+        self._unknown_tokens = 0
+
+    def write(self, folder: Path, vocab_size: int, finished: list[str]) -> dict[str, Any]:
+        """What the index says of the split.
+
+        Args:
+            folder: where the shards go.
+            vocab_size: all ids are below it.
+            finished: the first shards, which are there already.
+
+        Raises:
+            DataError: the source has no document, or cannot be read.
+        """
+        passed_over = self._documents_in(folder, vocab_size, finished)
+        with self._tally.told():
+            documents = self._encoded(passed_over, begins=not finished)
+            shards = write_shards(folder, self._name, documents, vocab_size, SHARD_TOKENS, len(finished))
+        if self._tally.documents == 0:
+            raise DataError(
+                f"{self._source.name} has no documents for {self._name}; use more text, or set data.validation"
+            )
+        entry = {
+            "source": self._source.name,
+            "documents": self._tally.documents,
+            "bytes": self._tally.bytes,
+            "shards": [*finished, *shards],
+        }
+        if self._records_bytes:
+            name = f"{self._name}-bytes"
+            entry["byte_shards"] = write_shards(folder, name, self._byte_counts, MOST_BYTES_OF_A_TOKEN, SHARD_TOKENS)
+            entry["unknown_tokens"] = self._unknown_tokens
+        return entry
+
+    def _documents_in(self, folder: Path, vocab_size: int, shards: list[str]) -> int:
+        ends = (np.count_nonzero(open_shard(folder / n, vocab_size) == self._tokenizer.end_of_text) for n in shards)
+        return max(0, sum(int(count) for count in ends) - 1)  # the stream begins with one more
+
+    def _encoded(self, passed_over: int, begins: bool) -> Iterator[list[int]]:
+        end = self._tokenizer.end_of_text
+        if begins:
+            # So that the first word of the first document is predicted too.
+            self._byte_counts.append(np.zeros(1, dtype=np.uint32))
+            yield [end]
+        texts = self._tally.counted(self._source.documents())
+        for _ in itertools.islice(texts, passed_over):
+            pass
+        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
+            for ids in self._ids(batch):
+                yield [*ids, end]
+
+    def _ids(self, texts: list[str]) -> Iterator[list[int]]:
+        if not self._records_bytes:
+            yield from self._tokenizer.encode_batch(texts)
+            return
+        unknown = self._tokenizer.unknown
+        for ids, byte_counts in self._tokenizer.encode_with_bytes(texts):
+            self._byte_counts.append(byte_counts.astype(np.uint32))
+            self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
+            yield ids

@@ -1,0 +1,67 @@
+"""How many UTF-8 bytes of the original text a part of a token stream stands for: what bits per byte divide by.
+
+Always the bytes of the text as it was read, whatever the tokenizer makes of it: only then do two tokenizers share one
+denominator. Where a tokenizer drops or replaces characters (a normalizer, unknown tokens) the model is not asked for
+them but they count, so that its bits per byte are a little too good; how many tokens are unknown is in the index of
+the corpus. A separator between documents stands for no byte.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyteller_ds.data.shards import TokenStream
+
+
+class TextBytes(Protocol):
+    """The bytes behind a token stream."""
+
+    def between(self, start: int, stop: int) -> int:
+        """Bytes of the text of tokens start to stop (excluded)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpelledBytes:
+    """Where each token always stands for the same bytes (Tokenizer.spells_bytes)."""
+
+    stream: TokenStream
+    token_bytes: NDArray[np.int64]
+    """[V] bytes of each token."""
+
+    def between(self, start: int, stop: int) -> int:
+        """Bytes of the text of tokens start to stop (excluded)."""
+        return int(self.token_bytes[self.stream.read(start, stop)].sum())
+
+
+@dataclass(frozen=True)
+class RecordedBytes:
+    """Where the bytes depend on the text: counted when it became tokens."""
+
+    counts: TokenStream
+    """[T] bytes of each token of the stream, as aligned_bytes gives them."""
+
+    def between(self, start: int, stop: int) -> int:
+        """Bytes of the text of tokens start to stop (excluded)."""
+        return int(self.counts.read(start, stop).sum())
+
+
+def aligned_bytes(text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """[len(spans) + 1] UTF-8 bytes of the text that each token of a document stands for; their sum is all of it.
+
+    A token stands for what lies between the end of the one before and its own, so for the white space that was
+    dropped before it too. What is behind the last is the separator's, the last entry.
+
+    Args:
+        text: the document.
+        spans: of each token, where it begins and ends (characters of the text).
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    bytes_before = np.zeros(len(codes) + 1, dtype=np.int64)
+    np.cumsum(1 + (codes >= 1 << 7) + (codes >= 1 << 11) + (codes >= 1 << 16), out=bytes_before[1:])
+    ends = [0, *(min(end, len(codes)) for _, end in spans), len(codes)]
+    # Some tokens have no place in the text, such as a space that was put before it; they stand for nothing.
+    return np.diff(bytes_before[np.maximum.accumulate(ends)])

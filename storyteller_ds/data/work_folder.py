@@ -1,0 +1,117 @@
+"""Folders in which something long is made: used by one process at a time, and taken over when that one dies.
+
+A folder NAME is made as `NAME.work-XXXX` beside its place and renamed at the end, so that nobody sees a half. The
+process that works in it holds a lock on a file in it, which the kernel takes back when the process ends, however it
+does. The next one that makes the same finds the folder free and goes on with what is in it.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = "lock"
+KEPT_DAYS = 7
+"""How long what a killed process has left is kept for the next one (days)."""
+_WORK = ".work-"
+_LEFT = re.compile(r"[0-9a-f]{24}\.(work|tmp)-[0-9a-f-]+")
+"""Names of work folders; older versions wrote tmp. The cache folder is the user's, and may hold anything else."""
+
+
+@contextlib.contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that no other process works in, with what one that died has left there.
+
+    After the block it is removed, unless it was renamed, or the block was left by an exception.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_forgotten(target)
+    with contextlib.ExitStack() as locks:
+        free = [folder for folder in sorted(target.parent.glob(f"{target.name}{_WORK}*")) if _taken(folder, locks)]
+        for folder in free[1:]:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder = free[0] if free else _new(target, locks)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(target: Path) -> None:
+    """Make what lies at `target` something that work_folder() gives to whoever makes it anew."""
+    with contextlib.suppress(FileNotFoundError):  # another process has done it
+        if target.is_dir():
+            target.rename(_name(target))
+        else:
+            target.unlink()
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Give a work folder its name.
+
+    Raises:
+        OSError: there is something at `target`, or it cannot be written.
+    """
+    folder.rename(target)
+    (target / LOCK).unlink(missing_ok=True)
+
+
+def _new(target: Path, locks: contextlib.ExitStack) -> Path:
+    while True:
+        folder = _name(target)
+        folder.mkdir()
+        # Another process may have taken it in between, for one that was left.
+        if _taken(folder, locks, may_be_unlocked=True):
+            return folder
+
+
+def _name(target: Path) -> Path:
+    return target.with_name(f"{target.name}{_WORK}{secrets.token_hex(4)}")
+
+
+def _taken(folder: Path, locks: contextlib.ExitStack, may_be_unlocked: bool = False) -> bool:
+    """Whether this process has the folder now, until `locks` is closed.
+
+    Args:
+        folder: which may go away at any moment.
+        locks: closed by the caller.
+        may_be_unlocked: a file system without locks is no reason not to take it.
+    """
+    path = folder / LOCK
+    with contextlib.ExitStack() as held:
+        try:
+            # Not the folder itself: network file systems lock only files that are open for writing.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            held.callback(os.close, descriptor)
+        except OSError as error:
+            if may_be_unlocked and not isinstance(error, FileNotFoundError):
+                raise
+            return False  # gone, another user's, or no folder
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have been renamed, or removed, before it was locked.
+            ours = os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError:
+            ours = may_be_unlocked
+        if ours:
+            locks.push(held.pop_all())
+        return ours
+
+
+def _remove_forgotten(target: Path) -> None:
+    """What has lain beside it for longer than anybody comes back for; what another process works in is left alone."""
+    oldest = time.time() - 24 * 3600 * KEPT_DAYS
+    for folder in target.parent.iterdir():
+        if not _LEFT.fullmatch(folder.name) or folder.name.startswith(f"{target.name}{_WORK}"):
+            continue
+        with contextlib.suppress(OSError), contextlib.ExitStack() as locks:
+            if folder.stat().st_mtime < oldest and _taken(folder, locks, may_be_unlocked=True):
+                shutil.rmtree(folder, ignore_errors=True)

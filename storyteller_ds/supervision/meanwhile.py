@@ -1,0 +1,35 @@
+"""Something small that is done again and again while something long goes on."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+LINE_EVERY_S = 10.0
+"""Between two lines that tell a person that something long still goes on (seconds)."""
+
+_LAST_CALL_S = 1.0
+"""How long a call that is under way is waited for (seconds)."""
+
+
+@contextlib.contextmanager
+def meanwhile(action: Callable[[], object], every_s: float) -> Iterator[None]:
+    """Call `action` from a thread of its own, every so many seconds, until the block ends.
+
+    Args:
+        action: must not raise.
+        every_s: seconds before the first call, and between two.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            action()
+
+    # A daemon: a process that ends at once does not wait for it.
+    thread = threading.Thread(target=repeat, name="meanwhile", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_LAST_CALL_S)

@@ -1,0 +1,62 @@
+"""What a run is going to do with how much text, and what about it was hardly meant; said before it trains."""
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.model import count_parameters
+
+WORTH_SAYING = 0.05
+"""Part of the parameters that lies in rows which no token uses."""
+
+
+def text_and_passes(run: RunConfig, corpus: Corpus) -> str:
+    """How much text there is, and how often the run goes through it: `800 stories, 719 KB, 181,268 tokens; …`."""
+    train, held_out, tokens = corpus.train_size, corpus.validation_size, len(corpus.train)
+    size = "" if train.bytes is None else f"{_bytes(train.bytes)}, "
+    steps = run.train.max_steps
+    passes = steps * run.train.global_batch_size * run.data.sequence_length / tokens
+    limit = "" if run.train.max_minutes is None else f", if they fit into train.max_minutes={run.train.max_minutes:g}"
+    line = (
+        f"{train.documents:,} stories, {size}{tokens:,} tokens; {steps:,} steps are {_passes(passes)} passes{limit}; "
+        f"{held_out.documents:,} stories held out"
+    )
+    if held_out.unknown_tokens:
+        share = held_out.unknown_tokens / len(corpus.validation)
+        line += f" ({share:.1%} of their tokens unknown, which flatters val_bpb)"
+    return line
+
+
+def unused_rows(run: RunConfig, tokenizer: Tokenizer) -> str | None:
+    """That most of the embedding's rows stand for no token, where that is a good part of the model."""
+    rows, tokens, total = run.tokenizer.vocab_size, tokenizer.vocab_size, count_parameters(run).total
+    tables = 1 if run.model.tie_embeddings else 2
+    unused = (rows - tokens) * run.model.hidden_size * tables
+    if unused < WORTH_SAYING * total:
+        return None
+    return (
+        f"warning: the tokenizer has {tokens:,} tokens, and {rows - tokens:,} of the {rows:,} rows that "
+        f"tokenizer.vocab_size={rows} gives the embedding are never used: {unused:,} of {total:,} parameters; "
+        f"tokenizer.vocab_size={tokens} has the same tokens without them"
+    )
+
+
+def only_warm_up(run: RunConfig) -> str | None:
+    """That the learning rate is still rising when the run ends."""
+    warm_up, steps = run.schedule.warmup_steps, run.train.max_steps
+    if warm_up < steps:
+        return None
+    return (
+        f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}): its learning rate only "
+        "rises; lower schedule.warmup_steps"
+    )
+
+
+def _passes(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.{0 if count >= 100 * size or unit == 'KB' else 1}f} {unit}"
+    return f"{count} bytes"

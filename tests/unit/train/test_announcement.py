@@ -1,0 +1,111 @@
+"""What is said before a run trains, against the text itself."""
+
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.config.files import preset_names
+from storyteller_ds.config.load import load_config
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.corpus import Corpus, TextSize, open_corpus, prepare_corpus
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
+
+STORIES = [f"Story number {i}. There was a dög called Rex{i}." for i in range(40)]
+
+
+def configured(tmp_path: Path, *overrides: str) -> RunConfig:
+    text = tmp_path / "stories.txt"
+    text.write_text("\n\n".join(STORIES), encoding="utf-8")
+    given = (f"data.source={text}", f"data.cache_dir={tmp_path / 'cache'}", "data.sequence_length=16")
+    return load_config(None, None, [*given, "tokenizer.kind=char", "tokenizer.vocab_size=64", *overrides]).run
+
+
+def prepared(run: RunConfig) -> Corpus:
+    return open_corpus(run, prepare_corpus(run, lambda line: None))
+
+
+def test_it_says_how_much_text_there_is_and_how_often_it_is_read(tmp_path):
+    run = configured(tmp_path, "train.max_steps=150", "train.global_batch_size=4", f"data.validation={tmp_path / 'v'}")
+    held_out = ["There was a dog.", "There was a story."]
+    (tmp_path / "v").write_text("\n\n".join(held_out), encoding="utf-8")
+    corpus = prepared(run)
+    tokens = sum(len(story) + 1 for story in STORIES) + 1
+    size = sum(len(story.encode()) for story in STORIES)
+    assert 1500 <= size < 2500
+    passes = 150 * 4 * 16 / tokens
+    assert text_and_passes(run, corpus) == (
+        f"40 stories, 2 KB, {tokens:,} tokens; 150 steps are {passes:.1f} passes; 2 stories held out"
+    )
+
+
+def test_the_two_parts_of_one_file_are_all_of_it(tmp_path):
+    run = configured(tmp_path, "data.validation_fraction=0.2")
+    corpus = prepared(run)
+    assert corpus.train_size.documents + corpus.validation_size.documents == len(STORIES)
+    assert corpus.train_size.bytes + corpus.validation_size.bytes == sum(len(s.encode()) for s in STORIES)
+    assert f"{corpus.validation_size.documents} stories held out" in text_and_passes(run, corpus)
+
+
+def test_a_time_limit_and_unknown_tokens_are_part_of_it(tmp_path):
+    run = configured(tmp_path, "train.max_minutes=5", "tokenizer.vocab_size=10")
+    line = text_and_passes(run, prepared(run))
+    assert " passes, if they fit into train.max_minutes=5; " in line
+    assert "% of their tokens unknown, which flatters val_bpb)" in line
+
+
+def test_a_corpus_prepared_before_bytes_were_counted_says_the_rest(tmp_path):
+    run = configured(tmp_path)
+    corpus = prepared(run)
+    old = Corpus(**{**vars(corpus), "train_size": TextSize(38, None, 0), "validation_size": TextSize(2, None, 0)})
+    assert text_and_passes(run, old).startswith(f"38 stories, {len(corpus.train):,} tokens; ")
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, "0.0086"), (100, "0.86"), (1000, "8.6"), (100_000, "860")])
+def test_few_passes_and_many_are_readable(tmp_path, steps, passes):
+    run = configured(tmp_path, f"train.max_steps={steps}", "train.global_batch_size=1")
+    corpus = prepared(configured(tmp_path, f"data.validation={tmp_path / 'stories.txt'}"))
+    assert steps * 16 / len(corpus.train) == pytest.approx(float(passes), rel=0.01)
+    assert f" are {passes} passes;" in text_and_passes(run, corpus)
+
+
+@pytest.mark.parametrize(("tie", "tables"), [("true", 1), ("false", 2)])
+def test_rows_that_no_token_uses_are_counted_and_the_number_to_set_is_right(tmp_path, tie, tables):
+    run = configured(tmp_path, "tokenizer.vocab_size=5000", f"model.tie_embeddings={tie}")
+    corpus = prepared(run)
+    tokens = corpus.tokenizer.vocab_size
+    warning = unused_rows(run, corpus.tokenizer)
+    assert warning is not None
+    smaller = configured(tmp_path, f"tokenizer.vocab_size={tokens}", f"model.tie_embeddings={tie}")
+    saved = sum(p.numel() for p in Decoder(run).parameters()) - sum(p.numel() for p in Decoder(smaller).parameters())
+    assert saved == tables * (5000 - tokens) * run.model.hidden_size
+    assert f"{5000 - tokens:,} of the 5,000 rows" in warning
+    assert f"{saved:,} of {sum(p.numel() for p in Decoder(run).parameters()):,} parameters" in warning
+    assert f"tokenizer.vocab_size={tokens} has the same tokens" in warning
+    # What it advises is true, and silent.
+    again = prepared(smaller)
+    assert again.tokenizer.to_json() == corpus.tokenizer.to_json()
+    assert again.fingerprint == corpus.fingerprint
+    assert unused_rows(smaller, again.tokenizer) is None
+
+
+def test_a_vocabulary_rounded_up_is_nothing_to_warn_of(tmp_path):
+    run = configured(tmp_path)
+    tokenizer = prepared(run).tokenizer
+    assert tokenizer.vocab_size < 64
+    assert unused_rows(run, tokenizer) is None
+
+
+@pytest.mark.parametrize(("warm_up", "warns"), [(0, False), (49, False), (50, True), (51, True)])
+def test_a_run_that_only_warms_up_is_told(tmp_path, warm_up, warns):
+    run = configured(tmp_path, "train.max_steps=50", f"schedule.warmup_steps={warm_up}")
+    warning = only_warm_up(run)
+    assert (warning is not None) == warns
+    if warning is not None:
+        assert f"schedule.warmup_steps={warm_up}, train.max_steps=50" in warning
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine"])
+def test_of_no_schedule_is_a_preset_warned(kind):
+    for name in preset_names():
+        assert only_warm_up(load_config(name, None, [f"schedule.kind={kind}"]).run) is None
