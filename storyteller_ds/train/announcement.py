@@ -52,7 +52,9 @@ def only_warm_up(run: RunConfig) -> str | None:
 
 
 def _passes(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+    if number < 0.01:
+        return "less than 0.01"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
 
 def _bytes(count: int) -> str:

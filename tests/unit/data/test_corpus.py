@@ -178,7 +178,7 @@ def test_finished_shards_are_not_made_again(text, monkeypatch):
         seen.append(encoded[0])
     assert len(set(seen)) == 4
     assert len(encoded) < len(STORIES) / 2
-    assert any(re.search(r"going on .* tokenizer, \d+ finished shard", line) for line in said)
+    assert any(re.search(r"taking over .* tokenizer, \d+ finished shard", line) for line in said)
     assert content_of(folder_of(run)) == undisturbed
 
 
