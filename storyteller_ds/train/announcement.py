@@ -46,8 +46,8 @@ def only_warm_up(run: RunConfig) -> str | None:
     if warm_up < steps:
         return None
     return (
-        f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}): its learning rate only "
-        "rises; lower schedule.warmup_steps"
+        f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning "
+        "rate only rises; lower schedule.warmup_steps"
     )
 
 
