@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from storyteller_ds.errors import DataError
+from storyteller_ds.user_paths import expand_home
 
 
 def cache_folder(chosen: Path | None = None) -> Path:
@@ -12,13 +12,6 @@ def cache_folder(chosen: Path | None = None) -> Path:
     A variable that is empty counts as not set.
 
     Raises:
-        DataError: it is in the home folder, and this user has none.
+        UserError: it is in the home folder, and this user has none.
     """
-    folder = chosen or Path(os.environ.get("STORYTELLER_CACHE") or "~/.cache/storyteller_ds")
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        raise DataError(
-            f"there is no home folder for the cache, {folder}; set data.cache_dir or STORYTELLER_CACHE to a folder "
-            "that can be written"
-        ) from None
+    return expand_home(chosen or os.environ.get("STORYTELLER_CACHE") or "~/.cache/storyteller_ds")

@@ -51,7 +51,7 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
     tokenizer, finished = _left_behind(folder, run.tokenizer.vocab_size)
     _remove_all_but(folder, [LOCK, *([INDEX, TOKENIZER, *finished] if tokenizer else [])])
     if tokenizer is not None:
-        say(f"going on with what an earlier try has left: tokenizer, {len(finished)} finished shard(s)")
+        say(f"taking over what is already prepared: tokenizer, {len(finished)} finished shard(s)")
     elif given is not None:
         tokenizer = given
     else:

@@ -34,7 +34,7 @@ def unused_rows(run: RunConfig, tokenizer: Tokenizer) -> str | None:
     if unused < WORTH_SAYING * total:
         return None
     return (
-        f"the tokenizer has {tokens:,} tokens, and {rows - tokens:,} of the {rows:,} rows that "
+        f"warning: the tokenizer has {tokens:,} tokens, and {rows - tokens:,} of the {rows:,} rows that "
         f"tokenizer.vocab_size={rows} gives the embedding are never used: {unused:,} of {total:,} parameters; "
         f"tokenizer.vocab_size={tokens} has the same tokens without them"
     )
@@ -46,13 +46,15 @@ def only_warm_up(run: RunConfig) -> str | None:
     if warm_up < steps:
         return None
     return (
-        f"the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}): its learning rate only "
-        "rises; lower schedule.warmup_steps"
+        f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning "
+        "rate only rises; lower schedule.warmup_steps"
     )
 
 
 def _passes(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+    if number < 0.01:
+        return "less than 0.01"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
 
 def _bytes(count: int) -> str:

@@ -23,7 +23,7 @@ def _taken_over(case: Case) -> None:
     cache = case.folder / "cache"
     assert len(list(cache.iterdir())) == 1
     assert not case.run_folder.exists()
-    case.continues_exactly(PAIR, _cache(case), said=["going on with what an earlier try has left: tokenizer"])
+    case.continues_exactly(PAIR, _cache(case), said=["taking over what is already prepared: tokenizer"])
     (whole,) = cache.iterdir()
     assert (whole / "corpus.json").exists(), whole
     case.saw("only the corpus left")
