@@ -89,7 +89,8 @@ class Session:
         check_prompts(self.run, corpus.tokenizer)
         with meanwhile(lambda: self.say("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
-        self._introduce(corpus, anew=checkpoint is None)
+        self._introduce()
+        self._introduce_text(corpus, anew=checkpoint is None)
         with prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config:
             self._train(ds_config, corpus, batches, checkpoint)
         self._farewell()
@@ -146,7 +147,7 @@ class Session:
             self.say(f"the records of an earlier run are now in {aside}")
         return checkpoint
 
-    def _introduce(self, corpus: Corpus, anew: bool) -> None:
+    def _introduce(self) -> None:
         counts = count_parameters(self.run)
         moe, plan = self.run.moe, self.plan
         experts = f"{moe.num_experts} experts, top-{moe.top_k}" if self.run.moe_layers else "dense"
@@ -168,10 +169,14 @@ class Session:
             f"{plan.world_size} rank(s) = {self.run.train.global_batch_size} per step; "
             f"kernels: {kernels}"
         )
+        if slow_kernels is not None:
+            self.say(slow_kernels)
+
+    def _introduce_text(self, corpus: Corpus, anew: bool) -> None:
         self.say(text_and_passes(self.run, corpus))
-        for each in (warning, unused_rows(self.run, corpus.tokenizer) if anew else None, only_warm_up(self.run)):
-            if each is not None:
-                self.say(each)
+        for warning in (unused_rows(self.run, corpus.tokenizer) if anew else None, only_warm_up(self.run)):
+            if warning is not None:
+                self.say(warning)
 
     def _tell_resumed(self, checkpoint: Checkpoint) -> None:
         self.say(f"continuing from {checkpoint.folder}")
