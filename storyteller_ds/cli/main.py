@@ -12,6 +12,7 @@ import click
 from storyteller_ds import __version__
 from storyteller_ds.cli.group import Group
 from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
+from storyteller_ds.home import settle_home
 from storyteller_ds.streams import OutputLost, secure_output
 from storyteller_ds.supervision.supervisor import supervise
 
@@ -113,6 +114,7 @@ def run_command(command: click.Command) -> NoReturn:
 def _run(action: Callable[[], object]) -> NoReturn:
     secure_output(stdout_matters=True)
     try:
+        settle_home()
         action()
         sys.stdout.flush()
     except click.exceptions.Exit as stop:

@@ -14,6 +14,7 @@ from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, StorytellerError
+from storyteller_ds.home import home_notice
 from storyteller_ds.parallel.build import check_engine
 from storyteller_ds.parallel.plan import make_plan
 from storyteller_ds.parallel.world import World, pick_device
@@ -55,6 +56,8 @@ def train(
     """Train a story model. Any field of the run config can be set as section.field=value."""
     world = World.from_environment()
     console = Console(stderr=True, quiet=quiet or not world.is_main)
+    if (notice := home_notice()) is not None:
+        lines_to(console)(notice)
     with Interruption(lines_to(console), speaks=world.is_main) as interruption:
         try:
             loaded = load_config(config, ds_config, overrides, world.size)
