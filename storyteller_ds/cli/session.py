@@ -41,6 +41,7 @@ from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.loop import train, why_over
+from storyteller_ds.train.pace import Pace
 from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
@@ -241,8 +242,10 @@ class Session:
         )
         folder.write_json(layout.CONFIG, {**config, layout.WANDB_RUN_ID: tracker.run_id})
         write_atomically(folder.path / layout.TOKENIZER, corpus.tokenizer.to_json())
-        on_terminal = self.console.is_interactive and not self.console.quiet  # no bar on a dumb terminal
-        progress = TerminalProgress(self.console, max_steps) if on_terminal else PlainProgress(self.say, max_steps)
+        pace = Pace(self.run.train)
+        progress: Hook = PlainProgress(self.say, max_steps, pace)
+        if self.console.is_interactive and not self.console.quiet:  # no bar on a dumb terminal
+            progress = TerminalProgress(self.console, max_steps, pace)
         return [MetricsFile(folder.path / layout.METRICS), WandbHook(tracker), progress]
 
     def _farewell(self) -> None:
