@@ -7,7 +7,6 @@ import torch
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.parallel.plan import ParallelPlan
-from storyteller_ds.parallel.precision import run_dtype
 
 
 def what_to_lower(run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, device: torch.device) -> str:
@@ -18,8 +17,8 @@ def what_to_lower(run: RunConfig, ds_config: Mapping[str, Any] | None, plan: Par
         ways.append(f"train.micro_batch_size={smaller} (now {micro})")
     if run.model.activation_checkpointing != "block":
         ways.append("model.activation_checkpointing=block")
-    if device.type == "cuda" and run_dtype(run.precision.dtype, device) == torch.float32:
-        ways.append("precision.dtype=bf16")
+    if device.type == "cuda" and run.precision.dtype == "fp32":
+        ways.append("precision.dtype=auto")
     zero = (ds_config or {}).get("zero_optimization", {})
     if device.type == "cuda" and "offload_optimizer" not in zero:
         name = "zero3_offload" if run.parallel.zero_stage == 3 else "zero2_offload"

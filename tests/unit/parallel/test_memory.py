@@ -34,11 +34,11 @@ def test_one_device():
 def test_a_card():
     fp32 = told("cuda", 1, None, "precision.dtype=fp32")
     assert fp32[2:] == [
-        "precision.dtype=bf16",
+        "precision.dtype=auto",
         "--ds_config ds_configs/zero2_offload.json (moments in the host's memory)",
         SHORTER,
     ]
-    assert "precision.dtype=bf16" not in told("cuda", 1, None, "precision.dtype=bf16")
+    assert "precision.dtype=auto" not in told("cuda", 1, None, "precision.dtype=bf16")
     assert not any("--ds_config" in way for way in told("cuda", 1, "zero2_offload"))
     assert any("zero3_offload" in way for way in told("cuda", 2, "zero3"))
 
