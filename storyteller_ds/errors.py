@@ -47,6 +47,10 @@ class DataError(UserError):
     """A corpus, a tokenizer or a token shard that cannot be used."""
 
 
+class OutOfMemory(UserError):
+    """What was asked for does not fit into memory; raised by this rank alone, or by all at once."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
 

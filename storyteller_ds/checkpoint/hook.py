@@ -56,15 +56,17 @@ class CheckpointHook(Hook):
         """Remember the score, for the checkpoint of the same step."""
         self._evaluated = record
 
+    def busy_with(self, state: TrainState, last: bool) -> str | None:
+        """A checkpoint, if it is time."""
+        return f"saving step {state.step}" if self._due(state, last) else None
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Save if it is time; say how the one before has gone, as soon as it is known.
 
         Raises:
             CheckpointError: one could not be written, and checkpoint.on_error is stop or this is the last.
         """
-        due = last or bool(self.config.every_steps and state.step % self.config.every_steps == 0)
-        # Weights that may be what makes the numbers go wrong are nothing to go back to.
-        due = due and (last or not state.bad_steps_in_a_row)
+        due = self._due(state, last)
         if self._saving is not None and (due or self._saving.done()):
             # Where the last is about to be saved, the fate of an earlier one is no longer worth stopping for.
             self._settle(may_fail=last or self.config.on_error == "continue")
@@ -111,6 +113,11 @@ class CheckpointHook(Hook):
         self._saved_step = None
         checkpoint = self.engine.world.on_main(lambda: newest_valid(self.checkpoints, self.say))
         return None if checkpoint is None else restore(self.engine, checkpoint, seed)
+
+    def _due(self, state: TrainState, last: bool) -> bool:
+        due = bool(self.config.every_steps and state.step % self.config.every_steps == 0)
+        # Weights that may be what makes the numbers go wrong are nothing to go back to.
+        return last or (due and not state.bad_steps_in_a_row)
 
     def _begin(self, state: TrainState, wait: bool) -> Save:
         scale = self.engine.loss_scale

@@ -18,6 +18,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.inference.load import StoryModel, load_story_model
 from storyteller_ds.inference.sampling import SamplingConfig
 from storyteller_ds.inference.story import Story
+from storyteller_ds.memory import memory_hint
 from storyteller_ds.parallel.world import pick_device
 from storyteller_ds.untrusted import for_terminal
 
@@ -38,6 +39,7 @@ _STDOUT = Path("-")
 @click.option("--max_new_tokens", type=int, help="Longest continuation.  [default: as long as the context has room]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@memory_hint("a shorter prompt, fewer --max_new_tokens or --device cpu need less")
 def generate(
     checkpoint: Path,
     prompt: str | None,

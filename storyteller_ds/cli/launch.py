@@ -20,6 +20,7 @@ from storyteller_ds.config.hostfile import (
     read_hostfile,
 )
 from storyteller_ds.errors import ConfigError, UserError
+from storyteller_ds.home import home_notice
 from storyteller_ds.supervision.launchers import run_launchers
 from storyteller_ds.supervision.ports import free_port
 
@@ -90,6 +91,8 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     sys.stderr.flush()
     if remote:
         os.execv(command[0], command)
+    if (notice := home_notice()) is not None:  # the ranks find all in order
+        click.echo(notice, err=True)
     if not _has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's launchers warns that it found none
     sys.exit(run_launchers(command))

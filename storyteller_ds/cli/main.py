@@ -12,6 +12,8 @@ import click
 from storyteller_ds import __version__
 from storyteller_ds.cli.group import Group
 from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
+from storyteller_ds.home import settle_home
+from storyteller_ds.memory import memory_hint
 from storyteller_ds.streams import OutputLost, secure_output
 from storyteller_ds.supervision.supervisor import supervise
 
@@ -113,12 +115,15 @@ def run_command(command: click.Command) -> NoReturn:
 def _run(action: Callable[[], object]) -> NoReturn:
     secure_output(stdout_matters=True)
     try:
-        action()
+        settle_home()
+        try:
+            with memory_hint("close other programs, or use less text or a smaller model"):
+                action()
+        except click.exceptions.NoArgsIsHelpError as error:
+            print(error.format_message())
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         _leave(stop.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
     except click.ClickException as error:
         _fail(f"{error.format_message().splitlines()[0]} (see --help)", EXIT_USER_ERROR)
     except StorytellerError as error:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,14 @@ from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBat
 from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.inference.samples import SampleHook, check_prompts
+from storyteller_ds.memory import memory_hint
 from storyteller_ds.model import count_parameters, flops_per_token
 from storyteller_ds.parallel.build import build_engine, prepared_machine
 from storyteller_ds.parallel.corpus import shared_corpus
 from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.gradient_check import check_gradients
 from storyteller_ds.parallel.kernel_choice import kernel_choice
+from storyteller_ds.parallel.memory import what_to_lower
 from storyteller_ds.parallel.plan import ParallelPlan
 from storyteller_ds.parallel.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
@@ -38,6 +41,7 @@ from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.loop import train, why_over
+from storyteller_ds.train.pace import Pace
 from storyteller_ds.train.progress import PlainProgress, TerminalProgress
 from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
@@ -91,7 +95,12 @@ class Session:
             checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
         self._introduce()
         self._introduce_text(corpus, anew=checkpoint is None)
-        with prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config:
+        rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
+        less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device)
+        with (
+            memory_hint(f"{less}; then run again to continue", rank),
+            prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config,
+        ):
             self._train(ds_config, corpus, batches, checkpoint)
         self._farewell()
 
@@ -233,8 +242,10 @@ class Session:
         )
         folder.write_json(layout.CONFIG, {**config, layout.WANDB_RUN_ID: tracker.run_id})
         write_atomically(folder.path / layout.TOKENIZER, corpus.tokenizer.to_json())
-        on_terminal = self.console.is_interactive and not self.console.quiet  # no bar on a dumb terminal
-        progress = TerminalProgress(self.console, max_steps) if on_terminal else PlainProgress(self.say, max_steps)
+        pace = Pace(self.run.train)
+        progress: Hook = PlainProgress(self.say, max_steps, pace)
+        if self.console.is_interactive and not self.console.quiet:  # no bar on a dumb terminal
+            progress = TerminalProgress(self.console, max_steps, pace)
         return [MetricsFile(folder.path / layout.METRICS), WandbHook(tracker), progress]
 
     def _farewell(self) -> None:

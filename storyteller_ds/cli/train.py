@@ -13,13 +13,16 @@ from storyteller_ds.cli.main import speak
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
-from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, StorytellerError
+from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, OutOfMemory, StorytellerError
+from storyteller_ds.home import home_notice
 from storyteller_ds.parallel.build import check_engine
 from storyteller_ds.parallel.plan import make_plan
 from storyteller_ds.parallel.world import World, pick_device
 from storyteller_ds.train.interruption import Interruption
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20
+SECONDS_IF_ALONE = 3
+"""Where this rank may be the only one that has met the error."""
 SECONDS_IF_INTERRUPTED = 2
 """Where the end was asked for, and maybe of this rank alone."""
 
@@ -55,6 +58,8 @@ def train(
     """Train a story model. Any field of the run config can be set as section.field=value."""
     world = World.from_environment()
     console = Console(stderr=True, quiet=quiet or not world.is_main)
+    if (notice := home_notice()) is not None:
+        lines_to(console)(notice)
     with Interruption(lines_to(console), speaks=world.is_main) as interruption:
         try:
             loaded = load_config(config, ds_config, overrides, world.size)
@@ -79,6 +84,9 @@ def train(
             world.wait_to_be_ended(SECONDS_IF_INTERRUPTED)
             # Also where the signal was for this rank alone: its launcher then ends rank 0 too.
             raise type(error)(str(error) if world.is_main else "") from None
+        except OutOfMemory:
+            world.wait_to_be_ended(SECONDS_IF_ALONE)
+            raise
         except StorytellerError:
             # Every rank has met the same error; rank 0 is the one that is heard.
             world.wait_to_be_ended(SECONDS_FOR_RANK_0_TO_SPEAK)

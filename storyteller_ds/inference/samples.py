@@ -60,10 +60,13 @@ class SampleHook(Hook):
                     write_atomically(self.path, text[: section.start()])
                     return
 
+    def busy_with(self, state: TrainState, last: bool) -> str | None:
+        """Stories, if it is time."""
+        return f"telling {len(self.run.train.sample_prompts)} sample stories" if self._due(state, last) else None
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Tell stories if it is time."""
-        every = self.run.train.sample_every_steps
-        if not self.run.train.sample_prompts or not (last or (every and state.step % every == 0)):
+        if not self._due(state, last):
             return
         decoder = self.engine.decoder
         was_training = decoder.training
@@ -74,6 +77,10 @@ class SampleHook(Hook):
             stories = "\n\n".join(told)
             with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(f"## Step {state.step}\n\n{stories}\n\n")
+
+    def _due(self, state: TrainState, last: bool) -> bool:
+        every = self.run.train.sample_every_steps
+        return bool(self.run.train.sample_prompts) and (last or bool(every and state.step % every == 0))
 
     def _story(self, prompt: str) -> str:
         config = SamplingConfig(seed=self.run.seed, max_new_tokens=self.run.train.sample_tokens)

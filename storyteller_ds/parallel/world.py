@@ -1,6 +1,6 @@
 """This process among its peers, as the launcher describes it, and the messages they exchange.
 
-Works under `python`, `deepspeed`, `torchrun` and `srun`; nothing here imports deepspeed.
+Works under `python`, `deepspeed`, `torchrun`, `srun` and `mpirun`; nothing here imports deepspeed.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from storyteller_ds.supervision import child
 from storyteller_ds.supervision.ports import free_port as free_port
 from storyteller_ds.supervision.ports import listener_on
 from storyteller_ds.supervision.progress import make_progress
-from storyteller_ds.supervision.ranks import Ranks, slurm_rendezvous, started_by_srun
+from storyteller_ds.supervision.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -106,10 +106,8 @@ class World(Ranks):
         if self.size == 1:
             # Alone there is nobody to agree with on a port: any free one does.
             host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(free_port())
-        elif started_by_srun():
-            host, port = (str(part) for part in slurm_rendezvous())
         else:
-            host, port = "127.0.0.1", ""
+            host, port = self.meeting_place()
         os.environ.setdefault("MASTER_ADDR", host)
         if not os.environ.setdefault("MASTER_PORT", port).isdecimal():
             raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
@@ -215,7 +213,7 @@ def _check_port_is_free(port: int) -> None:
             raise UserError(f"port {port} of this machine cannot be used ({error}); choose another") from error
         raise UserError(
             f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or choose a free "
-            "port with the launcher's --master_port (Slurm: MASTER_PORT)"
+            "port with the launcher's --master_port (Slurm, mpirun: MASTER_PORT)"
         ) from error
 
 

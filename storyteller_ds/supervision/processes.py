@@ -47,6 +47,12 @@ def is_stopped(pid: int) -> bool:
     return _status(pid)[:1] in (["T"], ["t"])
 
 
+def out_of_memory_kills() -> int:
+    """How many processes Linux has killed since it started because memory had run out."""
+    counts = dict(line.split() for line in lines_of(Path("/proc/vmstat")))
+    return int(counts.get("oom_kill", 0))
+
+
 def is_deepspeed_launcher(pid: int) -> bool:
     """Whether this is the process of DeepSpeed's that starts the ranks of a machine."""
     return _LAUNCH_MODULE in command_line(pid)

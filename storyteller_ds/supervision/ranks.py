@@ -7,6 +7,13 @@ from typing import Self
 
 from storyteller_ds.errors import ConfigError
 
+_MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+"""Rank, size, local rank and local size, as Open MPI's, MVAPICH's, and MPICH's and Intel's mpirun set them."""
+_MPI_PORT = "29500"
 _PORTS = range(12000, 32000)
 """Below those that Linux hands out by itself (32768 to 60999)."""
 
@@ -25,15 +32,19 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """What torchrun and deepspeed (RANK, ...) or srun (SLURM_PROCID, ...) have set; one process without.
+        """What torchrun and deepspeed (RANK, ...), mpirun or srun (SLURM_PROCID, ...) have set; one process without.
 
-        Slurm's variables count only inside a step: the shell of sbatch or salloc has SLURM_NTASKS too, and
-        is alone.
+        The nearest launcher counts: mpirun may itself run in a Slurm step. Slurm's variables count only inside a
+        step: the shell of sbatch or salloc has SLURM_NTASKS too, and is alone.
 
         Raises:
             ConfigError: the variables contradict each other.
         """
-        if not any(os.environ.get(name) for name in ("RANK", "WORLD_SIZE")) and started_by_srun():
+        of_torch = any(os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+        if not of_torch and (names := _of_mpi()):
+            rank, size, local_rank, local_size = (_integer(name, default=0) for name in names)
+            mend = f"start with mpirun, or unset {', '.join(names)}"
+        elif not of_torch and started_by_srun():
             rank, size = _integer("SLURM_PROCID", default=0), _integer("SLURM_NTASKS", default=1)
             local_rank, local_size = _integer("SLURM_LOCALID", default=0), _tasks_on_this_node(size)
             mend = "start with srun, one task a rank"
@@ -49,10 +60,36 @@ class Ranks:
             )
         return cls(rank, local_rank, size, local_size)
 
+    def meeting_place(self) -> tuple[str, str]:
+        """MASTER_ADDR and MASTER_PORT where the launcher sets none; the port is empty if it cannot be known.
+
+        Raises:
+            ConfigError: mpirun has started ranks on several machines, and nobody has said where they meet.
+        """
+        if _of_mpi():
+            if self.local_size < self.size and not os.environ.get("MASTER_ADDR"):
+                raise ConfigError(
+                    "mpirun has started ranks on several machines and does not say where they meet; name the host of "
+                    f"rank 0: mpirun -x MASTER_ADDR=HOST_0 -x MASTER_PORT={_MPI_PORT} (MPICH: -genv NAME VALUE)"
+                )
+            return "127.0.0.1", _MPI_PORT
+        if started_by_srun():
+            host, port = slurm_rendezvous()
+            return host, str(port)
+        return "127.0.0.1", ""
+
 
 def started_by_srun() -> bool:
     """Whether this process is a task of a Slurm step (sbatch's own shell is not)."""
     return bool(os.environ.get("SLURM_STEP_ID"))
+
+
+def _of_mpi() -> tuple[str, str, str, str] | None:
+    """The names of mpirun's variables, in a process that it has started.
+
+    MPICH's rank alone is no sign of it: srun sets that too.
+    """
+    return next((names for names in _MPI if os.environ.get(names[0]) and os.environ.get(names[2])), None)
 
 
 def slurm_rendezvous() -> tuple[str, int]:

@@ -20,6 +20,7 @@ from storyteller_ds.supervision.processes import (
     Process,
     deepspeed_runner,
     is_stopped,
+    out_of_memory_kills,
     signal_at_death_of_parent,
 )
 from storyteller_ds.supervision.ranks import Ranks
@@ -113,6 +114,7 @@ class Supervisor:
         """When the child's present wait is over its limit."""
         self.complaint = ""
         self.gave_up = False
+        self.memory_kills = out_of_memory_kills()
         self.selector = selectors.DefaultSelector()
         self.lifeline: Hub | Spoke | None = hub
         if hub is not None:
@@ -192,7 +194,10 @@ class Supervisor:
             return self.code_of_others
         if time.monotonic() < self.settled_at:
             return None
-        self._lost_here(f"killed by signal {-self.status} ({_name(-self.status)})", orderly=False, said=True)
+        how = f"killed by signal {-self.status} ({_name(-self.status)})"
+        if self.status == -signal.SIGKILL and out_of_memory_kills() > self.memory_kills:
+            how += "; this machine has run out of memory: lower train.micro_batch_size, or start fewer ranks"
+        self._lost_here(how, orderly=False, said=True)
         return 128 - self.status
 
     def _look_at_launcher(self) -> None:

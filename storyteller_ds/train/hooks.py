@@ -21,6 +21,13 @@ class Hook:
     def on_eval(self, record: Record) -> None:
         """After a validation."""
 
+    def on_busy(self, what: str, last: bool) -> None:
+        """Before a step, and before anything else that takes its time; `last`: the last step is done."""
+
+    def busy_with(self, state: TrainState, last: bool) -> str | None:
+        """What on_step_end is about to do, for on_busy of all hooks; None if it takes no time."""
+        return None
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """After every optimizer step and its validation; `last`: the run ends here."""
 

@@ -44,6 +44,7 @@ def train(
         for hook in hooks:
             hook.on_start(state)
         while state.step < run.train.max_steps and not last:
+            _busy(hooks, "training", last)
             started = clock()
             lr = learning_rate(run, state.step, state.elapsed_s)
             result = engine.train_step(batches.step(state.samples), lr)
@@ -60,12 +61,15 @@ def train(
             state = _with_time(run, engine, state, clock() - began)
             last = why_over(run, state) is not None
             if last or _due(state.step, run.train.eval_every_steps):
-                state, record, last = _evaluate(run, engine, validation, state, last)
+                state, record, last = _evaluate(run, engine, validation, state, last, hooks)
                 for hook in hooks:
                     hook.on_eval(record)
             for hook in hooks:
+                if (what := hook.busy_with(state, last)) is not None:
+                    _busy(hooks, what, last)
                 hook.on_step_end(state, last)
             if interruption is not None and not last and interruption.agreed(engine.world, engine.device):
+                _busy(hooks, f"saving step {state.step}", last)
                 for hook in hooks:
                     hook.on_interrupt(state)
                 exit_code = EXIT_INTERRUPTED
@@ -78,7 +82,12 @@ def train(
 
 
 def _evaluate(
-    run: RunConfig, engine: Engine, validation: ValidationBatches, state: TrainState, last: bool
+    run: RunConfig,
+    engine: Engine,
+    validation: ValidationBatches,
+    state: TrainState,
+    last: bool,
+    hooks: Sequence[Hook],
 ) -> tuple[TrainState, Record, bool]:
     """Validate on the text of every validation of this run; where it ends, on the whole text too.
 
@@ -88,14 +97,22 @@ def _evaluate(
     Returns:
         The state with what the validation says, the record, and whether this is the last step, also for patience.
     """
+    _busy(hooks, "validating", last)
     scores = _validated(engine, validation, state, run.train.eval_batches)
     state = state.after_eval(scores["val_loss"], int(scores["val_tokens"]))
     last = last or why_over(run, state) is not None
     if last:
-        is_whole = scores["val_tokens"] == validation.targets
-        whole = scores if is_whole else _validated(engine, validation, state, None)
+        whole = scores
+        if scores["val_tokens"] != validation.targets:
+            _busy(hooks, "validating on the whole text", last)
+            whole = _validated(engine, validation, state, None)
         scores |= {f"final_{name}": whole[name] for name in ("val_loss", "val_ppl", "val_bpb")}
     return state, {"step": state.step, "tokens": state.tokens, **scores, "undone_steps": state.undone_steps}, last
+
+
+def _busy(hooks: Sequence[Hook], what: str, last: bool) -> None:
+    for hook in hooks:
+        hook.on_busy(what, last)
 
 
 def _validated(engine: Engine, validation: ValidationBatches, state: TrainState, limit: int | None) -> dict[str, float]:

@@ -7,6 +7,7 @@ from . import faults_signals
 from . import faults_console
 from . import faults_preparing
 from . import faults_disk
+from . import faults_memory
 from . import faults_numbers
 from . import faults_topology
 from . import faults_files

@@ -210,6 +210,17 @@ def nan_gradient(step: int, times: int) -> None:
     TrainBatches.step, torch.Tensor.backward = fetched, through
 
 
+def out_of_memory(step: int, after: str) -> None:
+    """Raise what torch raises on a CUDA card, between two optimizer steps, when the folder `after` is there."""
+    import torch
+
+    def act() -> None:
+        _wait_for(Path(after))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of …")
+
+    _before_step(step, act)
+
+
 def digest_state(step: int, path: str) -> None:
     """Write digests of all weights and moments before and after the optimizer step that follows `step` steps."""
     from storyteller_ds.parallel.deepspeed import DeepSpeedEngine
@@ -295,6 +306,7 @@ _FAULTS: dict[str, Callable[..., None]] = {
         limit_file_size,
         clock_jump,
         nan_gradient,
+        out_of_memory,
         digest_state,
         loss_spike,
         without_rng,

@@ -178,7 +178,7 @@ def verb(*arguments: str, stdout: int) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("config", "schema"), ("config", "show"), ("--help",)])
+@pytest.mark.parametrize("arguments", [("config", "schema"), ("config", "show"), ("--help",), ()])
 def test_a_listing_whose_reader_has_seen_enough_ends_silently(arguments, pipe):
     os.close(pipe[0])
     assert verb(*arguments, stdout=pipe[1]) == (141, "")

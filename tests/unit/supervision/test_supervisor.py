@@ -21,6 +21,7 @@ from storyteller_ds.supervision import child, supervisor
 from storyteller_ds.supervision.supervisor import supervise
 
 supervisor.GRACE_S = {grace_s}
+{faked}
 supervise()
 heard = []
 {handlers}
@@ -41,9 +42,15 @@ class Supervised:
     """A supervisor and its child; alone, though it takes itself for one rank of two."""
 
     def __init__(
-        self, goes_on: str = "not heard", handlers: str = "", code: int = 75, grace_s: float = 20, before: str = ""
+        self,
+        goes_on: str = "not heard",
+        handlers: str = "",
+        code: int = 75,
+        grace_s: float = 20,
+        before: str = "",
+        faked: str = "",
     ) -> None:
-        program = PROGRAM.format(goes_on=goes_on, handlers=handlers, code=code, grace_s=grace_s)
+        program = PROGRAM.format(goes_on=goes_on, handlers=handlers, code=code, grace_s=grace_s, faked=faked)
         ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
         command = [sys.executable, "-c", program]
         if before:
@@ -129,3 +136,13 @@ def test_under_nohup_a_closed_terminal_is_not_heard(supervised):
     one.send_signal(signal.SIGHUP)
     one.send_signal(signal.SIGTERM)
     assert supervised[0].ends() == (75, "15")
+
+
+@pytest.mark.parametrize("kills", [(5, 6), (5, 5)])
+def test_a_rank_that_the_system_has_killed_for_memory_is_told_what_to_lower(kills, supervised):
+    faked = f"counts = iter({kills}); supervisor.out_of_memory_kills = lambda: next(counts)"
+    supervised.append(Supervised(goes_on="True", faked=faked))
+    os.kill(supervised[0].child, signal.SIGKILL)
+    _, stderr = supervised[0].supervisor.communicate(timeout=WAIT_S)
+    assert "killed by signal 9 (SIGKILL)" in stderr
+    assert ("has run out of memory: lower train.micro_batch_size" in stderr) == (kills == (5, 6))

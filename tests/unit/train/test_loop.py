@@ -78,6 +78,13 @@ class Recorder(Hook):
         self.states: list[TrainState] = []
         self.train: list[Any] = []
         self.eval: list[Any] = []
+        self.busy: list[tuple[str, bool]] = []
+
+    def on_busy(self, what, last):
+        self.busy.append((what, last))
+
+    def busy_with(self, state, last):
+        return "saving" if last else None
 
     def on_start(self, state):
         self.calls.append(("start", state.step))
@@ -209,6 +216,19 @@ def test_a_run_that_is_continued_on_another_text_starts_to_compare_anew():
         _, _, end, _ = go(CountingEngine(val_losses=[1.5]), state=state, eval_batches=eval_batches, **settings)
         assert end.step == last_step
         assert end.best_val_loss == (1.0 if last_step == 3 else 1.5)
+
+
+def test_hooks_hear_what_the_run_is_busy_with():
+    _, (recorder,), _, _ = go(CountingEngine(), max_steps=3, eval_every_steps=2, eval_batches=2)
+    assert recorder.busy == [
+        ("training", False),
+        ("training", False),
+        ("validating", False),
+        ("training", False),
+        ("validating", True),
+        ("validating on the whole text", True),
+        ("saving", True),
+    ]
 
 
 def test_log_cadence():
