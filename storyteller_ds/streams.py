@@ -52,8 +52,9 @@ def secure_output(stdout_matters: bool) -> None:
     if sys.stderr is sys.__stderr__:
         sys.stderr = _text_stream(_Output(2, patience, matters=False), sys.stderr)
         sys.__stderr__ = sys.stderr  # type: ignore[misc]
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
+    with contextlib.suppress(io.UnsupportedOperation):  # something has been read already
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def write_unlocked(descriptor: int, text: str) -> None:
