@@ -122,12 +122,13 @@ def test_a_dash_as_output_is_stdout(generate, prompts, tmp_path, monkeypatch):
     assert not Path("-").exists()
 
 
-def test_stories_that_cannot_be_written_are_on_stdout(generate, prompts):
-    file = prompts("a", "b")
-    out, err = generate("--prompts_file", file, "--output", "/dev/full")
+def test_stories_that_cannot_be_written_are_on_stdout(generate, prompts, tmp_path):
+    file, full = prompts("a", "b"), tmp_path / "full"
+    full.symlink_to("/dev/full")
+    out, err = generate("--prompts_file", file, "--output", str(full))
     assert out == generate("--prompts_file", file)[0]
     reason = "could not be written: No space left on device"
-    assert err.splitlines()[-1] == f"storyteller: --output /dev/full {reason}; the stories are on stdout instead"
+    assert err.splitlines()[-1] == f"storyteller: --output {full} {reason}; the stories are on stdout instead"
 
 
 def test_bytes_that_are_not_utf_8_are_no_reason_to_end(generate):
