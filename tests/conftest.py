@@ -19,23 +19,27 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).resolve().parent
 MARKS = {
     "unit": "quick",
+    "unit/data/test_huggingface_source.py": None,
     "golden": "quick",
     # One real run of two ranks through DeepSpeed's launcher, and one that is killed and continued.
     "integration/test_main_job.py": "quick",
+    "integration/test_main_job.py::test_the_same_command_again_has_nothing_to_do": None,
+    "integration/test_main_job.py::test_a_run_that_time_ends_says_so_and_goes_on_with_more_of_it": None,
     "distributed/test_resume.py::test_killed_and_started_again_gives_the_same_bits[False]": "quick",
     # Compiles DeepSpeed's async_io for some minutes, once in an environment.
     "distributed/test_nvme.py": "faults",
 }
-"""Folder, file or test -> its mark. `make test` runs what is quick, `make test-all` all but what is marked faults."""
+"""Folder, file or test -> its mark; the longest name counts. `make test` runs what is quick, `make test-all` all but what
+is marked faults."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by where they are, here and nowhere else."""
     for item in items:
         name = item.nodeid.removeprefix(f"{TESTS.name}/")
-        for place, mark in MARKS.items():
-            if name == place or name.startswith((f"{place}/", f"{place}::")):
-                item.add_marker(mark)
+        places = [place for place in MARKS if name == place or name.startswith((f"{place}/", f"{place}::"))]
+        if places and (mark := MARKS[max(places, key=len)]):
+            item.add_marker(mark)
 
 
 @pytest.fixture(scope="session", autouse=True)
