@@ -29,8 +29,10 @@ MARKS = {
     # Compiles DeepSpeed's async_io for some minutes, once in an environment.
     "distributed/test_nvme.py": "faults",
 }
-"""Folder, file or test -> its mark; the longest name counts. `make test` runs what is quick, `make test-all` all but what
-is marked faults."""
+"""Folder, file or test -> its mark; the longest name counts.
+
+`make test` runs what is quick, `make test-all` all but what is marked faults.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
