@@ -1,9 +1,9 @@
 """Where the text comes from, and how it becomes tokens."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from storyteller_ds.config.base import Section
 
@@ -31,12 +31,6 @@ class DataConfig(Section):
     """Use at most this many documents of a Hugging Face training split (documents); null: all."""
     cache_dir: Path | None = None
     """Folder for tokenizers and token shards; null: $STORYTELLER_CACHE, or ~/.cache/storyteller_ds."""
-
-    @field_validator("cache_dir", mode="before")
-    @classmethod
-    def _empty_is_null(cls, value: Any) -> Any:
-        """As for the variable: an empty path would be the current folder."""
-        return None if value == "" else value
 
 
 class TokenizerConfig(Section):
