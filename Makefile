@@ -20,13 +20,9 @@ EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,tes
 
 install: $(INSTALLED)
 
-# torch first and pinned: anything that resolves it freely downloads gigabytes of CUDA.
 $(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
-	@sh launch/install_libaio.sh $(VENV)
-	touch $@
+	@PYTHON="$(PYTHON)" sh launch/install.sh $(VENV) "$(EXTRAS)"
+	@touch $@
 
 quickstart: $(INSTALLED)
 	@OUT="$(OUT)" BIN="$(BIN)" sh launch/quickstart.sh

@@ -6,6 +6,7 @@ venv=$(cd "$1" && pwd) || exit 1
 if [ -e /usr/include/libaio.h ] || [ -e "$venv/include/libaio.h" ] || ! command -v apt-get >/dev/null; then
     exit 0
 fi
+echo "fetching libaio, for NVMe offload"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
