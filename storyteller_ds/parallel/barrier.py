@@ -6,7 +6,9 @@ the ranks meet here, in the key-value store of the process group, where the only
 works gives signs of life, and the others wait as long as there are any. A rank that is killed ends the run through the
 lifeline (supervision/).
 
-Only threads of their own ask the store, which is rank 0's: where rank 0 is stopped it never answers.
+Only threads of their own ask the store, which is rank 0's: where rank 0 is stopped it never answers. Under torchrun it is
+the launcher's. Where that was killed the ranks still have to save: they meet in the collective that follows, and with its
+clock.
 """
 
 import contextlib
@@ -65,11 +67,10 @@ class Barrier:
         return meanwhile(self._give_sign, min(SIGN_OF_LIFE_S, self._silence_s / 5))
 
     def wait(self) -> None:
-        """Until every rank has come here. May be called again after an exception that is not its own.
+        """Until every rank has come here, or the store is gone. May be called again after an exception not its own.
 
         Raises:
             TrainingStopped: those that are missing have given no sign of life for too long.
-            DistError: the store is gone.
         """
         if self._arrival is None:
             self._arrival = _Arrival(self._store, self._rank, self._size, self._passed)
@@ -85,8 +86,6 @@ class Barrier:
                     "run again to continue"
                 )
         self._arrival = None
-        if arrival.error is not None:
-            raise arrival.error
         self._passed += 1
 
     def _give_sign(self) -> None:
@@ -107,8 +106,7 @@ class _Arrival:
     def __init__(self, store: Store, rank: int, size: int, turn: int) -> None:
         self._store, self._rank, self._size, self._turn = store, rank, size, turn
         self.over = threading.Event()
-        """All have come, or there is an error."""
-        self.error: DistError | None = None
+        """All have come, or the store is gone."""
         self.signs = 0
         """Signs of life heard of any rank so far."""
         self._asked, self._answered, self._missing = threading.Event(), threading.Event(), [0]
@@ -121,10 +119,8 @@ class _Arrival:
         return ", ".join(map(str, self._missing))
 
     def _look(self) -> None:
-        try:
+        with contextlib.suppress(DistError):  # the store is gone
             self._wait_for_all()
-        except DistError as error:
-            self.error = error
         self.over.set()
 
     def _wait_for_all(self) -> None:

@@ -151,7 +151,7 @@ def test_a_rank_that_worked_is_not_held_up_by_a_store_that_does_not_answer(monke
         store.goes_on.set()
 
 
-def test_a_store_that_is_gone_is_an_error(store):
+def test_where_the_store_is_gone_the_ranks_meet_in_the_collective_that_follows():
     def gone(*arguments: object) -> int:
         raise dist.DistNetworkError("Connection reset by peer")
 
@@ -160,8 +160,9 @@ def test_a_store_that_is_gone_is_an_error(store):
             return gone
 
     with threads_end():
-        with pytest.raises(dist.DistError, match="reset by peer"):
-            Barrier(Gone(), 1, 2, 60).wait()
+        barrier = Barrier(Gone(), 1, 2, 60)
+        barrier.wait()
+        barrier.wait()  # a run whose launcher was killed has several to pass until it is saved
         with Barrier(Gone(), 1, 2, 0.001).at_work():
             pass
 
