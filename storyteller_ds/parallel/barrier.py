@@ -6,9 +6,9 @@ the ranks meet here, in the key-value store of the process group, where the only
 works gives signs of life, and the others wait as long as there are any. A rank that is killed ends the run through the
 lifeline (supervision/).
 
-Only threads of their own ask the store, which is rank 0's: where rank 0 is stopped it never answers. Under torchrun it is
-the launcher's. Where that was killed the ranks still have to save: they meet in the collective that follows, and with its
-clock.
+Only threads of their own ask the store, which is rank 0's: where rank 0 is stopped it never answers. Under torchrun it
+is the launcher's. Where that was killed the ranks still have to save: they meet in the collective that follows, with
+its clock.
 """
 
 import contextlib
