@@ -129,7 +129,8 @@ def _run(action: Callable[[], object]) -> NoReturn:
     except StorytellerError as error:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", EXIT_KEYBOARD_INTERRUPT)
+        # A terminal interrupts all ranks.
+        _fail("interrupted" if os.environ.get("RANK", "0") == "0" else "", EXIT_KEYBOARD_INTERRUPT)
     _leave(EXIT_DONE)
 
 
