@@ -16,10 +16,12 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/p
 
 
 def test_a_process_is_alive_until_it_has_ended():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "input(1)"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process = Process(child.pid)
     assert process.is_alive()
-    assert command_line(child.pid) == [sys.executable, "-c", "input()"]
+    child.stdout.read(1)  # only then is the command line certainly its own
+    assert command_line(child.pid) == command
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not process.is_alive()  # ended, though nobody has waited for it
