@@ -4,7 +4,6 @@ Usage: torchrun exchanges_worker.py FOLDER; FOLDER/cases.json is a list of Case,
 """
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from storyteller_ds.model.moe import Router
 from storyteller_ds.parallel.build import build_engine
 from storyteller_ds.parallel.plan import make_plan
 from storyteller_ds.parallel.world import World
+from storyteller_ds.testing.cases import run_cases
 from storyteller_ds.testing.distributed import DS_CONFIGS
 
 OVERRIDES = (
@@ -57,15 +57,6 @@ class Exchanges(TorchDispatchMode):
         return result
 
 
-def main(folder: Path) -> None:
-    world = World.from_environment()
-    torch.set_num_threads(1)
-    cases = [Case(*values) for values in json.loads((folder / "cases.json").read_text())]
-    with world.connected(torch.device("cpu"), 2):
-        reports = [run_case(case, world) for case in cases]
-    (folder / f"rank{world.rank}.json").write_text(json.dumps(reports), encoding="utf-8")
-
-
 def run_case(case: Case, world: World) -> dict[str, Any]:
     device = torch.device("cpu")
     settings = (f"model.activation_checkpointing={case.mode}", f"model.dropout={case.dropout}")
@@ -96,4 +87,4 @@ def _batch(run: Any, world: World, step: int) -> list[MicroBatch]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_cases(Path(sys.argv[1]), Case, run_case)

@@ -3,7 +3,6 @@
 Usage: torchrun non_finite_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json that of reports.
 """
 
-import json
 import math
 import sys
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from storyteller_ds.parallel.engine import Engine
 from storyteller_ds.parallel.finite_steps import FiniteSteps
 from storyteller_ds.parallel.plan import make_plan
 from storyteller_ds.parallel.world import World
+from storyteller_ds.testing.cases import run_cases
 from storyteller_ds.testing.distributed import DS_CONFIGS
 
 LR = 1e-2
@@ -47,15 +47,6 @@ class Case(NamedTuple):
     """nan, inf: an entry of a gradient; expert: of one expert's; loss: its value, with a sound gradient."""
     guarded: bool = True
     overrides: tuple[str, ...] = ()
-
-
-def main(folder: Path) -> None:
-    world = World.from_environment()
-    torch.set_num_threads(1)
-    cases = [Case(*values) for values in json.loads((folder / "cases.json").read_text())]
-    with world.connected(torch.device("cpu"), 2):
-        reports = [run_case(case, world) for case in cases]
-    (folder / f"rank{world.rank}.json").write_text(json.dumps(reports), encoding="utf-8")
 
 
 def run_case(case: Case, world: World) -> dict[str, Any]:
@@ -155,4 +146,4 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_cases(Path(sys.argv[1]), Case, run_case)

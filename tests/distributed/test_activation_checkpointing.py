@@ -1,12 +1,12 @@
 """Recomputed blocks under expert parallelism: all ranks repeat the same exchanges, and nothing changes."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from storyteller_ds.testing.cases import reports_of
 from storyteller_ds.testing.distributed import TINY_RUN
 from storyteller_ds.testing.runs import read_metrics, read_state
 from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
@@ -80,11 +80,7 @@ LAYERS = 2
 @pytest.fixture(scope="module")
 def reports(machine: WarmMachine, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
     """Of each rank, in the order of CASES; all in one launch."""
-    folder = tmp_path_factory.mktemp("exchanges")
-    (folder / "cases.json").write_text(json.dumps(CASES), encoding="utf-8")
-    run = machine.start(2, [str(WORKER), str(folder)], folder / "logs")
-    assert run.wait(240) == 0, run.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return reports_of(machine, WORKER, CASES, tmp_path_factory.mktemp("exchanges"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1,10 +1,10 @@
 """A loss or gradient that is not finite on one rank changes no weight on any, under every stage of ZeRO."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from storyteller_ds.testing.cases import reports_of
 from storyteller_ds.testing.warm_machine import WarmMachine
 
 from .non_finite_worker import Case
@@ -37,11 +37,7 @@ CASES = (*GRADIENT, *LOSS, *UNGUARDED)
 @pytest.fixture(scope="module")
 def reports(machine: WarmMachine, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
     """Of each rank, in the order of CASES; all in one launch."""
-    folder = tmp_path_factory.mktemp("non_finite")
-    (folder / "cases.json").write_text(json.dumps(CASES), encoding="utf-8")
-    run = machine.start(2, [str(WORKER), str(folder)], folder / "logs")
-    assert run.wait(240) == 0, run.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return reports_of(machine, WORKER, CASES, tmp_path_factory.mktemp("non_finite"))
 
 
 @pytest.mark.parametrize("case", [*GRADIENT, *LOSS], ids=str)
