@@ -61,4 +61,4 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python kernels/benchmarks/run.py --suite cpu
+	$(BIN)/python benchmarks/operations/run.py --suite cpu

@@ -14,7 +14,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 
 import torch
 
-from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
+from tests.support.warm_machine import MainJob, WarmMachine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).resolve().parent

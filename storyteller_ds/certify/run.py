@@ -21,8 +21,8 @@ from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.certify.worker import Job, run_rank
 from storyteller_ds.config import load_config
 from storyteller_ds.data.corpus import prepare_corpus
+from storyteller_ds.distributed.world import free_port
 from storyteller_ds.errors import StorytellerError
-from storyteller_ds.parallel.world import free_port
 
 ROW_LIMIT_S = 180.0
 """Longest time for a row, a hundred times what one takes on two cores."""

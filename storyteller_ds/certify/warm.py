@@ -13,9 +13,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 _MODULES = (
     "storyteller_ds.certify.worker",
     "torch._dynamo",  # torch imports it with the first optimizer
-    "storyteller_ds.parallel.deepspeed",
-    "storyteller_ds.parallel.expert_parallel",
-    "storyteller_ds.parallel.autoep",
+    "storyteller_ds.engines.deepspeed.engine",
+    "storyteller_ds.engines.deepspeed.expert_parallel",
+    "storyteller_ds.engines.deepspeed.autoep",
     "deepspeed.runtime.zero.stage3",
     # Imports torch's compiler, and DeepSpeed imports it to see whether the optimizer is one of its own.
     "deepspeed.runtime.zero.muon.muon_optimizer",

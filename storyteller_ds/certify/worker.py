@@ -22,13 +22,13 @@ from storyteller_ds.certify.traffic import Traffic, counted
 from storyteller_ds.config import LoadedConfig, load_config
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus
+from storyteller_ds.distributed.plan import ParallelPlan, make_plan
+from storyteller_ds.distributed.world import World, pick_device
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.build import build_engine
 from storyteller_ds.errors import StorytellerError
 from storyteller_ds.model.moe import Router
-from storyteller_ds.parallel.build import build_engine
-from storyteller_ds.parallel.engine import Engine
-from storyteller_ds.parallel.plan import ParallelPlan, make_plan
-from storyteller_ds.parallel.world import World, pick_device
-from storyteller_ds.train.schedule import learning_rate
+from storyteller_ds.optim.schedule import learning_rate
 
 FAULT = "STORYTELLER_CERTIFY_FAULT"
 """Environment variable for the test that a wrong result is noticed: `gradient_scale`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from storyteller_ds.checkpoint.format import Checkpoint
+from storyteller_ds.checkpoint.read import Checkpoint
 
 
 @dataclass(frozen=True)

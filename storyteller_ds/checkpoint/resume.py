@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from storyteller_ds.checkpoint import format as layout
-from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.checkpoint.rng import seed_rng, set_rng_state
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.engines.base import Engine, LossScale
 from storyteller_ds.errors import CheckpointError
+from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.empty import empty_decoder
-from storyteller_ds.model.layout import placed_parameters
-from storyteller_ds.parallel.engine import Engine, LossScale
-from storyteller_ds.parallel.optimizer import muon_stacks, state_kinds
-from storyteller_ds.train.run_folder import CHECKPOINTS
-from storyteller_ds.train.state import TrainState
+from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
 
 # What must not change under a run: the model's function, and what its ids and targets mean.
 _FIXED_FIELDS = (
@@ -43,22 +42,22 @@ _FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "mode
 _SAME_TOKENS = ("data.sequence_length", "data.cache_dir", "data.streaming")
 
 
-def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str] | None = layout.PARTS) -> Checkpoint:
+def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str] | None = names.PARTS) -> Checkpoint:
     """The checkpoint that `path` names: a step folder, or a run folder and then its newest valid step.
 
     Args:
         path: of the folder.
         say: told of each step that is passed over.
-        parts: what is needed of it: layout.WEIGHTS to generate, all to continue training; None: what it has.
+        parts: what is needed of it: names.WEIGHTS to generate, all to continue training; None: what it has.
 
     Raises:
         CheckpointError: there is none, or the step folder is damaged or lacks a part.
     """
-    if (path / layout.MANIFEST).exists():
+    if (path / names.MANIFEST).exists():
         checkpoint = open_checkpoint(path)
         checkpoint.verify(checkpoint.parts if parts is None else parts)
         return checkpoint
-    found = newest_valid(path / CHECKPOINTS, say, parts) or newest_valid(path, say, parts)
+    found = newest_valid(path / names.CHECKPOINTS, say, parts) or newest_valid(path, say, parts)
     if found is None:
         reason = "it has no valid checkpoint" if path.exists() else "there is no such folder"
         raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
@@ -66,7 +65,7 @@ def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str]
 
 
 def newest_valid(
-    checkpoints: Path, say: Callable[[str], None], parts: Sequence[str] | None = layout.PARTS
+    checkpoints: Path, say: Callable[[str], None], parts: Sequence[str] | None = names.PARTS
 ) -> Checkpoint | None:
     """The newest step whose files, those of `parts`, agree with its manifest; others are passed over, and said so.
 
@@ -196,7 +195,7 @@ class _Files:
 
 
 def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
-    trainer = checkpoint.read_json(layout.TRAINER)
+    trainer = checkpoint.read_json(names.TRAINER)
     try:
         state = TypeAdapter(TrainState).validate_python(dataclasses.asdict(TrainState(**trainer["state"])))
         scale = TypeAdapter(LossScale | None).validate_python(trainer.get("loss_scale"))
@@ -207,7 +206,7 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).replace("\n", ": ")
         raise CheckpointError(
-            f"checkpoint {checkpoint.folder}: {layout.TRAINER} does not say where the run was ({reason}); "
+            f"checkpoint {checkpoint.folder}: {names.TRAINER} does not say where the run was ({reason}); "
             "was it written by another version? use another step"
         ) from None
     streams = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.durable import flush_to_disk
 from storyteller_ds.errors import CheckpointError

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from storyteller_ds.checkpoint import format as layout
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.read import hash_file
 from storyteller_ds.checkpoint.rng import rng_state
 from storyteller_ds.durable import flush_to_disk, write_atomically
-from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.engines.base import Engine
 
 
 class Share(NamedTuple):
@@ -83,14 +84,14 @@ def write_share(folder: Path, share: Share, rank: int, world_size: int) -> None:
     """
     written: dict[str, Any] = {}
     for part, tensors in share.parts.items():
-        path = folder / layout.shard_name(part, rank, world_size)
+        path = folder / names.shard_name(part, rank, world_size)
         try:
             save_file(tensors, path)
         except SafetensorError as error:
             raise _as_os_error(error) from error
         _as_readable_as_its_folder(path)
         flush_to_disk(path)
-        written[path.name] = layout.hash_file(path)
+        written[path.name] = hash_file(path)
     write_atomically(folder / receipt_name(rank, world_size), json.dumps(written))
 
 

@@ -21,13 +21,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from storyteller_ds.checkpoint import format as layout
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.read import hash_file
 from storyteller_ds.checkpoint.retention import put_in_place
 from storyteller_ds.checkpoint.share import HostMemory, Share, read_receipt, take_share, write_share
+from storyteller_ds.distributed.world import World
 from storyteller_ds.durable import flush_to_disk, write_flushed
+from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.parallel.engine import Engine
-from storyteller_ds.parallel.world import World
 from storyteller_ds.untrusted import seal_of
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class Save:
     ) -> None:
         self.world, self.device = engine.world, engine.device
         self.checkpoints, self.step, self.contents, self.after = checkpoints, step, contents, after
-        self.folder = checkpoints / layout.step_folder_name(step)
+        self.folder = checkpoints / names.step_folder_name(step)
         self.unfinished = self.folder.with_name(f"{self.folder.name}.tmp")
         self._give_up = threading.Event()
         share = take_share(engine, memory)
@@ -172,14 +173,14 @@ class Save:
         files = self._wait_for_shares()
         contents = self.contents
         for name, text in (
-            (layout.TRAINER, json.dumps(contents.trainer, indent=2)),
-            (layout.CONFIG, json.dumps(contents.config, indent=2)),
-            (layout.TOKENIZER, contents.tokenizer_json),
+            (names.TRAINER, json.dumps(contents.trainer, indent=2)),
+            (names.CONFIG, json.dumps(contents.config, indent=2)),
+            (names.TOKENIZER, contents.tokenizer_json),
         ):
             write_flushed(self.unfinished / name, text)
-            files[name] = layout.hash_file(self.unfinished / name)
+            files[name] = hash_file(self.unfinished / name)
         manifest = {
-            "format": layout.FORMAT_VERSION,
+            "format": names.FORMAT_VERSION,
             "step": self.step,
             "dataset_fingerprint": contents.dataset_fingerprint,
             "config_fingerprint": fingerprint_of(contents.config.get("run", {})),
@@ -189,7 +190,7 @@ class Save:
             "files": dict(sorted(files.items())),
         }
         manifest["seal"] = seal_of(manifest)
-        write_flushed(self.unfinished / layout.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        write_flushed(self.unfinished / names.MANIFEST, json.dumps(manifest, indent=2) + "\n")
         flush_to_disk(self.unfinished)
         put_in_place(self.unfinished, self.folder)
         self.after()

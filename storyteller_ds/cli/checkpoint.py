@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import click
 from rich.console import Console
 
-from storyteller_ds.checkpoint import format as layout
+from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.compare import Difference, compare
-from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
 from storyteller_ds.cli.group import Group
@@ -21,7 +21,6 @@ from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.train.run_folder import CHECKPOINTS
 from storyteller_ds.untrusted import for_terminal
 
 _SHOWN_TENSORS = 20
@@ -86,18 +85,18 @@ def show(path: Path, as_json: bool) -> None:
     weights = found.open_tensors("weights")
     what = {
         "folder": str(found.folder),
-        "weights_only": found.parts == layout.WEIGHTS,
+        "weights_only": found.parts == names.WEIGHTS,
         "step": found.step,
         "val_bpb": found.val_bpb,
         "val_tokens": found.val_tokens,
-        **found.read_json(layout.TRAINER),
+        **found.read_json(names.TRAINER),
         "topology": found.manifest["topology"],
         "dataset_fingerprint": found.dataset_fingerprint,
         "config_fingerprint": found.manifest.get("config_fingerprint"),
         "parameters": sum(math.prod(entry.shape) for entry in weights.headers.values()),
         "files": {name: entry["bytes"] for name, entry in found.files(found.parts)},
         "weights": {name: list(weights.headers[name].shape) for name in weights},
-        "run": found.read_json(layout.CONFIG).get("run"),
+        "run": found.read_json(names.CONFIG).get("run"),
     }
     if as_json:
         print(json.dumps(what, indent=2))
@@ -117,7 +116,7 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
 
     A step that has weights only is not whole: training could not be continued from it.
     """
-    if (path / layout.MANIFEST).exists():
+    if (path / names.MANIFEST).exists():
         raise CheckpointError(f"{path} is a step folder; give the run folder")
     keep = CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best)
     # Verified by content: a step with a flipped bit must not be the reason to delete a good one.
@@ -167,7 +166,7 @@ class _Found(NamedTuple):
     @property
     def weights_only(self) -> bool:
         """Whether the optimizer's files have been left out."""
-        return self.checkpoint is not None and self.checkpoint.parts == layout.WEIGHTS
+        return self.checkpoint is not None and self.checkpoint.parts == names.WEIGHTS
 
     @property
     def files(self) -> int:
@@ -177,9 +176,9 @@ class _Found(NamedTuple):
 
 def _folders(path: Path) -> list[Path]:
     """The step folders that `path` means, newest first."""
-    if (path / layout.MANIFEST).exists():
+    if (path / names.MANIFEST).exists():
         return [path]
-    folders = step_folders(path / CHECKPOINTS) or step_folders(path)
+    folders = step_folders(path / names.CHECKPOINTS) or step_folders(path)
     if not folders:
         reason = "it has no step folders" if path.is_dir() else "there is no such folder"
         raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
@@ -206,7 +205,7 @@ def _strict(found: _Found) -> _Found:
     """Also with files that nobody would read."""
     if found.checkpoint is None or found.problem or not (unknown := found.checkpoint.unknown_files()):
         return found
-    problem = f"checkpoint {found.folder}: {', '.join(unknown)} is not in its {layout.MANIFEST}; remove it"
+    problem = f"checkpoint {found.folder}: {', '.join(unknown)} is not in its {names.MANIFEST}; remove it"
     return found._replace(problem=problem)
 
 
@@ -256,8 +255,8 @@ def _print_difference(difference: Difference) -> None:
             _print(f"{title} {field}: {json.dumps(a)} -> {json.dumps(b)}")
     if not difference.same_corpus:
         print("corpus: another")
-    for names, where in ((difference.only_in_a, "A"), (difference.only_in_b, "B")):
-        for name in names:
+    for only_there, where in ((difference.only_in_a, "A"), (difference.only_in_b, "B")):
+        for name in only_there:
             _print(f"tensor {name}: only in {where}")
     _print(f"tensors: {difference.equal} equal bit for bit, {len(difference.tensors)} differ")
     # The largest differences first; those that are no number before all.

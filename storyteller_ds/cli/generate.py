@@ -13,13 +13,13 @@ from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.prompts import Prompt, prompts_of, typed
 from storyteller_ds.cli.story_printer import print_story
+from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.durable import check_output, write_output
 from storyteller_ds.errors import UserError
-from storyteller_ds.inference.load import StoryModel, load_story_model
-from storyteller_ds.inference.sampling import SamplingConfig
-from storyteller_ds.inference.story import Story
+from storyteller_ds.generation.load import StoryModel, load_story_model
+from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.story import Story
 from storyteller_ds.memory import memory_hint
-from storyteller_ds.parallel.world import pick_device
 from storyteller_ds.untrusted import for_terminal
 
 _BETWEEN_STORIES = "\n<|endoftext|>\n\n"

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from storyteller_ds.cli.paths import UserPath
-from storyteller_ds.config.hostfile import (
+from storyteller_ds.distributed.hostfile import (
     check_arguments,
     check_environment_file,
     check_exported_environment,
@@ -19,10 +19,10 @@ from storyteller_ds.config.hostfile import (
     check_host,
     read_hostfile,
 )
+from storyteller_ds.distributed.ports import free_port
+from storyteller_ds.distributed.supervision.launchers import run_launchers
 from storyteller_ds.errors import ConfigError, UserError
 from storyteller_ds.home import home_notice
-from storyteller_ds.supervision.launchers import run_launchers
-from storyteller_ds.supervision.ports import free_port
 
 _DEFAULT_HOSTFILE = Path("/job/hostfile")
 """Which DeepSpeed reads by itself where there is one (DLTS_HOSTFILE in deepspeed/launcher/runner.py)."""

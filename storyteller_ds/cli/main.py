@@ -11,11 +11,11 @@ import click
 
 from storyteller_ds import __version__
 from storyteller_ds.cli.group import Group
+from storyteller_ds.distributed.supervision.supervisor import supervise
 from storyteller_ds.errors import EXIT_DONE, EXIT_KEYBOARD_INTERRUPT, EXIT_USER_ERROR, StorytellerError, UserError
 from storyteller_ds.home import settle_home
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.streams import OutputLost, secure_output
-from storyteller_ds.supervision.supervisor import supervise
 
 
 class _Verb(NamedTuple):
@@ -154,7 +154,7 @@ def _leave(code: int) -> NoReturn:
     """
     with contextlib.suppress(OutputLost):  # nobody reads it, and the code says why the command ends
         sys.stdout.flush()
-    distributed = sys.modules.get("storyteller_ds.parallel.world")
+    distributed = sys.modules.get("storyteller_ds.distributed.world")
     if distributed is not None and distributed.has_been_connected():
         sys.stderr.flush()
         os._exit(code)

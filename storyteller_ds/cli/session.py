@@ -13,43 +13,43 @@ from rich.console import Console
 from storyteller_kernels.cpu_sharing import share_cores
 
 from storyteller_ds.checkpoint import resume as resuming
-from storyteller_ds.checkpoint.format import Checkpoint, step_folders
-from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.read import Checkpoint, step_folders
 from storyteller_ds.checkpoint.rng import seed_rng
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.distributed.shared_corpus import shared_corpus
+from storyteller_ds.distributed.world import World
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.inference.samples import SampleHook, check_prompts
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.build import build_engine, prepared_machine
+from storyteller_ds.engines.gradient_check import check_gradients
+from storyteller_ds.engines.kernel_choice import kernel_choice
+from storyteller_ds.engines.memory import what_to_lower
+from storyteller_ds.engines.precision import DTYPE_NAMES, run_dtype
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.model import count_parameters, flops_per_token
-from storyteller_ds.parallel.build import build_engine, prepared_machine
-from storyteller_ds.parallel.corpus import shared_corpus
-from storyteller_ds.parallel.engine import Engine
-from storyteller_ds.parallel.gradient_check import check_gradients
-from storyteller_ds.parallel.kernel_choice import kernel_choice
-from storyteller_ds.parallel.memory import what_to_lower
-from storyteller_ds.parallel.plan import ParallelPlan
-from storyteller_ds.parallel.precision import DTYPE_NAMES, run_dtype
-from storyteller_ds.parallel.world import World
-from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.train import run_folder as layout
 from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
-from storyteller_ds.train.anomalies import Anomalies
-from storyteller_ds.train.hooks import Hook
+from storyteller_ds.train.callbacks.anomalies import Anomalies
+from storyteller_ds.train.callbacks.callback import Hook
+from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.train.callbacks.pace import Pace
+from storyteller_ds.train.callbacks.progress import PlainProgress, TerminalProgress
+from storyteller_ds.train.callbacks.records import MetricsFile, WandbHook
+from storyteller_ds.train.callbacks.samples import SampleHook, check_prompts
+from storyteller_ds.train.callbacks.slow_steps import SlowSteps
+from storyteller_ds.train.callbacks.step_report import StepReport
+from storyteller_ds.train.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.train.callbacks.watchdog import Watchdog
 from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.loop import train, why_over
-from storyteller_ds.train.pace import Pace
-from storyteller_ds.train.progress import PlainProgress, TerminalProgress
-from storyteller_ds.train.records import MetricsFile, WandbHook
 from storyteller_ds.train.run_folder import RunFolder
-from storyteller_ds.train.slow_steps import SlowSteps
-from storyteller_ds.train.state import TrainState
-from storyteller_ds.train.step_report import StepReport
-from storyteller_ds.train.wandb_tracker import WandbTracker
-from storyteller_ds.train.watchdog import Watchdog
 
 
 class Session:

@@ -5,7 +5,7 @@ import shutil
 import sys
 
 from storyteller_ds.cli.word_wrap import WordWrap
-from storyteller_ds.inference.story import Story
+from storyteller_ds.generation.story import Story
 from storyteller_ds.untrusted import for_terminal
 
 

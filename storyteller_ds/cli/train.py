@@ -13,11 +13,11 @@ from storyteller_ds.cli.main import speak
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.world import World, pick_device
+from storyteller_ds.engines.build import check_engine
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, OutOfMemory, StorytellerError
 from storyteller_ds.home import home_notice
-from storyteller_ds.parallel.build import check_engine
-from storyteller_ds.parallel.plan import make_plan
-from storyteller_ds.parallel.world import World, pick_device
 from storyteller_ds.train.interruption import Interruption
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20

@@ -24,7 +24,7 @@ from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes, TextByte
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.data.work_folder import put_in_place, set_aside, work_folder
 from storyteller_ds.errors import DataError
-from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.untrusted import UntrustedFileError, inside
 from storyteller_ds.user_paths import expand_home
 

@@ -19,7 +19,7 @@ from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
 from storyteller_ds.data.work_folder import LOCK
 from storyteller_ds.errors import DataError
-from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.untrusted import UntrustedFileError, inside
 
 FORMAT = 1

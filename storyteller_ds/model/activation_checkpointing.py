@@ -39,8 +39,9 @@ _EXCHANGES = frozenset({
     torch.ops._c10d_functional.all_to_all_single.default,
     torch.ops._c10d_functional.wait_tensor.default,
 })  # fmt: skip
-"""Rows from and to other ranks, and their counts (parallel/expert_parallel.py). A collective that fills a buffer of the
-caller's cannot be kept, it is repeated: that is how DeepSpeed's own layers, AutoEP and stock, exchange rows."""
+"""Rows from and to other ranks, and their counts (engines/deepspeed/expert_parallel.py). A collective that fills a
+buffer of the caller's cannot be kept, it is repeated: that is how DeepSpeed's own layers, AutoEP and stock, exchange
+rows."""
 
 
 class BlockRunner:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig
-from storyteller_ds.model.layout import placed_parameters
+from storyteller_ds.model.canonical import placed_parameters
 
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj", "down_proj.weight")
 

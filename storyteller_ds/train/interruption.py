@@ -26,11 +26,11 @@ from typing import Any, Self
 
 import torch
 
+from storyteller_ds.distributed.supervision import child
+from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, heard, outside_training
+from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import EXIT_INTERRUPTED, InterruptedAfterSave
-from storyteller_ds.parallel.world import World
 from storyteller_ds.streams import write_unlocked
-from storyteller_ds.supervision import child
-from storyteller_ds.supervision.signals import ASKING_TO_END, heard, outside_training
 
 SECONDS_OF_ONE_EVENT = 2.0
 """One Ctrl-C or one end of a job reaches a rank up to three times: from terminal, launcher and supervisor."""

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import TrainBatches, ValidationBatches
+from storyteller_ds.engines.base import Engine, LossScale, StepResult
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
-from storyteller_ds.parallel.engine import Engine, LossScale, StepResult
-from storyteller_ds.train.anomalies import Anomalies
-from storyteller_ds.train.hooks import Hook, Record
+from storyteller_ds.optim.schedule import learning_rate
+from storyteller_ds.train.callbacks.anomalies import Anomalies
+from storyteller_ds.train.callbacks.callback import Hook, Record
 from storyteller_ds.train.interruption import Interruption
-from storyteller_ds.train.schedule import learning_rate
-from storyteller_ds.train.state import TrainState
 from storyteller_ds.train.validation import validate
 
 COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from storyteller_ds.checkpoint.names import CHECKPOINTS as CHECKPOINTS
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 from storyteller_ds.untrusted import UntrustedFileError, read_json
@@ -19,7 +20,6 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-CHECKPOINTS = "checkpoints"
 WANDB_RUN_ID = "wandb_run_id"
 """Key in config.json: the run to go on with after a resume."""
 _LOCK = ".lock"

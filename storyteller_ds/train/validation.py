@@ -5,7 +5,7 @@ import math
 import torch
 
 from storyteller_ds.data.batches import ValidationBatches
-from storyteller_ds.parallel.engine import Engine
+from storyteller_ds.engines.base import Engine
 
 
 def validate(engine: Engine, batches: ValidationBatches, limit: int | None) -> dict[str, float]:

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import BatchShares, MicroBatch
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.build import build_engine
 from storyteller_ds.model.moe import Router
-from storyteller_ds.parallel.build import build_engine
-from storyteller_ds.parallel.plan import make_plan
-from storyteller_ds.parallel.world import World
-from storyteller_ds.testing.cases import run_cases
-from storyteller_ds.testing.distributed import DS_CONFIGS
+from tests.support.cases import run_cases
+from tests.support.distributed import DS_CONFIGS
 
 OVERRIDES = (
     "data.sequence_length=16",

@@ -14,15 +14,15 @@ import torch
 
 from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import BatchShares, MicroBatch
-from storyteller_ds.model.layout import placed_parameters
-from storyteller_ds.parallel import deepspeed as guarded
-from storyteller_ds.parallel.build import build_engine
-from storyteller_ds.parallel.engine import Engine
-from storyteller_ds.parallel.finite_steps import FiniteSteps
-from storyteller_ds.parallel.plan import make_plan
-from storyteller_ds.parallel.world import World
-from storyteller_ds.testing.cases import run_cases
-from storyteller_ds.testing.distributed import DS_CONFIGS
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.build import build_engine
+from storyteller_ds.engines.deepspeed import engine as guarded
+from storyteller_ds.engines.deepspeed.finite_steps import FiniteSteps
+from storyteller_ds.model.canonical import placed_parameters
+from tests.support.cases import run_cases
+from tests.support.distributed import DS_CONFIGS
 
 LR = 1e-2
 FAULTY_RANK, FAULTY_PASS = 1, 1

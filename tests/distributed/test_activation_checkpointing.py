@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyteller_ds.testing.cases import reports_of
-from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.runs import read_metrics, read_state
-from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
+from tests.support.cases import reports_of
+from tests.support.distributed import TINY_RUN
+from tests.support.runs import read_metrics, read_state
+from tests.support.warm_machine import MainJob, WarmMachine
 
 from .exchanges_worker import Case
 

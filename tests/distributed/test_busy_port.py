@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 
-from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN, TRAIN, run_command, train_command
+from tests.support.distributed import DS_CONFIGS, TINY_RUN, TRAIN, run_command, train_command
 
 
 def test_a_busy_port_ends_all_ranks(tmp_path):

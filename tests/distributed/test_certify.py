@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import run_command, start_command
+from tests.support.distributed import run_command, start_command
 
 TIMEOUT_S = 240
 MARK = "STORYTELLER_TEST_MARK"

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED
-from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.warm_machine import Run, WarmMachine
+from tests.support.distributed import TINY_RUN
+from tests.support.warm_machine import Run, WarmMachine
 
 # What a broken exchange, network or library could do to the numbers, on every rank.
 FAULTS = {
     "none": "",
     "exchange": """
-import storyteller_ds.parallel.expert_parallel as broken
+import storyteller_ds.engines.deepspeed.expert_parallel as broken
 exchange = broken._exchange
 broken._exchange = lambda rows, *a: exchange(rows, *a) * (1.001 if rows.is_floating_point() else 1)
 """,

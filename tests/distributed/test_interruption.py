@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import EXIT_INTERRUPTED
-from storyteller_ds.testing.distributed import (
+from tests.support.distributed import (
     TINY_RUN,
     MarkedRun,
     launch_command,

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN
-from storyteller_ds.testing.runs import read_metrics, read_state
-from storyteller_ds.testing.warm_machine import MainJob
+from tests.support.distributed import DS_CONFIGS, TINY_RUN
+from tests.support.runs import read_metrics, read_state
+from tests.support.warm_machine import MainJob
 
 STEPS = 12
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.certify.compare import relative_difference
-from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.runs import read_metrics, read_state
-from storyteller_ds.testing.warm_machine import MainJob
+from tests.support.distributed import TINY_RUN
+from tests.support.runs import read_metrics, read_state
+from tests.support.warm_machine import MainJob
 
 STEPS = 12
 TOLERANCE = 1e-5

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.cases import reports_of
-from storyteller_ds.testing.warm_machine import WarmMachine
+from tests.support.cases import reports_of
+from tests.support.warm_machine import WarmMachine
 
 from .non_finite_worker import Case
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import (
+from tests.support.distributed import (
     TINY_RUN,
     marked_run,
     run_command,
@@ -15,7 +15,7 @@ from storyteller_ds.testing.distributed import (
     train_command,
     wait_until,
 )
-from storyteller_ds.testing.runs import read_metrics
+from tests.support.runs import read_metrics
 
 STEPS = 20
 TOLERANCE = 1e-5

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from storyteller_ds.certify.compare import relative_difference
-from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.runs import copy_run, read_metrics, read_state
-from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
+from tests.support.distributed import TINY_RUN
+from tests.support.runs import copy_run, read_metrics, read_state
+from tests.support.warm_machine import MainJob, WarmMachine
 
 STEPS = 12
 RUN = (

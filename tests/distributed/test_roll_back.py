@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED
-from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.runs import read_metrics, read_state
-from storyteller_ds.testing.warm_machine import Run, WarmMachine
+from tests.support.distributed import TINY_RUN
+from tests.support.runs import read_metrics, read_state
+from tests.support.warm_machine import Run, WarmMachine
 
 STEPS = 10
 SCRIPT = """
@@ -17,7 +17,7 @@ import torch
 import storyteller_ds.checkpoint.resume as resuming
 from storyteller_ds.cli.main import run_command
 from storyteller_ds.cli.train import train
-from storyteller_ds.parallel.deepspeed import DeepSpeedEngine
+from storyteller_ds.engines.deepspeed.engine import DeepSpeedEngine
 
 told = json.loads({told!r})
 train_step, restore = DeepSpeedEngine.train_step, resuming.restore

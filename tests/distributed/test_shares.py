@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import TINY_RUN
-from storyteller_ds.testing.warm_machine import WarmMachine
+from tests.support.distributed import TINY_RUN
+from tests.support.warm_machine import WarmMachine
 
 SCRIPT = """
 import torch

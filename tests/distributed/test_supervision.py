@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from storyteller_ds.parallel.world import free_port
-from storyteller_ds.testing.distributed import (
+from storyteller_ds.distributed.world import free_port
+from tests.support.distributed import (
     DS_CONFIGS,
     TINY_RUN,
     TRAIN,

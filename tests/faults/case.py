@@ -10,9 +10,9 @@ import torch
 
 from storyteller_ds.certify.compare import relative_difference
 from storyteller_ds.checkpoint.resume import newest_valid
-from storyteller_ds.testing.distributed import TRAIN, wait_until
-from storyteller_ds.testing.runs import copy_run, read_metrics, read_state
-from storyteller_ds.testing.warm_machine import STORYTELLER, Run, WarmMachine, ds_arguments
+from tests.support.distributed import TRAIN, wait_until
+from tests.support.runs import copy_run, read_metrics, read_state
+from tests.support.warm_machine import STORYTELLER, Run, WarmMachine, ds_arguments
 
 from .injections import VARIABLE
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.warm_machine import MainJob, WarmMachine
+from tests.support.warm_machine import MainJob, WarmMachine
 
 from .case import TINY, Case, Topology
 

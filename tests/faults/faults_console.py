@@ -5,8 +5,8 @@ import os
 import signal
 from collections.abc import Iterator
 
-from storyteller_ds.testing.distributed import wait_until
-from storyteller_ds.testing.warm_machine import Run
+from tests.support.distributed import wait_until
+from tests.support.warm_machine import Run
 
 from .case import END_S, PAIR, SINGLE, Case, Topology
 from .registry import fault

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from storyteller_ds.testing.distributed import wait_until
-from storyteller_ds.testing.warm_machine import Run
+from tests.support.distributed import wait_until
+from tests.support.warm_machine import Run
 
 from .case import END_S, PAIR, SINGLE, Case
 from .disk import small_disk

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from storyteller_ds.checkpoint.format import MANIFEST
+from storyteller_ds.checkpoint.names import MANIFEST
 from storyteller_ds.untrusted import seal_of
 
 from .case import PAIR, SINGLE, STEPS, TINY, Case

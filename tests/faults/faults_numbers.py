@@ -2,7 +2,7 @@
 
 import torch
 
-from storyteller_ds.testing.runs import read_metrics, read_state
+from tests.support.runs import read_metrics, read_state
 
 from .case import PAIR, SINGLE, STEPS, Case, Topology
 from .registry import fault

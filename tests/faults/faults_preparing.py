@@ -3,7 +3,7 @@
 import os
 import signal
 
-from storyteller_ds.testing.distributed import wait_until
+from tests.support.distributed import wait_until
 
 from .case import END_S, PAIR, SINGLE, Case
 from .registry import fault

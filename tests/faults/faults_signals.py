@@ -5,9 +5,9 @@ import re
 import signal
 from collections.abc import Callable
 
-from storyteller_ds.checkpoint.format import open_checkpoint
-from storyteller_ds.testing.distributed import MarkedRun, marked_run, torchrun_command, train_command, wait_until
-from storyteller_ds.testing.warm_machine import Run
+from storyteller_ds.checkpoint.read import open_checkpoint
+from tests.support.distributed import MarkedRun, marked_run, torchrun_command, train_command, wait_until
+from tests.support.warm_machine import Run
 
 from .case import END_S, LEFT_S, PAIR, SINGLE, STEPS, TINY, Case, Topology
 from .registry import fault

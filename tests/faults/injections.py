@@ -223,8 +223,8 @@ def out_of_memory(step: int, after: str) -> None:
 
 def digest_state(step: int, path: str) -> None:
     """Write digests of all weights and moments before and after the optimizer step that follows `step` steps."""
-    from storyteller_ds.parallel.deepspeed import DeepSpeedEngine
-    from storyteller_ds.parallel.single import SingleEngine
+    from storyteller_ds.engines.deepspeed.engine import DeepSpeedEngine
+    from storyteller_ds.engines.single import SingleEngine
 
     due: list[bool] = []
 
@@ -253,7 +253,7 @@ def digest_state(step: int, path: str) -> None:
 
 def loss_spike(step: int, factor: float) -> None:
     """The loss of the global batch is so many times larger in the optimizer step after `step` steps, once."""
-    from storyteller_ds.parallel import step as steps
+    from storyteller_ds.engines import step as steps
 
     original, factors = steps.mean_loss, [1.0]
     steps.mean_loss = lambda *arguments: original(*arguments) * (factors.pop() if len(factors) > 1 else 1.0)
@@ -269,7 +269,7 @@ def without_rng() -> None:
 
 def without_moments() -> None:
     """AdamW's moments are zero after a resume."""
-    from storyteller_ds.parallel.deepspeed import DeepSpeedEngine
+    from storyteller_ds.engines.deepspeed.engine import DeepSpeedEngine
 
     load = DeepSpeedEngine.load_named_state
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from storyteller_ds.checkpoint.format import MANIFEST, hash_file
+from storyteller_ds.checkpoint.names import MANIFEST
+from storyteller_ds.checkpoint.read import hash_file
 from storyteller_ds.untrusted import seal_of
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import REPOSITORY
+from tests.support.distributed import REPOSITORY
 
 from . import all_faults
 from .table import BEGIN, END, as_markdown, as_text, read_rows, write_into

@@ -13,19 +13,19 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from storyteller_ds.checkpoint.format import MANIFEST, step_folder_name
+from storyteller_ds.checkpoint.names import MANIFEST, step_folder_name
 from storyteller_ds.checkpoint.resume import check_same_run, find_checkpoint, restore
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import train_tokenizer
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import StorytellerError
-from storyteller_ds.inference.load import load_story_model
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
-from storyteller_ds.testing.mutations import mutated_bytes, mutated_value, put
-from storyteller_ds.train.state import TrainState
+from storyteller_ds.generation.load import load_story_model
 from storyteller_ds.untrusted import seal_of
+from tests.support.mutations import mutated_bytes, mutated_value, put
 
 SEED = 20250105
 RUN = RunConfig.model_validate(

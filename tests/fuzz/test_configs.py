@@ -12,7 +12,7 @@ from storyteller_ds.config import LoadedConfig, RunConfig, load_config, parse_ru
 from storyteller_ds.config.deepspeed import read_deepspeed_json, run_values
 from storyteller_ds.config.files import parse_yaml, preset_names, read_preset
 from storyteller_ds.errors import ConfigError
-from storyteller_ds.testing.mutations import VALUES, mutated_bytes, mutated_value, put
+from tests.support.mutations import VALUES, mutated_bytes, mutated_value, put
 
 REPOSITORY = Path(__file__).parents[2]
 SEED = 20250101

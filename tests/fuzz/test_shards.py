@@ -13,8 +13,8 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.shards import HEADER_BYTES, MAGIC, VERSION, open_shard, write_shards
 from storyteller_ds.errors import DataError
-from storyteller_ds.testing.mutations import mutated_bytes, mutated_value, put
 from storyteller_ds.untrusted import seal_of
+from tests.support.mutations import mutated_bytes, mutated_value, put
 
 SEED = 20250102
 IDS = [0, 1, 2, 49, 3, 7, 49, 0]

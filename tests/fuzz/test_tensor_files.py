@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from storyteller_ds.testing.mutations import mutated_bytes, mutated_value, put
 from storyteller_ds.untrusted import TensorEntry, UntrustedFileError, check_safetensors
+from tests.support.mutations import mutated_bytes, mutated_value, put
 
 SEED = 20250103
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(5, dtype=torch.uint8), "c": torch.ones(())}

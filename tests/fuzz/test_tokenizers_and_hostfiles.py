@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.config.hostfile import check_environment_file, read_hostfile
 from storyteller_ds.data.tokenizer import load_tokenizer, train_tokenizer
+from storyteller_ds.distributed.hostfile import check_environment_file, read_hostfile
 from storyteller_ds.errors import StorytellerError
-from storyteller_ds.testing.mutations import mutated_bytes, mutated_value, put
+from tests.support.mutations import mutated_bytes, mutated_value, put
 
 SEED = 20250104
 STORIES = ["Once upon a time there was a dog.", "One day, the dog was happy."]

@@ -8,8 +8,8 @@ import torch
 
 from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import MicroBatch
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
 
 LOSSES = (5.705775, 5.562781, 5.437048, 5.322245, 5.217222)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.cli.main import run_command, storyteller
-from storyteller_ds.testing.distributed import SMALLEST_RUN
 from storyteller_ds.train.run_folder import RunFolder
+from tests.support.distributed import SMALLEST_RUN
 
 REPOSITORY = Path(__file__).parents[2]
 ZERO2 = REPOSITORY / "ds_configs" / "zero2.json"

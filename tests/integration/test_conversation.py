@@ -20,9 +20,9 @@ from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import train_tokenizer
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
-from storyteller_ds.testing.distributed import wait_until
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
+from tests.support.distributed import wait_until
 
 WIDTH = 30
 WAIT_S = 120

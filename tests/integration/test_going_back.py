@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from storyteller_ds.checkpoint.compare import compare
-from storyteller_ds.checkpoint.format import open_checkpoint, step_folder_name
+from storyteller_ds.checkpoint.names import step_folder_name
+from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.cli.main import storyteller
-from storyteller_ds.testing.distributed import SMALLEST_RUN
+from tests.support.distributed import SMALLEST_RUN
 
 FASTER = "optimizer.lr=0.05"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import SMALLEST_RUN, Outcome, run_command
+from tests.support.distributed import SMALLEST_RUN, Outcome, run_command
 
 NAMELESS = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
 """A user namespace of one's own, which any user may have, in which the user id is one that nobody knows."""

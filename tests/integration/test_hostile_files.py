@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyteller_ds.checkpoint.format import MANIFEST
+from storyteller_ds.checkpoint.names import MANIFEST
 from storyteller_ds.cli.main import run_command, storyteller
-from storyteller_ds.testing.distributed import SMALLEST_RUN
 from storyteller_ds.untrusted import seal_of
+from tests.support.distributed import SMALLEST_RUN
 
 FIRED = "fired"
 

@@ -11,8 +11,8 @@ import pytest
 
 from storyteller_ds.cli import launch, train
 from storyteller_ds.cli.main import run_command, storyteller
-from storyteller_ds.testing import distributed
-from storyteller_ds.testing.distributed import DS_CONFIGS, TINY_RUN
+from tests.support import distributed
+from tests.support.distributed import DS_CONFIGS, TINY_RUN
 
 GOOD = "a slots=2\nb slots=2\n"
 NO_SSH = ("--hostfile", "hosts", "--no_ssh", "--master_addr", "10.0.0.1")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import TINY_RUN, Outcome, run_command, train_command
-from storyteller_ds.testing.wandb_offline import read_config, read_history
+from tests.support.distributed import TINY_RUN, Outcome, run_command, train_command
+from tests.support.wandb_offline import read_config, read_history
 
 STEPS = 6
 RUN = (

@@ -9,11 +9,11 @@ import pytest
 
 from storyteller_ds.cli.main import run_command, storyteller
 from storyteller_ds.config import load_config
-from storyteller_ds.config.hostfile import check_arguments, check_environment_file, check_exported_environment
+from storyteller_ds.distributed.hostfile import check_arguments, check_environment_file, check_exported_environment
 from storyteller_ds.errors import ConfigError, DataError
 from storyteller_ds.redaction import is_secret_name, redacted, secret_in
-from storyteller_ds.testing.distributed import SMALLEST_RUN, train_command
-from storyteller_ds.testing.distributed import run_command as run_process
+from tests.support.distributed import SMALLEST_RUN, train_command
+from tests.support.distributed import run_command as run_process
 
 SECRETS = {
     name: f"sentinel{number:02d}{'0123456789abcdef' * 2}"
@@ -266,7 +266,7 @@ def test_what_deepspeed_exports_of_the_environment_holds_no_secret(secrets):
 def test_the_names_that_deepspeed_exports_are_those_that_are_looked_at():
     runner = pytest.importorskip("deepspeed.launcher.runner")
     cuda = pytest.importorskip("deepspeed.accelerator.cuda_accelerator")
-    from storyteller_ds.config.hostfile import _EXPORTED_NAMES
+    from storyteller_ds.distributed.hostfile import _EXPORTED_NAMES
 
     exported = {*runner.EXPORT_ENVS, *cuda.CUDA_Accelerator.export_envs(None)}
     assert exported <= set(_EXPORTED_NAMES)

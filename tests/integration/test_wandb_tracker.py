@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.distributed import SMALLEST_RUN, TRAIN
-from storyteller_ds.testing.wandb_offline import read_config, read_history, read_identity, split_records
-from storyteller_ds.testing.warm_machine import WarmMachine
-from storyteller_ds.train import wandb_tracker
-from storyteller_ds.train.wandb_tracker import WandbTracker
+from storyteller_ds.train.callbacks import wandb_tracker
+from storyteller_ds.train.callbacks.wandb_tracker import WandbTracker
+from tests.support.distributed import SMALLEST_RUN, TRAIN
+from tests.support.wandb_offline import read_config, read_history, read_identity, split_records
+from tests.support.warm_machine import WarmMachine
 
 RECORDS: list[dict[str, object]] = [
     {"step": 1, "train_loss": 0.1 + 0.2, "lr": 3e-4, "tokens": 12345678901, "loads": [0.1, 1 / 3]},
@@ -35,7 +35,7 @@ CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from storyteller_ds.train.wandb_tracker import WandbTracker
+from storyteller_ds.train.callbacks.wandb_tracker import WandbTracker
 
 arguments = json.loads(sys.argv[1])
 warnings = []

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 
-from benchmarks import flops, limits, mixture, readme, timing
-from benchmarks.case import Case, Step
-from benchmarks.decoder_reference import DecoderReference
-from benchmarks.goals import Goal, judge
-from benchmarks.ops import expert_mlp, moe_layer, training_step
+from benchmarks.operations import flops, limits, mixture, readme, timing
+from benchmarks.operations.case import Case, Step
+from benchmarks.operations.decoder_reference import DecoderReference
+from benchmarks.operations.goals import Goal, judge
+from benchmarks.operations.ops import expert_mlp, moe_layer, training_step
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 
-from benchmarks import readme, record
-from benchmarks.case import Size
-from benchmarks.measure import measure
-from benchmarks.ops import moe_layer, rms_norm, routing
-from benchmarks.suite import OPS, main
+from benchmarks.operations import readme, record
+from benchmarks.operations.case import Size
+from benchmarks.operations.measure import measure
+from benchmarks.operations.ops import moe_layer, rms_norm, routing
+from benchmarks.operations.suite import OPS, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -166,7 +166,7 @@ import sys
 for name in ("pydantic", "ruamel", "deepspeed", "transformers", "triton", "liger_kernel"):
     sys.modules[name] = None  # import raises ModuleNotFoundError
 sys.path[:0] = [{kernels!r}, {repository!r}]
-from benchmarks.suite import main
+from benchmarks.operations.suite import main
 sys.exit(main(["--suite", "cpu", "--op", "moe_layer", "training_step", "--rounds", "1"], size="tiny"))
 """
 

@@ -6,7 +6,7 @@ from storyteller_kernels.cross_entropy import linear_cross_entropy, reference
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from storyteller_ds.testing.tolerances import BF16, COMPLEX, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, COMPLEX, EXACT, SIMPLE, assert_within
 
 IGNORED = -100
 SIZES = [(1, 3, 5), (7, 4, 11), (13, 33, 17), (64, 8, 100), (5, 1, 1)]

@@ -9,7 +9,7 @@ from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 COUNTS = {
     "uneven": [3, 0, 5, 1],

@@ -6,7 +6,7 @@ from storyteller_kernels import expert_mlp, permute
 from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
 from torch import Tensor
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 COUNTS = [70, 0, 129, 1, 0]
 

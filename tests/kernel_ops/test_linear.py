@@ -9,7 +9,7 @@ from storyteller_kernels import cpu_products, linear
 from storyteller_kernels.cpu_products import row_blocks, window_around
 from torch import Tensor
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 every_way = pytest.mark.parametrize("implementation", ["reference", "cpu", "onednn"], indirect=True)
 with_and_without_bias = pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])

@@ -7,7 +7,7 @@ import torch
 from storyteller_kernels import combine, permute
 from torch import Tensor
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 # The last is more than one tile of rows and of columns.
 CASES = [(1, 4, 1, 3), (1, 4, 4, 1), (7, 4, 2, 5), (13, 16, 4, 17), (33, 64, 2, 8), (10, 64, 1, 7), (5, 4, 2, 2050)]

@@ -8,7 +8,7 @@ from storyteller_kernels import combine, permute
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from storyteller_ds.testing.tolerances import BF16, COMPLEX, assert_within
+from tests.support.tolerances import BF16, COMPLEX, assert_within
 
 
 class Plan(NamedTuple):

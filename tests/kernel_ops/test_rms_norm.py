@@ -6,7 +6,7 @@ from storyteller_kernels import rms_norm
 from storyteller_kernels.rms_norm import MAX_WIDTH, add_rms_norm
 from torch import Tensor
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 EPS = 1e-5
 SHAPES = [(1, 7), (5, 3), (2, 3, 17), (13, 129), (1, 1, 64), (67, 32), (3, 1100), (150, 300)]

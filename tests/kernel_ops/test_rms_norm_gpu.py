@@ -6,7 +6,7 @@ from storyteller_kernels import rms_norm
 from storyteller_kernels.rms_norm import add_rms_norm
 from torch import Tensor
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 EPS = 1e-5
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]

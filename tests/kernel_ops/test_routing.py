@@ -8,7 +8,7 @@ from storyteller_kernels import Routing, route
 from storyteller_kernels.routing import MAX_EXPERTS
 from torch import Tensor
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 D = 12
 CASES = [(1, 4, 1), (1, 8, 2), (7, 4, 4), (13, 8, 2), (33, 16, 4), (29, 64, 1), (17, 64, 2), (5, 1, 1), (150, 9, 3)]

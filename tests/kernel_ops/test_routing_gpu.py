@@ -6,7 +6,7 @@ from storyteller_kernels import Routing, route
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from storyteller_ds.testing.tolerances import BF16, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 every_size = pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from storyteller_ds.parallel.world import free_port
-from storyteller_ds.testing.distributed import DS_CONFIGS, TRAIN
+from storyteller_ds.distributed.world import free_port
+from tests.support.distributed import DS_CONFIGS, TRAIN
 
 from .linked_machines import LinkedMachines
 from .ssh_nodes import SshNodes

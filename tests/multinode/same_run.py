@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from storyteller_ds.certify.compare import relative_difference
-from storyteller_ds.testing.distributed import TINY_RUN, run_command, train_command
-from storyteller_ds.testing.runs import read_metrics, read_state
+from tests.support.distributed import TINY_RUN, run_command, train_command
+from tests.support.runs import read_metrics, read_state
 
 STEPS = 12
 SAVED_EVERY = 4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.testing.runs import read_metrics
+from tests.support.runs import read_metrics
 
 from .commands import WAYS, main_job
 from .same_run import RUN, SAVED_EVERY, TIMEOUT_S, TOLERANCE, assert_same_run, copy_up_to, train_alone

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from storyteller_ds.testing.runs import read_metrics
+from tests.support.runs import read_metrics
 
 from .processes import kill, wait_until
 from .same_run import RUN, TIMEOUT_S, assert_same_run, last_step

@@ -10,8 +10,8 @@ from storyteller_ds.certify.run import place, traffic_complaint
 from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.config import load_config
 from storyteller_ds.config.load import LoadedConfig
+from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.errors import UserError
-from storyteller_ds.parallel.plan import make_plan
 
 BY_NAME = {row.name: row for row in ROWS}
 TOPOLOGY_SECTIONS = {"parallel", "train"}

@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import EXIT_USER_ERROR, CheckpointError
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
 
 RUN = RunConfig.model_validate(
     {

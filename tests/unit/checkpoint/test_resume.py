@@ -11,18 +11,18 @@ from safetensors.torch import save_file
 
 from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint import rng
-from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint
-from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.resume import changed_settings, check_same_run, find_checkpoint, restore
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches
 from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
-from storyteller_ds.train.state import TrainState
+from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
 
 BATCH, LENGTH, VOCAB = 2, 8, 32
 CPU = torch.device("cpu")

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from storyteller_ds.checkpoint import retention
-from storyteller_ds.checkpoint.format import open_checkpoint
-from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
 from storyteller_ds.checkpoint.retention import Saved, clear_leftovers, delete_superseded, put_in_place, steps_to_keep
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
-from storyteller_ds.train.state import TrainState
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
 
 RUN = RunConfig.model_validate(
     {

@@ -14,17 +14,17 @@ import torch
 
 from storyteller_ds.checkpoint import share as sharing
 from storyteller_ds.checkpoint import write as writing
-from storyteller_ds.checkpoint.format import open_checkpoint
-from storyteller_ds.checkpoint.hook import CheckpointHook
+from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
 from storyteller_ds.checkpoint.share import HostMemory
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, Save, write_checkpoint
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError, StorytellerError
-from storyteller_ds.parallel.single import SingleEngine
-from storyteller_ds.parallel.world import World
-from storyteller_ds.train.state import TrainState
+from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
 
 SECONDS = 60
 """Far more than anything here takes; a wait that is longer is a hang."""

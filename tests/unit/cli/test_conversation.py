@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storyteller_ds.inference.story import Story
+from storyteller_ds.generation.story import Story
 
 from .conftest import CONTEXT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.cli.main import storyteller
-from storyteller_ds.testing.distributed import SMALLEST_RUN
+from tests.support.distributed import SMALLEST_RUN
 
 
 @pytest.fixture

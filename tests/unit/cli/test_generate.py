@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyteller_ds.checkpoint.format import open_checkpoint
+from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.errors import CheckpointError, ConfigError
 from storyteller_ds.untrusted import for_terminal

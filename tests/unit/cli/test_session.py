@@ -11,8 +11,8 @@ from storyteller_kernels.dispatch import Backend
 
 from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
-from storyteller_ds.parallel.plan import make_plan
-from storyteller_ds.parallel.world import World
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.world import World
 from storyteller_ds.train.interruption import Interruption
 
 

@@ -12,8 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from storyteller_ds.config import load_config
-from storyteller_ds.config.hostfile import read_hostfile
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
+from storyteller_ds.distributed.hostfile import read_hostfile
 
 LAUNCH = Path(__file__).parents[3] / "launch"
 

@@ -14,8 +14,8 @@ from storyteller_ds.config.model import ModelConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model import activation_checkpointing
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.model.objective import Objective
-from storyteller_ds.testing.tolerances import EXACT, SIMPLE, assert_within
+from storyteller_ds.model.loss import Objective
+from tests.support.tolerances import EXACT, SIMPLE, assert_within
 
 MODES = ("block", "selective")
 every_mode = pytest.mark.parametrize("mode", MODES)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from storyteller_ds.model.attention import Attention, RotaryEmbedding, rotate
-from storyteller_ds.testing.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
 
 
 class ListCache:

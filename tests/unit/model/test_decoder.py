@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.testing.tolerances import EXACT, SIMPLE, assert_within
+from tests.support.tolerances import EXACT, SIMPLE, assert_within
 
 transformers = pytest.importorskip("transformers")
 

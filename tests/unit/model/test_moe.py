@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from storyteller_ds.model.feed_forward import FeedForward
 from storyteller_ds.model.moe import LocalMoE, Router
-from storyteller_ds.testing.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
+from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
 
 
 def feed_forward(layer: LocalMoE, e: int, x_D: Tensor) -> Tensor:

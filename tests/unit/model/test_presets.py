@@ -10,8 +10,8 @@ import torch
 from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.model.counts import count_parameters
-from storyteller_ds.parallel.plan import make_plan
 
 ZERO2 = Path(__file__).resolve().parents[3] / "ds_configs" / "zero2.json"
 

@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 
+from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, outside_training
+from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely
-from storyteller_ds.parallel.world import World
-from storyteller_ds.supervision.signals import ASKING_TO_END, outside_training
-from storyteller_ds.testing.distributed import wait_until
 from storyteller_ds.train.interruption import SECONDS_OF_ONE_EVENT, Interruption
+from tests.support.distributed import wait_until
 
 TERM, USR1, INT, HUP = ASKING_TO_END
 CPU = torch.device("cpu")

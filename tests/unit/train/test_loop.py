@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import SpelledBytes
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.base import RouterMetrics, StepResult
 from storyteller_ds.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -22,14 +25,11 @@ from storyteller_ds.errors import (
     InterruptedAfterSave,
     TrainingStopped,
 )
-from storyteller_ds.parallel.engine import RouterMetrics, StepResult
-from storyteller_ds.parallel.world import World
-from storyteller_ds.train.anomalies import Anomalies
-from storyteller_ds.train.hooks import Hook
+from storyteller_ds.optim.schedule import learning_rate
+from storyteller_ds.train.callbacks.anomalies import Anomalies
+from storyteller_ds.train.callbacks.callback import Hook
 from storyteller_ds.train.interruption import Interruption
 from storyteller_ds.train.loop import train, why_over
-from storyteller_ds.train.schedule import learning_rate
-from storyteller_ds.train.state import TrainState
 
 LENGTH, BATCH = 4, 2
 ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)

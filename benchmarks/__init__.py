@@ -1,0 +1,1 @@
+"""Everything that measures: run as scripts from a checkout, never installed."""

@@ -1,0 +1,146 @@
+"""Routing: from token vectors to the row of each token at each of its experts. Bound by the bytes that it moves."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from storyteller_kernels.routing import reference, route
+from storyteller_kernels.routing.reference import Routing
+from torch import Tensor
+
+from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Direction, Implementation, Named, Size
+from benchmarks.operations.goals import Goal
+from benchmarks.operations.limits import COPY, copy
+from benchmarks.operations.mixture import Mixture, MixtureShape, draw, exact_shares
+from benchmarks.operations.ops import moe_layer
+from benchmarks.operations.peers import deepspeed_layers
+from benchmarks.operations.peers.torch_layers import compiled, top_k_router
+
+STOCK_GATE = "stock DeepSpeed gate"
+GOALS: dict[Size, list[Goal]] = {
+    "gpu": [
+        Goal("at least 3x the stock DeepSpeed gate", "routing", "forward", 3.0, peers=(STOCK_GATE,)),
+        Goal("at most 2x the byte floor (at least 0.5 of it)", "routing", "forward", 0.5, limit=COPY),
+    ]
+}
+
+
+def cases(size: Size, device: torch.device) -> Iterator[Case]:
+    """The tokens of the whole layer's case."""
+    shape, dtype = moe_layer.SHAPES[size]
+    mixture = draw(shape, dtype, device)
+    T, D, _, E, K = shape
+
+    def peer(name: str, router: Callable[[Tensor, Tensor, int], Routing]) -> Implementation:
+        return Implementation(name, "peer", lambda: _of_routing(mixture, router))
+
+    implementations = [
+        Implementation("ours", "ours", lambda: _of_routing(mixture, route)),
+        Implementation("reference", "baseline", lambda: _of_routing(mixture, reference.route)),
+        Implementation(STOCK_GATE, "peer", partial(deepspeed_layers.stock_gate, mixture), "no token order, no sums"),
+        Implementation("torch topk and argsort", "peer", partial(_torch_router, mixture), "no sums for the losses"),
+    ]
+    if size != "tiny":
+        compiled_reference = Implementation(
+            "torch.compile of the reference",
+            "peer",
+            lambda: _of_routing(mixture, compiled(reference.route)),
+        )
+        implementations.append(compiled_reference)
+    work = bytes_moved(shape, dtype)
+    yield Case(
+        op="routing",
+        name=f"T={T} D={D} E={E} K={K} {DTYPE_NAMES[dtype]}",
+        shape={"T": T, "D": D, "E": E, "K": K, "dtype": DTYPE_NAMES[dtype]},
+        directions=["forward", "backward"],
+        reference=partial(_exact, mixture),
+        implementations=implementations,
+        limits=[copy(T * D * dtype.itemsize, dtype, device)],
+        work={direction: {COPY: float(moved)} for direction, moved in work.items()},
+        dtype=dtype,
+        device=device,
+        rounds=50 if device.type == "cuda" else 15,
+    )
+
+
+def bytes_moved(shape: MixtureShape, dtype: torch.dtype) -> dict[Direction, int]:
+    """The fewest that must move, as the README of the operation counts them."""
+    T, D, _, E, K = shape
+    x = T * D * dtype.itemsize
+    return {
+        "forward": x + 4 * T * (E + 1) + 4 * T * K + 3 * 8 * T * K,
+        "backward": 2 * x + 4 * T * (2 * E + 1) + 16 * T * K,
+    }
+
+
+def _of_routing(mixture: Mixture, router: Callable[[Tensor, Tensor, int], Routing]) -> Candidate:
+    leaves = _leaves(mixture)
+
+    def forward() -> Named:
+        return router(leaves["x"], leaves["router"], mixture.shape.K)._asdict()
+
+    return Candidate(forward, leaves, partial(_comparable, mixture.shape.E))
+
+
+def _comparable(E: int, raw: Named) -> Named:
+    """Without the order of a token's own choices, which nothing depends on."""
+    share_TE = torch.zeros(len(raw["expert_TK"]), E, dtype=raw["weight_TK"].dtype, device=raw["weight_TK"].device)
+    names = {"prob_TE": "prob", "prob_sum_E": "prob_sum", "z_sum": "z_sum", "count_E": "count", "token_N": "token"}
+    # That row_TK inverts token_N: row n holds the token token_N[n].
+    token_of_row_TK = raw["token_N"][raw["row_TK"]]
+    return {
+        "share": share_TE.scatter(1, raw["expert_TK"], raw["weight_TK"]),
+        "token_of_row": token_of_row_TK,
+        "entropy_sum": raw["entropy_sum"],
+        **{ours: raw[name] for name, ours in names.items()},
+    }
+
+
+def _torch_router(mixture: Mixture) -> Candidate:
+    """What a layer on torch alone has: shares, experts, and tokens in expert order."""
+    leaves, E = _leaves(mixture), mixture.shape.E
+
+    def forward() -> Named:
+        share_TK, expert_TK = top_k_router(leaves["x"], leaves["router"], mixture.shape.K)
+        order_N = expert_TK.flatten().argsort(stable=True)
+        return {
+            "share_TK": share_TK,
+            "expert_TK": expert_TK,
+            "token_N": order_N // mixture.shape.K,
+            "count_E": torch.bincount(expert_TK.flatten(), minlength=E),
+        }
+
+    def outputs(raw: Named) -> Named:
+        share_TE = torch.zeros(len(leaves["x"]), E, device=raw["share_TK"].device)
+        share_TE = share_TE.scatter(1, raw["expert_TK"], raw["share_TK"])
+        return {"share": share_TE, "token": raw["token_N"], "count": raw["count_E"]}
+
+    return Candidate(forward, leaves, outputs)
+
+
+def _exact(mixture: Mixture) -> Candidate:
+    """By its definition, in fp64; rows by a search for every expert's tokens."""
+    leaves = _leaves(mixture, torch.float64)
+    T, _, _, E, K = mixture.shape
+
+    def forward() -> Named:
+        logit_TE, share_TE = exact_shares(leaves["x"], leaves["router"], K)
+        prob_TE, log_z_T = torch.softmax(logit_TE, dim=1), torch.logsumexp(logit_TE, dim=1)
+        expert_N, token_N = (share_TE.t() > 0).nonzero(as_tuple=True)
+        return {
+            "share": share_TE,
+            "prob": prob_TE,
+            "prob_sum": prob_TE.sum(dim=0),
+            "z_sum": log_z_T.square().sum(),
+            "entropy_sum": -(prob_TE * prob_TE.log()).sum().detach(),
+            "count": torch.bincount(expert_N, minlength=E),
+            "token": token_N,
+            "token_of_row": torch.arange(T, device=token_N.device)[:, None].expand(T, K),
+        }
+
+    return Candidate(forward, leaves)
+
+
+def _leaves(mixture: Mixture, dtype: torch.dtype | None = None) -> Named:
+    leaves = mixture.leaves(dtype)
+    return {name: leaves[name] for name in ("x", "router")}

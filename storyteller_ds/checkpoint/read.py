@@ -1,0 +1,255 @@
+"""Reading a checkpoint: its manifest, whether its files are those that were written, its tensors."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.tensor_files import TensorFiles
+from storyteller_ds.config.load import flatten
+from storyteller_ds.errors import CheckpointError
+from storyteller_ds.untrusted import UntrustedFileError, read_json, seal_of
+
+_MAX_STEP = 10**15
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, as they stand in the manifest."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A step folder whose manifest has been read. Get one from open_checkpoint."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was written."""
+        return int(self.manifest["step"])
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that wrote it."""
+        return int(self.manifest["topology"]["world_size"])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """names.PARTS, or names.WEIGHTS where the optimizer's files have been left out, as of a copy to share."""
+        optimizer = [name for name in self.manifest["files"] if name.startswith("optimizer-")]
+        return names.PARTS if any(os.path.lexists(self.folder / name) for name in optimizer) else names.WEIGHTS
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files of its parts, the manifest aside (bytes)."""
+        return sum(entry["bytes"] for _, entry in self.files(self.parts))
+
+    @property
+    def val_bpb(self) -> float | None:
+        """Validation score of the step that it was written at (bits per byte); None if it was not validated then."""
+        value = self.manifest.get("val_bpb")
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def val_tokens(self) -> int | None:
+        """How many tokens of the validation text val_bpb is the score of; None where the manifest does not say."""
+        value = self.manifest.get("val_tokens")
+        return value if isinstance(value, int) else None
+
+    @property
+    def dataset_fingerprint(self) -> str:
+        """Which corpus it was trained on; empty if the manifest does not say."""
+        value = self.manifest.get("dataset_fingerprint")
+        return value if isinstance(value, str) else ""
+
+    def settings(self) -> dict[str, Any]:
+        """The run config that wrote it: the fields' full names, as in `model.hidden_size`, and their values.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        run = self.read_json(names.CONFIG).get("run")
+        if not isinstance(run, dict):
+            raise CheckpointError(f"checkpoint {self.folder}: {names.CONFIG} has no run; use another step")
+        return flatten(run)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not a JSON object.
+        """
+        return _read_object(self.folder / name)
+
+    def files(self, parts: Sequence[str]) -> list[tuple[str, Any]]:
+        """Names and manifest entries of the files of these parts, and of those that belong to no part."""
+        others = tuple(f"{part}-" for part in names.PARTS if part not in parts)
+        return [(name, entry) for name, entry in self.manifest["files"].items() if not name.startswith(others)]
+
+    def verify(self, parts: Sequence[str] = names.PARTS) -> None:
+        """Compare size and sha256 of every file with the manifest.
+
+        Args:
+            parts: which of names.PARTS are needed; the files of others may be missing, or be anything.
+
+        Raises:
+            CheckpointError: a file is missing or differs; names it.
+        """
+        self.verify_sizes(parts)
+        for name, expected in self.files(parts):
+            try:
+                found = hash_file(self.folder / name)
+            except OSError as error:
+                raise CheckpointError(
+                    f"checkpoint {self.folder}: {name} cannot be read ({error.strerror}); use another step"
+                ) from None
+            if found != expected:
+                raise self._damaged(name)
+
+    def verify_name(self) -> None:
+        """See that the folder, if it is called as a step is, has the name of its own step.
+
+        Raises:
+            CheckpointError: it has that of another.
+        """
+        name = self.folder.resolve().name
+        if name.startswith(names.STEP_PREFIX) and name != names.step_folder_name(self.step):
+            raise CheckpointError(f"{self.folder} holds step {self.step}; give it its own name back")
+
+    def verify_sizes(self, parts: Sequence[str] = names.PARTS) -> None:
+        """What can be seen without reading the files: they are there, plain files, and as long as the manifest says.
+
+        Args:
+            parts: as for verify.
+
+        Raises:
+            CheckpointError: one is not; names it.
+        """
+        for name, expected in self.files(parts):
+            try:
+                _refuse_link(self.folder / name)
+                size = (self.folder / name).stat().st_size
+            except OSError:
+                raise CheckpointError(
+                    f"checkpoint {self.folder}: {name} is missing{self._what_is_left(name)}; use another step"
+                ) from None
+            if size != expected["bytes"]:
+                raise self._damaged(name)
+
+    def unknown_files(self) -> list[str]:
+        """Names in the folder that the manifest does not know; they are never read."""
+        known = {names.MANIFEST, *self.manifest["files"]}
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in known)
+
+    def open_tensors(self, part: str) -> TensorFiles:
+        """The tensors of `weights`, `optimizer` or `rng`, read when they are asked for.
+
+        Raises:
+            CheckpointError: a file is no safetensors file, or two files have a tensor of the same name.
+        """
+        files = sorted(name for name in self.manifest["files"] if name.startswith(f"{part}-"))
+        return TensorFiles([self.folder / name for name in files])
+
+    def open_rng(self, rank: int) -> TensorFiles:
+        """The random streams of one rank."""
+        return TensorFiles([self.folder / names.shard_name("rng", rank, self.world_size)])
+
+    def _what_is_left(self, missing: str) -> str:
+        weights_only = self.parts == names.WEIGHTS and missing.startswith(names.PARTS[1:])
+        return ", it has weights only: enough to generate, not to continue training" if weights_only else ""
+
+    def _damaged(self, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {self.folder}: {name} is damaged, it differs from the manifest; use another step"
+        )
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """A step folder, after reading its manifest and checking that the names in it are plain.
+
+    Raises:
+        CheckpointError: there is no valid manifest, so the checkpoint does not exist.
+    """
+    try:
+        manifest = _read_object(folder / names.MANIFEST)
+        version, files = manifest["format"], manifest["files"]
+        step, world_size = manifest["step"], manifest["topology"]["world_size"]
+        sane = _is_count(step, _MAX_STEP) and _is_count(world_size, len(files)) and world_size > 0
+        # A hostile size or digest is found by comparing it with the file; here it only has to be one.
+        sane = sane and all(_is_count(entry["bytes"], 2**62) for entry in files.values())
+        sane = sane and all(isinstance(entry["sha256"], str) and len(entry) == 2 for entry in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sane = False
+    if not sane:
+        raise CheckpointError(f"{folder} is not a checkpoint: its {names.MANIFEST} is damaged; use another step")
+    if version != names.FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads {names.FORMAT_VERSION}")
+    if manifest.get("seal") != seal_of(manifest):
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: its {names.MANIFEST} was changed or damaged; use another step"
+        )
+    expected = _expected_files(world_size)
+    if missing := sorted(expected - files.keys()):
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint: its {names.MANIFEST} has no {missing[0]}; use another step"
+        )
+    # Every name is one that we write, so none leaves the folder.
+    if unknown := sorted(files.keys() - expected):
+        raise CheckpointError(
+            f"{folder}: its {names.MANIFEST} names {unknown[0]!r}, which is no file of a checkpoint; do not trust it"
+        )
+    return Checkpoint(folder, manifest)
+
+
+def _is_count(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a step folder."""
+    try:
+        _refuse_link(path)
+        value = read_json(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent} is not a checkpoint: no readable {path.name} ({error.strerror})"
+        ) from None
+    except UntrustedFileError as error:
+        raise CheckpointError(f"{path.parent} is not a checkpoint, it is damaged: {error}; use another step") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.parent} is not a checkpoint: its {path.name} is damaged; use another step")
+    return value
+
+
+def _refuse_link(path: Path) -> None:
+    # A link in place of a file would let the checkpoint speak of files elsewhere.
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise CheckpointError(f"checkpoint {path.parent}: {path.name} is not a plain file; do not trust it")
+
+
+def _expected_files(world_size: int) -> set[str]:
+    """Every file that a checkpoint of so many ranks has, its manifest aside."""
+    shards = {names.shard_name(part, rank, world_size) for part in names.PARTS for rank in range(world_size)}
+    return {names.TRAINER, names.CONFIG, names.TOKENIZER} | shards
+
+
+def step_folders(checkpoints: Path, after: int = -1) -> list[Path]:
+    """Folders that look like steps later than `after`, newest first; unfinished ones (.tmp) are not among them."""
+    found = []
+    for path in checkpoints.glob(f"{names.STEP_PREFIX}*"):
+        number = path.name.removeprefix(names.STEP_PREFIX)
+        if path.is_dir() and not path.is_symlink() and _is_number(number):
+            found.append((int(number), path))
+    return [path for step, path in sorted(found, reverse=True) if step > after]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_STEP))

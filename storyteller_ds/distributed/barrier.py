@@ -1,0 +1,139 @@
+"""Where ranks wait for each other for as long as it takes.
+
+A collective has a clock: whoever enters it first gives up when its timeout is over, though the others may only be busy
+with a corpus of some gigabytes, a download or a compiler. So before a collective that follows work of unknown length
+the ranks meet here, in the key-value store of the process group, where the only clock is that of silence: a rank that
+works gives signs of life, and the others wait as long as there are any. A rank that is killed ends the run through the
+lifeline (distributed/supervision/).
+
+Only threads of their own ask the store, which is rank 0's: where rank 0 is stopped it never answers. Under torchrun it
+is the launcher's. Where that was killed the ranks still have to save: they meet in the collective that follows, with
+its clock.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from torch.distributed import DistError
+
+from storyteller_ds.errors import TrainingStopped
+from storyteller_ds.meanwhile import meanwhile
+
+SIGN_OF_LIFE_S = 10.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.25
+_PAUSE = 0.1
+"""Between two looks at the store, as a part of the time waited so far: late by a tenth at most."""
+_TICK_S = 0.25
+"""Between two looks at the clock."""
+_MOST_PER_TICK_S = 1.0
+"""Silence that one tick can count: a job that was suspended as a whole goes on afterwards."""
+_ANSWER_S = 2.0
+"""How long the store has to say who is missing."""
+
+
+class Store(Protocol):
+    """What is asked of the process group's key-value store (torch.distributed.Store)."""
+
+    def set(self, key: str, value: str) -> None: ...  # noqa: D102
+    def add(self, key: str, amount: int) -> int: ...  # noqa: D102
+    def check(self, keys: list[str]) -> bool: ...  # noqa: D102
+    def delete_key(self, key: str) -> bool: ...  # noqa: D102
+
+
+class Barrier:
+    """One rank's view; all ranks use it equally often, in the same order.
+
+    Args:
+        store: of all ranks, used by nobody else.
+        rank: of this process.
+        size: number of ranks.
+        silence_s: how long nothing may be heard of the ranks that are waited for (seconds).
+        clock: seconds.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, size: int, silence_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._rank, self._size = store, rank, size
+        self._silence_s, self._clock = silence_s, clock
+        self._passed = 0
+        self._arrival: _Arrival | None = None
+
+    def at_work(self) -> contextlib.AbstractContextManager[None]:
+        """Give signs of life until the block ends."""
+        return meanwhile(self._give_sign, min(SIGN_OF_LIFE_S, self._silence_s / 5))
+
+    def wait(self) -> None:
+        """Until every rank has come here, or the store is gone. May be called again after an exception not its own.
+
+        Raises:
+            TrainingStopped: those that are missing have given no sign of life for too long.
+        """
+        if self._arrival is None:
+            self._arrival = _Arrival(self._store, self._rank, self._size, self._passed)
+        arrival, silent_s, signs, looked = self._arrival, 0.0, 0, self._clock()
+        while not arrival.over.wait(_TICK_S):
+            now, heard = self._clock(), arrival.signs
+            silent_s = 0.0 if heard != signs else silent_s + min(now - looked, _MOST_PER_TICK_S)
+            looked, signs = now, heard
+            if silent_s >= self._silence_s:
+                raise TrainingStopped(
+                    f"rank {arrival.who_is_missing()} gave no sign of life for {self._silence_s / 60:g} min "
+                    "(parallel.timeout_minutes) while the others waited; is it stopped, or does its machine hang? "
+                    "run again to continue"
+                )
+        self._arrival = None
+        self._passed += 1
+
+    def _give_sign(self) -> None:
+        with contextlib.suppress(DistError):  # the store is gone: whoever waits finds that out
+            self._store.add("signs", 1)
+
+
+class _Arrival:
+    """This rank has come to the barrier, and asks the store for the others, in a thread of its own.
+
+    Args:
+        store: as for Barrier.
+        rank: of this process.
+        size: number of ranks.
+        turn: how many barriers were passed before.
+    """
+
+    def __init__(self, store: Store, rank: int, size: int, turn: int) -> None:
+        self._store, self._rank, self._size, self._turn = store, rank, size, turn
+        self.over = threading.Event()
+        """All have come, or the store is gone."""
+        self.signs = 0
+        """Signs of life heard of any rank so far."""
+        self._asked, self._answered, self._missing = threading.Event(), threading.Event(), [0]
+        threading.Thread(target=self._look, name="barrier", daemon=True).start()
+
+    def who_is_missing(self) -> str:
+        """The ranks that have not come; rank 0, if its store does not answer."""
+        self._asked.set()
+        self._answered.wait(_ANSWER_S)
+        return ", ".join(map(str, self._missing))
+
+    def _look(self) -> None:
+        with contextlib.suppress(DistError):  # the store is gone
+            self._wait_for_all()
+        self.over.set()
+
+    def _wait_for_all(self) -> None:
+        began, arrived = time.monotonic(), f"{self._turn}/arrived"
+        self._store.set(f"{self._turn}/{self._rank}", "")
+        self._store.add(arrived, 1)
+        while self._store.add(arrived, 0) < self._size:
+            self.signs = self._store.add("signs", 0)
+            if self._asked.is_set():
+                self._missing = [r for r in range(self._size) if not self._store.check([f"{self._turn}/{r}"])]
+                self._answered.set()
+            time.sleep(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, _PAUSE * (time.monotonic() - began))))
+        # Whoever is here has left the barrier before: nobody asks for its keys again.
+        self._store.delete_key(f"{self._turn - 1}/{self._rank}")
+        if self._rank == 0:
+            self._store.delete_key(f"{self._turn - 1}/arrived")

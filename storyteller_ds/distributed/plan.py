@@ -1,0 +1,113 @@
+"""How a run is laid over the ranks it got: expert groups and batch shares. Pure arithmetic."""
+
+import math
+from dataclasses import dataclass
+
+from storyteller_ds.config.load import LoadedConfig, plainly_named
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.strategy import DESCRIPTIONS, Strategy, choose_strategy
+from storyteller_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """The numbers that the run config leaves to the topology."""
+
+    world_size: int
+    strategy: Strategy
+    ep_size: int
+    """Ranks that share one set of experts."""
+    micro_batch_size: int
+    """Sequences per rank in one forward pass."""
+    accumulation_steps: int
+    """Forward passes per optimizer step."""
+
+    @property
+    def description(self) -> str:
+        """Where the experts are, for a person."""
+        return DESCRIPTIONS[self.strategy].format(ep_size=self.ep_size)
+
+
+def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = None) -> ParallelPlan:
+    """Fill in expert-parallel size and batch shares.
+
+    Args:
+        run: the run config.
+        world_size: number of ranks.
+        loaded: where the run config came from, for the messages.
+
+    Raises:
+        ConfigError: the numbers do not divide, or the combination cannot run.
+    """
+    if run.parallel.zero_stage is None and world_size > 1:
+        raise ConfigError(
+            f"{world_size} ranks were started without a DeepSpeed config; "
+            "add --ds_config ds_configs/zero2.json, or start one process"
+        )
+    if run.parallel.zero_stage == 0 and run.precision.dtype == "fp16":
+        raise ConfigError("fp16 with loss scaling needs ZeRO-1 or more; use --ds_config ds_configs/zero2_fp16.json")
+    if run.parallel.zero_stage == 3 and run.optimizer.kind == "muon":
+        raise ConfigError(
+            "optimizer.kind=muon needs whole matrices, and ZeRO-3 cuts them all; use --ds_config "
+            "ds_configs/zero2.json, or optimizer.kind=adamw"
+        )
+    strategy = choose_strategy(run, loaded)
+    micro, accumulation = _batch_shares(run, world_size, loaded)
+    return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy, loaded), micro, accumulation)
+
+
+def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: LoadedConfig | None) -> int:
+    experts, wanted = run.moe.num_experts, run.parallel.ep_size
+    field = "parallel.ep_size"
+    named, typed = (loaded.named(field), loaded.typed(field)) if loaded else (plainly_named(run, field), field)
+    if experts == 0:
+        if wanted not in ("auto", 1):
+            raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
+        return 1
+    if strategy == "local":
+        if wanted not in ("auto", 1) and world_size > 1:
+            raise ConfigError(
+                f"{named}, but with parallel.strategy=local every rank has all experts; remove one of the two"
+            )
+        if wanted == "auto":
+            return 1
+    if wanted == "auto":
+        return math.gcd(world_size, experts)
+    possible = [n for n in range(1, math.gcd(world_size, experts) + 1) if math.gcd(world_size, experts) % n == 0]
+    if wanted not in possible:
+        raise ConfigError(
+            f"{named} must divide moe.num_experts={experts} and the {world_size} rank(s); "
+            f"use one of {', '.join(map(str, possible))}, or auto"
+        )
+    return wanted
+
+
+def _batch_shares(run: RunConfig, world_size: int, loaded: LoadedConfig | None) -> tuple[int, int]:
+    def named(name: str) -> str:
+        return loaded.named(f"train.{name}") if loaded else plainly_named(run, f"train.{name}")
+
+    total = run.train.global_batch_size
+    micro, accumulation = run.train.micro_batch_size, run.train.gradient_accumulation_steps
+    per_pass = world_size * (micro or accumulation or 1)
+    if micro and accumulation:
+        product = micro * accumulation * world_size
+        if product != total:
+            raise ConfigError(
+                f"{named('global_batch_size')} is not {named('micro_batch_size')} x "
+                f"{named('gradient_accumulation_steps')} x {world_size} rank(s) = {product}; "
+                "leave one of the three out"
+            )
+        return micro, accumulation
+    if total % per_pass:
+        parts = [
+            named(each) for each in ("micro_batch_size", "gradient_accumulation_steps") if getattr(run.train, each)
+        ]
+        raise ConfigError(
+            f"{named('global_batch_size')} cannot be split over {' x '.join([*parts, f'{world_size} rank(s)'])}; "
+            f"use a multiple of {per_pass}, for instance {_round_up(total, per_pass)}"
+        )
+    return micro or total // per_pass, total // per_pass if micro else accumulation or 1
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple

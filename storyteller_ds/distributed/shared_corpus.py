@@ -1,0 +1,35 @@
+"""The corpus of a run of several ranks: made by one of every machine, opened by all."""
+
+from collections.abc import Callable
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.corpus import Corpus, DamagedCorpusError, open_corpus, prepare_corpus
+from storyteller_ds.distributed.world import World
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
+
+
+def shared_corpus(run: RunConfig, world: World, say: Callable[[str], None]) -> Corpus:
+    """Prepare the corpus if need be, and open it; called by every rank.
+
+    Args:
+        run: its data and tokenizer sections count.
+        world: this process among the ranks.
+        say: where a person reads along.
+
+    Raises:
+        DataError: the text or the tokenizer cannot be used, or the cache cannot be written.
+    """
+    key = world.on_each_machine(lambda: prepare_corpus(run, say))
+    try:
+        return _opened(run, key, world, say)
+    except DamagedCorpusError:
+        # On some machine; on the others it is found whole.
+        world.on_each_machine(lambda: prepare_corpus(run, say, check_shards=True))
+        return _opened(run, key, world, say)
+
+
+def _opened(run: RunConfig, key: str, world: World, say: Callable[[str], None]) -> Corpus:
+    mine: list[Corpus] = []  # not a result of together(), which goes to the other ranks
+    with meanwhile(lambda: say("checking the prepared corpus"), LINE_EVERY_S):
+        world.together(lambda: mine.append(open_corpus(run, key)))
+    return mine[0]

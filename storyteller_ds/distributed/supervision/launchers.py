@@ -1,0 +1,76 @@
+"""DeepSpeed's launchers, run so that a signal asks the ranks to end and leaves the launchers to wait for them.
+
+By themselves they do not: at Ctrl-C the `deepspeed` command dies with a traceback while the ranks still save, and the
+launcher below it kills what has not ended after 30 s, and calls the run failed. Here both are in a process group that
+no terminal signals. What this process hears goes to the ranks, and their exit code comes back through the launchers.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+
+from storyteller_ds.distributed.supervision.processes import children, is_deepspeed_launcher, signal_at_death_of_parent
+from storyteller_ds.distributed.supervision.signals import heard, outside_training
+from storyteller_ds.errors import EXIT_PEER_LOST
+
+
+def run_launchers(command: list[str]) -> int:
+    """Run the `deepspeed` command to its end, on Linux; signals are blocked in this process from then on.
+
+    Returns:
+        The exit code of the rank that was the first to end with one that is not 0; 0 if all are done.
+
+    Raises:
+        Interrupted: by SIGINT, before there were ranks.
+        InterruptedSafely: likewise, by another signal.
+    """
+    forwarded = heard()
+    watched = {signal.SIGCHLD, signal.SIGTSTP, *forwarded}
+    me = os.getpid()
+
+    def prepare() -> None:
+        signal_at_death_of_parent(signal.SIGTERM)
+        if os.getppid() != me:
+            os._exit(EXIT_PEER_LOST)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # they write to the terminal from the background
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    runner = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=prepare)
+    asked: list[int] = []
+    reached = False
+    while runner.poll() is None:
+        number = signal.sigwait(watched)
+        if number == signal.SIGTSTP:  # Ctrl-Z
+            os.killpg(runner.pid, signal.SIGSTOP)
+            os.kill(me, signal.SIGSTOP)
+            os.killpg(runner.pid, signal.SIGCONT)
+        elif number in forwarded:
+            asked.append(number)
+            reached = _pass_on(number, runner.pid) or reached
+            if not reached:
+                os.killpg(runner.pid, signal.SIGTERM)
+    code = _exit_code(runner.returncode)
+    # A rank that has only just started dies of the signal; a second signal is meant to have this code.
+    if asked and (not reached or (len(asked) == 1 and code == 128 + asked[0] and asked[0] != signal.SIGINT)):
+        raise outside_training(asked[0])
+    return code
+
+
+def _pass_on(number: int, runner: int) -> bool:
+    """Signal all ranks; whether there are any."""
+    ranks = [rank for pid in children(runner) if is_deepspeed_launcher(pid) for rank in children(pid)]
+    # A supervisor does not pass SIGINT on, since a terminal sends it to all.
+    also = [child for rank in ranks for child in children(rank)] if number == signal.SIGINT else []
+    for pid in (*ranks, *also):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return bool(ranks)
+
+
+def _exit_code(code: int) -> int:
+    """As a shell would say it; of a rank that was killed by signal n, DeepSpeed's launcher makes 256 - n."""
+    if code < 0:
+        return 128 - code
+    return 128 + 256 - code if code > 192 else code

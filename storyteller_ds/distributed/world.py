@@ -1,0 +1,252 @@
+"""This process among its peers, as the launcher describes it, and the messages they exchange.
+
+Works under `python`, `deepspeed`, `torchrun`, `srun` and `mpirun`; nothing here imports deepspeed.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from storyteller_kernels.dispatch import choice_for
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from storyteller_ds.distributed.barrier import Barrier
+from storyteller_ds.distributed.heartbeat import make_progress
+from storyteller_ds.distributed.ports import free_port as free_port
+from storyteller_ds.distributed.ports import listener_on
+from storyteller_ds.distributed.ranks import Ranks
+from storyteller_ds.distributed.supervision import child
+from storyteller_ds.errors import ConfigError, Interrupted, InterruptedSafely, StorytellerError, UserError
+
+T = TypeVar("T")
+
+SECONDS_FOR_TORCH_TO_GIVE_UP = 10
+_LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
+"""In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
+
+# Facts about the process, like the process group itself.
+_connected_before = False
+_barrier: Barrier | None = None
+"""Where the ranks of the process group wait for each other."""
+
+
+def has_been_connected() -> bool:
+    """Whether this process has ever joined a process group."""
+    return _connected_before
+
+
+@dataclass(frozen=True)
+class World(Ranks):
+    """The ranks of a run, which can talk to each other; rank 0 speaks and keeps the records."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def limit_threads(self) -> None:
+        """Share the machine's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
+        if not os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(max(1, _available_cores() // self.local_size))
+
+    @contextlib.contextmanager
+    def connected(self, device: torch.device, timeout_minutes: float) -> Iterator[None]:
+        """A process group for the time of the block, also for a single process.
+
+        Raises:
+            UserError: the port is taken, or the other ranks could not be reached.
+        """
+        self._agree_on_rendezvous()
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
+        mend = "is the port free there, and have all ranks been started? choose another with --master_port"
+        timeout = timedelta(minutes=timeout_minutes)
+        try:
+            # A stranger that listens at this port and says nothing makes torch wait without a limit.
+            with child.waiting(60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP, f"{refusal}; {mend}"):
+                store, *_ = next(rendezvous("env://", self.rank, self.size, timeout=timeout))
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo",
+                    store=PrefixStore("process_group", store),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timeout,
+                )
+        except (dist.DistError, ValueError, RuntimeError) as error:
+            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {mend}") from error
+        global _connected_before, _barrier
+        _connected_before = True
+        # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
+        own = PrefixStore("barrier", store.clone())
+        _barrier = Barrier(own, self.rank, self.size, silence_s=60 * timeout_minutes)
+        try:
+            child.join_lifeline(self.on_main(child.hub_address))
+            yield
+        finally:
+            _barrier = None
+            # A process that leaves without this aborts with SIGABRT under gloo.
+            dist.destroy_process_group()
+
+    def _agree_on_rendezvous(self) -> None:
+        """Set what torch's env:// rendezvous reads, and see on rank 0 that the port can be had.
+
+        Raises:
+            UserError: it is taken.
+        """
+        if self.size == 1:
+            # Alone there is nobody to agree with on a port: any free one does.
+            host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(free_port())
+        else:
+            host, port = self.meeting_place()
+        os.environ.setdefault("MASTER_ADDR", host)
+        if not os.environ.setdefault("MASTER_PORT", port).isdecimal():
+            raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
+        for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
+            os.environ[name] = str(value)
+        # torchrun's agent holds the port itself, and wants to.
+        if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            _check_port_is_free(int(os.environ["MASTER_PORT"]))
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank at once; the results of all ranks, in order.
+
+        It may take as long as it likes: the other ranks wait without a collective's clock (barrier.py).
+        If it raises a StorytellerError on any rank, the first of them is raised on all, so that no rank
+        is left waiting for one that has gone.
+
+        Raises:
+            TrainingStopped: a rank has given no sign of life for parallel.timeout_minutes.
+        """
+        mine = _outcome(action) if self.size == 1 else _outcome_when_all_are_done(action)
+        outcomes: list[Any] = [mine]
+        if self.size > 1:
+            outcomes = [None] * self.size
+            dist.all_gather_object(outcomes, mine)
+        make_progress()
+        for failure, _ in outcomes:
+            if failure is not None:
+                raise failure
+        return [result for _, result in outcomes]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 and give its result, or its error, to every rank."""
+        result: T = self.together(action if self.is_main else lambda: None)[0]  # type: ignore[assignment]  # rank 0's
+        return result
+
+    def on_each_machine(self, action: Callable[[], T]) -> T:
+        """Run `action` on one rank of every machine; rank 0's result, or an error of any, goes to all ranks."""
+        result: T = self.together(action if self.local_rank == 0 else lambda: None)[0]  # type: ignore[assignment]  # rank 0's
+        return result
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all ranks, in place; returns its argument."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        make_progress()
+        return tensor
+
+    def wait_to_be_ended(self, seconds: int) -> None:
+        """Give rank 0 the time to report an error that every rank has found, before this one exits.
+
+        A launcher ends all ranks as soon as one exits with an error; were this one first, nobody would
+        read rank 0's message. Does not return if it is ended: rank 0 has spoken for it.
+        """
+        if self.size > 1 and not self.is_main and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
+            os._exit(128 + signal.SIGTERM)
+
+    def wait_if_peer_lost(self, error: RuntimeError, seconds: int) -> None:
+        """Where a collective has failed because another rank is gone, give the supervisors time to end this one.
+
+        They have heard of it too, and say who is lost; a traceback of this rank would only be an echo of that.
+        """
+        lost = self.size > 1 and any(words in str(error) for words in _LOST_PEER)
+        if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
+            os._exit(128 + signal.SIGTERM)
+
+
+def _outcome(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
+    try:
+        return None, action()
+    except StorytellerError as error:
+        return error, None
+
+
+def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
+    barrier = _barrier
+    assert barrier is not None, "ranks that talk are connected"
+
+    def with_signs_of_life() -> T:
+        with barrier.at_work():
+            return action()
+
+    mine = _outcome(with_signs_of_life)
+    try:
+        barrier.wait()
+    except (Interrupted, InterruptedSafely) as signalled:
+        # The others hear of it as of any failure. Where they cannot, since one of them still works, this process
+        # is ended by the thread that listens to signals (train/interruption.py).
+        mine = signalled, None
+        barrier.wait()
+    return mine
+
+
+def _check_port_is_free(port: int) -> None:
+    """As the process group will bind it: on all addresses, also if an earlier run has only just closed it.
+
+    Raises:
+        UserError: another process listens there.
+    """
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise UserError(f"port {port} of this machine cannot be used ({error}); choose another") from error
+        raise UserError(
+            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or choose a free "
+            "port with the launcher's --master_port (Slurm, mpirun: MASTER_PORT)"
+        ) from error
+
+
+def pick_device(wanted: str, local_rank: int, option: str = "parallel.device") -> torch.device:
+    """The device of this rank.
+
+    Args:
+        wanted: auto, cpu, cuda or mps.
+        local_rank: which CUDA card, on a machine with several.
+        option: where `wanted` was given, for the error.
+
+    Raises:
+        ConfigError: this machine does not have it, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = wanted if wanted != "auto" else next(name for name, there in has.items() if there)
+    if not has[kind]:
+        there = ", ".join(name for name, available in has.items() if available)
+        raise ConfigError(f"{option}={wanted}, but this machine has only: {there}; use one of these or auto")
+    if kind == "cuda":
+        cards = torch.cuda.device_count()
+        if local_rank >= cards:
+            raise ConfigError(f"rank {local_rank} of this machine has no CUDA card of its own, there are {cards}")
+        torch.cuda.set_device(local_rank)
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    try:
+        choice_for(device)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from None
+    return device
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,117 @@
+"""What the training loop needs of an engine, whatever runs underneath."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.data.batches import MicroBatch
+from storyteller_ds.distributed.world import World
+from storyteller_ds.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class RouterMetrics:
+    """How the routers of an optimizer step behaved, over all ranks."""
+
+    expert_load: list[float]
+    """[E] part of the rows that each expert got, mean over mixture layers; they sum to 1."""
+    expert_load_cv: float
+    """Standard deviation of a layer's loads over their mean, mean over layers; 0 is perfect balance."""
+    router_entropy: float
+    """Mean entropy of the router's distribution (nats); log E is undecided."""
+    dead_experts: int
+    """Experts, counted in every layer, that got no token at all."""
+    balance_loss: float
+    """Balance loss before its coefficient, mean over layers; 1 is perfect balance."""
+    z_loss: float
+    """Router z-loss before its coefficient, mean over layers."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    loss: float
+    """Mean negative log-likelihood of the global batch (nats per token), router losses not included."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping; means nothing if the step was skipped."""
+    router: RouterMetrics | None
+    """None for a dense model."""
+    skipped: bool = False
+    """No weight and no moment was changed, on no rank: the scaled gradient of fp16 overflowed, or see non_finite."""
+    non_finite: Literal["loss", "gradient"] | None = None
+    """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would mend."""
+
+
+class LossScale(NamedTuple):
+    """What fp16 multiplies the loss by, so that small gradients do not vanish."""
+
+    scale: float
+    good_steps: int
+    """Steps without overflow since the scale last changed; after enough of them it doubles."""
+
+
+STATE_BYTES = 4
+"""Of each number of the training state: fp32."""
+
+
+class StateTensor(NamedTuple):
+    """One canonical tensor of the training state, whole, fp32, on the CPU."""
+
+    kind: str
+    """One of STATE_KINDS."""
+    name: str
+    """Canonical parameter name."""
+    tensor: Tensor
+
+
+class Owner(Protocol):
+    """Decides which rank is to have a tensor of the training state; must decide the same on every rank."""
+
+    def __call__(self, size: int, holder: int | None) -> int:
+        """The rank.
+
+        Args:
+            size: of the tensor (bytes).
+            holder: the one rank that has all of it, which must then be the answer; None: another rank will do.
+        """
+
+
+class Engine(Protocol):
+    """Holds model and optimizer. All methods are called by every rank, in the same order."""
+
+    world: World
+    device: torch.device
+    decoder: Decoder
+    """For inference in the middle of training; a forward pass needs every rank."""
+    passed_config: dict[str, Any] | None
+    """The DeepSpeed JSON that DeepSpeed really got; None without DeepSpeed."""
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """None where the loss is not scaled, that is, except in fp16."""
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+        """One optimizer step over this rank's part of the global batch.
+
+        All ranks agree that loss and gradient are finite before any changes a weight; else the step is skipped.
+        """
+
+    def eval_step(self, batch: MicroBatch) -> Tensor:
+        """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
+
+    def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
+        """Weights and moments, one whole tensor at a time, in the same order on every rank.
+
+        Args:
+            owner: gives each tensor to one rank only, which spares most of the messages; None: all get all.
+        """
+
+    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+        """Replace all weights and moments by read(kind, name), and the loss scale where there is one.
+
+        `updates` is how often the optimizer has changed the weights: steps without the skipped ones.
+        """

@@ -1,0 +1,91 @@
+"""Which engine trains a run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from storyteller_ds.config.deepspeed import with_nvme_path
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.deepspeed.extensions import build_ahead, needed_ops
+from storyteller_ds.engines.deepspeed.nvme import check_nvme, own_swap_folders
+from storyteller_ds.engines.precision import held_dtype
+from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.model import count_parameters
+
+
+def build_engine(
+    run: RunConfig,
+    ds_config: Mapping[str, Any] | None,
+    plan: ParallelPlan,
+    world: World,
+    device: torch.device,
+) -> Engine:
+    """The engine of a run: DeepSpeed's where there is a DeepSpeed JSON, else that of one device.
+
+    Args:
+        run: the run config.
+        ds_config: the DeepSpeed JSON as the user wrote it, or None.
+        plan: shares of the batch and of the experts.
+        world: this process among the ranks; connected, if there is a DeepSpeed JSON.
+        device: where this rank's tensors live.
+
+    Raises:
+        ConfigError: deepspeed is not installed, or refuses the JSON.
+    """
+    if ds_config is None:
+        return SingleEngine(run, world, device)
+    # Imported here: without a DeepSpeed JSON nothing needs deepspeed to be installed.
+    from storyteller_ds.engines.deepspeed.engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(run, ds_config, plan, world, device)
+
+
+def check_engine(
+    run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, world: World, device: torch.device
+) -> None:
+    """What can be said against an engine before any rank waits for another.
+
+    Raises:
+        ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder that it names.
+    """
+    if ds_config is None:
+        return
+    from storyteller_ds.engines.deepspeed.config import check_json, import_deepspeed, passed_json
+
+    passed = passed_json(run, ds_config, plan, device)
+    import_deepspeed(device)
+    check_json(passed)
+    check_nvme(passed, count_parameters(run).total, held_dtype(run, device).itemsize, world, device)
+
+
+@contextlib.contextmanager
+def prepared_machine(
+    run: RunConfig,
+    ds_config: Mapping[str, Any] | None,
+    world: World,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Iterator[Mapping[str, Any] | None]:
+    """What an engine that swaps to NVMe needs on every machine: a compiled operation, and a folder of its own.
+
+    Called by every rank, connected; the folder is removed at the end of the block.
+
+    Yields:
+        The DeepSpeed JSON for build_engine.
+
+    Raises:
+        ConfigError: it cannot be compiled, or the disk has too little room.
+    """
+    if ds_config is None or not needed_ops(ds_config):
+        yield ds_config
+        return
+    resolved = with_nvme_path(ds_config, run)
+    build_ahead(needed_ops(resolved), world, device, say, run.parallel.timeout_minutes)
+    bytes_of_weight = held_dtype(run, device).itemsize
+    with own_swap_folders(resolved, count_parameters(run).total, bytes_of_weight, world) as with_folder:
+        yield with_folder

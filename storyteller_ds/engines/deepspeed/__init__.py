@@ -1,0 +1,1 @@
+"""The DeepSpeed engine: every ZeRO stage, expert parallelism, AutoEP, NVMe."""

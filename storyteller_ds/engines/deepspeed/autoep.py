@@ -1,0 +1,92 @@
+"""Expert parallelism under ZeRO-3, by DeepSpeed's AutoEP.
+
+AutoEP finds mixture layers by the names of their modules and replaces each by a layer of its own, whose
+experts ZeRO-3 may partition over the ranks that hold the same ones. That layer routes in the activations'
+number format, leaves ties open and computes no router losses; so its router is ours here.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from deepspeed.module_inject import auto_ep_layer
+from deepspeed.moe.ep_router import TokenChoiceTopKRouter
+from storyteller_kernels import Routing, route
+from torch import Tensor, nn
+
+from storyteller_ds.config.model import ModelConfig, MoEConfig
+from storyteller_ds.model.canonical import Part
+from storyteller_ds.model.moe import LocalMoE, RouterStats, stats_of
+
+
+class AutoEPMoE(nn.Module):
+    """Holds the layer that AutoEP replaces, and hands out what its router saw."""
+
+    def __init__(self, model: ModelConfig, moe: MoEConfig) -> None:
+        super().__init__()
+        self.rows = model.intermediate_size
+        self.mixture: nn.Module = LocalMoE(model, moe)
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
+        """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
+        return self.mixture(x_BSD), self.mixture.router.take_stats()  # type: ignore[union-attr, operator]  # _Router
+
+    def canonical_part(self, name: str) -> Part:
+        """See HasCanonicalParts: AutoEP keeps gate (w1) and up (w3) apart."""
+        replaced = {
+            "router.gate.weight": Part("router.weight"),
+            "experts.w1": Part("experts.gate_up_proj"),
+            "experts.w3": Part("experts.gate_up_proj", row=self.rows),
+            "experts.w2": Part("experts.down_proj"),
+        }
+        inside = name.removeprefix("mixture.")
+        return replaced.get(inside, Part(inside))
+
+
+@contextlib.contextmanager
+def autoep_layers(model: nn.Module, moe: MoEConfig) -> Iterator[None]:
+    """While AutoEP replaces the mixture layers of `model`, it finds what it looks for, and builds in our router."""
+    # It reads a Hugging Face config.
+    model.config = SimpleNamespace(  # type: ignore[assignment]
+        model_type="storyteller", num_experts=moe.num_experts, num_experts_per_tok=moe.top_k
+    )
+    theirs = auto_ep_layer.TokenChoiceTopKRouter
+    auto_ep_layer.TokenChoiceTopKRouter = _Router
+    try:
+        yield
+    finally:
+        auto_ep_layer.TokenChoiceTopKRouter = theirs
+
+
+class _Router(TokenChoiceTopKRouter):  # type: ignore[misc]  # deepspeed has no types
+    """AutoEP's interface over our routing: fp32 logits, ties to the lower index."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.gate = _Gate(settings["dim"], settings["num_experts"], settings["top_k"])
+        self.stats: RouterStats | None = None
+
+    def forward(self, x_TD: Tensor, expert_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, D] to weights [T, K], experts [T, K] and rows per expert [E] int32."""
+        routing = Routing(*self.gate(x_TD))
+        self.stats = stats_of(routing)
+        return routing.weight_TK, routing.expert_TK, routing.count_E.int()
+
+    def take_stats(self) -> RouterStats:
+        """What the last forward pass saw; given out once, so that its graph is not kept alive."""
+        stats, self.stats = self.stats, None
+        assert stats is not None, "the layer has not run"
+        return stats
+
+
+class _Gate(nn.Linear):
+    """Owns the router's weight: ZeRO-3 gathers it for the forward pass of the module that owns it."""
+
+    def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
+        super().__init__(dim, num_experts, bias=False)
+        self.top_k = top_k
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """[T, D] to the fields of its Routing; a plain tuple, because ZeRO-3 hooks rebuild their outputs."""
+        return tuple(route(x_TD, self.weight, self.top_k))

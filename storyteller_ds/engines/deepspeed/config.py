@@ -1,0 +1,102 @@
+"""The JSON that DeepSpeed is given for a run, and what DeepSpeed itself says about it before anything starts."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from storyteller_ds.config.deepspeed import engine_config, with_nvme_path
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype
+from storyteller_ds.errors import ConfigError
+
+# How AutoEP is told which module is what; see engines/deepspeed/autoep.py.
+_AUTOEP_PATTERNS = {
+    "moe_layer_pattern": r"decoder\.blocks\.\d+\.ffn\.mixture",
+    "router_pattern": "router",
+    "expert_pattern": "experts",
+    "expert_w1": "gate_up_proj",
+    "expert_w2": "down_proj",
+    "expert_w3": None,
+    "num_experts_attr": "num_experts",
+    "top_k_attr": "num_experts_per_tok",
+    "score_func": "softmax",
+    "route_norm": True,
+    "score_apply": "post",
+    "expert_activation": "swiglu",
+}
+
+
+def passed_json(
+    run: RunConfig, ds_config: Mapping[str, Any], plan: ParallelPlan, device: torch.device
+) -> dict[str, Any]:
+    """The user's JSON with everything filled in that the run, the plan and the device decide."""
+    autoep = {
+        **_AUTOEP_PATTERNS,
+        "enabled": True,
+        "autoep_size": plan.ep_size,
+        # torch's grouped product takes bf16 on CUDA, and nothing else.
+        "use_grouped_mm": device.type == "cuda" and held_dtype(run, device) == torch.bfloat16,
+    }
+    return engine_config(
+        with_nvme_path(ds_config, run),
+        run,
+        micro_batch_size=plan.micro_batch_size,
+        accumulation_steps=plan.accumulation_steps,
+        dtype=DTYPE_NAMES[held_dtype(run, device)],
+        expert_parallel=autoep if plan.strategy == "autoep" else None,
+    )
+
+
+def check_json(passed: Mapping[str, Any]) -> None:
+    """Let DeepSpeed's own config model read the JSON.
+
+    Raises:
+        ConfigError: it refuses a key or a value.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    # It takes itself for a single rank here.
+    batch = passed["train_micro_batch_size_per_gpu"] * passed["gradient_accumulation_steps"]
+    with as_user_error():
+        DeepSpeedConfig({**passed, "train_batch_size": batch})
+
+
+@contextlib.contextmanager
+def as_user_error() -> Iterator[None]:
+    """DeepSpeed's complaints about its config as one line."""
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        reason = "there is no such key" if problem["type"] == "extra_forbidden" else problem["msg"]
+        raise ConfigError(f"DeepSpeed refuses '{field}' in its JSON: {reason}; mend it there") from None
+    except (AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise ConfigError(f"DeepSpeed refuses its JSON: {reason}; mend it there") from error
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, quiet on a healthy run.
+
+    Raises:
+        ConfigError: it is not installed, or its installation is broken.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    try:
+        import deepspeed
+        import deepspeed.moe.utils
+        from deepspeed.utils import logger
+    except ImportError as error:
+        raise ConfigError(
+            f"a DeepSpeed config was given, but deepspeed cannot be imported ({error}); "
+            'install it with pip install "storyteller_ds[deepspeed]" (Linux), or train without --ds_config'
+        ) from None
+    logger.setLevel(logging.ERROR)
+    return deepspeed

@@ -1,0 +1,244 @@
+"""Training through DeepSpeed: every ZeRO stage, with and without expert parallelism."""
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import MicroBatch
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines import step as steps
+from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
+from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
+from storyteller_ds.engines.deepspeed.finite_steps import FiniteSteps
+from storyteller_ds.engines.deepspeed.nvme import swaps_weights, with_nvme_settings
+from storyteller_ds.engines.precision import autocast, check_same_dtype, held_dtype, run_dtype
+from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
+from storyteller_ds.model.decoder import Decoder, MoEFactory
+from storyteller_ds.model.init import init_parameters
+from storyteller_ds.model.loss import Objective
+from storyteller_ds.model.moe import LocalMoE
+from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
+
+
+class DeepSpeedEngine:
+    """See Engine. Needs a process group (World.connected), also for one rank.
+
+    Args:
+        run: the run config.
+        ds_config: the DeepSpeed JSON as the user wrote it.
+        plan: shares of the batch and of the experts.
+        world: this process among the ranks.
+        device: where this rank's tensors live.
+
+    Raises:
+        ConfigError: deepspeed is not installed, or refuses the JSON; or the ranks' cards need different formats.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        ds_config: Mapping[str, Any],
+        plan: ParallelPlan,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        check_same_dtype(run, device, world)
+        self.run, self.world, self.device, self.plan = run, world, device, plan
+        self.stage = run.parallel.zero_stage or 0
+        self.passed_config: dict[str, Any] | None = passed_json(run, ds_config, plan, device)
+        dtype = held_dtype(run, device)
+        self.autocast = autocast(device, run_dtype(run, device) if self.stage == 0 else torch.float32)
+        deepspeed = _start_deepspeed(device, dtype)
+        from storyteller_ds.engines.deepspeed.zero_state import lay_out_muon, zero_state
+
+        # DeepSpeed's expert groups are runs of consecutive ranks.
+        self.first_expert = world.rank % plan.ep_size * run.moe.num_experts // plan.ep_size
+        self.decoder = Decoder(run, _mixture_layers(plan))
+        # AutoEP takes its share out of all experts.
+        init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
+        self.objective = Objective(self.decoder, run.moe, world.all_reduce_sum, world.size)
+        self.stacks = muon_stacks(self.decoder, run)
+        groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
+        if plan.strategy in ("expert_parallel", "stock"):
+            groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(groups)
+        self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
+        with as_user_error(), _quiet(), _layers_replaced(self.objective, run, plan):
+            if swaps_weights(self.passed_config):
+                # Left to initialize(), DeepSpeed 0.19.8 takes fp32 weights on NVMe for bf16.
+                deepspeed.zero.Init(module=self.objective, config_dict_or_path=self.passed_config)
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=self.objective,
+                optimizer=build_optimizer(groups, run.optimizer),
+                config=self.passed_config,
+                dist_init_required=False,
+            )
+        if self.stacks:
+            lay_out_muon(self.optimizer, self.stage, self.stacks, device)
+        self.state = zero_state(self.optimizer, self.stage)
+        self.finite_steps = FiniteSteps(self.optimizer, self.stage) if self.stage else None
+        self.ep_group = deepspeed.utils.groups._get_expert_parallel_group_dict().get(f"ep_size_{plan.ep_size}")
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+        """One optimizer step over this rank's part of the global batch."""
+        self.engine.train()
+        targets = steps.count_targets(self.world, micro_batches, self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        stats = []
+        for number, batch in enumerate(micro_batches, start=1):
+            with self.autocast:
+                share, one = self.engine(
+                    batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
+                )
+            # DeepSpeed takes the mean over ranks and micro-steps; our shares are to be added up.
+            self.engine.backward(share * (self.world.size * len(micro_batches)))
+            stats.append(one)
+            if number < len(micro_batches):
+                self.engine.step()  # counts the pass
+        loss = steps.mean_loss(stats, targets)
+        if self.finite_steps is None:
+            grad_norm = self._clip_gradients()
+            skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
+            if skipped:
+                # AdamW and Muon leave alone what has no gradient.
+                self.engine.zero_grad()
+            self.engine.step()
+            non_finite = steps.cause_of_skip(loss, False) if skipped else None
+        else:
+            skipped, non_finite = self.finite_steps.step(self.engine, loss)
+            grad_norm = float(self.engine.get_global_grad_norm())
+        return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
+
+    def eval_step(self, batch: MicroBatch) -> Tensor:
+        """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
+        with self.autocast:
+            return steps.evaluate_batch(self.world, self.objective, batch, self.device)
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """See Engine."""
+        if not self.engine.fp16_enabled():
+            return None
+        scaler = self.optimizer.loss_scaler
+        good_steps = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
+        return LossScale(scaler.cur_scale, good_steps)
+
+    def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
+        """Weights and moments, one whole tensor at a time; what no rank has is gathered."""
+        self.state.prepare()
+        for name, pieces in pieces_by_name(placed_parameters(self.decoder, self.first_expert)).items():
+            is_spread = is_expert(name) and self.plan.ep_size > 1
+            elements = sum(full_shape(piece.parameter).numel() for piece in pieces)
+            size = STATE_BYTES * elements * (self.plan.ep_size if is_spread else 1)
+            is_whole = len(pieces) == 1 and not is_spread
+            holder = self.state.holder(pieces[0].parameter) if owner is not None and is_whole else None
+            for kind in state_kinds(pieces[0].parameter, self.stacks):
+                rank = None if owner is None else owner(size, holder)
+                if rank is not None and rank == holder:
+                    value = self.state.read_here(pieces[0].parameter, kind) if rank == self.world.rank else None
+                else:
+                    value = join_pieces((piece, self.state.read(piece.parameter, kind)) for piece in pieces)
+                    value = self._gather_experts(value, rank) if is_spread else value
+                if value is not None and rank in (None, self.world.rank):
+                    yield StateTensor(kind, name, value.detach().float().cpu())
+
+    def _gather_experts(self, mine: Tensor, rank: int | None) -> Tensor | None:
+        """The stack of all experts, for one rank, or for all of them (None); `mine` are this rank's."""
+        ranks = dist.get_process_group_ranks(self.ep_group)
+        if rank not in (None, *ranks):
+            return None  # other ranks have the same experts
+        stack = mine.new_empty(len(ranks) * mine.shape[0], *mine.shape[1:])
+        shares = list(stack.chunk(len(ranks)))
+        if rank is None:
+            dist.all_gather(shares, mine.contiguous(), group=self.ep_group)
+        else:
+            dist.gather(mine.contiguous(), shares if rank == self.world.rank else None, rank, self.ep_group)
+        return stack
+
+    @torch.no_grad()
+    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+        """Replace all weights and moments; a rank keeps its own experts and its ZeRO partition."""
+        self.state.prepare()
+        for piece in placed_parameters(self.decoder, self.first_expert):
+            for kind in state_kinds(piece.parameter, self.stacks):
+                value = piece.slice_of(read(kind, piece.name))
+                self.state.write(piece.parameter, kind, value.contiguous().to(self.device))
+        self.state.finish(updates)
+        if loss_scale is not None and self.engine.fp16_enabled() and self.optimizer.loss_scaler.dynamic:
+            scaler = self.optimizer.loss_scaler
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = loss_scale.scale, loss_scale.good_steps, -1
+
+    def _clip_gradients(self) -> float:
+        """The norm over all ranks' experts, and the clipping by it (ZeRO-0, where DeepSpeed gets it wrong)."""
+        expert: list[nn.Parameter] = []
+        shared: list[nn.Parameter] = []
+        for piece in placed_parameters(self.decoder):
+            (expert if is_expert(piece.name) else shared).append(piece.parameter)
+        squares = steps.squared_norm(expert)
+        if self.plan.ep_size > 1:
+            dist.all_reduce(squares, group=self.ep_group)
+        return steps.clip_gradients(
+            self.decoder, self.run.optimizer.grad_clip_norm, squares + steps.squared_norm(shared)
+        )
+
+
+def _mixture_layers(plan: ParallelPlan) -> MoEFactory:
+    """What builds the mixture layers of a strategy."""
+    if plan.strategy == "expert_parallel":
+        from storyteller_ds.engines.deepspeed.expert_parallel import ExpertParallelMoE
+
+        return partial(ExpertParallelMoE, ep_size=plan.ep_size)
+    if plan.strategy == "stock":
+        from storyteller_ds.engines.deepspeed.stock import StockMoE
+
+        return partial(StockMoE, ep_size=plan.ep_size)
+    if plan.strategy == "autoep":
+        from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE
+
+        return AutoEPMoE
+    return LocalMoE
+
+
+def _layers_replaced(
+    objective: nn.Module, run: RunConfig, plan: ParallelPlan
+) -> contextlib.AbstractContextManager[None]:
+    """The context in which DeepSpeed may replace mixture layers by its own, where the strategy wants that."""
+    if plan.strategy != "autoep":
+        return contextlib.nullcontext()
+    from storyteller_ds.engines.deepspeed.autoep import autoep_layers
+
+    return autoep_layers(objective, run.moe)
+
+
+def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
+    """DeepSpeed on the process group that exists, told not to compile anything on a CPU."""
+    deepspeed = import_deepspeed(device)
+    # Said once per rank by torch 2.13 about calls inside DeepSpeed 0.19.8; nothing a user can act on.
+    warnings.filterwarnings(
+        "ignore", message=".*(all_gather_into|reduce_scatter)_tensor. is deprecated", category=FutureWarning
+    )
+    if device.type == "cpu":
+        # Its shared-memory collectives would be compiled for a minute at the first start; gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if dtype == torch.float16:
+            # torch computes fp16 on every CPU; DeepSpeed allows only those that are fast at it.
+            deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed prints about its groups; errors still come as exceptions."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,62 @@
+"""Which kernels a run uses, for its first lines: the process's choice, and the operations that do not follow it."""
+
+from typing import NamedTuple
+
+import torch
+from storyteller_kernels.dispatch import choice_for
+from storyteller_kernels.expert_mlp import triton_has
+from storyteller_kernels.rms_norm import MAX_WIDTH
+from storyteller_kernels.routing import MAX_EXPERTS
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.strategy import Strategy
+from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype, run_dtype
+
+
+class KernelChoice(NamedTuple):
+    """What a run logs about it."""
+
+    description: str
+    """What is used."""
+    warning: str | None
+    """Why the experts are slow on this GPU; None where they are not."""
+
+
+def kernel_choice(run: RunConfig, device: torch.device, strategy: Strategy) -> KernelChoice:
+    """The kernels of a run, by the rules by which the operations themselves choose (storyteller_kernels)."""
+    chosen = choice_for(device, run_dtype(run, device))
+    exceptions = []
+    why_slow = _why_experts_are_slow(run, device, strategy)
+    if why_slow is not None and chosen.name == "triton":
+        exceptions.append("experts one after the other in plain torch")
+    elif _has_experts(run) and strategy == "autoep":
+        exceptions.append("experts by AutoEP")
+    if chosen.name == "triton":
+        if _has_experts(run) and run.moe.num_experts > MAX_EXPERTS:
+            exceptions.append(f"router in plain torch (more than {MAX_EXPERTS} experts)")
+        if run.model.norm != "rmsnorm" or run.model.hidden_size > MAX_WIDTH:
+            exceptions.append("norms in plain torch")
+    description = ", but ".join([f"{chosen.name} ({chosen.reason})", *([", ".join(exceptions)] if exceptions else [])])
+    if why_slow is None:
+        return KernelChoice(description, None)
+    return KernelChoice(description, f"warning: experts run one after the other on this GPU, which is slow: {why_slow}")
+
+
+def _why_experts_are_slow(run: RunConfig, device: torch.device, strategy: Strategy) -> str | None:
+    """Why a GPU computes them one after the other; None where it does not, or there are none."""
+    if device.type != "cuda" or not _has_experts(run):
+        return None
+    if strategy == "autoep":
+        held = held_dtype(run, device)
+        return None if held == torch.bfloat16 else f"AutoEP has a grouped product for bf16, not for {DTYPE_NAMES[held]}"
+    chosen = choice_for(device)
+    if chosen.name != "triton":
+        return chosen.reason
+    activation, bias = run.model.activation, run.model.bias
+    if triton_has(activation, bias):
+        return None
+    return f"the kernels are for swiglu without biases, and these have {activation}{' and biases' if bias else ''}"
+
+
+def _has_experts(run: RunConfig) -> bool:
+    return any(run.moe.is_moe_layer(layer) for layer in range(run.model.num_layers))

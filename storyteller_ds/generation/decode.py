@@ -1,0 +1,91 @@
+"""Continuing a text, token by token."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.errors import UserError
+from storyteller_ds.generation.kv_cache import make_caches
+from storyteller_ds.generation.sampling import SamplingConfig, sample
+from storyteller_ds.model.decoder import Decoder
+
+_CACHED_AT_FIRST = 256
+"""Positions that a cache has room for before it grows: a context may be far longer than any story (tokens)."""
+
+
+def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig) -> int:
+    """How many ids can follow the prompt at most: max_new_tokens, or fewer where the context ends before.
+
+    Raises:
+        UserError: the prompt leaves no room in the context.
+    """
+    if len(prompt) >= decoder.context_length:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens and the model's context {decoder.context_length}; shorten the prompt"
+        )
+    room = decoder.context_length - len(prompt) + 1  # the last id is that which follows a full context
+    return min(room, config.max_new_tokens or room)
+
+
+@torch.no_grad()
+def generate_ids(
+    decoder: Decoder,
+    run: RunConfig,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    stop_id: int | None,
+    agree: Callable[[int], int] = lambda chosen: chosen,
+) -> Iterator[int]:
+    """Ids that follow the prompt, one by one, until stop_id, max_new_tokens or the end of the context.
+
+    Args:
+        decoder: in eval mode.
+        run: the decoder's config.
+        prompt: at least one id.
+        config: sampling.
+        stop_id: ends the story and is not yielded; None: never.
+        agree: called with each id that was chosen, gives the one to go on with. Where the experts are on several
+            ranks, all of them call this with the same arguments, and `agree` gives all of them the same id: in the
+            last bit they could disagree, and one would go on while the others stop.
+
+    Raises:
+        UserError: the prompt leaves no room in the context.
+    """
+    most = most_new_ids(decoder, prompt, config)
+    parameter = decoder.embedding.weight
+    length = len(prompt) + min(most, _CACHED_AT_FIRST)
+    caches = make_caches(run, 1, length, parameter.dtype, parameter.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    token_BS = torch.tensor([list(prompt)], device=parameter.device)
+    position = 0
+    for _ in range(most):
+        logits_BSV, _ = decoder(token_BS, caches, position)
+        position += token_BS.shape[1]
+        chosen = agree(sample(logits_BSV[0, -1], config, generator))
+        if chosen == stop_id:
+            return
+        yield chosen
+        token_BS = torch.tensor([[chosen]], device=parameter.device)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document."""
+    return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+
+
+def stream_text(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
+    """The continuation as pieces of text, each as soon as it is certain.
+
+    A character may need several tokens; half a character at the very end is never said.
+    """
+    context = prompt_ids(tokenizer, prompt)
+    said = tokenizer.decode(context)
+    for i in ids:
+        context.append(i)
+        # Half a character decodes to a replacement character; it waits for its other half.
+        whole = tokenizer.decode(context).rstrip("\ufffd")
+        if len(whole) > len(said):
+            yield whole[len(said) :]
+            said = whole

@@ -1,0 +1,70 @@
+"""A model ready to tell stories, from a checkpoint. Needs neither deepspeed nor a process group."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.resume import find_checkpoint
+from storyteller_ds.config.files import as_mapping
+from storyteller_ds.config.load import parse_run_config
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.errors import CheckpointError
+from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.story import Story
+from storyteller_ds.model.canonical import placed_parameters
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.empty import empty_decoder
+
+
+class StoryModel(NamedTuple):
+    """What is needed to continue a text."""
+
+    decoder: Decoder
+    run: RunConfig
+    tokenizer: Tokenizer
+    step_folder: Path
+
+    def story(self, prompt: str, config: SamplingConfig) -> Story:
+        """A story that is yet to be told; see Story."""
+        return Story(self.decoder, self.run, self.tokenizer, prompt, config)
+
+
+@torch.no_grad()
+def load_story_model(path: Path, device: torch.device, say: Callable[[str], None]) -> StoryModel:
+    """Load the decoder of a run folder (its newest valid step) or of a step folder, in fp32 and eval mode.
+
+    Weights are enough: the optimizer's and the rng files may be missing.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint, or its files do not belong together.
+        ConfigError, DataError: its config or its tokenizer cannot be used.
+    """
+    checkpoint = find_checkpoint(path, say, names.WEIGHTS)
+    config = checkpoint.folder / names.CONFIG
+    run = parse_run_config(as_mapping(checkpoint.read_json(names.CONFIG).get("run"), str(config)), str(config))
+    tokenizer = load_tokenizer(checkpoint.folder / names.TOKENIZER, "use another step")
+    if tokenizer.vocab_size > run.tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.folder}: its tokenizer has ids up to {tokenizer.vocab_size - 1}, and its model "
+            f"{run.tokenizer.vocab_size} of them; use another step"
+        )
+    weights = checkpoint.open_tensors("weights")
+    if run.model.num_layers > len(weights):  # whose modules alone could fill the memory
+        raise CheckpointError(
+            f"{config} says {run.model.num_layers} layers, more than there are tensors; do not trust it"
+        )
+    try:
+        decoder = empty_decoder(run)
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch says to sizes beyond 64 bits
+        raise CheckpointError(f"{config} describes a model that cannot be ({error}); do not trust it") from None
+    # A config can promise any size; memory is taken only once the files have been seen to hold it.
+    weights.check({name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)})
+    decoder.to_empty(device=device)
+    for name, parameter, *_ in placed_parameters(decoder):
+        parameter.copy_(weights[name])
+    decoder.eval()
+    return StoryModel(decoder, run, tokenizer, checkpoint.folder)

@@ -1,1 +1,0 @@
-"""Telling stories with a trained model."""

@@ -1,0 +1,1 @@
+"""The optimizer: parameter groups, AdamW, Muon, learning-rate schedules."""

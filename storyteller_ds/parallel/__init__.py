@@ -1,1 +1,0 @@
-"""Devices, ranks, and the engines that train on them."""

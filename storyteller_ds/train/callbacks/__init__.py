@@ -1,0 +1,1 @@
+"""What happens beside the optimizer steps: records, progress, samples, checkpoints, checks."""

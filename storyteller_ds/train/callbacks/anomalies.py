@@ -1,0 +1,93 @@
+"""What a run does about numbers gone wrong: count, say, go back, give up."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.engines.base import StepResult
+from storyteller_ds.errors import TrainingStopped
+from storyteller_ds.train.callbacks.loss_spike import is_spike
+
+
+class Anomalies:
+    """The policy of train.max_bad_steps, train.max_rollbacks and train.loss_spike_*.
+
+    A function of the state and the result of a step, which are the same on every rank; so all ranks decide the
+    same without a message, and a resumed run decides what the first would have.
+
+    Args:
+        run: the run config.
+        say: told of each bad step, spike and rollback, one line each.
+        roll_back: puts the engine back to the newest checkpoint, on every rank, and gives the state of that time;
+            None if there is no checkpoint.
+    """
+
+    def __init__(self, run: RunConfig, say: Callable[[str], None], roll_back: Callable[[], TrainState | None]) -> None:
+        self.config, self.say, self._roll_back = run.train, say, roll_back
+
+    def observe(self, state: TrainState, result: StepResult) -> tuple[TrainState, str | None]:
+        """Count what is wrong with a step.
+
+        Args:
+            state: after the step.
+            result: of the step.
+
+        Returns:
+            The state with its counts and recent losses, and why the run should go back, if it should.
+        """
+        if result.non_finite is not None:
+            return self._bad_step(state, result.non_finite)
+        if not result.skipped:
+            state = dataclasses.replace(state, bad_steps_in_a_row=0)
+        config = self.config
+        if config.loss_spike_policy == "off" or not math.isfinite(result.loss):
+            return state, None
+        recent, window = state.recent_losses, config.loss_spike_window
+        found = is_spike(recent, result.loss, window, config.loss_spike_threshold)
+        state = dataclasses.replace(state, recent_losses=(*recent, result.loss)[-window:])
+        if not found:
+            return state, None
+        state = dataclasses.replace(state, loss_spikes=state.loss_spikes + 1)
+        what = f"the loss of step {state.step} leapt to {result.loss:.4g}"
+        if config.loss_spike_policy == "roll_back":
+            return state, what
+        self.say(f"{what}, far above the {window} before; training goes on (train.loss_spike_policy)")
+        return state, None
+
+    def go_back(self, state: TrainState, why: str) -> TrainState:
+        """Put the run back to its newest checkpoint; called by every rank.
+
+        Returns:
+            The state to go on from: the checkpoint's step, behind the samples seen since.
+
+        Raises:
+            TrainingStopped: it has gone back often enough, or there is no checkpoint.
+        """
+        advice = "lower optimizer.lr or raise schedule.warmup_steps"
+        if state.rollbacks >= self.config.max_rollbacks:
+            times = f"after {state.rollbacks} rollback(s) " if state.rollbacks else ""
+            raise TrainingStopped(
+                f"{why}; {times}training gives up: {advice}, and run again to continue from the last checkpoint"
+            )
+        checkpoint = self._roll_back()
+        if checkpoint is None:
+            raise TrainingStopped(
+                f"{why}, and there is no checkpoint to go back to: {advice}, and set checkpoint.every_steps"
+            )
+        after = state.after_rollback(checkpoint)
+        self.say(
+            f"{why}; back to step {after.step}, going on behind the samples seen since "
+            f"(rollback {after.rollbacks} of at most {self.config.max_rollbacks})"
+        )
+        return after
+
+    def _bad_step(self, state: TrainState, what: str) -> tuple[TrainState, str | None]:
+        row = state.bad_steps_in_a_row + 1
+        state = dataclasses.replace(state, bad_steps=state.bad_steps + 1, bad_steps_in_a_row=row)
+        line = f"the {what} of step {state.step} is not finite"
+        if row >= self.config.max_bad_steps:
+            return state, f"{line}, {row} in a row" if row > 1 else line
+        self.say(f"{line}; the step is skipped ({row} in a row, train.max_bad_steps={self.config.max_bad_steps})")
+        return state, None

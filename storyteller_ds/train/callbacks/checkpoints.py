@@ -1,0 +1,164 @@
+"""Saves the run while it trains."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from storyteller_ds.checkpoint.resume import newest_valid, restore
+from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded
+from storyteller_ds.checkpoint.share import HostMemory
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.checkpoint.write import Contents, Save, make_checkpoints_folder
+from storyteller_ds.config.training import CheckpointConfig
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.errors import CheckpointError
+from storyteller_ds.train.callbacks.callback import Hook, Record
+
+SECONDS_FOR_THE_OTHERS = 60
+"""How long rank 0 waits for the files of ranks that it can no longer talk to, after training has failed."""
+
+
+class CheckpointHook(Hook):
+    """A checkpoint every so many steps, and always at the end.
+
+    At most one is being written; the next waits for it. All methods are called by every rank.
+
+    Args:
+        engine: what to save.
+        checkpoints: the folder of the step folders.
+        config: when, how, and which are kept.
+        contents: makes what is saved beside the tensors, for a state.
+        say: told of each checkpoint.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpoints: Path,
+        config: CheckpointConfig,
+        contents: Callable[[dict[str, object]], Contents],
+        say: Callable[[str], None],
+    ) -> None:
+        self.engine, self.checkpoints, self.config = engine, checkpoints, config
+        self.contents, self.say = contents, say
+        self._memory = HostMemory()
+        self._saving: Save | None = None
+        self._saved_step: int | None = None
+        self._evaluated: Record = {}
+        self._not_deleted: list[str] = []
+
+    def on_start(self, state: TrainState) -> None:
+        """Make the folder, and remove what a killed run has left half-done in it."""
+        make_checkpoints_folder(self.engine.world, self.checkpoints)
+        self.engine.world.on_main(self._clear_leftovers)
+
+    def on_eval(self, record: Record) -> None:
+        """Remember the score, for the checkpoint of the same step."""
+        self._evaluated = record
+
+    def busy_with(self, state: TrainState, last: bool) -> str | None:
+        """A checkpoint, if it is time."""
+        return f"saving step {state.step}" if self._due(state, last) else None
+
+    def on_step_end(self, state: TrainState, last: bool) -> None:
+        """Save if it is time; say how the one before has gone, as soon as it is known.
+
+        Raises:
+            CheckpointError: one could not be written, and checkpoint.on_error is stop or this is the last.
+        """
+        due = self._due(state, last)
+        if self._saving is not None and (due or self._saving.done()):
+            # Where the last is about to be saved, the fate of an earlier one is no longer worth stopping for.
+            self._settle(may_fail=last or self.config.on_error == "continue")
+        if not due:
+            return
+        may_fail = not last and self.config.on_error == "continue"
+        try:
+            self._saving = self._begin(state, wait=last or not self.config.asynchronous)
+        except CheckpointError as error:
+            self._tell(error, may_fail)
+        if last or not self.config.asynchronous:
+            self._settle(may_fail)
+
+    def on_interrupt(self, state: TrainState) -> None:
+        """Save this step, unless that has just been done, and wait for it.
+
+        Raises:
+            CheckpointError: it could not be written, whatever checkpoint.on_error is.
+        """
+        self._settle(may_fail=True)
+        if self._saved_step != state.step:
+            self._saving = self._begin(state, wait=True)
+            self._settle(may_fail=False)
+
+    def on_end(self, exit_code: int) -> None:
+        """Where training has failed while a checkpoint was being written: finish it, without asking the other ranks."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            try:
+                self.say(f"saved {saving.finish_alone(SECONDS_FOR_THE_OTHERS)}")
+            except CheckpointError as error:
+                self.say(f"warning: {error}")
+
+    def roll_back(self, seed: int) -> TrainState | None:
+        """Put the run back to its newest valid checkpoint, one that is being written included.
+
+        Args:
+            seed: of the run.
+
+        Returns:
+            Where the run is now; None if there is no valid checkpoint, and then nothing has changed.
+        """
+        self._settle(may_fail=True)
+        self._saved_step = None
+        checkpoint = self.engine.world.on_main(lambda: newest_valid(self.checkpoints, self.say))
+        return None if checkpoint is None else restore(self.engine, checkpoint, seed)
+
+    def _due(self, state: TrainState, last: bool) -> bool:
+        due = bool(self.config.every_steps and state.step % self.config.every_steps == 0)
+        # Weights that may be what makes the numbers go wrong are nothing to go back to.
+        return last or (due and not state.bad_steps_in_a_row)
+
+    def _begin(self, state: TrainState, wait: bool) -> Save:
+        scale = self.engine.loss_scale
+        contents = self.contents({"state": dataclasses.asdict(state), "loss_scale": scale and scale._asdict()})
+        scores = self._evaluated if self._evaluated.get("step") == state.step else {}
+        return Save(
+            self.engine,
+            self.checkpoints,
+            state.step,
+            dataclasses.replace(contents, val_bpb=scores.get("val_bpb"), val_tokens=scores.get("val_tokens")),
+            None if wait else self._memory,
+            lambda: self._delete_superseded(state.step),
+        )
+
+    def _settle(self, may_fail: bool) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        try:
+            self.say(f"saved {saving.finish()}")
+            self._saved_step = saving.step
+        except CheckpointError as error:
+            self._tell(error, may_fail)
+        while self._not_deleted:
+            self.say(self._not_deleted.pop())
+
+    def _tell(self, error: CheckpointError, may_fail: bool) -> None:
+        if not may_fail:
+            raise error
+        self.say(f"warning: {error}; training goes on")
+
+    def _delete_superseded(self, step: int) -> None:
+        """Runs in the background."""
+        try:
+            delete_superseded(self.checkpoints, self.config, step)
+        except OSError as error:
+            self._not_deleted.append(f"warning: an old checkpoint could not be deleted: {error}")
+
+    def _clear_leftovers(self) -> None:
+        try:
+            clear_leftovers(self.checkpoints)
+        except OSError as error:
+            self.say(f"warning: what an earlier run left unfinished could not be removed: {error}")

@@ -1,0 +1,121 @@
+"""What a person sees while training runs: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.errors import EXIT_DONE
+from storyteller_ds.train.callbacks.callback import Hook, Record
+from storyteller_ds.train.callbacks.pace import Pace
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class TerminalProgress(Hook):
+    """A live bar with the latest loss; validations leave a line above it."""
+
+    def __init__(self, console: Console, max_steps: int, pace: Pace) -> None:
+        self.console, self.pace = console, pace
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            _PaceColumn(pace),
+            # What does not fit into the terminal is cut off here, at the end.
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            console=console,
+            expand=True,
+        )
+        self.task = self.bar.add_task("training", total=max_steps, note="")
+
+    def on_start(self, state: TrainState) -> None:
+        """Show the bar."""
+        self.pace.start(state)
+        self.bar.start()
+        self.bar.update(self.task, completed=state.step)
+
+    def on_train(self, record: Record) -> None:
+        """Move the bar."""
+        self.pace.look(record)
+        self.bar.update(self.task, completed=record["step"], note=_train_note(record))
+
+    def on_eval(self, record: Record) -> None:
+        """Print the validation."""
+        self.bar.print(_eval_line(record), highlight=False)
+
+    def on_busy(self, what: str, last: bool) -> None:
+        """Show it in front of the bar."""
+        if last:
+            self.pace.finish()
+        if what != self.bar.tasks[0].description:
+            self.bar.update(self.task, description=what, refresh=True)
+
+    def on_end(self, exit_code: int) -> None:
+        """Leave the bar as it stands."""
+        self.bar.update(self.task, description="done" if exit_code == EXIT_DONE else "ended")
+        self.bar.stop()
+
+
+class PlainProgress(Hook):
+    """A line every few seconds and at each validation, for logs and pipes."""
+
+    def __init__(
+        self, say: Callable[[str], None], max_steps: int, pace: Pace, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.say, self.max_steps, self.pace, self.clock = say, max_steps, pace, clock
+        self.last = -float("inf")
+
+    def on_start(self, state: TrainState) -> None:
+        """Look at the clock."""
+        self.pace.start(state)
+
+    def on_train(self, record: Record) -> None:
+        """Say something if the last line is a while ago."""
+        self.pace.look(record)
+        if self.clock() - self.last >= SECONDS_BETWEEN_LINES or record["step"] == self.max_steps:
+            self.last = self.clock()
+            self.say(f"step {record['step']}/{self.max_steps}  {_train_note(record)}  {self.pace}")
+
+    def on_eval(self, record: Record) -> None:
+        """Say the scores."""
+        self.say(_eval_line(record))
+
+    def on_busy(self, what: str, last: bool) -> None:
+        """Say what the end of the run takes its time for."""
+        if last:
+            self.say(f"{what} ...")
+
+
+class _PaceColumn(ProgressColumn):
+    """Goes on while a step takes its time."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(str(self.pace))
+
+
+def _train_note(record: Record) -> str:
+    balance = f"  expert imbalance {record['expert_load_cv']:.2f}" if "expert_load_cv" in record else ""
+    loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
+    return f"loss {loss}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tok/s{balance}"
+
+
+def _eval_line(record: Record) -> str:
+    line = f"step {record['step']}  {_scores(record, '')}"
+    is_another_text = record.get("final_val_loss", record["val_loss"]) != record["val_loss"]
+    return f"{line}; on the whole text: {_scores(record, 'final_')}" if is_another_text else line
+
+
+def _scores(record: Record, prefix: str) -> str:
+    return (
+        f"val loss {record[f'{prefix}val_loss']:.4f}  perplexity {record[f'{prefix}val_ppl']:.2f}  "
+        f"bits per byte {record[f'{prefix}val_bpb']:.4f}"
+    )

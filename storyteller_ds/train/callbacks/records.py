@@ -1,0 +1,78 @@
+"""metrics.jsonl, and the bridge from the loop to Weights & Biases."""
+
+import json
+from pathlib import Path
+
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.train.callbacks.callback import Hook, Record
+from storyteller_ds.train.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.train.run_folder import written_record
+
+
+class MetricsFile(Hook):
+    """One JSON object a line, written at once. Lines beyond the step that a run resumes from are cut.
+
+    A run that went back to a checkpoint leaves the lines of the undone steps, and the same step may come again.
+    `undone_steps` tells them apart: it counts all steps undone before the line was written, so that
+    `step + undone_steps` orders the lines, and of one step the last line is the one that counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_start(self, state: TrainState) -> None:
+        """Keep only the lines that belong to the state that training goes on from."""
+        with written_record(self.path):
+            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+            kept = [line for line in text.splitlines() if _attempt_of(line) <= state.attempts]
+            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_train(self, record: Record) -> None:
+        """Append the record."""
+        self._append(record)
+
+    def on_eval(self, record: Record) -> None:
+        """Append the record."""
+        self._append(record)
+
+    def _append(self, record: Record) -> None:
+        with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class WandbHook(Hook):
+    """Sends every record to Weights & Biases, whose step counts the steps tried, undone ones included."""
+
+    def __init__(self, tracker: WandbTracker) -> None:
+        self.tracker = tracker
+
+    def on_train(self, record: Record) -> None:
+        """Log the record, without what a skipped step does not have."""
+        self._log({name: value for name, value in record.items() if value is not None})
+
+    def on_eval(self, record: Record) -> None:
+        """Log the record."""
+        self._log(record)
+
+    def on_end(self, exit_code: int) -> None:
+        """Close the run."""
+        self.tracker.close(exit_code)
+
+    def _log(self, record: Record) -> None:
+        # Weights & Biases drops a row whose step lies before the last one's, as after a rollback.
+        self.tracker.log({**record, "step": attempt_of(record)})
+
+
+def attempt_of(record: Record) -> int:
+    """How many steps had been tried when a record was written, undone ones included; never goes back."""
+    step: int = record["step"]
+    return step + int(record.get("undone_steps", 0))
+
+
+def _attempt_of(line: str) -> float:
+    """The attempt of a line; infinity for one that a kill has cut short."""
+    try:
+        return float(attempt_of(json.loads(line)))
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

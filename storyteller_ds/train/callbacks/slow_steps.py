@@ -1,0 +1,50 @@
+"""Report when other programs slow a run down."""
+
+import statistics
+from collections import deque
+from collections.abc import Callable
+
+from storyteller_kernels.cpu_sharing import TAKEN, Neighbours
+
+from storyteller_ds.train.callbacks.callback import Hook, Record
+
+SLOW = 1.5
+"""How many times as long as usual a step takes to be called slow."""
+IN_A_ROW = 5
+"""So many slow steps are reported, and so many others end them."""
+USUAL_STEPS = 50
+"""Latest steps with free cores whose median is the usual time."""
+
+
+class SlowSteps(Hook):
+    """One line when steps have become slow while other programs use the cores, and again only after they were not.
+
+    Args:
+        neighbours: what the other programs use.
+        say: logs a line.
+    """
+
+    def __init__(self, neighbours: Neighbours, say: Callable[[str], None]) -> None:
+        self.neighbours, self.say = neighbours, say
+        self._usual_s: deque[float] = deque(maxlen=USUAL_STEPS)
+        self._in_a_row = 0
+        """Steps that were not as reported so far: slow ones before a report, others after it."""
+        self._reported = False
+
+    def on_train(self, record: Record) -> None:
+        """Compare the step's time with that of steps for which the cores were free."""
+        seconds, taken = record["step_time_s"], self.neighbours.cores_taken
+        if taken < TAKEN:
+            self._usual_s.append(seconds)
+        usual = statistics.median(self._usual_s) if len(self._usual_s) >= IN_A_ROW else None
+        slow = taken >= TAKEN and (usual is None or seconds > SLOW * usual)
+        self._in_a_row = self._in_a_row + 1 if slow != self._reported else 0
+        if self._in_a_row < IN_A_ROW:
+            return
+        self._reported, self._in_a_row = slow, 0
+        if slow:
+            times = "" if usual is None else f", and a step takes {seconds / usual:.1f} times as long"
+            self.say(
+                f"other programs use {taken:.1f} of this machine's cores{times}; the numbers stay the same, but "
+                "training is faster when they have ended"
+            )

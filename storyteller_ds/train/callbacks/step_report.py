@@ -1,0 +1,17 @@
+"""Keep this rank's supervisor informed of the step."""
+
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.distributed.supervision.child import report_step
+from storyteller_ds.train.callbacks.callback import Hook
+
+
+class StepReport(Hook):
+    """Every rank's; without a supervisor nobody hears it."""
+
+    def on_start(self, state: TrainState) -> None:
+        """The step to continue from."""
+        report_step(state.step)
+
+    def on_step_end(self, state: TrainState, last: bool) -> None:
+        """The step just done."""
+        report_step(state.step)

@@ -1,0 +1,105 @@
+"""What /proc says; Linux only."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from storyteller_ds.distributed.ports import free_port, listener_on
+from storyteller_ds.distributed.supervision.processes import Process, command_line, deepspeed_runner, is_stopped
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+
+
+def test_a_process_is_alive_until_it_has_ended():
+    command = [sys.executable, "-c", "input(1)"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = Process(child.pid)
+    assert process.is_alive()
+    child.stdout.read(1)  # only then is the command line certainly its own
+    assert command_line(child.pid) == command
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not process.is_alive()  # ended, though nobody has waited for it
+    child.communicate()
+    assert not process.is_alive()
+    assert command_line(child.pid) == []
+
+
+def test_only_a_deepspeed_command_is_one():
+    # pytest is no launcher; ending what is above it would be a surprise.
+    assert deepspeed_runner(os.getpid()) is None
+    assert deepspeed_runner(os.getppid()) is None
+
+
+@pytest.fixture
+def process():
+    """Start processes that wait to be ended, under any name."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str, code: str = "print(flush=True); input()") -> subprocess.Popen:
+            line = [sys.executable, "-c", code, *words]
+            started = stack.enter_context(
+                subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(started.kill)
+            started.stdout.readline()  # its command line is only there once it runs
+            return started
+
+        yield start
+
+
+def test_a_stopped_process(process):
+    one = process()
+    assert not is_stopped(one.pid)
+    one.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, one.pid, os.WSTOPPED | os.WNOWAIT)
+    assert is_stopped(one.pid)
+
+
+RUN = ("--world_info=abc", "--master_port=29500")
+
+
+def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
+    # deepspeed -> pdsh -> ssh ... sshd -> launcher: on the machine of the first two, the launcher is not below them.
+    command = tmp_path / "deepspeed"
+    command.write_text(
+        "import subprocess, sys\n"
+        "line = ['pdsh', '-c', 'print(flush=True); input()', *sys.argv[1:]]\n"
+        "subprocess.Popen(line, executable=sys.executable, stdin=subprocess.PIPE).wait()\n"
+    )
+    become = f"import os, sys; os.execv(sys.executable, [sys.executable, {str(command)!r}, *sys.argv[1:]])"
+    runner = process(*RUN, code=become)
+    ours = process("deepspeed.launcher.launch", *RUN)
+    found = deepspeed_runner(ours.pid)
+    assert found is not None
+    assert found.pid == runner.pid
+    # Controls: another run's launcher, and what is no launcher.
+    assert deepspeed_runner(process("deepspeed.launcher.launch", RUN[0], "--master_port=1").pid) is None
+    assert deepspeed_runner(process(*RUN).pid) is None
+
+
+def test_who_listens_on_a_port():
+    port = free_port()
+    code = "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        said = listener_on(port)
+        assert f"pid {holder.pid} " in said
+        assert sys.executable in said
+        holder.communicate(b"\n")
+    assert listener_on(port) == "another process"
+
+
+def test_a_connected_socket_is_no_listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert f"pid {os.getpid()} " in listener_on(port)
+            assert listener_on(client.getsockname()[1]) == "another process"

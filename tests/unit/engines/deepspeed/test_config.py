@@ -1,0 +1,79 @@
+"""What DeepSpeed's own config model says about what we would give it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from storyteller_ds.config import load_config
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.engines.deepspeed.config import check_json, passed_json
+from storyteller_ds.errors import ConfigError
+from tests.support.distributed import DS_CONFIGS
+
+CPU = torch.device("cpu")
+
+
+def passed(ds_config: Path, world_size: int = 2, *overrides: str) -> dict:
+    loaded = load_config(None, ds_config, ["parallel.nvme_path=/fast/disk", *overrides])
+    assert loaded.deepspeed is not None
+    return passed_json(loaded.run, loaded.deepspeed, make_plan(loaded.run, world_size), CPU)
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_deepspeed_accepts_every_json_of_ours(path, world_size):
+    result = passed(path, world_size)
+    check_json(result)
+    assert result["train_batch_size"] == 8
+    assert result["train_micro_batch_size_per_gpu"] == 8 // world_size
+    assert "'auto'" not in str(result)
+
+
+def test_the_folder_for_nvme_comes_from_the_run_config():
+    result = passed(DS_CONFIGS / "zero3_nvme.json")
+    assert result["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/fast/disk"
+    assert result["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
+    with pytest.raises(ConfigError, match=r"parallel\.nvme_path=FOLDER"):
+        passed(DS_CONFIGS / "zero3_nvme.json", 2, "parallel.nvme_path=null")
+
+
+def test_deepspeed_reads_what_we_mean():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    result = passed(DS_CONFIGS / "zero3_autoep.json", 1)
+    config = DeepSpeedConfig(result)
+    assert config.zero_optimization_stage == 3
+    assert config.expert_parallel_config.enabled
+    assert config.expert_parallel_config.autoep_size == 1
+    assert config.gradient_clipping == 1.0
+    offload = DeepSpeedConfig(passed(DS_CONFIGS / "zero3_offload.json", 1)).zero_config
+    assert offload.offload_optimizer.device == "cpu"
+    assert offload.offload_param.device == "cpu"
+    fp16 = DeepSpeedConfig(passed(DS_CONFIGS / "zero2_fp16.json", 1)).float16_config
+    assert fp16.enabled
+    assert fp16.loss_scale == 0, "dynamic"
+
+
+@pytest.mark.parametrize(
+    ("json", "field"),
+    [
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket": 5}}', "zero_optimization"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "floppy"}}}', "offload_param.device"),
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}', "reduce_bucket_size"),
+        ('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true, "loss_scale": "big"}}', "loss_scale"),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line_with_the_field(tmp_path, json, field):
+    path = tmp_path / "ds.json"
+    path.write_text(json, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        check_json(passed(path))
+    assert field.split(".")[-1] in str(caught.value) or "reduce_bucket" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("strategy", "patterns"), [("autoep", True), ("local", False)])
+def test_autoep_is_told_about_the_model_only_where_it_is_used(strategy, patterns):
+    ds_config = DS_CONFIGS / ("zero3_autoep.json" if patterns else "zero3.json")
+    assert ("expert_parallel" in passed(ds_config, 2, f"parallel.strategy={strategy}")) == patterns

@@ -1,0 +1,120 @@
+"""One device: a step whose loss or gradient is not finite leaves weights, moments and loss scale as they were."""
+
+import math
+
+import pytest
+import torch
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import MicroBatch
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.base import LossScale
+from storyteller_ds.engines.single import SingleEngine
+
+SETTINGS = {
+    "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 16},
+    "moe": {"num_experts": 4},
+    "data": {"sequence_length": 8},
+    "tokenizer": {"vocab_size": 32},
+}
+LR = 1e-2
+
+
+def make_engine(dtype: str, kind: str = "adamw") -> SingleEngine:
+    run = RunConfig.model_validate({**SETTINGS, "precision": {"dtype": dtype}, "optimizer": {"kind": kind}})
+    return SingleEngine(run, World(0, 0, 1, 1), torch.device("cpu"))
+
+
+def batch(seed: int) -> MicroBatch:
+    token = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(seed))
+    return MicroBatch(token[:, :-1], token[:, 1:])
+
+
+def state(engine: SingleEngine) -> dict[tuple[str, str], torch.Tensor]:
+    return {(kind, name): tensor.clone() for kind, name, tensor in engine.named_state()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(tensor.view(torch.int32), other[name].view(torch.int32)) for name, tensor in one.items())
+
+
+def faulty_step(engine: SingleEngine, fault: str):
+    if fault == "loss":
+        forward = engine.decoder.forward
+
+        def undefined(*args, **kwargs):
+            nll, layers = forward(*args, **kwargs)
+            return nll + math.nan * nll.detach(), layers  # its value only, the gradient is sound
+
+        engine.decoder.forward = undefined
+        result = engine.train_step([batch(9)], LR)
+        engine.decoder.forward = forward
+        return result
+    value = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[fault]
+    weight = engine.decoder.blocks[1].ffn.experts.down_proj
+    hook = weight.register_hook(lambda g: torch.cat([g[:3], torch.full_like(g[3:], value)]))
+    result = engine.train_step([batch(9)], LR)
+    hook.remove()
+    return result
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("fault", ["loss", "nan", "inf", "-inf"])
+def test_the_step_is_skipped_and_forgotten(fault: str, dtype: str, kind: str):
+    engine, whole = make_engine(dtype, kind), make_engine(dtype, kind)
+    engine.train_step([batch(1)], LR)
+    before = state(engine)
+    result = faulty_step(engine, fault)
+    assert result.skipped
+    assert result.non_finite == ("loss" if fault == "loss" else "gradient")
+    assert same(before, state(engine))
+    assert all(parameter.grad is None for parameter in engine.decoder.parameters())
+    whole.train_step([batch(1)], LR)
+    assert engine.train_step([batch(2)], LR) == whole.train_step([batch(2)], LR)
+    assert same(state(engine), state(whole))
+
+
+def test_the_first_step_may_be_the_bad_one():
+    engine, whole = make_engine("fp32"), make_engine("fp32")
+    assert faulty_step(engine, "nan").skipped
+    assert engine.train_step([batch(2)], LR) == whole.train_step([batch(2)], LR)
+    assert same(state(engine), state(whole))
+
+
+def with_scale(scale: float) -> SingleEngine:
+    engine = make_engine("fp16")
+    engine.train_step([batch(1)], LR)
+    read = state(engine)
+    engine.load_named_state(lambda kind, name: read[kind, name], 1, LossScale(scale, 5))
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("fault", "scale", "cause", "after"),
+    [
+        ("loss", 2.0**10, "loss", LossScale(2.0**10, 5)),  # no scale mends a loss
+        ("inf", 2.0**10, None, LossScale(2.0**9, 0)),  # maybe an overflow
+        ("nan", 2.0**10, None, LossScale(2.0**9, 0)),
+        ("inf", 1.0, "gradient", LossScale(1.0, 5)),  # no overflow, as nothing was scaled
+        ("loss", 1.0, "loss", LossScale(1.0, 5)),
+    ],
+)
+def test_fp16_blames_the_scale_only_while_it_can_fall(fault: str, scale: float, cause: str | None, after: LossScale):
+    engine = with_scale(scale)
+    before = state(engine)
+    result = faulty_step(engine, fault)
+    assert result.skipped
+    assert result.non_finite == cause
+    assert engine.loss_scale == after
+    assert same(before, state(engine))
+    assert not engine.train_step([batch(2)], LR).skipped
+    assert not same(before, state(engine))
+
+
+def test_negative_control_without_the_guard_the_weights_are_lost(monkeypatch: pytest.MonkeyPatch):
+    engine = make_engine("fp32")
+    monkeypatch.setattr("storyteller_ds.engines.single.math.isfinite", lambda value: True)
+    faulty_step(engine, "nan")
+    monkeypatch.undo()
+    assert not all(tensor.isfinite().all() for tensor in state(engine).values())

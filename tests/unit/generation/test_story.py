@@ -1,0 +1,164 @@
+"""Stories: how they end, and that ranks tell the same one."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from markdown_it import MarkdownIt
+
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.config.data import TokenizerConfig
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.story import Story
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.train.callbacks.samples import SampleHook
+
+CONTEXT = 16
+RUN = RunConfig.model_validate(
+    {
+        "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16, "dropout": 0.1},
+        "moe": {"num_experts": 2, "top_k": 1},
+        "data": {"sequence_length": CONTEXT},
+        "tokenizer": {"vocab_size": 257},
+        "train": {"sample_prompts": ["Once", "*a*"], "sample_every_steps": 1},
+        "parallel": {"device": "cpu"},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """A token for each byte."""
+    return train_tokenizer(TokenizerConfig(vocab_size=257), ["x"])
+
+
+@pytest.fixture
+def engine() -> SingleEngine:
+    return SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
+
+
+def script(tokenizer: Tokenizer, *texts: str) -> Callable[[int], int]:
+    """For `agree`: the model is taken to have chosen these, each with the end of a story behind it."""
+    ids: Iterator[int] = iter([i for text in texts for i in (*tokenizer.encode(text), tokenizer.end_of_text)])
+    return lambda chosen: next(ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "told", "cut", "by_context"),
+    [
+        ("end", None, "end", False, False),
+        ("x" * 11, None, "x" * 11, False, False),
+        # A prompt of 5 tokens leaves 12: the last is that which follows a full context.
+        ("x" * 12, None, "x" * 12, True, True),
+        ("x" * 99, None, "x" * 12, True, True),
+        ("x" * 99, 13, "x" * 12, True, True),
+        ("x" * 99, 12, "x" * 12, True, False),
+        ("x" * 99, 3, "xxx", True, False),
+        ("xx", 3, "xx", False, False),
+    ],
+)
+def test_how_a_story_ends(tokenizer, engine, text, limit, told, cut, by_context):
+    config = SamplingConfig(max_new_tokens=limit)
+    story = Story(engine.decoder, RUN, tokenizer, "Once", config, script(tokenizer, text))
+    assert ("".join(story), story.was_cut, story.ran_out_of_context) == (told, cut, by_context)
+
+
+def test_story_numbers_are_seeds():
+    config = SamplingConfig(seed=7, top_k=3)
+    assert config.of_story(0) == config
+    assert config.of_story(5) == SamplingConfig(seed=12, top_k=3)
+    assert SamplingConfig(seed=2**63 - 1).of_story(2).seed == 1
+
+
+# samples.md
+
+
+def hook_of(engine: Engine, tokenizer: Tokenizer, path: Path, run: RunConfig = RUN) -> SampleHook:
+    return SampleHook(engine, run, tokenizer, path)
+
+
+def test_samples_render_as_sections_of_quotes(tokenizer, engine, tmp_path, monkeypatch):
+    hook = hook_of(engine, tokenizer, tmp_path / "samples.md")
+    monkeypatch.setattr(hook, "_agreed", script(tokenizer, "\n\nThe end.", "x" * 10))
+    hook.on_step_end(TrainState(step=1), last=False)
+    blocks = MarkdownIt("commonmark").parse((tmp_path / "samples.md").read_text())
+    assert [block.type for block in blocks if block.type.endswith("_open")] == [
+        *("heading_open", "blockquote_open", "paragraph_open", "paragraph_open"),
+        *("blockquote_open", "paragraph_open"),
+    ]
+    texts = ["".join(c.content for c in block.children or []) for block in blocks if block.type == "inline"]
+    assert texts == ["Step 1", "Once", "The end.", f"*a*{'x' * 10}"]
+    full = hook_of(engine, tokenizer, tmp_path / "full.md")
+    monkeypatch.setattr(full, "_agreed", lambda chosen: tokenizer.encode("y")[0])
+    full.on_step_end(TrainState(step=1), last=False)
+    assert f"> **Once**{'y' * 12} …\n\n" in (tmp_path / "full.md").read_text(), "a story that was cut says so"
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_sample_tokens_is_the_longest(tokenizer, engine, tmp_path, monkeypatch, tokens):
+    run = RUN.model_copy(update={"train": RUN.train.model_copy(update={"sample_tokens": tokens})})
+    hook = hook_of(engine, tokenizer, tmp_path / "samples.md", run)
+    monkeypatch.setattr(hook, "_agreed", lambda chosen: tokenizer.encode("y")[0])
+    hook.on_step_end(TrainState(step=1), last=False)
+    assert f"> **Once**{'y' * tokens} …\n\n" in (tmp_path / "samples.md").read_text()
+
+
+def test_sampling_leaves_no_trace_in_training(tokenizer, engine, tmp_path):
+    torch.manual_seed(3)
+    before, weights = torch.get_rng_state(), [p.clone() for p in engine.decoder.parameters()]
+    engine.decoder.train()
+    hook_of(engine, tokenizer, tmp_path / "samples.md").on_step_end(TrainState(step=1), last=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(weights, engine.decoder.parameters(), strict=True))
+    assert engine.decoder.training
+
+
+def test_a_resumed_run_cuts_the_sections_beyond_its_step(tokenizer, engine, tmp_path):
+    path = tmp_path / "samples.md"
+    hook = hook_of(engine, tokenizer, path)
+    texts = [""]
+    for step in (1, 2, 3):
+        hook.on_step_end(TrainState(step=step), last=False)
+        texts.append(path.read_text())
+    for step in (3, 2, 1, 0):
+        hook.on_start(TrainState(step=step))
+        assert path.read_text() == texts[step]
+
+
+class Rank1:
+    """Rank 1 of two, whose rank 0 chooses what is given."""
+
+    rank, size, is_main = 1, 2, False
+
+    def __init__(self, chosen: list[int]) -> None:
+        self.chosen = iter(chosen)
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.tolist() == [0], "only rank 0 has a say"
+        return tensor + next(self.chosen)
+
+
+def test_another_rank_goes_on_with_what_rank_0_has_chosen(tokenizer, engine, tmp_path):
+    once, end = tokenizer.encode(" upon"), tokenizer.end_of_text
+    fed: list[int] = []
+
+    class Watched(Decoder):
+        def forward(self, token_BS, *arguments):
+            fed.extend(token_BS.flatten().tolist())
+            return super().forward(token_BS, *arguments)
+
+    engine.world = Rank1([*once, end, *once, end])
+    engine.decoder = Watched(RUN).eval()
+    with torch.no_grad():
+        for parameter in engine.decoder.parameters():
+            parameter.fill_(0.1)
+    hook_of(engine, tokenizer, tmp_path / "samples.md").on_step_end(TrainState(step=1), last=False)
+    assert not (tmp_path / "samples.md").exists()
+    assert next(engine.world.chosen, None) is None, "as many passes as rank 0, no more and no fewer"
+    assert fed == [end, *tokenizer.encode("Once"), *once, end, *tokenizer.encode("*a*"), *once]

@@ -1,0 +1,306 @@
+"""Muon against singular values, against torch's, and cut into partitions."""
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.optim.muon import Muon, Stack, hidden_matrices, newton_schulz, whole_parameter, zero_partition
+from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
+
+LR, DECAY, MOMENTUM = 0.01, 0.1, 0.9
+SHAPES = [(1, 8, 8), (3, 5, 12), (2, 12, 5), (4, 1, 6), (2, 6, 1), (1, 1, 1), (2, 48, 16)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def polynomial(s: Tensor) -> Tensor:
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+def by_singular_values(x_RC: Tensor) -> Tensor:
+    """What Newton and Schulz compute with products only, from the decomposition in fp64."""
+    u, s, v = torch.linalg.svd(x_RC.double(), full_matrices=False)
+    if s.max() == 0:
+        return torch.zeros_like(x_RC, dtype=torch.float64)
+    result: Tensor = u * polynomial(s / s.square().sum().sqrt()) @ v
+    return result
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@every_shape
+def test_newton_schulz_changes_the_singular_values_only(shape):
+    x_NRC = random(*shape)
+    expected = torch.stack([by_singular_values(x_RC) for x_RC in x_NRC])
+    assert_within(newton_schulz(x_NRC.double()), expected, SIMPLE)
+    assert_within(newton_schulz(x_NRC), expected, COMPLEX)
+    assert newton_schulz(x_NRC.bfloat16()).dtype == torch.bfloat16
+
+
+def test_singular_values_end_near_one_whatever_they_were():
+    u, v = torch.linalg.qr(random(12, 12).double()).Q, torch.linalg.qr(random(20, 12, seed=1).double()).Q
+    for scale in (1e-5, 1.0, 1e6):
+        values = torch.logspace(0, -2, 12, dtype=torch.float64) * scale
+        after = torch.linalg.svdvals(newton_schulz((u * values @ v.mT)[None])[0])
+        assert 0.3 < after.min() < after.max() < 1.25
+        assert torch.linalg.svdvals(u * values @ v.mT).min() < 0.011 * scale  # control: they were not
+
+
+def test_matrices_of_a_stack_do_not_touch_each_other():
+    x_NRC = random(3, 6, 10)
+    x_NRC[1] *= 1e6
+    together = newton_schulz(x_NRC)
+    for n in range(3):
+        assert_within(together[n], newton_schulz(x_NRC[n : n + 1])[0], SIMPLE)
+    # Control: as one matrix [18, 10] the large one would silence the others.
+    assert newton_schulz(x_NRC.flatten(0, 1)[None])[0, :6].norm() < 0.01 * together[0].norm()
+
+
+def test_an_expert_without_a_gradient_is_not_moved():
+    x_NRC = random(2, 4, 6)
+    x_NRC[1] = 0
+    assert_within(newton_schulz(x_NRC)[1], torch.zeros(4, 6), EXACT)
+
+
+def optimizer_of(vectors: list[Tensor], momentum: float = MOMENTUM) -> Muon:
+    groups = [{"params": vectors, "weight_decay": DECAY}]
+    return Muon(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8, momentum=momentum)
+
+
+def by_formula(weight: Tensor, gradients: list[Tensor], stack: Stack) -> tuple[Tensor, Tensor]:
+    """Weight and momentum after the steps, in fp64, from the formulas of the module."""
+    weight_NRC = weight.double().reshape(stack)
+    average_NRC = torch.zeros_like(weight_NRC)
+    for gradient in gradients:
+        g_NRC = gradient.double().reshape(stack)
+        average_NRC = MOMENTUM * average_NRC + (1 - MOMENTUM) * g_NRC
+        u_NRC = MOMENTUM * average_NRC + (1 - MOMENTUM) * g_NRC
+        step_NRC = torch.stack([by_singular_values(u_RC) for u_RC in u_NRC])
+        scale = 0.2 * max(stack.rows, stack.columns) ** 0.5
+        weight_NRC = (1 - LR * DECAY) * weight_NRC - LR * scale * step_NRC
+    return weight_NRC.reshape(weight.shape), average_NRC.reshape(weight.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stack"), [((6, 10), Stack(1, 6, 10)), ((3, 8, 5), Stack(3, 8, 5)), ((3, 8, 5), Stack(6, 4, 5))], ids=str
+)
+def test_steps_follow_the_formula(shape, stack):
+    parameter = nn.Parameter(random(*shape))
+    gradients = [random(*shape, seed=seed) for seed in (1, 2, 3, 4)]
+    expected, average = by_formula(parameter.detach(), gradients, stack)
+    optimizer = optimizer_of([parameter])
+    optimizer.lay_out({parameter: whole_parameter(parameter, stack)})
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert_within(parameter.grad, gradient, EXACT)
+    assert_within(parameter.detach(), expected, SIMPLE)
+    assert_within(optimizer.state[parameter]["exp_avg"], average, SIMPLE)
+    assert "exp_avg_sq" not in optimizer.state[parameter]
+
+
+def test_torch_has_the_same_rule(monkeypatch):
+    """torch.optim.Muon takes single matrices and multiplies in bf16; with fp32 in its place it agrees."""
+    monkeypatch.setattr(
+        "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: newton_schulz(g[None].clone())[0]
+    )
+    ours, theirs = nn.Parameter(random(6, 10)), nn.Parameter(random(6, 10))
+    reference = torch.optim.Muon(
+        [theirs], lr=LR, weight_decay=DECAY, momentum=MOMENTUM, nesterov=True, adjust_lr_fn="match_rms_adamw"
+    )
+    optimizer = optimizer_of([ours])
+    optimizer.lay_out({ours: whole_parameter(ours, Stack(1, 6, 10))})
+    for seed in (1, 2, 3):
+        ours.grad, theirs.grad = random(6, 10, seed=seed), random(6, 10, seed=seed)
+        optimizer.step()
+        reference.step()
+    assert_within(ours.detach(), theirs.detach(), SIMPLE)
+
+
+def test_what_has_no_layout_is_adamws():
+    ours, theirs, matrix = nn.Parameter(random(7)), nn.Parameter(random(7)), nn.Parameter(random(4, 4))
+    reference = torch.optim.AdamW([theirs], lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=DECAY, fused=True)
+    optimizer = optimizer_of([matrix, ours])
+    optimizer.lay_out({matrix: whole_parameter(matrix, Stack(1, 4, 4))})
+    for seed in (1, 2, 3):
+        ours.grad, theirs.grad, matrix.grad = random(7, seed=seed), random(7, seed=seed), random(4, 4, seed=seed)
+        optimizer.step()
+        reference.step()
+    assert_within(ours.detach(), theirs.detach(), EXACT)
+    assert_within(optimizer.state[ours]["exp_avg_sq"], reference.state[theirs]["exp_avg_sq"], EXACT)
+    assert [group["params"] for group in optimizer.param_groups] == [[matrix, ours]]
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_step_that_the_loss_scale_spoilt_changes_nothing(bad):
+    matrix, gain = nn.Parameter(random(4, 4)), nn.Parameter(random(4))
+    optimizer = optimizer_of([matrix, gain])
+    optimizer.lay_out({matrix: whole_parameter(matrix, Stack(1, 4, 4))})
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def step(factor: float) -> None:
+        scaler.scale((matrix.sin().sum() + gain.sin().sum()) * factor).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    step(1.0)
+    before = [t.clone() for t in (matrix, gain, optimizer.state[matrix]["exp_avg"])]
+    step(bad)
+    for now, then in zip((matrix, gain, optimizer.state[matrix]["exp_avg"]), before, strict=True):
+        assert_within(now.detach(), then, EXACT)
+    step(1.0)
+    assert not torch.equal(matrix, before[0])
+
+
+class Ranks:
+    """Threads that play the ranks of a data-parallel group, with a sum over them in lockstep."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.barrier = threading.Barrier(number, timeout=30)
+        self.given: list[Tensor] = [torch.empty(0)] * number
+        self.messages = [0] * number
+
+    def sum_on(self, rank: int) -> Callable[[Tensor], Tensor]:
+        def add_up(tensor: Tensor) -> Tensor:
+            self.messages[rank] += 1
+            self.given[rank] = tensor.clone()
+            self.barrier.wait()
+            tensor.copy_(torch.stack(self.given).sum(dim=0))
+            self.barrier.wait()
+            return tensor
+
+        return add_up
+
+    def run(self, action: Callable[[int], Any]) -> list[Any]:
+        results: list[Any] = [None] * self.number
+
+        def on(rank: int) -> None:
+            try:
+                results[rank] = action(rank)
+            except BaseException:
+                self.barrier.abort()
+                raise
+
+        threads = [threading.Thread(target=on, args=(rank,)) for rank in range(self.number)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        return results
+
+
+PARAMETERS = [
+    ((6, 10), Stack(1, 6, 10)),
+    ((5, 4, 6), Stack(5, 4, 6)),
+    ((3, 8, 5), Stack(6, 4, 5)),
+    ((7, 3), Stack(1, 7, 3)),
+]
+ENTRIES = sum(torch.Size(shape).numel() for shape, _ in PARAMETERS)
+
+
+def link(parameters: list[nn.Parameter], begin: int, end: int) -> None:
+    """Mark the parts that lie in entries begin..end of the flat vector, as DeepSpeed does."""
+    offset = 0
+    for parameter in parameters:
+        low, high = max(begin, offset), min(end, offset + parameter.numel())
+        parameter._hp_mapping = None
+        if low < high:
+            parameter._hp_mapping = SimpleNamespace(
+                lp_fragment_address=SimpleNamespace(start=low - offset, numel=high - low),
+                hp_fragment_address=SimpleNamespace(start=low - begin, numel=high - low),
+            )
+        offset += parameter.numel()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_cut_into_partitions_it_is_the_same(ranks):
+    size = -(-ENTRIES // ranks)
+    padding = size * ranks - ENTRIES
+    start, *gradients = (torch.nn.functional.pad(random(ENTRIES, seed=seed), (0, padding)) for seed in range(4))
+    group = Ranks(ranks)
+
+    def on(rank: int) -> tuple[Tensor, Tensor, int]:
+        parameters = [nn.Parameter(torch.empty(shape)) for shape, _ in PARAMETERS]
+        link(parameters, rank * size, (rank + 1) * size)
+        vector = nn.Parameter(start[rank * size : (rank + 1) * size].clone())
+        optimizer = optimizer_of([vector])
+        stacks = [stack for _, stack in PARAMETERS]
+        layout = zero_partition(list(zip(parameters, stacks, strict=True)), group.sum_on(rank), torch.device("cpu"))
+        optimizer.lay_out({vector: layout})
+        for gradient in gradients:
+            vector.grad = gradient[rank * size : (rank + 1) * size].clone()
+            optimizer.step()
+        return vector.detach(), optimizer.state[vector]["exp_avg"], len(layout.cut)
+
+    weights, averages, cut = zip(*group.run(on), strict=True)
+    begin = 0
+    for shape, stack in PARAMETERS:
+        end = begin + torch.Size(shape).numel()
+        mine = [vector[begin:end].reshape(shape) for vector in (start, *gradients)]
+        expected, average = by_formula(mine[0], mine[1:], stack)
+        assert_within(torch.cat(weights)[begin:end].reshape(shape), expected, SIMPLE)
+        assert_within(torch.cat(averages)[begin:end].reshape(shape), average, SIMPLE)
+        begin = end
+    # One message when the layout is made, and one a cut matrix and step: at most one a border.
+    assert len(set(cut)) == 1
+    assert cut[0] <= ranks - 1
+    assert set(group.messages) == {1 + 3 * cut[0]}
+    assert ranks == 1 or cut[0] > 0
+
+
+def test_a_cut_matrix_is_not_two_matrices():
+    """Negative control: without the sum over the holders, ranks would orthogonalise what they happen to have."""
+
+    def halves(sum_on: Callable[[Ranks, int], Callable[[Tensor], Tensor]]) -> Tensor:
+        group = Ranks(2)
+
+        def on(rank: int) -> Tensor:
+            parameter, stack = nn.Parameter(torch.empty(6, 10)), Stack(1, 6, 10)
+            link([parameter], 30 * rank, 30 * rank + 30)
+            vector = nn.Parameter(torch.zeros(30))
+            optimizer = optimizer_of([vector])
+            layout = zero_partition([(parameter, stack)], group.sum_on(rank), torch.device("cpu"))
+            optimizer.lay_out({vector: layout._replace(sum_over_holders=sum_on(group, rank))})
+            vector.grad = random(60)[30 * rank : 30 * rank + 30]
+            optimizer.step()
+            return vector.detach()
+
+        return torch.cat(group.run(on)).view(6, 10)
+
+    whole, _ = by_formula(torch.zeros(6, 10), [random(60).view(6, 10)], Stack(1, 6, 10))
+    assert_within(halves(Ranks.sum_on), whole, SIMPLE)
+    with pytest.raises(AssertionError, match="difference"):
+        assert_within(halves(lambda group, rank: lambda tensor: tensor), whole, SIMPLE)
+
+
+def test_which_parameters_are_hidden_matrices():
+    run = RunConfig.model_validate({
+        "model": {"tie_embeddings": False, "bias": True, "norm": "layernorm", "position": "learned", "num_layers": 2},
+        "moe": {"num_experts": 4, "every_n_layers": 2, "noisy_gating": True},
+    })  # fmt: skip
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in Decoder(run).named_parameters()}
+    stacks = {name: hidden_matrices(name, shape, gated=True) for name, shape in shapes.items()}
+    attention = {f"blocks.{i}.attention.{p}_proj.weight": Stack(1, 128, 128) for i in range(2) for p in "qkvo"}
+    assert {name: stack for name, stack in stacks.items() if stack is not None} == {
+        **attention,
+        "blocks.0.ffn.gate_up_proj.weight": Stack(2, 256, 128),
+        "blocks.0.ffn.down_proj.weight": Stack(1, 128, 256),
+        "blocks.1.ffn.experts.gate_up_proj": Stack(8, 256, 128),
+        "blocks.1.ffn.experts.down_proj": Stack(4, 128, 256),
+    }
+    assert hidden_matrices("blocks.0.ffn.experts.gate_up_proj", torch.Size([4, 256, 128]), False) == Stack(4, 256, 128)

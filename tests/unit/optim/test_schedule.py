@@ -1,0 +1,84 @@
+"""Learning rates against their closed form."""
+
+import math
+
+import pytest
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.optim.schedule import learning_rate
+
+
+def run(kind="cosine", warmup=4, steps=25, floor=0.1, lr=2e-3, minutes=None) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "schedule": {"kind": kind, "warmup_steps": warmup, "min_lr_ratio": floor},
+            "optimizer": {"lr": lr},
+            "train": {"max_steps": steps, "max_minutes": minutes},
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+def test_the_warm_up_is_a_straight_line_that_never_is_zero(kind):
+    rates = [learning_rate(run(kind), step) for step in range(4)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1.5e-3, 2e-3], rel=1e-12)
+
+
+def test_cosine_at_places_that_are_known_without_a_cosine():
+    # 21 steps from 4 to 24, so 4 + 20 k / 6 would be sixths; quarters are whole steps.
+    rate = {step: learning_rate(run(), step) / 2e-3 for step in range(30)}
+    assert rate[4] == pytest.approx(1.0)
+    assert rate[14] == pytest.approx(0.1 + 0.9 / 2)
+    assert rate[9] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert rate[19] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(0.5)) / 2)
+    assert rate[24] == pytest.approx(0.1)
+    assert rate[29] == pytest.approx(0.1)  # beyond the end it stays
+    assert all(rate[i] > rate[i + 1] for i in range(4, 24))
+
+
+def test_constant_stays_at_the_peak():
+    assert {learning_rate(run("constant"), step) for step in range(4, 100)} == {2e-3}
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 2), (1, 1), (1, 2), (50, 10), (9, 10), (10, 10)])
+def test_short_runs_have_a_rate_at_every_step(warmup, steps):
+    rates = [learning_rate(run(warmup=warmup, steps=steps), step) for step in range(steps)]
+    assert all(0 < rate <= 2e-3 for rate in rates)
+    if warmup == 0:
+        assert rates[0] == 2e-3
+    if 0 == warmup < steps - 1:
+        assert rates[-1] == pytest.approx(2e-4)
+
+
+def test_no_floor_ends_at_zero():
+    assert learning_rate(run(floor=0.0), 24) == pytest.approx(0.0, abs=1e-18)
+
+
+def test_where_time_is_ahead_the_cosine_goes_by_it():
+    """One minute: half of it is half of the 25 steps, whatever number of them was done."""
+    timed = run(minutes=1.0)
+    assert learning_rate(timed, 6, 30.0) / 2e-3 == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 8.5 / 20)))
+    assert learning_rate(timed, 6, 60.0) == learning_rate(timed, 6, 99.0) == pytest.approx(2e-4)
+    assert learning_rate(timed, 20, 30.0) == learning_rate(run(), 20)  # the steps are
+    assert learning_rate(run("constant", minutes=1.0), 6, 50.0) == 2e-3
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 30), (4, 30), (40, 30), (4, 10**6), (500, 1000)])
+def test_of_a_run_that_time_ends_the_rate_rises_once_and_falls_to_the_floor(warmup, steps, floor):
+    timed = run(warmup=warmup, steps=steps, floor=floor, minutes=1.0)
+    rates = [learning_rate(timed, step, elapsed) for step, elapsed in enumerate(range(60))]
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert all(0 <= rate <= 2e-3 for rate in rates)
+    assert rates[-1] <= 2e-3 * (floor + 0.01)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 1 / 3, 0.7, 0.9999999])
+@pytest.mark.parametrize("warmup", [0, 3, 7])
+def test_time_that_is_not_ahead_changes_no_bit(warmup, floor):
+    plain, timed = run(warmup=warmup, floor=floor), run(warmup=warmup, floor=floor, minutes=1.0)
+    for step in range(25):
+        assert learning_rate(timed, step, step * 59 / 25) == learning_rate(plain, step)
+        assert learning_rate(plain, step, 1e9) == learning_rate(plain, step)

@@ -1,0 +1,119 @@
+"""metrics.jsonl: whole lines, and none beyond the step that a run goes on from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.train.callbacks.records import MetricsFile, WandbHook
+
+LINES = [
+    {"step": 1, "train_loss": 3.0},
+    {"step": 2, "train_loss": 2.0},
+    {"step": 2, "val_loss": 2.5},
+    {"step": 3, "train_loss": 1.0},
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def written(path: Path) -> str:
+    metrics = MetricsFile(path)
+    metrics.on_start(TrainState())
+    for line in LINES:
+        (metrics.on_eval if "val_loss" in line else metrics.on_train)(line)
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_line_is_a_json_object_and_is_there_at_once(path):
+    metrics = MetricsFile(path)
+    metrics.on_start(TrainState())
+    assert path.read_text() == ""
+    for count, line in enumerate(LINES, 1):
+        metrics.on_train(line)
+        assert [json.loads(text) for text in path.read_text().splitlines()] == LINES[:count]
+        assert path.read_text().endswith("\n")
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, 0), (1, 1), (2, 3), (3, 4), (9, 4)])
+def test_lines_beyond_the_step_are_cut(path, step, kept):
+    text = written(path)
+    MetricsFile(path).on_start(TrainState(step=step))
+    assert path.read_text() == "".join(text.splitlines(keepends=True)[:kept])
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+def test_a_half_written_last_line_is_cut(path, length):
+    text = written(path)
+    with path.open("a") as file:
+        file.write('{"step": 2, "val_loss": 9.0}'[:length])
+    metrics = MetricsFile(path)
+    metrics.on_start(TrainState(step=3))
+    assert path.read_text() == text
+    metrics.on_train({"step": 4})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rubbish", ["", "null", "12", "[]", "{}", '{"step": null}', '{"step": "x"}', "\0\0"])
+def test_lines_without_a_step_are_cut(path, rubbish):
+    text = written(path)
+    path.write_text(text + rubbish + "\n")
+    MetricsFile(path).on_start(TrainState(step=9))
+    assert path.read_text() == text
+
+
+def test_nothing_is_left_beside_the_file(path):
+    written(path)
+    MetricsFile(path).on_start(TrainState(step=1))
+    assert list(path.parent.iterdir()) == [path]
+
+
+UNDONE = [
+    {"step": 1, "train_loss": 3.0, "undone_steps": 0},
+    {"step": 2, "train_loss": 2.0, "undone_steps": 0},
+    {"step": 3, "train_loss": None, "undone_steps": 0},
+    {"step": 2, "train_loss": 2.5, "undone_steps": 2},  # back to step 1
+    {"step": 3, "train_loss": 2.4, "undone_steps": 2},
+    {"step": 3, "val_loss": 2.4, "undone_steps": 2},
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        (TrainState(step=2), 2),  # killed, and resumed from before the rollback
+        (TrainState(step=3), 3),
+        (TrainState(step=1, undone_steps=2), 3),
+        (TrainState(step=2, undone_steps=2), 4),  # the undone steps belong to the run that it goes on from
+        (TrainState(step=3, undone_steps=2), 6),
+    ],
+)
+def test_undone_steps_stay_and_are_told_from_those_that_replace_them(path, state, kept):
+    metrics = MetricsFile(path)
+    metrics.on_start(TrainState())
+    for line in UNDONE:
+        metrics.on_train(line)
+    MetricsFile(path).on_start(state)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == UNDONE[:kept]
+
+
+class RecordingTracker:
+    def __init__(self) -> None:
+        self.logged: list[dict] = []
+
+    def log(self, record) -> None:
+        self.logged.append(dict(record))
+
+
+def test_the_step_that_wandb_sees_never_goes_back():
+    tracker = RecordingTracker()
+    hook = WandbHook(tracker)
+    for line in UNDONE:
+        (hook.on_eval if "val_loss" in line else hook.on_train)(line)
+    assert [record["step"] for record in tracker.logged] == [1, 2, 3, 4, 5, 5]
+    assert "train_loss" not in tracker.logged[2]
+    assert tracker.logged[3]["train_loss"] == 2.5
