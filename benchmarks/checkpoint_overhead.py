@@ -30,7 +30,7 @@ from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, free_port, pick_device
 from storyteller_ds.engines.build import build_engine
-from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
 from tests.support.distributed import DS_CONFIGS
 
 EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 20, 10, 1e-3

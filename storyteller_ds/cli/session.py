@@ -34,22 +34,22 @@ from storyteller_ds.engines.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.model import count_parameters, flops_per_token
-from storyteller_ds.train import run_folder as layout
-from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
-from storyteller_ds.train.callbacks.anomalies import Anomalies
-from storyteller_ds.train.callbacks.callback import Hook
-from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
-from storyteller_ds.train.callbacks.pace import Pace
-from storyteller_ds.train.callbacks.progress import PlainProgress, TerminalProgress
-from storyteller_ds.train.callbacks.records import MetricsFile, WandbHook
-from storyteller_ds.train.callbacks.samples import SampleHook, check_prompts
-from storyteller_ds.train.callbacks.slow_steps import SlowSteps
-from storyteller_ds.train.callbacks.step_report import StepReport
-from storyteller_ds.train.callbacks.wandb_tracker import WandbTracker
-from storyteller_ds.train.callbacks.watchdog import Watchdog
-from storyteller_ds.train.interruption import Interruption
-from storyteller_ds.train.loop import train, why_over
-from storyteller_ds.train.run_folder import RunFolder
+from storyteller_ds.training import run_folder as layout
+from storyteller_ds.training.announcement import only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.training.callbacks.anomalies import Anomalies
+from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.pace import Pace
+from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalProgress
+from storyteller_ds.training.callbacks.records import MetricsFile, WandbHook
+from storyteller_ds.training.callbacks.samples import SampleHook, check_prompts
+from storyteller_ds.training.callbacks.slow_steps import SlowSteps
+from storyteller_ds.training.callbacks.step_report import StepReport
+from storyteller_ds.training.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.training.callbacks.watchdog import Watchdog
+from storyteller_ds.training.interruption import Interruption
+from storyteller_ds.training.loop import train, why_over
+from storyteller_ds.training.run_folder import RunFolder
 
 
 class Session:

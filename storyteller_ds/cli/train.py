@@ -18,7 +18,7 @@ from storyteller_ds.distributed.world import World, pick_device
 from storyteller_ds.engines.build import check_engine
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, OutOfMemory, StorytellerError
 from storyteller_ds.home import home_notice
-from storyteller_ds.train.interruption import Interruption
+from storyteller_ds.training.interruption import Interruption
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20
 SECONDS_IF_ALONE = 3

@@ -95,7 +95,8 @@ class World(Ranks):
         finally:
             _barrier = None
             # A process that leaves without this aborts with SIGABRT under gloo.
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     def _agree_on_rendezvous(self) -> None:
         """Set what torch's env:// rendezvous reads, and see on rank 0 that the port can be had.
@@ -194,7 +195,7 @@ def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerErro
         barrier.wait()
     except (Interrupted, InterruptedSafely) as signalled:
         # The others hear of it as of any failure. Where they cannot, since one of them still works, this process
-        # is ended by the thread that listens to signals (train/interruption.py).
+        # is ended by the thread that listens to signals (training/interruption.py).
         mine = signalled, None
         barrier.wait()
     return mine

@@ -11,7 +11,7 @@ Every process that a launcher starts becomes a supervisor: before torch is impor
 trains (supervisor.py). The kernel tells it of the death of its child and of its launcher, the lifeline
 (lifeline.py) of a rank lost elsewhere; each of these ends the run on every machine, with an exit code that is not
 0 and one line that names rank, host and step. Signals that ask a run to end are passed on, and the child is given the
-time to save if it says that it does so (train/interruption.py). A supervisor that is killed takes its child with it.
+time to save if it says that it does so (training/interruption.py). A supervisor that is killed takes its child with it.
 What the training process says to its supervisor goes through a pipe (child.py). `storyteller launch` stands above the
 deepspeed command and passes signals to the supervisors, past the launchers, which would not survive them
 (launchers.py).

@@ -29,7 +29,7 @@ from storyteller_ds.streams import write_unlocked
 GRACE_S = 20
 """From SIGTERM to SIGKILL; under the 30 s after which launchers kill the supervisor itself."""
 SAVE_S = 600
-"""The same for a child that finishes its step and saves (train/interruption.py), if its launcher lets it; one that
+"""The same for a child that finishes its step and saves (training/interruption.py), if its launcher lets it; one that
 hangs is ended earlier by its watchdog."""
 ONE_EVENT_S = 2.0
 """Signals within this time are one and the same: a launcher sends some of them twice."""

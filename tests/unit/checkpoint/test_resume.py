@@ -22,7 +22,7 @@ from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
 
 BATCH, LENGTH, VOCAB = 2, 8, 32
 CPU = torch.device("cpu")

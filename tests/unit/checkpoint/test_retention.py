@@ -18,7 +18,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
-from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
 
 RUN = RunConfig.model_validate(
     {

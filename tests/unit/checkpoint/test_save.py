@@ -24,7 +24,7 @@ from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError, StorytellerError
-from storyteller_ds.train.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
 
 SECONDS = 60
 """Far more than anything here takes; a wait that is longer is a hang."""

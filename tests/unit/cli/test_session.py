@@ -13,7 +13,7 @@ from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
-from storyteller_ds.train.interruption import Interruption
+from storyteller_ds.training.interruption import Interruption
 
 
 @pytest.mark.parametrize(("activation", "loops"), [("swiglu", False), ("gelu", True)])

@@ -17,7 +17,7 @@ from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.train.callbacks.samples import SampleHook
+from storyteller_ds.training.callbacks.samples import SampleHook
 
 CONTEXT = 16
 RUN = RunConfig.model_validate(

@@ -13,10 +13,10 @@ from storyteller_ds.data.batches import TrainBatches, ValidationBatches
 from storyteller_ds.engines.base import Engine, LossScale, StepResult
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.optim.schedule import learning_rate
-from storyteller_ds.train.callbacks.anomalies import Anomalies
-from storyteller_ds.train.callbacks.callback import Hook, Record
-from storyteller_ds.train.interruption import Interruption
-from storyteller_ds.train.validation import validate
+from storyteller_ds.training.callbacks.anomalies import Anomalies
+from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.interruption import Interruption
+from storyteller_ds.training.validation import validate
 
 COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")
 """What every train line says of the state: see TrainState."""

@@ -26,10 +26,10 @@ from storyteller_ds.errors import (
     TrainingStopped,
 )
 from storyteller_ds.optim.schedule import learning_rate
-from storyteller_ds.train.callbacks.anomalies import Anomalies
-from storyteller_ds.train.callbacks.callback import Hook
-from storyteller_ds.train.interruption import Interruption
-from storyteller_ds.train.loop import train, why_over
+from storyteller_ds.training.callbacks.anomalies import Anomalies
+from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.interruption import Interruption
+from storyteller_ds.training.loop import train, why_over
 
 LENGTH, BATCH = 4, 2
 ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)

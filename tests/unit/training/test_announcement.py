@@ -9,7 +9,7 @@ from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus, TextSize, open_corpus, prepare_corpus
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.training.announcement import only_warm_up, text_and_passes, unused_rows
 
 STORIES = [f"Story number {i}. There was a dög called Rex{i}." for i in range(40)]
 

@@ -1,6 +1,6 @@
 """What is reported when other programs use the cores."""
 
-from storyteller_ds.train.callbacks.slow_steps import IN_A_ROW, SlowSteps
+from storyteller_ds.training.callbacks.slow_steps import IN_A_ROW, SlowSteps
 
 
 class Neighbours:

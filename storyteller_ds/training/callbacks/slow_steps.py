@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from storyteller_kernels.cpu_sharing import TAKEN, Neighbours
 
-from storyteller_ds.train.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.callback import Hook, Record
 
 SLOW = 1.5
 """How many times as long as usual a step takes to be called slow."""

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.training import TrainConfig
-from storyteller_ds.train.callbacks.pace import RECENT_STEPS, Pace
-from storyteller_ds.train.callbacks.progress import SECONDS_BETWEEN_LINES, PlainProgress, TerminalProgress
+from storyteller_ds.training.callbacks.pace import RECENT_STEPS, Pace
+from storyteller_ds.training.callbacks.progress import SECONDS_BETWEEN_LINES, PlainProgress, TerminalProgress
 
 EVAL = {"step": 4, "val_loss": 1.23456, "val_ppl": 3.4368, "val_bpb": 0.56789}
 

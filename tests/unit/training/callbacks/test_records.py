@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.train.callbacks.records import MetricsFile, WandbHook
+from storyteller_ds.training.callbacks.records import MetricsFile, WandbHook
 
 LINES = [
     {"step": 1, "train_loss": 3.0},

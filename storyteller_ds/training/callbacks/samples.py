@@ -15,8 +15,8 @@ from storyteller_ds.generation.decode import prompt_ids
 from storyteller_ds.generation.markdown import as_quote
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
-from storyteller_ds.train.callbacks.callback import Hook
-from storyteller_ds.train.run_folder import written_record
+from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.run_folder import written_record
 
 _SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 

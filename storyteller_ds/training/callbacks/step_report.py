@@ -2,7 +2,7 @@
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.distributed.supervision.child import report_step
-from storyteller_ds.train.callbacks.callback import Hook
+from storyteller_ds.training.callbacks.callback import Hook
 
 
 class StepReport(Hook):

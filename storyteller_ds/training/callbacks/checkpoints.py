@@ -12,7 +12,7 @@ from storyteller_ds.checkpoint.write import Contents, Save, make_checkpoints_fol
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.train.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.callback import Hook, Record
 
 SECONDS_FOR_THE_OTHERS = 60
 """How long rank 0 waits for the files of ranks that it can no longer talk to, after training has failed."""

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from storyteller_ds.train.callbacks.loss_spike import LEAST_DEVIATION, deviations, is_spike
+from storyteller_ds.training.callbacks.loss_spike import LEAST_DEVIATION, deviations, is_spike
 
 
 def middle(values: list[float]) -> float:

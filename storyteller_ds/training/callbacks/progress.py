@@ -10,8 +10,8 @@ from rich.text import Text
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.errors import EXIT_DONE
-from storyteller_ds.train.callbacks.callback import Hook, Record
-from storyteller_ds.train.callbacks.pace import Pace
+from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.pace import Pace
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -8,7 +8,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import TrainingStopped
-from storyteller_ds.train.callbacks.loss_spike import is_spike
+from storyteller_ds.training.callbacks.loss_spike import is_spike
 
 
 class Anomalies:

@@ -18,9 +18,9 @@ from storyteller_ds.data.text_bytes import SpelledBytes
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED, TrainingStopped
-from storyteller_ds.train.callbacks.anomalies import Anomalies
-from storyteller_ds.train.callbacks.callback import Hook
-from storyteller_ds.train.loop import train
+from storyteller_ds.training.callbacks.anomalies import Anomalies
+from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.loop import train
 
 GOOD, BAD_LOSS, BAD_GRADIENT, OVERFLOW, SPIKE = ".", "l", "g", "o", "S"
 RESULTS = {

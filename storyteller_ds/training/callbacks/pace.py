@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.training import TrainConfig
-from storyteller_ds.train.callbacks.callback import Record
+from storyteller_ds.training.callbacks.callback import Record
 
 RECENT_STEPS = 30
 """Whose median says how long a step takes: compiling, and a machine that is busy for a while, do not count."""

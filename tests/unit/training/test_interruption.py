@@ -10,7 +10,7 @@ import torch
 from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, outside_training
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely
-from storyteller_ds.train.interruption import SECONDS_OF_ONE_EVENT, Interruption
+from storyteller_ds.training.interruption import SECONDS_OF_ONE_EVENT, Interruption
 from tests.support.distributed import wait_until
 
 TERM, USR1, INT, HUP = ASKING_TO_END

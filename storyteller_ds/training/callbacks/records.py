@@ -5,9 +5,9 @@ from pathlib import Path
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.train.callbacks.callback import Hook, Record
-from storyteller_ds.train.callbacks.wandb_tracker import WandbTracker
-from storyteller_ds.train.run_folder import written_record
+from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.training.run_folder import written_record
 
 
 class MetricsFile(Hook):

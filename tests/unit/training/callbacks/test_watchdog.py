@@ -10,8 +10,8 @@ from storyteller_ds.distributed.heartbeat import progress_made
 from storyteller_ds.distributed.supervision.child import report_step
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED
-from storyteller_ds.train.callbacks import watchdog as module
-from storyteller_ds.train.callbacks.watchdog import Watchdog
+from storyteller_ds.training.callbacks import watchdog as module
+from storyteller_ds.training.callbacks.watchdog import Watchdog
 from tests.support.distributed import wait_until
 
 LIMIT_MIN = 10.0
