@@ -30,8 +30,7 @@ from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, free_port, pick_device
 from storyteller_ds.engines.build import build_engine
-from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
-from tests.support.distributed import DS_CONFIGS
+from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 
 EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 20, 10, 1e-3
 KINDS = ("none", "asynchronous", "synchronous")
@@ -68,7 +67,7 @@ def main() -> None:
 def run_rank(ranks: int) -> None:
     """Train all blocks as one rank; rank 0 prints."""
     world = World.from_environment()
-    loaded = load_config("tiny_test", DS_CONFIGS / "zero2.json" if ranks > 1 else None, ["parallel.device=cpu"])
+    loaded = load_config("tiny_test", ["parallel.device=cpu"], ds_config="zero2" if ranks > 1 else None)
     plan = make_plan(loaded.run, world.size)
     world.limit_threads()
     keep_freed_memory()
@@ -94,9 +93,9 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
         config = {"run": run.model_dump(mode="json"), "deepspeed": engine.passed_config, "topology": topology}
         return Contents(trainer, config, corpus.tokenizer.to_json(), corpus.fingerprint, topology)
 
-    def hook(kind: str) -> CheckpointHook:
+    def hook(kind: str) -> Checkpoints:
         config = CheckpointConfig(every_steps=EVERY_STEPS, keep_last=1, asynchronous=kind == "asynchronous")
-        return CheckpointHook(engine, folder, config, contents, lambda _: last_steps.append(len(seconds) + 1))
+        return Checkpoints(engine, folder, config, contents, lambda _: last_steps.append(len(seconds) + 1))
 
     hooks = {kind: hook(kind) for kind in KINDS if kind != "none"}
     state = TrainState()

@@ -70,6 +70,9 @@ class InterruptedSafely(StorytellerError):
 class InterruptedAfterSave(InterruptedSafely):
     """Likewise, after the step and its checkpoint; raised on all ranks at the same step."""
 
+    step = 0
+    """Optimizer steps done and saved."""
+
 
 class TrainingStopped(StorytellerError):
     """Training gave up by itself, for instance on a non-finite loss."""

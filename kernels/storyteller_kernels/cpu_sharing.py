@@ -10,12 +10,12 @@ does nothing makes all wait politely, and ending it makes them spin again: the o
 No number changes, since an operation is divided among as many threads as before.
 """
 
-import atexit
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -86,7 +86,12 @@ class CoreSharing:
         crowded = self._threads * self._neighbours.ranks + taken > self._cores
         if self._idle is None and taken >= TAKEN and crowded:
             self._wait_politely()
-        elif self._idle is not None and taken < FREE:
+        elif taken < FREE:
+            self.spin()
+
+    def spin(self) -> None:
+        """Have the threads wait as by default."""
+        if self._idle is not None:
             self._idle.set()
             self._idle = None
 
@@ -101,8 +106,9 @@ class CoreSharing:
             ready.wait()
 
 
-def share_cores(ranks: int = 1) -> Neighbours:
-    """From now on, let the threads of this process wait politely while other programs use its cores.
+@contextlib.contextmanager
+def shared_cores(ranks: int = 1) -> Iterator[Neighbours]:
+    """Let the threads of this process wait politely in this context while other programs use its cores.
 
     Costs a look at /proc/stat every LOOK_EVERY_S. Threads wait as before where torch has another OpenMP library, and
     where the user has set one of DECIDED_BY_USER.
@@ -110,26 +116,27 @@ def share_cores(ranks: int = 1) -> Neighbours:
     Args:
         ranks: processes of this run on this machine.
 
-    Returns:
+    Yields:
         What is known of the other programs, kept up to date.
     """
     neighbours = Neighbours(ranks)
     threads = torch.get_num_threads()
     decided = any(os.environ.get(name) for name in DECIDED_BY_USER)
+    sharing = None
     if sys.platform.startswith("linux") and threads > 1 and not decided:
-        look: Callable[[], object] = CoreSharing(neighbours, threads, len(os.sched_getaffinity(0))).adjust
-    else:
-        look = neighbours.look
+        sharing = CoreSharing(neighbours, threads, len(os.sched_getaffinity(0)))
+    look = neighbours.look if sharing is None else sharing.adjust
     end = threading.Event()
     looking = threading.Thread(target=_keep_looking, args=(look, end), name="neighbours", daemon=True)
     looking.start()
-
-    def stop() -> None:
+    try:
+        yield neighbours
+    finally:
+        # Also since a thread that Python ends in the middle of torch's work aborts the process.
         end.set()
         looking.join()
-
-    atexit.register(stop)  # a thread that Python ends in the middle of torch's work aborts the process
-    return neighbours
+        if sharing is not None:
+            sharing.spin()
 
 
 def _keep_looking(look: Callable[[], object], end: threading.Event) -> None:

@@ -106,7 +106,7 @@ def certify(placements: Sequence[Placement], say: Callable[[str], None]) -> Iter
     references: dict[tuple[str, str], Results] = {}
     with tempfile.TemporaryDirectory(prefix="storyteller-certify-") as temporary:
         folder = Path(temporary)
-        run = load_config(PRESET, None, RUN).run
+        run = load_config(PRESET, RUN).run
         key = prepare_corpus(run, say, check_shards=True)
         if any(placement.device == "cpu" for placement in placements):
             # The process that all CPU ranks are forked from imports everything now, outside of any row's time.

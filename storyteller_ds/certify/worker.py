@@ -114,7 +114,7 @@ def _set_environment(job: Job, rank: int) -> None:
 
 def _train_and_write(job: Job) -> None:
     world = World.from_environment()
-    loaded = load_config(job.preset, job.ds_config, [*job.overrides, f"parallel.device={job.device}"])
+    loaded = load_config(job.preset, [*job.overrides, f"parallel.device={job.device}"], ds_config=job.ds_config)
     device = pick_device(job.device, world.local_rank)
     plan = make_plan(loaded.run, world.size)
     # The model is too small to share among cores, and one thread is the same reduction order on every machine.

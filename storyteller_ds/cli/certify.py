@@ -11,8 +11,8 @@ from rich.console import Console
 from storyteller_ds.certify import report
 from storyteller_ds.certify.rows import ROWS, Row, select
 from storyteller_ds.certify.run import NotCertified, Verdict, certify, place
-from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.console import lines_to
 from storyteller_ds.durable import check_output, write_output
 from storyteller_ds.errors import UserError
 

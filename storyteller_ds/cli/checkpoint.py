@@ -17,9 +17,9 @@ from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_fol
 from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
 from storyteller_ds.cli.group import Group
-from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.config.training import CheckpointConfig
+from storyteller_ds.console import lines_to
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import for_terminal
 

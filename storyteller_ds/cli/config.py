@@ -25,7 +25,7 @@ def config() -> None:
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def show(config_name: str | None, ds_config: Path | None, overrides: tuple[str, ...]) -> None:
     """Print the resolved run config as YAML; fields that are not defaults say where they come from."""
-    loaded = load_config(config_name, ds_config, overrides)
+    loaded = load_config(config_name, overrides, ds_config=ds_config)
     for section, value in loaded.run.model_dump(mode="json").items():
         fields = value if isinstance(value, dict) else None
         if fields is None:

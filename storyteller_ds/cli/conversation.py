@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from storyteller_ds.cli.prompts import typed
 from storyteller_ds.cli.story_printer import print_story
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.load import StoryModel
 from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.story_model import StoryModel
 
 _STDOUT, _STDERR = 1, 2
 

@@ -6,19 +6,20 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 from rich.console import Console
-from storyteller_kernels.cpu_sharing import share_cores
+from storyteller_kernels.cpu_sharing import shared_cores
 
 from storyteller_ds.cli.conversation import converse
-from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.prompts import Prompt, prompts_of, typed
 from storyteller_ds.cli.story_printer import print_story
+from storyteller_ds.console import lines_to
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.durable import check_output, write_output
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.load import StoryModel, load_story_model
+from storyteller_ds.generation.load import load_story_model
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
+from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.untrusted import for_terminal
 
@@ -69,7 +70,7 @@ def generate(
         _refuse_to_replace(prompts_file, output)
     place = pick_device(device, 0, "--device")
     if place.type == "cpu":
-        share_cores()
+        click.get_current_context().with_resource(shared_cores())
     model = load_story_model(checkpoint, place, say)
     say(f"model: {model.step_folder}")
     if interactive:

@@ -1,24 +1,22 @@
 """storyteller train, and the main job launch/train.py."""
 
-from contextlib import nullcontext
-from functools import partial
+import shlex
 from pathlib import Path
 
 import click
 from rich.console import Console
-from storyteller_kernels.cpu_memory import keep_freed_memory
 
-from storyteller_ds.cli.lines import lines_to
 from storyteller_ds.cli.main import speak
 from storyteller_ds.cli.paths import UserPath
-from storyteller_ds.cli.session import Session
 from storyteller_ds.config import load_config
-from storyteller_ds.distributed.plan import make_plan
-from storyteller_ds.distributed.world import World, pick_device
-from storyteller_ds.engines.build import check_engine
+from storyteller_ds.console import lines_to
+from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, OutOfMemory, StorytellerError
 from storyteller_ds.home import home_notice
-from storyteller_ds.training.interruption import Interruption
+from storyteller_ds.training.interruption import ProcessInterruption
+from storyteller_ds.training.run_folder import METRICS
+from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.training.trainer import Trainer
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20
 SECONDS_IF_ALONE = 3
@@ -60,26 +58,15 @@ def train(
     console = Console(stderr=True, quiet=quiet or not world.is_main)
     if (notice := home_notice()) is not None:
         lines_to(console)(notice)
-    with Interruption(lines_to(console), speaks=world.is_main) as interruption:
+    with ProcessInterruption(lines_to(console), speaks=world.is_main) as interruption:
         try:
-            loaded = load_config(config, ds_config, overrides, world.size)
-            device = pick_device(loaded.run.parallel.device, world.local_rank)
-            plan = make_plan(loaded.run, world.size, loaded)
-            check_engine(loaded.run, loaded.deepspeed, plan, world, device)
-            world.limit_threads()
-            if device.type == "cpu":
-                keep_freed_memory()
-            timeout = loaded.run.parallel.timeout_minutes
-            with world.connected(device, timeout) if ds_config else nullcontext():
-                folder = output_dir or Path("runs") / loaded.name
-                try:
-                    Session(loaded, plan, world, device, folder, console, interruption).go(resume)
-                except InterruptedAfterSave as error:
-                    # A launcher ends all ranks as soon as one has left. Here all are through with everything.
-                    world.on_main(partial(speak, str(error)))
-                    raise InterruptedAfterSave("") from None
+            loaded = load_config(config, overrides, ds_config=ds_config, ranks=world.size)
+            trainer = Trainer(loaded, output_dir, resume=resume, console=console)
+            run = trainer.train(interruption, speak)
+            if world.is_main and not quiet:
+                _print_where(run)
         except InterruptedAfterSave:
-            raise
+            raise InterruptedAfterSave("") from None  # it has been said
         except (Interrupted, InterruptedSafely) as error:
             world.wait_to_be_ended(SECONDS_IF_INTERRUPTED)
             # Also where the signal was for this rank alone: its launcher then ends rank 0 too.
@@ -94,3 +81,15 @@ def train(
         except RuntimeError as error:
             world.wait_if_peer_lost(error, SECONDS_FOR_RANK_0_TO_SPEAK)
             raise
+
+
+def _print_where(run: TrainedRun) -> None:
+    """Where everything is, on stdout."""
+    print(f"metrics:    {run.folder / METRICS}")
+    if run.samples is not None:
+        print(f"samples:    {run.samples}")
+    print(f"checkpoint: {run.checkpoint}")
+    print(
+        f'try:        storyteller generate --checkpoint {shlex.quote(str(run.folder))} --prompt "Once upon a time"',
+        flush=True,
+    )

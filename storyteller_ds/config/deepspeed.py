@@ -6,6 +6,8 @@ clipping, precision, the optimizer), the JSON says "auto", as with Hugging Face'
 which then counts as if it stood in the run config. Nothing here imports deepspeed.
 """
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,13 @@ from storyteller_ds.config.nearest import nearest
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
+from storyteller_ds.untrusted import parse_json
 from storyteller_ds.user_paths import expand_home
+
+OURS = Path(__file__).parents[1] / "ds_configs"
+"""The DeepSpeed configs that come with the package; in the repository a link to the folder ds_configs."""
+IN_PYTHON = Path("ds_config")
+"""Stands in messages for a DeepSpeed config that is no file."""
 
 # JSON key -> run config field, for everything that both of them can say.
 _SHARED = {
@@ -54,14 +62,26 @@ JSON_KEYS = {field: key for key, field in _SHARED.items()} | {
 """Run config field -> the key of a DeepSpeed JSON that can say it, too."""
 
 
-def read_deepspeed_json(path: Path) -> dict[str, Any]:
+def file_or_name(given: str | os.PathLike[str] | Mapping[str, Any]) -> Path:
+    """The path under which messages speak of a DeepSpeed config: as it was given."""
+    return IN_PYTHON if isinstance(given, Mapping) else Path(given)
+
+
+def read_deepspeed_json(path: Path, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A DeepSpeed JSON whose keys we know what to do with, and whose values have the type that each key is for.
+
+    Args:
+        path: of the file. Where there is none, the name of one of ours is enough: zero2, or ds_configs/zero2.json.
+        content: what would be in the file; None: read it.
 
     Raises:
         ConfigError: missing file, bad JSON, a key that is unknown or belongs to the run config, or a value of
             another type.
     """
-    config = read_json(path, "DeepSpeed config", _where_they_are)
+    if content is None:
+        config = read_json(_ours(path) or path, "DeepSpeed config", _where_they_are)
+    else:
+        config = parse_json(json.dumps(content), str(path))
     if name := secret_within(config):  # before any other message shows a part of it
         raise ConfigError(f"{path} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
     for key in config:
@@ -103,16 +123,20 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
                 )
 
 
+def _ours(path: Path) -> Path | None:
+    """The file of the package that this path names, if nothing else lies there."""
+    named = path.suffix in ("", ".json") and path.parent in (Path(), Path(OURS.name))
+    file = OURS / f"{path.stem}.json"
+    return file if named and not path.exists() and file.exists() else None
+
+
 def _where_they_are(missing: Path) -> str:
-    """The file that was probably meant: of those in its folder, or of the repository's ds_configs."""
+    """The file that was probably meant: of those in its folder, or of those of the package."""
     if hint := nearest_sibling(missing):
         return hint
-    folders = (Path(__file__).parents[2] / "ds_configs", Path("ds_configs"))
-    ours = {path.stem: str(path) for folder in folders for path in sorted(folder.glob("*.json"))}
-    if not ours:
-        return "; give the path of a JSON file, for instance of one from ds_configs/ of the storyteller_ds repository"
+    ours = sorted(path.stem for path in OURS.glob("*.json"))
     name = nearest(missing.stem, ours)
-    return f"; did you mean '{ours[name]}'?" if name else f"; there are: {', '.join(ours.values())}"
+    return f"; did you mean '{name}'?" if name else f"; give the path of a JSON file, or one of: {', '.join(ours)}"
 
 
 def run_values(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ gives way, too, to what follows from what was given: see `_settle_batch`.
 import functools
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -28,7 +29,7 @@ from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
 
 DEFAULT_PRESET = "quickstart"
-COMMAND_LINE = "the command line"
+COMMAND_LINE, OVERRIDES = "the command line", "the overrides"
 PRESET = "preset "
 _COMMENT = re.compile(r"(?:^|\s)#")
 
@@ -47,6 +48,11 @@ class LoadedConfig:
     ds_config: Path | None = None
     """The file of the DeepSpeed JSON."""
 
+    @classmethod
+    def of(cls, run: RunConfig) -> Self:
+        """A run config that no file and no command line has told of, for one device."""
+        return cls(run=run, deepspeed=None, name="run", sources={})
+
     def typed(self, field: str) -> str:
         """The name under which a field was given: its own, or the DeepSpeed JSON's for it."""
         return deepspeed.JSON_KEYS[field] if self._is_from_json(field) else field
@@ -56,7 +62,7 @@ class LoadedConfig:
         source = self.sources.get(field, "the default")
         if self._is_from_json(field):
             source = f"{deepspeed.JSON_KEYS[field]} in {source}"
-        return plainly_named(self.run, field) + ("" if source == COMMAND_LINE else f" ({source})")
+        return plainly_named(self.run, field) + ("" if source in (COMMAND_LINE, OVERRIDES) else f" ({source})")
 
     def _is_from_json(self, field: str) -> bool:
         return self.ds_config is not None and self.sources.get(field) == str(self.ds_config)
@@ -68,40 +74,43 @@ def plainly_named(run: RunConfig, field: str) -> str:
 
 
 def load_config(
-    config: str | None = None, ds_config: Path | None = None, overrides: Sequence[str] = (), ranks: int = 1
+    config: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    ranks: int = 1,
 ) -> LoadedConfig:
     """Merge all sources into one validated config.
 
     Args:
         config: name of a preset, or path of a YAML file (which may build on one with `preset: NAME`);
             None: the preset `quickstart`.
-        ds_config: path of a DeepSpeed JSON, or None.
-        overrides: `section.field=value` strings, the value in YAML.
+        overrides: field -> value, as in {"train.max_steps": 200} or {"train": {"max_steps": 200}}; or
+            `section.field=value` texts as on a command line, the value in YAML.
+        ds_config: a DeepSpeed JSON: its path, the name of one of ours (zero2), or its content; None: one device.
         ranks: processes that will share a batch.
 
     Raises:
         ConfigError: anything in it cannot be used; the message names the source and the fix.
     """
-    layers = _Layers(ds_config)
-    name = _add_run_config(layers, config)
+    ds_file = None if ds_config is None else deepspeed.file_or_name(ds_config)
+    layers = _Layers(ds_file)
+    name = _add_run_config(layers, None if config is None else os.fspath(config))
     ds = None
-    if ds_config is not None:
-        ds = deepspeed.read_deepspeed_json(ds_config)
+    if ds_config is not None and ds_file is not None:
+        ds = deepspeed.read_deepspeed_json(ds_file, ds_config if isinstance(ds_config, Mapping) else None)
         written = layers.written_by_user()
         for field, value in deepspeed.run_values(ds).items():
             if field in written and written[field] != value:
                 raise ConfigError(
-                    f"{field}={written[field]} in {layers.sources[field]}, but {ds_config} says {value}; "
-                    f'keep one of the two, for instance by writing "auto" in {ds_config.name}'
+                    f"{field}={written[field]} in {layers.sources[field]}, but {ds_file} says {value}; "
+                    f'keep one of the two, for instance by writing "auto" in {ds_file.name}'
                 )
-            layers.set(field, value, str(ds_config))
-    for override in overrides:
-        field, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(
-                f"'{override}' on {COMMAND_LINE} is not of the form section.field=value{_flag_for(override)}"
-            )
-        layers.set(field.replace("-", "_"), _value_on_command_line(field, text), COMMAND_LINE)
+            layers.set(field, value, str(ds_file))
+    if isinstance(overrides, Mapping):
+        layers.merge(overrides, OVERRIDES)
+    else:
+        _add_command_line(layers, overrides)
     _settle_batch(layers, ranks)
     run = layers.validate()
     if ds is None and run.parallel.zero_stage is not None:
@@ -116,7 +125,7 @@ def load_config(
             f"model.num_layers={run.model.num_layers}, so that no layer would have experts; lower it, or set "
             "moe.num_experts=0 for a dense model"
         )
-    return LoadedConfig(run=run, deepspeed=ds, name=name, sources=dict(layers.sources), ds_config=ds_config)
+    return LoadedConfig(run=run, deepspeed=ds, name=name, sources=dict(layers.sources), ds_config=ds_file)
 
 
 def parse_run_config(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -159,6 +168,16 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
         layers.merge(read_preset(str(base)), f"{PRESET}{base}")
     layers.merge(values, name)
     return Path(name).stem
+
+
+def _add_command_line(layers: "_Layers", overrides: Sequence[str]) -> None:
+    for override in overrides:
+        field, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(
+                f"'{override}' on {COMMAND_LINE} is not of the form section.field=value{_flag_for(override)}"
+            )
+        layers.set(field.replace("-", "_"), _value_on_command_line(field, text), COMMAND_LINE)
 
 
 def _value_on_command_line(field: str, text: str) -> Any:

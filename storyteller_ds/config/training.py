@@ -84,6 +84,8 @@ class TrainConfig(Section):
     """What the sample stories begin with."""
     sample_tokens: int | None = Field(None, ge=1)
     """Longest sample story (tokens); null: to its end, or as long as the context has room."""
+    callbacks: tuple[str, ...] = ()
+    """Callbacks of your own, as module:Class each; a module may lie in the working directory."""
     hang_timeout_minutes: float = Field(20.0, ge=0)
     """How long a rank may stand still before all are ended, with the stacks of their threads (minutes); 0: for ever.
     A save and the first step, with what it compiles, must fit in. Below parallel.timeout_minutes, so that there are

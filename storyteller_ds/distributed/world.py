@@ -31,6 +31,8 @@ from storyteller_ds.errors import ConfigError, Interrupted, InterruptedSafely, S
 T = TypeVar("T")
 
 SECONDS_FOR_TORCH_TO_GIVE_UP = 10
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""What torch's env:// rendezvous reads, and DeepSpeed."""
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
 """In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
 
@@ -66,6 +68,11 @@ class World(Ranks):
         Raises:
             UserError: the port is taken, or the other ranks could not be reached.
         """
+        with _environment_put_back(), self._process_group(device, timeout_minutes):
+            yield
+
+    @contextlib.contextmanager
+    def _process_group(self, device: torch.device, timeout_minutes: float) -> Iterator[None]:
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
@@ -173,6 +180,20 @@ class World(Ranks):
         lost = self.size > 1 and any(words in str(error) for words in _LOST_PEER)
         if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _environment_put_back() -> Iterator[None]:
+    """The process may go on after a run, and start another one that is to find its own variables."""
+    before = {name: os.environ.get(name) for name in _RENDEZVOUS}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _outcome(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:

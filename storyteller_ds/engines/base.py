@@ -115,3 +115,6 @@ class Engine(Protocol):
 
         `updates` is how often the optimizer has changed the weights: steps without the skipped ones.
         """
+
+    def close(self) -> None:
+        """Let go of what outlives this object; the process may build another engine afterwards."""

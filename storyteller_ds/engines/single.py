@@ -111,3 +111,6 @@ class SingleEngine:
                     "_growth_tracker": loss_scale.good_steps,
                 }
             )
+
+    def close(self) -> None:
+        """Nothing outlives this engine."""

@@ -1,36 +1,37 @@
 """A model ready to tell stories, from a checkpoint. Needs neither deepspeed nor a process group."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from rich.console import Console
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
-from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.console import lines_to
+from storyteller_ds.data.tokenizer import load_tokenizer
+from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.generation.sampling import SamplingConfig
-from storyteller_ds.generation.story import Story
+from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.canonical import placed_parameters
-from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.empty import empty_decoder
 
 
-class StoryModel(NamedTuple):
-    """What is needed to continue a text."""
+def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
+    """A model that tells stories.
 
-    decoder: Decoder
-    run: RunConfig
-    tokenizer: Tokenizer
-    step_folder: Path
+    Args:
+        path: a run folder (its newest valid step) or a step folder; weights are enough.
+        device: auto, cpu, cuda or mps.
 
-    def story(self, prompt: str, config: SamplingConfig) -> Story:
-        """A story that is yet to be told; see Story."""
-        return Story(self.decoder, self.run, self.tokenizer, prompt, config)
+    Raises:
+        CheckpointError: there is no valid checkpoint, or its files do not belong together.
+        ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not there.
+    """
+    return load_story_model(Path(path), pick_device(device, 0, "device"), lines_to(Console(stderr=True)))
 
 
 @torch.no_grad()

@@ -1,12 +1,39 @@
 """What a run is going to do with how much text, and what about it was hardly meant; said before it trains."""
 
+import torch
+
+from storyteller_ds.config import LoadedConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.model import count_parameters
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.engines.kernel_choice import kernel_choice
+from storyteller_ds.engines.precision import DTYPE_NAMES, run_dtype
+from storyteller_ds.model import count_parameters, flops_per_token
 
 WORTH_SAYING = 0.05
 """Part of the parameters that lies in rows which no token uses."""
+
+
+def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.device) -> list[str]:
+    """Size of the model; engine, topology and kernels; and what makes it slow here, if something does."""
+    run, counts = loaded.run, count_parameters(loaded.run)
+    experts = f"{run.moe.num_experts} experts, top-{run.moe.top_k}" if run.moe_layers else "dense"
+    dtype = DTYPE_NAMES[run_dtype(run, device)]
+    engine = f"one device ({device.type}, {dtype})"
+    if loaded.deepspeed is not None:
+        ranks = f"{plan.world_size} rank(s) ({device.type}, {dtype})"
+        engine = f"DeepSpeed ZeRO-{run.parallel.zero_stage} on {ranks}"
+        if run.moe_layers:
+            engine += f", {plan.description}"
+    kernels, slow_kernels = kernel_choice(run, device, plan.strategy)
+    lines = [
+        f"{loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
+        f"{flops_per_token(run) / 1e6:,.1f} MFLOP per token",
+        f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} pass(es) x "
+        f"{plan.world_size} rank(s) = {run.train.global_batch_size} per step; kernels: {kernels}",
+    ]
+    return lines if slow_kernels is None else [*lines, slow_kernels]
 
 
 def text_and_passes(run: RunConfig, corpus: Corpus) -> str:

@@ -45,52 +45,46 @@ class _Phase(enum.Enum):
 
 
 class Interruption:
-    """Receives the signals from entering to leaving this context; the handlers of before are put back.
+    """Hears the signals between entering and leaving this context; then the handlers of before are put back.
 
-    To be entered by the main thread.
+    For a program that goes on after the run: a script that calls the library, a notebook. A second SIGTERM or SIGINT
+    goes to the handler of before, which for SIGINT raises KeyboardInterrupt. Outside the main thread no signal is
+    heard, since Python handles them there alone.
 
     Args:
-        say: told when a signal has been heard in training; called from another thread.
         clock: seconds.
-        leave: ends the process with an exit code, without returning.
-        speaks: whether this is the rank that says why a run ends outside training.
     """
 
-    def __init__(
-        self,
-        say: Callable[[str], object] = lambda _: None,
-        clock: Callable[[], float] = time.monotonic,
-        leave: Callable[[int], object] = os._exit,
-        speaks: bool = True,
-    ) -> None:
-        self._say, self._speaks, self._clock, self._leave = say, speaks, clock, leave
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._phase = _Phase.OUTSIDE
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
         self._asked: list[int] = []
         """Signals heard in training."""
+        self._agreed: list[str] = []
+        """Those that the ranks have agreed to end for, by name."""
         self._ending_since: float | None = None
         """When the first SIGTERM or SIGINT was heard."""
         self._outside: int | None = None
         """The first signal heard outside training."""
-        self._leave_at: float | None = None
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._receiver, self._sender = socket.socketpair()
-        self._sender.setblocking(False)
-        self._handlers: dict[int, Any] = {number: signal.signal(number, self._in_main_thread) for number in heard()}
-        self._wakeup_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
-        self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
-        self._listener.start()
-        child.announce(listens=True)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._in_main_thread) for number in heard()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        signal.set_wakeup_fd(self._wakeup_fd)
+        self._put_back()
+
+    def _put_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._sender.close()
-        self._listener.join()
-        self._receiver.close()
+
+    @property
+    def by_a_person(self) -> bool:
+        """Whether the ranks have agreed to end for SIGINT and nothing else."""
+        return self._agreed == [signal.SIGINT.name]
 
     @contextlib.contextmanager
     def in_training(self) -> Iterator[None]:
@@ -120,30 +114,88 @@ class Interruption:
     def after_save(self, step: int) -> InterruptedAfterSave:
         """To be raised when agreed() has said yes and the step is saved; nothing can be lost from now on."""
         self._phase = _Phase.SAVED
-        return InterruptedAfterSave(
-            f"interrupted by {' and '.join(self._agreed)}; saved step {step}; run again to continue"
-        )
+        names = " and ".join(self._agreed)
+        error = InterruptedAfterSave(f"interrupted by {names}; saved step {step}; run again to continue")
+        error.step = step
+        return error
 
     def hear(self, number: int) -> None:
-        """What a signal means at this moment; runs in the listening thread."""
+        """What a signal means at this moment."""
         now = self._clock()
         ending = number in (signal.SIGTERM, signal.SIGINT)
         if ending and self._ending_since is not None:
             if now - self._ending_since >= SECONDS_OF_ONE_EVENT:
-                self._leave_at_once(number)
+                self._end_at_once(number)
             return
         if ending:
             self._ending_since = now
         with self._changing:
             phase = self._phase
             if phase is _Phase.OUTSIDE and self._outside is None:
-                self._outside, self._leave_at = number, now + SECONDS_TO_UNWIND
+                self._outside = number
         if phase is _Phase.TRAINING:
             self._asked.append(number)
-            name = signal.Signals(number).name
-            self._say(f"{name}: finishing the step, then saving; a second signal ends the run at once")
+            self._acknowledge(number)
 
-    def _leave_at_once(self, number: int) -> None:
+    def _acknowledge(self, number: int) -> None:
+        """A signal has been heard in training."""
+
+    def _end_at_once(self, number: int) -> None:
+        self._put_back()
+        signal.raise_signal(number)
+
+    def _in_main_thread(self, number: int, _: FrameType | None) -> None:
+        self.hear(number)
+        if self._phase is _Phase.OUTSIDE:
+            self._put_back()  # one exception is enough
+            raise outside_training(number)
+
+
+class ProcessInterruption(Interruption):
+    """For a process that is nothing but a run: it hears signals while it waits for other ranks, and ends with them.
+
+    To be entered by the main thread.
+
+    Args:
+        say: logs that a signal has been heard in training; called from another thread.
+        clock: seconds.
+        leave: ends the process with an exit code, without returning.
+        speaks: whether this is the rank that logs why a run ends outside training.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], object] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        leave: Callable[[int], object] = os._exit,
+        speaks: bool = True,
+    ) -> None:
+        super().__init__(clock)
+        self._say, self._leave, self._speaks = say, leave, speaks
+        self._leave_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        super().__enter__()
+        self._wakeup_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._listener.start()
+        child.announce(listens=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakeup_fd)
+        super().__exit__(kind, error, _)
+        self._sender.close()
+        self._listener.join()
+        self._receiver.close()
+
+    def _acknowledge(self, number: int) -> None:
+        name = signal.Signals(number).name
+        self._say(f"{name}: finishing the step, then saving; a second signal ends the run at once")
+
+    def _end_at_once(self, number: int) -> None:
         if self._phase is _Phase.SAVED:
             self._leave(EXIT_INTERRUPTED)
             return
@@ -167,6 +219,8 @@ class Interruption:
             for number in numbers:
                 if number in ASKING_TO_END:
                     self.hear(number)
+                    if self._outside is not None and self._leave_at is None:
+                        self._leave_at = self._clock() + SECONDS_TO_UNWIND
 
     def _in_main_thread(self, number: int, _: FrameType | None) -> None:
         if self._phase is _Phase.OUTSIDE:

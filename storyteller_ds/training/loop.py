@@ -13,8 +13,7 @@ from storyteller_ds.data.batches import TrainBatches, ValidationBatches
 from storyteller_ds.engines.base import Engine, LossScale, StepResult
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.optim.schedule import learning_rate
-from storyteller_ds.training.callbacks.anomalies import Anomalies
-from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.validation import validate
 
@@ -28,8 +27,7 @@ def train(
     batches: TrainBatches,
     validation: ValidationBatches,
     state: TrainState,
-    hooks: Sequence[Hook],
-    anomalies: Anomalies,
+    callbacks: Sequence[Callback],
     clock: Callable[[], float] = time.monotonic,
     interruption: Interruption | None = None,
 ) -> TrainState:
@@ -41,43 +39,46 @@ def train(
     """
     exit_code, began, last = EXIT_TRAINING_STOPPED, clock() - state.elapsed_s, False
     try:
-        for hook in hooks:
-            hook.on_start(state)
+        for callback in callbacks:
+            callback.on_start(state)
         while state.step < run.train.max_steps and not last:
-            _busy(hooks, "training", last)
+            _busy(callbacks, "training", last)
             started = clock()
             lr = learning_rate(run, state.step, state.elapsed_s)
             result = engine.train_step(batches.step(state.samples), lr)
             samples = run.train.global_batch_size
             state = state.after_step(samples, samples * run.data.sequence_length, result.skipped)
-            state, too_bad = anomalies.observe(state, result)
+            for callback in callbacks:
+                state = callback.on_result(state, result)
             if state.step % run.train.log_every_steps == 0:
                 record = _train_record(run, state, result, engine.loss_scale, lr, clock() - started)
-                for hook in hooks:
-                    hook.on_train(record)
-            if too_bad is not None:
-                state = anomalies.go_back(state, too_bad)
+                for callback in callbacks:
+                    callback.on_train(record)
+            before = state
+            for callback in callbacks:
+                state = callback.recover(state)
+            if state is not before:
                 continue
             state = _with_time(run, engine, state, clock() - began)
             last = why_over(run, state) is not None
             if last or _due(state.step, run.train.eval_every_steps):
-                state, record, last = _evaluate(run, engine, validation, state, last, hooks)
-                for hook in hooks:
-                    hook.on_eval(record)
-            for hook in hooks:
-                if (what := hook.busy_with(state, last)) is not None:
-                    _busy(hooks, what, last)
-                hook.on_step_end(state, last)
+                state, record, last = _evaluate(run, engine, validation, state, last, callbacks)
+                for callback in callbacks:
+                    callback.on_eval(record)
+            for callback in callbacks:
+                if (what := callback.busy_with(state, last)) is not None:
+                    _busy(callbacks, what, last)
+                callback.on_step_end(state, last)
             if interruption is not None and not last and interruption.agreed(engine.world, engine.device):
-                _busy(hooks, f"saving step {state.step}", last)
-                for hook in hooks:
-                    hook.on_interrupt(state)
+                _busy(callbacks, f"saving step {state.step}", last)
+                for callback in callbacks:
+                    callback.on_interrupt(state)
                 exit_code = EXIT_INTERRUPTED
                 raise interruption.after_save(state.step)
         exit_code = EXIT_DONE
     finally:
-        for hook in hooks:
-            hook.on_end(exit_code)
+        for callback in callbacks:
+            callback.on_end(exit_code)
     return state
 
 
@@ -87,7 +88,7 @@ def _evaluate(
     validation: ValidationBatches,
     state: TrainState,
     last: bool,
-    hooks: Sequence[Hook],
+    callbacks: Sequence[Callback],
 ) -> tuple[TrainState, Record, bool]:
     """Validate on the text of every validation of this run; where it ends, on the whole text too.
 
@@ -97,22 +98,22 @@ def _evaluate(
     Returns:
         The state with what the validation says, the record, and whether this is the last step, also for patience.
     """
-    _busy(hooks, "validating", last)
+    _busy(callbacks, "validating", last)
     scores = _validated(engine, validation, state, run.train.eval_batches)
     state = state.after_eval(scores["val_loss"], int(scores["val_tokens"]))
     last = last or why_over(run, state) is not None
     if last:
         whole = scores
         if scores["val_tokens"] != validation.targets:
-            _busy(hooks, "validating on the whole text", last)
+            _busy(callbacks, "validating on the whole text", last)
             whole = _validated(engine, validation, state, None)
         scores |= {f"final_{name}": whole[name] for name in ("val_loss", "val_ppl", "val_bpb")}
     return state, {"step": state.step, "tokens": state.tokens, **scores, "undone_steps": state.undone_steps}, last
 
 
-def _busy(hooks: Sequence[Hook], what: str, last: bool) -> None:
-    for hook in hooks:
-        hook.on_busy(what, last)
+def _busy(callbacks: Sequence[Callback], what: str, last: bool) -> None:
+    for callback in callbacks:
+        callback.on_busy(what, last)
 
 
 def _validated(engine: Engine, validation: ValidationBatches, state: TrainState, limit: int | None) -> dict[str, float]:

@@ -45,7 +45,7 @@ def written_record(path: Path) -> Iterator[None]:
 
 
 class RunFolder:
-    """One run's folder, held exclusively by the process that made this object until it ends.
+    """One run's folder, held exclusively by this object until close(), or until the process ends.
 
     Raises:
         UserError: another run is writing here, or the folder cannot be made.
@@ -77,6 +77,10 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        self._lock.close()
 
     def _holder(self) -> str:
         """Who has written its name into the lock file; the file may come from a stranger."""

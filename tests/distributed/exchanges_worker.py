@@ -60,7 +60,7 @@ class Exchanges(TorchDispatchMode):
 def run_case(case: Case, world: World) -> dict[str, Any]:
     device = torch.device("cpu")
     settings = (f"model.activation_checkpointing={case.mode}", f"model.dropout={case.dropout}")
-    loaded = load_config(None, DS_CONFIGS / "zero0.json", (*OVERRIDES, *settings))
+    loaded = load_config(overrides=(*OVERRIDES, *settings), ds_config=DS_CONFIGS / "zero0.json")
     plan = make_plan(loaded.run, world.size)
     engine = build_engine(loaded.run, loaded.deepspeed, plan, world, device)
     if case.idle_rank:

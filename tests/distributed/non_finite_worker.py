@@ -52,7 +52,7 @@ class Case(NamedTuple):
 def run_case(case: Case, world: World) -> dict[str, Any]:
     """A sound step, a faulty one and a sound one; against the two sound ones alone."""
     device = torch.device("cpu")
-    loaded = load_config(None, DS_CONFIGS / f"{case.ds_config}.json", (*OVERRIDES, *case.overrides))
+    loaded = load_config(overrides=(*OVERRIDES, *case.overrides), ds_config=DS_CONFIGS / f"{case.ds_config}.json")
     plan = make_plan(loaded.run, world.size)
     shares = BatchShares(world.rank, world.size, plan.micro_batch_size, plan.accumulation_steps)
 

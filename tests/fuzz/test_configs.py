@@ -126,7 +126,7 @@ class Cases:
         text = json.dumps(random_sections(self.rng)).replace("NaN", ".nan").replace("Infinity", ".inf")  # JSON is YAML
         put(self.config, text.encode())
         self.deepspeed_values()
-        return lambda: load_config(str(self.config), self.ds_config)
+        return lambda: load_config(str(self.config), ds_config=self.ds_config)
 
 
 def fuzz(folder: Path, count: int) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.training.callbacks import wandb_tracker
-from storyteller_ds.training.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.training import wandb_tracker
+from storyteller_ds.training.wandb_tracker import WandbTracker
 from tests.support.distributed import SMALLEST_RUN, TRAIN
 from tests.support.wandb_offline import read_config, read_history, read_identity, split_records
 from tests.support.warm_machine import WarmMachine
@@ -35,7 +35,7 @@ CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from storyteller_ds.training.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.training.wandb_tracker import WandbTracker
 
 arguments = json.loads(sys.argv[1])
 warnings = []

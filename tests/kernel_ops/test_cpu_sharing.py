@@ -135,9 +135,10 @@ def test_nothing_is_looked_at_while_python_ends():
     # Python ends a thread that computes by unwinding its C++ frames, which aborts the process with exit code 134.
     code = (
         "import atexit, threading\n"
-        "from storyteller_kernels.cpu_sharing import share_cores\n"
+        "from storyteller_kernels.cpu_sharing import shared_cores\n"
         "atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n"  # called after what comes later
-        "share_cores()\n"
+        "with shared_cores():\n"
+        "    raise SystemExit\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "['MainThread']\n"

@@ -59,6 +59,7 @@ class DeepSpeedEngine:
         dtype = held_dtype(run, device)
         self.autocast = autocast(device, run_dtype(run, device) if self.stage == 0 else torch.float32)
         deepspeed = _start_deepspeed(device, dtype)
+        self._leave_process_group = deepspeed.comm.destroy_process_group
         from storyteller_ds.engines.deepspeed.zero_state import lay_out_muon, zero_state
 
         # DeepSpeed's expert groups are runs of consecutive ranks.
@@ -177,6 +178,10 @@ class DeepSpeedEngine:
         if loss_scale is not None and self.engine.fp16_enabled() and self.optimizer.loss_scaler.dynamic:
             scaler = self.optimizer.loss_scaler
             scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = loss_scale.scale, loss_scale.good_steps, -1
+
+    def close(self) -> None:
+        """Leave the process group: DeepSpeed's globals hold groups made of it, which the next one could not use."""
+        self._leave_process_group()
 
     def _clip_gradients(self) -> float:
         """The norm over all ranks' experts, and the clipping by it (ZeRO-0, where DeepSpeed gets it wrong)."""

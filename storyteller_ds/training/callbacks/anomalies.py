@@ -8,10 +8,11 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import TrainingStopped
+from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.loss_spike import is_spike
 
 
-class Anomalies:
+class Anomalies(Callback):
     """The policy of train.max_bad_steps, train.max_rollbacks and train.loss_spike_*.
 
     A function of the state and the result of a step, which are the same on every rank; so all ranks decide the
@@ -26,17 +27,15 @@ class Anomalies:
 
     def __init__(self, run: RunConfig, say: Callable[[str], None], roll_back: Callable[[], TrainState | None]) -> None:
         self.config, self.say, self._roll_back = run.train, say, roll_back
+        self._too_bad: str | None = None
+        """Why the run goes back after this step."""
 
-    def observe(self, state: TrainState, result: StepResult) -> tuple[TrainState, str | None]:
-        """Count what is wrong with a step.
+    def on_result(self, state: TrainState, result: StepResult) -> TrainState:
+        """Count what is wrong with a step; the state with its counts and recent losses."""
+        state, self._too_bad = self._observe(state, result)
+        return state
 
-        Args:
-            state: after the step.
-            result: of the step.
-
-        Returns:
-            The state with its counts and recent losses, and why the run should go back, if it should.
-        """
+    def _observe(self, state: TrainState, result: StepResult) -> tuple[TrainState, str | None]:
         if result.non_finite is not None:
             return self._bad_step(state, result.non_finite)
         if not result.skipped:
@@ -56,15 +55,16 @@ class Anomalies:
         self.say(f"{what}, far above the {window} before; training goes on (train.loss_spike_policy)")
         return state, None
 
-    def go_back(self, state: TrainState, why: str) -> TrainState:
-        """Put the run back to its newest checkpoint; called by every rank.
-
-        Returns:
-            The state to go on from: the checkpoint's step, behind the samples seen since.
+    def recover(self, state: TrainState) -> TrainState:
+        """Put the run back to its newest checkpoint, if this step was too bad: its step, behind the samples seen since.
 
         Raises:
             TrainingStopped: it has gone back often enough, or there is no checkpoint.
         """
+        why, self._too_bad = self._too_bad, None
+        return state if why is None else self._go_back(state, why)
+
+    def _go_back(self, state: TrainState, why: str) -> TrainState:
         advice = "lower optimizer.lr or raise schedule.warmup_steps"
         if state.rollbacks >= self.config.max_rollbacks:
             times = f"after {state.rollbacks} rollback(s) " if state.rollbacks else ""

@@ -1,22 +1,41 @@
-"""What listens to the training loop: records, progress, samples, checkpoints."""
+"""What happens beside the optimizer steps: the events of a run."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.engines.base import StepResult
+
+if TYPE_CHECKING:
+    from storyteller_ds.training.trainer import Trainer
 
 Record = Mapping[str, Any]
 """One line of metrics.jsonl."""
 
 
-class Hook:
-    """Told of everything in order, on every rank. All methods do nothing unless overridden."""
+class Callback:
+    """Gets every event of a run, on every rank, in the order in which Trainer lists the callbacks.
+
+    All methods do nothing unless overridden. An exception ends the run on this rank; on_end is called all the same.
+    What only one rank should do is done where `self.trainer.world.is_main`.
+    """
+
+    trainer: "Trainer"
+    """Run config, engine, ranks and output folder of the run; set before on_start."""
 
     def on_start(self, state: TrainState) -> None:
         """Before the first step of this process."""
 
+    def on_result(self, state: TrainState, result: StepResult) -> TrainState:
+        """After every optimizer step, before its record. Returns the state to go on with, the same on every rank."""
+        return state
+
     def on_train(self, record: Record) -> None:
         """After a logged optimizer step."""
+
+    def recover(self, state: TrainState) -> TrainState:
+        """After the record of a step. Returns the state to go on with: another one where the run has been put back."""
+        return state
 
     def on_eval(self, record: Record) -> None:
         """After a validation."""
@@ -25,7 +44,7 @@ class Hook:
         """Before a step, and before anything else that takes its time; `last`: the last step is done."""
 
     def busy_with(self, state: TrainState, last: bool) -> str | None:
-        """What on_step_end is about to do, for on_busy of all hooks; None if it takes no time."""
+        """What on_step_end is about to do, for on_busy of all callbacks; None if it takes no time."""
         return None
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
@@ -35,4 +54,4 @@ class Hook:
         """After the last of these steps, when a signal ends the run early: what must not be lost is saved now."""
 
     def on_end(self, exit_code: int) -> None:
-        """When the loop has ended, also by an exception."""
+        """When the loop has ended, also by an exception; also if on_start was not reached."""

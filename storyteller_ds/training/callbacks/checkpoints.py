@@ -12,13 +12,13 @@ from storyteller_ds.checkpoint.write import Contents, Save, make_checkpoints_fol
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.callback import Callback, Record
 
 SECONDS_FOR_THE_OTHERS = 60
 """How long rank 0 waits for the files of ranks that it can no longer talk to, after training has failed."""
 
 
-class CheckpointHook(Hook):
+class Checkpoints(Callback):
     """A checkpoint every so many steps, and always at the end.
 
     At most one is being written; the next waits for it. All methods are called by every rank.

@@ -10,13 +10,13 @@ from rich.text import Text
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.errors import EXIT_DONE
-from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.callbacks.pace import Pace
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class TerminalProgress(Hook):
+class TerminalProgress(Callback):
     """A live bar with the latest loss; validations leave a line above it."""
 
     def __init__(self, console: Console, max_steps: int, pace: Pace) -> None:
@@ -61,7 +61,7 @@ class TerminalProgress(Hook):
         self.bar.stop()
 
 
-class PlainProgress(Hook):
+class PlainProgress(Callback):
     """A line every few seconds and at each validation, for logs and pipes."""
 
     def __init__(

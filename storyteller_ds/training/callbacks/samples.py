@@ -15,7 +15,7 @@ from storyteller_ds.generation.decode import prompt_ids
 from storyteller_ds.generation.markdown import as_quote
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
-from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.run_folder import written_record
 
 _SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
@@ -36,7 +36,7 @@ def check_prompts(run: RunConfig, tokenizer: Tokenizer) -> None:
             )
 
 
-class SampleHook(Hook):
+class Samples(Callback):
     """Writes stories to samples.md, a section per step. One that was cut before its end closes with an ellipsis.
 
     Args:

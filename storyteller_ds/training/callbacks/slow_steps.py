@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from storyteller_kernels.cpu_sharing import TAKEN, Neighbours
 
-from storyteller_ds.training.callbacks.callback import Hook, Record
+from storyteller_ds.training.callbacks.callback import Callback, Record
 
 SLOW = 1.5
 """How many times as long as usual a step takes to be called slow."""
@@ -16,7 +16,7 @@ USUAL_STEPS = 50
 """Latest steps with free cores whose median is the usual time."""
 
 
-class SlowSteps(Hook):
+class SlowSteps(Callback):
     """One line when steps have become slow while other programs use the cores, and again only after they were not.
 
     Args:

@@ -2,10 +2,10 @@
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.distributed.supervision.child import report_step
-from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.callbacks.callback import Callback
 
 
-class StepReport(Hook):
+class StepReport(Callback):
     """Every rank's; without a supervisor nobody hears it."""
 
     def on_start(self, state: TrainState) -> None:

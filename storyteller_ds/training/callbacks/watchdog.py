@@ -13,12 +13,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.distributed.heartbeat import progress_made
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED
 from storyteller_ds.streams import write_unlocked
+from storyteller_ds.training.callbacks.callback import Callback
 
 SECONDS_FOR_THE_OTHERS = 5.0
 """Between a rank's stacks and its exit: launchers end all ranks when one has left, and the others' stacks count too."""
@@ -27,8 +27,8 @@ _LOOKS = 20
 _LONGEST_PAUSE_S = 10.0
 
 
-class Watchdog:
-    """Watches this process for the time of the context; each rank has its own.
+class Watchdog(Callback):
+    """Watches this process while it trains; each rank has its own.
 
     Progress is every collective of World, every step and every validation batch (distributed/heartbeat.py). Saving and
     compiling count as standing still: the time allowed must cover the longest of them.
@@ -58,16 +58,18 @@ class Watchdog:
         self._looked_at = clock()
         self._idle_s = 0.0
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Self:
+    def on_start(self, state: TrainState) -> None:
+        """Begin to watch."""
         if self._limit_s:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def on_end(self, exit_code: int) -> None:
+        """Leave the process alone."""
         self._ended.set()
-        if self._limit_s:
+        if self._thread is not None:
             self._thread.join()
 
     def is_overdue(self) -> bool:

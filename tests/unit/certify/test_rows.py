@@ -22,7 +22,7 @@ def loaded(row: Row, folder: Path) -> LoadedConfig:
     if row.deepspeed is not None:
         path = folder / f"{row.name}.json"
         path.write_text(json.dumps(row.deepspeed))
-    return load_config(PRESET, path, [*RUN, *row.overrides])
+    return load_config(PRESET, [*RUN, *row.overrides], ds_config=path)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -79,7 +79,7 @@ def test_rows_go_where_there_are_cards_for_all_ranks(cards: int, expected: set[t
 
 
 def test_routed_bytes_counted_one_by_one():
-    run = load_config(PRESET, None, [*RUN, "moe.every_n_layers=2", "model.num_layers=4"]).run
+    run = load_config(PRESET, [*RUN, "moe.every_n_layers=2", "model.num_layers=4"]).run
     total = 0
     for _step in range(3):
         for _token in range(run.train.global_batch_size * run.data.sequence_length):

@@ -22,7 +22,7 @@ from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 
 BATCH, LENGTH, VOCAB = 2, 8, 32
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_a_restore_that_forgets_anything_is_not_exact(saved, monkeypatch, leave_
 def test_rolling_back_is_exact_and_waits_for_what_is_being_written(tmp_path):
     rng.seed_rng(0, 0, 0)
     engine, said = make_engine(), []
-    hook = CheckpointHook(
+    hook = Checkpoints(
         engine,
         tmp_path,
         CheckpointConfig(every_steps=3),
@@ -375,7 +375,7 @@ def test_another_length_is_refused_where_positions_are_learned(tmp_path):
 
 def test_the_hook_saves_on_time_and_at_the_end(tmp_path):
     engine, said = make_engine(), []
-    hook = CheckpointHook(
+    hook = Checkpoints(
         engine,
         tmp_path,
         CheckpointConfig(every_steps=2),

@@ -24,7 +24,7 @@ from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError, StorytellerError
-from storyteller_ds.training.callbacks.checkpoints import CheckpointHook
+from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 
 SECONDS = 60
 """Far more than anything here takes; a wait that is longer is a hang."""
@@ -115,8 +115,8 @@ def test_the_memory_of_a_save_is_used_again(tmp_path):
     assert after == files(write_checkpoint(trained, tmp_path / "sync", 2, contents()))
 
 
-def hook(checkpoints: Path, said: list[str], trained: SingleEngine | None = None, **config: object) -> CheckpointHook:
-    made = CheckpointHook(
+def hook(checkpoints: Path, said: list[str], trained: SingleEngine | None = None, **config: object) -> Checkpoints:
+    made = Checkpoints(
         trained or engine(),
         checkpoints,
         CheckpointConfig.model_validate({"every_steps": 2, **config}),
@@ -156,7 +156,7 @@ def full(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def wait_until_written(saving: CheckpointHook) -> None:
+def wait_until_written(saving: Checkpoints) -> None:
     assert saving._saving is not None
     saving._saving._share.exception(SECONDS)
     assert saving._saving._place is not None

@@ -25,7 +25,7 @@ def test_show_prints_a_config_that_gives_the_same_run_again(tmp_path):
     ds.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
     overrides = ["optimizer.lr=5e-4", "data.source='a: #b'", "train.sample_prompts=['x: y']"]
     text = stdout("show", "--ds_config", str(ds), *overrides)
-    expected = load_config(None, ds, overrides).run
+    expected = load_config(overrides=overrides, ds_config=ds).run
     assert parse_run_config(YAML(typ="safe", pure=True).load(text), "shown") == expected
     lines = [line.strip() for line in text.splitlines()]
     assert "lr: 0.0005  # the command line" in lines

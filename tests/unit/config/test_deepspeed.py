@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.config import deepspeed, load_config
+from storyteller_ds.config import load_config
 from storyteller_ds.config.deepspeed import engine_config, read_deepspeed_json, run_values
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
@@ -21,7 +21,7 @@ def written(folder: Path, values: object) -> Path:
 
 def refused(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, path)
+        load_config(ds_config=path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -41,7 +41,7 @@ def passed(
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda p: p.name)
 def test_our_own_jsons_are_accepted(path):
-    loaded = load_config(None, path)
+    loaded = load_config(ds_config=path)
     assert loaded.run.parallel.zero_stage == json.loads(path.read_text())["zero_optimization"]["stage"]
     assert loaded.sources["parallel.zero_stage"] == str(path)
 
@@ -76,28 +76,34 @@ def test_a_missing_json_is_refused_with_the_nearest(tmp_path):
     assert "did you mean 'ds.json'" in refused(tmp_path / "dss.json")
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero2.json", "zero_2", "ds_configs/zero2"])
-def test_a_json_of_the_repository_given_by_name_is_found(tmp_path, monkeypatch, name):
-    # In a folder with other files, of which none is meant.
+@pytest.mark.parametrize("name", ["zero2", "zero2.json", "ds_configs/zero2.json", "ds_configs/zero2"])
+def test_a_json_of_the_package_is_found_by_name_from_any_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    for other in ("Makefile", "LICENSE", "package.json"):
+    loaded = load_config(ds_config=name)
+    assert loaded.deepspeed == json.loads((REPOSITORY / "ds_configs" / "zero2.json").read_text())
+    assert loaded.named("parallel.zero_stage") == f"parallel.zero_stage=2 (zero_optimization.stage in {name})"
+    # A file of that name comes first.
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    assert load_config(ds_config=name).run.parallel.zero_stage == 1
+
+
+def test_a_json_that_is_none_is_refused_with_the_nearest_or_those_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for other in ("Makefile", "LICENSE", "package.json"):  # of which none is meant
         (tmp_path / other).write_text("{}", encoding="utf-8")
-    assert refused(Path(name)) == (
-        f"DeepSpeed config {name} does not exist; did you mean '{REPOSITORY / 'ds_configs' / 'zero2.json'}'?"
-    )
-    monkeypatch.chdir(REPOSITORY)  # where a shorter path is right
-    assert refused(Path(name.removesuffix(".json") + "x")).endswith("did you mean 'ds_configs/zero2.json'?")
-
-
-def test_a_json_that_is_like_none_is_refused_with_those_there_are(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "Makefile").write_text("", encoding="utf-8")
+    assert refused(Path("zero_2")) == "DeepSpeed config zero_2 does not exist; did you mean 'zero2'?"
     message = refused(Path("qqqqqqqq"))
     assert "Makefile" not in message
-    assert all(str(path) in message for path in (REPOSITORY / "ds_configs").glob("*.json"))
-    # Installed without the repository there is none to list.
-    monkeypatch.setattr(deepspeed, "__file__", str(tmp_path / "a" / "b" / "deepspeed.py"))
-    assert "one from ds_configs/ of the storyteller_ds repository" in refused(Path("zero2"))
+    assert all(path.stem in message for path in (REPOSITORY / "ds_configs").glob("*.json"))
+    assert "did you mean 'zero2'" in refused(Path("elsewhere/zero2.json"))
+
+
+def test_a_mapping_is_checked_like_a_file():
+    mapping = {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.5}
+    loaded = load_config(ds_config=mapping)
+    assert (loaded.run.parallel.zero_stage, loaded.run.optimizer.grad_clip_norm) == (2, 0.5)
+    assert "ds_config: " in refused({"zero_optimisation": {}})
 
 
 def test_a_missing_file_is_not_answered_with_the_files_there_are(tmp_path):
@@ -124,7 +130,7 @@ def test_a_value_of_the_wrong_form_is_refused_and_not_ignored(tmp_path, values, 
 
 
 def test_optimizers_that_we_do_not_have_are_refused(tmp_path):
-    assert load_config(None, written(tmp_path, {"optimizer": {"type": "AdamW"}})).run.optimizer.kind == "adamw"
+    assert load_config(ds_config=written(tmp_path, {"optimizer": {"type": "AdamW"}})).run.optimizer.kind == "adamw"
     assert "optimizer.kind='onebitadam'" in refused(written(tmp_path, {"optimizer": {"type": "OneBitAdam"}}))
 
 
@@ -153,7 +159,7 @@ def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
             "steps_per_print": 5,
         },
     )
-    loaded = load_config(None, path, ["train.global_batch_size=24", "optimizer.grad_clip_norm=0.25"])
+    loaded = load_config(overrides=["train.global_batch_size=24", "optimizer.grad_clip_norm=0.25"], ds_config=path)
     result = passed(path, loaded.run, micro_batch_size=3, accumulation_steps=4, dtype="bf16")
     assert result == {
         "train_batch_size": 24,
@@ -177,7 +183,7 @@ def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
 
 def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
     path = written(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0})
-    loaded = load_config(None, path, ["parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5"])
+    loaded = load_config(overrides=["parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5"], ds_config=path)
     result = passed(path, loaded.run)
     assert result["zero_optimization"] == {"stage": 1}
     assert result["gradient_clipping"] == 0.5
@@ -185,7 +191,7 @@ def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
 
 def test_without_zero_clipping_is_ours(tmp_path):
     path = written(tmp_path, {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0})
-    loaded = load_config(None, path)
+    loaded = load_config(ds_config=path)
     assert loaded.run.optimizer.grad_clip_norm == 1.0
     result = passed(path, loaded.run)
     assert result["gradient_clipping"] == 0.0
@@ -193,10 +199,10 @@ def test_without_zero_clipping_is_ours(tmp_path):
 
 def test_autoep_and_fp16_in_the_json_are_choices_of_the_run(tmp_path):
     autoep = {"zero_optimization": {"stage": 3}, "expert_parallel": {"enabled": True, "autoep_size": 4}}
-    run = load_config(None, written(tmp_path, autoep)).run
+    run = load_config(ds_config=written(tmp_path, autoep)).run
     assert (run.parallel.strategy, run.parallel.ep_size) == ("autoep", 4)
     fp16 = {"fp16": {"enabled": True}, "bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2}}
-    assert load_config(None, written(tmp_path, fp16)).run.precision.dtype == "fp16"
+    assert load_config(ds_config=written(tmp_path, fp16)).run.precision.dtype == "fp16"
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_what_only_looks_like_a_flag_decides_nothing(tmp_path, flags):
     # Each of these trained in another precision than it says.
     path = written(tmp_path, {"fp16": {"enabled": flags[0]}, "bf16": {"enabled": flags[1]}})
     with pytest.raises(ConfigError, match=r"'(fp16|bf16)\.enabled' is .*write true or false"):
-        load_config(None, path)
+        load_config(ds_config=path)
 
 
 def test_auto_stands_only_where_it_means_something(tmp_path):
@@ -185,7 +185,7 @@ ZERO_3 = """{"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": tr
 def test_hugging_faces_own_jsons_pass(tmp_path, zero, stage):
     path = written(tmp_path, HUGGING_FACE % zero)
     assert read_deepspeed_json(path) == json.loads(path.read_text())
-    assert load_config(None, path).run.parallel.zero_stage == stage
+    assert load_config(ds_config=path).run.parallel.zero_stage == stage
 
 
 # --- the table is DeepSpeed's own ---

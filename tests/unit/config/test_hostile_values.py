@@ -66,4 +66,4 @@ def test_a_section_replaced_by_a_value_beside_a_dotted_key_is_refused(tmp_path):
     file, ds = tmp_path / "run.yaml", tmp_path / "ds.json"
     file.write_text("optimizer.lr: 1e-3\noptimizer: 5\n", encoding="utf-8")
     ds.write_text("{}", encoding="utf-8")
-    assert not outcome(lambda: load_config(str(file), ds))
+    assert not outcome(lambda: load_config(str(file), ds_config=ds))

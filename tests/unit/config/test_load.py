@@ -64,7 +64,7 @@ def test_nothing_given_means_quickstart():
 def test_later_sources_win(tmp_path, yaml_text, json_lr, override, expected, said_by):
     config = write_yaml(tmp_path, yaml_text)
     ds = None if json_lr is None else write_ds(tmp_path, {"optimizer": {"params": {"lr": json_lr}}})
-    loaded = load_config(config, ds, [] if override is None else [f"optimizer.lr={override}"])
+    loaded = load_config(config, [] if override is None else [f"optimizer.lr={override}"], ds_config=ds)
     assert loaded.run.optimizer.lr == expected
     source = loaded.sources.get("optimizer.lr")
     assert source is None if said_by is None else source.endswith(said_by)
@@ -111,10 +111,10 @@ SHARED_FIELDS = [
 def test_file_and_json_that_disagree_are_refused(tmp_path, ds, text, field, ds_value, file_value):
     path = write_ds(tmp_path, ds)
     config = write_yaml(tmp_path, text)
-    message = refused(config, path)
+    message = refused(config, ds_config=path)
     assert all(part in message for part in (f"{field}={file_value}", config, str(path), ds_value)), message
     # A preset that says the same as the file gives way without a word: only the two files are the user's.
-    assert flatten(load_config("quickstart", path).run.model_dump(mode="json"))[field] == json.loads(
+    assert flatten(load_config("quickstart", ds_config=path).run.model_dump(mode="json"))[field] == json.loads(
         ds_value if ds_value[0].isdigit() else f'"{ds_value}"'
     )
 
@@ -126,7 +126,7 @@ def test_file_and_json_that_agree_are_fine_and_auto_never_disagrees(tmp_path):
         "optimizer": {"params": {"lr": 0.25}},
         "zero_optimization": {"stage": 2},
     }
-    assert load_config(config, write_ds(tmp_path, agreeing)).run.train.global_batch_size == 8
+    assert load_config(config, ds_config=write_ds(tmp_path, agreeing)).run.train.global_batch_size == 8
     auto = {
         "train_batch_size": "auto",
         "optimizer": {"type": "auto", "params": {"lr": "auto", "betas": "auto"}},
@@ -134,7 +134,7 @@ def test_file_and_json_that_agree_are_fine_and_auto_never_disagrees(tmp_path):
         "bf16": {"enabled": "auto"},
         "zero_optimization": {"stage": 2},
     }
-    run = load_config(config, write_ds(tmp_path, auto)).run
+    run = load_config(config, ds_config=write_ds(tmp_path, auto)).run
     assert (run.train.global_batch_size, run.optimizer.lr, run.precision.dtype) == (8, 0.25, "auto")
     assert (run.optimizer.grad_clip_norm, run.optimizer.beta1) == (1.0, 0.9)
 
@@ -169,7 +169,7 @@ def test_a_key_given_twice_is_refused_by_name(tmp_path):
     assert "run.yaml line 3" in message
     path = tmp_path / "ds.json"
     path.write_text('{"zero_optimization": {"stage": 1, "stage": 2}}', encoding="utf-8")
-    message = refused(None, path)
+    message = refused(ds_config=path)
     assert "'stage'" in message
     assert "twice" in message
     assert str(path) in message
@@ -231,9 +231,9 @@ def test_a_bad_combination_is_refused_with_the_mend(overrides, wrong, mend):
 
 
 def test_a_model_without_experts_may_say_anything_about_their_layers():
-    run = load_config(None, None, ["moe.every_n_layers=5", "moe.num_experts=0"]).run
+    run = load_config(overrides=["moe.every_n_layers=5", "moe.num_experts=0"]).run
     assert run.moe_layers == 0
-    assert load_config(None, None, ["moe.every_n_layers=3"]).run.moe_layers == 1
+    assert load_config(overrides=["moe.every_n_layers=3"]).run.moe_layers == 1
     # Of a checkpoint that was written by one: it is read, and is dense.
     assert RunConfig.model_validate({"moe": {"every_n_layers": 5}}).moe_layers == 0
 
@@ -263,7 +263,7 @@ BATCHES = [
 @pytest.mark.parametrize(("preset", "ds", "overrides", "ranks", "expected"), BATCHES)
 def test_a_preset_gives_way_to_what_follows_from_the_sizes_given(tmp_path, preset, ds, overrides, ranks, expected):
     path = write_ds(tmp_path, ds)
-    loaded = load_config(preset, path, [f"train.{each}" for each in overrides], ranks)
+    loaded = load_config(preset, [f"train.{each}" for each in overrides], ds_config=path, ranks=ranks)
     train = loaded.run.train
     assert (train.global_batch_size, train.micro_batch_size, train.gradient_accumulation_steps) == expected
     if expected[0] in (16, 30, 15, 40):  # derived, and config show says so
@@ -279,8 +279,9 @@ def test_a_size_that_is_none_is_blamed_itself(size):
 
 def test_a_rule_between_fields_blames_what_set_one_of_them(tmp_path):
     config = write_yaml(tmp_path, "model: {context_length: 16}\ndata: {sequence_length: 32}\n")
-    assert refused(config, write_ds(tmp_path, {"gradient_clipping": 1.0}), ["seed=1"]).startswith(f"{config}: ")
-    assert refused(config, None, ["model.context_length=8"]).startswith("the command line: ")
+    ds = write_ds(tmp_path, {"gradient_clipping": 1.0})
+    assert refused(config, ["seed=1"], ds_config=ds).startswith(f"{config}: ")
+    assert refused(config, ["model.context_length=8"]).startswith("the command line: ")
 
 
 def test_a_preset_as_a_setting_is_answered_with_the_flag():

@@ -111,7 +111,7 @@ def test_sizes_that_do_not_fit_are_named_with_the_place_of_each(tmp_path):
     ds.write_text('{"train_micro_batch_size_per_gpu": 3, "zero_optimization": {"stage": 2}}', encoding="utf-8")
 
     def refused_plan(*overrides: str) -> str:
-        loaded = load_config("quickstart", ds, overrides, 2)
+        loaded = load_config("quickstart", overrides, ds_config=ds, ranks=2)
         with pytest.raises(ConfigError) as caught:
             make_plan(loaded.run, 2, loaded)
         return str(caught.value)
@@ -134,7 +134,7 @@ def test_what_a_json_says_of_the_experts_is_named_by_its_key(tmp_path):
     ds.write_text(json.dumps({"zero_optimization": {"stage": 3}, "expert_parallel": autoep}), encoding="utf-8")
 
     def refused_plan(*overrides: str) -> str:
-        loaded = load_config("quickstart", ds, overrides, 2)
+        loaded = load_config("quickstart", overrides, ds_config=ds, ranks=2)
         with pytest.raises(ConfigError) as caught:
             make_plan(loaded.run, 2, loaded)
         return str(caught.value)

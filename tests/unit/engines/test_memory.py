@@ -15,7 +15,7 @@ SHORTER = "a shorter data.sequence_length or a smaller model"
 
 def told(device: str, ranks: int, ds_config: str | None, *overrides: str) -> list[str]:
     path = None if ds_config is None else DS_CONFIGS / f"{ds_config}.json"
-    loaded = load_config("tiny_test", path, ("train.global_batch_size=48", *overrides))
+    loaded = load_config("tiny_test", ("train.global_batch_size=48", *overrides), ds_config=path)
     line = what_to_lower(loaded.run, loaded.deepspeed, make_plan(loaded.run, ranks), torch.device(device))
     return line.removeprefix("lower what it needs, in this order: ").split(", ")
 
@@ -56,4 +56,4 @@ def test_what_it_says_can_be_typed(device, ds_config):
         if name.startswith("--ds_config"):
             assert (DS_CONFIGS.parent / name.split()[1]).is_file()
         else:
-            assert isinstance(load_config("tiny_test", None, ("train.global_batch_size=48", name)).run, RunConfig)
+            assert isinstance(load_config("tiny_test", ("train.global_batch_size=48", name)).run, RunConfig)

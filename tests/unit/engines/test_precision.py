@@ -88,7 +88,7 @@ def test_on_amd_the_architecture_says_it(card, monkeypatch, architecture, fast):
 @every_card
 def test_deepspeed_is_given_the_same_format(card, capability, fast):
     card(capability)
-    loaded = load_config(None, DS_CONFIGS / "zero2.json", [])
+    loaded = load_config(overrides=[], ds_config=DS_CONFIGS / "zero2.json")
     passed = passed_json(loaded.run, loaded.deepspeed, make_plan(loaded.run, 2), GPU)
     assert (passed["bf16"]["enabled"], passed["fp16"]["enabled"]) == (fast == "bf16", fast == "fp16")
     check_json(passed)

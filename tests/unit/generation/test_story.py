@@ -17,7 +17,7 @@ from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.training.callbacks.samples import SampleHook
+from storyteller_ds.training.callbacks.samples import Samples
 
 CONTEXT = 16
 RUN = RunConfig.model_validate(
@@ -79,8 +79,8 @@ def test_story_numbers_are_seeds():
 # samples.md
 
 
-def hook_of(engine: Engine, tokenizer: Tokenizer, path: Path, run: RunConfig = RUN) -> SampleHook:
-    return SampleHook(engine, run, tokenizer, path)
+def hook_of(engine: Engine, tokenizer: Tokenizer, path: Path, run: RunConfig = RUN) -> Samples:
+    return Samples(engine, run, tokenizer, path)
 
 
 def test_samples_render_as_sections_of_quotes(tokenizer, engine, tmp_path, monkeypatch):

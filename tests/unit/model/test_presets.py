@@ -66,7 +66,7 @@ def test_total_is_within_15_percent_of_the_name(name, size):
 @every_preset
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_global_batch_splits_over_ranks(name, world_size):
-    run = load_config(name, ZERO2 if world_size > 1 else None).run
+    run = load_config(name, ds_config=ZERO2 if world_size > 1 else None).run
     plan = make_plan(run, world_size)
     assert world_size * plan.micro_batch_size * plan.accumulation_steps == run.train.global_batch_size
 

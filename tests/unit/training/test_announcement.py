@@ -18,7 +18,7 @@ def configured(tmp_path: Path, *overrides: str) -> RunConfig:
     text = tmp_path / "stories.txt"
     text.write_text("\n\n".join(STORIES), encoding="utf-8")
     given = (f"data.source={text}", f"data.cache_dir={tmp_path / 'cache'}", "data.sequence_length=16")
-    return load_config(None, None, [*given, "tokenizer.kind=char", "tokenizer.vocab_size=64", *overrides]).run
+    return load_config(overrides=[*given, "tokenizer.kind=char", "tokenizer.vocab_size=64", *overrides]).run
 
 
 def prepared(run: RunConfig) -> Corpus:
@@ -113,4 +113,4 @@ def test_a_run_that_only_warms_up_is_told(tmp_path, warm_up, warns):
 @pytest.mark.parametrize("kind", ["constant", "cosine"])
 def test_of_no_schedule_is_a_preset_warned(kind):
     for name in preset_names():
-        assert only_warm_up(load_config(name, None, [f"schedule.kind={kind}"]).run) is None
+        assert only_warm_up(load_config(name, [f"schedule.kind={kind}"]).run) is None

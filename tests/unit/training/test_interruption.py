@@ -10,7 +10,7 @@ import torch
 from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, outside_training
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely
-from storyteller_ds.training.interruption import SECONDS_OF_ONE_EVENT, Interruption
+from storyteller_ds.training.interruption import SECONDS_OF_ONE_EVENT, ProcessInterruption
 from tests.support.distributed import wait_until
 
 TERM, USR1, INT, HUP = ASKING_TO_END
@@ -26,7 +26,7 @@ class Run:
         self.time = 0.0
         self.left_with: list[int] = []
         self.said: list[str] = []
-        self.interruption = Interruption(self.said.append, lambda: self.time, self.left_with.append, speaks)
+        self.interruption = ProcessInterruption(self.said.append, lambda: self.time, self.left_with.append, speaks)
 
     def hear(self, *signals: tuple[float, int]) -> None:
         for self.time, number in signals:

@@ -27,7 +27,7 @@ from storyteller_ds.errors import (
 )
 from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.callbacks.anomalies import Anomalies
-from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.loop import train, why_over
 
@@ -70,7 +70,7 @@ class CountingEngine:
         return torch.tensor([targets * loss, targets], dtype=torch.float64)
 
 
-class Recorder(Hook):
+class Recorder(Callback):
     def __init__(self, engine: CountingEngine) -> None:
         self.engine = engine
         self.calls: list[tuple[str, Any]] = []
@@ -112,7 +112,7 @@ class Recorder(Hook):
         self.calls.append(("end", exit_code))
 
 
-def go(engine: CountingEngine, state=None, hooks=1, interruption=None, **settings: Any):
+def go(engine: CountingEngine, state=None, callbacks=1, interruption=None, **settings: Any):
     run = RunConfig.model_validate(
         {
             "data": {"sequence_length": LENGTH},
@@ -123,20 +123,20 @@ def go(engine: CountingEngine, state=None, hooks=1, interruption=None, **setting
     shares, stream = BatchShares(0, 1, BATCH, 1), TokenStream([np.arange(41)])
     batches = TrainBatches(stream, "corpus", 0, LENGTH, shares)
     validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, shares)
-    recorders = [Recorder(engine) for _ in range(hooks)]
+    recorders = [Recorder(engine) for _ in range(callbacks)]
     if not engine.val_losses:
         engine.val_losses = [1.0]
     error, end = None, None
     try:
         anomalies = Anomalies(run, lambda line: None, lambda: None)
         begin, clock = state or TrainState(), engine.clock
-        end = train(run, engine, batches, validation, begin, recorders, anomalies, clock, interruption)
+        end = train(run, engine, batches, validation, begin, [*recorders, anomalies], clock, interruption)
     except (TrainingStopped, InterruptedAfterSave) as stopped:
         error = stopped
     return run, recorders, end, error
 
 
-def test_hooks_are_called_in_order():
+def test_callbacks_are_called_in_order():
     _, (recorder, *_), end, _ = go(CountingEngine(), max_steps=3, eval_every_steps=2)
     assert recorder.calls == [
         ("start", 0),
@@ -154,8 +154,8 @@ def test_hooks_are_called_in_order():
     assert (end.step, end.samples, end.tokens) == (3, 3 * BATCH, 3 * BATCH * LENGTH)
 
 
-def test_all_hooks_hear_the_same():
-    _, recorders, _, _ = go(CountingEngine(), max_steps=2, hooks=3)
+def test_all_callbacks_hear_the_same():
+    _, recorders, _, _ = go(CountingEngine(), max_steps=2, callbacks=3)
     assert recorders[0].calls == recorders[1].calls == recorders[2].calls
 
 
@@ -218,7 +218,7 @@ def test_a_run_that_is_continued_on_another_text_starts_to_compare_anew():
         assert end.best_val_loss == (1.0 if last_step == 3 else 1.5)
 
 
-def test_hooks_hear_what_the_run_is_busy_with():
+def test_callbacks_hear_what_the_run_is_busy_with():
     _, (recorder,), _, _ = go(CountingEngine(), max_steps=3, eval_every_steps=2, eval_batches=2)
     assert recorder.busy == [
         ("training", False),
@@ -381,9 +381,9 @@ def test_the_clock_of_rank_0_decides_on_every_rank():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_validation_loss_that_is_not_finite_stops_the_run_and_tells_the_hooks(bad):
+def test_a_validation_loss_that_is_not_finite_stops_the_run_and_tells_the_callbacks(bad):
     engine = CountingEngine(val_losses=[bad])
-    _, recorders, end, error = go(engine, max_steps=3, hooks=2, eval_every_steps=2)
+    _, recorders, end, error = go(engine, max_steps=3, callbacks=2, eval_every_steps=2)
     assert end is None
     assert f"the validation loss of step 2 is {bad}" in str(error)
     assert "lower optimizer.lr" in str(error)
@@ -417,7 +417,7 @@ def test_a_signal_ends_the_run_after_the_step_its_validation_and_a_save():
     engine = SignalledAt(step=2)
     with engine.interruption.in_training():
         _, recorders, end, error = go(
-            engine, hooks=2, interruption=engine.interruption, max_steps=9, eval_every_steps=2
+            engine, callbacks=2, interruption=engine.interruption, max_steps=9, eval_every_steps=2
         )
     assert end is None
     assert "saved step 2" in str(error)

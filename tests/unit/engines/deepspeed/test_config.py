@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def passed(ds_config: Path, world_size: int = 2, *overrides: str) -> dict:
-    loaded = load_config(None, ds_config, ["parallel.nvme_path=/fast/disk", *overrides])
+    loaded = load_config(overrides=["parallel.nvme_path=/fast/disk", *overrides], ds_config=ds_config)
     assert loaded.deepspeed is not None
     return passed_json(loaded.run, loaded.deepspeed, make_plan(loaded.run, world_size), CPU)
 

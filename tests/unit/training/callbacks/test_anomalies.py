@@ -19,7 +19,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.training.callbacks.anomalies import Anomalies
-from storyteller_ds.training.callbacks.callback import Hook
+from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.loop import train
 
 GOOD, BAD_LOSS, BAD_GRADIENT, OVERFLOW, SPIKE = ".", "l", "g", "o", "S"
@@ -65,8 +65,8 @@ class CountedBatches(TrainBatches):
         return samples // BATCH
 
 
-class Checkpoints(Hook):
-    """Every 4 steps, as JSON, like CheckpointHook."""
+class Checkpoints(Callback):
+    """Every 4 steps, as JSON, like Checkpoints."""
 
     def __init__(self, engine: ScriptedEngine, every: int = 4) -> None:
         self.engine, self.every, self.saved, self.lines = engine, every, [], []
@@ -106,7 +106,7 @@ def go(script: str, state: TrainState | None = None, every: int = 4, steps: int 
     try:
         clock = itertools.count().__next__
         batches = CountedBatches()
-        end = train(run, engine, batches, validation, state or TrainState(), [checkpoints], anomalies, clock)
+        end = train(run, engine, batches, validation, state or TrainState(), [checkpoints, anomalies], clock)
     except TrainingStopped as stopped:
         end = stopped
     return engine, checkpoints, end

@@ -6,10 +6,11 @@ import threading
 import pytest
 import torch
 
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.distributed.heartbeat import progress_made
 from storyteller_ds.distributed.supervision.child import report_step
 from storyteller_ds.distributed.world import World
-from storyteller_ds.errors import EXIT_TRAINING_STOPPED
+from storyteller_ds.errors import EXIT_DONE, EXIT_TRAINING_STOPPED
 from storyteller_ds.training.callbacks import watchdog as module
 from storyteller_ds.training.callbacks.watchdog import Watchdog
 from tests.support.distributed import wait_until
@@ -78,8 +79,10 @@ def test_it_says_where_all_threads_stand_and_leaves(monkeypatch: pytest.MonkeyPa
     enough, left = threading.Event(), []
     thread = threading.Thread(target=stuck_in_here, args=[enough])
     thread.start()
-    with Watchdog(3, 0.001, lambda: 0, leave=left.append, stderr=write):
-        assert wait_until(lambda: bool(left), 60)
+    watchdog = Watchdog(3, 0.001, lambda: 0, leave=left.append, stderr=write)
+    watchdog.on_start(TrainState())
+    assert wait_until(lambda: bool(left), 60)
+    watchdog.on_end(EXIT_DONE)
     enough.set()
     thread.join()
     os.close(write)
@@ -101,6 +104,8 @@ def test_a_run_that_gets_on_is_left_alone():
         looked = next(count)
         return looked
 
-    with Watchdog(0, 0.001, progress, leave=left.append):
-        assert wait_until(lambda: looked > 50, 60)  # over twice the limit
+    watchdog = Watchdog(0, 0.001, progress, leave=left.append)
+    watchdog.on_start(TrainState())
+    assert wait_until(lambda: looked > 50, 60)  # over twice the limit
+    watchdog.on_end(EXIT_DONE)
     assert left == []

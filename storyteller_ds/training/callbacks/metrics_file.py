@@ -1,16 +1,15 @@
-"""metrics.jsonl, and the bridge from the loop to Weights & Biases."""
+"""metrics.jsonl: the records of a run."""
 
 import json
 from pathlib import Path
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.training.callbacks.callback import Hook, Record
-from storyteller_ds.training.callbacks.wandb_tracker import WandbTracker
+from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.run_folder import written_record
 
 
-class MetricsFile(Hook):
+class MetricsFile(Callback):
     """One JSON object a line, written at once. Lines beyond the step that a run resumes from are cut.
 
     A run that went back to a checkpoint leaves the lines of the undone steps, and the same step may come again.
@@ -39,29 +38,6 @@ class MetricsFile(Hook):
     def _append(self, record: Record) -> None:
         with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-class WandbHook(Hook):
-    """Sends every record to Weights & Biases, whose step counts the steps tried, undone ones included."""
-
-    def __init__(self, tracker: WandbTracker) -> None:
-        self.tracker = tracker
-
-    def on_train(self, record: Record) -> None:
-        """Log the record, without what a skipped step does not have."""
-        self._log({name: value for name, value in record.items() if value is not None})
-
-    def on_eval(self, record: Record) -> None:
-        """Log the record."""
-        self._log(record)
-
-    def on_end(self, exit_code: int) -> None:
-        """Close the run."""
-        self.tracker.close(exit_code)
-
-    def _log(self, record: Record) -> None:
-        # Weights & Biases drops a row whose step lies before the last one's, as after a rollback.
-        self.tracker.log({**record, "step": attempt_of(record)})
 
 
 def attempt_of(record: Record) -> int:

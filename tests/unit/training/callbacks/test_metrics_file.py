@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.training.callbacks.records import MetricsFile, WandbHook
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile
+from storyteller_ds.training.callbacks.wandb_records import WandbRecords
 
 LINES = [
     {"step": 1, "train_loss": 3.0},
@@ -111,7 +112,7 @@ class RecordingTracker:
 
 def test_the_step_that_wandb_sees_never_goes_back():
     tracker = RecordingTracker()
-    hook = WandbHook(tracker)
+    hook = WandbRecords(tracker)
     for line in UNDONE:
         (hook.on_eval if "val_loss" in line else hook.on_train)(line)
     assert [record["step"] for record in tracker.logged] == [1, 2, 3, 4, 5, 5]

@@ -1,0 +1,37 @@
+"""Stories that a program has in memory."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from storyteller_ds.data.cache import cache_folder
+from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.errors import DataError
+
+
+def keep_stories(stories: Sequence[str], cache_dir: Path | None) -> Path:
+    """Write stories to a text file in the cache, so that a later run can continue with them.
+
+    Args:
+        stories: one text each.
+        cache_dir: data.cache_dir.
+
+    Returns:
+        The path, for data.source; the same stories have the same.
+
+    Raises:
+        DataError: they are no texts, or the cache cannot be written.
+    """
+    if not stories or not all(isinstance(story, str) for story in stories):
+        raise DataError("data is not a list of stories; give a list of texts, at least one")
+    text = "".join(f"{story}\n{MARKER}\n" for story in stories)
+    name = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    path = cache_folder(cache_dir) / "given" / f"{name}.txt"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)
+    except (OSError, UnicodeEncodeError) as error:
+        raise DataError(f"the stories in data cannot be kept in {path}: {error}") from None
+    return path

@@ -1,0 +1,59 @@
+"""A trained model that tells stories."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.errors import UserError
+from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.story import Story
+from storyteller_ds.model.decoder import Decoder
+
+
+class StoryModel(NamedTuple):
+    """What is needed to continue a text. Get one from storyteller_ds.load."""
+
+    decoder: Decoder
+    run: RunConfig
+    """The run config that it was trained with."""
+    tokenizer: Tokenizer
+    step_folder: Path
+    """The checkpoint that it is from."""
+
+    def generate(self, prompt: str, **sampling: Any) -> str:
+        """A story: the prompt and its continuation.
+
+        Args:
+            prompt: its beginning; may be empty.
+            sampling: fields of SamplingConfig: temperature, top_k, top_p, max_new_tokens, seed. The same seed tells
+                the same story.
+
+        Raises:
+            UserError: the prompt leaves no room in the context, or a setting is out of its range.
+        """
+        return "".join(self.stream(prompt, **sampling))
+
+    def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
+        """The same in pieces, each as soon as it is certain: the prompt, then its continuation."""
+        story = self.story(prompt, _sampling_config(sampling))
+        yield prompt
+        yield from story
+
+    def story(self, prompt: str, config: SamplingConfig) -> Story:
+        """A story that is yet to be told; see Story."""
+        return Story(self.decoder, self.run, self.tokenizer, prompt, config)
+
+
+def _sampling_config(settings: dict[str, Any]) -> SamplingConfig:
+    try:
+        return SamplingConfig(**settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field, names = problem["loc"][0], ", ".join(SamplingConfig.model_fields)
+        if problem["type"] == "extra_forbidden":
+            raise UserError(f"there is no setting {field}; there are {names}") from None
+        raise UserError(f"{field}={problem['input']!r}: {problem['msg'].lower()}") from None

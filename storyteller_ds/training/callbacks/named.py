@@ -1,0 +1,35 @@
+"""Callbacks that a run config names: train.callbacks=["my_module:MyCallback"]."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from storyteller_ds.errors import ConfigError
+from storyteller_ds.training.callbacks.callback import Callback
+
+
+def named_callbacks(names: Sequence[str]) -> list[Callback]:
+    """One object of each class, made without arguments. Modules of the working directory are found, too.
+
+    Args:
+        names: MODULE:CLASS each.
+
+    Raises:
+        ConfigError: one cannot be imported or made, or is no Callback.
+    """
+    return [_made(name) for name in names]
+
+
+def _made(name: str) -> Callback:
+    module, separator, class_name = name.partition(":")
+    if not (module and separator and class_name):
+        raise ConfigError(f"train.callbacks: '{name}' is not of the form module:Class")
+    if "" not in sys.path:  # as python itself has it; the storyteller command has its own folder there
+        sys.path.append("")
+    try:
+        made = getattr(importlib.import_module(module), class_name)()
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise ConfigError(f"train.callbacks: '{name}' cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Callback):
+        raise ConfigError(f"train.callbacks: '{name}' is not a storyteller_ds.Callback")
+    return made

@@ -1,0 +1,51 @@
+"""Training by one call."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from storyteller_ds.config.load import load_config
+from storyteller_ds.data.given_stories import keep_stories
+from storyteller_ds.distributed.world import World
+from storyteller_ds.training.callbacks.callback import Callback
+from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.training.trainer import Trainer
+
+
+def train(
+    config: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    data: str | os.PathLike[str] | Sequence[str] | None = None,
+    ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] = "auto",
+    callbacks: Sequence[Callback] = (),
+) -> TrainedRun:
+    """Train a story model; the same call again continues, or finds nothing to do.
+
+    Args:
+        config, overrides, ds_config: see load_config.
+        data: what data.source may be (`builtin`, a text file, a folder, a Hugging Face name), or a list of stories.
+        output_dir, resume, callbacks: see Trainer.
+
+    Raises:
+        ConfigError: the config cannot be used, or not on this machine.
+        UserError, TrainingStopped, InterruptedAfterSave, KeyboardInterrupt: see Trainer.fit.
+    """
+    ranks = World.from_environment().size
+    loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks)
+    if data is not None:
+        if isinstance(data, str | os.PathLike):
+            source = os.fspath(data)
+        else:
+            source = str(keep_stories(data, loaded.run.data.cache_dir))
+        loaded = load_config(config, _with_source(overrides, source), ds_config=ds_config, ranks=ranks)
+    return Trainer(loaded, output_dir, callbacks, resume).fit()
+
+
+def _with_source(overrides: Mapping[str, Any] | Sequence[str], source: str) -> Mapping[str, Any] | Sequence[str]:
+    if isinstance(overrides, Mapping):
+        return {**overrides, "data.source": source}
+    return [*overrides, f"data.source={json.dumps(source)}"]

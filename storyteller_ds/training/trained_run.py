@@ -1,0 +1,39 @@
+"""What a run has left in its folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storyteller_ds.checkpoint.names import CHECKPOINTS
+from storyteller_ds.checkpoint.read import step_folders
+from storyteller_ds.training.run_folder import METRICS, SAMPLES
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The records and the checkpoint of a run, read when they are asked for."""
+
+    folder: Path
+    """The run folder."""
+    step: int
+    """Optimizer steps done."""
+    interrupted: bool = False
+    """Whether a person has ended it early; the same call again continues it."""
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, oldest first; the last one is the final validation."""
+        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of the newest step; None if none was saved."""
+        return next(iter(step_folders(self.folder / CHECKPOINTS)), None)
+
+    @property
+    def samples(self) -> Path | None:
+        """The stories told while it trained; None if there are none."""
+        path = self.folder / SAMPLES
+        return path if path.exists() else None

@@ -1,0 +1,338 @@
+"""One training run: the parts connected, in the order in which they need each other."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from storyteller_kernels.cpu_memory import keep_freed_memory
+from storyteller_kernels.cpu_sharing import shared_cores
+
+from storyteller_ds.checkpoint import resume as resuming
+from storyteller_ds.checkpoint.read import Checkpoint, step_folders
+from storyteller_ds.checkpoint.rng import rng_state, seed_rng, set_rng_state
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.checkpoint.write import Contents
+from storyteller_ds.config import LoadedConfig, RunConfig
+from storyteller_ds.console import lines_to
+from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.shared_corpus import shared_corpus
+from storyteller_ds.distributed.world import World, pick_device
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.build import build_engine, check_engine, prepared_machine
+from storyteller_ds.engines.gradient_check import check_gradients
+from storyteller_ds.engines.memory import what_to_lower
+from storyteller_ds.errors import Interrupted, InterruptedAfterSave
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.memory import memory_hint
+from storyteller_ds.training import run_folder as records
+from storyteller_ds.training.announcement import model_and_devices, only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.training.callbacks.anomalies import Anomalies
+from storyteller_ds.training.callbacks.callback import Callback
+from storyteller_ds.training.callbacks.checkpoints import Checkpoints
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile
+from storyteller_ds.training.callbacks.named import named_callbacks
+from storyteller_ds.training.callbacks.pace import Pace
+from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalProgress
+from storyteller_ds.training.callbacks.samples import Samples, check_prompts
+from storyteller_ds.training.callbacks.slow_steps import SlowSteps
+from storyteller_ds.training.callbacks.step_report import StepReport
+from storyteller_ds.training.callbacks.wandb_records import WandbRecords
+from storyteller_ds.training.callbacks.watchdog import Watchdog
+from storyteller_ds.training.interruption import Interruption
+from storyteller_ds.training.loop import train, why_over
+from storyteller_ds.training.run_folder import RunFolder
+from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.training.wandb_tracker import WandbTracker
+
+
+class Trainer:
+    """Trains a run config into a run folder; one object on every rank.
+
+    Ranks are those of a launcher's environment (deepspeed, torchrun, srun, mpirun), one without. Nothing is written
+    before fit().
+
+    Args:
+        config: what load_config returns; a RunConfig trains on one device.
+        output_dir: the run folder, created if need be.  [default: runs/NAME]
+        callbacks: get every event, after those of train.callbacks.
+        resume: auto (the newest checkpoint of output_dir, if any), never, or the path of a run folder or a step folder.
+        console: where progress is printed; silent on all ranks but the first.  [default: stderr]
+
+    Raises:
+        ConfigError: the config cannot run on this machine or on these ranks.
+    """
+
+    def __init__(
+        self,
+        config: LoadedConfig | RunConfig,
+        output_dir: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] = (),
+        resume: str | os.PathLike[str] = "auto",
+        console: Console | None = None,
+    ) -> None:
+        self.loaded = config if isinstance(config, LoadedConfig) else LoadedConfig.of(config)
+        self.run = self.loaded.run
+        self.world = World.from_environment()
+        self.device = pick_device(self.run.parallel.device, self.world.local_rank)
+        self.plan = make_plan(self.run, self.world.size, self.loaded)
+        check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
+        self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name
+        self.callbacks = [*named_callbacks(self.run.train.callbacks), *callbacks]
+        self._resume = os.fspath(resume)
+        # Plain lines in a notebook, whose stderr is no terminal.
+        self._console = console or Console(stderr=True, quiet=not self.world.is_main, force_jupyter=False)
+        self._say = lines_to(self._console)
+        self.engine: Engine
+        """Model and optimizer; from on_start to on_end."""
+
+    def fit(self) -> TrainedRun:
+        """Train to the end, from where the run folder stands; called by every rank.
+
+        A first Ctrl-C, or a notebook's interrupt, saves the step and returns; the same call again continues. Signals
+        of a scheduler (SIGTERM, SIGUSR1, SIGHUP) save too, and raise. Afterwards signal handlers, torch's threads and
+        random streams, and the environment are as before.
+
+        Raises:
+            UserError: text, tokenizer, checkpoint or folder cannot be used, or memory has run out.
+            TrainingStopped: loss or gradient were not finite too often.
+            InterruptedAfterSave: a signal that is not from a person.
+            KeyboardInterrupt: Ctrl-C before training began, or a second one.
+        """
+        with Interruption() as interruption:
+            try:
+                return self.train(interruption, self._say)
+            except InterruptedAfterSave as error:
+                if not interruption.by_a_person:
+                    raise
+                return TrainedRun(self.output_dir, error.step, interrupted=True)
+            except Interrupted as error:
+                raise KeyboardInterrupt(str(error)) from None
+
+    def train(self, interruption: Interruption, log_end: Callable[[str], object]) -> TrainedRun:
+        """What fit() does, with the caller's signal handling.
+
+        Args:
+            interruption: entered.
+            log_end: prints, on rank 0, that the run was interrupted and saved.
+
+        Raises:
+            InterruptedAfterSave: a signal has asked for it; all ranks are done.
+        """
+        timeout = self.run.parallel.timeout_minutes
+        several = self.loaded.deepspeed is not None
+        with (
+            self._as_before_afterwards(),
+            self.world.connected(self.device, timeout) if several else contextlib.nullcontext(),
+        ):
+            try:
+                return self._prepare_and_train(interruption)
+            except InterruptedAfterSave as error:
+                # A launcher ends all ranks as soon as one has left. Here all are through with everything.
+                self.world.on_main(partial(log_end, str(error)))
+                raise
+
+    def _prepare_and_train(self, interruption: Interruption) -> TrainedRun:
+        corpus = shared_corpus(self.run, self.world, self._say)
+        batches = self._batches(corpus)
+        check_prompts(self.run, corpus.tokenizer)
+        with contextlib.ExitStack() as stack:
+            with meanwhile(lambda: self._say("checking the checkpoint to continue from"), LINE_EVERY_S):
+                checkpoint, folder = self._open_folder(corpus, stack)
+            self._announce(corpus, anew=checkpoint is None)
+            rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
+            less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device)
+            stack.enter_context(memory_hint(f"{less}; then run again to continue", rank))
+            ds_config = stack.enter_context(
+                prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._say)
+            )
+            state = self._train(ds_config, corpus, batches, checkpoint, folder, interruption)
+        return TrainedRun(self.output_dir, state.step)
+
+    def _train(
+        self,
+        ds_config: Mapping[str, Any] | None,
+        corpus: Corpus,
+        batches: tuple[TrainBatches, ValidationBatches],
+        checkpoint: Checkpoint | None,
+        folder: RunFolder | None,
+        interruption: Interruption,
+    ) -> TrainState:
+        if self.run.parallel.self_test and ds_config is not None:
+            difference = check_gradients(self.run, ds_config, self.world, self.device)
+            self._say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
+        engine = self.engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
+        try:
+            if checkpoint is None:
+                state = TrainState()
+                seed_rng(self.run.seed, 0, self.world.rank)
+            else:
+                state = resuming.restore(engine, checkpoint, self.run.seed)
+                self._log_resumed(checkpoint)
+            if (reason := why_over(self.run, state)) is not None:
+                self._say(f"already {reason}")
+                return state
+            with contextlib.ExitStack() as stack:
+                callbacks = self._all_callbacks(engine, corpus, folder, stack)
+                for callback in callbacks:
+                    callback.trainer = self
+                stack.enter_context(interruption.in_training())
+                state = train(self.run, engine, *batches, state, callbacks, interruption=interruption)
+            if state.step < self.run.train.max_steps:
+                self._say(f"training {why_over(self.run, state)}")
+            return state
+        finally:
+            del self.engine
+            engine.close()
+
+    def _all_callbacks(
+        self, engine: Engine, corpus: Corpus, folder: RunFolder | None, stack: contextlib.ExitStack
+    ) -> list[Callback]:
+        """The callbacks of a run, in the order in which they get each event.
+
+        Records come first: whatever happens after them, they are written. The watchdog starts when all are ready, and
+        watches the others end.
+        """
+        contents = self._contents(engine, corpus)
+        checkpoints = self.output_dir / records.CHECKPOINTS
+        saving = Checkpoints(engine, checkpoints, self.run.checkpoint, contents, self._say)
+        callbacks: list[Callback] = []
+        if folder is not None:
+            callbacks += self._records(folder, contents({}).config, corpus)
+        callbacks.append(StepReport())
+        if self.device.type == "cpu":
+            callbacks.append(SlowSteps(stack.enter_context(shared_cores(self.world.local_size)), self._say))
+        return [
+            *callbacks,
+            Anomalies(self.run, self._say, partial(saving.roll_back, self.run.seed)),
+            *self.callbacks,
+            Samples(engine, self.run, corpus.tokenizer, self.output_dir / records.SAMPLES),
+            saving,
+            Watchdog(self.world.rank, self.run.train.hang_timeout_minutes),
+        ]
+
+    def _records(self, folder: RunFolder, config: Mapping[str, Any], corpus: Corpus) -> list[Callback]:
+        """Files, Weights & Biases and progress: what rank 0 alone does."""
+        tracking, max_steps = self.run.tracking, self.run.train.max_steps
+        # A default gives way to the environment, a choice does not.
+        chosen = "tracking.project" in self.loaded.sources or not os.environ.get("WANDB_PROJECT")
+        tracker = WandbTracker(
+            mode=tracking.wandb,
+            project=tracking.project if chosen else None,
+            run_name=tracking.run_name,
+            output_dir=folder.path,
+            config=config["run"],
+            run_id=folder.wandb_run_id(),
+            warn=self._say,
+        )
+        folder.write_json(records.CONFIG, {**config, records.WANDB_RUN_ID: tracker.run_id})
+        write_atomically(folder.path / records.TOKENIZER, corpus.tokenizer.to_json())
+        pace = Pace(self.run.train)
+        progress: Callback = PlainProgress(self._say, max_steps, pace)
+        if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
+            progress = TerminalProgress(self._console, max_steps, pace)
+        return [MetricsFile(folder.path / records.METRICS), WandbRecords(tracker), progress]
+
+    def _contents(self, engine: Engine, corpus: Corpus) -> Callable[[dict[str, object]], Contents]:
+        """What a checkpoint holds beside its tensors, for a trainer.json."""
+        topology = {
+            "world_size": self.plan.world_size,
+            "ep_size": self.plan.ep_size,
+            "zero_stage": self.run.parallel.zero_stage,
+            "device": self.device.type,
+        }
+        config = {"run": self.run.model_dump(mode="json"), "deepspeed": engine.passed_config, "topology": topology}
+
+        def contents(trainer: dict[str, object]) -> Contents:
+            return Contents(
+                trainer=trainer,
+                config=config,
+                tokenizer_json=corpus.tokenizer.to_json(),
+                dataset_fingerprint=corpus.fingerprint,
+                topology=topology,
+            )
+
+        return contents
+
+    def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
+        plan, length = self.plan, self.run.data.sequence_length
+        shares = BatchShares(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+        return (
+            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, shares),
+            ValidationBatches(corpus.validation, corpus.validation_bytes, length, shares),
+        )
+
+    def _open_folder(self, corpus: Corpus, stack: contextlib.ExitStack) -> tuple[Checkpoint | None, RunFolder | None]:
+        """The checkpoint to continue from on every rank, and the run folder on rank 0, which keeps the records.
+
+        In this order, so that a mistake leaves no folder.
+        """
+        opened: list[RunFolder] = []
+
+        def open_on_main() -> Checkpoint | None:
+            checkpoint = self._find_checkpoint(corpus)
+            folder = RunFolder(self.output_dir)
+            stack.callback(folder.close)
+            opened.append(folder)
+            if (checkpoint is None or self._resume != "auto") and (aside := _set_aside(folder, checkpoint)):
+                self._say(f"the records of an earlier run are now in {aside}")
+            return checkpoint
+
+        checkpoint = self.world.on_main(open_on_main)
+        return checkpoint, opened[0] if opened else None
+
+    def _find_checkpoint(self, corpus: Corpus) -> Checkpoint | None:
+        checkpoint = None
+        if self._resume == "auto":
+            checkpoint = resuming.newest_valid(self.output_dir / records.CHECKPOINTS, self._say)
+        elif self._resume != "never":
+            checkpoint = resuming.find_checkpoint(Path(self._resume), self._say)
+        if checkpoint is not None:
+            resuming.check_same_run(checkpoint, self.run, corpus.fingerprint, self._resume)
+            for change in resuming.changed_settings(checkpoint, self.run):
+                self._say(f"changed since the checkpoint: {change}")
+        return checkpoint
+
+    def _announce(self, corpus: Corpus, anew: bool) -> None:
+        lines = [*model_and_devices(self.loaded, self.plan, self.device), text_and_passes(self.run, corpus)]
+        warnings = (unused_rows(self.run, corpus.tokenizer) if anew else None, only_warm_up(self.run))
+        for line in (*lines, *warnings):
+            if line is not None:
+                self._say(line)
+
+    def _log_resumed(self, checkpoint: Checkpoint) -> None:
+        self._say(f"continuing from {checkpoint.folder}")
+        if checkpoint.world_size != self.world.size and (self.run.model.dropout or self.run.moe.noisy_gating):
+            self._say(
+                f"written by {checkpoint.world_size} rank(s), now {self.world.size}: the random streams of dropout "
+                "and gating noise start anew, everything else continues exactly"
+            )
+
+    @contextlib.contextmanager
+    def _as_before_afterwards(self) -> Iterator[None]:
+        """Leave torch's threads and random streams to the program as they were."""
+        threads, streams = torch.get_num_threads(), rng_state(self.device)
+        self.world.limit_threads()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            set_rng_state(self.device, streams)
+
+
+def _set_aside(folder: RunFolder, checkpoint: Checkpoint | None) -> Path | None:
+    """Move away what does not lead up to the checkpoint that this run goes on from, or later resumes would find it."""
+    checkpoints = folder.path / records.CHECKPOINTS
+    if checkpoint is None or not checkpoint.folder.resolve().is_relative_to(checkpoints.resolve()):
+        return folder.set_aside()
+    return folder.set_aside_after([step.name for step in step_folders(checkpoints, after=checkpoint.step)])
