@@ -26,12 +26,17 @@ def keep_stories(stories: Sequence[str], cache_dir: Path | None) -> Path:
     if not stories or not all(isinstance(story, str) for story in stories):
         raise DataError("data is not a list of stories; give a list of texts, at least one")
     text = "".join(f"{story}\n{MARKER}\n" for story in stories)
-    name = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    try:
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    except UnicodeEncodeError as error:
+        raise DataError(f"a story in data has half a character ({error.reason}); give text that can be UTF-8") from None
     path = cache_folder(cache_dir) / "given" / f"{name}.txt"
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text)
-    except (OSError, UnicodeEncodeError) as error:
-        raise DataError(f"the stories in data cannot be kept in {path}: {error}") from None
+    except OSError as error:
+        raise DataError(
+            f"the stories in data cannot be kept in {path}: {error.strerror}; set data.cache_dir to another folder"
+        ) from None
     return path

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
-from storyteller_ds.console import lines_to
+from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.data.tokenizer import load_tokenizer
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import CheckpointError
@@ -31,7 +30,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
         ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not there.
     """
-    return load_story_model(Path(path), pick_device(device, 0, "device"), lines_to(Console(stderr=True)))
+    return load_story_model(Path(path), pick_device(device, 0, "device"), lines_to(stderr_console()))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from storyteller_ds.checkpoint.rng import rng_state, seed_rng, set_rng_state
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, RunConfig
-from storyteller_ds.console import lines_to
+from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.distributed.plan import make_plan
@@ -88,8 +88,7 @@ class Trainer:
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name
         self.callbacks = [*named_callbacks(self.run.train.callbacks), *callbacks]
         self._resume = os.fspath(resume)
-        # Plain lines in a notebook, whose stderr is no terminal.
-        self._console = console or Console(stderr=True, quiet=not self.world.is_main, force_jupyter=False)
+        self._console = console or stderr_console(quiet=not self.world.is_main)
         self._say = lines_to(self._console)
         self.engine: Engine
         """Model and optimizer; from on_start to on_end."""

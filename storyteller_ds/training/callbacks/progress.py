@@ -1,5 +1,6 @@
 """What a person sees while training runs: a bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,8 @@ class TerminalProgress(Callback):
             TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console,
             expand=True,
+            # What callbacks print goes above the bar; into a file, where stdout is one.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self.task = self.bar.add_task("training", total=max_steps, note="")
 

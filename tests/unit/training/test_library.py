@@ -1,0 +1,241 @@
+"""The library: what its calls give back, what a callback gets, and what a run leaves behind in the process."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import storyteller_ds as st
+from storyteller_ds.training import interruption, trainer
+from tests.support.runs import read_metrics, read_state
+from tests.support.small_runs import SMALLEST
+
+STEPS = 6
+STORIES = [f"There was a dog called Rex {i}. It ran and ran.\n\nThen it slept." for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., st.TrainedRun]:
+    """Some steps on a few stories."""
+
+    def go(folder: str = "run", *callbacks: st.Callback, **settings: Any) -> st.TrainedRun:
+        steps = {"train.max_steps": STEPS, "train.eval_every_steps": 2, "schedule.warmup_steps": 2}
+        overrides = {**SMALLEST, **steps, "data.sequence_length": 32, **settings}
+        return st.train("tiny_test", overrides, data=STORIES, output_dir=tmp_path / folder, callbacks=callbacks)
+
+    return go
+
+
+class At(st.Callback):
+    """Does something after one step."""
+
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        self.step, self.action = step, action
+
+    def on_train(self, record):
+        if record["step"] == self.step:
+            self.action()
+
+
+def sends(number: int, times: int = 1) -> Callable[[], None]:
+    def send() -> None:
+        for _ in range(times):
+            signal.raise_signal(number)
+
+    return send
+
+
+def process() -> dict[str, Any]:
+    """What a run must give back."""
+    return {
+        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "wakeup": signal.set_wakeup_fd(-1),
+        "threads": set(threading.enumerate()),
+        "torch threads": torch.get_num_threads(),
+        "random": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "folder": Path.cwd(),
+    }
+
+
+def test_a_run_gives_its_records_and_its_checkpoint(train, tmp_path):
+    run = train()
+    assert (run.folder, run.step, run.interrupted) == (tmp_path / "run", STEPS, False)
+    assert [record["step"] for record in run.metrics if "train_loss" in record] == list(range(1, STEPS + 1))
+    assert run.metrics[-1]["val_bpb"] > 0
+    assert run.checkpoint == tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}"
+    assert run.samples is not None
+    assert run.samples.read_text().startswith(f"## Step {STEPS}")
+
+
+def test_the_same_call_again_has_nothing_to_do_and_a_longer_one_goes_on(train):
+    first = train()
+    records = first.metrics
+    assert train().metrics == records
+    longer = train(**{"train.max_steps": STEPS + 2})
+    assert longer.step == STEPS + 2
+    assert longer.metrics[: len(records)] == records
+
+
+def test_a_loaded_model_tells_the_story_that_the_command_tells(train, capsys):
+    run = train()
+    story = st.load(run.folder, "cpu")
+    told = story.generate("There was", seed=1, max_new_tokens=8)
+    assert told == "".join(story.stream("There was", seed=1, max_new_tokens=8))
+    assert told.startswith("There was")
+    assert told != story.generate("There was", seed=2, max_new_tokens=8)
+    from storyteller_ds.cli.main import storyteller
+
+    capsys.readouterr()
+    command = ["generate", "--checkpoint", str(run.checkpoint), "--prompt", "There was", "--seed", "1"]
+    storyteller.main([*command, "--max_new_tokens", "8", "--device", "cpu"], standalone_mode=False)
+    assert capsys.readouterr().out == told + "\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: st.train("quikstart"), "did you mean 'quickstart'"),
+        (lambda: st.train("tiny_test", {"train.max_step": 3}), "the overrides: unknown key 'train.max_step'"),
+        (lambda: st.train("tiny_test", {"train": {"max_steps": "3"}}), "leave out the quotes"),
+        (lambda: st.train("tiny_test", ds_config="zero4"), "did you mean 'zero"),
+        (lambda: st.train("tiny_test", data=[]), "a list of texts"),
+        (lambda: st.train("tiny_test", data=[b"a"]), "a list of texts"),
+        (lambda: st.train("tiny_test", data=["\ud800"]), "half a character"),
+        (lambda: st.load("no_such_folder"), "no such folder"),
+        (lambda: st.train("tiny_test", {"train.callbacks": ["os:path"]}), "train.callbacks: 'os:path'"),
+        (lambda: st.train("tiny_test", {"train.callbacks": ["nothing_there:X"]}), "ModuleNotFoundError"),
+        (lambda: st.train("tiny_test", {"train.callbacks": ["nothing"]}), "not of the form module:Class"),
+    ],
+)
+def test_errors_are_exceptions_with_one_line(call, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(st.UserError) as caught:
+        call()
+    assert words in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_sampling_setting_is_named(train):
+    story = st.load(train().folder, "cpu")
+    with pytest.raises(st.UserError, match="there is no setting temprature; there are temperature, "):
+        story.generate("a", temprature=0.5)
+    with pytest.raises(st.UserError, match=r"top_p=2\.0: "):
+        story.generate("a", top_p=2.0)
+
+
+def test_a_callback_gets_every_event(train, tmp_path):
+    class Listener(st.Callback):
+        def __init__(self):
+            self.events = []
+
+        def __getattribute__(self, name):
+            if name in EVENTS:
+                object.__getattribute__(self, "events").append(name)
+            return object.__getattribute__(self, name)
+
+    EVENTS = {name for name in vars(st.Callback) if not name.startswith("_")}  # as the class has them
+    listener, stopper = Listener(), At(3, sends(signal.SIGINT))
+    assert train("run", listener, stopper).interrupted
+    step = ["on_busy", "on_result", "on_train", "recover"]
+    assert listener.events[:6] == ["on_start", *step, "busy_with"]
+    assert set(listener.events) == EVENTS
+    assert listener.events[-1] == "on_end"
+    assert listener.trainer.output_dir == tmp_path / "run"
+    assert listener.trainer.world.is_main
+
+
+def test_a_callback_can_be_named(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_callbacks.py").write_text(
+        "import storyteller_ds as st\n\n\nclass Loud(st.Callback):\n    heard = []\n\n"
+        "    def on_eval(self, record):\n        self.heard.append(record['step'])\n"
+    )
+    train(**{"train.callbacks": ["my_callbacks:Loud"]})
+    from my_callbacks import Loud  # type: ignore[import-not-found]  # written above
+
+    assert Loud.heard == [2, 4, 6]
+
+
+@pytest.mark.parametrize("ending", ["done", "interrupted", "stopped", "failed", "refused"])
+def test_the_process_is_as_before_and_the_folder_is_free(train, ending):
+    def fail() -> None:
+        raise RuntimeError("of the user's")
+
+    before = process()
+    if ending == "done":
+        train()
+    elif ending == "interrupted":
+        assert train("run", At(3, sends(signal.SIGINT))).interrupted
+    elif ending == "stopped":
+        with pytest.raises(st.InterruptedAfterSave):
+            train("run", At(3, sends(signal.SIGTERM)))
+    elif ending == "failed":
+        with pytest.raises(RuntimeError, match="of the user's"):
+            train("run", At(3, fail))
+    else:
+        with pytest.raises(st.ConfigError):
+            train("run", **{"model.hidden_size": 17})
+    assert process() == before
+    assert train().step == STEPS  # its lock has been given back
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(train):
+    whole = train("whole")
+    part = train("part", At(3, sends(signal.SIGINT)))
+    assert (part.step, part.interrupted) == (3, True)
+    assert train("part").step == STEPS
+    assert read_metrics(part.folder) == [
+        record for record in read_metrics(whole.folder) if record["step"] != 3 or "train_loss" in record
+    ]
+    ours, theirs = read_state(part.folder, STEPS), read_state(whole.folder, STEPS)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_second_interrupt_ends_the_run_at_once(train, monkeypatch):
+    monkeypatch.setattr(interruption, "SECONDS_OF_ONE_EVENT", 0.0)
+    before = process()
+    with pytest.raises(KeyboardInterrupt):
+        train("run", At(3, sends(signal.SIGINT, times=2)))
+    assert process() == before
+    assert train().step == STEPS
+
+
+def test_an_interrupt_before_training_is_a_keyboard_interrupt(train, monkeypatch):
+    monkeypatch.setattr(trainer, "shared_corpus", lambda *_: signal.raise_signal(signal.SIGINT))
+    before = process()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert process() == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone(train):
+    runs: list[st.TrainedRun] = []
+    thread = threading.Thread(target=lambda: runs.append(train()))
+    thread.start()
+    thread.join(120)
+    assert [run.step for run in runs] == [STEPS]
+
+
+def test_a_run_config_alone_is_enough(tmp_path):
+    config = st.load_config("tiny_test", {**SMALLEST, "data.builtin_stories": 30, "train.max_steps": 1})
+    assert st.Trainer(config.run, tmp_path / "run").fit().step == 1
+
+
+def test_names_are_those_of_the_list():
+    assert set(st.__all__) <= set(dir(st))
+    for name in st.__all__:
+        assert getattr(st, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        _ = st.tarin
