@@ -159,6 +159,15 @@ def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...]
         checkpoint.open_tensors(part).check(expected[part])
 
 
+def saved_state(checkpoint: Checkpoint) -> TrainState:
+    """How far the run had come.
+
+    Raises:
+        CheckpointError: its trainer.json does not say so.
+    """
+    return _progress(checkpoint)[0]
+
+
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     """Put weights, moments, random streams and progress back; called by every rank.
 
@@ -195,7 +204,7 @@ class _Files:
     """None: there is no stream for this rank, because another number of ranks wrote."""
 
 
-def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
+def _progress(checkpoint: Checkpoint) -> tuple[TrainState, LossScale | None]:
     trainer = checkpoint.read_json(layout.TRAINER)
     try:
         state = TypeAdapter(TrainState).validate_python(dataclasses.asdict(TrainState(**trainer["state"])))
@@ -210,6 +219,11 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
             f"checkpoint {checkpoint.folder}: {layout.TRAINER} does not say where the run was ({reason}); "
             "was it written by another version? use another step"
         ) from None
+    return state, scale
+
+
+def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
+    state, scale = _progress(checkpoint)
     streams = None
     if checkpoint.world_size == world_size:
         file = checkpoint.open_rng(rank)

@@ -27,7 +27,10 @@ def certify_command(only: str | None, as_json: bool, output: Path | None) -> Non
     8 steps in fp32, on a seed with clear choices of the routers; what that shows is printed with the table.
     Exits 1 if any row is beyond its tolerance or does not run.
     """
-    rows = select([name.strip() for name in (only or "").split(",") if name.strip()])
+    names = [name.strip() for name in (only or "").split(",") if name.strip()]
+    if only is not None and not names:
+        raise UserError(f"--only '{only}' names no row; name one of {', '.join(row.name for row in ROWS)}")
+    rows = select(names)
     _check_deepspeed(rows)
     if output is not None:
         check_output(output, "--output")

@@ -45,15 +45,17 @@ def ls(path: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'step':>10} {'val_bpb':>9} {'size':>12} {'ranks':>5} {'EP':>3} {'ZeRO':>4}  {'written':<19}  state")
+    # Scores of as many tokens are of the same text; others are not comparable.
+    print(f"{'step':>8} {'val_bpb':>8} {'on tokens':>9} {'size':>12} ranks  EP ZeRO  {'written':<16}  state")
     for row in rows:
         bpb = "-" if row["val_bpb"] is None else f"{row['val_bpb']:.4f}"
+        tokens = "-" if row["val_tokens"] is None else f"{row['val_tokens']:,}"
         topology = {"world_size": "-", "ep_size": "-", **row["topology"]}
         zero = topology.get("zero_stage")
         _print(
-            f"{row['step'] if row['step'] is not None else '-':>10} {bpb:>9} {_size(row['bytes']):>12} "
+            f"{row['step'] if row['step'] is not None else '-':>8} {bpb:>8} {tokens:>9} {_size(row['bytes']):>12} "
             f"{topology['world_size']:>5} {topology['ep_size']!s:>3} {'-' if zero is None else zero!s:>4}  "
-            f"{row['written']:<19}  {row['problem'] or _state(row['weights_only'])}"
+            f"{row['written'][:16]}  {row['problem'] or _state(row['weights_only'])}"
         )
 
 

@@ -36,7 +36,7 @@ from storyteller_ds.parallel.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.parallel.world import World
 from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.train import run_folder as layout
-from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.train.announcement import no_best, no_patience, only_warm_up, text_and_passes, unused_rows
 from storyteller_ds.train.anomalies import Anomalies
 from storyteller_ds.train.hooks import Hook
 from storyteller_ds.train.interruption import Interruption
@@ -81,6 +81,8 @@ class Session:
         self.interruption = interruption
         self.folder: RunFolder | None = None
         """Only on rank 0, which keeps the records."""
+        self.finished: Checkpoint | None = None
+        """What was to be continued and is over already. Only on rank 0."""
 
     def go(self, resume: str) -> None:
         """Train from where the run folder, or `resume`, says, to the end.
@@ -151,8 +153,12 @@ class Session:
             resuming.check_same_run(checkpoint, self.run, corpus.fingerprint, resume)
             for change in resuming.changed_settings(checkpoint, self.run):
                 self.say(f"changed since the checkpoint: {change}")
+            if why_over(self.run, resuming.saved_state(checkpoint)) is not None:
+                self.finished = checkpoint
         self.folder = RunFolder(self.output_dir)
-        if (checkpoint is None or resume != "auto") and (aside := _set_aside(self.folder, checkpoint)):
+        # A run that has nothing left to do makes nothing that could take the place of what is there.
+        is_another = checkpoint is None or (resume != "auto" and self.finished is None)
+        if is_another and (aside := _set_aside(self.folder, checkpoint)):
             self.say(f"the records of an earlier run are now in {aside}")
         return checkpoint
 
@@ -183,7 +189,8 @@ class Session:
 
     def _introduce_text(self, corpus: Corpus, anew: bool) -> None:
         self.say(text_and_passes(self.run, corpus))
-        for warning in (unused_rows(self.run, corpus.tokenizer) if anew else None, only_warm_up(self.run)):
+        rows = unused_rows(self.run, corpus.tokenizer) if anew else None
+        for warning in (rows, only_warm_up(self.run), no_patience(self.run), no_best(self.run)):
             if warning is not None:
                 self.say(warning)
 
@@ -251,14 +258,16 @@ class Session:
     def _farewell(self) -> None:
         if self.folder is None or self.console.quiet:
             return
-        newest = step_folders(self.output_dir / layout.CHECKPOINTS)[0]
-        print(f"metrics:    {self.output_dir / layout.METRICS}")
-        if (samples := self.output_dir / layout.SAMPLES).exists():
-            print(f"samples:    {samples}")
+        if self.finished is None:
+            model, newest = self.output_dir, step_folders(self.output_dir / layout.CHECKPOINTS)[0]
+        else:  # --resume may have named another run
+            model = newest = self.finished.folder
+        for label, record in (("metrics:", layout.METRICS), ("samples:", layout.SAMPLES)):
+            if (self.output_dir / record).exists():
+                print(f"{label:<12}{self.output_dir / record}")
         print(f"checkpoint: {newest}")
         print(
-            f"try:        storyteller generate --checkpoint {shlex.quote(str(self.output_dir))} "
-            '--prompt "Once upon a time"',
+            f'try:        storyteller generate --checkpoint {shlex.quote(str(model))} --prompt "Once upon a time"',
             flush=True,
         )
 

@@ -60,6 +60,12 @@ class _BoundedConstructor(SafeConstructor):
     """
 
     def construct_document(self, node: Node) -> Any:
+        version = self.resolver.processing_version
+        if version != (1, 2):
+            raise ValueError(
+                f"its %YAML directive asks for version {'.'.join(map(str, version))}, in which yes is true and 010 is "
+                "8; take it out"
+            )
         values, levels = _measure(node, {}, 0)
         if levels > YAML_DEPTH:
             raise ValueError(f"nested more than {YAML_DEPTH} deep, or in itself")

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from storyteller_ds.config import deepspeed
 from storyteller_ds.config.base import whole_number
+from storyteller_ds.config.deepspeed_types import KEYS as DEEPSPEED_KEYS
 from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, read_preset, read_text
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
@@ -148,6 +149,8 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
         layers.merge(read_preset(name), f"{PRESET}{name}")
         return name
     values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
+    if name.endswith(".json") and values.keys() & (DEEPSPEED_KEYS.keys() - RunConfig.model_fields.keys()):
+        raise ConfigError(f"{name} is a DeepSpeed config; give it with --ds_config {name}")
     for key in values:
         if "." in key:
             section, _, field = key.partition(".")

@@ -34,6 +34,10 @@ SECONDS_FOR_TORCH_TO_GIVE_UP = 10
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
 """In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
 
+_ANOTHER_PORT = (
+    "choose a free port: --master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT"
+)
+
 # Facts about the process, like the process group itself.
 _connected_before = False
 _barrier: Barrier | None = None
@@ -69,7 +73,7 @@ class World(Ranks):
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
-        mend = "is the port free there, and have all ranks been started? choose another with --master_port"
+        mend = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
         timeout = timedelta(minutes=timeout_minutes)
         try:
             # A stranger that listens at this port and says nothing makes torch wait without a limit.
@@ -210,10 +214,9 @@ def _check_port_is_free(port: int) -> None:
         socket.create_server(("", port)).close()
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise UserError(f"port {port} of this machine cannot be used ({error}); choose another") from error
+            raise UserError(f"port {port} of this machine cannot be used ({error}); {_ANOTHER_PORT}") from error
         raise UserError(
-            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or choose a free "
-            "port with the launcher's --master_port (Slurm, mpirun: MASTER_PORT)"
+            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or {_ANOTHER_PORT}"
         ) from error
 
 

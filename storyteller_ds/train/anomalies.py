@@ -10,6 +10,8 @@ from storyteller_ds.parallel.engine import StepResult
 from storyteller_ds.train.loss_spike import is_spike
 from storyteller_ds.train.state import TrainState
 
+AGAIN = "run again; that continues from the last checkpoint, if there is one"
+
 
 class Anomalies:
     """The policy of train.max_bad_steps, train.max_rollbacks and train.loss_spike_*.
@@ -68,9 +70,7 @@ class Anomalies:
         advice = "lower optimizer.lr or raise schedule.warmup_steps"
         if state.rollbacks >= self.config.max_rollbacks:
             times = f"after {state.rollbacks} rollback(s) " if state.rollbacks else ""
-            raise TrainingStopped(
-                f"{why}; {times}training gives up: {advice}, and run again to continue from the last checkpoint"
-            )
+            raise TrainingStopped(f"{why}; {times}training gives up: {advice}, and {AGAIN}")
         checkpoint = self._roll_back()
         if checkpoint is None:
             raise TrainingStopped(

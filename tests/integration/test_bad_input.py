@@ -103,7 +103,7 @@ def test_bad_text(home, refused):
 def test_a_corpus_smaller_than_a_batch(home, refused):
     line = refused(*train(f"data.source={home.parent / 'good.txt'}", "train.global_batch_size=5000"))
     assert "one batch takes 5000" in line
-    assert "lower train.global_batch_size" in line
+    assert "lower data.sequence_length or train.global_batch_size" in line
 
 
 def test_bad_configs(home, refused):

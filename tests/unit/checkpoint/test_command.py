@@ -27,7 +27,14 @@ FASTER = RunConfig.model_validate({**RUN.model_dump(), "optimizer": {"lr": 0.5}}
 WEIGHTS = "weights-00000-of-00001.safetensors"
 
 
-def save(checkpoints: Path, step: int, bpb: float | None, run: RunConfig = RUN, add: float = 0.0) -> None:
+def save(
+    checkpoints: Path,
+    step: int,
+    bpb: float | None,
+    run: RunConfig = RUN,
+    add: float = 0.0,
+    tokens: int | None = None,
+) -> None:
     engine = SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -35,7 +42,10 @@ def save(checkpoints: Path, step: int, bpb: float | None, run: RunConfig = RUN, 
     topology = {"world_size": 1, "ep_size": 1, "zero_stage": None, "device": "cpu"}
     state = {"state": {"step": step, "tokens": 64 * step}, "loss_scale": None}
     write_checkpoint(
-        engine, checkpoints, step, Contents(state, {"run": run.model_dump(mode="json")}, "{}", "c", topology, bpb)
+        engine,
+        checkpoints,
+        step,
+        Contents(state, {"run": run.model_dump(mode="json")}, "{}", "c", topology, bpb, tokens),
     )
 
 
@@ -99,6 +109,15 @@ def test_ls_shows_the_steps_newest_first(run):
     assert rows[2]["bytes"] == sum(sizes)
     assert json.loads(stdout("ls", run / "checkpoints", "--json")) == rows
     assert json.loads(stdout("ls", step(run, 20), "--json")) == rows[1:2]
+
+
+def test_ls_tells_scores_of_different_texts_apart(run):
+    save(run / "checkpoints", 40, 1.1, tokens=12_345)
+    heading, forty, thirty, *_ = stdout("ls", run).splitlines()
+    assert heading.split()[:4] == ["step", "val_bpb", "on", "tokens"]
+    assert forty.split()[:3] == ["40", "1.1000", "12,345"]
+    assert thirty.split()[:3] == ["30", "-", "-"]
+    assert all(len(line) <= 80 for line in (heading, forty, thirty))
 
 
 def test_ls_says_which_steps_cannot_be_used(run):

@@ -40,7 +40,9 @@ def test_a_busy_port_is_refused_and_its_holder_named(busy_port: int, monkeypatch
     with pytest.raises(UserError) as refused, FIRST_OF_TWO.connected(CPU, 0.1):
         pass
     assert f"port {busy_port}" in str(refused.value)
-    assert "--master_port" in str(refused.value)
+    assert "--master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT" in str(
+        refused.value
+    )
     if sys.platform.startswith("linux"):
         assert f"in use by pid {os.getpid()} (" in str(refused.value)
 

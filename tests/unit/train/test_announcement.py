@@ -9,7 +9,7 @@ from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus, TextSize, open_corpus, prepare_corpus
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.train.announcement import only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.train.announcement import no_best, no_patience, only_warm_up, text_and_passes, unused_rows
 
 STORIES = [f"Story number {i}. There was a dög called Rex{i}." for i in range(40)]
 
@@ -114,3 +114,43 @@ def test_a_run_that_only_warms_up_is_told(tmp_path, warm_up, warns):
 def test_of_no_schedule_is_a_preset_warned(kind):
     for name in preset_names():
         assert only_warm_up(load_config(name, None, [f"schedule.kind={kind}"]).run) is None
+
+
+def of(*overrides: str) -> RunConfig:
+    return load_config("tiny_test", None, overrides).run
+
+
+@pytest.mark.parametrize(
+    ("patience", "every", "steps", "warns"), [(0, 0, 9, 0), (2, 0, 9, 1), (2, 3, 9, 0), (2, 3, 8, 1)]
+)
+def test_a_patience_that_no_validation_can_try_is_said(patience, every, steps, warns):
+    """The first validation is the best so far, and so many more are needed."""
+    limits = f"train.early_stop_patience={patience}", f"train.eval_every_steps={every}", f"train.max_steps={steps}"
+    warning = no_patience(of(*limits))
+    assert (warning is not None) == bool(warns)
+    assert warning is None or all(limit in warning for limit in limits)
+
+
+@pytest.mark.parametrize(
+    ("saved", "validated", "keep", "warns"),
+    [
+        (30, 100, ["keep_last=1"], 1),
+        (50, 0, ["keep_last=1"], 1),
+        (50, 100, ["keep_last=1"], 0),
+        (100, 50, ["keep_last=1"], 0),
+        (30, 100, ["keep_last=1", "keep_best=0"], 0),
+        (30, 100, [], 0),
+        (0, 100, ["keep_last=1"], 0),
+    ],
+)
+def test_that_no_checkpoint_will_have_a_score_is_said(saved, validated, keep, warns):
+    steps = f"checkpoint.every_steps={saved}", f"train.eval_every_steps={validated}"
+    warning = no_best(of("train.max_steps=300", *steps, *(f"checkpoint.{each}" for each in keep)))
+    assert (warning is not None) == bool(warns)
+    assert warning is None or all(step in warning for step in steps)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_are_meant(preset):
+    run = load_config(preset).run
+    assert (no_patience(run), no_best(run), only_warm_up(run)) == (None, None, None)
