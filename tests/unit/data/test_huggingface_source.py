@@ -130,6 +130,13 @@ def test_missing_field_names_those_there(folder: Path) -> None:
     assert refused(folder, text_field="story").endswith("set data.text_field to one of: text, pages")
 
 
+@pytest.mark.parametrize("field", ["text", "id;text"])
+def test_columns_that_are_not_separated_by_commas_are_named(tmp_path: Path, field: str) -> None:
+    (tmp_path / "train.csv").write_text("id;text\n1;A fox.\n2;A dog.\n")
+    message = refused(tmp_path, text_field=field)
+    assert "would be read as one column, named 'id;text'; separate the columns by commas in .csv" in message
+
+
 def test_field_that_is_not_text(folder: Path) -> None:
     assert "'pages' of" in (message := refused(folder, text_field="pages"))
     assert "holds int, not text" in message
