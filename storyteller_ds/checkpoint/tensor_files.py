@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import TensorEntry, UntrustedFileError, check_safetensors
 
+if TYPE_CHECKING:
+    from torch import Tensor  # looking at files and their headers does without
 
-class TensorFiles(Mapping[str, Tensor]):
+
+class TensorFiles(Mapping[str, "Tensor"]):
     """Several safetensors files read as one mapping of names to tensors.
 
     Args:
@@ -44,7 +47,7 @@ class TensorFiles(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._home)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         tensor: Tensor = self._home[name].get_tensor(name)
         return tensor
 

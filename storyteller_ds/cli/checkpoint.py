@@ -6,15 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from rich.console import Console
 
 from storyteller_ds.checkpoint import format as layout
-from storyteller_ds.checkpoint.compare import Difference, compare
 from storyteller_ds.checkpoint.format import Checkpoint, open_checkpoint, step_folders
-from storyteller_ds.checkpoint.resume import find_checkpoint
 from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
 from storyteller_ds.cli.group import Group
 from storyteller_ds.cli.lines import lines_to
@@ -23,6 +21,9 @@ from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.train.run_folder import CHECKPOINTS
 from storyteller_ds.untrusted import for_terminal
+
+if TYPE_CHECKING:
+    from storyteller_ds.checkpoint.compare import Difference
 
 _SHOWN_TENSORS = 20
 _WEIGHTS_ONLY = "weights only"
@@ -84,7 +85,7 @@ def verify(path: Path, as_json: bool) -> None:
 @_as_json
 def show(path: Path, as_json: bool) -> None:
     """Show one step, of a run folder the newest valid one: progress, topology, files, tensors, settings."""
-    found = find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
+    found = _find(path)
     weights = found.open_tensors("weights")
     what = {
         "folder": str(found.folder),
@@ -150,13 +151,22 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
 @_as_json
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Compare two steps: settings, topology, and each tensor (largest difference, absolute and relative to A's)."""
-    first, second = (find_checkpoint(path, lines_to(Console(stderr=True)), parts=None) for path in (a, b))
+    from storyteller_ds.checkpoint.compare import compare  # torch, see _find
+
+    first, second = _find(a), _find(b)
     difference = compare(first, second)
     if as_json:
         print(json.dumps({"a": str(first.folder), "b": str(second.folder), **dataclasses.asdict(difference)}, indent=2))
         return
     _print(f"A {first.folder}\nB {second.folder}")
     _print_difference(difference)
+
+
+def _find(path: Path) -> Checkpoint:
+    """The step that `path` means, of a run folder the newest valid one, verified."""
+    from storyteller_ds.checkpoint.resume import find_checkpoint  # torch, for which --help and ls need not wait
+
+    return find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
 
 
 class _Found(NamedTuple):
@@ -250,7 +260,7 @@ def _print_tree(value: Mapping[str, Any], indent: str = "") -> None:
             _print(f"{indent}{key}: {inner if isinstance(inner, str) else json.dumps(inner)}")
 
 
-def _print_difference(difference: Difference) -> None:
+def _print_difference(difference: "Difference") -> None:
     before, after = difference.steps
     _print(f"step: {before}" if before == after else f"step: {before} -> {after}")
     for title, fields in (("topology", difference.topology), ("setting", difference.settings)):

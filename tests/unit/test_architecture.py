@@ -115,7 +115,7 @@ def test_generating_and_training_on_one_device_need_no_optional_package():
     done = run_python(
         BLOCKED
         + """
-import storyteller_ds.cli.main, storyteller_ds.cli.config, storyteller_ds.cli.generate, storyteller_ds.cli.train
+import storyteller_ds.cli.main, storyteller_ds.cli.config, storyteller_ds.cli.telling, storyteller_ds.cli.training
 import storyteller_ds.inference.load, storyteller_ds.inference.generate, storyteller_ds.inference.samples
 from storyteller_ds.config import RunConfig
 from storyteller_ds.inference.generate import generate_ids

@@ -46,7 +46,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generate(run_folder, monkeypatch) -> Callable[..., tuple[str, str]]:
     """Run `storyteller generate` in this process; stdout and stderr, with the error as its last line."""
 
-    monkeypatch.setattr("storyteller_ds.cli.generate.share_cores", lambda: None)  # its threads would outlive the test
+    monkeypatch.setattr("storyteller_ds.cli.telling.share_cores", lambda: None)  # its threads would outlive the test
 
     def run(*arguments: str, checkpoint: Path = run_folder) -> tuple[str, str]:
         command = ["generate", "--checkpoint", str(checkpoint), "--device", "cpu", *arguments]
