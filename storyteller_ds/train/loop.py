@@ -136,9 +136,11 @@ def why_over(run: RunConfig, state: TrainState) -> str | None:
         return f"stopped early after {state.step} steps; raise train.early_stop_patience to go on"
     if limits.max_minutes is not None and state.elapsed_s >= 60 * limits.max_minutes:
         warm_up = run.schedule.warmup_steps
-        in_warm_up = f", before the end of its warm-up (schedule.warmup_steps={warm_up})" * (state.step < warm_up)
-        where = f"step {state.step} of {limits.max_steps}{in_warm_up}"
-        return f"stopped by train.max_minutes={limits.max_minutes:g} at {where}; raise it to go on"
+        in_warm_up = f" (the warm-up was not over, schedule.warmup_steps={warm_up})" * (state.step < warm_up)
+        return (
+            f"stopped by train.max_minutes={limits.max_minutes:g} at step {state.step} of {limits.max_steps}; "
+            f"raise it to go on{in_warm_up}"
+        )
     return None
 
 

@@ -361,8 +361,8 @@ def test_what_a_validation_takes_counts_for_whoever_continues():
 def test_a_run_that_time_ends_in_its_warm_up_says_so():
     run, _, end, _ = go(CountingEngine(seconds=60.0), max_steps=9, max_minutes=1.0)
     assert why_over(run, end) == (
-        "stopped by train.max_minutes=1 at step 1 of 9, before the end of its warm-up (schedule.warmup_steps=2); "
-        "raise it to go on"
+        "stopped by train.max_minutes=1 at step 1 of 9; raise it to go on "
+        "(the warm-up was not over, schedule.warmup_steps=2)"
     )
 
 
