@@ -73,8 +73,8 @@ def no_best(run: RunConfig) -> str | None:
         return None
     return (
         f"warning: checkpoint.keep_best={keep.keep_best} finds no checkpoint with a score before the last, and keeps "
-        f"none (checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); make the one a "
-        "multiple of the other"
+        f"none (checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); validate "
+        "at steps that are saved"
     )
 
 
