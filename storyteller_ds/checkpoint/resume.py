@@ -60,8 +60,7 @@ def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str]
         return checkpoint
     found = newest_valid(path / CHECKPOINTS, say, parts) or newest_valid(path, say, parts)
     if found is None:
-        reason = "it has no valid checkpoint" if path.exists() else "there is no such folder"
-        raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
+        raise CheckpointError(f"no checkpoint at {path}: {layout.why_none(path, 'it has no valid checkpoint')}")
     return found
 
 

@@ -193,8 +193,7 @@ def _folders(path: Path) -> list[Path]:
         return [path]
     folders = step_folders(path / CHECKPOINTS) or step_folders(path)
     if not folders:
-        reason = "it has no step folders" if path.is_dir() else "there is no such folder"
-        raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
+        raise CheckpointError(f"no checkpoint at {path}: {layout.why_none(path, 'it has no step folders')}")
     return folders
 
 

@@ -21,7 +21,7 @@ from storyteller_ds.memory import memory_hint
 @click.option("--max_new_tokens", type=int, help="Longest continuation.  [default: as long as the context has room]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@memory_hint("a shorter prompt, fewer --max_new_tokens or --device cpu need less")
+@memory_hint("a shorter prompt or fewer --max_new_tokens need less; of a GPU's memory, --device cpu needs none")
 def generate(
     checkpoint: Path,
     prompt: str | None,

@@ -4,6 +4,7 @@ import os
 import shlex
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,8 @@ class Session:
             checkpoint = self.world.on_main(lambda: self._open_folder(resume, corpus))
         self._introduce()
         self._introduce_text(corpus, anew=checkpoint is None)
-        rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
-        less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device)
         with (
-            memory_hint(f"{less}; then run again to continue", rank),
+            self._memory_hint(is_built=True),
             prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self.say) as ds_config,
         ):
             self._train(ds_config, corpus, batches, checkpoint)
@@ -116,7 +115,8 @@ class Session:
         if self.run.parallel.self_test and ds_config is not None:
             difference = check_gradients(self.run, ds_config, self.world, self.device)
             self.say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
-        engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
+        with self._memory_hint(is_built=False):
+            engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
         if checkpoint is None:
             state = TrainState()
             seed_rng(self.run.seed, 0, self.world.rank)
@@ -133,6 +133,11 @@ class Session:
                 state = train(self.run, engine, *batches, state, hooks, anomalies, interruption=self.interruption)
             if state.step < self.run.train.max_steps:
                 self.say(f"training {why_over(self.run, state)}")
+
+    def _memory_hint(self, is_built: bool) -> AbstractContextManager[None]:
+        rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
+        less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device, is_built)
+        return memory_hint(f"{less}; then run again to continue", rank)
 
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
         plan, length = self.plan, self.run.data.sequence_length

@@ -16,6 +16,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.inference.load import StoryModel, load_story_model
 from storyteller_ds.inference.sampling import SamplingConfig
 from storyteller_ds.inference.story import Story
+from storyteller_ds.memory import memory_hint
 from storyteller_ds.parallel.world import pick_device
 from storyteller_ds.untrusted import for_terminal
 
@@ -54,7 +55,9 @@ def tell(
     place = pick_device(device, 0, "--device")
     if place.type == "cpu":
         share_cores()
-    model = load_story_model(checkpoint, place, say)
+    less = "close other programs" if place.type == "cpu" else "use --device cpu"
+    with memory_hint(f"the model alone does not fit; {less}"):
+        model = load_story_model(checkpoint, place, say)
     say(f"model: {model.step_folder}")
     if interactive:
         converse(model, config, num_stories, say)

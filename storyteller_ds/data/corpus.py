@@ -74,8 +74,9 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
         check_shards: look at every byte of what is there, as open_corpus does.
 
     Raises:
-        DataError: the text or the tokenizer cannot be used, or the cache cannot be written. Nothing is left behind
-            then; after an interruption what is finished stays, and the next call goes on from there.
+        DataError: the text or the tokenizer cannot be used, the text has changed meanwhile, or the cache cannot be
+            written. Nothing is left behind then; after an interruption what is finished stays, and the next call goes
+            on from there.
     """
     sources, given = choose_sources(run.data), _given_tokenizer(run)
     with meanwhile(lambda: say(f"reading {run.data.source}"), LINE_EVERY_S):
@@ -90,7 +91,7 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
         if os.path.lexists(folder):
             set_aside(folder)
         with work_folder(folder) as work:
-            _fill(run, sources, given, work, say)
+            _fill(run, sources, given, key, work, say)
             try:
                 put_in_place(work, folder)
             except OSError:
@@ -98,7 +99,11 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
                     raise
                 # Another process was faster; its result is the same.
     except OSError as error:
-        mend = "make room there, or set" if error.errno in _NO_ROOM else "to a folder that can be written, set"
+        mend = "to a folder that can be written, set"
+        if error.errno in _NO_ROOM:
+            mend = "make room there, or set"
+        elif error.errno == errno.ENOENT:
+            mend = "was it removed meanwhile? run again, or set"
         raise DataError(
             f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; {mend} data.cache_dir "
             "(or STORYTELLER_CACHE)"
@@ -171,9 +176,18 @@ def _size(folder: Path, split: Mapping[str, Any]) -> TextSize:
     return TextSize(documents, count, unknown)
 
 
-def _fill(run: RunConfig, sources: Sources, given: Tokenizer | None, work: Path, say: Callable[[str], None]) -> None:
+def _fill(
+    run: RunConfig, sources: Sources, given: Tokenizer | None, key: str, work: Path, say: Callable[[str], None]
+) -> None:
     try:
         make_corpus(run, sources, given, work, say)
+        # It was read several times since it was given its name; chosen anew, sources remember nothing of that.
+        with meanwhile(lambda: say(f"seeing that {run.data.source} is still the same"), LINE_EVERY_S):
+            if _key(run, choose_sources(run.data), given) != key:
+                raise DataError(
+                    f"{' or '.join(filter(None, (run.data.source, run.data.validation)))} was changed while it was "
+                    "prepared, and nothing of that is kept; run again when it stays as it is"
+                )
     except BaseException as error:
         # What an interruption leaves is taken over by the next try; of text or a disk that fails nothing can be.
         if isinstance(error, DataError | OSError) or not (work / INDEX).exists():

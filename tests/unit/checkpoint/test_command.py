@@ -164,6 +164,7 @@ def test_where_there_is_nothing_it_says_so(tmp_path):
     for verb in ("ls", "verify", "show"):
         assert "no checkpoint at" in failure(verb, tmp_path)[0]
         assert "there is no such folder" in failure(verb, tmp_path / "nowhere")[0]
+        assert "it is a file" in failure(verb, __file__)[0]
 
 
 def test_show_of_a_run_is_the_newest_valid_step(run):

@@ -57,6 +57,19 @@ def test_several_stories_of_one_prompt(generate):
     assert f"--seed={last + 1}" in generate("--prompt", "Once", "--seed", str(last + 1))[1]
 
 
+# Memory
+
+
+def test_no_shorter_prompt_is_advised_where_the_model_alone_does_not_fit(generate, monkeypatch):
+    def too_large(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storyteller_ds.cli.telling.load_story_model", too_large)
+        line = generate("--prompt", "Once")[1].splitlines()[-1]
+    assert line == "storyteller: out of memory; the model alone does not fit; close other programs"
+
+
 # Prompts that do not fit
 
 

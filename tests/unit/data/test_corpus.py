@@ -177,6 +177,43 @@ def test_what_is_taken_over_is_checked(text, monkeypatch, damage):
     assert outside.read_text() == "not ours"
 
 
+@pytest.mark.parametrize("split", ["source", "validation"])
+def test_text_that_changes_while_it_is_prepared_is_not_kept_under_its_old_name(text, monkeypatch, split):
+    other = text.with_name("other.txt")
+    other.write_text("\n\n".join(STORIES[::-1]), encoding="utf-8")
+    run = config(text, validation=str(other))
+    changing, real = {"source": text, "validation": other}[split], preparing.train_tokenizer
+    before = changing.read_text(encoding="utf-8")
+
+    def change(*args):
+        changing.write_text(f"{before}\n\nOne more.", encoding="utf-8")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "train_tokenizer", change)
+        with pytest.raises(DataError, match=rf"{text} or {other} was changed .*run again"):
+            prepared(run)
+    assert list((text.parent / "cache").iterdir()) == []
+    changing.write_text(before, encoding="utf-8")
+    corpus = opened(run)
+    assert stories_of(corpus.train, corpus.tokenizer) == STORIES
+    assert stories_of(corpus.validation, corpus.tokenizer) == STORIES[::-1]
+
+
+def test_a_cache_that_is_removed_while_it_is_made_is_a_data_error_that_asks_for_another_try(text, monkeypatch):
+    run, real = config(text), preparing.write_shards
+
+    def removed(*args):
+        shutil.rmtree(text.parent / "cache")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "write_shards", removed)
+        with pytest.raises(DataError, match="was it removed meanwhile\\? run again"):
+            prepared(run)
+    assert len(opened(run).train) > 100
+
+
 def test_a_long_preparation_shows_that_it_lives(text, monkeypatch):
     monkeypatch.setattr(preparing, "LINE_EVERY_S", 0.001)
     run, said, shown = config(text), [], {"training": threading.Event(), "tokenizing": threading.Event()}
