@@ -49,7 +49,7 @@ def parse_yaml(text: str, where: str) -> Any:
         # What the library lets out on dates, numbers, escapes and tags that cannot be, and on nesting without end.
         raise ConfigError(f"{where}: a value in it cannot be read ({error}); mend the YAML there") from None
     except YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); mend the file") from error
+        raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); fix the YAML there") from error
 
 
 class _BoundedConstructor(SafeConstructor):

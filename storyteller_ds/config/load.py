@@ -27,6 +27,7 @@ from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
+from storyteller_ds.user_paths import is_utf8
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE = "the command line"
@@ -97,6 +98,11 @@ def load_config(
                 )
             layers.set(field, value, str(ds_config))
     for override in overrides:
+        if not is_utf8(override):
+            raise ConfigError(
+                f"'{override}' on {COMMAND_LINE} is not UTF-8, as settings must be; rename the file that it names, or "
+                "use a UTF-8 locale (LC_ALL=C.UTF-8)"
+            )
         field, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(

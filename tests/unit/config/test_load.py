@@ -312,3 +312,9 @@ def test_a_preset_or_a_file_without_its_flag_is_answered_with_the_flag(argument,
 
 def test_a_section_that_is_given_a_value_is_answered_in_plain_words():
     assert refused(overrides=["model=big"]).endswith("model='big': is a section; set its fields, each by its name")
+
+
+def test_what_is_typed_is_no_file_to_fix():
+    message = refused(overrides=["data.source=a\x01b"])
+    assert message.startswith("the command line, data.source: not valid YAML")
+    assert message.endswith("fix the YAML there")
