@@ -31,6 +31,7 @@ from storyteller_ds.supervision.ranks import Ranks
 T = TypeVar("T")
 
 SECONDS_FOR_TORCH_TO_GIVE_UP = 10
+_MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
 """In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
 
@@ -117,6 +118,9 @@ class World(Ranks):
             raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
         for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
             os.environ[name] = str(value)
+        # DeepSpeed refuses to start where an mpirun farther away, or around an interactive shell, has said otherwise.
+        if _MPI_LOCAL_RANK in os.environ:
+            os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
         # torchrun's agent holds the port itself, and wants to.
         if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             _check_port_is_free(int(os.environ["MASTER_PORT"]))

@@ -88,6 +88,14 @@ def test_tasks_of_srun_meet_on_the_first_host(monkeypatch: pytest.MonkeyPatch):
     assert os.environ["MASTER_PORT"] == "23456" != chosen  # what the user gives counts
 
 
+def test_an_mpirun_farther_away_does_not_contradict_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")  # as of an interactive shell, or where it starts torchrun
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    World(rank=1, local_rank=1, size=2, local_size=2)._agree_on_rendezvous()
+    # DeepSpeed asserts that the two agree (DeepSpeedEngine._configure_with_arguments).
+    assert os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == os.environ["LOCAL_RANK"] == "1"
+
+
 class FakeBarrier:
     """Notes what is done, and is called away by what is in `raises`."""
 
