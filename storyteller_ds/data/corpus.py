@@ -15,17 +15,17 @@ from typing import Any
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.cache import cache_folder
-from storyteller_ds.data.corpus_index import INDEX, read_index
+from storyteller_ds.data.corpus_index import INDEX, open_listed_shard, read_index
 from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, make_corpus
 from storyteller_ds.data.shards import VERSION as SHARD_VERSION
-from storyteller_ds.data.shards import TokenStream, open_shard
+from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes, TextBytes
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.data.work_folder import put_in_place, set_aside, work_folder
 from storyteller_ds.errors import DataError
 from storyteller_ds.supervision.meanwhile import LINE_EVERY_S, meanwhile
-from storyteller_ds.untrusted import UntrustedFileError, inside
+from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
 
 _DAMAGE = (DataError, UntrustedFileError, OSError, KeyError, TypeError)
@@ -128,11 +128,11 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
 
 def _opened(folder: Path, vocab_size: int) -> Corpus:
     index, tokenizer = _whole_index(folder)
-    train, validation = (_stream(folder, index[name]["shards"], vocab_size) for name in ("train", "validation"))
+    train, validation = (_stream(folder, index, index[name]["shards"], vocab_size) for name in ("train", "validation"))
     if tokenizer.spells_bytes:
         text: TextBytes = SpelledBytes(validation, tokenizer.token_bytes(vocab_size))
     else:
-        counts = _stream(folder, index["validation"]["byte_shards"], MOST_BYTES_OF_A_TOKEN)
+        counts = _stream(folder, index, index["validation"]["byte_shards"], MOST_BYTES_OF_A_TOKEN)
         if len(counts) != len(validation):
             raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
         text = RecordedBytes(counts)
@@ -163,10 +163,10 @@ def _whole_index(folder: Path) -> tuple[dict[str, Any], Tokenizer]:
     return index, tokenizer
 
 
-def _stream(folder: Path, names: Any, vocab_size: int) -> TokenStream:
+def _stream(folder: Path, index: Mapping[str, Any], names: Any, vocab_size: int) -> TokenStream:
     if not isinstance(names, list) or not names:
         raise UntrustedFileError(f"{folder / INDEX}: names no shards")
-    return TokenStream([open_shard(inside(folder, name), vocab_size) for name in names])
+    return TokenStream([open_listed_shard(folder, name, index, vocab_size) for name in names])
 
 
 def _size(folder: Path, split: Mapping[str, Any]) -> TextSize:

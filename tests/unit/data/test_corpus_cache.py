@@ -1,6 +1,7 @@
 """Where prepared corpora are kept: a folder that may be full, read-only, damaged or somebody else's wish."""
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -9,8 +10,10 @@ import pytest
 
 from storyteller_ds.data import preparing
 from storyteller_ds.data.corpus import DamagedCorpusError, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus_index import read_index
 from storyteller_ds.errors import DataError
 from storyteller_ds.testing.small_corpus import config, content_of, folder_of, opened, prepared
+from storyteller_ds.untrusted import seal_of
 
 
 def test_the_cache_is_where_the_environment_says(text, monkeypatch, tmp_path):
@@ -121,3 +124,30 @@ def test_a_damaged_cache_is_a_data_error(text, name, is_missing):
     prepare_corpus(run, lambda line: None, check_shards=True)
     assert len(open_corpus(run, path.parent.name).train) > 100
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["train-00000.tokens", "validation-00000.tokens"])
+def test_a_whole_shard_of_another_corpus_is_not_taken_for_ours(text, name):
+    run = config(text)
+    folder = folder_of(run)
+    whole = content_of(folder)
+    other = folder_of(config(text, validation_fraction=0.4))
+    (folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(DamagedCorpusError, match=f"{name}: not the shard"):
+        open_corpus(run, folder.name)
+    prepare_corpus(run, lambda line: None, check_shards=True)
+    assert content_of(folder) == whole
+
+
+def test_an_index_of_before_checksums_were_in_it_still_opens(text):
+    run = config(text)
+    key = folder_of(run).name
+    tokens = opened(run).train.read(0, 1000)
+    index, _ = read_index(folder_of(run))
+    del index["sha256"], index["seal"]
+    path = folder_of(run) / "corpus.json"
+    path.write_text(json.dumps({**index, "seal": seal_of(index)}))
+    before = path.read_bytes()
+    assert (open_corpus(run, key).train.read(0, 1000) == tokens).all()
+    assert prepared(run) == []
+    assert path.read_bytes() == before
