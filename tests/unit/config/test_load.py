@@ -318,3 +318,9 @@ def test_what_is_typed_is_no_file_to_fix():
     message = refused(overrides=["data.source=a\x01b"])
     assert message.startswith("the command line, data.source: not valid YAML")
     assert message.endswith("fix the YAML there")
+
+
+@pytest.mark.parametrize("field", ["model.num_layers", "tokenizer.vocab_size"])
+def test_a_number_that_no_model_has_is_refused_before_anything_is_built(field):
+    message = refused(overrides=[f"{field}=10000000000"])  # Rust aborts the process; a model takes hours to lay out
+    assert f"{field}=10000000000: input should be less than or equal to" in message
