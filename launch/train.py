@@ -1,6 +1,6 @@
 """The main job: deepspeed launch/train.py --ds_config ds_configs/zero2.json [section.field=value ...]"""
 
-from storyteller_ds.cli.main import run_train
+from storyteller_ds.cli.start import run_train
 
 if __name__ == "__main__":
     run_train()

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 
 from storyteller_ds.errors import OutOfMemory
 
-_WORDS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-"""CUDA, MPS and NCCL; torch's CPU allocator on Linux, and on Windows; C++; cuBLAS."""
+_WORDS = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+    "Storage size calculation overflowed",
+)
+"""CUDA, MPS and NCCL; torch's CPU allocator on Linux, and on Windows; C++; cuBLAS; torch, beyond 64 bits."""
+_NO_ROOM_FOR_A_LIBRARY = "failed to map segment from shared object"
+"""glibc, of a library that Python imports. With a reason behind it, such as of a noexec mount, it is no memory."""
 _AMOUNT = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 
 
@@ -22,7 +31,7 @@ def memory_hint(hint: str, where: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
         amount = _AMOUNT.search(str(error))
@@ -34,6 +43,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how Python, torch or a driver says that memory has run out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError) and str(error).endswith(_NO_ROOM_FOR_A_LIBRARY):
+        return True
     return isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS)
 
 

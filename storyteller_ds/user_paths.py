@@ -16,3 +16,12 @@ def expand_home(path: str | Path) -> Path:
     if expanded == "~" or expanded.startswith("~/"):
         raise UserError(f"{path}: there is no home folder for ~ (HOME is not set); write the whole path")
     return Path(expanded)
+
+
+def is_utf8(name: str | Path) -> bool:
+    """Whether a name is UTF-8, which some libraries insist on; a file system takes any bytes (Python: surrogates)."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).resolve().parent
 MARKS = {
     "unit": "quick",
+    "unit/data/test_huggingface_hub.py": None,
     "unit/data/test_huggingface_source.py": None,
     "golden": "quick",
     # One real run of two ranks through DeepSpeed's launcher, and one that is killed and continued.

@@ -241,6 +241,19 @@ def _expected_files(world_size: int) -> set[str]:
     return {names.TRAINER, names.CONFIG, names.TOKENIZER} | shards
 
 
+def why_none(path: Path, none_in_it: str) -> str:
+    """Why a path has no checkpoint, and what to give in its place; `none_in_it` is what is said of a folder."""
+    give = "give a run folder or a step folder"
+    if path.is_file():
+        return f"it is a file; {give}"
+    if any(path.glob("*.safetensors")):
+        return (
+            f"{none_in_it}, only weights without a {names.MANIFEST}; of a step folder, copy everything but "
+            "optimizer-* and rng-*"
+        )
+    return f"{none_in_it if path.exists() else 'there is no such folder'}; {give}"
+
+
 def step_folders(checkpoints: Path, after: int = -1) -> list[Path]:
     """Folders that look like steps later than `after`, newest first; unfinished ones (.tmp) are not among them."""
     found = []

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
 from storyteller_ds.checkpoint.rng import seed_rng, set_rng_state
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.checkpoint.train_state import TrainState
@@ -59,8 +59,7 @@ def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str]
         return checkpoint
     found = newest_valid(path / names.CHECKPOINTS, say, parts) or newest_valid(path, say, parts)
     if found is None:
-        reason = "it has no valid checkpoint" if path.exists() else "there is no such folder"
-        raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
+        raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no valid checkpoint')}")
     return found
 
 
@@ -158,6 +157,15 @@ def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...]
         checkpoint.open_tensors(part).check(expected[part])
 
 
+def saved_state(checkpoint: Checkpoint) -> TrainState:
+    """How far the run had come.
+
+    Raises:
+        CheckpointError: its trainer.json does not say so.
+    """
+    return _progress(checkpoint)[0]
+
+
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     """Put weights, moments, random streams and progress back; called by every rank.
 
@@ -194,7 +202,7 @@ class _Files:
     """None: there is no stream for this rank, because another number of ranks wrote."""
 
 
-def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
+def _progress(checkpoint: Checkpoint) -> tuple[TrainState, LossScale | None]:
     trainer = checkpoint.read_json(names.TRAINER)
     try:
         state = TypeAdapter(TrainState).validate_python(dataclasses.asdict(TrainState(**trainer["state"])))
@@ -209,6 +217,11 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
             f"checkpoint {checkpoint.folder}: {names.TRAINER} does not say where the run was ({reason}); "
             "was it written by another version? use another step"
         ) from None
+    return state, scale
+
+
+def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
+    state, scale = _progress(checkpoint)
     streams = None
     if checkpoint.world_size == world_size:
         file = checkpoint.open_rng(rank)

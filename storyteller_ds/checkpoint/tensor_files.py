@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import TensorEntry, UntrustedFileError, check_safetensors
+from storyteller_ds.user_paths import is_utf8
+
+if TYPE_CHECKING:
+    from torch import Tensor  # looking at files and their headers does without
 
 
-class TensorFiles(Mapping[str, Tensor]):
+class TensorFiles(Mapping[str, "Tensor"]):
     """Several safetensors files read as one mapping of names to tensors.
 
     Args:
@@ -29,7 +33,7 @@ class TensorFiles(Mapping[str, Tensor]):
         for path in paths:
             try:
                 headers = check_safetensors(path)
-                file = safe_open(path, framework="pt")
+                file = _opened(path)
             except (SafetensorError, UntrustedFileError, OSError) as error:
                 raise CheckpointError(f"{self.folder}: {path.name} is damaged: {error}; use another step") from None
             for name in headers:
@@ -44,7 +48,7 @@ class TensorFiles(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._home)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         tensor: Tensor = self._home[name].get_tensor(name)
         return tensor
 
@@ -64,3 +68,10 @@ class TensorFiles(Mapping[str, Tensor]):
             else:
                 continue
             raise CheckpointError(f"checkpoint {self.folder}: tensor {name} {problem}; use another step")
+
+
+def _opened(path: Path) -> safe_open:
+    if is_utf8(path):
+        return safe_open(path, framework="pt")
+    with path.open("rb") as file:  # under a name that the library takes
+        return safe_open(f"/dev/fd/{file.fileno()}", framework="pt")

@@ -1,19 +1,13 @@
-"""storyteller certify: see whether every topology computes the same on this machine."""
+"""storyteller certify: what can be given. cli/verdicts.py shows what comes of it."""
 
 import importlib.util
-import time
 from pathlib import Path
 
 import click
-import torch
-from rich.console import Console
 
-from storyteller_ds.certify import report
 from storyteller_ds.certify.rows import ROWS, Row, select
-from storyteller_ds.certify.run import NotCertified, Verdict, certify, place
 from storyteller_ds.cli.paths import UserPath
-from storyteller_ds.console import lines_to
-from storyteller_ds.durable import check_output, write_output
+from storyteller_ds.durable import check_output
 from storyteller_ds.errors import UserError
 
 
@@ -27,47 +21,16 @@ def certify_command(only: str | None, as_json: bool, output: Path | None) -> Non
     8 steps in fp32, on a seed with clear choices of the routers; what that shows is printed with the table.
     Exits 1 if any row is beyond its tolerance or does not run.
     """
-    rows = select([name.strip() for name in (only or "").split(",") if name.strip()])
+    names = [name.strip() for name in (only or "").split(",") if name.strip()]
+    if only is not None and not names:
+        raise UserError(f"--only '{only}' names no row; name one of {', '.join(row.name for row in ROWS)}")
+    rows = select(names)
     _check_deepspeed(rows)
     if output is not None:
         check_output(output, "--output")
-    began = time.monotonic()
-    verdicts = _run(rows)
-    seconds = time.monotonic() - began
-    if output is not None:
-        write_output(output, "--output", report.as_page(verdicts, seconds))
-    _show(verdicts, as_json)
-    bad = [verdict.placement.row.name for verdict in verdicts if verdict.bad]
-    if bad:
-        raise NotCertified(f"not certified: {', '.join(bad)} (see above)")
+    from storyteller_ds.cli.verdicts import certify_and_show  # torch, for which --help need not wait
 
-
-def _run(rows: list[Row]) -> list[Verdict]:
-    """All verdicts; each is said as soon as it is there."""
-    console = Console(stderr=True)
-    say = lines_to(console)
-    verdicts = []
-    with console.status("starting") as status:
-        # On a terminal the running row is a status line; elsewhere only what is finished is said.
-        for verdict in certify(place(rows, torch.cuda.device_count()), status.update):
-            verdicts.append(verdict)
-            problem = f": {verdict.problem}" if verdict.problem else ""
-            say(f"{verdict.placement.row.name} {verdict.outcome} ({verdict.seconds:.1f} s){problem}")
-    return verdicts
-
-
-def _show(verdicts: list[Verdict], as_json: bool) -> None:
-    if as_json:
-        print(report.as_json(verdicts))
-        return
-    console = Console()
-    if console.is_terminal:
-        console.print(report.terminal_table(verdicts))
-    else:
-        print(report.markdown_table(verdicts))
-    print(f"\n{report.LEGEND}\n\n{report.SCOPE}")
-    for line in report.problems(verdicts):
-        print(line)
+    certify_and_show(rows, as_json, output)
 
 
 def _check_deepspeed(rows: list[Row]) -> None:

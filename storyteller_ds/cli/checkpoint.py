@@ -6,15 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from rich.console import Console
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.compare import Difference, compare
-from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
-from storyteller_ds.checkpoint.resume import find_checkpoint
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
 from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
 from storyteller_ds.cli.group import Group
 from storyteller_ds.cli.paths import UserPath
@@ -22,6 +20,9 @@ from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.console import lines_to
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import for_terminal
+
+if TYPE_CHECKING:
+    from storyteller_ds.checkpoint.compare import Difference
 
 _SHOWN_TENSORS = 20
 _WEIGHTS_ONLY = "weights only"
@@ -44,15 +45,17 @@ def ls(path: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'step':>10} {'val_bpb':>9} {'size':>12} {'ranks':>5} {'EP':>3} {'ZeRO':>4}  {'written':<19}  state")
+    # Scores of as many tokens are of the same text; others are not comparable.
+    print(f"{'step':>8} {'val_bpb':>8} {'on tokens':>9} {'size':>12} ranks  EP ZeRO  {'written':<16}  state")
     for row in rows:
         bpb = "-" if row["val_bpb"] is None else f"{row['val_bpb']:.4f}"
+        tokens = "-" if row["val_tokens"] is None else f"{row['val_tokens']:,}"
         topology = {"world_size": "-", "ep_size": "-", **row["topology"]}
         zero = topology.get("zero_stage")
         _print(
-            f"{row['step'] if row['step'] is not None else '-':>10} {bpb:>9} {_size(row['bytes']):>12} "
+            f"{row['step'] if row['step'] is not None else '-':>8} {bpb:>8} {tokens:>9} {_size(row['bytes']):>12} "
             f"{topology['world_size']:>5} {topology['ep_size']!s:>3} {'-' if zero is None else zero!s:>4}  "
-            f"{row['written']:<19}  {row['problem'] or _state(row['weights_only'])}"
+            f"{row['written'][:16]}  {row['problem'] or _state(row['weights_only'])}"
         )
 
 
@@ -81,7 +84,7 @@ def verify(path: Path, as_json: bool) -> None:
 @_as_json
 def show(path: Path, as_json: bool) -> None:
     """Show one step, of a run folder the newest valid one: progress, topology, files, tensors, settings."""
-    found = find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
+    found = _find(path)
     weights = found.open_tensors("weights")
     what = {
         "folder": str(found.folder),
@@ -147,13 +150,22 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
 @_as_json
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Compare two steps: settings, topology, and each tensor (largest difference, absolute and relative to A's)."""
-    first, second = (find_checkpoint(path, lines_to(Console(stderr=True)), parts=None) for path in (a, b))
+    from storyteller_ds.checkpoint.compare import compare  # torch, see _find
+
+    first, second = _find(a), _find(b)
     difference = compare(first, second)
     if as_json:
         print(json.dumps({"a": str(first.folder), "b": str(second.folder), **dataclasses.asdict(difference)}, indent=2))
         return
     _print(f"A {first.folder}\nB {second.folder}")
     _print_difference(difference)
+
+
+def _find(path: Path) -> Checkpoint:
+    """The step that `path` means, of a run folder the newest valid one, verified."""
+    from storyteller_ds.checkpoint.resume import find_checkpoint  # torch, for which --help and ls need not wait
+
+    return find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
 
 
 class _Found(NamedTuple):
@@ -180,8 +192,7 @@ def _folders(path: Path) -> list[Path]:
         return [path]
     folders = step_folders(path / names.CHECKPOINTS) or step_folders(path)
     if not folders:
-        reason = "it has no step folders" if path.is_dir() else "there is no such folder"
-        raise CheckpointError(f"no checkpoint at {path}: {reason}; give a run folder or a step folder")
+        raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no step folders')}")
     return folders
 
 
@@ -247,7 +258,7 @@ def _print_tree(value: Mapping[str, Any], indent: str = "") -> None:
             _print(f"{indent}{key}: {inner if isinstance(inner, str) else json.dumps(inner)}")
 
 
-def _print_difference(difference: Difference) -> None:
+def _print_difference(difference: "Difference") -> None:
     before, after = difference.steps
     _print(f"step: {before}" if before == after else f"step: {before} -> {after}")
     for title, fields in (("topology", difference.topology), ("setting", difference.settings)):

@@ -118,7 +118,9 @@ def _check(options: dict[str, object], training: tuple[str, ...]) -> None:
     if include and exclude:
         raise ConfigError("--include and --exclude cannot both be given; give one of them")
     if (include or exclude) and (options["num_nodes"] or options["num_accelerators"]):
-        raise ConfigError("a filter already says which hosts and slots; drop --num_nodes and --num_accelerators")
+        raise ConfigError(
+            "a filter already says which hosts and slots; drop --num_nodes and --num_accelerators (--num_gpus)"
+        )
     if include:
         check_filter(include, "--include", slots)
     if exclude:

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import click
@@ -115,6 +116,7 @@ def run_command(command: click.Command) -> NoReturn:
 def _run(action: Callable[[], object]) -> NoReturn:
     secure_output(stdout_matters=True)
     try:
+        _check_current_folder()
         settle_home()
         try:
             with memory_hint("close other programs, or use less text or a smaller model"):
@@ -132,6 +134,18 @@ def _run(action: Callable[[], object]) -> NoReturn:
         # A terminal interrupts all ranks.
         _fail("interrupted" if os.environ.get("RANK", "0") == "0" else "", EXIT_KEYBOARD_INTERRUPT)
     _leave(EXIT_DONE)
+
+
+def _check_current_folder() -> None:
+    """Without one torch's libraries end the process, and call themselves missing.
+
+    Raises:
+        UserError: it is gone.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder has been deleted; cd to one that is there") from None
 
 
 def speak(message: str) -> None:

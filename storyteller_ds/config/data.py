@@ -38,7 +38,7 @@ class TokenizerConfig(Section):
 
     kind: Literal["bpe", "char"] = "bpe"
     """Byte-level BPE trained on the corpus, or one token a character."""
-    vocab_size: int = Field(2048, ge=2)
+    vocab_size: int = Field(2048, ge=2, le=10_000_000)
     """Rows of the embedding table, and the most tokens a trained tokenizer may have (tokens)."""
     path: Path | None = None
     """An existing tokenizer.json to use in place of a trained one."""

@@ -49,7 +49,7 @@ def parse_yaml(text: str, where: str) -> Any:
         # What the library lets out on dates, numbers, escapes and tags that cannot be, and on nesting without end.
         raise ConfigError(f"{where}: a value in it cannot be read ({error}); mend the YAML there") from None
     except YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); mend the file") from error
+        raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); fix the YAML there") from error
 
 
 class _BoundedConstructor(SafeConstructor):
@@ -60,6 +60,12 @@ class _BoundedConstructor(SafeConstructor):
     """
 
     def construct_document(self, node: Node) -> Any:
+        version = self.resolver.processing_version
+        if version != (1, 2):
+            raise ValueError(
+                f"its %YAML directive asks for version {'.'.join(map(str, version))}, in which yes is true and 010 is "
+                "8; take it out"
+            )
         values, levels = _measure(node, {}, 0)
         if levels > YAML_DEPTH:
             raise ValueError(f"nested more than {YAML_DEPTH} deep, or in itself")

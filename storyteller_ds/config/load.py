@@ -22,11 +22,13 @@ from pydantic_core import ErrorDetails
 
 from storyteller_ds.config import deepspeed
 from storyteller_ds.config.base import whole_number
+from storyteller_ds.config.deepspeed_types import KEYS as DEEPSPEED_KEYS
 from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, read_preset, read_text
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
+from storyteller_ds.user_paths import is_utf8
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE, OVERRIDES = "the command line", "the overrides"
@@ -157,6 +159,8 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
         layers.merge(read_preset(name), f"{PRESET}{name}")
         return name
     values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
+    if name.endswith(".json") and values.keys() & (DEEPSPEED_KEYS.keys() - RunConfig.model_fields.keys()):
+        raise ConfigError(f"{name} is a DeepSpeed config; give it with --ds_config {name}")
     for key in values:
         if "." in key:
             section, _, field = key.partition(".")
@@ -172,6 +176,11 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
 
 def _add_command_line(layers: "_Layers", overrides: Sequence[str]) -> None:
     for override in overrides:
+        if not is_utf8(override):
+            raise ConfigError(
+                f"'{override}' on {COMMAND_LINE} is not UTF-8, as settings must be; rename the file that it names, or "
+                "use a UTF-8 locale (LC_ALL=C.UTF-8)"
+            )
         field, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(

@@ -12,7 +12,7 @@ class ModelConfig(Section):
 
     hidden_size: int = Field(128, ge=1)
     """Width of the residual stream, D (features)."""
-    num_layers: int = Field(4, ge=1)
+    num_layers: int = Field(4, ge=1, le=10_000)
     """Number of transformer blocks."""
     num_heads: int = Field(4, ge=1)
     """Number of query heads; must divide hidden_size."""

@@ -46,9 +46,9 @@ class TrainConfig(Section):
     max_steps: int = Field(1000, ge=1)
     """Length of the run (optimizer steps)."""
     max_minutes: float | None = Field(None, gt=0)
-    """Length of the run in time, over all processes that continue it; it then ends with a checkpoint (minutes). The
-    learning rate follows the clock where time runs out before the steps, so such a run is not reproducible bit by bit.
-    null: no limit."""
+    """Length of the run in time, over all processes that continue it, those without a limit left out; it then ends with
+    a checkpoint (minutes). The learning rate follows the clock where time runs out before the steps, so such a run is
+    not reproducible bit by bit. null: no limit."""
     global_batch_size: int = Field(32, ge=1)
     """Sequences per optimizer step over all ranks (sequences); where only the two below are given, their product times
     the ranks, whatever a preset says."""

@@ -72,8 +72,9 @@ class TrainBatches:
         if sequences < shares.global_batch_size:
             raise DataError(
                 f"the training corpus has {len(stream)} tokens, {sequences} sequences of {sequence_length}; one "
-                f"batch takes {shares.global_batch_size}: use more text, or lower train.global_batch_size or "
-                "data.sequence_length"
+                f"batch takes {shares.global_batch_size}: use more text, or lower data.sequence_length or "
+                "train.global_batch_size (if it was not given, what it is the product of: train.micro_batch_size, "
+                "train.gradient_accumulation_steps, ranks)"
             )
         self._stream, self._length, self._shares = stream, sequence_length, shares
         self.order = SampleOrder(fingerprint, seed, sequences)

@@ -15,17 +15,17 @@ from typing import Any
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.cache import cache_folder
-from storyteller_ds.data.corpus_index import INDEX, read_index
+from storyteller_ds.data.corpus_index import INDEX, open_listed_shard, read_index
 from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, make_corpus
 from storyteller_ds.data.shards import VERSION as SHARD_VERSION
-from storyteller_ds.data.shards import TokenStream, open_shard
+from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes, TextBytes
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.data.work_folder import put_in_place, set_aside, work_folder
 from storyteller_ds.errors import DataError
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
-from storyteller_ds.untrusted import UntrustedFileError, inside
+from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
 
 _DAMAGE = (DataError, UntrustedFileError, OSError, KeyError, TypeError)
@@ -74,8 +74,9 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
         check_shards: look at every byte of what is there, as open_corpus does.
 
     Raises:
-        DataError: the text or the tokenizer cannot be used, or the cache cannot be written. Nothing is left behind
-            then; after an interruption what is finished stays, and the next call goes on from there.
+        DataError: the text or the tokenizer cannot be used, the text has changed meanwhile, or the cache cannot be
+            written. Nothing is left behind then; after an interruption what is finished stays, and the next call goes
+            on from there.
     """
     sources, given = choose_sources(run.data), _given_tokenizer(run)
     with meanwhile(lambda: say(f"reading {run.data.source}"), LINE_EVERY_S):
@@ -90,7 +91,7 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
         if os.path.lexists(folder):
             set_aside(folder)
         with work_folder(folder) as work:
-            _fill(run, sources, given, work, say)
+            _fill(run, sources, given, key, work, say)
             try:
                 put_in_place(work, folder)
             except OSError:
@@ -98,7 +99,11 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
                     raise
                 # Another process was faster; its result is the same.
     except OSError as error:
-        mend = "make room there, or set" if error.errno in _NO_ROOM else "to a folder that can be written, set"
+        mend = "to a folder that can be written, set"
+        if error.errno in _NO_ROOM:
+            mend = "make room there, or set"
+        elif error.errno == errno.ENOENT:
+            mend = "was it removed meanwhile? run again, or set"
         raise DataError(
             f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; {mend} data.cache_dir "
             "(or STORYTELLER_CACHE)"
@@ -123,11 +128,11 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
 
 def _opened(folder: Path, vocab_size: int) -> Corpus:
     index, tokenizer = _whole_index(folder)
-    train, validation = (_stream(folder, index[name]["shards"], vocab_size) for name in ("train", "validation"))
+    train, validation = (_stream(folder, index, index[name]["shards"], vocab_size) for name in ("train", "validation"))
     if tokenizer.spells_bytes:
         text: TextBytes = SpelledBytes(validation, tokenizer.token_bytes(vocab_size))
     else:
-        counts = _stream(folder, index["validation"]["byte_shards"], MOST_BYTES_OF_A_TOKEN)
+        counts = _stream(folder, index, index["validation"]["byte_shards"], MOST_BYTES_OF_A_TOKEN)
         if len(counts) != len(validation):
             raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
         text = RecordedBytes(counts)
@@ -158,10 +163,10 @@ def _whole_index(folder: Path) -> tuple[dict[str, Any], Tokenizer]:
     return index, tokenizer
 
 
-def _stream(folder: Path, names: Any, vocab_size: int) -> TokenStream:
+def _stream(folder: Path, index: Mapping[str, Any], names: Any, vocab_size: int) -> TokenStream:
     if not isinstance(names, list) or not names:
         raise UntrustedFileError(f"{folder / INDEX}: names no shards")
-    return TokenStream([open_shard(inside(folder, name), vocab_size) for name in names])
+    return TokenStream([open_listed_shard(folder, name, index, vocab_size) for name in names])
 
 
 def _size(folder: Path, split: Mapping[str, Any]) -> TextSize:
@@ -171,9 +176,18 @@ def _size(folder: Path, split: Mapping[str, Any]) -> TextSize:
     return TextSize(documents, count, unknown)
 
 
-def _fill(run: RunConfig, sources: Sources, given: Tokenizer | None, work: Path, say: Callable[[str], None]) -> None:
+def _fill(
+    run: RunConfig, sources: Sources, given: Tokenizer | None, key: str, work: Path, say: Callable[[str], None]
+) -> None:
     try:
         make_corpus(run, sources, given, work, say)
+        # It was read several times since it was given its name; chosen anew, sources remember nothing of that.
+        with meanwhile(lambda: say(f"seeing that {run.data.source} is still the same"), LINE_EVERY_S):
+            if _key(run, choose_sources(run.data), given) != key:
+                raise DataError(
+                    f"{' or '.join(filter(None, (run.data.source, run.data.validation)))} was changed while it was "
+                    "prepared, and nothing of that is kept; run again when it stays as it is"
+                )
     except BaseException as error:
         # What an interruption leaves is taken over by the next try; of text or a disk that fails nothing can be.
         if isinstance(error, DataError | OSError) or not (work / INDEX).exists():

@@ -1,10 +1,13 @@
-"""corpus.json, which says what a folder of token shards holds, and vouches for itself and for the tokenizer."""
+"""corpus.json, which says what a folder of token shards holds, and vouches for itself, the tokenizer and the shards."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from storyteller_ds.data.shards import open_shard, shard_digest
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import DataError
@@ -12,6 +15,8 @@ from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal
 
 INDEX = "corpus.json"
 TOKENIZER = "tokenizer.json"
+_SHARDS = "sha256"
+"""Key of the shards' checksums by name; older indexes do not have it."""
 
 
 def write_index(folder: Path, tokenizer: Tokenizer, entries: Mapping[str, Any]) -> None:
@@ -23,6 +28,8 @@ def write_index(folder: Path, tokenizer: Tokenizer, entries: Mapping[str, Any]) 
         entries: what the index says about the shards; nothing, while they are being made.
     """
     index = {**entries, "tokenizer": tokenizer.fingerprint}
+    if entries:
+        index[_SHARDS] = {path.name: shard_digest(path) for path in sorted(folder.glob("*.tokens"))}
     index["seal"] = seal_of(index)
     write_atomically(folder / TOKENIZER, tokenizer.to_json())
     write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
@@ -44,3 +51,19 @@ def read_index(folder: Path) -> tuple[dict[str, Any], Tokenizer]:
     if tokenizer.fingerprint != index.get("tokenizer"):
         raise UntrustedFileError(f"{folder / TOKENIZER}: not the tokenizer of these shards")
     return index, tokenizer
+
+
+def open_listed_shard(folder: Path, name: object, index: Mapping[str, Any], vocab_size: int) -> NDArray[Any]:
+    """The ids of a shard, after open_shard's checks, and that it is the one that the index speaks of.
+
+    A shard of another corpus is as whole as ours.
+
+    Raises:
+        DataError, UntrustedFileError: it is missing, damaged, or another.
+    """
+    path = inside(folder, name)
+    ids = open_shard(path, vocab_size)
+    digest, listed = shard_digest(path), index.get(_SHARDS, {})
+    if not isinstance(listed, dict) or listed.get(name, digest) != digest:
+        raise UntrustedFileError(f"{path}: not the shard that {INDEX} speaks of")
+    return ids

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.corpus_index import INDEX, TOKENIZER, read_index, write_index
+from storyteller_ds.data.corpus_index import INDEX, TOKENIZER, open_listed_shard, read_index, write_index
 from storyteller_ds.data.shards import open_shard, shard_name, write_shards
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
@@ -20,7 +20,7 @@ from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
 from storyteller_ds.data.work_folder import LOCK
 from storyteller_ds.errors import DataError
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
-from storyteller_ds.untrusted import UntrustedFileError, inside
+from storyteller_ds.untrusted import UntrustedFileError
 
 FORMAT = 1
 """Raise it whenever the same text would give other tokens."""
@@ -72,7 +72,7 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
 def _left_behind(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, and the shards of the training text, that are whole."""
     try:
-        _, tokenizer = read_index(folder)
+        index, tokenizer = read_index(folder)
     except (UntrustedFileError, OSError):
         return None, []
     shards: list[str] = []
@@ -80,7 +80,7 @@ def _left_behind(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, list[
     with contextlib.suppress(DataError, UntrustedFileError):
         while True:
             name = shard_name("train", len(shards))
-            open_shard(inside(folder, name), vocab_size)
+            open_listed_shard(folder, name, index, vocab_size)
             shards.append(name)
     return tokenizer, shards
 

@@ -126,6 +126,12 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
     return ids
 
 
+def shard_digest(path: Path) -> str:
+    """The checksum in a shard's header, in hex; open_shard has found it right."""
+    with open_regular(path) as file:
+        return file.read(HEADER_BYTES)[_HEADER.size :].hex()
+
+
 class TokenStream:
     """Several shards read as one long row of ids."""
 

@@ -35,7 +35,8 @@ class Ranks:
         """What torchrun and deepspeed (RANK, ...), mpirun or srun (SLURM_PROCID, ...) have set; one process without.
 
         The nearest launcher counts: mpirun may itself run in a Slurm step. Slurm's variables count only inside a
-        step: the shell of sbatch or salloc has SLURM_NTASKS too, and is alone.
+        step, and of those only what is said of the step: the shell of sbatch has SLURM_NTASKS too, and is alone; so
+        is that of salloc, which may even be a step of one task (LaunchParameters=use_interactive_step).
 
         Raises:
             ConfigError: the variables contradict each other.
@@ -45,7 +46,8 @@ class Ranks:
             rank, size, local_rank, local_size = (_integer(name, default=0) for name in names)
             mend = f"start with mpirun, or unset {', '.join(names)}"
         elif not of_torch and started_by_srun():
-            rank, size = _integer("SLURM_PROCID", default=0), _integer("SLURM_NTASKS", default=1)
+            rank = _integer("SLURM_PROCID", default=0)
+            size = _integer("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", default=1)
             local_rank, local_size = _integer("SLURM_LOCALID", default=0), _tasks_on_this_node(size)
             mend = "start with srun, one task a rank"
         else:

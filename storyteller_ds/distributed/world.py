@@ -31,10 +31,15 @@ from storyteller_ds.errors import ConfigError, Interrupted, InterruptedSafely, S
 T = TypeVar("T")
 
 SECONDS_FOR_TORCH_TO_GIVE_UP = 10
-_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+_MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", _MPI_LOCAL_RANK)
 """What torch's env:// rendezvous reads, and DeepSpeed."""
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
 """In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
+
+_ANOTHER_PORT = (
+    "choose a free port: --master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT"
+)
 
 # Facts about the process, like the process group itself.
 _connected_before = False
@@ -76,7 +81,7 @@ class World(Ranks):
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
-        mend = "is the port free there, and have all ranks been started? choose another with --master_port"
+        mend = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
         timeout = timedelta(minutes=timeout_minutes)
         try:
             # A stranger that listens at this port and says nothing makes torch wait without a limit.
@@ -121,6 +126,9 @@ class World(Ranks):
             raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
         for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
             os.environ[name] = str(value)
+        # DeepSpeed refuses to start where an mpirun farther away, or around an interactive shell, has said otherwise.
+        if _MPI_LOCAL_RANK in os.environ:
+            os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
         # torchrun's agent holds the port itself, and wants to.
         if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             _check_port_is_free(int(os.environ["MASTER_PORT"]))
@@ -232,10 +240,9 @@ def _check_port_is_free(port: int) -> None:
         socket.create_server(("", port)).close()
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise UserError(f"port {port} of this machine cannot be used ({error}); choose another") from error
+            raise UserError(f"port {port} of this machine cannot be used ({error}); {_ANOTHER_PORT}") from error
         raise UserError(
-            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or choose a free "
-            "port with the launcher's --master_port (Slurm, mpirun: MASTER_PORT)"
+            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or {_ANOTHER_PORT}"
         ) from error
 
 

@@ -1,5 +1,7 @@
 """What a run is going to do with how much text, and what about it was hardly meant; said before it trains."""
 
+import math
+
 import torch
 
 from storyteller_ds.config import LoadedConfig
@@ -75,6 +77,31 @@ def only_warm_up(run: RunConfig) -> str | None:
     return (
         f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning "
         "rate only rises; lower schedule.warmup_steps"
+    )
+
+
+def no_patience(run: RunConfig) -> str | None:
+    """That nothing is validated early enough for train.early_stop_patience."""
+    patience, every, steps = run.train.early_stop_patience, run.train.eval_every_steps, run.train.max_steps
+    if patience == 0 or 0 < every * (patience + 1) <= steps:
+        return None
+    return (
+        f"warning: train.early_stop_patience={patience} can end nothing, since it counts validations "
+        f"(train.eval_every_steps={every}, train.max_steps={steps}); validate more often"
+    )
+
+
+def no_best(run: RunConfig) -> str | None:
+    """That no checkpoint before the last will have a score, of which checkpoint.keep_best could keep the best."""
+    keep, validated, steps = run.checkpoint, run.train.eval_every_steps, run.train.max_steps
+    if keep.keep_last is None or keep.keep_best == 0 or not 0 < keep.every_steps < steps:
+        return None
+    if validated and math.lcm(keep.every_steps, validated) < steps:
+        return None
+    return (
+        f"warning: checkpoint.keep_best={keep.keep_best} finds no checkpoint with a score before the last, and keeps "
+        f"none (checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); validate "
+        "at steps that are saved"
     )
 
 

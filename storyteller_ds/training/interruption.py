@@ -199,7 +199,8 @@ class ProcessInterruption(Interruption):
         if self._phase is _Phase.SAVED:
             self._leave(EXIT_INTERRUPTED)
             return
-        _shout(f"a second {signal.Signals(number).name}: ended at once; run again to continue from the last checkpoint")
+        again = "run again to continue from the last checkpoint, if there is one"
+        _shout(f"a second {signal.Signals(number).name}: ended at once; {again}")
         self._leave(128 + number)
 
     def _listen(self) -> None:

@@ -13,6 +13,7 @@ from storyteller_ds.data.batches import TrainBatches, ValidationBatches
 from storyteller_ds.engines.base import Engine, LossScale, StepResult
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.optim.schedule import learning_rate
+from storyteller_ds.training.callbacks.anomalies import AGAIN
 from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.validation import validate
@@ -69,6 +70,8 @@ def train(
                 if (what := callback.busy_with(state, last)) is not None:
                     _busy(callbacks, what, last)
                 callback.on_step_end(state, last)
+            # Validating, telling and saving take time too, and the next rate must know.
+            state = _with_time(run, engine, state, clock() - began)
             if interruption is not None and not last and interruption.agreed(engine.world, engine.device):
                 _busy(callbacks, f"saving step {state.step}", last)
                 for callback in callbacks:
@@ -121,7 +124,7 @@ def _validated(engine: Engine, validation: ValidationBatches, state: TrainState,
     if not math.isfinite(scores["val_loss"]):
         raise TrainingStopped(
             f"the validation loss of step {state.step} is {scores['val_loss']}; lower optimizer.lr or raise "
-            "schedule.warmup_steps, and run again to continue from the last checkpoint"
+            f"schedule.warmup_steps, and {AGAIN}"
         )
     return scores
 
@@ -134,9 +137,11 @@ def why_over(run: RunConfig, state: TrainState) -> str | None:
     if 0 < limits.early_stop_patience <= state.evals_since_best:
         return f"stopped early after {state.step} steps; raise train.early_stop_patience to go on"
     if limits.max_minutes is not None and state.elapsed_s >= 60 * limits.max_minutes:
+        warm_up = run.schedule.warmup_steps
+        in_warm_up = f" (the warm-up was not over, schedule.warmup_steps={warm_up})" * (state.step < warm_up)
         return (
             f"stopped by train.max_minutes={limits.max_minutes:g} at step {state.step} of {limits.max_steps}; "
-            "raise it to go on"
+            f"raise it to go on{in_warm_up}"
         )
     return None
 

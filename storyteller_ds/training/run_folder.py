@@ -60,9 +60,10 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = os.fdopen(os.open(path / _LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"output folder {path} cannot be used: {error.strerror}; choose another --output_dir"
-            ) from None
+            reason = error.strerror
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                reason = f"{next(each for each in (path, *path.parents) if each.exists())} is a file"
+            raise UserError(f"output folder {path} cannot be used: {reason}; choose another --output_dir") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from storyteller_ds.checkpoint.names import CHECKPOINTS
 from storyteller_ds.checkpoint.read import step_folders
-from storyteller_ds.training.run_folder import METRICS, SAMPLES
+from storyteller_ds.training.run_folder import METRICS
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class TrainedRun:
     """Optimizer steps done."""
     interrupted: bool = False
     """Whether a person has ended it early; the same call again continues it."""
+    finished: Path | None = None
+    """The step folder of another run that was to be continued and was over already."""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -30,10 +32,4 @@ class TrainedRun:
     @property
     def checkpoint(self) -> Path | None:
         """The folder of the newest step; None if none was saved."""
-        return next(iter(step_folders(self.folder / CHECKPOINTS)), None)
-
-    @property
-    def samples(self) -> Path | None:
-        """The stories told while it trained; None if there are none."""
-        path = self.folder / SAMPLES
-        return path if path.exists() else None
+        return self.finished or next(iter(step_folders(self.folder / CHECKPOINTS)), None)

@@ -34,7 +34,14 @@ from storyteller_ds.errors import Interrupted, InterruptedAfterSave
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.training import run_folder as records
-from storyteller_ds.training.announcement import model_and_devices, only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.training.announcement import (
+    model_and_devices,
+    no_best,
+    no_patience,
+    only_warm_up,
+    text_and_passes,
+    unused_rows,
+)
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
@@ -147,14 +154,23 @@ class Trainer:
             with meanwhile(lambda: self._say("checking the checkpoint to continue from"), LINE_EVERY_S):
                 checkpoint, folder = self._open_folder(corpus, stack)
             self._announce(corpus, anew=checkpoint is None)
-            rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
-            less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device)
-            stack.enter_context(memory_hint(f"{less}; then run again to continue", rank))
+            stack.enter_context(self._memory_hint(is_built=True))
             ds_config = stack.enter_context(
                 prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._say)
             )
             state = self._train(ds_config, corpus, batches, checkpoint, folder, interruption)
-        return TrainedRun(self.output_dir, state.step)
+        return TrainedRun(self.output_dir, state.step, finished=self._finished_elsewhere(checkpoint, state))
+
+    def _finished_elsewhere(self, checkpoint: Checkpoint | None, state: TrainState) -> Path | None:
+        here = (self.output_dir / records.CHECKPOINTS).resolve()
+        if checkpoint is None or checkpoint.step != state.step or checkpoint.folder.resolve().is_relative_to(here):
+            return None
+        return checkpoint.folder
+
+    def _memory_hint(self, is_built: bool) -> contextlib.AbstractContextManager[None]:
+        rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
+        less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device, is_built)
+        return memory_hint(f"{less}; then run again to continue", rank)
 
     def _train(
         self,
@@ -168,7 +184,8 @@ class Trainer:
         if self.run.parallel.self_test and ds_config is not None:
             difference = check_gradients(self.run, ds_config, self.world, self.device)
             self._say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
-        engine = self.engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
+        with self._memory_hint(is_built=False):
+            engine = self.engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
         try:
             if checkpoint is None:
                 state = TrainState()
@@ -278,10 +295,13 @@ class Trainer:
 
         def open_on_main() -> Checkpoint | None:
             checkpoint = self._find_checkpoint(corpus)
+            is_over = checkpoint is not None and why_over(self.run, resuming.saved_state(checkpoint)) is not None
             folder = RunFolder(self.output_dir)
             stack.callback(folder.close)
             opened.append(folder)
-            if (checkpoint is None or self._resume != "auto") and (aside := _set_aside(folder, checkpoint)):
+            # A run that has nothing left to do makes nothing that could take the place of what is there.
+            is_another = checkpoint is None or (self._resume != "auto" and not is_over)
+            if is_another and (aside := _set_aside(folder, checkpoint)):
                 self._say(f"the records of an earlier run are now in {aside}")
             return checkpoint
 
@@ -302,8 +322,8 @@ class Trainer:
 
     def _announce(self, corpus: Corpus, anew: bool) -> None:
         lines = [*model_and_devices(self.loaded, self.plan, self.device), text_and_passes(self.run, corpus)]
-        warnings = (unused_rows(self.run, corpus.tokenizer) if anew else None, only_warm_up(self.run))
-        for line in (*lines, *warnings):
+        rows = unused_rows(self.run, corpus.tokenizer) if anew else None
+        for line in (*lines, rows, only_warm_up(self.run), no_patience(self.run), no_best(self.run)):
             if line is not None:
                 self._say(line)
 

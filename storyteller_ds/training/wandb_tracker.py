@@ -18,6 +18,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from storyteller_ds.redaction import redacted
+from storyteller_ds.user_paths import is_utf8
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 _Item = tuple[int, dict[str, object]] | int  # a record as (step, metrics), or at last the exit code
@@ -87,6 +89,9 @@ class WandbTracker:
         if wandb is None:
             return
         folder = Path(os.environ.get("WANDB_DIR") or output_dir)
+        if not is_utf8(place := folder.absolute()):
+            warn(f"wandb takes no path that is not UTF-8, as {place} is, so this run is not tracked; set WANDB_DIR")
+            return
         arguments: dict[str, object] = {"project": project, "name": run_name, "dir": str(folder), "config": {**config}}
         if run_id is not None and not os.environ.get("WANDB_RUN_ID"):
             arguments["id"] = run_id
@@ -102,11 +107,8 @@ class WandbTracker:
         if not started.wait(START_LIMIT_SECONDS):
             self._failure = f"wandb did not start within {START_LIMIT_SECONDS:.0f} s"
             self._session.kill_service()
-        elif self._session.fallback_reason is not None:
-            self._warn(
-                f"wandb: no online run ({self._session.fallback_reason}); this run is recorded offline under "
-                f"{folder / 'wandb'}, `wandb sync` uploads it"
-            )
+        else:
+            self._tell_where(self._session, folder)
         self._run_id = self._session.run_id or run_id
         self._report_failure()
 
@@ -156,6 +158,17 @@ class WandbTracker:
         self._thread = None
         self._report_failure()
 
+    def _tell_where(self, session: "_Session", folder: Path) -> None:
+        """Say what is not as it was asked for."""
+        taken, temporary = session.folder or folder, Path(tempfile.gettempdir()).resolve()
+        if taken.resolve() == temporary != folder.resolve():  # where wandb goes if it must
+            self._warn(f"wandb: {folder} cannot be written; this run is recorded under {taken / 'wandb'}")
+        if session.fallback_reason is not None:
+            self._warn(
+                f"wandb: no online run ({session.fallback_reason}); this run is recorded offline under "
+                f"{taken / 'wandb'}, `wandb sync` uploads it"
+            )
+
     def _report_failure(self) -> None:
         # Only the first failure is news: the later ones follow from it.
         if self._failure is not None and not self._failure_reported:
@@ -195,6 +208,8 @@ class _Session:
         self._sent: collections.deque[_Item] = collections.deque(maxlen=QUEUE_LIMIT)
         self._restarted = False
         self.run_id: str | None = None
+        self.folder: Path | None = None
+        """In whose `wandb` the files are."""
         self.fallback_reason: str | None = None
 
     def start(self, mode: WandbMode) -> None:
@@ -266,6 +281,7 @@ class _Session:
         self._run = self._wandb.init(**self._init_arguments, mode=mode, settings=self._settings())
         self._mode = mode
         self.run_id = str(self._run.id)
+        self.folder = Path(self._run.dir).parents[2]
         self._service = _service_process()
 
     def _settings(self) -> Any:

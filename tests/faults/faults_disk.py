@@ -106,7 +106,8 @@ def _limited(case: Case, rank: int) -> None:
     saved = case.undisturbed(PAIR) / "checkpoints" / "step_00000004"
     shard = saved / f"optimizer-{rank:05d}-of-00002.safetensors"
     injection = {"do": "limit_file_size", "rank": rank, "step": 6, "limit_bytes": shard.stat().st_size - 1}
-    run = case.train(PAIR, faults=[injection])
+    # Synchronous, so that step 4 is saved before the limit is there, however slow the machine.
+    run = case.train(PAIR, "checkpoint.asynchronous=false", faults=[injection])
     case.ended(run, 2, REFUSED.format("File too large"))
     case.last_good_is(4)
     case.continues_exactly(PAIR)

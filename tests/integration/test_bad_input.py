@@ -100,10 +100,38 @@ def test_bad_text(home, refused):
     assert f"{packed} is packed with gzip" in refused(*train(f"data.source={Path(good).parent}"))
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="a file system there takes only UTF-8")
+def test_a_setting_that_is_not_utf_8(home, refused):
+    name = home.parent / os.fsdecode(b"caf\xe9.txt")
+    name.write_text("A dog.\n\nA cat.")
+    line = refused(*train(f"data.source={name}"))
+    assert r"caf\udce9.txt' on the command line is not UTF-8" in line
+    assert "rename the file" in line
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the folder in use cannot be deleted")
+def test_a_current_folder_that_is_gone(home, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    there = tmp_path / "run"
+    command = [sys.executable, "-m", "storyteller_ds", *train("--output_dir", str(there))]
+    done = subprocess.run(
+        ["sh", "-c", 'rmdir "$0" && exec "$@"', str(gone), *command],
+        cwd=gone,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}", "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the current folder has been deleted; cd to one that is there" in only_line(done.stderr)
+
+
 def test_a_corpus_smaller_than_a_batch(home, refused):
     line = refused(*train(f"data.source={home.parent / 'good.txt'}", "train.global_batch_size=5000"))
     assert "one batch takes 5000" in line
-    assert "lower train.global_batch_size" in line
+    assert "lower data.sequence_length or train.global_batch_size" in line
 
 
 def test_bad_configs(home, refused):

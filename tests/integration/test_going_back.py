@@ -80,6 +80,19 @@ def test_going_on_from_another_run_keeps_what_was_in_the_folder(train):
 
 
 @pytest.mark.timeout(120)
+def test_a_run_that_has_nothing_left_to_do_takes_nobodys_place(train):
+    """Its own folder stays as it was; a new one has nothing, and is not looked into."""
+    train("finished", 2)
+    train("mine", 4)
+    for folder in ("mine", "new"):
+        said = train(folder, 2, "--resume", "finished")
+        assert "already trained for 2 steps; raise train.max_steps to go on" in said
+        assert "earlier run" not in said
+    assert steps("mine") == [step_folder_name(2), step_folder_name(4)]
+    assert not Path("new/checkpoints").exists()
+
+
+@pytest.mark.timeout(120)
 def test_going_on_from_the_last_step_moves_nothing(train):
     train("run", 2)
     config = json.loads(Path("run/config.json").read_text())

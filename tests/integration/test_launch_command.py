@@ -95,6 +95,7 @@ def test_a_local_run_gets_a_free_port(launched):
         (("--include", "elsewhere"), "no host is called 'elsewhere'; there are: localhost"),
         (("--hostfile", "hosts", "-i", "a", "-e", "b"), "cannot both be given"),
         (("--hostfile", "hosts", "-i", "a", "--num_nodes", "1"), "drop --num_nodes"),
+        (("-i", "localhost:0", "--num_gpus", "2"), "(--num_gpus)"),
         (("--hostfile", "hosts", "--master_addr", "-oProxyCommand=x"), "--master_addr: the host"),
         (("--hostfile", "hosts", "--master_addr", "a;b"), "--master_addr: 'a;b'"),
         (("--no_ssh", "--node_rank", "0"), "--no_ssh needs a --hostfile"),

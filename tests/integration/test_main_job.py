@@ -128,7 +128,8 @@ def test_a_run_that_time_ends_says_so_and_goes_on_with_more_of_it(tmp_path: Path
         assert outcome.exit_code == 0, outcome.stderr
         return outcome.stderr.splitlines()[-1]
 
-    reason = "stopped by train.max_minutes=1e-06 at step 1 of 6; raise it to go on"
+    in_warm_up = "(the warm-up was not over, schedule.warmup_steps=2)"
+    reason = f"stopped by train.max_minutes=1e-06 at step 1 of 6; raise it to go on {in_warm_up}"
     assert train("train.max_minutes=1e-6") == f"training {reason}"
     assert train("train.max_minutes=1e-6") == f"already {reason}"
     assert train("train.max_minutes=60").startswith("saved ")

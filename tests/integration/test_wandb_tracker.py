@@ -296,6 +296,23 @@ def test_variables_hold_where_nothing_else_was_chosen(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "tmp").mkdir()
+    wanted, taken = tmp_path / "file" / "wandb-of-mine", tmp_path / "tmp"
+    report = track(tmp_path, "auto", env={"WANDB_DIR": str(wanted), "TMPDIR": str(taken)})
+    assert report.warnings == [f"wandb: {wanted} cannot be written; this run is recorded under {taken / 'wandb'}"]
+    assert metrics_by_step(offline_run(taken)) == merged_records()
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_told(tmp_path: Path) -> None:
+    report = track(tmp_path, "auto", env={"WANDB_DIR": os.fsdecode(bytes(tmp_path) + b"/caf\xe9")})
+    (warning,) = report.warnings
+    assert "not UTF-8" in warning
+    assert "set WANDB_DIR" in warning
+    assert report.console == ""
+
+
 def test_a_choice_of_the_run_config_beats_the_variables(tmp_path: Path) -> None:
     report = track(tmp_path, "offline", env={**VARIABLES, "WANDB_MODE": "disabled", "WANDB_DISABLED": "true"})
     assert report.warnings == []

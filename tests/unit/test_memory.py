@@ -10,9 +10,9 @@ from storyteller_ds.errors import OutOfMemory, UserError
 from storyteller_ds.memory import is_out_of_memory, memory_hint
 
 
-def raised_by_torch() -> BaseException:
+def raised_by_torch(*shape: int) -> BaseException:
     with pytest.raises(RuntimeError) as info:
-        torch.empty(1 << 50)
+        torch.empty(shape)
     return info.value
 
 
@@ -32,7 +32,7 @@ MPS = "MPS backend out of memory (MPS allocated: 17.33 GB, max allowed: 18.13 GB
 @pytest.mark.parametrize(
     ("error", "tried"),
     [
-        (raised_by_torch(), " (tried to allocate 4,294,967,296.0 MiB)"),
+        (raised_by_torch(1 << 50), " (tried to allocate 4,294,967,296.0 MiB)"),
         (raised_by_numpy(), " (tried to allocate 8.00 PiB)"),
         (torch.OutOfMemoryError(CUDA), " (tried to allocate 20.00 GiB)"),
         (RuntimeError(MPS), " (tried to allocate 500.00 MB)"),
@@ -41,6 +41,9 @@ MPS = "MPS backend out of memory (MPS allocated: 17.33 GB, max allowed: 18.13 GB
         (RuntimeError("std::bad_alloc"), ""),
         (MemoryError(), ""),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+        (ImportError("libc10.so: failed to map segment from shared object"), ""),
+        (ImportError("libc10.so: cannot apply additional memory protection: Cannot allocate memory"), ""),
+        (raised_by_torch(1 << 40, 1 << 40), ""),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -58,6 +61,8 @@ def test_it_is_one_line_with_the_hint(error, tried):
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         OSError(errno.ENOSPC, "No space left on device"),
         ValueError("out of memory"),
+        ModuleNotFoundError("No module named 'wandb'"),
+        ImportError("libc10.so: failed to map segment from shared object: Operation not permitted"),  # noexec
         UserError("the training text is too short"),
     ],
 )

@@ -1,7 +1,9 @@
+import os
+
 import pytest
 
 from storyteller_ds.errors import UserError
-from storyteller_ds.user_paths import expand_home
+from storyteller_ds.user_paths import expand_home, is_utf8
 
 
 def test_what_a_shell_would_make_of_it(tmp_path, monkeypatch):
@@ -20,3 +22,8 @@ def test_without_a_home_it_says_so(monkeypatch):
     with pytest.raises(UserError, match=r"^~/x: .*HOME is not set.*write the whole path"):
         expand_home("~/x")
     assert str(expand_home("/x")) == "/x"
+
+
+def test_a_file_system_takes_any_bytes():
+    assert is_utf8("Öre \U0001f600")
+    assert not is_utf8(os.fsdecode(b"caf\xe9"))

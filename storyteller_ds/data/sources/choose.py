@@ -27,6 +27,10 @@ _OWN_FOLDERS = {
 """Two files that a folder of ours has, and what it is."""
 
 
+_OF_DATASETS = ("revision", "text_field", "streaming", "max_documents")
+"""Settings that mean nothing to a text or to built-in stories."""
+
+
 class Sources(NamedTuple):
     """What to train on, and what to validate on."""
 
@@ -48,8 +52,25 @@ def choose_sources(data: DataConfig) -> Sources:
     """The sources of a run.
 
     Raises:
-        DataError: one of them cannot exist.
+        DataError: one of them cannot exist, or a setting has no source that it is about.
     """
+    sources = _choose(data)
+    for field in _OF_DATASETS:
+        value = getattr(data, field)
+        # Of a validation split all documents are used.
+        names = [data.source] if field == "max_documents" or data.validation is None else [data.source, data.validation]
+        if value != DataConfig.model_fields[field].default and not any(_is_dataset(data, name) for name in names):
+            raise DataError(
+                f"data.{field}={value} is for Hugging Face datasets, and {' and '.join(names)} is none; remove it"
+            )
+    return sources
+
+
+def _is_dataset(data: DataConfig, name: str) -> bool:
+    return isinstance(_open(data, name, "train"), HuggingFaceSource)
+
+
+def _choose(data: DataConfig) -> Sources:
     train = _open(data, data.source, "train")
     if data.validation is not None:
         validation = _open(data, data.validation, "validation")

@@ -49,6 +49,9 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
+_OTHER_SEPARATORS = ";\t|"
+"""What a .csv may have between its columns, and the library does not look for."""
+
 
 @dataclass(frozen=True)
 class HuggingFaceSource:
@@ -217,6 +220,11 @@ class HuggingFaceSource:
             rows = splits[self.split]
             # Formats that do not name their fields ahead, such as JSON lines, show them in a row.
             fields = rows.column_names or list(next(iter(rows), {}))
+            if len(fields) == 1 and set(fields[0]) & set(_OTHER_SEPARATORS):
+                raise DataError(
+                    f"{self.name} would be read as one column, named {fields[0]!r}; separate the columns by commas in "
+                    ".csv and by tabs in .tsv"
+                )
             if fields and self.text_field not in fields:
                 raise DataError(
                     f"{self.name} has no field {self.text_field!r}; set data.text_field to one of: {', '.join(fields)}"

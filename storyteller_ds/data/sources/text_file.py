@@ -22,6 +22,9 @@ MARKER = "<|endoftext|>"
 CHUNK_BYTES = 1 << 20
 # Part of the fingerprint: raised whenever the same bytes would be cut into other documents.
 FORMAT = b"storyteller text file 1\n"
+_BYTE_ORDER_MARK = "\ufeff"
+_MARKS_DROPPED = b"byte order marks within are dropped"
+"""Part of the fingerprint of files that have any, which once were left in the text."""
 SHORT_WORDS = 100
 """A median document below it is more likely a paragraph than a story (words)."""
 
@@ -30,8 +33,8 @@ SHORT_WORDS = 100
 class TextFileSource:
     """A UTF-8 file whose documents are parted by `<|endoftext|>` or, where it has none, by blank lines.
 
-    CRLF and lone CR count as LF; a byte order mark is dropped. Memory use is that of the longest
-    document, not of the file.
+    CRLF and lone CR count as LF; byte order marks are dropped, also within, where files were joined. Memory
+    use is that of the longest document, not of the file.
     """
 
     path: Path
@@ -47,9 +50,15 @@ class TextFileSource:
 
         Raises DataError when the file is missing, empty, a folder, or cannot be read.
         """
-        digest = hashlib.sha256(FORMAT)
+        mark = codecs.BOM_UTF8
+        digest, marks, start, window = hashlib.sha256(FORMAT), 0, b"", b""
         for chunk in _chunks(self.path):
             digest.update(chunk)
+            start = (start + chunk[: len(mark)])[: len(mark)]
+            window = window[1 - len(mark) :] + chunk
+            marks += window.count(mark)
+        if marks > (start == mark):
+            digest.update(_MARKS_DROPPED)
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -168,25 +177,20 @@ def _contains(chunks: Iterable[bytes], wanted: bytes) -> bool:
 
 
 def _decoded(path: Path) -> Iterator[str]:
-    """Yield the text with LF line ends and without byte order mark."""
+    """Yield the text with LF line ends and without byte order marks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     # Between the chunks it keeps a CR whose LF may still come.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     bytes_fed = 0
-    at_start = True
 
     def decode(chunk: bytes, final: bool) -> str:
-        nonlocal at_start
         held_back = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
             position = bytes_fed - held_back + error.start
             raise DataError(_not_utf8(path, position, error.object[error.start])) from error
-        if at_start and text:
-            at_start = False
-            text = text.removeprefix("\ufeff")
-        return newlines.decode(text, final)
+        return newlines.decode(text.replace(_BYTE_ORDER_MARK, ""), final)
 
     for chunk in _chunks(path):
         yield decode(chunk, final=False)

@@ -11,6 +11,8 @@ from storyteller_ds.errors import TrainingStopped
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.loss_spike import is_spike
 
+AGAIN = "run again; that continues from the last checkpoint, if there is one"
+
 
 class Anomalies(Callback):
     """The policy of train.max_bad_steps, train.max_rollbacks and train.loss_spike_*.
@@ -68,9 +70,7 @@ class Anomalies(Callback):
         advice = "lower optimizer.lr or raise schedule.warmup_steps"
         if state.rollbacks >= self.config.max_rollbacks:
             times = f"after {state.rollbacks} rollback(s) " if state.rollbacks else ""
-            raise TrainingStopped(
-                f"{why}; {times}training gives up: {advice}, and run again to continue from the last checkpoint"
-            )
+            raise TrainingStopped(f"{why}; {times}training gives up: {advice}, and {AGAIN}")
         checkpoint = self._roll_back()
         if checkpoint is None:
             raise TrainingStopped(

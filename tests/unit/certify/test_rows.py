@@ -8,6 +8,7 @@ import pytest
 from storyteller_ds.certify.rows import PRESET, ROWS, RUN, STEPS, Row, select
 from storyteller_ds.certify.run import place, traffic_complaint
 from storyteller_ds.certify.traffic import routed_bytes
+from storyteller_ds.cli.certify import certify_command
 from storyteller_ds.config import load_config
 from storyteller_ds.config.load import LoadedConfig
 from storyteller_ds.distributed.plan import make_plan
@@ -49,6 +50,12 @@ def test_the_table_has_every_topology():
     assert max(row.tolerance for row in ROWS) == 1e-5
     for number, row in enumerate(ROWS):
         assert row.reference is None or row.reference in names[:number], "a reference runs first"
+
+
+@pytest.mark.parametrize("only", ["", ",", " "])
+def test_only_without_a_row_is_not_all_of_them(only: str):
+    with pytest.raises(UserError, match="names no row; name one of single, "):
+        certify_command.main(["--only", only], standalone_mode=False)
 
 
 def test_only_brings_the_references_along():

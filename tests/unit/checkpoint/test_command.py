@@ -27,7 +27,14 @@ FASTER = RunConfig.model_validate({**RUN.model_dump(), "optimizer": {"lr": 0.5}}
 WEIGHTS = "weights-00000-of-00001.safetensors"
 
 
-def save(checkpoints: Path, step: int, bpb: float | None, run: RunConfig = RUN, add: float = 0.0) -> None:
+def save(
+    checkpoints: Path,
+    step: int,
+    bpb: float | None,
+    run: RunConfig = RUN,
+    add: float = 0.0,
+    tokens: int | None = None,
+) -> None:
     engine = SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -35,7 +42,10 @@ def save(checkpoints: Path, step: int, bpb: float | None, run: RunConfig = RUN, 
     topology = {"world_size": 1, "ep_size": 1, "zero_stage": None, "device": "cpu"}
     state = {"state": {"step": step, "tokens": 64 * step}, "loss_scale": None}
     write_checkpoint(
-        engine, checkpoints, step, Contents(state, {"run": run.model_dump(mode="json")}, "{}", "c", topology, bpb)
+        engine,
+        checkpoints,
+        step,
+        Contents(state, {"run": run.model_dump(mode="json")}, "{}", "c", topology, bpb, tokens),
     )
 
 
@@ -101,6 +111,15 @@ def test_ls_shows_the_steps_newest_first(run):
     assert json.loads(stdout("ls", step(run, 20), "--json")) == rows[1:2]
 
 
+def test_ls_tells_scores_of_different_texts_apart(run):
+    save(run / "checkpoints", 40, 1.1, tokens=12_345)
+    heading, forty, thirty, *_ = stdout("ls", run).splitlines()
+    assert heading.split()[:4] == ["step", "val_bpb", "on", "tokens"]
+    assert forty.split()[:3] == ["40", "1.1000", "12,345"]
+    assert thirty.split()[:3] == ["30", "-", "-"]
+    assert all(len(line) <= 80 for line in (heading, forty, thirty))
+
+
 def test_ls_says_which_steps_cannot_be_used(run):
     (step(run, 20) / WEIGHTS).unlink()
     (step(run, 30) / "manifest.json").write_text("{")
@@ -145,6 +164,7 @@ def test_where_there_is_nothing_it_says_so(tmp_path):
     for verb in ("ls", "verify", "show"):
         assert "no checkpoint at" in failure(verb, tmp_path)[0]
         assert "there is no such folder" in failure(verb, tmp_path / "nowhere")[0]
+        assert "it is a file" in failure(verb, __file__)[0]
 
 
 def test_show_of_a_run_is_the_newest_valid_step(run):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def found(steps: Path) -> tuple[str | None, list[str]]:
     said: list[str] = []
     checkpoint = newest_valid(steps, said.append)
     return (checkpoint.folder.name if checkpoint else None), said
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a file system there takes only UTF-8")
+def test_a_folder_may_have_a_name_that_is_not_utf_8(original, tmp_path):
+    old_disk = tmp_path / os.fsdecode(b"caf\xe9")
+    steps = shutil.copytree(original, old_disk / "checkpoints")
+    assert found(steps) == ("step_00000020", [])
+    there, here = (TensorFiles([folder / "step_00000020" / WEIGHTS]) for folder in (steps, original))
+    assert set(there) == set(here)
+    assert all(torch.equal(there[name], here[name]) for name in here)
 
 
 def test_the_folder_holds_what_the_format_says(steps):

@@ -398,3 +398,7 @@ def test_a_path_may_be_a_run_a_folder_of_steps_or_a_step(saved):
     for path in (folder, folder.parent, folder.parent.parent):
         with pytest.raises(CheckpointError, match="no valid checkpoint"):
             find_checkpoint(path, lambda line: None)
+    with pytest.raises(CheckpointError, match=r"only weights without a manifest\.json; .* copy everything but"):
+        find_checkpoint(folder, print)
+    with pytest.raises(CheckpointError, match=r"trainer\.json: it is a file; give a run folder or a step folder"):
+        find_checkpoint(folder / "trainer.json", print)

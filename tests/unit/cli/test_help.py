@@ -41,6 +41,17 @@ def test_looking_at_settings_needs_no_torch(arguments):
     assert "pydantic" in loaded  # control: what is loaded is seen
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [*([verb, "--help"] for verb in _VERBS), ["checkpoint", "diff", "--help"], ["checkpoint", "ls", "RUN"]],
+    ids=" ".join,
+)
+def test_help_and_listings_need_no_torch(arguments, run_folder):
+    loaded = loaded_by(*(str(run_folder) if each == "RUN" else each for each in arguments))
+    assert "torch" not in loaded
+    assert "rich" in loaded or "--help" in arguments
+
+
 def text_of(*arguments: str, columns: int = 80) -> str:
     result = CliRunner().invoke(storyteller, [*arguments, "--help"], catch_exceptions=False, terminal_width=columns)
     assert result.exit_code == 0

@@ -195,6 +195,21 @@ def test_overrides_take_dashes_yaml_values_and_the_last_of_two():
     assert "not of the form section.field=value" in refused(overrides=["train.max_steps"])
 
 
+def test_a_deepspeed_config_given_as_run_config_is_answered_with_the_flag(tmp_path):
+    path = write_ds(tmp_path, {"train_batch_size": "auto", "zero_optimization": {"stage": 2}})
+    assert refused(str(path)) == f"{path} is a DeepSpeed config; give it with --ds_config {path}"
+    path.write_text(json.dumps({"optimizer": {"lr": 0.5}}))
+    assert load_config(str(path)).run.optimizer.lr == 0.5  # control: JSON is YAML
+
+
+def test_yaml_of_another_version_is_refused(tmp_path):
+    """There `yes` is true and 010 is 8, against the rule that a value has the type it was written with."""
+    text = "---\nparallel: {self_test: yes}\n"
+    assert "%YAML directive asks for version 1.1" in refused(write_yaml(tmp_path, f"%YAML 1.1\n{text}"))
+    for same in (text, f"%YAML 1.2\n{text}"):
+        assert "should be true or false" in refused(write_yaml(tmp_path, same))
+
+
 def test_missing_and_unreadable_config_files_are_named(tmp_path):
     write_yaml(tmp_path, "seed: 1", "story.yaml")
     assert "did you mean 'story.yaml'" in refused(str(tmp_path / "storey.yaml"))
@@ -298,3 +313,15 @@ def test_a_preset_or_a_file_without_its_flag_is_answered_with_the_flag(argument,
 
 def test_a_section_that_is_given_a_value_is_answered_in_plain_words():
     assert refused(overrides=["model=big"]).endswith("model='big': is a section; set its fields, each by its name")
+
+
+def test_what_is_typed_is_no_file_to_fix():
+    message = refused(overrides=["data.source=a\x01b"])
+    assert message.startswith("the command line, data.source: not valid YAML")
+    assert message.endswith("fix the YAML there")
+
+
+@pytest.mark.parametrize("field", ["model.num_layers", "tokenizer.vocab_size"])
+def test_a_number_that_no_model_has_is_refused_before_anything_is_built(field):
+    message = refused(overrides=[f"{field}=10000000000"])  # Rust aborts the process; a model takes hours to lay out
+    assert f"{field}=10000000000: input should be less than or equal to" in message

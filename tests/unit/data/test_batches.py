@@ -71,7 +71,8 @@ def test_a_corpus_that_just_fills_a_batch_is_enough_and_one_token_less_is_not():
     message = str(caught.value)
     assert f"{enough - 1} tokens, 7 sequences of {LENGTH}" in message
     assert "takes 8" in message
-    assert "lower train.global_batch_size or data.sequence_length" in message
+    assert "lower data.sequence_length or train.global_batch_size (if it was not given" in message
+    assert "train.micro_batch_size" in message
 
 
 @pytest.mark.parametrize(("world", "accumulation"), list(itertools.product((1, 2, 4), (1, 2))))

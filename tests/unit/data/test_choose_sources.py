@@ -64,6 +64,24 @@ def test_a_missing_file_is_told_to_be_missing(tmp_path, monkeypatch, name):
         _ = choose_sources(DataConfig(source=name)).train.fingerprint
 
 
+OF_DATASETS = {"revision": "0" * 40, "text_field": "story", "streaming": True, "max_documents": 5}
+
+
+@pytest.mark.parametrize("field", OF_DATASETS)
+def test_what_is_only_for_datasets_is_refused_for_texts(text, field):
+    setting = {field: OF_DATASETS[field]}
+    for names in ({"source": str(text)}, {"source": "builtin"}, {"source": str(text.parent), "validation": str(text)}):
+        with pytest.raises(DataError, match=rf"data\.{field}=.* is for Hugging Face datasets, and .*; remove it"):
+            choose_sources(DataConfig(**names, **setting))
+    choose_sources(DataConfig(source="roneneldan/TinyStories", validation=str(text), **setting))
+    by_validation = DataConfig(source=str(text), validation="roneneldan/TinyStories", **setting)
+    if field == "max_documents":  # of a training split
+        with pytest.raises(DataError, match="max_documents"):
+            choose_sources(by_validation)
+    else:
+        choose_sources(by_validation)
+
+
 @pytest.mark.parametrize("field", ["source", "validation"])
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch, field):
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,12 +1,10 @@
 """A prepared corpus: made once, whole or not at all, and named by what went into it."""
 
-import errno
 import itertools
 import json
 import os
 import re
 import shutil
-import sys
 import threading
 from pathlib import Path
 
@@ -15,40 +13,11 @@ import pytest
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data import corpus as module
 from storyteller_ds.data import corpus_index, preparing
-from storyteller_ds.data.corpus import Corpus, DamagedCorpusError, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 from storyteller_ds.data.sources.choose import HeldOutPart
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.errors import DataError, InterruptedSafely
-
-STORIES = [f"Story number {i}. There was a dog called Rex{i}." for i in range(40)]
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "stories.txt"
-    path.write_text("\n\n".join(STORIES), encoding="utf-8")
-    return path
-
-
-def config(text: Path, **data: object) -> RunConfig:
-    settings = {"source": str(text), "cache_dir": str(text.parent / "cache"), "validation_fraction": 0.2, **data}
-    return RunConfig.model_validate({"data": settings, "tokenizer": {"kind": "char", "vocab_size": 64}})
-
-
-def prepared(run: RunConfig) -> list[str]:
-    said: list[str] = []
-    prepare_corpus(run, said.append)
-    return said
-
-
-def opened(run: RunConfig) -> Corpus:
-    return open_corpus(run, prepare_corpus(run, lambda line: None))
-
-
-def folder_of(run: RunConfig) -> Path:
-    """Where the corpus lies, which is made if need be."""
-    assert run.data.cache_dir is not None
-    return run.data.cache_dir / prepare_corpus(run, lambda line: None)
+from tests.support.small_corpus import STORIES, config, content_of, folder_of, opened, prepared
 
 
 def stories_of(stream, tokenizer) -> list[str]:
@@ -146,10 +115,6 @@ def test_what_an_interruption_leaves_is_taken_over(text, monkeypatch, stage, err
     assert [path.name for path in (text.parent / "cache").iterdir()] == [folder_of(run).name]
 
 
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_finished_shards_are_not_made_again(text, monkeypatch):
     monkeypatch.setattr(preparing, "SHARD_TOKENS", 300)
     monkeypatch.setattr(preparing, "_DOCUMENTS_AT_ONCE", 2)
@@ -210,6 +175,43 @@ def test_what_is_taken_over_is_checked(text, monkeypatch, damage):
     prepared(run)
     assert content_of(folder_of(run)) == undisturbed
     assert outside.read_text() == "not ours"
+
+
+@pytest.mark.parametrize("split", ["source", "validation"])
+def test_text_that_changes_while_it_is_prepared_is_not_kept_under_its_old_name(text, monkeypatch, split):
+    other = text.with_name("other.txt")
+    other.write_text("\n\n".join(STORIES[::-1]), encoding="utf-8")
+    run = config(text, validation=str(other))
+    changing, real = {"source": text, "validation": other}[split], preparing.train_tokenizer
+    before = changing.read_text(encoding="utf-8")
+
+    def change(*args):
+        changing.write_text(f"{before}\n\nOne more.", encoding="utf-8")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "train_tokenizer", change)
+        with pytest.raises(DataError, match=rf"{text} or {other} was changed .*run again"):
+            prepared(run)
+    assert list((text.parent / "cache").iterdir()) == []
+    changing.write_text(before, encoding="utf-8")
+    corpus = opened(run)
+    assert stories_of(corpus.train, corpus.tokenizer) == STORIES
+    assert stories_of(corpus.validation, corpus.tokenizer) == STORIES[::-1]
+
+
+def test_a_cache_that_is_removed_while_it_is_made_is_a_data_error_that_asks_for_another_try(text, monkeypatch):
+    run, real = config(text), preparing.write_shards
+
+    def removed(*args):
+        shutil.rmtree(text.parent / "cache")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "write_shards", removed)
+        with pytest.raises(DataError, match="was it removed meanwhile\\? run again"):
+            prepared(run)
+    assert len(opened(run).train) > 100
 
 
 def test_a_long_preparation_shows_that_it_lives(text, monkeypatch):
@@ -345,116 +347,6 @@ def test_too_few_documents_to_hold_one_out_are_refused(text):
     with pytest.raises(DataError, match=r"nothing can be held out .* one document of 3 words"):
         prepared(config(text))
     assert list((text.parent / "cache").iterdir()) == []
-
-
-def test_the_cache_is_where_the_environment_says(text, monkeypatch, tmp_path):
-    monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "elsewhere"))
-    run = config(text, cache_dir=None)
-    key = prepare_corpus(run, lambda line: None)
-    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [key]
-    assert not (text.parent / "cache").exists()
-    assert len(open_corpus(run, key).train) > 100
-
-
-def test_an_empty_variable_is_no_cache_folder(text, monkeypatch, tmp_path):
-    monkeypatch.setenv("STORYTELLER_CACHE", "")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    prepare_corpus(config(text, cache_dir=None), lambda line: None)
-    assert list(here.iterdir()) == []
-    assert len(list((tmp_path / "home/.cache/storyteller_ds").iterdir())) == 1
-
-
-@pytest.mark.parametrize("cache", ["", "below a file"])
-def test_a_cache_that_cannot_be_written_is_a_data_error(text, cache):
-    with pytest.raises(
-        DataError, match=r"to a folder that can be written, set data\.cache_dir \(or STORYTELLER_CACHE\)"
-    ):
-        prepared(config(text, cache_dir=str(text / cache)))
-
-
-def test_a_full_disk_is_a_data_error_that_asks_for_room(text, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(preparing, "write_shards", full)
-    with pytest.raises(DataError, match=r"No space left on device; make room there, or set data\.cache_dir"):
-        prepared(config(text))
-    assert list((text.parent / "cache").iterdir()) == []
-
-
-def test_a_cache_that_holds_the_corpus_is_only_read(text, monkeypatch):
-    run = config(text)
-    prepared(run)
-
-    def refused(event: str, arguments: tuple[object, ...]) -> None:
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if watching and (writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")):
-            raise PermissionError(errno.EROFS, "Read-only file system")
-
-    watching = True
-    sys.addaudithook(refused)
-    try:
-        assert len(opened(run).train) > 100
-        with pytest.raises(PermissionError):
-            (text.parent / "control").write_text("")
-    finally:
-        watching = False
-
-
-@pytest.mark.parametrize(
-    "kind", ["no index", "empty folder", "a file", "a link to nowhere", "half an index", "no shard"]
-)
-def test_a_cache_that_is_not_whole_is_made_anew(text, kind):
-    run = config(text)
-    folder = folder_of(run)
-    whole = content_of(folder)
-    match kind:
-        case "no index":
-            (folder / "corpus.json").unlink()
-        case "half an index":
-            (folder / "corpus.json").write_bytes(whole["corpus.json"][:50])
-        case "no shard":
-            (folder / "train-00000.tokens").unlink()
-        case _:
-            shutil.rmtree(folder)
-            make = {"empty folder": folder.mkdir, "a file": folder.touch}
-            make.get(kind, lambda: folder.symlink_to(folder.parent / "nowhere"))()
-    said: list[str] = []
-    prepare_corpus(run, said.append, check_shards=True)
-    assert said[0].startswith(f"making the prepared corpus {folder} anew: ")
-    assert len([line for line in said if "anew" in line]) == 1
-    assert content_of(folder) == whole
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert prepared(run) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "is_missing"),
-    [
-        ("corpus.json", False),
-        ("tokenizer.json", False),
-        ("tokenizer.json", True),
-        ("train-00000.tokens", False),
-        ("validation-00000.tokens", True),
-    ],
-)
-def test_a_damaged_cache_is_a_data_error(text, name, is_missing):
-    run = config(text)
-    path = folder_of(run) / name
-    content = path.read_bytes()
-    path.unlink()
-    if not is_missing:
-        path.write_bytes(content[:-3])
-    with pytest.raises(DamagedCorpusError) as caught:
-        open_corpus(run, path.parent.name)
-    assert str(path.parent) in str(caught.value)
-    # The cache is ours: it is made anew, from the text and from what is still whole.
-    prepare_corpus(run, lambda line: None, check_shards=True)
-    assert len(open_corpus(run, path.parent.name).train) > 100
-    assert path.read_bytes() == content
 
 
 def test_the_index_says_what_was_read(text):

@@ -1,5 +1,6 @@
 """Each reading is compared with one that holds the whole file and cuts it with str.split or re.split."""
 
+import hashlib
 import os
 import random
 import re
@@ -18,7 +19,7 @@ SHARED = Path(os.environ.get("STORYTELLER_SHARED", REPO.parent / "shared"))
 
 
 def whole_file_documents(content: bytes) -> list[str]:
-    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    text = content.decode().replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
     # A line with only white space, [^\S\n], parts documents just as an empty one does.
     pieces = text.split(MARKER) if MARKER in text else re.split(r"(?:^|\n)(?:[^\S\n]*(?:\n|\Z))+", text)
     return [piece.strip() for piece in pieces if piece.strip()]
@@ -53,7 +54,8 @@ def test_is_a_source(tmp_path: Path) -> None:
         (f"One.\n\nStill one.{MARKER}Two.", ["One.\n\nStill one.", "Two."]),
         (f"{MARKER}{MARKER}\r\nOne.\r\n{MARKER} \n{MARKER}", ["One."]),
         (f"One. <|endoftext{MARKER}|> Two <|end", ["One. <|endoftext", "|> Two <|end"]),
-        (f"\ufeffOne.{MARKER}\ufeffTwo.", ["One.", "\ufeffTwo."]),
+        (f"\ufeffOne.{MARKER}\ufeffTwo.", ["One.", "Two."]),
+        ("\ufeffOne.\n\ufeff\nTwo.\ufeffStill two.", ["One.", "Two.Still two."]),
         ("\ufeff\nOne.", ["One."]),
         ("One.", ["One."]),
     ],
@@ -117,6 +119,16 @@ def test_fingerprint_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest
     assert written(tmp_path, b"One.\n\nTwo!").fingerprint != first
     monkeypatch.setattr(text_file, "FORMAT", b"another format\n")
     assert TextFileSource(tmp_path / "moved.txt").fingerprint != first
+
+
+def test_a_byte_order_mark_within_is_another_text_than_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of files without any, which were read right before, stay good."""
+    for text, is_new in (("One.", False), ("\ufeffOne.", False), ("\ufeffOne.\ufeff", True), ("One.\ufeff Two.", True)):
+        content = text.encode()
+        before = hashlib.sha256(text_file.FORMAT + content).hexdigest()
+        for chunk_bytes in (1, 2, 3, 5, 1 << 20):
+            monkeypatch.setattr(text_file, "CHUNK_BYTES", chunk_bytes)
+            assert (written(tmp_path, content).fingerprint != before) == is_new, (text, chunk_bytes)
 
 
 # --- errors ---

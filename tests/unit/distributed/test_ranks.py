@@ -7,6 +7,14 @@ from storyteller_ds.errors import ConfigError
 
 BATCH_SHELL = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "n[1-3,7]"}
 STEP = {**BATCH_SHELL, "SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+INTERACTIVE_STEP = {
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "2",
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -41,6 +49,10 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch):
         ({**STEP, "SLURM_TASKS_PER_NODE": "1,3"}, Ranks(2, 0, 4, 3)),
         ({**STEP, "SLURM_NTASKS_PER_NODE": "2"}, Ranks(2, 0, 4, 2)),
         ({**STEP}, Ranks(2, 0, 4, 4)),
+        # srun of a part of the job's tasks
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1,2"}, Ranks(2, 0, 3, 2)),
+        # salloc's shell, where the cluster makes it a step (srun --interactive --preserve-env), is one process too
+        ({**BATCH_SHELL, **INTERACTIVE_STEP}, Ranks(0, 0, 1, 1)),
         # mpirun: of Open MPI, MVAPICH, and MPICH or Intel
         (OPEN_MPI, Ranks(2, 0, 4, 2)),
         ({name.replace("OMPI", "MV2"): value for name, value in OPEN_MPI.items()}, Ranks(2, 0, 4, 2)),

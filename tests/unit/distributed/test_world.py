@@ -40,7 +40,9 @@ def test_a_busy_port_is_refused_and_its_holder_named(busy_port: int, monkeypatch
     with pytest.raises(UserError) as refused, FIRST_OF_TWO.connected(CPU, 0.1):
         pass
     assert f"port {busy_port}" in str(refused.value)
-    assert "--master_port" in str(refused.value)
+    assert "--master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT" in str(
+        refused.value
+    )
     if sys.platform.startswith("linux"):
         assert f"in use by pid {os.getpid()} (" in str(refused.value)
 
@@ -84,6 +86,14 @@ def test_tasks_of_srun_meet_on_the_first_host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASTER_PORT", "23456")
     world._agree_on_rendezvous()
     assert os.environ["MASTER_PORT"] == "23456" != chosen  # what the user gives counts
+
+
+def test_an_mpirun_farther_away_does_not_contradict_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")  # as of an interactive shell, or where it starts torchrun
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    World(rank=1, local_rank=1, size=2, local_size=2)._agree_on_rendezvous()
+    # DeepSpeed asserts that the two agree (DeepSpeedEngine._configure_with_arguments).
+    assert os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == os.environ["LOCAL_RANK"] == "1"
 
 
 class FakeBarrier:

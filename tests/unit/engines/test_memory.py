@@ -13,10 +13,11 @@ from tests.support.distributed import DS_CONFIGS
 SHORTER = "a shorter data.sequence_length or a smaller model"
 
 
-def told(device: str, ranks: int, ds_config: str | None, *overrides: str) -> list[str]:
+def told(device: str, ranks: int, ds_config: str | None, *overrides: str, is_built: bool = True) -> list[str]:
     path = None if ds_config is None else DS_CONFIGS / f"{ds_config}.json"
     loaded = load_config("tiny_test", ("train.global_batch_size=48", *overrides), ds_config=path)
-    line = what_to_lower(loaded.run, loaded.deepspeed, make_plan(loaded.run, ranks), torch.device(device))
+    plan = make_plan(loaded.run, ranks)
+    line = what_to_lower(loaded.run, loaded.deepspeed, plan, torch.device(device), is_built)
     return line.removeprefix("lower what it needs, in this order: ").split(", ")
 
 
@@ -46,6 +47,12 @@ def test_a_card():
 def test_several_ranks_can_share_the_weights():
     assert "--ds_config ds_configs/zero3.json (each rank holds a part of the weights)" in told("cpu", 2, "zero2")
     assert not any("--ds_config" in way for way in told("cpu", 2, "zero3"))
+
+
+def test_no_batch_is_lowered_for_a_model_that_alone_does_not_fit():
+    assert told("cpu", 1, None, is_built=False) == ["a smaller model"]
+    zero3 = "--ds_config ds_configs/zero3.json (each rank holds a part of the weights)"
+    assert told("cpu", 2, "zero2", is_built=False) == [zero3, "a smaller model"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -42,10 +42,12 @@ class CountingEngine:
     device = torch.device("cpu")
     loss_scale = None
 
-    def __init__(self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0, whole_val_loss=None):
+    def __init__(
+        self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0, whole_val_loss=None, eval_seconds=0.0
+    ):
         self.losses, self.val_losses = losses, list(val_losses)
         self.seconds, self.router, self.grad_norm = seconds, router, grad_norm
-        self.whole_val_loss = whole_val_loss
+        self.eval_seconds, self.whole_val_loss = eval_seconds, whole_val_loss
         """Of what a limited validation does not reach: its batches after the second."""
         self.time = 0.0
         self.first_tokens: list[int] = []
@@ -63,6 +65,7 @@ class CountingEngine:
         return StepResult(self.losses[step - 1] if self.losses else 1.0 / step, self.grad_norm, self.router)
 
     def eval_step(self, batch: Any) -> torch.Tensor:
+        self.time += self.eval_seconds
         self.eval_batches[-1] += 1
         targets = int((batch.target_BS >= 0).sum())
         is_beyond = self.whole_val_loss is not None and int(batch.target_BS.max()) > 2 * BATCH * LENGTH
@@ -107,6 +110,7 @@ class Recorder(Callback):
 
     def on_interrupt(self, state):
         self.calls.append(("interrupt", state.step))
+        self.interrupted = state
 
     def on_end(self, exit_code):
         self.calls.append(("end", exit_code))
@@ -333,6 +337,33 @@ def test_a_run_that_ends_by_time_has_decayed_and_says_why_it_ends():
     assert floor <= engine.rates[-1] < 1.01 * floor
     assert [record["lr"] for record in recorder.train] == engine.rates
     assert why_over(run, end) == "stopped by train.max_minutes=5 at step 100 of 1000; raise it to go on"
+
+
+def test_the_rate_has_decayed_also_where_time_runs_out_in_a_validation():
+    """Ten steps take 10 of 60 s, the validation behind them, of five batches, the rest."""
+    engine = CountingEngine(seconds=1.0, eval_seconds=10.0)
+    run, _, end, _ = go(engine, max_steps=1000, max_minutes=1.0, eval_every_steps=10)
+    assert end.step == 11
+    assert engine.rates[9] > 0.9 * run.optimizer.lr
+    assert engine.rates[10] == run.optimizer.lr * run.schedule.min_lr_ratio
+
+
+def test_what_a_validation_takes_counts_for_whoever_continues():
+    engine = SignalledAt(step=2)
+    engine.eval_seconds = 10.0
+    with engine.interruption.in_training():
+        _, (stopped,), _, _ = go(
+            engine, interruption=engine.interruption, max_steps=9, max_minutes=5.0, eval_every_steps=2
+        )
+    assert stopped.interrupted.elapsed_s == 52.0
+
+
+def test_a_run_that_time_ends_in_its_warm_up_says_so():
+    run, _, end, _ = go(CountingEngine(seconds=60.0), max_steps=9, max_minutes=1.0)
+    assert why_over(run, end) == (
+        "stopped by train.max_minutes=1 at step 1 of 9; raise it to go on "
+        "(the warm-up was not over, schedule.warmup_steps=2)"
+    )
 
 
 def test_a_limit_that_steps_reach_first_changes_no_bit():

@@ -57,8 +57,9 @@ def test_a_second_run_of_the_same_process_is_refused_too(tmp_path):
 
 def test_a_path_that_cannot_be_a_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used"):
-        RunFolder(tmp_path / "file" / "run")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=f"cannot be used: {tmp_path / 'file'} is a file; choose another"):
+            RunFolder(path)
 
 
 def earlier_run(path: Path, mark: str) -> dict[str, str]:
