@@ -56,6 +56,9 @@ class RunFolder:
         for name in (METRICS, SAMPLES, CONFIG, TOKENIZER):
             if (path / name).is_symlink():
                 raise UserError(f"{path / name} is a link, and would be written through; remove it")
+            if (path / name).exists() and not (path / name).is_file():
+                # Reading a FIFO would wait for whoever writes to it.
+                raise UserError(f"{path / name} is no file; remove it, or choose another --output_dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = os.fdopen(os.open(path / _LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")

@@ -115,3 +115,12 @@ def test_the_wandb_run_is_read_from_the_config(tmp_path, text, expected):
 def test_json_is_written_whole(tmp_path):
     RunFolder(tmp_path).write_json("config.json", {"a": [1, None]})
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": [1, None]}
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.md", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "folder"])
+def test_a_record_that_is_no_file_is_refused_and_never_waited_for(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no file; remove it"):
+        RunFolder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
