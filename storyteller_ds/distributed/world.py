@@ -127,7 +127,7 @@ class World(Ranks):
         for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
             os.environ[name] = str(value)
         # DeepSpeed refuses to start where an mpirun farther away, or around an interactive shell, has said otherwise.
-        if _MPI_LOCAL_RANK in os.environ:
+        if os.environ.get(_MPI_LOCAL_RANK):
             os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
         # torchrun's agent holds the port itself, and wants to.
         if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
