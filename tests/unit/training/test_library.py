@@ -74,8 +74,7 @@ def test_a_run_gives_its_records_and_its_checkpoint(train, tmp_path):
     assert [record["step"] for record in run.metrics if "train_loss" in record] == list(range(1, STEPS + 1))
     assert run.metrics[-1]["val_bpb"] > 0
     assert run.checkpoint == tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}"
-    assert run.samples is not None
-    assert run.samples.read_text().startswith(f"## Step {STEPS}")
+    assert (run.folder / "samples.md").read_text().startswith(f"## Step {STEPS}")
 
 
 def test_the_same_call_again_has_nothing_to_do_and_a_longer_one_goes_on(train):
