@@ -2,9 +2,6 @@
 
 Nothing here unpickles. What is read is a regular file (a FIFO or a device could be waited on for ever), no larger
 than its kind can be, and says what it holds without contradiction.
-
-The layout of a safetensors file (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the
-header, little-endian; the header, a JSON object of name -> {"dtype", "shape", "data_offsets"}; the tensors' bytes.
 """
 
 import hashlib
@@ -13,10 +10,9 @@ import math
 import os
 import re
 import stat
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from storyteller_ds.errors import UserError
 
@@ -24,17 +20,6 @@ JSON_BYTES = 1 << 24
 """Largest JSON file that is read (bytes): a manifest of many ranks and a tokenizer of 100,000 tokens are below it."""
 JSON_DEPTH = 64
 """Deepest nesting of a JSON file that is read; ours have less than ten levels."""
-SAFETENSORS_HEADER_BYTES = 1 << 24
-"""Longest header of a safetensors file (bytes), some 100,000 tensors."""
-SAFETENSORS_DIMENSIONS = 8
-"""Most dimensions of a tensor."""
-DTYPE_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
-"""Bytes of one number of each safetensors dtype."""
 
 _TERMINAL_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, what turns the direction of writing, and what no encoding has."""
@@ -183,79 +168,6 @@ def refuse_pickle(path: Path) -> None:
 def for_terminal(text: str) -> str:
     """The text with what a terminal would obey, or could not show, spelt out."""
     return _TERMINAL_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-class TensorEntry(NamedTuple):
-    """What a safetensors header says about one tensor."""
-
-    dtype: str
-    """A key of DTYPE_BYTES."""
-    shape: tuple[int, ...]
-    """Length of each dimension."""
-
-
-def check_safetensors(path: Path) -> dict[str, TensorEntry]:
-    """What a safetensors file holds, after checking that header and file agree; reads only the header.
-
-    The bytes of the tensors must follow each other from the header to the end of the file, without gap or overlap,
-    so that a tensor is never larger than the file.
-
-    Raises:
-        UntrustedFileError: the file is not such a file.
-        OSError: it cannot be read.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if not 2 <= length <= min(size - 8, SAFETENSORS_HEADER_BYTES):
-            raise UntrustedFileError(f"{path}: not a safetensors file, a header of {length} bytes cannot be in it")
-        text = file.read(length)
-    try:
-        header = parse_json(text.decode("utf-8"), f"{path}: its header")
-    except UnicodeDecodeError:
-        raise UntrustedFileError(f"{path}: its header is not UTF-8") from None
-    if not isinstance(header, dict):
-        raise UntrustedFileError(f"{path}: its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise UntrustedFileError(f"{path}: its __metadata__ is not of texts")
-    entries = {name: _tensor_entry(path, name, entry) for name, entry in header.items()}
-    end = 0
-    for (begin, stop), name in sorted((span, name) for name, (_, span) in entries.items()):
-        if begin != end:
-            raise UntrustedFileError(
-                f"{path}: tensor {name!r:.80} begins at byte {begin}, the one before ends at {end}"
-            )
-        end = stop
-    if 8 + length + end != size:
-        raise UntrustedFileError(f"{path}: {size} bytes, its header says {8 + length + end}")
-    return {name: entry for name, (entry, _) in entries.items()}
-
-
-def _tensor_entry(path: Path, name: str, entry: Any) -> tuple[TensorEntry, tuple[int, int]]:
-    """One entry of the header, and where its bytes begin and end."""
-
-    def refuse(reason: str) -> NoReturn:
-        raise UntrustedFileError(f"{path}: tensor {name!r:.80} has {reason}")
-
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        refuse("not the three entries dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        refuse(f"the unknown dtype {dtype!r:.40}")
-    if not _are_sizes(shape) or len(shape) > SAFETENSORS_DIMENSIONS:
-        refuse(f"no possible shape ({shape!r:.60})")
-    if not _are_sizes(offsets) or len(offsets) != 2:
-        refuse(f"no possible data_offsets ({offsets!r:.60})")
-    expected = math.prod(shape) * DTYPE_BYTES[dtype]
-    if offsets[1] - offsets[0] != expected:
-        refuse(f"{offsets[1] - offsets[0]} bytes, its shape needs {expected}")
-    return TensorEntry(dtype, tuple(shape)), (offsets[0], offsets[1])
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
 
 
 def _depth(value: Any) -> int:

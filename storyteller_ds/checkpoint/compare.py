@@ -67,8 +67,8 @@ def compare(a: Checkpoint, b: Checkpoint) -> Difference:
     return Difference(
         (a.step, b.step),
         _fields(a.settings(), b.settings()),
-        _fields(a.manifest["topology"], b.manifest["topology"]),
-        a.dataset_fingerprint == b.dataset_fingerprint,
+        _fields(a.manifest.topology.model_dump(), b.manifest.topology.model_dump()),
+        a.manifest.dataset_fingerprint == b.manifest.dataset_fingerprint,
         tensors,
         only_in_a,
         only_in_b,

@@ -1,27 +1,20 @@
 """Reading a checkpoint: its manifest, whether its files are those that were written, its tensors."""
 
-import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.manifest import MAX_STEP, FileEntry, Manifest, hash_file
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.load import flatten
-from storyteller_ds.errors import CheckpointError
+from storyteller_ds.errors import CheckpointError, first_problem
 from storyteller_ds.untrusted import UntrustedFileError, read_json, seal_of
-
-_MAX_STEP = 10**15
-
-
-def hash_file(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, as they stand in the manifest."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
 @dataclass(frozen=True)
@@ -29,46 +22,28 @@ class Checkpoint:
     """A step folder whose manifest has been read. Get one from open_checkpoint."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def step(self) -> int:
         """Optimizer steps done when it was written."""
-        return int(self.manifest["step"])
+        return self.manifest.step
 
     @property
     def world_size(self) -> int:
         """Ranks that wrote it."""
-        return int(self.manifest["topology"]["world_size"])
+        return self.manifest.topology.world_size
 
     @property
     def parts(self) -> tuple[str, ...]:
         """names.PARTS, or names.WEIGHTS where the optimizer's files have been left out, as of a copy to share."""
-        optimizer = [name for name in self.manifest["files"] if name.startswith("optimizer-")]
+        optimizer = [name for name in self.manifest.files if name.startswith("optimizer-")]
         return names.PARTS if any(os.path.lexists(self.folder / name) for name in optimizer) else names.WEIGHTS
 
     @property
     def bytes(self) -> int:
         """Size of the files of its parts, the manifest aside (bytes)."""
-        return sum(entry["bytes"] for _, entry in self.files(self.parts))
-
-    @property
-    def val_bpb(self) -> float | None:
-        """Validation score of the step that it was written at (bits per byte); None if it was not validated then."""
-        value = self.manifest.get("val_bpb")
-        return float(value) if isinstance(value, int | float) else None
-
-    @property
-    def val_tokens(self) -> int | None:
-        """How many tokens of the validation text val_bpb is the score of; None where the manifest does not say."""
-        value = self.manifest.get("val_tokens")
-        return value if isinstance(value, int) else None
-
-    @property
-    def dataset_fingerprint(self) -> str:
-        """Which corpus it was trained on; empty if the manifest does not say."""
-        value = self.manifest.get("dataset_fingerprint")
-        return value if isinstance(value, str) else ""
+        return sum(entry.bytes for _, entry in self.files(self.parts))
 
     def settings(self) -> dict[str, Any]:
         """The run config that wrote it: the fields' full names, as in `model.hidden_size`, and their values.
@@ -89,10 +64,10 @@ class Checkpoint:
         """
         return _read_object(self.folder / name)
 
-    def files(self, parts: Sequence[str]) -> list[tuple[str, Any]]:
+    def files(self, parts: Sequence[str]) -> list[tuple[str, FileEntry]]:
         """Names and manifest entries of the files of these parts, and of those that belong to no part."""
         others = tuple(f"{part}-" for part in names.PARTS if part not in parts)
-        return [(name, entry) for name, entry in self.manifest["files"].items() if not name.startswith(others)]
+        return [(name, entry) for name, entry in self.manifest.files.items() if not name.startswith(others)]
 
     def verify(self, parts: Sequence[str] = names.PARTS) -> None:
         """Compare size and sha256 of every file with the manifest.
@@ -141,12 +116,12 @@ class Checkpoint:
                 raise CheckpointError(
                     f"checkpoint {self.folder}: {name} is missing{self._what_is_left(name)}; use another step"
                 ) from None
-            if size != expected["bytes"]:
+            if size != expected.bytes:
                 raise self._damaged(name)
 
     def unknown_files(self) -> list[str]:
         """Names in the folder that the manifest does not know; they are never read."""
-        known = {names.MANIFEST, *self.manifest["files"]}
+        known = {names.MANIFEST, *self.manifest.files}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in known)
 
     def open_tensors(self, part: str) -> TensorFiles:
@@ -155,7 +130,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is no safetensors file, or two files have a tensor of the same name.
         """
-        files = sorted(name for name in self.manifest["files"] if name.startswith(f"{part}-"))
+        files = sorted(name for name in self.manifest.files if name.startswith(f"{part}-"))
         return TensorFiles([self.folder / name for name in files])
 
     def open_rng(self, rank: int) -> TensorFiles:
@@ -178,24 +153,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is no valid manifest, so the checkpoint does not exist.
     """
+    values = _read_object(folder / names.MANIFEST)
     try:
-        manifest = _read_object(folder / names.MANIFEST)
-        version, files = manifest["format"], manifest["files"]
-        step, world_size = manifest["step"], manifest["topology"]["world_size"]
-        sane = _is_count(step, _MAX_STEP) and _is_count(world_size, len(files)) and world_size > 0
-        # A hostile size or digest is found by comparing it with the file; here it only has to be one.
-        sane = sane and all(_is_count(entry["bytes"], 2**62) for entry in files.values())
-        sane = sane and all(isinstance(entry["sha256"], str) and len(entry) == 2 for entry in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sane = False
-    if not sane:
-        raise CheckpointError(f"{folder} is not a checkpoint: its {names.MANIFEST} is damaged; use another step")
-    if version != names.FORMAT_VERSION:
-        raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads {names.FORMAT_VERSION}")
-    if manifest.get("seal") != seal_of(manifest):
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        raise _no_checkpoint(folder, f"is damaged ({first_problem(error)})") from None
+    if manifest.format != names.FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} is not a checkpoint: its {names.MANIFEST} was changed or damaged; use another step"
+            f"{folder} has checkpoint format {manifest.format}; this version reads {names.FORMAT_VERSION}"
         )
+    if values.get("seal") != seal_of(values):
+        raise _no_checkpoint(folder, "was changed or damaged")
+    files, world_size = manifest.files, manifest.topology.world_size
+    if world_size > len(files):  # before as many names are made
+        raise _no_checkpoint(folder, f"is damaged ({len(files)} files of {world_size} ranks)")
     expected = _expected_files(world_size)
     if missing := sorted(expected - files.keys()):
         raise CheckpointError(
@@ -209,8 +180,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def _is_count(value: object, limit: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
+def _no_checkpoint(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{folder} is not a checkpoint: its {names.MANIFEST} {why}; use another step")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -265,4 +236,4 @@ def step_folders(checkpoints: Path, after: int = -1) -> list[Path]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_STEP))
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_STEP))

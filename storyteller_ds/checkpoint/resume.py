@@ -110,7 +110,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
         rows = before.get("model.context_length") or before.get("data.sequence_length")
         if rows != run.context_length:
             changed.append(f"the table of learned positions had {rows} rows, now {run.context_length}")
-    if checkpoint.dataset_fingerprint != dataset_fingerprint:
+    if checkpoint.manifest.dataset_fingerprint != dataset_fingerprint:
         causes = [field for field in fields if field.startswith(("data.", "tokenizer.")) and field not in _SAME_TOKENS]
         reasons = [_difference(field, before, now) for field in causes if not _is_fixed(field)]
         if not causes:

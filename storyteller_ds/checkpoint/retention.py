@@ -28,7 +28,7 @@ class Saved(NamedTuple):
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Saved":
         """What a manifest says."""
-        return cls(checkpoint.step, checkpoint.val_bpb, checkpoint.val_tokens)
+        return cls(checkpoint.step, checkpoint.manifest.val_bpb, checkpoint.manifest.val_tokens)
 
 
 def steps_to_keep(saved: Iterable[Saved], keep: CheckpointConfig) -> set[int]:

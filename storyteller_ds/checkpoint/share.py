@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.read import hash_file
+from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.rng import rng_state
 from storyteller_ds.durable import flush_to_disk, write_atomically
 from storyteller_ds.engines.base import Engine
@@ -91,7 +91,7 @@ def write_share(folder: Path, share: Share, rank: int, world_size: int) -> None:
             raise _as_os_error(error) from error
         _as_readable_as_its_folder(path)
         flush_to_disk(path)
-        written[path.name] = hash_file(path)
+        written[path.name] = hash_file(path).model_dump()
     write_atomically(folder / receipt_name(rank, world_size), json.dumps(written))
 
 

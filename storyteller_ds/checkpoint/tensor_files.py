@@ -2,27 +2,38 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.untrusted import TensorEntry, UntrustedFileError, check_safetensors
-from storyteller_ds.user_paths import is_utf8
+from storyteller_ds.untrusted import UntrustedFileError, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor  # looking at files and their headers does without
+
+
+DTYPES = ("F32", "U8")
+"""safetensors' names of what is in a checkpoint: weights and moments, random streams."""
+
+
+class TensorEntry(NamedTuple):
+    """What the header of a safetensors file says about one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class TensorFiles(Mapping[str, "Tensor"]):
     """Several safetensors files read as one mapping of names to tensors.
 
     Args:
-        paths: the files, at least one, all of one folder. They are mapped into memory, not read: a header that
-            promises more than the file holds is refused before anything is allocated.
+        paths: the files, at least one, all of one folder. They are mapped into memory, not read: safetensors refuses
+            a header that does not agree with the length of its file before anything is allocated.
 
     Raises:
-        CheckpointError: a file is no safetensors file, or two have a tensor of the same name.
+        CheckpointError: a file is no safetensors file, two have a tensor of the same name, or one is of a dtype that
+            no checkpoint has.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -32,15 +43,19 @@ class TensorFiles(Mapping[str, "Tensor"]):
         self._home: dict[str, safe_open] = {}
         for path in paths:
             try:
-                headers = check_safetensors(path)
                 file = _opened(path)
             except (SafetensorError, UntrustedFileError, OSError) as error:
                 raise CheckpointError(f"{self.folder}: {path.name} is damaged: {error}; use another step") from None
-            for name in headers:
+            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+                tensor = file.get_slice(name)
+                entry = TensorEntry(tensor.get_dtype(), tuple(tensor.get_shape()))
                 if name in self._home:
                     raise CheckpointError(f"{self.folder}: {path.name} has {name} a second time; do not trust it")
-                self._home[name] = file
-            self.headers |= headers
+                if entry.dtype not in DTYPES:
+                    raise CheckpointError(
+                        f"{self.folder}: {path.name} has {name}, which is {entry.dtype}; do not trust it"
+                    )
+                self._home[name], self.headers[name] = file, entry
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
@@ -71,7 +86,5 @@ class TensorFiles(Mapping[str, "Tensor"]):
 
 
 def _opened(path: Path) -> safe_open:
-    if is_utf8(path):
-        return safe_open(path, framework="pt")
-    with path.open("rb") as file:  # under a name that the library takes
+    with open_regular(path) as file:  # under a name that the library takes: that of the file need not be UTF-8
         return safe_open(f"/dev/fd/{file.fileno()}", framework="pt")

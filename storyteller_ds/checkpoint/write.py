@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.read import hash_file
+from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.retention import put_in_place
 from storyteller_ds.checkpoint.share import HostMemory, Share, read_receipt, take_share, write_share
 from storyteller_ds.distributed.world import World
@@ -178,7 +178,7 @@ class Save:
             (names.TOKENIZER, contents.tokenizer_json),
         ):
             write_flushed(self.unfinished / name, text)
-            files[name] = hash_file(self.unfinished / name)
+            files[name] = hash_file(self.unfinished / name).model_dump()
         manifest = {
             "format": names.FORMAT_VERSION,
             "step": self.step,

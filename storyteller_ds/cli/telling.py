@@ -14,7 +14,7 @@ from storyteller_ds.cli.story_printer import print_story
 from storyteller_ds.console import lines_to
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.durable import check_output, write_output
-from storyteller_ds.errors import UserError
+from storyteller_ds.errors import UserError, first_problem
 from storyteller_ds.generation.load import load_story_model
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
@@ -87,8 +87,7 @@ def _sampling(values: Mapping[str, float | None]) -> SamplingConfig:
     try:
         return SamplingConfig.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"--{problem['loc'][0]}={problem['input']}: {problem['msg'].lower()}") from None
+        raise UserError(f"--{first_problem(error)}") from None
 
 
 def _prepare(

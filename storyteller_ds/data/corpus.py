@@ -8,14 +8,13 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.cache import cache_folder
-from storyteller_ds.data.corpus_index import INDEX, open_listed_shard, read_index
+from storyteller_ds.data.corpus_index import INDEX, CorpusIndex, SplitIndex, open_listed_shard, read_index
 from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, make_corpus
 from storyteller_ds.data.shards import VERSION as SHARD_VERSION
 from storyteller_ds.data.shards import TokenStream
@@ -28,24 +27,13 @@ from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
 
-_DAMAGE = (DataError, UntrustedFileError, OSError, KeyError, TypeError)
+_DAMAGE = (DataError, UntrustedFileError, OSError)
 """What is raised by files that are missing or not what they were."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedCorpusError(DataError):
     """A prepared corpus that is not whole; prepare_corpus makes it anew."""
-
-
-@dataclass(frozen=True)
-class TextSize:
-    """How much text a split is, where its index says so."""
-
-    documents: int
-    bytes: int | None
-    """UTF-8; None: prepared before it was counted."""
-    unknown_tokens: int
-    """Tokens that stand for what the tokenizer does not know; counted for validation alone."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +45,8 @@ class Corpus:
     validation: TokenStream
     validation_bytes: TextBytes
     """Bytes of the text behind the validation tokens."""
-    train_size: TextSize
-    validation_size: TextSize
+    train_size: SplitIndex
+    validation_size: SplitIndex
     fingerprint: str
     """sha256 of what was read and how; the same fingerprint means the same tokens."""
 
@@ -127,17 +115,20 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
 
 
 def _opened(folder: Path, vocab_size: int) -> Corpus:
-    index, tokenizer = _whole_index(folder)
-    train, validation = (_stream(folder, index, index[name]["shards"], vocab_size) for name in ("train", "validation"))
+    index, tokenizer = read_index(folder, CorpusIndex)
+
+    def stream(names: list[str], most: int) -> TokenStream:
+        return TokenStream([open_listed_shard(folder, name, index, most) for name in names])
+
+    train, validation = stream(index.train.shards, vocab_size), stream(index.validation.shards, vocab_size)
     if tokenizer.spells_bytes:
         text: TextBytes = SpelledBytes(validation, tokenizer.token_bytes(vocab_size))
     else:
-        counts = _stream(folder, index, index["validation"]["byte_shards"], MOST_BYTES_OF_A_TOKEN)
+        counts = stream(index.validation.byte_shards or [], MOST_BYTES_OF_A_TOKEN)
         if len(counts) != len(validation):
             raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
         text = RecordedBytes(counts)
-    sizes = _size(folder, index["train"]), _size(folder, index["validation"])
-    return Corpus(tokenizer, train, validation, text, *sizes, index["fingerprint"])
+    return Corpus(tokenizer, train, validation, text, index.train, index.validation, index.fingerprint)
 
 
 def _problem(folder: Path, vocab_size: int, check_shards: bool = False) -> str | None:
@@ -145,35 +136,14 @@ def _problem(folder: Path, vocab_size: int, check_shards: bool = False) -> str |
     if not os.path.lexists(folder):
         return ""
     try:
-        index, tokenizer = _whole_index(folder)
-        if not tokenizer.spells_bytes and "byte_shards" not in index["validation"]:
+        index, tokenizer = read_index(folder, CorpusIndex)
+        if not tokenizer.spells_bytes and index.validation.byte_shards is None:
             return ""  # prepared before they were counted
         if check_shards:
             _opened(folder, vocab_size)
     except _DAMAGE as error:
         return str(error)
     return None
-
-
-def _whole_index(folder: Path) -> tuple[dict[str, Any], Tokenizer]:
-    """As read_index, of a corpus that is finished."""
-    index, tokenizer = read_index(folder)
-    if not isinstance(index["fingerprint"], str):
-        raise UntrustedFileError(f"{folder / INDEX}: its fingerprint is no text")
-    return index, tokenizer
-
-
-def _stream(folder: Path, index: Mapping[str, Any], names: Any, vocab_size: int) -> TokenStream:
-    if not isinstance(names, list) or not names:
-        raise UntrustedFileError(f"{folder / INDEX}: names no shards")
-    return TokenStream([open_listed_shard(folder, name, index, vocab_size) for name in names])
-
-
-def _size(folder: Path, split: Mapping[str, Any]) -> TextSize:
-    documents, count, unknown = split["documents"], split.get("bytes"), split.get("unknown_tokens", 0)
-    if not all(type(each) is int and each >= 0 for each in (documents, count or 0, unknown)):
-        raise UntrustedFileError(f"{folder / INDEX}: its counts are no numbers")
-    return TextSize(documents, count, unknown)
 
 
 def _fill(

@@ -1,22 +1,60 @@
-"""corpus.json, which says what a folder of token shards holds, and vouches for itself, the tokenizer and the shards."""
+"""corpus.json: what a folder of token shards holds, with the checksums of the tokenizer and of the shards."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyteller_ds.data.shards import open_shard, shard_digest
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.errors import DataError
+from storyteller_ds.errors import DataError, first_problem
 from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal_of
 
 INDEX = "corpus.json"
 TOKENIZER = "tokenizer.json"
-_SHARDS = "sha256"
-"""Key of the shards' checksums by name; older indexes do not have it."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class SplitIndex(_Strict):
+    """The shards of one split, and how much text they are."""
+
+    documents: int = Field(ge=0)
+    bytes: int | None = Field(None, ge=0)
+    """UTF-8 bytes of the text; None: prepared before they were counted."""
+    unknown_tokens: int = Field(0, ge=0)
+    """Tokens that stand for what the tokenizer does not know; counted for validation alone."""
+    shards: list[str] = Field(min_length=1)
+    """File names, in order."""
+    byte_shards: list[str] | None = Field(None, min_length=1)
+    """Likewise, of the bytes of each token (RecordedBytes)."""
+
+
+class UnfinishedIndex(_Strict):
+    """What the index holds while the shards are being made."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    sha256: dict[str, str] = {}
+    """Checksums of the shards by name; older indexes do not have it."""
+
+
+class CorpusIndex(UnfinishedIndex):
+    """The index of a finished corpus."""
+
+    train: SplitIndex
+    validation: SplitIndex
+    fingerprint: str
+    """sha256 of what was read and how; the same fingerprint means the same tokens."""
+
+
+Index = TypeVar("Index", bound=UnfinishedIndex)
 
 
 def write_index(folder: Path, tokenizer: Tokenizer, entries: Mapping[str, Any]) -> None:
@@ -29,32 +67,40 @@ def write_index(folder: Path, tokenizer: Tokenizer, entries: Mapping[str, Any]) 
     """
     index = {**entries, "tokenizer": tokenizer.fingerprint}
     if entries:
-        index[_SHARDS] = {path.name: shard_digest(path) for path in sorted(folder.glob("*.tokens"))}
+        index["sha256"] = {path.name: shard_digest(path) for path in sorted(folder.glob("*.tokens"))}
     index["seal"] = seal_of(index)
     write_atomically(folder / TOKENIZER, tokenizer.to_json())
     write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], Tokenizer]:
-    """The entries of the index, whose values may be of any kind, and the tokenizer.
+def read_index(folder: Path, kind: type[Index]) -> tuple[Index, Tokenizer]:
+    """The index and the tokenizer.
+
+    Args:
+        folder: of the shards.
+        kind: whether they are finished.
 
     Raises:
         UntrustedFileError, OSError: one of the two is missing or damaged.
     """
-    index = read_json(folder / INDEX)
-    if not isinstance(index, dict) or index.get("seal") != seal_of(index):
+    values = read_json(folder / INDEX)
+    try:
+        index = kind.model_validate(values)
+    except ValidationError as error:
+        raise UntrustedFileError(f"{folder / INDEX}: {first_problem(error)}") from None
+    if values.get("seal") != seal_of(values):
         raise UntrustedFileError(f"{folder / INDEX}: changed since it was written")
     try:
         tokenizer = load_tokenizer(inside(folder, TOKENIZER))
     except DataError:  # whose advice is about tokenizer.path
         raise UntrustedFileError(f"{folder / TOKENIZER}: missing, or no tokenizer") from None
-    if tokenizer.fingerprint != index.get("tokenizer"):
+    if tokenizer.fingerprint != index.tokenizer:
         raise UntrustedFileError(f"{folder / TOKENIZER}: not the tokenizer of these shards")
     return index, tokenizer
 
 
-def open_listed_shard(folder: Path, name: object, index: Mapping[str, Any], vocab_size: int) -> NDArray[Any]:
-    """The ids of a shard, after open_shard's checks, and that it is the one that the index speaks of.
+def open_listed_shard(folder: Path, name: str, index: UnfinishedIndex, vocab_size: int) -> NDArray[Any]:
+    """The ids of a shard, after open_shard's checks, and that its checksum is the one in the index.
 
     A shard of another corpus is as whole as ours.
 
@@ -63,7 +109,6 @@ def open_listed_shard(folder: Path, name: object, index: Mapping[str, Any], voca
     """
     path = inside(folder, name)
     ids = open_shard(path, vocab_size)
-    digest, listed = shard_digest(path), index.get(_SHARDS, {})
-    if not isinstance(listed, dict) or listed.get(name, digest) != digest:
-        raise UntrustedFileError(f"{path}: not the shard that {INDEX} speaks of")
+    if (digest := shard_digest(path)) != index.sha256.get(name, digest):
+        raise UntrustedFileError(f"{path}: not the shard that is in {INDEX}")
     return ids

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.corpus_index import INDEX, TOKENIZER, open_listed_shard, read_index, write_index
+from storyteller_ds.data.corpus_index import (
+    INDEX,
+    TOKENIZER,
+    UnfinishedIndex,
+    open_listed_shard,
+    read_index,
+    write_index,
+)
 from storyteller_ds.data.shards import open_shard, shard_name, write_shards
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
@@ -72,7 +79,7 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
 def _left_behind(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, and the shards of the training text, that are whole."""
     try:
-        index, tokenizer = read_index(folder)
+        index, tokenizer = read_index(folder, UnfinishedIndex)
     except (UntrustedFileError, OSError):
         return None, []
     shards: list[str] = []

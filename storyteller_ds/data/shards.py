@@ -140,7 +140,7 @@ class TokenStream:
         self._ends = np.cumsum([len(shard) for shard in shards])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(map(len, self._shards))
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Ids start to stop (excluded) as int64; fewer where the stream ends before."""

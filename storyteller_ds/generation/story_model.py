@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.errors import UserError
+from storyteller_ds.errors import UserError, first_problem
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
@@ -52,8 +52,4 @@ def _sampling_config(settings: dict[str, Any]) -> SamplingConfig:
     try:
         return SamplingConfig(**settings)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field, names = problem["loc"][0], ", ".join(SamplingConfig.model_fields)
-        if problem["type"] == "extra_forbidden":
-            raise UserError(f"there is no setting {field}; there are {names}") from None
-        raise UserError(f"{field}={problem['input']!r}: {problem['msg'].lower()}") from None
+        raise UserError(f"{first_problem(error)}; the settings are {', '.join(SamplingConfig.model_fields)}") from None

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.names import MANIFEST
-from storyteller_ds.checkpoint.read import hash_file
 from storyteller_ds.untrusted import seal_of
 
 
@@ -46,4 +46,6 @@ def replace_sealed(folder: Path, name: str, content: bytes) -> None:
     """Replace a file of a checkpoint, so that its manifest agrees."""
     (folder / name).write_bytes(content)
     if name != MANIFEST:
-        change_manifest(folder, lambda manifest: manifest["files"].update({name: hash_file(folder / name)}))
+        change_manifest(
+            folder, lambda manifest: manifest["files"].update({name: hash_file(folder / name).model_dump()})
+        )

@@ -4,20 +4,15 @@ import json
 import os
 import pickle
 import socket
-import struct
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from storyteller_ds.errors import UserError
 from storyteller_ds.untrusted import (
     JSON_DEPTH,
-    SAFETENSORS_HEADER_BYTES,
-    TensorEntry,
     UntrustedFileError,
-    check_safetensors,
     for_terminal,
     inside,
     parse_json,
@@ -160,92 +155,7 @@ def test_what_is_no_pickle_passes(tmp_path):
         refuse_pickle(path)
 
 
-# --- safetensors ---
-
-
-def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
-    return path
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more) -> dict[str, object]:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
-
-
-def test_a_good_file_is_described_as_it_is(tmp_path):
-    path = tmp_path / "good.safetensors"
-    tensors = {
-        "a": torch.ones(2, 3),
-        "b": torch.ones(5, dtype=torch.bfloat16),
-        "empty": torch.ones(0, 4),
-        "one": torch.tensor(1, dtype=torch.int64),
-        "byte": torch.ones(7, dtype=torch.uint8),
-    }
-    save_file(tensors, path, metadata={"format": "pt"})
-    assert check_safetensors(path) == {
-        "a": TensorEntry("F32", (2, 3)),
-        "b": TensorEntry("BF16", (5,)),
-        "empty": TensorEntry("F32", (0, 4)),
-        "one": TensorEntry("I64", ()),
-        "byte": TensorEntry("U8", (7,)),
-    }
-
-
-HOSTILE = {
-    "nothing": (b"", b"", 0, "a header of 0 bytes"),
-    "header beyond the file": ({}, b"", 99, "a header of 99 bytes"),
-    "header of 2^63 bytes": ({}, b"", 2**63, "cannot be in it"),
-    "header of the largest number": ({}, b"", 2**64 - 1, "cannot be in it"),
-    "header that is no JSON": (b"{,,}", b"", None, "its header line 1"),
-    "header that is no text": (b"\xff\xfe", b"", None, "not UTF-8"),
-    "header that is no object": ([], b"", None, "not a JSON object"),
-    "key twice": (b'{"a": {}, "a": {}}', b"", None, "'a' is given twice"),
-    "entry that is no object": ({"a": 1}, b"", None, "not the three entries"),
-    "entry left out": ({"a": {"dtype": "F32", "shape": []}}, b"", None, "not the three entries"),
-    "entry too many": ({"a": entry(x=1)}, b"8" * 8, None, "not the three entries"),
-    "unknown dtype": ({"a": entry("F31")}, b"8" * 8, None, "unknown dtype 'F31'"),
-    "dtype that is no text": ({"a": entry([])}, b"8" * 8, None, "unknown dtype"),
-    "negative length": ({"a": entry(shape=(-2,))}, b"8" * 8, None, "no possible shape"),
-    "two negative lengths": ({"a": entry(shape=(-2, -1))}, b"8" * 8, None, "no possible shape"),
-    "length that is true": ({"a": entry(shape=(2, True))}, b"8" * 8, None, "no possible shape"),
-    "length that is a fraction": ({"a": entry(shape=(2.0,))}, b"8" * 8, None, "no possible shape"),
-    "shape that is a number": ({"a": {**entry(), "shape": 2}}, b"8" * 8, None, "no possible shape"),
-    "too many dimensions": ({"a": entry(shape=(2, *[1] * 8))}, b"8" * 8, None, "no possible shape"),
-    "shape that overflows": ({"a": entry(shape=(2**62, 2**62))}, b"8" * 8, None, "its shape needs"),
-    "shape that wraps round to 8": ({"a": entry(shape=(2**61, 2**3, 2))}, b"8" * 8, None, "its shape needs"),
-    "a terabyte promised": ({"a": entry(shape=(2**38,), offsets=(0, 2**40))}, b"8" * 8, None, "its header says"),
-    "negative offset": ({"a": entry(offsets=(-8, 0))}, b"8" * 8, None, "no possible data_offsets"),
-    "three offsets": ({"a": entry(offsets=(0, 8, 8))}, b"8" * 8, None, "no possible data_offsets"),
-    "offsets the wrong way": ({"a": entry(offsets=(8, 0))}, b"8" * 8, None, "its shape needs 8"),
-    "gap at the beginning": ({"a": entry(offsets=(4, 12))}, b"8" * 12, None, "begins at byte 4"),
-    "overlap": ({"a": entry(), "b": entry(offsets=(4, 12))}, b"8" * 12, None, "'b' begins at byte 4"),
-    "the same bytes twice": ({"a": entry(), "b": entry()}, b"8" * 8, None, "begins at byte 0"),
-    "file too short": ({"a": entry()}, b"8" * 7, None, "its header says"),
-    "file too long": ({"a": entry()}, b"8" * 9, None, "its header says"),
-    "metadata that is no object": ({"__metadata__": 1}, b"", None, "__metadata__"),
-    "metadata that is no text": ({"__metadata__": {"a": 1}}, b"", None, "__metadata__"),
-}
-
-
-@pytest.mark.parametrize(("header", "data", "length", "said"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_safetensors_file_is_refused_before_anything_is_allocated(tmp_path, header, data, length, said):
-    path = write(tmp_path / "x.safetensors", header, data, length)
-    message = refusal(check_safetensors, path)
-    assert said in message
-    assert str(path) in message
-
-
-def test_the_control_of_the_table_above(tmp_path):
-    assert check_safetensors(write(tmp_path / "x", {"a": entry()}, b"8" * 8)) == {"a": TensorEntry("F32", (2,))}
-
-
-def test_a_header_beyond_the_limit_is_not_read(tmp_path):
-    path = tmp_path / "x.safetensors"
-    with path.open("wb") as file:  # sparse: it takes no room
-        file.write(struct.pack("<Q", SAFETENSORS_HEADER_BYTES + 1))
-        file.truncate(8 + SAFETENSORS_HEADER_BYTES + 1)
-    assert "cannot be in it" in refusal(check_safetensors, path)
+# --- terminals ---
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from storyteller_ds.checkpoint import share as sharing
+from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.names import WEIGHTS as WEIGHTS_ALONE
-from storyteller_ds.checkpoint.read import hash_file, open_checkpoint, step_folders
+from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
 from storyteller_ds.checkpoint.resume import check_tensors, find_checkpoint, newest_valid
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
@@ -215,9 +216,9 @@ def test_a_flipped_bit_in_the_manifest_never_changes_what_it_means(steps):
         try:
             checkpoint = open_checkpoint(folder)
             # sha256 and sizes are compared with the files; here only what nothing else confirms matters.
-            if checkpoint.manifest["files"] == meaning["files"] and checkpoint.manifest != meaning:
+            if checkpoint.manifest.files == meaning.files and checkpoint.manifest != meaning:
                 checkpoint.verify()
-                believed.append({k: v for k, v in checkpoint.manifest.items() if v != meaning.get(k)})
+                believed.append(checkpoint.manifest)
         except CheckpointError:
             pass
         path.write_bytes(whole)
@@ -362,7 +363,7 @@ def rewritten(steps: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
     folder = steps / "step_00000020"
     save_file(tensors, folder / name)
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    return sealed(folder, files={**files, name: hash_file(folder / name)})
+    return sealed(folder, files={**files, name: hash_file(folder / name).model_dump()})
 
 
 @pytest.mark.parametrize("part", ["weights", "optimizer"])

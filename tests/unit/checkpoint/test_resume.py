@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint import rng
+from storyteller_ds.checkpoint.manifest import Topology
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.resume import changed_settings, check_same_run, find_checkpoint, restore
 from storyteller_ds.checkpoint.train_state import TrainState
@@ -231,7 +232,7 @@ def test_random_streams_of_something_else_are_refused_before_anything_is_changed
 
 def test_another_number_of_ranks_starts_new_streams_and_keeps_the_rest(saved):
     checkpoint, at_save, _, _ = saved
-    by_two = Checkpoint(checkpoint.folder, {**checkpoint.manifest, "topology": {"world_size": 2}})
+    by_two = Checkpoint(checkpoint.folder, checkpoint.manifest.model_copy(update={"topology": Topology(world_size=2)}))
     engine = make_engine()
     state = restore(engine, by_two, 0)
     assert same(snapshot(engine), at_save)

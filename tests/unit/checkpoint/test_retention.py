@@ -96,7 +96,7 @@ def test_what_need_not_be_kept_is_deleted(steps):
     gone = delete_superseded(steps, keep(1, every=30, best=1), newest=60)
     assert sorted(path.name for path in gone) == ["step_00000010", "step_00000040", "step_00000050"]
     assert left(steps) == ["step_00000020", "step_00000030", "step_00000060"]
-    assert open_checkpoint(steps / "step_00000020").val_bpb == 1.2
+    assert open_checkpoint(steps / "step_00000020").manifest.val_bpb == 1.2
 
 
 def test_the_step_just_written_stays_also_if_there_are_later_ones(steps):
@@ -174,7 +174,7 @@ def test_a_run_keeps_the_last_and_the_best(tmp_path):
     assert left(tmp_path) == ["step_00000002", "step_00000005", "step_00000006"]
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in left(tmp_path)]
     assert [(one["val_bpb"], one["val_tokens"]) for one in manifests] == [(1.2, 64), (None, None), (1.4, 64)]
-    assert [open_checkpoint(tmp_path / name).val_tokens for name in left(tmp_path)] == [64, None, 64]
+    assert [open_checkpoint(tmp_path / name).manifest.val_tokens for name in left(tmp_path)] == [64, None, 64]
 
 
 def test_an_old_step_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):

@@ -394,7 +394,7 @@ def test_each_rank_writes_a_share_and_together_they_are_the_state(tmp_path):
     folders = on_ranks(lambda each: Save(each, tmp_path, 5, contents(2), HostMemory()).finish())
     assert set(folders) == {tmp_path / "step_00000005"}
     checkpoint = newest_valid(tmp_path, print)
-    assert sorted(checkpoint.manifest["files"]) == sorted(set(names(checkpoint.folder)) - {"manifest.json"})
+    assert sorted(checkpoint.manifest.files) == sorted(set(names(checkpoint.folder)) - {"manifest.json"})
     alone = open_checkpoint(write_checkpoint(engine(), tmp_path / "alone", 5, contents()))
     for part in ("weights", "optimizer"):
         shares, whole = checkpoint.open_tensors(part), alone.open_tensors(part)

@@ -10,7 +10,6 @@ import pytest
 
 from storyteller_ds.data import preparing
 from storyteller_ds.data.corpus import DamagedCorpusError, open_corpus, prepare_corpus
-from storyteller_ds.data.corpus_index import read_index
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import seal_of
 from tests.support.small_corpus import config, content_of, folder_of, opened, prepared
@@ -143,9 +142,9 @@ def test_an_index_of_before_checksums_were_in_it_still_opens(text):
     run = config(text)
     key = folder_of(run).name
     tokens = opened(run).train.read(0, 1000)
-    index, _ = read_index(folder_of(run))
-    del index["sha256"], index["seal"]
     path = folder_of(run) / "corpus.json"
+    index = json.loads(path.read_text())
+    del index["sha256"], index["seal"]
     path.write_text(json.dumps({**index, "seal": seal_of(index)}))
     before = path.read_bytes()
     assert (open_corpus(run, key).train.read(0, 1000) == tokens).all()

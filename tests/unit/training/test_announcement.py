@@ -7,7 +7,8 @@ import pytest
 from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.corpus import Corpus, TextSize, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus_index import SplitIndex
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.training.announcement import only_warm_up, text_and_passes, unused_rows
 
@@ -57,7 +58,8 @@ def test_a_time_limit_and_unknown_tokens_are_part_of_it(tmp_path):
 def test_a_corpus_prepared_before_bytes_were_counted_says_the_rest(tmp_path):
     run = configured(tmp_path)
     corpus = prepared(run)
-    old = Corpus(**{**vars(corpus), "train_size": TextSize(38, None, 0), "validation_size": TextSize(2, None, 0)})
+    train, validation = (SplitIndex(documents=count, shards=["x"]) for count in (38, 2))
+    old = Corpus(**{**vars(corpus), "train_size": train, "validation_size": validation})
     assert text_and_passes(run, old).startswith(f"38 stories, {len(corpus.train):,} tokens; ")
 
 
