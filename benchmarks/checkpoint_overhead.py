@@ -25,7 +25,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, load_config
 from storyteller_ds.config.training import CheckpointConfig
-from storyteller_ds.data.batches import BatchShares, TrainBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, free_port, pick_device
@@ -84,8 +84,8 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
     """Train all blocks."""
     run, device = loaded.run, pick_device("cpu", 0)
     corpus = shared_corpus(run, world, lambda _: None)
-    shares = BatchShares(world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
-    batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, shares)
+    split = BatchSplit(world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+    batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, split)
     engine = build_engine(run, loaded.deepspeed, plan, world, device)
 
     def contents(trainer: dict[str, object]) -> Contents:

@@ -33,14 +33,14 @@ class StorytellerError(Exception):
         # the same. Words of libraries may hold secrets.
         line = " ".join(super().__str__().splitlines())
         line = redacted("".join(each if each.isprintable() else ascii(each)[1:-1] for each in line))
-        half = LONGEST_MESSAGE // 2  # what is wrong stands at the beginning, the mend at the end
+        half = LONGEST_MESSAGE // 2  # what is wrong stands at the beginning, the fix at the end
         return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} … {line[-half:]}"
 
 
 class UserError(StorytellerError):
     """Something the user gave cannot work: config, data, flags or a file.
 
-    The message is one line that says what is wrong, where, and how to mend it.
+    The message is one line that says what is wrong, where, and how to fix it.
     """
 
 

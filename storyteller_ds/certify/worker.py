@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from storyteller_ds.certify.results import RankReport, StepNumbers, write_rank
 from storyteller_ds.certify.traffic import Traffic, counted
 from storyteller_ds.config import LoadedConfig, load_config
-from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.world import World, pick_device
@@ -144,8 +144,8 @@ def _train(
 ) -> tuple[list[StepNumbers], list[float]]:
     """All steps: what each reported, and how long it took (s)."""
     run = loaded.run
-    shares = BatchShares(engine.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
-    batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, shares)
+    split = BatchSplit(engine.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+    batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, split)
     steps, times = [], []
     for step in range(run.train.max_steps):
         began = time.perf_counter()
@@ -163,8 +163,8 @@ def _train(
 def _held_logits(engine: Engine, loaded: LoadedConfig, corpus: Corpus) -> Tensor:
     """[B, S, V] fp32: this rank's part of the first validation batch; the ranks' parts are in rank order."""
     run, world = loaded.run, engine.world
-    shares = BatchShares(world.rank, world.size, run.train.global_batch_size // world.size, 1)
-    batches = ValidationBatches(corpus.validation, corpus.validation_bytes, run.data.sequence_length, shares)
+    split = BatchSplit(world.rank, world.size, run.train.global_batch_size // world.size, 1)
+    batches = ValidationBatches(corpus.validation, corpus.validation_bytes, run.data.sequence_length, split)
     batch = next(batches.batches(1))
     engine.decoder.eval()
     logits_BSV, _ = engine.decoder(batch.token_BS.to(engine.device))

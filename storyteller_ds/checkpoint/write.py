@@ -1,9 +1,9 @@
-"""Writing a checkpoint: every rank its share, then one rename; in the background, if training is to go on.
+"""Writing a checkpoint: every rank writes its files, then one rename; in the background while training continues.
 
-What the ranks must agree on goes two ways. That a rank's share is on disk is said by a receipt in the unfinished
-folder, which the writing thread of rank 0 waits for: no thread but the main one ever communicates, so that collectives
-keep their order. That a share could not be written may not fit on that disk either; it is told by the main threads, at
-the end of a step or when the save is waited for.
+The ranks agree in two ways. A rank whose files are on disk writes a receipt into the unfinished folder, and the writing
+thread of rank 0 waits for it: only main threads communicate, so that collectives keep their order. A rank that could
+not write its files may have no room for a message either; the main threads exchange that, at the end of a step or when
+the save is waited for.
 """
 
 import errno
@@ -23,8 +23,8 @@ import torch
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import hash_file
+from storyteller_ds.checkpoint.rank_state import HostMemory, RankState, read_receipt, take_rank_state, write_rank_state
 from storyteller_ds.checkpoint.retention import put_in_place
-from storyteller_ds.checkpoint.share import HostMemory, Share, read_receipt, take_share, write_share
 from storyteller_ds.distributed.world import World
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.engines.base import Engine
@@ -34,7 +34,7 @@ from storyteller_ds.untrusted import seal_of
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 0.05
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "make room and run again",
     errno.EDQUOT: "make room within your quota and run again",
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
@@ -42,7 +42,7 @@ _MENDS = {
     errno.EACCES: "make the folder writable and run again",
     errno.EPERM: "make the folder writable and run again",
 }
-_MEND = "is the disk still there, and the same for all ranks? mend it and run again"
+_FIX = "is the disk still there, and the same for all ranks? check it and run again"
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class Save:
         self.folder = checkpoints / names.step_folder_name(step)
         self.unfinished = self.folder.with_name(f"{self.folder.name}.tmp")
         self._give_up = threading.Event()
-        share = take_share(engine, memory)
-        self.world.on_main(lambda: self._guarded(lambda: self._start(share.total_bytes)))
+        state = take_rank_state(engine, memory)
+        self.world.on_main(lambda: self._guarded(lambda: self._start(state.total_bytes)))
         threads = ThreadPoolExecutor(1, "checkpoint", _let_training_go_first)
-        self._share = threads.submit(self._guarded, lambda: self._write(share))
+        self._state = threads.submit(self._guarded, lambda: self._write(state))
         self._place: Future[None] | None = None
         if self.world.is_main:
             self._place = threads.submit(self._guarded, self._commit)
@@ -114,7 +114,7 @@ class Save:
 
     def done(self) -> bool:
         """Whether all ranks have written, or one has failed, so that finish() need not wait. Called by every rank."""
-        mine = [job for job in (self._share, self._place) if job is not None]
+        mine = [job for job in (self._state, self._place) if job is not None]
         failed = any(job.done() and job.exception() is not None for job in mine)
         running = not all(job.done() for job in mine)
         ranks = self.world.all_reduce_sum(torch.tensor([int(failed), int(running)], device=self.device))
@@ -127,7 +127,7 @@ class Save:
             CheckpointError: it could not be written; raised on all ranks. Earlier checkpoints are untouched.
         """
         try:
-            self.world.together(self._share.result)
+            self.world.together(self._state.result)
             self.world.on_main(lambda: self._place.result() if self._place else None)
         except CheckpointError:
             self._clear()
@@ -141,7 +141,7 @@ class Save:
             CheckpointError: it could not be written.
         """
         try:
-            self._share.result()
+            self._state.result()
             if self._place is not None:
                 try:
                     self._place.result(seconds)
@@ -164,13 +164,13 @@ class Save:
             )
         self.unfinished.mkdir()
 
-    def _write(self, share: Share) -> None:
-        write_share(self.unfinished, share, self.world.rank, self.world.size)
+    def _write(self, state: RankState) -> None:
+        write_rank_state(self.unfinished, state, self.world.rank, self.world.size)
 
     def _commit(self) -> None:
-        """Only on rank 0: when all shares are on disk, make them a checkpoint."""
-        self._share.result()
-        files = self._wait_for_shares()
+        """Only on rank 0: when the files of all ranks are on disk, make them a checkpoint."""
+        self._state.result()
+        files = self._wait_for_receipts()
         contents = self.contents
         for name, text in (
             (names.TRAINER, json.dumps(contents.trainer, indent=2)),
@@ -195,13 +195,13 @@ class Save:
         put_in_place(self.unfinished, self.folder)
         self.after()
 
-    def _wait_for_shares(self) -> dict[str, Any]:
+    def _wait_for_receipts(self) -> dict[str, Any]:
         files: dict[str, Any] = {}
         missing = set(range(self.world.size))
         while True:
             for rank in sorted(missing):
-                if (share := read_receipt(self.unfinished, rank, self.world.size)) is not None:
-                    files |= share
+                if (written := read_receipt(self.unfinished, rank, self.world.size)) is not None:
+                    files |= written
                     missing.discard(rank)
             if not missing:
                 return files
@@ -222,7 +222,7 @@ class Save:
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint {self.folder} could not be written: {error.strerror or error}; "
-                f"earlier checkpoints are untouched; {_MENDS.get(error.errno or 0, _MEND)}"
+                f"earlier checkpoints are untouched; {_FIXES.get(error.errno or 0, _FIX)}"
             ) from error
 
 

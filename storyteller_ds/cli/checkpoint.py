@@ -22,7 +22,7 @@ from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import for_terminal
 
 if TYPE_CHECKING:
-    from storyteller_ds.checkpoint.compare import Difference
+    from storyteller_ds.checkpoint.diff import Difference
 
 _SHOWN_TENSORS = 20
 _WEIGHTS_ONLY = "weights only"
@@ -150,10 +150,10 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
 @_as_json
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Compare two steps: settings, topology, and each tensor (largest difference, absolute and relative to A's)."""
-    from storyteller_ds.checkpoint.compare import compare  # torch, see _find
+    from storyteller_ds.checkpoint.diff import diff as difference_of  # torch, see _find
 
     first, second = _find(a), _find(b)
-    difference = compare(first, second)
+    difference = difference_of(first, second)
     if as_json:
         print(json.dumps({"a": str(first.folder), "b": str(second.folder), **dataclasses.asdict(difference)}, indent=2))
         return

@@ -30,24 +30,24 @@ class MicroBatch(NamedTuple):
     """[B, S] int64: the next token of each, IGNORED where there is none."""
 
 
-class BatchShares(NamedTuple):
+class BatchSplit(NamedTuple):
     """Which part of every global batch is this rank's."""
 
     rank: int
     world_size: int
     micro_batch_size: int
-    """Sequences per rank in one forward pass."""
+    """Sequences of one rank in one forward pass."""
     accumulation_steps: int
-    """Forward passes per optimizer step."""
+    """Micro-batches of one rank in an optimizer step."""
 
     @property
     def global_batch_size(self) -> int:
         """Sequences per optimizer step over all ranks."""
         return self.world_size * self.micro_batch_size * self.accumulation_steps
 
-    def positions(self, micro_step: int) -> range:
-        """This rank's positions within the global batch; a micro-step of all ranks is contiguous."""
-        start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
+    def positions(self, number: int) -> range:
+        """Positions within the global batch of this rank's micro-batch `number`; those of all ranks are contiguous."""
+        start = (number * self.world_size + self.rank) * self.micro_batch_size
         return range(start, start + self.micro_batch_size)
 
 
@@ -59,32 +59,32 @@ class TrainBatches:
         fingerprint: of the corpus.
         seed: of the run.
         sequence_length: S (tokens).
-        shares: which part of a batch is this rank's.
+        split: which part of a batch is this rank's.
 
     Raises:
         DataError: the corpus is smaller than one global batch.
     """
 
     def __init__(
-        self, stream: TokenStream, fingerprint: str, seed: int, sequence_length: int, shares: BatchShares
+        self, stream: TokenStream, fingerprint: str, seed: int, sequence_length: int, split: BatchSplit
     ) -> None:
         sequences = (len(stream) - 1) // sequence_length
-        if sequences < shares.global_batch_size:
+        if sequences < split.global_batch_size:
             raise DataError(
                 f"the training corpus has {len(stream)} tokens, {sequences} sequences of {sequence_length}; one "
-                f"batch takes {shares.global_batch_size}: use more text, or lower data.sequence_length or "
+                f"batch takes {split.global_batch_size}: use more text, or lower data.sequence_length or "
                 "train.global_batch_size (if it was not given, what it is the product of: train.micro_batch_size, "
                 "train.gradient_accumulation_steps, ranks)"
             )
-        self._stream, self._length, self._shares = stream, sequence_length, shares
+        self._stream, self._length, self._split = stream, sequence_length, split
         self.order = SampleOrder(fingerprint, seed, sequences)
 
     def step(self, samples_seen: int) -> list[MicroBatch]:
         """This rank's micro-batches of the optimizer step that begins after samples_seen sequences."""
-        ids = self.order.sequence_ids(samples_seen, self._shares.global_batch_size)
+        ids = self.order.sequence_ids(samples_seen, self._split.global_batch_size)
         return [
-            self._batch([ids[i] for i in self._shares.positions(micro_step)])
-            for micro_step in range(self._shares.accumulation_steps)
+            self._batch([ids[i] for i in self._split.positions(number)])
+            for number in range(self._split.accumulation_steps)
         ]
 
     def _batch(self, ids: list[int]) -> MicroBatch:
@@ -99,7 +99,7 @@ class ValidationBatches:
         stream: all validation tokens.
         text: the bytes behind them.
         sequence_length: S (tokens).
-        shares: which part of a batch is this rank's.
+        split: which part of a batch is this rank's.
 
     Raises:
         DataError: there are fewer than two tokens.
@@ -110,11 +110,11 @@ class ValidationBatches:
         stream: TokenStream,
         text: TextBytes,
         sequence_length: int,
-        shares: BatchShares,
+        split: BatchSplit,
     ) -> None:
         if len(stream) < 2:
             raise DataError("the validation text is empty; give a longer one in data.validation")
-        self._stream, self._text, self._length, self._shares = stream, text, sequence_length, shares
+        self._stream, self._text, self._length, self._split = stream, text, sequence_length, split
         self._sequences = -(-(len(stream) - 1) // sequence_length)
 
     @property
@@ -126,16 +126,16 @@ class ValidationBatches:
         """UTF-8 bytes of the text that the first `limit` global batches predict; None: all of it."""
         end = len(self._stream)
         if limit is not None:
-            end = min(end, limit * self._shares.global_batch_size * self._length + 1)
+            end = min(end, limit * self._split.global_batch_size * self._length + 1)
         return self._text.between(1, end)
 
     def batches(self, limit: int | None) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the first `limit` global batches; None: all of them."""
-        size = self._shares.global_batch_size
+        size = self._split.global_batch_size
         total = -(-self._sequences // size)
         for batch in range(total if limit is None else min(limit, total)):
-            for micro_step in range(self._shares.accumulation_steps):
-                positions = self._shares.positions(micro_step)
+            for number in range(self._split.accumulation_steps):
+                positions = self._split.positions(number)
                 yield self._batch([batch * size + position for position in positions])
 
     def _batch(self, ids: list[int]) -> MicroBatch:

@@ -20,7 +20,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, RunConfig
 from storyteller_ds.console import lines_to, stderr_console
-from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
@@ -280,10 +280,10 @@ class Trainer:
 
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
         plan, length = self.plan, self.run.data.sequence_length
-        shares = BatchShares(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+        split = BatchSplit(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
         return (
-            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, shares),
-            ValidationBatches(corpus.validation, corpus.validation_bytes, length, shares),
+            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, split),
+            ValidationBatches(corpus.validation, corpus.validation_bytes, length, split),
         )
 
     def _open_folder(self, corpus: Corpus, stack: contextlib.ExitStack) -> tuple[Checkpoint | None, RunFolder | None]:

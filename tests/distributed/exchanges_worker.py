@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storyteller_ds.config import load_config
-from storyteller_ds.data.batches import BatchShares, MicroBatch
+from storyteller_ds.data.batches import BatchSplit, MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.build import build_engine
@@ -82,7 +82,7 @@ def _batch(run: Any, world: World, step: int) -> list[MicroBatch]:
     generator = torch.Generator().manual_seed(step)
     shape = (run.train.global_batch_size, run.data.sequence_length + 1)
     row = torch.randint(run.tokenizer.vocab_size, shape, generator=generator)
-    mine = row[list(BatchShares(world.rank, world.size, len(row) // world.size, 1).positions(0))]
+    mine = row[list(BatchSplit(world.rank, world.size, len(row) // world.size, 1).positions(0))]
     return [MicroBatch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous())]
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 from storyteller_ds.config import load_config
-from storyteller_ds.data.batches import BatchShares, MicroBatch
+from storyteller_ds.data.batches import BatchSplit, MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
@@ -54,7 +54,7 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
     device = torch.device("cpu")
     loaded = load_config(overrides=(*OVERRIDES, *case.overrides), ds_config=DS_CONFIGS / f"{case.ds_config}.json")
     plan = make_plan(loaded.run, world.size)
-    shares = BatchShares(world.rank, world.size, plan.micro_batch_size, plan.accumulation_steps)
+    split = BatchSplit(world.rank, world.size, plan.micro_batch_size, plan.accumulation_steps)
 
     def start() -> Engine:
         return build_engine(loaded.run, loaded.deepspeed, plan, world, device)
@@ -63,11 +63,11 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
         if not case.guarded:
             stack.enter_context(without_guard())
         engine = start()
-        engine.train_step(_batches(loaded.run, shares, SOUND), LR)
+        engine.train_step(_batches(loaded.run, split, SOUND), LR)
         before = _state(engine)
         switch = _arm(engine, case.fault)
         switch["pass"] = 0 if world.rank == FAULTY_RANK else None
-        result = engine.train_step(_batches(loaded.run, shares, FAULTY), LR)
+        result = engine.train_step(_batches(loaded.run, split, FAULTY), LR)
         switch["pass"] = None
         after = _state(engine)
     report = {
@@ -78,10 +78,10 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
         "all_finite": all(bool(tensor.isfinite().all()) for tensor in after.values()),
     }
     if case.guarded:
-        last = engine.train_step(_batches(loaded.run, shares, AFTER), LR)
+        last = engine.train_step(_batches(loaded.run, split, AFTER), LR)
         whole = start()
-        whole.train_step(_batches(loaded.run, shares, SOUND), LR)
-        expected = whole.train_step(_batches(loaded.run, shares, AFTER), LR)
+        whole.train_step(_batches(loaded.run, split, SOUND), LR)
+        expected = whole.train_step(_batches(loaded.run, split, AFTER), LR)
         report["forgotten"] = last == expected and _same(_state(engine), _state(whole))
     return report
 
@@ -127,11 +127,11 @@ def _now(switch: dict[str, Any], faulty: float, sound: float) -> float:
     return faulty if switch["pass"] == FAULTY_PASS + 1 else sound
 
 
-def _batches(run: Any, shares: BatchShares, step: int) -> list[MicroBatch]:
+def _batches(run: Any, split: BatchSplit, step: int) -> list[MicroBatch]:
     generator = torch.Generator().manual_seed(step)
-    shape = (shares.global_batch_size, run.data.sequence_length + 1)
+    shape = (split.global_batch_size, run.data.sequence_length + 1)
     token = torch.randint(run.tokenizer.vocab_size, shape, generator=generator)
-    rows = [token[list(shares.positions(number))] for number in range(shares.accumulation_steps)]
+    rows = [token[list(split.positions(number))] for number in range(split.accumulation_steps)]
     return [MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from storyteller_ds.checkpoint.compare import compare
+from storyteller_ds.checkpoint.diff import diff
 from storyteller_ds.checkpoint.names import step_folder_name
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.cli.main import storyteller
@@ -45,7 +45,7 @@ def logged(run: str) -> list[int]:
 
 
 def tensors_differ(a: Path, b: Path) -> bool:
-    return bool(compare(open_checkpoint(a), open_checkpoint(b)).tensors)
+    return bool(diff(open_checkpoint(a), open_checkpoint(b)).tensors)
 
 
 @pytest.mark.timeout(120)

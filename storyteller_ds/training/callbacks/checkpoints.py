@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from storyteller_ds.checkpoint.rank_state import HostMemory
 from storyteller_ds.checkpoint.resume import newest_valid, restore
 from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded
-from storyteller_ds.checkpoint.share import HostMemory
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, Save, make_checkpoints_folder
 from storyteller_ds.config.training import CheckpointConfig

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from storyteller_ds.checkpoint import share as sharing
+from storyteller_ds.checkpoint import rank_state
 from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.names import WEIGHTS as WEIGHTS_ALONE
 from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
@@ -239,7 +239,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_no_new_one(steps,
             def full(*args):
                 raise OSError(28, "No space left on device")
 
-            patch.setattr(sharing, broken, full)
+            patch.setattr(rank_state, broken, full)
             with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"):
                 write_checkpoint(engine(), steps, 30, CONTENTS)
         assert found(steps) == ("step_00000020", [])

@@ -18,7 +18,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
-from storyteller_ds.data.batches import BatchShares, TrainBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
@@ -48,7 +48,7 @@ def make_engine(seed: int = 0) -> SingleEngine:
 
 def make_batches() -> TrainBatches:
     ids = np.random.default_rng(0).integers(0, VOCAB, 50 * LENGTH)
-    return TrainBatches(TokenStream([ids]), "corpus", 0, LENGTH, BatchShares(0, 1, BATCH, 1))
+    return TrainBatches(TokenStream([ids]), "corpus", 0, LENGTH, BatchSplit(0, 1, BATCH, 1))
 
 
 def advance(engine: SingleEngine, state: TrainState, steps: int) -> tuple[TrainState, list[tuple[float, float]]]:

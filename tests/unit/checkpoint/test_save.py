@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from storyteller_ds.checkpoint import share as sharing
+from storyteller_ds.checkpoint import rank_state
 from storyteller_ds.checkpoint import write as writing
+from storyteller_ds.checkpoint.rank_state import HostMemory
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
-from storyteller_ds.checkpoint.share import HostMemory
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, Save, write_checkpoint
 from storyteller_ds.config.run import RunConfig
@@ -67,9 +67,9 @@ class Gate:
             threading.Event(),
             threading.Event(),
             error,
-            sharing.save_file,
+            rank_state.save_file,
         )
-        patch.setattr(sharing, "save_file", self)
+        patch.setattr(rank_state, "save_file", self)
 
     def __call__(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
         self.entered.set()
@@ -158,7 +158,7 @@ def full(*arguments: object) -> None:
 
 def wait_until_written(saving: Checkpoints) -> None:
     assert saving._saving is not None
-    saving._saving._share.exception(SECONDS)
+    saving._saving._state.exception(SECONDS)
     assert saving._saving._place is not None
     saving._saving._place.exception(SECONDS)
 
@@ -171,7 +171,7 @@ def test_a_failure_stops_training_at_the_next_step(tmp_path, monkeypatch, asynch
     if asynchronous:
         wait_until_written(saving)
         saving.on_step_end(TrainState(step=3), last=False)
-    monkeypatch.setattr(sharing, "flush_to_disk", full)
+    monkeypatch.setattr(rank_state, "flush_to_disk", full)
     if asynchronous:
         saving.on_step_end(TrainState(step=4), last=False)
         wait_until_written(saving)
@@ -189,7 +189,7 @@ def test_a_failure_is_a_warning_if_the_user_wants_and_the_next_one_is_written(tm
     said: list[str] = []
     saving = hook(tmp_path, said, asynchronous=asynchronous, on_error="continue")
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "flush_to_disk", full)
+        patch.setattr(rank_state, "flush_to_disk", full)
         saving.on_step_end(TrainState(step=2), last=False)
         if asynchronous:
             wait_until_written(saving)
@@ -204,7 +204,7 @@ def test_a_failure_is_a_warning_if_the_user_wants_and_the_next_one_is_written(tm
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
 def test_the_last_one_must_be_written(tmp_path, monkeypatch, on_error):
     saving = hook(tmp_path, [], on_error=on_error)
-    monkeypatch.setattr(sharing, "flush_to_disk", full)
+    monkeypatch.setattr(rank_state, "flush_to_disk", full)
     with pytest.raises(CheckpointError, match="No space left"):
         saving.on_step_end(TrainState(step=1), last=True)
     assert names(tmp_path) == []
@@ -214,7 +214,7 @@ def test_an_earlier_failure_does_not_keep_the_last_from_being_written(tmp_path, 
     said: list[str] = []
     saving = hook(tmp_path, said)
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "flush_to_disk", full)
+        patch.setattr(rank_state, "flush_to_disk", full)
         saving.on_step_end(TrainState(step=2), last=False)
         wait_until_written(saving)
     saving.on_step_end(TrainState(step=3), last=True)
@@ -248,12 +248,12 @@ def test_an_interrupted_run_saves_again_what_has_just_failed(tmp_path, monkeypat
     said: list[str] = []
     saving = hook(tmp_path, said)
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "flush_to_disk", full)
+        patch.setattr(rank_state, "flush_to_disk", full)
         saving.on_step_end(TrainState(step=2), last=False)
         wait_until_written(saving)
     saving.on_interrupt(TrainState(step=2))
     assert [line.split()[0] for line in said] == ["warning:", "saved"]
-    monkeypatch.setattr(sharing, "flush_to_disk", full)
+    monkeypatch.setattr(rank_state, "flush_to_disk", full)
     saving.on_step_end(TrainState(step=3), last=False)
     with pytest.raises(CheckpointError, match="No space left"):
         saving.on_interrupt(TrainState(step=3))
@@ -262,7 +262,7 @@ def test_an_interrupted_run_saves_again_what_has_just_failed(tmp_path, monkeypat
 def test_too_little_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     write_checkpoint(engine(), tmp_path, 1, contents())
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(sharing, "save_file", lambda *arguments: pytest.fail("wrote all the same"))
+    monkeypatch.setattr(rank_state, "save_file", lambda *arguments: pytest.fail("wrote all the same"))
     with pytest.raises(CheckpointError, match=r"no space left, .* MiB are needed and 0.00 MiB are free"):
         write_checkpoint(engine(), tmp_path, 2, contents())
     assert names(tmp_path) == ["step_00000001"]
@@ -290,7 +290,7 @@ def test_a_limit_on_the_size_of_files_is_an_error_and_not_the_end_of_the_process
         (errno.EIO, "is the disk still there"),
     ],
 )
-@pytest.mark.parametrize("where", ["share", "manifest", "rename"])
+@pytest.mark.parametrize("where", ["rank state", "manifest", "rename"])
 def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(
     tmp_path, monkeypatch, code, mend, where
 ):
@@ -300,7 +300,7 @@ def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(
         raise OSError(code, "refused")
 
     module, name = {
-        "share": (sharing, "save_file"),
+        "rank state": (rank_state, "save_file"),
         "manifest": (writing, "write_flushed"),
         "rename": (writing, "put_in_place"),
     }[where]
@@ -405,14 +405,14 @@ def test_each_rank_writes_a_share_and_together_they_are_the_state(tmp_path):
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_rank_that_cannot_write_is_heard_by_all_and_nobody_waits_for_ever(tmp_path, monkeypatch, failing):
     write_checkpoint(engine(), tmp_path, 1, contents())
-    save_file = sharing.save_file
+    save_file = rank_state.save_file
 
     def fail_on_one(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if f"-{failing:05d}-of-" in path.name:
             full()
         save_file(tensors, path)
 
-    monkeypatch.setattr(sharing, "save_file", fail_on_one)
+    monkeypatch.setattr(rank_state, "save_file", fail_on_one)
 
     def poll_and_finish(each: SingleEngine) -> Path:
         save = Save(each, tmp_path, 5, contents(2), HostMemory())

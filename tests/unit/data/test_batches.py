@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.batches import IGNORED, BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import IGNORED, BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes
 from storyteller_ds.data.tokenizer import train_tokenizer
@@ -15,7 +15,7 @@ from storyteller_ds.errors import DataError
 
 LENGTH = 5
 GLOBAL_BATCH = 8
-ONE_RANK = BatchShares(0, 1, GLOBAL_BATCH, 1)
+ONE_RANK = BatchSplit(0, 1, GLOBAL_BATCH, 1)
 # Every token is its own position, so a sequence is known by what it contains.
 TOKENS = 203
 
@@ -33,9 +33,9 @@ def train_rows(world: int, accumulation: int, samples_seen: int) -> list[list[tu
     """Per global micro-step, the sequences of all ranks."""
     steps: list[list[tuple[int, ...]]] = [[] for _ in range(accumulation)]
     for rank in range(world):
-        shares = BatchShares(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
-        assert shares.global_batch_size == GLOBAL_BATCH
-        batches = TrainBatches(stream(), "corpus", 1, LENGTH, shares).step(samples_seen)
+        split = BatchSplit(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
+        assert split.global_batch_size == GLOBAL_BATCH
+        batches = TrainBatches(stream(), "corpus", 1, LENGTH, split).step(samples_seen)
         assert len(batches) == accumulation
         for micro_step, batch in zip(steps, batches, strict=True):
             assert batch.token_BS.dtype == batch.target_BS.dtype == torch.int64
@@ -80,10 +80,10 @@ def test_a_corpus_that_just_fills_a_batch_is_enough_and_one_token_less_is_not():
 def test_every_validation_token_is_a_target_once(world, accumulation, tokens):
     targets: list[int] = []
     for rank in range(world):
-        shares = BatchShares(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
-        validation = ValidationBatches(stream_of(tokens), NO_TEXT, LENGTH, shares)
+        split = BatchSplit(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
+        validation = ValidationBatches(stream_of(tokens), NO_TEXT, LENGTH, split)
         for batch in validation.batches(None):
-            assert batch.token_BS.shape == (shares.micro_batch_size, LENGTH)
+            assert batch.token_BS.shape == (split.micro_batch_size, LENGTH)
             assert batch.token_BS.min() >= 0
             counted = batch.target_BS != IGNORED
             # Where a target counts, it is the token after the one beside it.
@@ -107,8 +107,7 @@ def test_the_bytes_of_a_limited_validation_are_those_of_its_targets(limit):
 
 def test_ranks_make_the_same_number_of_validation_passes():
     counts = {
-        len(list(ValidationBatches(stream(7), NO_TEXT, LENGTH, BatchShares(r, 4, 1, 2)).batches(None)))
-        for r in range(4)
+        len(list(ValidationBatches(stream(7), NO_TEXT, LENGTH, BatchSplit(r, 4, 1, 2)).batches(None))) for r in range(4)
     }
     assert counts == {2}
 

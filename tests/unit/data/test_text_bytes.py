@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data import corpus as module
-from storyteller_ds.data.batches import BatchShares, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes, aligned_bytes
@@ -159,7 +159,7 @@ def check(corpus: Corpus) -> None:
     counted = [corpus.validation_bytes.between(int(a) + 1, int(b) + 1) for a, b in itertools.pairwise(cuts)]
     assert counted == [len(story.encode()) for story in STORIES]
     assert corpus.validation_size.bytes == corpus.train_size.bytes == sum(counted)
-    batches = ValidationBatches(stream, corpus.validation_bytes, LENGTH, BatchShares(0, 1, 2, 1))
+    batches = ValidationBatches(stream, corpus.validation_bytes, LENGTH, BatchSplit(0, 1, 2, 1))
     assert batches.text_bytes(None) == sum(counted)
     so_far = [batches.text_bytes(limit) for limit in range(1, len(ids) // (2 * LENGTH) + 2)]
     assert so_far == sorted(so_far)

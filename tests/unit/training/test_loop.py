@@ -13,7 +13,7 @@ import torch
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import SpelledBytes
 from storyteller_ds.distributed.world import World
@@ -124,9 +124,9 @@ def go(engine: CountingEngine, state=None, callbacks=1, interruption=None, **set
             "schedule": {"warmup_steps": 2},
         }
     )
-    shares, stream = BatchShares(0, 1, BATCH, 1), TokenStream([np.arange(41)])
-    batches = TrainBatches(stream, "corpus", 0, LENGTH, shares)
-    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, shares)
+    split, stream = BatchSplit(0, 1, BATCH, 1), TokenStream([np.arange(41)])
+    batches = TrainBatches(stream, "corpus", 0, LENGTH, split)
+    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, split)
     recorders = [Recorder(engine) for _ in range(callbacks)]
     if not engine.val_losses:
         engine.val_losses = [1.0]

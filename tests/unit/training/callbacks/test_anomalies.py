@@ -12,7 +12,7 @@ import torch
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import BatchShares, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import SpelledBytes
 from storyteller_ds.distributed.world import World
@@ -101,8 +101,8 @@ def go(script: str, state: TrainState | None = None, every: int = 4, steps: int 
     engine.updates = state.updates if state else 0
     checkpoints = Checkpoints(engine, every)
     anomalies = Anomalies(run, checkpoints.lines.append, checkpoints.roll_back)
-    stream, shares = TokenStream([np.arange(41)]), BatchShares(0, 1, BATCH, 1)
-    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), 4, shares)
+    stream, split = TokenStream([np.arange(41)]), BatchSplit(0, 1, BATCH, 1)
+    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), 4, split)
     try:
         clock = itertools.count().__next__
         batches = CountedBatches()

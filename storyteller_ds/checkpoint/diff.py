@@ -43,7 +43,7 @@ class Difference:
     """How many tensors are the same bit for bit."""
 
 
-def compare(a: Checkpoint, b: Checkpoint) -> Difference:
+def diff(a: Checkpoint, b: Checkpoint) -> Difference:
     """Compare two checkpoints: settings, topology, and every weight and moment; if one has weights only, these.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What one rank contributes to a checkpoint: taken from the engine while training stands still, written at leisure."""
+"""What one rank writes of a checkpoint: taken from the engine while training waits, written in the background."""
 
 import contextlib
 import errno
@@ -20,11 +20,11 @@ from storyteller_ds.durable import flush_to_disk, write_atomically
 from storyteller_ds.engines.base import Engine
 
 
-class Share(NamedTuple):
+class RankState(NamedTuple):
     """One rank's part of the training state, in host memory."""
 
     parts: dict[str, dict[str, Tensor]]
-    """For each of format.PARTS, its tensors by name."""
+    """For each of names.PARTS, its tensors by name."""
     total_bytes: int
     """Size of the parts of all ranks together, the random streams aside (bytes)."""
 
@@ -43,8 +43,8 @@ class HostMemory:
         return buffer.copy_(tensor)
 
 
-def take_share(engine: Engine, memory: HostMemory | None) -> Share:
-    """This rank's part of the state: each tensor goes to the rank that has it, or else has least so far.
+def take_rank_state(engine: Engine, memory: HostMemory | None) -> RankState:
+    """This rank's part of the state: a tensor is written by the rank that holds it, or else by the one with least.
 
     Called by every rank.
 
@@ -68,22 +68,22 @@ def take_share(engine: Engine, memory: HostMemory | None) -> Share:
         part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
         parts[part][key] = memory.copy(part, key, tensor) if memory else tensor.contiguous()
     parts["rng"] = rng_state(engine.device)
-    return Share(parts, sum(load))
+    return RankState(parts, sum(load))
 
 
 def receipt_name(rank: int, world_size: int) -> str:
     """Name of the file that says that a rank's part is on disk; it lies beside the part until the manifest is made."""
-    return f"share-{rank:05d}-of-{world_size:05d}.json"
+    return f"receipt-{rank:05d}-of-{world_size:05d}.json"
 
 
-def write_share(folder: Path, share: Share, rank: int, world_size: int) -> None:
+def write_rank_state(folder: Path, state: RankState, rank: int, world_size: int) -> None:
     """Write a rank's part, wait until it is on disk, then leave a receipt with sizes and sha256.
 
     Raises:
         OSError: the disk refuses.
     """
     written: dict[str, Any] = {}
-    for part, tensors in share.parts.items():
+    for part, tensors in state.parts.items():
         path = folder / names.shard_name(part, rank, world_size)
         try:
             save_file(tensors, path)

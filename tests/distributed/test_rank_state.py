@@ -13,13 +13,13 @@ import storyteller_ds.checkpoint.write as writing
 from storyteller_ds.cli.main import run_command
 from storyteller_ds.cli.train import train
 
-take_share = writing.take_share
+take_rank_state = writing.take_rank_state
 
 def checked(engine, memory):
     whole = {(kind, name): tensor.clone() for kind, name, tensor in engine.named_state()}
-    share = take_share(engine, memory)
-    mine = {("weight", name): tensor for name, tensor in share.parts["weights"].items()}
-    mine |= {tuple(name.split("/", 1)): tensor for name, tensor in share.parts["optimizer"].items()}
+    state = take_rank_state(engine, memory)
+    mine = {("weight", name): tensor for name, tensor in state.parts["weights"].items()}
+    mine |= {tuple(name.split("/", 1)): tensor for name, tensor in state.parts["optimizer"].items()}
     assert mine.keys() <= whole.keys()
     for key, tensor in mine.items():
         assert torch.equal(tensor, whole[key]), key
@@ -30,12 +30,12 @@ def checked(engine, memory):
     largest = max(tensor.nbytes for tensor in whole.values())
     sizes = engine.world.all_reduce_sum(sizes)
     assert sizes.max() - sizes.min() <= 2 * largest, sizes
-    assert sizes.sum() == share.total_bytes
+    assert sizes.sum() == state.total_bytes
     if engine.world.is_main:
         print("checked", len(whole), flush=True)
-    return share
+    return state
 
-writing.take_share = checked
+writing.take_rank_state = checked
 run_command(train)
 """
 TOPOLOGIES = {
