@@ -79,6 +79,7 @@ class CoreSharing:
         self._neighbours, self._threads, self._cores = neighbours, threads, cores
         self._idle: threading.Event | None = None
         """Ends the idle teams, while there are some."""
+        self._leaders: list[threading.Thread] = []
 
     def adjust(self) -> None:
         """Look at the other programs, and switch if they have come or gone."""
@@ -94,6 +95,8 @@ class CoreSharing:
         if self._idle is not None:
             self._idle.set()
             self._idle = None
+            while self._leaders:
+                self._leaders.pop().join()
 
     def _wait_politely(self) -> None:
         """Start teams that do nothing, until libgomp manages more threads than there are cores."""
@@ -102,7 +105,9 @@ class CoreSharing:
         for _ in range(-(-(self._cores + 1 - self._threads) // (self._threads - 1))):
             ready = threading.Event()
             arguments = (self._threads, ready, self._idle)
-            threading.Thread(target=_lead_idle_team, args=arguments, name="idle team", daemon=True).start()
+            leader = threading.Thread(target=_lead_idle_team, args=arguments, name="idle team", daemon=True)
+            leader.start()
+            self._leaders.append(leader)
             ready.wait()
 
 

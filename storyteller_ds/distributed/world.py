@@ -42,14 +42,16 @@ _ANOTHER_PORT = (
 )
 
 # Facts about the process, like the process group itself.
-_connected_before = False
+_connections = 0
+"""Process groups that this process has joined."""
+_store: Any = None  # torch gives stores no common type with clone()
 _barrier: Barrier | None = None
 """Where the ranks of the process group wait for each other."""
 
 
 def has_been_connected() -> bool:
     """Whether this process has ever joined a process group."""
-    return _connected_before
+    return _connections > 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class World(Ranks):
 
     @contextlib.contextmanager
     def _process_group(self, device: torch.device, timeout_minutes: float) -> Iterator[None]:
+        global _connections, _barrier
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
@@ -86,20 +89,19 @@ class World(Ranks):
         try:
             # A stranger that listens at this port and says nothing makes torch wait without a limit.
             with child.waiting(60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP, f"{refusal}; {mend}"):
-                store, *_ = next(rendezvous("env://", self.rank, self.size, timeout=timeout))
+                store = self._store(timeout)
                 dist.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo",
-                    store=PrefixStore("process_group", store),
+                    store=PrefixStore(f"{_connections}/process_group", store),
                     rank=self.rank,
                     world_size=self.size,
                     timeout=timeout,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
             raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {mend}") from error
-        global _connected_before, _barrier
-        _connected_before = True
         # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
-        own = PrefixStore("barrier", store.clone())
+        own = PrefixStore(f"{_connections}/barrier", store.clone())
+        _connections += 1
         _barrier = Barrier(own, self.rank, self.size, silence_s=60 * timeout_minutes)
         try:
             child.join_lifeline(self.on_main(child.hub_address))
@@ -109,6 +111,16 @@ class World(Ranks):
             # A process that leaves without this aborts with SIGABRT under gloo.
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+    def _store(self, timeout: timedelta) -> Any:
+        """The key-value store of the ranks: one for all process groups that they form, each with its own prefix.
+
+        Were rank 0 to close it after a run and open another one at the same port, the others could find the old one.
+        """
+        global _store
+        if _store is None or self.size == 1:
+            _store, *_ = next(rendezvous("env://", self.rank, self.size, timeout=timeout))
+        return _store
 
     def _agree_on_rendezvous(self) -> None:
         """Set what torch's env:// rendezvous reads, and see on rank 0 that the port can be had.
@@ -130,7 +142,8 @@ class World(Ranks):
         if os.environ.get(_MPI_LOCAL_RANK):
             os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
         # torchrun's agent holds the port itself, and wants to.
-        if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        first = _store is None or self.size == 1
+        if first and self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             _check_port_is_free(int(os.environ["MASTER_PORT"]))
 
     def together(self, action: Callable[[], T]) -> list[T]:

@@ -138,27 +138,27 @@ class Trainer:
         with (
             self._as_before_afterwards(),
             self.world.connected(self.device, timeout) if several else contextlib.nullcontext(),
+            contextlib.ExitStack() as stack,
         ):
             try:
-                return self._prepare_and_train(interruption)
+                return self._prepare_and_train(interruption, stack)
             except InterruptedAfterSave as error:
                 # A launcher ends all ranks as soon as one has left. Here all are through with everything.
                 self.world.on_main(partial(log_end, str(error)))
                 raise
 
-    def _prepare_and_train(self, interruption: Interruption) -> TrainedRun:
+    def _prepare_and_train(self, interruption: Interruption, stack: contextlib.ExitStack) -> TrainedRun:
         corpus = shared_corpus(self.run, self.world, self._say)
         batches = self._batches(corpus)
         check_prompts(self.run, corpus.tokenizer)
-        with contextlib.ExitStack() as stack:
-            with meanwhile(lambda: self._say("checking the checkpoint to continue from"), LINE_EVERY_S):
-                checkpoint, folder = self._open_folder(corpus, stack)
-            self._announce(corpus, anew=checkpoint is None)
-            stack.enter_context(self._memory_hint(is_built=True))
-            ds_config = stack.enter_context(
-                prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._say)
-            )
-            state = self._train(ds_config, corpus, batches, checkpoint, folder, interruption)
+        with meanwhile(lambda: self._say("checking the checkpoint to continue from"), LINE_EVERY_S):
+            checkpoint, folder = self._open_folder(corpus, stack)
+        self._announce(corpus, anew=checkpoint is None)
+        stack.enter_context(self._memory_hint(is_built=True))
+        ds_config = stack.enter_context(
+            prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._say)
+        )
+        state = self._train(ds_config, corpus, batches, checkpoint, folder, interruption, stack)
         return TrainedRun(self.output_dir, state.step, finished=self._finished_elsewhere(checkpoint, state))
 
     def _finished_elsewhere(self, checkpoint: Checkpoint | None, state: TrainState) -> Path | None:
@@ -180,34 +180,35 @@ class Trainer:
         checkpoint: Checkpoint | None,
         folder: RunFolder | None,
         interruption: Interruption,
+        stack: contextlib.ExitStack,
     ) -> TrainState:
         if self.run.parallel.self_test and ds_config is not None:
             difference = check_gradients(self.run, ds_config, self.world, self.device)
             self._say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
         with self._memory_hint(is_built=False):
             engine = self.engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
-        try:
-            if checkpoint is None:
-                state = TrainState()
-                seed_rng(self.run.seed, 0, self.world.rank)
-            else:
-                state = resuming.restore(engine, checkpoint, self.run.seed)
-                self._log_resumed(checkpoint)
-            if (reason := why_over(self.run, state)) is not None:
-                self._say(f"already {reason}")
-                return state
-            with contextlib.ExitStack() as stack:
-                callbacks = self._all_callbacks(engine, corpus, folder, stack)
-                for callback in callbacks:
-                    callback.trainer = self
-                stack.enter_context(interruption.in_training())
-                state = train(self.run, engine, *batches, state, callbacks, interruption=interruption)
-            if state.step < self.run.train.max_steps:
-                self._say(f"training {why_over(self.run, state)}")
+        stack.callback(self._close_engine)
+        if checkpoint is None:
+            state = TrainState()
+            seed_rng(self.run.seed, 0, self.world.rank)
+        else:
+            state = resuming.restore(engine, checkpoint, self.run.seed)
+            self._log_resumed(checkpoint)
+        if (reason := why_over(self.run, state)) is not None:
+            self._say(f"already {reason}")
             return state
-        finally:
-            del self.engine
-            engine.close()
+        callbacks = self._all_callbacks(engine, corpus, folder, stack)
+        for callback in callbacks:
+            callback.trainer = self
+        with interruption.in_training():
+            state = train(self.run, engine, *batches, state, callbacks, interruption=interruption)
+        if state.step < self.run.train.max_steps:
+            self._say(f"training {why_over(self.run, state)}")
+        return state
+
+    def _close_engine(self) -> None:
+        self.engine.close()
+        del self.engine
 
     def _all_callbacks(
         self, engine: Engine, corpus: Corpus, folder: RunFolder | None, stack: contextlib.ExitStack
