@@ -15,6 +15,7 @@ just the cut ones: at most one matrix a rank, whatever the size of the model. Ad
 rank orthogonalises the same bits.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,9 +58,7 @@ def hidden_matrices(name: str, shape: torch.Size, gated: bool) -> Stack | None:
     if not name.startswith("blocks.") or ".router." in name or not is_decayed(name):
         return None
     *stacked, rows, columns = shape
-    number = 1
-    for size in stacked:
-        number *= size
+    number = math.prod(stacked)
     if gated and "gate_up_proj" in name:
         number, rows = 2 * number, rows // 2
     return Stack(number, rows, columns)
@@ -89,6 +88,16 @@ def newton_schulz(x_NRC: Tensor) -> Tensor:
     return x_NRC.mT if is_tall else x_NRC
 
 
+class Piece(NamedTuple):
+    """Entries of a vector that are matrices, or a part of one."""
+
+    stack: Stack
+    begin: int
+    end: int
+    offset: int
+    """Of the first entry in its matrix."""
+
+
 class Held(NamedTuple):
     """The part of one parameter that lies in a vector on this rank; nothing, if numel is 0."""
 
@@ -99,18 +108,22 @@ class Held(NamedTuple):
     """Where that is in the vector."""
     numel: int
 
-    def overlap(self, begin: int, end: int) -> tuple[int, int]:
-        """The part of entries begin..end of the parameter that is held, as positions in the vector."""
+    def part_of(self, first_matrix: int, last_matrix: int) -> Piece:
+        """What is held of the matrices before the last; an empty piece, if nothing is."""
+        begin, end = first_matrix * self.stack.numel, last_matrix * self.stack.numel
         low, high = max(begin, self.first), min(end, self.first + self.numel)
-        return (self.start + low - self.first, self.start + high - self.first) if low < high else (0, 0)
+        if low >= high:
+            return Piece(self.stack, 0, 0, 0)
+        return Piece(self.stack, self.start + low - self.first, self.start + high - self.first, low - begin)
 
 
 class Layout(NamedTuple):
     """The matrices in a vector, which is a whole parameter or a ZeRO partition of several."""
 
-    parameters: Sequence[Held]
-    cut: Sequence[tuple[int, int]]
-    """(parameter, matrix) of the matrices of which more than one rank holds a part; the same on all ranks."""
+    whole: Sequence[Piece]
+    """Runs of matrices that lie in this vector."""
+    cut: Sequence[Piece]
+    """What lies here of each matrix of which several ranks hold a part; the same matrices on all ranks."""
     sum_over_holders: Callable[[Tensor], Tensor]
     """Adds a tensor up over the ranks that share the parameters, in place, and returns it."""
     device: torch.device
@@ -119,47 +132,33 @@ class Layout(NamedTuple):
 
 def whole_parameter(parameter: nn.Parameter, stack: Stack) -> Layout:
     """The layout of a parameter that this rank holds whole."""
-    held = Held(stack, 0, 0, parameter.numel())
-    return Layout([held], [], lambda tensor: tensor, parameter.device)
+    return Layout([Piece(stack, 0, parameter.numel(), 0)], [], lambda tensor: tensor, parameter.device)
 
 
-def zero_partition(
-    parameters: Sequence[tuple[nn.Parameter, Stack]],
-    sum_over_holders: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> Layout:
+def zero_partition(held: Sequence[Held], sum_over_holders: Callable[[Tensor], Tensor], device: torch.device) -> Layout:
     """The layout of this rank's partition of a ZeRO-1/2 group; called by all ranks of the group.
 
     Args:
-        parameters: the group's parameters, in the same order on every rank, which DeepSpeed has linked to its
-            flat fp32 partition (`_hp_mapping`).
+        held: what the partition has of each of the group's parameters, in the same order on every rank.
         sum_over_holders: adds up over the group's data-parallel ranks, in place.
         device: of the parameters.
     """
-    held = []
-    for parameter, stack in parameters:
-        link: Any = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's own mark
-        if link is None:
-            held.append(Held(stack, 0, 0, 0))
-        else:
-            of_parameter, of_vector = link.lp_fragment_address, link.hp_fragment_address
-            held.append(Held(stack, of_parameter.start, of_vector.start, of_parameter.numel))
-    matrices = [(p, m) for p, one in enumerate(held) for m in range(one.stack.number)]
-    here = [int(held[p].overlap(*_entries(held[p].stack, m)) != (0, 0)) for p, m in matrices]
-    holders = sum_over_holders(torch.tensor(here, device=device)).tolist()
-    cut = [where for where, number in zip(matrices, holders, strict=True) if number > 1]
-    return Layout(held, cut, sum_over_holders, device)
-
-
-def _entries(stack: Stack, matrix: int) -> tuple[int, int]:
-    return matrix * stack.numel, (matrix + 1) * stack.numel
+    whole, single = [], []
+    for one in held:
+        first, last = -(-one.first // one.stack.numel), (one.first + one.numel) // one.stack.numel
+        if first < last:
+            whole.append(one.part_of(first, last))
+        single += [one.part_of(m, m + 1) for m in range(one.stack.number)]
+    cut_here = [int(0 < piece.end - piece.begin < piece.stack.numel) for piece in single]
+    is_cut = sum_over_holders(torch.tensor(cut_here, device=device)).tolist()
+    return Layout(whole, [piece for piece, cut in zip(single, is_cut, strict=True) if cut], sum_over_holders, device)
 
 
 class Muon(torch.optim.AdamW):
     """Muon for the vectors that have a layout, AdamW for everything else.
 
-    The momentum of a vector with a layout is its state's `exp_avg`, a vector of the same shape, so that
-    whatever reads AdamW's first moment reads it too; it has no `exp_avg_sq`.
+    The momentum of a vector with a layout is its state's `exp_avg`, a vector of the same shape, as AdamW's first
+    moment is; it has no `exp_avg_sq`.
 
     Args:
         groups: parameter groups.
@@ -186,7 +185,7 @@ class Muon(torch.optim.AdamW):
         self.layouts: dict[Tensor, Layout] = {}
 
     def lay_out(self, layouts: Mapping[Tensor, Layout]) -> None:
-        """Say which of the optimizer's vectors hold hidden matrices, and where; before the first step."""
+        """Set which of the optimizer's vectors hold hidden matrices, and where; before the first step."""
         self.layouts.update(layouts)
 
     def moments(self, vector: Tensor) -> dict[str, Tensor]:
@@ -220,38 +219,21 @@ class Muon(torch.optim.AdamW):
         average.lerp_(vector.grad, 1 - self.momentum)
         update_N, weight_N = vector.grad.lerp(average, self.momentum).view(-1), vector.view(-1)
         weight_N.mul_(1 - lr * weight_decay)
-        for begin, end, stack, orthogonal_N in self._orthogonalised(update_N, layout):
+        for (stack, begin, end, _), orthogonal_N in self._orthogonalised(update_N, layout):
             scale = 0.2 * max(stack.rows, stack.columns) ** 0.5
             weight_N[begin:end].add_(orthogonal_N.to(weight_N), alpha=-lr * scale)
 
-    def _orthogonalised(self, update_N: Tensor, layout: Layout) -> Iterator[tuple[int, int, Stack, Tensor]]:
-        """Begin and end in the vector, the stack they belong to, and the orthogonalised entries between them."""
-        for p, m in layout.cut:
-            held, entries = layout.parameters[p], _entries(layout.parameters[p].stack, m)
-            begin, end = held.overlap(*entries)
-            whole = torch.zeros(held.stack.numel, dtype=update_N.dtype, device=layout.device)
-            first = held.first + begin - held.start - entries[0]
-            whole[first : first + end - begin] = update_N[begin:end]
-            layout.sum_over_holders(whole)
-            if end > begin:
-                yield begin, end, held.stack, self._multiply(whole, held.stack)[first : first + end - begin]
-        cut = set(layout.cut)
-        for p, held in enumerate(layout.parameters):
-            for m, run in _runs(held, {m for q, m in cut if q == p}):
-                begin, end = held.overlap(m * held.stack.numel, (m + run) * held.stack.numel)
-                yield begin, end, held.stack, self._multiply(update_N[begin:end].to(layout.device), held.stack)
+    def _orthogonalised(self, update_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
+        """Each piece that is here, with its orthogonalised entries."""
+        for piece in layout.cut:
+            mine = slice(piece.offset, piece.offset + piece.end - piece.begin)
+            matrix = torch.zeros(piece.stack.numel, dtype=update_N.dtype, device=layout.device)
+            matrix[mine] = update_N[piece.begin : piece.end]
+            layout.sum_over_holders(matrix)
+            if piece.begin < piece.end:
+                yield piece, self._multiply(matrix, piece.stack)[mine]
+        for piece in layout.whole:
+            yield piece, self._multiply(update_N[piece.begin : piece.end].to(layout.device), piece.stack)
 
     def _multiply(self, matrices_N: Tensor, stack: Stack) -> Tensor:
         return newton_schulz(matrices_N.to(self.dtype).view(-1, stack.rows, stack.columns)).flatten()
-
-
-def _runs(held: Held, cut: set[int]) -> Iterator[tuple[int, int]]:
-    """First matrix and length of each run of matrices that are held whole."""
-    start = None
-    for m in range(held.stack.number + 1):
-        is_whole = m < held.stack.number and m not in cut and held.overlap(*_entries(held.stack, m)) != (0, 0)
-        if is_whole and start is None:
-            start = m
-        elif not is_whole and start is not None:
-            yield start, m - start
-            start = None

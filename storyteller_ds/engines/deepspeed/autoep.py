@@ -5,17 +5,14 @@ experts ZeRO-3 may partition over the ranks that hold the same ones. That layer 
 number format, leaves ties open and computes no router losses; so its router is ours here.
 """
 
-import contextlib
-from collections.abc import Iterator
-from types import SimpleNamespace
+from contextlib import AbstractContextManager
 from typing import Any
 
-from deepspeed.module_inject import auto_ep_layer
-from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from storyteller_kernels import Routing, route
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
+from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.model.canonical import Part
 from storyteller_ds.model.moe import LocalMoE, RouterStats, stats_of
 
@@ -44,27 +41,17 @@ class AutoEPMoE(nn.Module):
         return replaced.get(inside, Part(inside))
 
 
-@contextlib.contextmanager
-def autoep_layers(model: nn.Module, moe: MoEConfig) -> Iterator[None]:
-    """While AutoEP replaces the mixture layers of `model`, it finds what it looks for, and builds in our router."""
-    # It reads a Hugging Face config.
-    model.config = SimpleNamespace(  # type: ignore[assignment]
-        model_type="storyteller", num_experts=moe.num_experts, num_experts_per_tok=moe.top_k
-    )
-    theirs = auto_ep_layer.TokenChoiceTopKRouter
-    auto_ep_layer.TokenChoiceTopKRouter = _Router
-    try:
-        yield
-    finally:
-        auto_ep_layer.TokenChoiceTopKRouter = theirs
+def autoep_layers(model: nn.Module, moe: MoEConfig) -> AbstractContextManager[None]:
+    """While AutoEP replaces the MoE layers of `model`, it finds what it looks for, and builds in our router."""
+    return private.autoep_router(_Router, model, moe.num_experts, moe.top_k)
 
 
-class _Router(TokenChoiceTopKRouter):  # type: ignore[misc]  # deepspeed has no types
+class _Router(nn.Module):
     """AutoEP's interface over our routing: fp32 logits, ties to the lower index."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.gate = _Gate(settings["dim"], settings["num_experts"], settings["top_k"])
+    def __init__(self, *, dim: int, num_experts: int, top_k: int, **_: Any) -> None:
+        super().__init__()
+        self.gate = _Gate(dim, num_experts, top_k)
         self.stats: RouterStats | None = None
 
     def forward(self, x_TD: Tensor, expert_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

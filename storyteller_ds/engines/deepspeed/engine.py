@@ -18,6 +18,7 @@ from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
+from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
 from storyteller_ds.engines.deepspeed.finite_steps import FiniteSteps
 from storyteller_ds.engines.deepspeed.nvme import swaps_weights, with_nvme_settings
@@ -87,7 +88,7 @@ class DeepSpeedEngine:
             lay_out_muon(self.optimizer, self.stage, self.stacks, device)
         self.state = zero_state(self.optimizer, self.stage)
         self.finite_steps = FiniteSteps(self.optimizer, self.stage) if self.stage else None
-        self.ep_group = deepspeed.utils.groups._get_expert_parallel_group_dict().get(f"ep_size_{plan.ep_size}")
+        self.expert_group = private.expert_group(plan.ep_size)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
         """One optimizer step over this rank's part of the global batch."""
@@ -130,9 +131,7 @@ class DeepSpeedEngine:
         """See Engine."""
         if not self.engine.fp16_enabled():
             return None
-        scaler = self.optimizer.loss_scaler
-        good_steps = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
-        return LossScale(scaler.cur_scale, good_steps)
+        return LossScale(*private.loss_scale(self.optimizer))
 
     def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
         """Weights and moments, one whole tensor at a time; what no rank has is gathered."""
@@ -155,15 +154,15 @@ class DeepSpeedEngine:
 
     def _gather_experts(self, mine: Tensor, rank: int | None) -> Tensor | None:
         """The stack of all experts, for one rank, or for all of them (None); `mine` are this rank's."""
-        ranks = dist.get_process_group_ranks(self.ep_group)
+        ranks = dist.get_process_group_ranks(self.expert_group)
         if rank not in (None, *ranks):
             return None  # other ranks have the same experts
         stack = mine.new_empty(len(ranks) * mine.shape[0], *mine.shape[1:])
         shares = list(stack.chunk(len(ranks)))
         if rank is None:
-            dist.all_gather(shares, mine.contiguous(), group=self.ep_group)
+            dist.all_gather(shares, mine.contiguous(), group=self.expert_group)
         else:
-            dist.gather(mine.contiguous(), shares if rank == self.world.rank else None, rank, self.ep_group)
+            dist.gather(mine.contiguous(), shares if rank == self.world.rank else None, rank, self.expert_group)
         return stack
 
     @torch.no_grad()
@@ -175,9 +174,8 @@ class DeepSpeedEngine:
                 value = piece.slice_of(read(kind, piece.name))
                 self.state.write(piece.parameter, kind, value.contiguous().to(self.device))
         self.state.finish(updates)
-        if loss_scale is not None and self.engine.fp16_enabled() and self.optimizer.loss_scaler.dynamic:
-            scaler = self.optimizer.loss_scaler
-            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = loss_scale.scale, loss_scale.good_steps, -1
+        if loss_scale is not None and self.engine.fp16_enabled():
+            private.set_loss_scale(self.optimizer, *loss_scale)
 
     def close(self) -> None:
         """Leave the process group: DeepSpeed's globals hold groups made of it, which the next one could not use."""
@@ -191,7 +189,7 @@ class DeepSpeedEngine:
             (expert if is_expert(piece.name) else shared).append(piece.parameter)
         squares = steps.squared_norm(expert)
         if self.plan.ep_size > 1:
-            dist.all_reduce(squares, group=self.ep_group)
+            dist.all_reduce(squares, group=self.expert_group)
         return steps.clip_gradients(
             self.decoder, self.run.optimizer.grad_clip_norm, squares + steps.squared_norm(shared)
         )
@@ -233,11 +231,9 @@ def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
         "ignore", message=".*(all_gather_into|reduce_scatter)_tensor. is deprecated", category=FutureWarning
     )
     if device.type == "cpu":
-        # Its shared-memory collectives would be compiled for a minute at the first start; gloo does.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        private.use_no_compiled_collectives()
         if dtype == torch.float16:
-            # torch computes fp16 on every CPU; DeepSpeed allows only those that are fast at it.
-            deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+            private.allow_fp16_on_cpu()
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return deepspeed
 

@@ -14,6 +14,7 @@ from storyteller_kernels import combine, permute
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
+from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.model.moe import Router, RouterStats, StackedExperts, stats_of
 
 
@@ -22,14 +23,11 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
 
     def __init__(self, model: ModelConfig, moe: MoEConfig, ep_size: int) -> None:
         super().__init__(model.hidden_size, nn.Identity(), num_experts=moe.num_experts, ep_size=ep_size)
-        # DeepSpeed's gate and experts give way to ours; its layer stays as the holder of the groups.
-        del self.deepspeed_moe.gate.wg, self.deepspeed_moe.experts
+        private.remove_gate_and_experts(self)
         self.router = Router(model, moe)
         self.experts = StackedExperts(model, self.num_local_experts)
         for parameter in self.experts.parameters():
-            # How DeepSpeed tells an expert's parameter from a shared one (deepspeed.moe.utils).
-            parameter.allreduce = False  # type: ignore[attr-defined]  # DeepSpeed's own mark
-            parameter.group_name = self.expert_group_name  # type: ignore[attr-defined]  # likewise
+            private.mark_as_expert(parameter, self)
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
         """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
@@ -45,7 +43,7 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
 
     def _ask_other_ranks(self, rows_ND: Tensor, count_E: Tensor) -> Tensor:
         """Send rows to the ranks that hold their experts; return the answers in the order of the rows."""
-        group = self.deepspeed_moe.ep_group
+        group = private.expert_group_of(self)
         # R ranks of the group, X experts on each. Rows are in expert order, so a rank's are contiguous.
         sent_RX = count_E.view(self.ep_size, -1)
         one_each = [1] * self.ep_size

@@ -11,6 +11,7 @@ from storyteller_kernels import route
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
+from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.model.canonical import Part
 from storyteller_ds.model.moe import RouterStats, StackedExperts, stats_of
 
@@ -36,16 +37,13 @@ class StockMoE(nn.Module):
         """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
         out_BSD, _, _ = self.layer(x_BSD)
         # Its own auxiliary loss counts first choices of this rank only; ours are computed beside it.
-        routing = route(x_BSD.flatten(0, 1), self.layer.deepspeed_moe.gate.wg.weight, self.top_k)
+        routing = route(x_BSD.flatten(0, 1), private.gate_weight_of(self.layer), self.top_k)
         return out_BSD, stats_of(routing)
 
     def canonical_part(self, name: str) -> Part:
         """See HasCanonicalParts."""
-        inside = name.removeprefix("layer.deepspeed_moe.")
-        if inside == "gate.wg.weight":
-            return Part("router.weight")
-        number, _, rest = inside.removeprefix("experts.deepspeed_experts.").partition(".")
-        return Part(f"experts.{rest}", expert=int(number))
+        canonical, expert = private.stock_parameter(name.removeprefix("layer."))
+        return Part(canonical, expert)
 
 
 class _Expert(StackedExperts):

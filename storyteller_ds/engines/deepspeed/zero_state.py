@@ -4,8 +4,7 @@ All methods are called by every rank of the run in the same order; `read` gives,
 of a parameter (of this rank's experts, where it is a stack of experts), as fp32.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,10 +18,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from storyteller_ds.optim.muon import Stack, whole_parameter, zero_partition
+from storyteller_ds.engines.deepspeed import private
+from storyteller_ds.engines.deepspeed.private import WEIGHT
+from storyteller_ds.optim.muon import Held, Stack, whole_parameter, zero_partition
 from storyteller_ds.optim.optimizer import start_moments
-
-WEIGHT = "weight"
 
 
 class ZeroState(Protocol):
@@ -55,19 +54,20 @@ def lay_out_muon(optimizer: Any, stage: int, stacks: Mapping[nn.Parameter, Stack
     if stage == 0:
         optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in stacks.items()})
         return
-    vectors = zip(
-        optimizer.single_partition_of_fp32_groups,
-        optimizer.bit16_groups,
-        optimizer.real_dp_process_group,
-        strict=True,
-    )
     optimizer.optimizer.lay_out(
         {
-            vector: zero_partition([(p, stacks[p]) for p in parameters], partial(_sum_over, group), device)
-            for vector, parameters, group in vectors
-            if parameters[0] in stacks
+            part.vector: zero_partition(
+                [_held(p, stacks[p]) for p in part.parameters], partial(_sum_over, part.ranks), device
+            )
+            for part in private.flat_partitions(optimizer)
+            if part.parameters[0] in stacks
         }
     )
+
+
+def _held(parameter: nn.Parameter, stack: Stack) -> Held:
+    fragment = private.fragment_of(parameter)
+    return Held(stack, fragment.start, fragment.start_in_vector, fragment.numel) if fragment else Held(stack, 0, 0, 0)
 
 
 def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:
@@ -117,39 +117,29 @@ class _OptimizerPartitions:
         self._holders: dict[nn.Parameter, int | None] = {}
 
     def prepare(self) -> None:
-        # DeepSpeed links fp32 state to parameters once, after the first group's first step, and so misses
-        # the other groups, or all of them before any step. Create what is missing and link again.
-        for flat in self.zero.single_partition_of_fp32_groups:
-            start_moments(self.zero.optimizer, flat)
-        self.zero._hp_optimizer_states_linked = False
-        self.zero._lazy_init_hp_params_optimizer_state()
+        for part in private.flat_partitions(self.zero):
+            start_moments(self.zero.optimizer, part.vector)
+        private.link_moments(self.zero)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        value: Tensor = (
-            safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
-        )
-        return value
+        return _read_whole(parameter, kind)
 
     def holder(self, parameter: nn.Parameter) -> int | None:
         # The vectors of a group are cut into equal parts, so all but a few parameters lie within one of them.
         if not self._holders:
-            parameters = [parameter for group in self.zero.bit16_groups for parameter in group]
+            parameters = [each for part in private.flat_partitions(self.zero) for each in part.parameters]
             number = dist.get_rank() + 1
-            found = torch.tensor([number * self._is_here(each) for each in parameters], device=parameter.device)
+            found = torch.tensor([number * _is_here(each) for each in parameters], device=parameter.device)
             dist.all_reduce(found)
             self._holders = {
                 each: rank - 1 if rank else None for each, rank in zip(parameters, found.tolist(), strict=True)
             }
         return self._holders[parameter]
 
-    def _is_here(self, parameter: Any) -> bool:
-        fragment = parameter._hp_mapping
-        return fragment is not None and fragment.lp_fragment_address.numel == parameter.numel()
-
     def read_here(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        fragment: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-        value: Tensor = fragment.get_hp_fragment(None if kind == WEIGHT else kind)
-        return value.reshape(parameter.shape)
+        fragment = private.fragment_of(parameter)
+        assert fragment is not None
+        return fragment.read(kind).reshape(parameter.shape)
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         if kind == WEIGHT:
@@ -159,7 +149,7 @@ class _OptimizerPartitions:
 
     def finish(self, updates: int) -> None:
         _set_step(self.zero.optimizer, updates)
-        self.zero.update_lp_params()
+        private.update_weights(self.zero)
 
 
 class _AllPartitions:
@@ -169,16 +159,13 @@ class _AllPartitions:
         self.zero = zero
 
     def prepare(self) -> None:
-        for number, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
+        for number, flat in enumerate(private.sub_groups(self.zero)):
             if "exp_avg" not in self.zero.optimizer.state[flat]:
-                with self._in_memory(number):
+                with private.in_memory(self.zero, number, changed=True):
                     start_moments(self.zero.optimizer, flat)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        value: Tensor = (
-            safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
-        )
-        return value
+        return _read_whole(parameter, kind)
 
     def holder(self, parameter: nn.Parameter) -> None:
         """Each rank has a part of everything."""
@@ -186,47 +173,23 @@ class _AllPartitions:
     read_here = read
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        # DeepSpeed's own setters read past the end of a tensor that does not divide by the ranks, and refuse
-        # weights that are on NVMe.
-        partition, number = self.zero._get_fp32_opt_state_partition(
-            parameter, release_swap_buffers=False, optim_state_key=None if kind == WEIGHT else kind
-        )
-        with self._put_back(number):
-            begin = self.zero._get_param_partition_rank(parameter) * partition.numel()
-            mine = value.flatten()[begin : begin + partition.numel()]
-            partition.detach()[: mine.numel()].copy_(mine)  # what is left is padding
+        private.write_partition(self.zero, parameter, kind, value)
 
     def finish(self, updates: int) -> None:
         _set_step(self.zero.optimizer, updates)
-        self.zero._partition_all_parameters()
-        for number in range(len(self.zero.fp16_groups)):
-            with self._in_memory(number, changed=False):
-                self.zero._reassign_or_swap_out_partitioned_parameters(number)
-        if self.zero.persistent_parameters:
-            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+        private.update_partitioned_weights(self.zero)
 
-    @contextlib.contextmanager
-    def _in_memory(self, number: int, changed: bool = True) -> Iterator[None]:
-        """A sub-group's fp32 weights and moments, fetched from NVMe where they are there."""
-        if self.zero._swappable_optimizer_subgroup(number):
-            self.zero._optimizer_states_and_gradient_swap_in(number)
-        with self._put_back(number, changed):
-            yield
 
-    @contextlib.contextmanager
-    def _put_back(self, number: int, changed: bool = True) -> Iterator[None]:
-        """After the block, what was fetched from NVMe goes back there; after an error it stays there as it was."""
-        swapped = self.zero._swappable_optimizer_subgroup(number)
-        try:
-            yield
-        except BaseException:
-            if swapped:
-                self.zero._release_swap_buffers(number)
-            raise
-        if swapped and changed:
-            self.zero._optimizer_states_and_gradient_swap_out(number)
-        elif swapped:
-            self.zero._release_swap_buffers(number)
+def _read_whole(parameter: nn.Parameter, kind: str) -> Tensor:
+    value: Tensor = (
+        safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
+    )
+    return value
+
+
+def _is_here(parameter: nn.Parameter) -> bool:
+    fragment = private.fragment_of(parameter)
+    return fragment is not None and fragment.numel == parameter.numel()
 
 
 def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -1,8 +1,7 @@
 """Muon against singular values, against torch's, and cut into partitions."""
 
 import threading
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.optim.muon import Muon, Stack, hidden_matrices, newton_schulz, whole_parameter, zero_partition
+from storyteller_ds.optim.muon import Held, Muon, Stack, hidden_matrices, newton_schulz, whole_parameter, zero_partition
 from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
 
 LR, DECAY, MOMENTUM = 0.01, 0.1, 0.9
@@ -212,18 +211,15 @@ PARAMETERS = [
 ENTRIES = sum(torch.Size(shape).numel() for shape, _ in PARAMETERS)
 
 
-def link(parameters: list[nn.Parameter], begin: int, end: int) -> None:
-    """Mark the parts that lie in entries begin..end of the flat vector, as DeepSpeed does."""
-    offset = 0
-    for parameter in parameters:
-        low, high = max(begin, offset), min(end, offset + parameter.numel())
-        parameter._hp_mapping = None
-        if low < high:
-            parameter._hp_mapping = SimpleNamespace(
-                lp_fragment_address=SimpleNamespace(start=low - offset, numel=high - low),
-                hp_fragment_address=SimpleNamespace(start=low - begin, numel=high - low),
-            )
-        offset += parameter.numel()
+def held_between(parameters: Sequence[tuple[tuple[int, ...], Stack]], begin: int, end: int) -> list[Held]:
+    """The parts of the parameters that lie in entries begin..end of their flat vector."""
+    offset, held = 0, []
+    for shape, stack in parameters:
+        numel = torch.Size(shape).numel()
+        low, high = max(begin, offset), min(end, offset + numel)
+        held.append(Held(stack, low - offset, low - begin, high - low) if low < high else Held(stack, 0, 0, 0))
+        offset += numel
+    return held
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
@@ -234,12 +230,10 @@ def test_cut_into_partitions_it_is_the_same(ranks):
     group = Ranks(ranks)
 
     def on(rank: int) -> tuple[Tensor, Tensor, int]:
-        parameters = [nn.Parameter(torch.empty(shape)) for shape, _ in PARAMETERS]
-        link(parameters, rank * size, (rank + 1) * size)
+        held = held_between(PARAMETERS, rank * size, (rank + 1) * size)
         vector = nn.Parameter(start[rank * size : (rank + 1) * size].clone())
         optimizer = optimizer_of([vector])
-        stacks = [stack for _, stack in PARAMETERS]
-        layout = zero_partition(list(zip(parameters, stacks, strict=True)), group.sum_on(rank), torch.device("cpu"))
+        layout = zero_partition(held, group.sum_on(rank), torch.device("cpu"))
         optimizer.lay_out({vector: layout})
         for gradient in gradients:
             vector.grad = gradient[rank * size : (rank + 1) * size].clone()
@@ -269,11 +263,10 @@ def test_a_cut_matrix_is_not_two_matrices():
         group = Ranks(2)
 
         def on(rank: int) -> Tensor:
-            parameter, stack = nn.Parameter(torch.empty(6, 10)), Stack(1, 6, 10)
-            link([parameter], 30 * rank, 30 * rank + 30)
+            held = held_between([((6, 10), Stack(1, 6, 10))], 30 * rank, 30 * rank + 30)
             vector = nn.Parameter(torch.zeros(30))
             optimizer = optimizer_of([vector])
-            layout = zero_partition([(parameter, stack)], group.sum_on(rank), torch.device("cpu"))
+            layout = zero_partition(held, group.sum_on(rank), torch.device("cpu"))
             optimizer.lay_out({vector: layout._replace(sum_over_holders=sum_on(group, rank))})
             vector.grad = random(60)[30 * rank : 30 * rank + 30]
             optimizer.step()

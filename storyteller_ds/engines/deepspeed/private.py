@@ -1,0 +1,306 @@
+"""Everything of DeepSpeed 0.19.8 that it does not document, each piece behind one function.
+
+No other module of ours touches such a member; tests/unit/engines/deepspeed/test_private.py checks that, and checks each
+member that is used here against the installed DeepSpeed. Run that test first when the pinned version moves.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+WEIGHT = "weight"
+"""The kind of state that is a parameter's fp32 value; other kinds are names of moments in the optimizer's state."""
+
+# --- start -----------------------------------------------------------------------------------------------------------
+
+
+def use_no_compiled_collectives() -> None:
+    """Let gloo do the collectives on a CPU. DeepSpeed has no setting against compiling its own for a minute."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def allow_fp16_on_cpu() -> None:
+    """Let a CPU train in fp16. DeepSpeed allows it only on CPUs that are fast at it, and has no setting."""
+    import deepspeed
+
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+
+
+# --- MoE layers ------------------------------------------------------------------------------------------------------
+
+
+def expert_group(ep_size: int) -> dist.ProcessGroup | None:
+    """The ranks that share this rank's experts; None without MoE layers. DeepSpeed exports no accessor."""
+    from deepspeed.utils import groups
+
+    group: dist.ProcessGroup | None = groups._get_expert_parallel_group_dict().get(f"ep_size_{ep_size}")
+    return group
+
+
+def expert_group_of(layer: Any) -> dist.ProcessGroup:
+    """The same, of a deepspeed.moe.layer.MoE; set when deepspeed.initialize has run."""
+    group: dist.ProcessGroup = layer.deepspeed_moe.ep_group
+    return group
+
+
+def remove_gate_and_experts(layer: Any) -> None:
+    """Empty a deepspeed.moe.layer.MoE, whose gate and experts cannot be chosen; it still holds the groups."""
+    del layer.deepspeed_moe.gate.wg, layer.deepspeed_moe.experts
+
+
+def mark_as_expert(parameter: nn.Parameter, layer: Any) -> None:
+    """Have DeepSpeed reduce a parameter's gradient over the ranks with the same experts: its marks are undocumented."""
+    parameter.allreduce = False  # type: ignore[attr-defined]
+    parameter.group_name = layer.expert_group_name  # type: ignore[attr-defined]
+
+
+def gate_weight_of(layer: Any) -> Tensor:
+    """[E, D], the router's weight in an unmodified deepspeed.moe.layer.MoE."""
+    weight: Tensor = layer.deepspeed_moe.gate.wg.weight
+    return weight
+
+
+def stock_parameter(name: str) -> tuple[str, int]:
+    """What a parameter of an unmodified deepspeed.moe.layer.MoE is, by its name in the layer.
+
+    Returns:
+        ("router.weight", 0), or ("experts." and its name within the expert, the expert's number on this rank).
+    """
+    inside = name.removeprefix("deepspeed_moe.")
+    if inside == "gate.wg.weight":
+        return "router.weight", 0
+    number, _, rest = inside.removeprefix("experts.deepspeed_experts.").partition(".")
+    return f"experts.{rest}", int(number)
+
+
+@contextlib.contextmanager
+def autoep_router(router: Callable[..., nn.Module], model: nn.Module, num_experts: int, top_k: int) -> Iterator[None]:
+    """While AutoEP replaces the MoE layers of `model`, it builds this router. AutoEP offers no choice of a router.
+
+    Args:
+        router: takes AutoEP's settings for a router as keywords; the module has a linear layer `gate`.
+        model: it gets the attribute `config` that AutoEP reads, as Hugging Face's models have it.
+        num_experts: of each layer.
+        top_k: experts a token.
+    """
+    from deepspeed.module_inject import auto_ep_layer
+
+    model.config = SimpleNamespace(  # type: ignore[assignment]
+        model_type="storyteller", num_experts=num_experts, num_experts_per_tok=top_k
+    )
+    theirs = auto_ep_layer.TokenChoiceTopKRouter
+    auto_ep_layer.TokenChoiceTopKRouter = router
+    try:
+        yield
+    finally:
+        auto_ep_layer.TokenChoiceTopKRouter = theirs
+
+
+# --- steps and the loss scale ----------------------------------------------------------------------------------------
+
+
+def prepare_skipping(optimizer: Any, stage: int) -> None:
+    """Let the training loop count skipped steps, and not DeepSpeed; for ZeRO's optimizer, before the first step.
+
+    At the lowest loss scale DeepSpeed would raise an exception without a message for users. In bf16 it searches all
+    gradients for non-finite numbers before it takes their norm, which `guarded_norm` makes needless.
+
+    Raises:
+        ValueError: the DeepSpeed JSON turns off the norm, which is what is looked at.
+    """
+    optimizer.loss_scaler.raise_error_at_min_scale = False
+    if stage < 3:
+        if not optimizer.compute_grad_norm:
+            raise ValueError("zero_optimization.compute_grad_norm is off")
+        optimizer.check_grad_overflow = optimizer.dtype == torch.float16
+
+
+@contextlib.contextmanager
+def guarded_norm(optimizer: Any, stage: int, is_loss_finite: bool) -> Iterator[None]:
+    """Have the ZeRO step in this context skipped if the gradient's norm or the loss is not finite.
+
+    DeepSpeed takes the norm over all ranks before it changes a weight. A non-finite norm makes it skip the step as for
+    an overflow of fp16; but under ZeRO-1 and 2 in bf16 only if `check_grad_overflow` is set, and never for the loss.
+    """
+    name = "scaled_global_norm" if stage < 3 else "_get_norm_groups"
+    theirs = getattr(optimizer, name)
+
+    def norm_of_all() -> Tensor:
+        norm: Tensor = theirs()
+        if not is_loss_finite:
+            norm = torch.full_like(norm, math.inf)
+        # Set only where it forbids the step: set earlier, it would have DeepSpeed search all gradients.
+        optimizer.check_grad_overflow = always_checked or not math.isfinite(norm)
+        return norm
+
+    def norms_of_groups() -> list[Tensor]:
+        norms: list[Tensor] = theirs()
+        return norms if is_loss_finite else [torch.full_like(norm, math.inf) for norm in norms]
+
+    always_checked = stage < 3 and optimizer.check_grad_overflow
+    setattr(optimizer, name, norm_of_all if stage < 3 else norms_of_groups)
+    try:
+        yield
+    finally:
+        delattr(optimizer, name)  # the method of the class is back
+        if stage < 3:
+            optimizer.check_grad_overflow = always_checked
+
+
+def was_skipped(optimizer: Any) -> bool:
+    """Whether ZeRO skipped its last step. DeepSpeed counts such steps, but only some stages' engines do."""
+    return bool(optimizer.overflow)
+
+
+def loss_scale(optimizer: Any) -> tuple[float, int]:
+    """The loss scale, and the steps since it last changed or overflowed. DeepSpeed shows the scale only."""
+    scaler = optimizer.loss_scaler
+    return scaler.cur_scale, scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
+
+
+def set_loss_scale(optimizer: Any, scale: float, good_steps: int) -> None:
+    """Continue with these, where the scale is dynamic. DeepSpeed sets them from its own checkpoints only."""
+    scaler = optimizer.loss_scaler
+    if scaler.dynamic:
+        scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = scale, good_steps, -1
+
+
+def scale_can_fall(optimizer: Any) -> bool:
+    """Whether an overflow would lower the loss scale."""
+    scaler = optimizer.loss_scaler
+    return bool(scaler.dynamic and scaler.cur_scale > scaler.min_scale)
+
+
+def remember_loss_scale(optimizer: Any) -> Callable[[], None]:
+    """A function that sets the loss scaler back to what it is now."""
+    before = dict(vars(optimizer.loss_scaler))
+    return lambda: vars(optimizer.loss_scaler).update(before)
+
+
+# --- state of ZeRO-1 and 2 -------------------------------------------------------------------------------------------
+
+
+class FlatPartition(NamedTuple):
+    """This rank's part of the flat fp32 weights of one group of parameters."""
+
+    vector: Tensor
+    parameters: list[nn.Parameter]
+    ranks: dist.ProcessGroup
+    """Those that share the group."""
+
+
+class Fragment(NamedTuple):
+    """The part of a parameter that lies in this rank's flat partition."""
+
+    start: int
+    """Its first entry, counted in the parameter."""
+    start_in_vector: int
+    """The same entry, counted in the partition."""
+    numel: int
+    read: Callable[[str], Tensor]
+    """Its fp32 values (WEIGHT) or those of a moment."""
+
+
+def flat_partitions(zero: Any) -> list[FlatPartition]:
+    """Of all groups. DeepSpeed's documented accessors give single parameters, and none before the first step."""
+    parts = zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, zero.real_dp_process_group, strict=True)
+    return [FlatPartition(*part) for part in parts]
+
+
+def fragment_of(parameter: nn.Parameter) -> Fragment | None:
+    """The part of a parameter that this rank has; None if it has none."""
+    link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+    if link is None:
+        return None
+    there, here = link.lp_fragment_address, link.hp_fragment_address
+    return Fragment(
+        there.start, here.start, there.numel, lambda kind: link.get_hp_fragment(None if kind == WEIGHT else kind)
+    )
+
+
+def link_moments(zero: Any) -> None:
+    """Let DeepSpeed's documented accessors find the moments of all groups.
+
+    DeepSpeed links state to parameters once, after the first step of the first group, and so misses the other
+    groups; or all of them before any step.
+    """
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
+
+
+def update_weights(zero: Any) -> None:
+    """Copy the fp32 weights into the model. DeepSpeed has no documented call for it."""
+    zero.update_lp_params()
+
+
+# --- state of ZeRO-3 -------------------------------------------------------------------------------------------------
+
+
+def sub_groups(zero: Any) -> list[Tensor]:
+    """The fp32 weights on this rank, one flat vector for each sub-group; empty where they are on NVMe."""
+    vectors: list[Tensor] = zero.fp32_partitioned_groups_flat
+    return vectors
+
+
+@contextlib.contextmanager
+def in_memory(zero: Any, number: int, changed: bool) -> Iterator[None]:
+    """A sub-group's weights and moments, fetched from NVMe where they are there. No documented call does it.
+
+    Args:
+        zero: the optimizer.
+        number: of the sub-group.
+        changed: whether the block changes them.
+    """
+    if zero._swappable_optimizer_subgroup(number):
+        zero._optimizer_states_and_gradient_swap_in(number)
+    with _put_back(zero, number, changed):
+        yield
+
+
+@contextlib.contextmanager
+def _put_back(zero: Any, number: int, changed: bool) -> Iterator[None]:
+    """After the block, what was fetched from NVMe goes back there; after an error it stays there as it was."""
+    swapped = zero._swappable_optimizer_subgroup(number)
+    try:
+        yield
+    except BaseException:
+        if swapped:
+            zero._release_swap_buffers(number)
+        raise
+    if swapped and changed:
+        zero._optimizer_states_and_gradient_swap_out(number)
+    elif swapped:
+        zero._release_swap_buffers(number)
+
+
+def write_partition(zero: Any, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+    """Replace this rank's part of a parameter's weight or moment by that of the whole `value`.
+
+    DeepSpeed's documented setters read past the end of a tensor that does not divide by the ranks, and refuse
+    weights that are on NVMe.
+    """
+    partition, number = zero._get_fp32_opt_state_partition(
+        parameter, release_swap_buffers=False, optim_state_key=None if kind == WEIGHT else kind
+    )
+    with _put_back(zero, number, changed=True):
+        begin = zero._get_param_partition_rank(parameter) * partition.numel()
+        mine = value.flatten()[begin : begin + partition.numel()]
+        partition.detach()[: mine.numel()].copy_(mine)  # what is left is padding
+
+
+def update_partitioned_weights(zero: Any) -> None:
+    """Copy the fp32 weights into the model, wherever they are. DeepSpeed has no documented call for it."""
+    zero._partition_all_parameters()
+    for number in range(len(zero.fp16_groups)):
+        with in_memory(zero, number, changed=False):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
+    if zero.persistent_parameters:
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
