@@ -11,8 +11,9 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
-from storyteller_ds.engines.deepspeed.extensions import build_ahead, needed_ops
-from storyteller_ds.engines.deepspeed.nvme import check_nvme, own_swap_folders
+from storyteller_ds.engines.deepspeed.nvme.compile import build_ahead
+from storyteller_ds.engines.deepspeed.nvme.folders import check_nvme, own_swap_folders
+from storyteller_ds.engines.deepspeed.nvme.settings import needed_ops
 from storyteller_ds.engines.precision import held_dtype
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.model import count_parameters

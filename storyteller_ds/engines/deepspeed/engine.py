@@ -21,7 +21,7 @@ from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTens
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
 from storyteller_ds.engines.deepspeed.finite_steps import FiniteSteps
-from storyteller_ds.engines.deepspeed.nvme import swaps_weights, with_nvme_settings
+from storyteller_ds.engines.deepspeed.nvme.settings import swaps_weights, with_nvme_settings
 from storyteller_ds.engines.precision import autocast, check_same_dtype, held_dtype, run_dtype
 from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
 from storyteller_ds.model.decoder import Decoder, MoEFactory

@@ -1,8 +1,8 @@
-"""The folders that DeepSpeed swaps weights and optimizer state to (ZeRO-Infinity, Rajbhandari et al. 2021).
+"""The folders that DeepSpeed swaps weights and optimizer state to.
 
 DeepSpeed writes under a fixed name below nvme_path, so two runs with one path would overwrite each other, and a
-write that fails aborts the process from C++ with no word about why. So the path is looked at before the start,
-every run gets a folder of its own below it, and what killed runs left there is removed.
+write that fails aborts the process from C++ without a message. So the path is checked before the start, every run gets
+a folder of its own below it, and what killed runs left there is removed.
 """
 
 import contextlib
@@ -18,12 +18,9 @@ from typing import Any
 import torch
 
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.deepspeed.extensions import alone_in
+from storyteller_ds.engines.deepspeed.nvme.settings import bytes_needed, check_settings, nvme_sections
 from storyteller_ds.errors import ConfigError
 
-OPTIMIZER_BYTES = 16
-"""Per parameter: weight, gradient and AdamW's two moments, all fp32."""
-_SECTIONS = ("offload_optimizer", "offload_param")
 _PREFIX = "storyteller-swap-"
 _PROMISE = "bytes"
 
@@ -44,51 +41,12 @@ def check_nvme(
         ConfigError: a setting with which NVMe offload does not work, or a path that is missing, no folder,
             cannot be written past the page cache, or has too little room.
     """
-    zero = ds_config.get("zero_optimization", {})
-    for section, settings in _nvme_sections(ds_config).items():
-        where = f"zero_optimization.{section}"
-        if zero.get("stage") != 3:
-            raise ConfigError(f"{where}: only ZeRO-3 offloads to nvme; set zero_optimization.stage to 3, or device cpu")
-        for name in ("pipeline_read", "pipeline_write"):
-            if settings.get(name):
-                raise ConfigError(
-                    f"{where}.{name}: with it the optimizer state cannot be read exactly between two steps, which "
-                    "a checkpoint needs; remove it"
-                )
-        if not isinstance(settings.get("nvme_path"), str):
-            raise ConfigError(f"{where}: device is nvme, but nvme_path is missing; name a folder on a local disk")
-        _check_folder(Path(settings["nvme_path"]), f"{where}.nvme_path")
-    if ds_config.get("aio", {}).get("use_gds") and device.type != "cuda":
-        raise ConfigError(f"aio.use_gds reads from NVMe into a CUDA card, but the device is {device.type}; remove it")
-    for path, needed in _bytes_needed(ds_config, parameters, weight_bytes, world).items():
-        with alone_in(path):
+    check_settings(ds_config, device)
+    for section, settings in nvme_sections(ds_config).items():
+        _check_folder(Path(settings["nvme_path"]), f"zero_optimization.{section}.nvme_path")
+    for path, needed in bytes_needed(ds_config, parameters, weight_bytes, world).items():
+        with _alone_in(path):
             _check_room(path, needed)
-
-
-def with_nvme_settings(ds_config: Mapping[str, Any], largest_parameter: int) -> dict[str, Any]:
-    """The JSON with what DeepSpeed 0.19.8 needs to swap weights to NVMe at all; unchanged if they stay in memory.
-
-    Each weight that is gathered keeps one of buffer_count buffers, and a weight that is fetched ahead of its use
-    keeps one even across the step: with reuse and prefetch on, training ends in an assertion as soon as the model
-    has more weights than buffers. Buffers hold one weight each; the default of 1e8 elements locks 2 GB a rank.
-
-    Args:
-        ds_config: the DeepSpeed JSON.
-        largest_parameter: elements of the largest single parameter.
-    """
-    result = dict(ds_config)
-    if swaps_weights(ds_config):
-        zero = dict(result["zero_optimization"])
-        offload = dict(zero["offload_param"])
-        offload["buffer_size"] = max(largest_parameter, _number(offload.get("buffer_size")))
-        zero |= {"offload_param": offload, "stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
-        result["zero_optimization"] = zero
-    return result
-
-
-def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
-    """Whether the weights themselves go to NVMe, and not only optimizer state."""
-    return "offload_param" in _nvme_sections(ds_config)
 
 
 @contextlib.contextmanager
@@ -109,7 +67,7 @@ def own_swap_folders(
     Raises:
         ConfigError: other runs need the room.
     """
-    needed = _bytes_needed(ds_config, parameters, weight_bytes, world)
+    needed = bytes_needed(ds_config, parameters, weight_bytes, world)
     if not needed:
         yield dict(ds_config)
         return
@@ -119,7 +77,7 @@ def own_swap_folders(
             lambda: [taken.enter_context(_taken(path, name, size)) for path, size in needed.items()] and None
         )
         zero = dict(ds_config["zero_optimization"])
-        for section, settings in _nvme_sections(ds_config).items():
+        for section, settings in nvme_sections(ds_config).items():
             zero[section] = {**settings, "nvme_path": str(Path(settings["nvme_path"]) / name)}
         yield {**ds_config, "zero_optimization": zero}
 
@@ -128,7 +86,7 @@ def own_swap_folders(
 def _taken(path: Path, name: str, needed: int) -> Iterator[None]:
     """A folder that is known to be in use for as long as this process lives."""
     folder = path / name
-    with alone_in(path):
+    with _alone_in(path):
         _check_room(path, needed)
         # It may be there: on a shared disk another machine of this run has come first.
         folder.mkdir(exist_ok=True)
@@ -138,7 +96,7 @@ def _taken(path: Path, name: str, needed: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with alone_in(path):
+        with _alone_in(path):
             shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
@@ -195,31 +153,23 @@ def _clear_abandoned(path: Path) -> int:
     return promised
 
 
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that use this function out of the folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _used(folder: Path) -> int:
     used = 0
     for file in folder.rglob("*.swp"):
         with contextlib.suppress(FileNotFoundError):
             used += file.stat().st_size
     return used
-
-
-def _bytes_needed(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> dict[Path, int]:
-    """What the ranks of this machine write below each path."""
-    here = -(-parameters * world.local_size // world.size)
-    needed: dict[Path, int] = {}
-    for section, settings in _nvme_sections(ds_config).items():
-        path = Path(settings["nvme_path"]).resolve()
-        needed[path] = needed.get(path, 0) + here * (OPTIMIZER_BYTES if section == _SECTIONS[0] else weight_bytes)
-    return needed
-
-
-def _nvme_sections(ds_config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    zero = ds_config.get("zero_optimization", {})
-    return {name: zero[name] for name in _SECTIONS if (zero.get(name) or {}).get("device") == "nvme"}
-
-
-def _number(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) else 0
 
 
 def _size(count: int) -> str:

@@ -1,4 +1,4 @@
-"""What is looked at before DeepSpeed may swap to an NVMe path, and who may use which folder below it."""
+"""What is checked before DeepSpeed may swap to an NVMe path, and who may use which folder below it."""
 
 import os
 import shutil
@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.deepspeed.nvme import check_nvme, own_swap_folders, with_nvme_settings
+from storyteller_ds.engines.deepspeed.nvme.folders import check_nvme, own_swap_folders
+from storyteller_ds.engines.deepspeed.nvme.settings import with_nvme_settings
 from storyteller_ds.errors import ConfigError
 
 ALONE = World(rank=0, local_rank=0, size=1, local_size=1)
@@ -149,7 +150,7 @@ def test_without_nvme_the_json_stays(tmp_path: Path):
 
 TAKE_AND_WAIT = f"""
 import sys
-from storyteller_ds.engines.deepspeed.nvme import own_swap_folders
+from storyteller_ds.engines.deepspeed.nvme.folders import own_swap_folders
 from storyteller_ds.distributed.world import World
 config = {{"zero_optimization": {{"stage": 3, "offload_optimizer": {{"device": "nvme", "nvme_path": sys.argv[1]}}}}}}
 with own_swap_folders(config, {PARAMETERS}, {FP32}, World(0, 0, 1, 1)) as own:

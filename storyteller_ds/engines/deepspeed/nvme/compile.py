@@ -1,0 +1,191 @@
+"""DeepSpeed's operations for NVMe, compiled before DeepSpeed asks for them.
+
+DeepSpeed compiles them on the user's machine at first use, through torch.utils.cpp_extension. Left alone, that is
+silent for minutes; a killed build leaves a file `lock` on which torch waits without end; and builds for other versions
+lie in the same folder. So they are compiled ahead, with a line in the log, in a folder for these versions. A lock that
+the kernel frees with its process guards the folder: whoever holds it and finds a `lock` of torch's knows that the build
+was killed, and starts anew.
+"""
+
+import contextlib
+import fcntl
+import io
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from storyteller_ds.data.cache import cache_folder
+from storyteller_ds.distributed.world import World
+from storyteller_ds.errors import ConfigError
+
+Log = Callable[[str], None]
+
+_BUILDERS = {"async_io": "AsyncIOBuilder", "gds": "GDSBuilder"}
+_BUILD_LOG = "build.log"
+_LIBAIO = (
+    "install libaio-dev (Debian, Ubuntu), libaio-devel (Fedora, RHEL) or, into this environment, conda's libaio; "
+    "where it lies elsewhere, name its folders in CPATH, LIBRARY_PATH and LD_LIBRARY_PATH"
+)
+_POLL_SECONDS = 0.5
+
+
+def use_own_folder(device: torch.device) -> Path:
+    """Set TORCH_EXTENSIONS_DIR to a folder of ours below it, or below our cache where it is not set.
+
+    Its name has everything that a build depends on, the machine included: home folders are shared by machines whose
+    processors differ.
+    """
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(chosen).expanduser() if chosen else cache_folder() / "extensions"
+    versions = f"deepspeed{version('deepspeed')}-torch{torch.__version__}-python{sysconfig.get_python_version()}"
+    name = f"{versions}-{device.type}-{platform.node() or 'localhost'}"
+    folder = root if root.name == name else root / name
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    return folder
+
+
+def build_ahead(ops: Sequence[str], world: World, device: torch.device, log: Log, limit_minutes: float) -> None:
+    """Compile what is not compiled yet, on one rank of every machine, and load it on all; called by all ranks.
+
+    Args:
+        ops: what settings.needed_ops found.
+        world: this process among the ranks; connected.
+        device: what the operations are for.
+        log: prints a line.
+        limit_minutes: how long another process's build is waited for.
+
+    Raises:
+        ConfigError: something to compile with is missing, the compiler failed, or another process is still
+            building at the end of that time.
+    """
+    if not ops:
+        return
+    folder = use_own_folder(device)
+    _point_compiler_at_this_environment()
+    world.on_each_machine(lambda: load(ops, folder, log, limit_minutes))
+    # Loaded by every rank here, and under the lock, since torch takes its own for it.
+    world.together(lambda: None if world.local_rank == 0 else load(ops, folder, log, limit_minutes))
+
+
+def load(ops: Sequence[str], folder: Path, log: Log, limit_minutes: float) -> None:
+    """Load the operations, compiled into `folder` if they are not there yet; see build_ahead."""
+    _check_compilers(ops)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"DeepSpeed's operations cannot be built in {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to a "
+            "folder that can be written"
+        ) from None
+    with _locked(folder, log, limit_minutes):
+        for lock in folder.glob("*/lock"):
+            log(f"removed {lock.parent}: the build there was killed")
+            # Renamed first: a ninja that outlives its killed builder goes on in the folder under its new name.
+            killed = lock.parent.rename(folder / f"killed-{secrets.token_hex(4)}")
+            shutil.rmtree(killed, ignore_errors=True)
+        for op in ops:
+            _load(op, folder, log)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, log: Log, limit_minutes: float) -> Iterator[None]:
+    """Keep other processes out of the folder meanwhile; the kernel frees the lock of a killed one."""
+    deadline, logged = time.monotonic() + 60 * limit_minutes, False
+    with (folder / "in_use_by").open("a+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = f"process {file.read() or 'unknown'}"
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{holder} is still compiling DeepSpeed's operations in {folder}; wait for it or end it, or set "
+                    "TORCH_EXTENSIONS_DIR to another folder"
+                )
+            if not logged:
+                log(f"waiting for {holder}, which compiles DeepSpeed's operations in {folder}")
+                logged = True
+            time.sleep(_POLL_SECONDS)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _load(op: str, folder: Path, log: Log) -> None:
+    import deepspeed.ops.op_builder as builders
+
+    builder = getattr(builders, _BUILDERS[op])()
+    try:
+        with _silence():
+            compatible = builder.is_compatible(verbose=False)
+        if op == "async_io" and not compatible:
+            raise ConfigError(f"DeepSpeed must compile {op} here, but libaio is missing; {_LIBAIO}")
+        if not (folder / op / f"{op}.so").exists():
+            log(f"compiling DeepSpeed's {op} into {folder}, once per machine; this takes some minutes")
+        with _silence():
+            builder.load(verbose=False)
+    except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
+        build_log = folder / op / _BUILD_LOG
+        build_log.parent.mkdir(parents=True, exist_ok=True)
+        build_log.write_text(f"{error}\n", encoding="utf-8")
+        raise ConfigError(
+            f"DeepSpeed's {op} cannot be built: {_first_error(str(error))}; "
+            f"the compiler's whole output is in {build_log}"
+        ) from None
+
+
+def _check_compilers(ops: Sequence[str]) -> None:
+    """Name a compiler that is missing: DeepSpeed would report a missing libaio."""
+    for variable, default, fix in (("CC", sysconfig.get_config_var("CC") or "cc", "gcc"), ("CXX", "c++", "g++")):
+        compiler = (os.environ.get(variable) or default).split()[0]
+        if not shutil.which(compiler):
+            raise ConfigError(
+                f"DeepSpeed must compile {', '.join(ops)} here, but the compiler {compiler} is missing; install {fix}"
+            )
+
+
+def _point_compiler_at_this_environment() -> None:
+    """Let ninja and libaio be found where pip and conda put them, also when the environment is not activated."""
+    _append("PATH", sysconfig.get_path("scripts"))
+    prefix = Path(sys.prefix)
+    if (prefix / "include" / "libaio.h").exists():
+        _append("CPATH", str(prefix / "include"))
+        _append("LIBRARY_PATH", str(prefix / "lib"))
+        # Written into what is linked: LD_LIBRARY_PATH is only read when a process starts.
+        _append("LD_RUN_PATH", str(prefix / "lib"))
+
+
+def _append(name: str, folder: str) -> None:
+    present = [part for part in os.environ.get(name, "").split(os.pathsep) if part]
+    if folder not in present:
+        os.environ[name] = os.pathsep.join([*present, folder])
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Both libraries also print what is no error; what is one, they raise."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_error(output: str) -> str:
+    """The first line of a compiler's output that names what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = (line for line in lines if re.search(r"\berror: |cannot find|undefined reference|not found", line))
+    return next(errors, lines[-1] if lines else "no reason given")[:300]

@@ -1,0 +1,93 @@
+"""What of a DeepSpeed JSON is about NVMe, and what DeepSpeed 0.19.8 needs there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storyteller_ds.distributed.world import World
+from storyteller_ds.errors import ConfigError
+
+_OPTIMIZER_BYTES = 16
+"""Per parameter: weight, gradient and AdamW's two moments, all fp32."""
+_SECTIONS = ("offload_optimizer", "offload_param")
+
+
+def nvme_sections(ds_config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The sections of zero_optimization that offload to NVMe, by name."""
+    zero = ds_config.get("zero_optimization", {})
+    return {name: zero[name] for name in _SECTIONS if (zero.get(name) or {}).get("device") == "nvme"}
+
+
+def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
+    """Whether the weights themselves go to NVMe, and not only optimizer state."""
+    return "offload_param" in nvme_sections(ds_config)
+
+
+def needed_ops(ds_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The operations that DeepSpeed would compile for this JSON: async_io for NVMe, gds for GPUDirect Storage."""
+    if not nvme_sections(ds_config):
+        return ()
+    return ("async_io", "gds") if ds_config.get("aio", {}).get("use_gds") else ("async_io",)
+
+
+def bytes_needed(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> dict[Path, int]:
+    """What the ranks of this machine write below each path.
+
+    Args:
+        ds_config: the DeepSpeed JSON.
+        parameters: of the whole model.
+        weight_bytes: of one weight as the model computes with it: 4 (fp32) or 2.
+        world: how many ranks share the parameters, and how many of them are on this machine.
+    """
+    here = -(-parameters * world.local_size // world.size)
+    needed: dict[Path, int] = {}
+    for section, settings in nvme_sections(ds_config).items():
+        path = Path(settings["nvme_path"]).resolve()
+        needed[path] = needed.get(path, 0) + here * (weight_bytes if section == "offload_param" else _OPTIMIZER_BYTES)
+    return needed
+
+
+def check_settings(ds_config: Mapping[str, Any], device: torch.device) -> None:
+    """Refuse settings with which NVMe offload does not work.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    zero = ds_config.get("zero_optimization", {})
+    for section, settings in nvme_sections(ds_config).items():
+        where = f"zero_optimization.{section}"
+        if zero.get("stage") != 3:
+            raise ConfigError(f"{where}: only ZeRO-3 offloads to nvme; set zero_optimization.stage to 3, or device cpu")
+        for name in ("pipeline_read", "pipeline_write"):
+            if settings.get(name):
+                raise ConfigError(
+                    f"{where}.{name}: with it the optimizer state cannot be read exactly between two steps, which "
+                    "a checkpoint needs; remove it"
+                )
+        if not isinstance(settings.get("nvme_path"), str):
+            raise ConfigError(f"{where}: device is nvme, but nvme_path is missing; name a folder on a local disk")
+    if ds_config.get("aio", {}).get("use_gds") and device.type != "cuda":
+        raise ConfigError(f"aio.use_gds reads from NVMe into a CUDA card, but the device is {device.type}; remove it")
+
+
+def with_nvme_settings(ds_config: Mapping[str, Any], largest_parameter: int) -> dict[str, Any]:
+    """The JSON with what DeepSpeed 0.19.8 needs to swap weights to NVMe; unchanged if they stay in memory.
+
+    Each weight that is gathered keeps one of buffer_count buffers, and a weight that is fetched ahead of its use
+    keeps one even across the step: with reuse and prefetch on, training ends in an assertion as soon as the model
+    has more weights than buffers. Buffers hold one weight each; the default of 1e8 elements locks 2 GB a rank.
+
+    Args:
+        ds_config: the DeepSpeed JSON.
+        largest_parameter: elements of the largest single parameter.
+    """
+    if not swaps_weights(ds_config):
+        return dict(ds_config)
+    zero = ds_config["zero_optimization"]
+    given = zero["offload_param"].get("buffer_size")
+    size = max(largest_parameter, int(given) if isinstance(given, int | float) else 0)
+    offload = {**zero["offload_param"], "buffer_size": size}
+    needed = {"offload_param": offload, "stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
+    return {**ds_config, "zero_optimization": {**zero, **needed}}

@@ -1,0 +1,248 @@
+"""Builds that live and builds that were killed, and the messages where nothing can be compiled."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.deepspeed.nvme.compile import build_ahead, load, use_own_folder
+from storyteller_ds.engines.deepspeed.nvme.settings import needed_ops
+from storyteller_ds.errors import ConfigError
+
+ALONE = World(rank=0, local_rank=0, size=1, local_size=1)
+CPU = torch.device("cpu")
+NVME = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}}
+
+# A process that compiles as ours do, until its input ends.
+BUILD = """
+import sys
+from pathlib import Path
+import deepspeed.ops.op_builder as builders
+from storyteller_ds.engines.deepspeed.nvme.compile import load
+
+class Builder:
+    def is_compatible(self, verbose):
+        return True
+
+    def load(self, verbose):
+        folder = Path(sys.argv[1]) / "async_io"
+        folder.mkdir()
+        (folder / "lock").touch()  # as torch does
+        print("building", flush=True, file=sys.__stdout__)
+        sys.stdin.read()
+        (folder / "lock").unlink()
+
+builders.AsyncIOBuilder = Builder
+load(["async_io"], Path(sys.argv[1]), lambda line: None, 0)
+"""
+NINJA = """
+import sys, time
+print("building", flush=True)
+sys.stdin.read()
+open("object.o", "w").close()
+print("done", flush=True)
+"""
+
+
+@contextmanager
+def process(code: str, *arguments: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is building, and goes on when its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline().strip() == "building"
+            yield started
+        finally:
+            started.kill()
+
+
+class Logged(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+class Builder:
+    """In the place of DeepSpeed's: a build takes minutes."""
+
+    compatible = True
+    failure: Exception | None = None
+    loaded = 0
+
+    def is_compatible(self, verbose: bool) -> bool:
+        return self.compatible
+
+    def load(self, verbose: bool) -> None:
+        type(self).loaded += 1
+        print("[1/13] c++ -MMD ...")
+        if self.failure:
+            raise self.failure
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Builder]:
+    for name in ("PATH", "CPATH", "LIBRARY_PATH", "LD_RUN_PATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+
+    class Fresh(Builder):
+        pass
+
+    monkeypatch.setattr("deepspeed.ops.op_builder.AsyncIOBuilder", Fresh)
+    return Fresh
+
+
+def test_what_a_killed_build_left_is_removed_and_named(builder: type[Builder], tmp_path: Path):
+    with process(BUILD, str(tmp_path)) as killed:
+        killed.kill()
+        killed.wait(timeout=60)
+    lock = tmp_path / "async_io" / "lock"
+    assert lock.exists()  # what torch itself would wait on without end
+    logged = Logged()
+    load(["async_io"], tmp_path, logged, limit_minutes=0)
+    assert builder.loaded == 1
+    assert not lock.exists()
+    assert [str(lock.parent) in line for line in logged] == [True, False]
+
+
+def test_a_living_build_is_left_alone_and_its_process_is_named(builder: type[Builder], tmp_path: Path):
+    with process(BUILD, str(tmp_path)) as living:
+        with pytest.raises(ConfigError, match=rf"process {living.pid} .* {re.escape(str(tmp_path))}"):
+            load(["async_io"], tmp_path, Logged(), limit_minutes=0)
+        assert (tmp_path / "async_io" / "lock").exists()
+    assert builder.loaded == 0
+
+
+def test_a_living_build_is_waited_for(builder: type[Builder], tmp_path: Path):
+    with process(BUILD, str(tmp_path)) as living:
+
+        class LetsItFinish(Logged):
+            def __call__(self, line: str) -> None:
+                super().__call__(line)
+                assert living.stdin is not None
+                living.stdin.close()
+
+        logged = LetsItFinish()
+        (tmp_path / "async_io" / "async_io.so").touch()
+        load(["async_io"], tmp_path, logged, limit_minutes=2)
+        assert living.wait(timeout=60) == 0
+    assert builder.loaded == 1
+    assert len(logged) == 1
+    assert f"process {living.pid}" in logged[0]
+
+
+def test_ninja_that_outlives_the_process_that_started_it_disturbs_nobody(builder: type[Builder], tmp_path: Path):
+    folder = tmp_path / "async_io"
+    folder.mkdir()
+    (folder / "lock").touch()
+    with process(NINJA, cwd=folder) as ninja:
+        load(["async_io"], tmp_path, Logged(), limit_minutes=0)
+        folder.mkdir()  # the new build's
+        ninja.communicate(timeout=60)
+    assert list(folder.iterdir()) == []
+
+
+def test_other_builds_in_the_users_folder_are_left_alone(builder: type[Builder], tmp_path: Path):
+    others = tmp_path / "built" / "async_io"
+    others.mkdir(parents=True)
+    (others / "lock").touch()
+    build()
+    assert builder.loaded == 1
+    assert (others / "lock").exists()
+
+
+def test_a_folder_of_our_own_below_the_users_if_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    # Set first, so that what the function sets is taken back.
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
+    monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path))
+    ours = use_own_folder(CPU)
+    assert ours.is_relative_to(tmp_path)
+    assert torch.__version__ in ours.name
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(ours)
+    assert use_own_folder(CPU) == ours
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "chosen"))
+    assert use_own_folder(CPU) == tmp_path / "chosen" / ours.name
+
+
+def test_an_empty_cache_variable_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
+    monkeypatch.setenv("STORYTELLER_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert use_own_folder(CPU).is_relative_to(tmp_path / ".cache" / "storyteller_ds")
+
+
+def test_only_nvme_needs_something_compiled():
+    def json(optimizer: str, parameters: str, **aio: bool) -> dict[str, object]:
+        zero = {"stage": 3, "offload_optimizer": {"device": optimizer}, "offload_param": {"device": parameters}}
+        return {"zero_optimization": zero, "aio": aio}
+
+    assert needed_ops({}) == needed_ops({"zero_optimization": {"stage": 2}}) == needed_ops(json("cpu", "cpu")) == ()
+    assert needed_ops(json("nvme", "none")) == needed_ops(json("cpu", "nvme")) == ("async_io",)
+    assert needed_ops(json("nvme", "nvme", use_gds=True)) == ("async_io", "gds")
+
+
+def build(logged: Logged | None = None) -> None:
+    build_ahead(needed_ops(NVME), ALONE, CPU, Logged() if logged is None else logged, limit_minutes=0)
+
+
+def test_a_build_is_announced_and_otherwise_silent(builder: type[Builder], capfd: pytest.CaptureFixture[str]):
+    logged = Logged()
+    build(logged)
+    assert builder.loaded == 1
+    assert len(logged) == 1
+    assert "async_io" in logged[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_built_where_nothing_is_needed(builder: type[Builder]):
+    build_ahead((), ALONE, CPU, Logged(), limit_minutes=0)
+    assert builder.loaded == 0
+
+
+def test_a_failed_build_gives_the_compilers_reason_and_where_the_rest_is(builder: type[Builder], tmp_path: Path):
+    output = "Error building extension\n[1/2] c++ -c x.cpp\nx.cpp:3:1: error: 'y' was not declared\nninja: stopped"
+    builder.failure = RuntimeError(output)
+    with pytest.raises(ConfigError, match="'y' was not declared") as caught:
+        build()
+    assert "c++ -c" not in str(caught.value)
+    (log,) = (tmp_path / "built").glob("*/async_io/build.log")
+    assert str(log) in str(caught.value)
+    assert output in log.read_text(encoding="utf-8")
+
+
+def test_libaio_that_is_missing_is_named(builder: type[Builder]):
+    builder.compatible = False
+    with pytest.raises(ConfigError, match="libaio-dev"):
+        build()
+    assert builder.loaded == 0
+
+
+@pytest.mark.parametrize(("variable", "fix"), [("CXX", "g\\+\\+"), ("CC", "gcc")])
+def test_a_compiler_that_is_missing_is_named(builder: type[Builder], monkeypatch, variable, fix):
+    monkeypatch.setenv(variable, "no-such-compiler")
+    with pytest.raises(ConfigError, match=f"no-such-compiler is missing; install {fix}"):
+        build()
+    assert builder.loaded == 0
+
+
+def test_ninja_is_found_in_an_environment_that_is_not_activated(builder: type[Builder], monkeypatch):
+    scripts = Path(sys.executable).parent
+    assert (scripts / "ninja").exists()  # deepspeed requires it
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    build()
+    assert str(scripts) in os.environ["PATH"].split(":")
+
+
+def test_a_folder_that_cannot_be_made_is_named(builder: type[Builder], monkeypatch, tmp_path: Path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "folder"))
+    with pytest.raises(ConfigError, match="TORCH_EXTENSIONS_DIR"):
+        build()
