@@ -27,7 +27,7 @@ from storyteller_ds.distributed.world import World, pick_device
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine
 from storyteller_ds.errors import StorytellerError
-from storyteller_ds.model.moe import Router
+from storyteller_ds.model.moe.router import Router
 from storyteller_ds.optim.schedule import learning_rate
 
 FAULT = "STORYTELLER_CERTIFY_FAULT"

@@ -1,4 +1,4 @@
-"""What the training loop needs of an engine, whatever runs underneath."""
+"""The interface of an engine: what the training loop needs of it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class RouterMetrics:
     """How the routers of an optimizer step behaved, over all ranks."""
 
     expert_load: list[float]
-    """[E] part of the rows that each expert got, mean over mixture layers; they sum to 1."""
+    """[E] part of the routed tokens that each expert got, mean over MoE layers; they sum to 1."""
     expert_load_cv: float
     """Standard deviation of a layer's loads over their mean, mean over layers; 0 is perfect balance."""
     router_entropy: float
     """Mean entropy of the router's distribution (nats); log E is undecided."""
     dead_experts: int
-    """Experts, counted in every layer, that got no token at all."""
+    """Experts that got no token, summed over layers."""
     balance_loss: float
     """Balance loss before its coefficient, mean over layers; 1 is perfect balance."""
     z_loss: float
@@ -37,13 +37,13 @@ class StepResult:
     loss: float
     """Mean negative log-likelihood of the global batch (nats per token), router losses not included."""
     grad_norm: float
-    """Norm of the whole gradient before clipping; means nothing if the step was skipped."""
+    """Norm of the whole gradient before clipping; undefined if the step was skipped."""
     router: RouterMetrics | None
     """None for a dense model."""
     skipped: bool = False
     """No weight and no moment was changed, on no rank: the scaled gradient of fp16 overflowed, or see non_finite."""
     non_finite: Literal["loss", "gradient"] | None = None
-    """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would mend."""
+    """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would fix."""
 
 
 class LossScale(NamedTuple):
@@ -76,7 +76,7 @@ class Owner(Protocol):
 
         Args:
             size: of the tensor (bytes).
-            holder: the one rank that has all of it, which must then be the answer; None: another rank will do.
+            holder: the one rank that has all of it, which must then be returned; None: any rank will do.
         """
 
 
@@ -86,7 +86,7 @@ class Engine(Protocol):
     world: World
     device: torch.device
     decoder: Decoder
-    """For inference in the middle of training; a forward pass needs every rank."""
+    """For inference during training; a forward pass needs every rank."""
     passed_config: dict[str, Any] | None
     """The DeepSpeed JSON that DeepSpeed really got; None without DeepSpeed."""
 
@@ -107,7 +107,7 @@ class Engine(Protocol):
         """Weights and moments, one whole tensor at a time, in the same order on every rank.
 
         Args:
-            owner: gives each tensor to one rank only, which spares most of the messages; None: all get all.
+            owner: gives each tensor to one rank only, which saves most of the messages; None: all get all.
         """
 
     def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
@@ -117,4 +117,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of what outlives this object; the process may build another engine afterwards."""
+        """Release what outlives this object; the process may build another engine afterwards."""

@@ -49,7 +49,7 @@ def build_engine(
 def check_engine(
     run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, world: World, device: torch.device
 ) -> None:
-    """What can be said against an engine before any rank waits for another.
+    """Refuse an engine that cannot work, before any rank waits for another.
 
     Raises:
         ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder that it names.
@@ -70,7 +70,7 @@ def prepared_machine(
     ds_config: Mapping[str, Any] | None,
     world: World,
     device: torch.device,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[Mapping[str, Any] | None]:
     """What an engine that swaps to NVMe needs on every machine: a compiled operation, and a folder of its own.
 
@@ -86,7 +86,7 @@ def prepared_machine(
         yield ds_config
         return
     resolved = with_nvme_path(ds_config, run)
-    build_ahead(needed_ops(resolved), world, device, say, run.parallel.timeout_minutes)
+    build_ahead(needed_ops(resolved), world, device, log, run.parallel.timeout_minutes)
     bytes_of_weight = held_dtype(run, device).itemsize
     with own_swap_folders(resolved, count_parameters(run).total, bytes_of_weight, world) as with_folder:
         yield with_folder

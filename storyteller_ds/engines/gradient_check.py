@@ -1,7 +1,7 @@
 """One step of a small copy of the model on this run's topology, against the same step on one device.
 
-Catches on the user's own machine, before hours are spent, what no test elsewhere can: a driver, a network
-or a library that computes another gradient than it should.
+It finds on the user's own machine, before hours are spent, a driver, a network or a library that computes a wrong
+gradient.
 """
 
 import gc
@@ -24,14 +24,14 @@ TOKENS = 64
 """Longest sequence of the test; each rank has one."""
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Largest relative difference of a gradient tensor (Frobenius norm). In half precision a rounding may send a
-token to another expert, so that only gross errors can be told from it."""
+token to another expert, so that only gross errors are found."""
 
 
 def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, device: torch.device) -> float:
     """The largest relative difference of the loss, the gradient's norm and any tensor of the gradient.
 
     Called by every rank. AdamW's first moment after the first step is the clipped gradient times 1 - beta1,
-    wherever ZeRO keeps it, so what is compared has gone the whole way of a training step.
+    wherever ZeRO keeps it, so what is compared is the result of a whole training step.
 
     Raises:
         TrainingStopped: it is larger than rounding explains; names the tensor.
@@ -61,7 +61,7 @@ def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, 
 
 
 def _small_copy(run: RunConfig, world_size: int) -> RunConfig:
-    """The run with as few blocks as have a mixture, short sequences and nothing random in training."""
+    """The run with as few blocks as have an MoE layer, short sequences and nothing random in training."""
     blocks = min(run.model.num_layers, run.moe.every_n_layers)
     length = min(TOKENS, run.data.sequence_length)
     train = {"global_batch_size": world_size, "micro_batch_size": 1, "gradient_accumulation_steps": 1}

@@ -16,7 +16,7 @@ from storyteller_ds.engines.precision import autocast, run_dtype
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.model.loss import Objective
+from storyteller_ds.model.loss import LossModule
 from storyteller_ds.optim.muon import Muon, whole_parameter
 from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 
@@ -30,8 +30,8 @@ class SingleEngine:
         self.decoder = Decoder(run)
         init_parameters(self.decoder, run.model, run.seed)
         self.decoder.to(device)
-        self.objective = Objective(self.decoder, run.moe, world.all_reduce_sum, world.size)
-        self.objective.train()
+        self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
+        self.loss_module.train()
         self.stacks = muon_stacks(self.decoder, run)
         self.optimizer = build_optimizer(parameter_groups(self.decoder, run.optimizer, self.stacks), run.optimizer)
         if isinstance(self.optimizer, Muon):
@@ -49,13 +49,13 @@ class SingleEngine:
         stats = []
         for batch in micro_batches:
             with self.autocast:
-                share, one = self.objective(
+                loss_share, one = self.loss_module(
                     batch.token_BS.to(self.device),
                     batch.target_BS.to(self.device),
                     targets,
                     len(micro_batches),
                 )
-            self.scaler.scale(share).backward()
+            self.scaler.scale(loss_share).backward()
             stats.append(one)
         self.scaler.unscale_(self.optimizer)
         grad_norm = steps.clip_gradients(self.decoder, self.run.optimizer.grad_clip_norm)
@@ -67,7 +67,7 @@ class SingleEngine:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.scaler.step(self.optimizer)
-        # A scale is not at fault where the loss itself is not finite; given one, the scaler keeps its count too.
+        # The scale is not at fault where the loss itself is not finite; given one, the scaler keeps its count too.
         self.scaler.update(scale if non_finite and self.scaler.is_enabled() else None)
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
@@ -82,7 +82,7 @@ class SingleEngine:
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets."""
         with self.autocast:
-            return steps.evaluate_batch(self.world, self.objective, batch, self.device)
+            return steps.evaluate_batch(self.world, self.loss_module, batch, self.device)
 
     def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
         """Weights and moments, one tensor at a time."""

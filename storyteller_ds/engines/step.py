@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from storyteller_ds.data.batches import IGNORED, MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import RouterMetrics
-from storyteller_ds.model.loss import MicroStepStats, Objective
+from storyteller_ds.model.loss import LossModule, MicroBatchStats
 
 
 def count_targets(world: World, micro_batches: Sequence[MicroBatch], device: torch.device) -> int:
-    """Targets of an optimizer step, over all its micro-steps and ranks."""
+    """Targets of an optimizer step, over all its accumulation steps and ranks."""
     here = sum(int((batch.target_BS != IGNORED).sum()) for batch in micro_batches)
     return int(world.all_reduce_sum(torch.tensor(here, dtype=torch.int64, device=device)))
 
 
-def mean_loss(stats: Sequence[MicroStepStats], targets: int) -> float:
+def mean_loss(stats: Sequence[MicroBatchStats], targets: int) -> float:
     """Mean negative log-likelihood of the step (nats per target)."""
     return sum(s.nll_sum.item() for s in stats) / targets
 
 
-def router_metrics(stats: Sequence[MicroStepStats]) -> RouterMetrics | None:
-    """Summary over the micro-steps of a step; None without mixture layers."""
+def router_metrics(stats: Sequence[MicroBatchStats]) -> RouterMetrics | None:
+    """Summary over the accumulation steps of an optimizer step; None without MoE layers."""
     if stats[0].count_LE.numel() == 0:
         return None
     count_LE = torch.stack([s.count_LE for s in stats]).sum(dim=0)
@@ -46,11 +46,11 @@ def router_metrics(stats: Sequence[MicroStepStats]) -> RouterMetrics | None:
 
 
 LOWEST_LOSS_SCALE = 1.0
-"""Under it, fp16 would not help small gradients but lose them: an overflow at this scale is one of the gradient."""
+"""Below it fp16 would lose small gradients: an overflow at this scale counts as a non-finite gradient."""
 
 
 def cause_of_skip(loss: float, scale_can_fall: bool) -> Literal["loss", "gradient"] | None:
-    """What was not finite in a step that was skipped; None for an overflow that a lower loss scale mends.
+    """What was not finite in a step that was skipped; None for an overflow that a lower loss scale fixes.
 
     Args:
         loss: mean negative log-likelihood of the global batch, the same on every rank.
@@ -97,12 +97,12 @@ def clip_gradients(module: nn.Module, limit: float, squares: Tensor | None = Non
 
 
 @torch.no_grad()
-def evaluate_batch(world: World, objective: Objective, batch: MicroBatch, device: torch.device) -> Tensor:
+def evaluate_batch(world: World, loss_module: LossModule, batch: MicroBatch, device: torch.device) -> Tensor:
     """[2] fp64 on the CPU: sum of nll (nats) and number of targets, over all ranks."""
-    was_training = objective.training
-    objective.eval()
+    was_training = loss_module.training
+    loss_module.eval()
     target_BS = batch.target_BS.to(device)
-    nll, _ = objective.decoder(batch.token_BS.to(device), target_BS=target_BS)
-    objective.train(was_training)
+    nll, _ = loss_module.decoder(batch.token_BS.to(device), target_BS=target_BS)
+    loss_module.train(was_training)
     sums = torch.stack([nll.cpu().double(), (batch.target_BS != IGNORED).sum().double()])
     return world.all_reduce_sum(sums.to(device) if device.type == "cuda" else sums).cpu()

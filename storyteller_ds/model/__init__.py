@@ -1,4 +1,4 @@
-"""The network: decoder, mixture-of-experts layers, loss, exact counts."""
+"""The network: decoder, mixture-of-experts (MoE) layers, loss, exact counts."""
 
 from storyteller_ds.model.counts import count_parameters, flops_per_token
 from storyteller_ds.model.decoder import Decoder

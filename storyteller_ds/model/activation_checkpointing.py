@@ -39,20 +39,20 @@ _EXCHANGES = frozenset({
     torch.ops._c10d_functional.all_to_all_single.default,
     torch.ops._c10d_functional.wait_tensor.default,
 })  # fmt: skip
-"""Rows from and to other ranks, and their counts (engines/deepspeed/expert_parallel.py). A collective that fills a
-buffer of the caller's cannot be kept, it is repeated: that is how DeepSpeed's own layers, AutoEP and stock, exchange
-rows."""
+"""Routed tokens from and to other ranks, and their counts (engines/deepspeed/expert_parallel.py). A collective that
+fills a buffer of the caller's cannot be kept and is repeated: so DeepSpeed's own layers, AutoEP and stock, exchange
+tokens."""
 
 
 class BlockRunner:
-    """Runs blocks so that they keep for the backward pass what model.activation_checkpointing says.
+    """Runs blocks so that they keep for the backward pass what model.activation_checkpointing allows.
 
     - none: everything that autograd wants.
     - block: the inputs only; the backward pass runs the whole block again. Least memory, a third more
-      arithmetic, and under expert parallelism rows travel once more there and back.
+      arithmetic, and under expert parallelism tokens are exchanged once more there and back.
     - selective: the inputs, the results of all matrix products with weights, of fused attention (output and
       logsumexp), and of exchanges with other ranks, as torchtitan does; norms, rotations, activations, the
-      sorting of rows and their weighted sums are computed again. The router's logits are among the products,
+      sorting of tokens and the combination are computed again. The router's logits are among the products,
       so its choice is taken from the same bits. Products in Triton kernels of our own (experts where torch's
       grouped product does not serve, and the router) are no operations of torch, and are computed again.
       Products of attention without a fused kernel are computed again, and so is fused attention with dropout:

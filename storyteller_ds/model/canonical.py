@@ -1,9 +1,9 @@
-"""The canonical names and shapes of parameters, whatever module holds them.
+"""The canonical names and shapes of parameters, for every module that holds them.
 
-Checkpoints, optimizer state and interchange speak of one layout: experts stacked along dimension 0,
+Checkpoints, optimizer state and interchange use one layout: experts stacked along dimension 0,
 `blocks.N.ffn.router.weight [E, D]`, `blocks.N.ffn.experts.gate_up_proj [E, H, D]` and so on. A module may
 hold a parameter inside a wrapper, only some of a layer's experts, or one canonical tensor in several pieces;
-such a module says so itself, by a method `canonical_part` (see HasCanonicalParts).
+such a module has a method `canonical_part` (see HasCanonicalParts).
 """
 
 from collections.abc import Iterable, Iterator

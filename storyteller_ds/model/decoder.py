@@ -13,11 +13,12 @@ from storyteller_ds.model.activation_checkpointing import BlockRunner
 from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding
 from storyteller_ds.model.feed_forward import FeedForward
 from storyteller_ds.model.linear import Linear
-from storyteller_ds.model.moe import LocalMoE, RouterStats
+from storyteller_ds.model.moe.balance import RouterStats
+from storyteller_ds.model.moe.local import LocalMoE
 from storyteller_ds.model.norm import build_norm
 
 MoEFactory = Callable[[ModelConfig, MoEConfig], nn.Module]
-"""Builds a mixture layer: [B, S, D] to ([B, S, D], RouterStats)."""
+"""Builds an MoE layer: [B, S, D] to ([B, S, D], RouterStats)."""
 
 
 class Block(nn.Module):
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
 
     Args:
         run: its model, moe and tokenizer sections decide the shapes.
-        make_moe: builds the mixture layers; the default keeps all experts on this device.
+        make_moe: builds the MoE layers; the default keeps all experts on this device.
     """
 
     def __init__(self, run: RunConfig, make_moe: MoEFactory = LocalMoE) -> None:
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
 
         Returns:
             Logits [B, S, V], or with targets the sum of -log p(target) (nats) [] fp32 over those that count; and the
-            statistics of each mixture layer in order.
+            statistics of each MoE layer in order.
 
         Raises:
             ValueError: the sequence ends beyond context_length.

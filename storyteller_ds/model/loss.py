@@ -1,4 +1,4 @@
-"""What training minimises, split so that every rank's share adds up to one global number."""
+"""The loss that training minimises, split so that the shares of all ranks add up to one global number."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,41 +8,41 @@ from torch import Tensor, nn
 
 from storyteller_ds.config.model import MoEConfig
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.model.moe import RouterStats
+from storyteller_ds.model.moe.balance import RouterStats, batch_balance, sequence_balance
 
 
-class MicroStepStats(NamedTuple):
-    """Sums over one micro-step of all ranks, fp64 where the device has it. Without gradient."""
+class MicroBatchStats(NamedTuple):
+    """Sums over the micro-batches that all ranks compute at one time, fp64 where the device has it. No gradient."""
 
     nll_sum: Tensor
     """[] negative log-likelihood of the targets (nats)."""
     count_LE: Tensor
-    """[L, E] rows of each expert of each mixture layer."""
+    """[L, E] routed tokens of each expert of each MoE layer."""
     load_LE: Tensor
-    """[L, E] the same as fractions of the layer's rows: f_i of the balance loss."""
+    """[L, E] the same as fractions of the layer's routed tokens: f_i of the balance loss."""
     balance_L: Tensor
-    """[L] balance loss of each mixture layer, in the scope of moe.balance_scope; 1 is perfect balance."""
+    """[L] balance loss of each MoE layer, in the scope of moe.balance_scope; 1 is perfect balance."""
     z_L: Tensor
     """[L] mean over tokens of logsumexp(logits)^2."""
     entropy_L: Tensor
     """[L] mean over tokens of the router's entropy (nats)."""
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """Decoder and loss in one module, as DeepSpeed wants it.
 
-    The loss of a rank is its *share*: the shares of all ranks and micro-steps of an optimizer step add
-    up to
+    A forward pass gives this rank's *loss share*. The shares of all ranks and accumulation steps of an optimizer step
+    add up to
 
         sum of nll / number of targets
-        + mean over micro-steps of (balance_loss_coef * sum over layers of E * sum_i f_i P_i
+        + mean over accumulation steps of (balance_loss_coef * sum over layers of E * sum_i f_i P_i
                                     + z_loss_coef * sum over layers of mean over tokens of z^2)
 
-    with f_i, the part of the rows that expert i gets, and P_i, its mean probability, over the tokens that
+    with f_i, the part of the routed tokens that expert i gets, and P_i, its mean probability, over the tokens that
     moe.balance_scope says (docs/decisions/0002):
 
-    - batch: all sequences of the micro-step. f_i is counted over all ranks (one all-reduce), so that the
-      sum does not depend on how a micro-step is split over ranks.
+    - batch: all sequences of an accumulation step. f_i is counted over all ranks (one all-reduce), so that the
+      sum does not depend on how they are split over ranks.
     - sequence: each sequence by itself, and the mean over sequences (DeepSeek-V2, 2405.04434, eq. 23 to 25;
       DeepSeek-V3, 2412.19437, eq. 17 to 20, whose f_i has the factor E). The sum depends on no split at all.
 
@@ -64,18 +64,18 @@ class Objective(nn.Module):
         self.world_size = world_size
 
     def forward(
-        self, token_BS: Tensor, target_BS: Tensor, targets_in_step: int, micro_steps: int
-    ) -> tuple[Tensor, MicroStepStats]:
+        self, token_BS: Tensor, target_BS: Tensor, targets_in_step: int, accumulation_steps: int
+    ) -> tuple[Tensor, MicroBatchStats]:
         """The loss share of these sequences.
 
         Args:
             token_BS: [B, S] int64.
             target_BS: [B, S] int64, IGNORED where there is none.
             targets_in_step: targets of the whole optimizer step, all ranks together.
-            micro_steps: micro-steps of the optimizer step.
+            accumulation_steps: of the optimizer step.
 
         Returns:
-            The share [] fp32, and the statistics of this micro-step summed over ranks.
+            The loss share [] fp32, and the statistics of this accumulation step summed over ranks.
         """
         nll_sum, layers = self.decoder(token_BS, target_BS=target_BS)
         sequences, tokens = len(token_BS) * self.world_size, token_BS.numel() * self.world_size
@@ -85,20 +85,17 @@ class Objective(nn.Module):
             for layer in layers
         ]
         stats = self._summed_over_ranks(nll_sum, layers, balance_sums, sequences, tokens)
-        share = nll_sum / targets_in_step
-        for f_E, layer, balance_sum in zip(stats.load_LE, layers, balance_sums, strict=True):
-            if self.per_sequence:
-                balance = balance_sum / sequences
-            else:
-                balance = f_E.numel() * (f_E.to(layer.prob_sum_E.dtype) * layer.prob_sum_E).sum() / tokens
+        loss_share = nll_sum / targets_in_step
+        for load_E, layer, balance_sum in zip(stats.load_LE, layers, balance_sums, strict=True):
+            balance = balance_sum / sequences if self.per_sequence else batch_balance(load_E, layer.prob_sum_E, tokens)
             router_loss = self.moe.balance_loss_coef * balance + self.moe.z_loss_coef * layer.z_sum / tokens
-            share = share + router_loss / micro_steps
-        return share, stats
+            loss_share = loss_share + router_loss / accumulation_steps
+        return loss_share, stats
 
     @torch.no_grad()
     def _summed_over_ranks(
         self, nll_sum: Tensor, layers: list[RouterStats], balance_sums: list[Tensor], sequences: int, tokens: int
-    ) -> MicroStepStats:
+    ) -> MicroBatchStats:
         # MPS has no fp64; it is one rank, and its sums are small enough for fp32.
         dtype = torch.float32 if nll_sum.device.type == "mps" else torch.float64
         depth, num_experts = len(layers), layers[0].count_E.numel() if layers else 0
@@ -106,12 +103,12 @@ class Objective(nn.Module):
             torch.cat([t.to(dtype).reshape(-1) for t in (s.count_E, s.prob_sum_E, s.z_sum, s.entropy_sum, balance)])
             for s, balance in zip(layers, balance_sums, strict=True)
         ]
-        # One all-reduce for everything: a micro-step costs one message, however many layers.
+        # One all-reduce for everything: a micro-batch costs one message, however many layers.
         packed = self.all_reduce(torch.cat([nll_sum.detach().to(dtype).reshape(1), *columns]))
         table_LC = packed[1:].view(depth, 2 * num_experts + 3)
         count_LE, prob_LE, z_L, entropy_L, balance_L = table_LC.split([num_experts, num_experts, 1, 1, 1], dim=1)
         load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
-        return MicroStepStats(
+        return MicroBatchStats(
             nll_sum=packed[0],
             count_LE=count_LE,
             load_LE=load_LE,
@@ -121,21 +118,3 @@ class Objective(nn.Module):
             z_L=z_L.flatten() / tokens,
             entropy_L=entropy_L.flatten() / tokens,
         )
-
-
-def sequence_balance(stats: RouterStats, sequences: int) -> Tensor:
-    """[B] fp32: the balance loss E * sum_i f_i P_i of each of a layer's B sequences; 1 is perfect balance.
-
-    Args:
-        stats: of B sequences of equal length, one after the other.
-        sequences: B.
-    """
-    prob_BSE = stats.prob_TE.unflatten(0, (sequences, -1))
-    num_experts = prob_BSE.shape[-1]
-    # Counted as whole numbers: (sequence, expert) pairs as one index.
-    first_B1 = num_experts * torch.arange(sequences, device=prob_BSE.device)[:, None]
-    pair_N = (stats.expert_TK.view(sequences, -1) + first_B1).flatten()
-    count_BE = pair_N.bincount(minlength=sequences * num_experts).view(sequences, num_experts)
-    load_BE = count_BE / count_BE.sum(dim=1, keepdim=True)
-    balance_B: Tensor = num_experts * (load_BE * prob_BSE.mean(dim=1)).sum(dim=1)
-    return balance_B

@@ -16,7 +16,7 @@ from storyteller_ds.data.batches import BatchSplit, MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.build import build_engine
-from storyteller_ds.model.moe import Router
+from storyteller_ds.model.moe.router import Router
 from tests.support.cases import run_cases
 from tests.support.distributed import DS_CONFIGS
 

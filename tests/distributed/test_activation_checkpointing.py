@@ -73,7 +73,7 @@ CASES = [
     for idle_rank, dropout in ((False, 0.0), (True, 0.0), (False, 0.2))
 ]
 FORWARD, BACKWARD = 3, 2
-"""All-to-alls of a mixture layer: counts, rows and answers; the gradients of rows and answers."""
+"""All-to-alls of an MoE layer: counts, dispatch and combine; the gradients of both."""
 LAYERS = 2
 
 

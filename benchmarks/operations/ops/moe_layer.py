@@ -126,7 +126,7 @@ def operations_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_
 def _ours(mixture: Mixture) -> Implementation:
     """The framework's layer; where the framework's dependencies are missing, the operations that it is made of."""
     try:
-        from storyteller_ds.model.moe import LocalMoE  # noqa: F401  # only whether it can be had
+        from storyteller_ds.model.moe.local import LocalMoE  # noqa: F401  # only whether it can be had
     except ModuleNotFoundError as error:
         note = f"the operations alone: LocalMoE needs {error.name}"
         return Implementation("ours", "ours", partial(of_function, mixture, operations_layer), note)
@@ -136,7 +136,7 @@ def _ours(mixture: Mixture) -> Implementation:
 def local_moe(mixture: Mixture) -> Candidate:
     """`storyteller_ds.model.moe.LocalMoE` with the problem's weights."""
     from storyteller_ds.config.model import ModelConfig, MoEConfig
-    from storyteller_ds.model.moe import LocalMoE
+    from storyteller_ds.model.moe.local import LocalMoE
 
     _, D, I, E, K = mixture.shape
     model = ModelConfig(hidden_size=D, intermediate_size=I, num_heads=1)

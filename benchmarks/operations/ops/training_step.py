@@ -158,7 +158,7 @@ def ours(problem: Problem) -> Candidate:
     batches = problem.endless_batches()
 
     def forward() -> Named:
-        share, _ = engine.objective(problem.token_BS, problem.target_BS, problem.target_BS.numel(), 1)
+        share, _ = engine.loss_module(problem.token_BS, problem.target_BS, problem.target_BS.numel(), 1)
         return {"loss": share}
 
     return Candidate(forward, leaves, step=lambda: engine.train_step([MicroBatch(*next(batches))], LR))

@@ -1,8 +1,8 @@
 """Expert parallelism under ZeRO-3, by DeepSpeed's AutoEP.
 
-AutoEP finds mixture layers by the names of their modules and replaces each by a layer of its own, whose
-experts ZeRO-3 may partition over the ranks that hold the same ones. That layer routes in the activations'
-number format, leaves ties open and computes no router losses; so its router is ours here.
+AutoEP finds MoE layers by the names of their modules and replaces each by a layer of its own, whose
+experts ZeRO-3 may partition over the ranks that hold the same ones. That layer's router computes in the activations'
+number format, leaves ties open and computes no router losses; so it gets ours (model/moe/router.py).
 """
 
 from contextlib import AbstractContextManager
@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.model.canonical import Part
-from storyteller_ds.model.moe import LocalMoE, RouterStats, stats_of
+from storyteller_ds.model.moe.balance import RouterStats, stats_of
+from storyteller_ds.model.moe.local import LocalMoE
 
 
 class AutoEPMoE(nn.Module):
-    """Holds the layer that AutoEP replaces, and hands out what its router saw."""
+    """Holds the layer that AutoEP replaces, and returns its router's statistics."""
 
     def __init__(self, model: ModelConfig, moe: MoEConfig) -> None:
         super().__init__()
         self.rows = model.intermediate_size
-        self.mixture: nn.Module = LocalMoE(model, moe)
+        self.moe: nn.Module = LocalMoE(model, moe)
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
         """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
-        return self.mixture(x_BSD), self.mixture.router.take_stats()  # type: ignore[union-attr, operator]  # _Router
+        return self.moe(x_BSD), self.moe.router.take_stats()  # type: ignore[union-attr, operator]  # _Router
 
     def canonical_part(self, name: str) -> Part:
         """See HasCanonicalParts: AutoEP keeps gate (w1) and up (w3) apart."""
@@ -37,7 +38,7 @@ class AutoEPMoE(nn.Module):
             "experts.w3": Part("experts.gate_up_proj", row=self.rows),
             "experts.w2": Part("experts.down_proj"),
         }
-        inside = name.removeprefix("mixture.")
+        inside = name.removeprefix("moe.")
         return replaced.get(inside, Part(inside))
 
 
@@ -55,13 +56,13 @@ class _Router(nn.Module):
         self.stats: RouterStats | None = None
 
     def forward(self, x_TD: Tensor, expert_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, D] to weights [T, K], experts [T, K] and rows per expert [E] int32."""
+        """[T, D] to gate weights [T, K], experts [T, K] and routed tokens of each expert [E] int32."""
         routing = Routing(*self.gate(x_TD))
         self.stats = stats_of(routing)
         return routing.weight_TK, routing.expert_TK, routing.count_E.int()
 
     def take_stats(self) -> RouterStats:
-        """What the last forward pass saw; given out once, so that its graph is not kept alive."""
+        """Those of the last forward pass; returned once, so that its graph is not kept alive."""
         stats, self.stats = self.stats, None
         assert stats is not None, "the layer has not run"
         return stats

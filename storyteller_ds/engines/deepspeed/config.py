@@ -1,4 +1,4 @@
-"""The JSON that DeepSpeed is given for a run, and what DeepSpeed itself says about it before anything starts."""
+"""The JSON that DeepSpeed gets for a run, and DeepSpeed's own check of it before anything starts."""
 
 import contextlib
 import logging
@@ -15,9 +15,9 @@ from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype
 from storyteller_ds.errors import ConfigError
 
-# How AutoEP is told which module is what; see engines/deepspeed/autoep.py.
+# How AutoEP finds which module is what; see engines/deepspeed/autoep.py.
 _AUTOEP_PATTERNS = {
-    "moe_layer_pattern": r"decoder\.blocks\.\d+\.ffn\.mixture",
+    "moe_layer_pattern": r"decoder\.blocks\.\d+\.ffn\.moe",
     "router_pattern": "router",
     "expert_pattern": "experts",
     "expert_w1": "gate_up_proj",
@@ -61,7 +61,7 @@ def check_json(passed: Mapping[str, Any]) -> None:
     """
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    # It takes itself for a single rank here.
+    # It assumes a single rank here.
     batch = passed["train_micro_batch_size_per_gpu"] * passed["gradient_accumulation_steps"]
     with as_user_error():
         DeepSpeedConfig({**passed, "train_batch_size": batch})
@@ -69,17 +69,17 @@ def check_json(passed: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def as_user_error() -> Iterator[None]:
-    """DeepSpeed's complaints about its config as one line."""
+    """DeepSpeed's errors about its config as one line."""
     try:
         yield
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])
         reason = "there is no such key" if problem["type"] == "extra_forbidden" else problem["msg"]
-        raise ConfigError(f"DeepSpeed refuses '{field}' in its JSON: {reason}; mend it there") from None
+        raise ConfigError(f"DeepSpeed refuses '{field}' in its JSON: {reason}; fix it there") from None
     except (AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise ConfigError(f"DeepSpeed refuses its JSON: {reason}; mend it there") from error
+        raise ConfigError(f"DeepSpeed refuses its JSON: {reason}; fix it there") from error
 
 
 def import_deepspeed(device: torch.device) -> Any:

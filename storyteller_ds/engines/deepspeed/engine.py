@@ -26,8 +26,8 @@ from storyteller_ds.engines.precision import autocast, check_same_dtype, held_dt
 from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
 from storyteller_ds.model.decoder import Decoder, MoEFactory
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.model.loss import Objective
-from storyteller_ds.model.moe import LocalMoE
+from storyteller_ds.model.loss import LossModule
+from storyteller_ds.model.moe.local import LocalMoE
 from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
 
 
@@ -65,21 +65,21 @@ class DeepSpeedEngine:
 
         # DeepSpeed's expert groups are runs of consecutive ranks.
         self.first_expert = world.rank % plan.ep_size * run.moe.num_experts // plan.ep_size
-        self.decoder = Decoder(run, _mixture_layers(plan))
+        self.decoder = Decoder(run, _moe_layers(plan))
         # AutoEP takes its share out of all experts.
         init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
-        self.objective = Objective(self.decoder, run.moe, world.all_reduce_sum, world.size)
+        self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
         self.stacks = muon_stacks(self.decoder, run)
         groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
         if plan.strategy in ("expert_parallel", "stock"):
             groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(groups)
         self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
-        with as_user_error(), _quiet(), _layers_replaced(self.objective, run, plan):
+        with as_user_error(), _quiet(), _layers_replaced(self.loss_module, run, plan):
             if swaps_weights(self.passed_config):
                 # Left to initialize(), DeepSpeed 0.19.8 takes fp32 weights on NVMe for bf16.
-                deepspeed.zero.Init(module=self.objective, config_dict_or_path=self.passed_config)
+                deepspeed.zero.Init(module=self.loss_module, config_dict_or_path=self.passed_config)
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=self.objective,
+                model=self.loss_module,
                 optimizer=build_optimizer(groups, run.optimizer),
                 config=self.passed_config,
                 dist_init_required=False,
@@ -99,20 +99,20 @@ class DeepSpeedEngine:
         stats = []
         for number, batch in enumerate(micro_batches, start=1):
             with self.autocast:
-                share, one = self.engine(
+                loss_share, one = self.engine(
                     batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
                 )
-            # DeepSpeed takes the mean over ranks and micro-steps; our shares are to be added up.
-            self.engine.backward(share * (self.world.size * len(micro_batches)))
+            # DeepSpeed takes the mean over ranks and accumulation steps; our shares are to be added up.
+            self.engine.backward(loss_share * (self.world.size * len(micro_batches)))
             stats.append(one)
             if number < len(micro_batches):
-                self.engine.step()  # counts the pass
+                self.engine.step()  # counts the accumulation step
         loss = steps.mean_loss(stats, targets)
         if self.finite_steps is None:
             grad_norm = self._clip_gradients()
             skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
             if skipped:
-                # AdamW and Muon leave alone what has no gradient.
+                # AdamW and Muon do not change what has no gradient.
                 self.engine.zero_grad()
             self.engine.step()
             non_finite = steps.cause_of_skip(loss, False) if skipped else None
@@ -124,7 +124,7 @@ class DeepSpeedEngine:
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
         with self.autocast:
-            return steps.evaluate_batch(self.world, self.objective, batch, self.device)
+            return steps.evaluate_batch(self.world, self.loss_module, batch, self.device)
 
     @property
     def loss_scale(self) -> LossScale | None:
@@ -134,7 +134,7 @@ class DeepSpeedEngine:
         return LossScale(*private.loss_scale(self.optimizer))
 
     def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
-        """Weights and moments, one whole tensor at a time; what no rank has is gathered."""
+        """Weights and moments, one whole tensor at a time, gathered where no rank has all of it."""
         self.state.prepare()
         for name, pieces in pieces_by_name(placed_parameters(self.decoder, self.first_expert)).items():
             is_spread = is_expert(name) and self.plan.ep_size > 1
@@ -182,7 +182,7 @@ class DeepSpeedEngine:
         self._leave_process_group()
 
     def _clip_gradients(self) -> float:
-        """The norm over all ranks' experts, and the clipping by it (ZeRO-0, where DeepSpeed gets it wrong)."""
+        """Clip by the norm over all ranks' experts (ZeRO-0, where DeepSpeed averages it); returns the norm."""
         expert: list[nn.Parameter] = []
         shared: list[nn.Parameter] = []
         for piece in placed_parameters(self.decoder):
@@ -195,8 +195,8 @@ class DeepSpeedEngine:
         )
 
 
-def _mixture_layers(plan: ParallelPlan) -> MoEFactory:
-    """What builds the mixture layers of a strategy."""
+def _moe_layers(plan: ParallelPlan) -> MoEFactory:
+    """What builds the MoE layers of a strategy."""
     if plan.strategy == "expert_parallel":
         from storyteller_ds.engines.deepspeed.expert_parallel import ExpertParallelMoE
 
@@ -213,20 +213,20 @@ def _mixture_layers(plan: ParallelPlan) -> MoEFactory:
 
 
 def _layers_replaced(
-    objective: nn.Module, run: RunConfig, plan: ParallelPlan
+    loss_module: nn.Module, run: RunConfig, plan: ParallelPlan
 ) -> contextlib.AbstractContextManager[None]:
-    """The context in which DeepSpeed may replace mixture layers by its own, where the strategy wants that."""
+    """The context in which DeepSpeed replaces MoE layers by its own, where the strategy wants that."""
     if plan.strategy != "autoep":
         return contextlib.nullcontext()
     from storyteller_ds.engines.deepspeed.autoep import autoep_layers
 
-    return autoep_layers(objective, run.moe)
+    return autoep_layers(loss_module, run.moe)
 
 
 def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
-    """DeepSpeed on the process group that exists, told not to compile anything on a CPU."""
+    """DeepSpeed on the process group that exists; on a CPU it compiles nothing."""
     deepspeed = import_deepspeed(device)
-    # Said once per rank by torch 2.13 about calls inside DeepSpeed 0.19.8; nothing a user can act on.
+    # torch 2.13 prints it once per rank about calls inside DeepSpeed 0.19.8; a user can do nothing about it.
     warnings.filterwarnings(
         "ignore", message=".*(all_gather_into|reduce_scatter)_tensor. is deprecated", category=FutureWarning
     )
@@ -240,6 +240,6 @@ def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed prints about its groups; errors still come as exceptions."""
+    """DeepSpeed prints about its groups; errors are raised."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,8 +1,8 @@
-"""DeepSpeed's own mixture layer, unmodified: what ours is compared with, in parity tests and benchmarks.
+"""DeepSpeed's own MoE layer, unmodified: what ours is compared with, in parity tests and benchmarks.
 
-It routes like ours when it neither drops tokens nor samples second experts: softmax over all experts, the
+Its router chooses as ours does when it neither drops tokens nor samples second experts: softmax over all experts, the
 best two, renormalised (deepspeed.moe.sharded_moe, top2gating). Each expert is a module of its own, and every
-rank sends each expert's rows padded to the largest count of all.
+rank sends each expert's tokens padded to the largest count of all.
 """
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.model.canonical import Part
-from storyteller_ds.model.moe import RouterStats, StackedExperts, stats_of
+from storyteller_ds.model.moe.balance import RouterStats, stats_of
+from storyteller_ds.model.moe.experts import StackedExperts
 
 
 class StockMoE(nn.Module):
-    """`deepspeed.moe.layer.MoE` behind the interface of our mixture layers."""
+    """`deepspeed.moe.layer.MoE` behind the interface of our MoE layers."""
 
     def __init__(self, model: ModelConfig, moe: MoEConfig, ep_size: int) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class StockMoE(nn.Module):
 
 
 class _Expert(StackedExperts):
-    """A stack of one, which takes the rows that all ranks of the group have for it."""
+    """A stack of one, for the tokens that all ranks of the group route to it."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model, num_experts=1)
@@ -56,6 +57,6 @@ class _Expert(StackedExperts):
             torch.nn.init.zeros_(parameter)
 
     def forward(self, x_G1CD: Tensor) -> Tensor:  # type: ignore[override]  # DeepSpeed's interface, not ours
-        """[G, 1, C, D], C padded rows from each of G ranks, to the same shape."""
+        """[G, 1, C, D], C routed tokens (padded) from each of G ranks, to the same shape."""
         x_ND = x_G1CD.flatten(0, 2)
         return super().forward(x_ND, [x_ND.shape[0]]).view_as(x_G1CD)

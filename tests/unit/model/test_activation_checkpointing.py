@@ -14,7 +14,7 @@ from storyteller_ds.config.model import ModelConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model import activation_checkpointing
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.model.loss import Objective
+from storyteller_ds.model.loss import LossModule
 from tests.support.tolerances import EXACT, SIMPLE, assert_within
 
 MODES = ("block", "selective")
@@ -22,7 +22,7 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mixtral": ({"num_kv_heads": 2}, {}),
     "noisy, with dropout": ({"dropout": 0.3}, {"noisy_gating": True}),
-    "gpt2 with dropout, dense and mixture by turns": (
+    "gpt2 with dropout, dense and MoE by turns": (
         {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias": True, "dropout": 0.2},
         {"every_n_layers": 2, "top_k": 1},
     ),
@@ -36,9 +36,9 @@ class Passed:
 
     def __init__(self, run: RunConfig, make_decoder: Callable[..., Decoder], token_BS: Tensor) -> None:
         decoder = make_decoder(run).train()
-        objective = Objective(decoder, run.moe, lambda packed: packed, 1)
+        loss_module = LossModule(decoder, run.moe, lambda packed: packed, 1)
         torch.manual_seed(5)
-        share, stats = objective(token_BS, token_BS.roll(-1, 1), token_BS.numel(), 1)
+        share, stats = loss_module(token_BS, token_BS.roll(-1, 1), token_BS.numel(), 1)
         # Draws between the two passes must not reach the recomputation, nor the recomputation later draws.
         after_forward = torch.rand(())
         share.backward()
@@ -73,7 +73,7 @@ def test_without_the_random_state_dropout_would_differ(make_run, make_decoder, t
     def careless(*args: Any, **options: Any) -> Any:
         return real(*args, **{**options, "preserve_rng_state": False})
 
-    # Dense: in a mixture tokens would go to other experts, and torch would raise an error by itself.
+    # Dense: in an MoE layer tokens would go to other experts, and torch would raise an error by itself.
     model, moe = {"dropout": 0.3}, {"num_experts": 0}
     plain = Passed(in_mode(make_run, "none", model, moe), make_decoder, token_BS)
     monkeypatch.setattr(activation_checkpointing.torch_checkpoint, "checkpoint", careless)
@@ -140,7 +140,7 @@ def memory(run: RunConfig, make_decoder: Callable[..., Decoder], batch: int) -> 
 
 
 def test_each_mode_keeps_less_than_the_one_before(make_run, make_decoder):
-    """Six layers of a mixture: the blocks' activations outweigh logits and embedding."""
+    """Six MoE layers: the blocks' activations outweigh logits and embedding."""
     size = {"num_layers": 6, "hidden_size": 64, "intermediate_size": 64}
     kept, peak = {}, {}
     for mode in ("none", "selective", "block"):

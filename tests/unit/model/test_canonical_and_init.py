@@ -19,8 +19,9 @@ from storyteller_ds.model.canonical import (
 )
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.model.loss import Objective
-from storyteller_ds.model.moe import LocalMoE, StackedExperts
+from storyteller_ds.model.loss import LossModule
+from storyteller_ds.model.moe.experts import StackedExperts
+from storyteller_ds.model.moe.local import LocalMoE
 from tests.support.tolerances import EXACT, assert_within
 
 D, I, E, V, S = 32, 24, 4, 61, 16
@@ -68,7 +69,7 @@ def initial(run: RunConfig, seed: int = 0, **arguments: object) -> dict[str, Ten
     return {name: parameter.detach() for name, parameter, *_ in placed_parameters(decoder)}
 
 
-def test_names_and_shapes_of_a_mixture(make_run):
+def test_names_and_shapes_of_an_moe_model(make_run):
     run = make_run({"num_layers": 1, "num_kv_heads": 2})
     assert shapes(Decoder(run)) == MIXTURE_SHAPES
 
@@ -88,10 +89,10 @@ def test_names_and_shapes_of_the_rest(make_run):
 
 def test_wrappers_do_not_change_names(make_run):
     run = make_run({"num_layers": 1, "num_kv_heads": 2})
-    objective = Objective(Decoder(run), run.moe, lambda packed: packed, 1)
-    assert shapes(objective) == MIXTURE_SHAPES
+    loss_module = LossModule(Decoder(run), run.moe, lambda packed: packed, 1)
+    assert shapes(loss_module) == MIXTURE_SHAPES
     holder = nn.Module()
-    holder.module = objective
+    holder.module = loss_module
     assert shapes(holder) == MIXTURE_SHAPES
     assert canonical_name("module.decoder.blocks.0.ffn.router.weight") == "blocks.0.ffn.router.weight"
 
@@ -138,7 +139,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_came_before(make_run):
     torch.manual_seed(123)
     torch.randn(17)
     state = torch.random.get_rng_state()
-    wrapped = Objective(Decoder(run), run.moe, lambda packed: packed, 1)
+    wrapped = LossModule(Decoder(run), run.moe, lambda packed: packed, 1)
     torch.random.set_rng_state(state)
     init_parameters(wrapped, run.model, 5)
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -24,8 +24,8 @@ def test_gpt2_by_hand(make_run):
     assert count_parameters(make_run(GPT2, DENSE)) == (by_hand, by_hand)
 
 
-def test_a_mixture_by_hand(make_run):
-    # Two key/value heads of four; blocks 1 and 3 of 0 to 3 are mixtures of 8 experts and a router.
+def test_an_moe_model_by_hand(make_run):
+    # Two key/value heads of four; blocks 1 and 3 of 0 to 3 are MoE layers of 8 experts and a router.
     run = make_run({"num_layers": 4, "num_kv_heads": 2}, {"num_experts": 8, "top_k": 3, "every_n_layers": 2})
     expert = 3 * 32 * 24
     attention = 2 * 32 * 32 + 2 * 16 * 32 + 2 * 32

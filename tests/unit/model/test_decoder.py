@@ -126,7 +126,7 @@ def test_the_dense_default_is_llama(make_run, fill, token_BS, changes):
 
 
 @pytest.mark.parametrize(("experts", "top_k", "kv_heads"), [(8, 2, 4), (4, 1, 2), (3, 3, 1)])
-def test_the_mixture_default_is_mixtral(make_run, fill, token_BS, experts, top_k, kv_heads):
+def test_the_moe_default_is_mixtral(make_run, fill, token_BS, experts, top_k, kv_heads):
     run = make_run({"num_kv_heads": kv_heads}, {"num_experts": experts, "top_k": top_k})
     settings = llama_settings(
         run.tokenizer.vocab_size,
@@ -233,11 +233,11 @@ def test_an_untied_head_is_a_parameter_of_its_own(make_run, make_decoder, token_
     assert not untied(token_BS)[0].any()
 
 
-@pytest.mark.parametrize(("every", "mixtures"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (5, [4]), (6, [])])
-def test_every_nth_block_is_a_mixture(make_run, make_decoder, token_BS, every, mixtures):
+@pytest.mark.parametrize(("every", "moe_layers"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (5, [4]), (6, [])])
+def test_every_nth_block_is_an_moe_layer(make_run, make_decoder, token_BS, every, moe_layers):
     decoder = make_decoder(make_run({"num_layers": 5}, {"every_n_layers": every}))
-    assert [i for i, block in enumerate(decoder.blocks) if hasattr(block.ffn, "router")] == mixtures
-    assert len(decoder(token_BS)[1]) == len(mixtures)
+    assert [i for i, block in enumerate(decoder.blocks) if hasattr(block.ffn, "router")] == moe_layers
+    assert len(decoder(token_BS)[1]) == len(moe_layers)
 
 
 def test_dropout_acts_in_training_only(make_run, make_decoder, token_BS):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from storyteller_ds.config.model import MoEConfig
 from storyteller_ds.data.batches import IGNORED
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.model.loss import MicroStepStats, Objective
+from storyteller_ds.model.loss import LossModule, MicroBatchStats
 from tests.support.tolerances import COMPLEX, SIMPLE, assert_within
 
 MOE = MoEConfig(num_experts=4, top_k=2, balance_loss_coef=0.3, z_loss_coef=0.07)
@@ -66,7 +66,7 @@ def _entries(target_BS: Tensor) -> list[tuple[tuple[int, int], int]]:
 
 def over_ranks(
     decoder: Decoder, moe: MoEConfig, parts: list[tuple[Tensor, Tensor]], targets: int, micro_steps: int = 1
-) -> tuple[list[Tensor], list[MicroStepStats]]:
+) -> tuple[list[Tensor], list[MicroBatchStats]]:
     """Each rank's share and statistics; their all-reduce is played in two passes, first to collect."""
     sent: list[Tensor] = []
 
@@ -77,9 +77,9 @@ def over_ranks(
     def total(packed: Tensor) -> Tensor:
         return packed.copy_(torch.stack(sent).sum(dim=0))
 
-    def run(all_reduce: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, MicroStepStats]]:
-        objective = Objective(decoder, moe, all_reduce, len(parts))
-        return [objective(tokens, wanted, targets, micro_steps) for tokens, wanted in parts]
+    def run(all_reduce: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, MicroBatchStats]]:
+        loss_module = LossModule(decoder, moe, all_reduce, len(parts))
+        return [loss_module(tokens, wanted, targets, micro_steps) for tokens, wanted in parts]
 
     run(collect)
     assert len(sent) == len(parts), "one message a rank and micro-step"

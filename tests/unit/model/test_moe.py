@@ -1,4 +1,4 @@
-"""The mixture layer against a loop over tokens in fp64, and noisy gating."""
+"""The MoE layer against a loop over tokens in fp64, and noisy gating."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from storyteller_ds.model.feed_forward import FeedForward
-from storyteller_ds.model.moe import LocalMoE, Router
+from storyteller_ds.model.moe.local import LocalMoE
+from storyteller_ds.model.moe.router import Router
 from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
 
 

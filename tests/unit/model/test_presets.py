@@ -72,7 +72,7 @@ def test_global_batch_splits_over_ranks(name, world_size):
 
 
 @every_preset
-def test_mixtures_are_8_experts_top_2_and_the_others_dense(name):
+def test_moe_presets_are_8_experts_top_2_and_the_others_dense(name):
     moe = preset(name).moe
     assert (moe.num_experts, moe.top_k if moe.num_experts else 2) == (8 if name in MIXTURES else 0, 2)
 

@@ -1,0 +1,40 @@
+"""The experts of a layer, stacked: one feed-forward network each."""
+
+import torch
+from storyteller_kernels import expert_mlp, expert_mlp_of_tokens
+from torch import Tensor, nn
+
+from storyteller_ds.config.model import ModelConfig
+from storyteller_ds.model.feed_forward import up_width
+
+
+class StackedExperts(nn.Module):
+    """The weights of all experts of a layer, or of one rank's share, stacked along dimension 0."""
+
+    def __init__(self, model: ModelConfig, num_experts: int) -> None:
+        super().__init__()
+        self.activation = model.activation
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, up_width(model), model.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, model.hidden_size, model.intermediate_size))
+        if model.bias:
+            self.gate_up_bias = nn.Parameter(torch.empty(num_experts, up_width(model)))
+            self.down_bias = nn.Parameter(torch.empty(num_experts, model.hidden_size))
+        else:
+            self.register_parameter("gate_up_bias", None)
+            self.register_parameter("down_bias", None)
+
+    def forward(
+        self, x: Tensor, count_E: Tensor | list[int], token_N: Tensor | None = None, row_TK: Tensor | None = None
+    ) -> Tensor:
+        """Rows in expert order to the expert outputs, [N, D].
+
+        Args:
+            x: the routed tokens in expert order [N, D]; with token_N and row_TK (see Routing) the tokens [T, D].
+            count_E: [E] rows of each expert here.
+            token_N: [N] int64, token of each row.
+            row_TK: [T, K] int64, row of each (token, choice).
+        """
+        weights = (self.gate_up_proj, self.down_proj, self.activation, self.gate_up_bias, self.down_bias)
+        if token_N is None or row_TK is None:
+            return expert_mlp(x, count_E, *weights)
+        return expert_mlp_of_tokens(x, token_N, row_TK, count_E, *weights)
