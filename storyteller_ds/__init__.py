@@ -12,8 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from storyteller_ds.checkpoint.train_state import TrainState
     from storyteller_ds.config.load import LoadedConfig, load_config
     from storyteller_ds.config.run import RunConfig
+    from storyteller_ds.engines.base import StepResult
     from storyteller_ds.errors import (
         CheckpointError,
         ConfigError,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from storyteller_ds.generation.load import load
     from storyteller_ds.generation.sampling import SamplingConfig
     from storyteller_ds.generation.story_model import StoryModel
-    from storyteller_ds.training.callbacks.callback import Callback
+    from storyteller_ds.training.callbacks.callback import Callback, Record
     from storyteller_ds.training.library import train
     from storyteller_ds.training.trained_run import TrainedRun
     from storyteller_ds.training.trainer import Trainer
@@ -41,10 +43,13 @@ __all__ = [
     "InterruptedAfterSave",
     "LoadedConfig",
     "OutOfMemory",
+    "Record",
     "RunConfig",
     "SamplingConfig",
+    "StepResult",
     "StoryModel",
     "StorytellerError",
+    "TrainState",
     "TrainedRun",
     "Trainer",
     "TrainingStopped",
@@ -55,8 +60,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "checkpoint.train_state": ("TrainState",),
     "config.load": ("LoadedConfig", "load_config"),
     "config.run": ("RunConfig",),
+    "engines.base": ("StepResult",),
     "errors": (
         *("CheckpointError", "ConfigError", "DataError", "InterruptedAfterSave", "OutOfMemory"),
         *("StorytellerError", "TrainingStopped", "UserError"),
@@ -64,7 +71,7 @@ _HOMES = {
     "generation.load": ("load",),
     "generation.sampling": ("SamplingConfig",),
     "generation.story_model": ("StoryModel",),
-    "training.callbacks.callback": ("Callback",),
+    "training.callbacks.callback": ("Callback", "Record"),
     "training.library": ("train",),
     "training.trained_run": ("TrainedRun",),
     "training.trainer": ("Trainer",),
@@ -72,10 +79,12 @@ _HOMES = {
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULE_OF[name]), name)
+if not TYPE_CHECKING:  # a type checker is to complain about a name that is not above
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

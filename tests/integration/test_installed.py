@@ -70,3 +70,28 @@ def test_presets_and_deepspeed_configs_are_found_by_name(site, tmp_path):
     assert "fast_train" in run_command([*command, "presets"], 120, env).stdout
     shown = run_command([*command, "show", "--config", "fast_train", "--ds_config", "zero3"], 120, env)
     assert (shown.exit_code, "zero_stage: 3" in shown.stdout) == (0, True), shown
+
+
+TYPED = """
+from pathlib import Path
+import storyteller_ds as st
+
+class Loud(st.Callback):
+    def on_eval(self, record: st.Record) -> None:
+        print(record["val_loss"], self.trainer.output_dir)
+
+settings = {"train.max_steps": 2}
+run: st.TrainedRun = st.train("quickstart", settings, output_dir=Path("x"), data=["a", "b"], callbacks=[Loud()])
+folder: Path | None = run.checkpoint
+text: str = st.load("x").generate("Once", temperature=0.8)
+"""
+
+
+@pytest.mark.parametrize(("code", "problems"), [(TYPED, 0), (TYPED.replace("st.train(", "st.tarin("), 1)])
+def test_a_type_checker_knows_the_public_names(site, tmp_path, code, problems):
+    script = tmp_path / "typed.py"
+    script.write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--cache-dir", str(tmp_path)]
+    done = run_command([*command, str(script)], 240, {"MYPYPATH": str(site)})
+    assert done.exit_code == problems, done.stdout
+    assert ('has no attribute "tarin"' in done.stdout) == bool(problems), done.stdout
