@@ -1,16 +1,26 @@
 """What happens beside the optimizer steps: the events of a run."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.engines.base import StepResult
-
-if TYPE_CHECKING:
-    from storyteller_ds.training.trainer import Trainer
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.base import Engine, StepResult
 
 Record = Mapping[str, Any]
 """One line of metrics.jsonl."""
+
+
+class Training(Protocol):
+    """What a callback may look at: the Trainer."""
+
+    run: RunConfig
+    world: World
+    output_dir: Path
+    engine: Engine
+    """Model and optimizer; a forward pass of its decoder needs every rank."""
 
 
 class Callback:
@@ -20,8 +30,8 @@ class Callback:
     What only one rank should do is done where `self.trainer.world.is_main`.
     """
 
-    trainer: "Trainer"
-    """Run config, engine, ranks and output folder of the run; set before on_start."""
+    trainer: Training
+    """Set before on_start."""
 
     def on_start(self, state: TrainState) -> None:
         """Before the first step of this process."""
