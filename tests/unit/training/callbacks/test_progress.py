@@ -8,6 +8,7 @@ from rich.console import Console
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.training import TrainConfig
+from storyteller_ds.errors import EXIT_DONE
 from storyteller_ds.training.callbacks.pace import RECENT_STEPS, Pace
 from storyteller_ds.training.callbacks.progress import SECONDS_BETWEEN_LINES, PlainProgress, TerminalProgress
 
@@ -136,3 +137,13 @@ def test_the_bar_fits_and_shows_time_and_loss(width):
     assert "20/2000" in line
     assert "loss" in line
     assert ("expert imbalance 0.46" in line) == (width == 140)
+
+
+def test_what_a_callback_prints_goes_to_stdout_where_that_is_a_file(capsys):
+    screen = io.StringIO()
+    progress = TerminalProgress(Console(file=screen, force_terminal=True), 3, pace(3))
+    progress.on_start(TrainState())
+    print("a callback's line")
+    progress.on_end(EXIT_DONE)
+    assert capsys.readouterr().out == "a callback's line\n"
+    assert "a callback's line" not in screen.getvalue()
