@@ -19,7 +19,7 @@ LOCK = "lock"
 KEPT_DAYS = 7
 """How long what a killed process has left is kept for the next one (days)."""
 _WORK = ".work-"
-_LEFT = re.compile(r"[0-9a-f]{24}\.(work|tmp)-[0-9a-f-]+")
+_LEFT = re.compile(r"[0-9a-f]{24,40}\.(work|tmp)-[0-9a-f-]+")
 """Names of work folders; older versions wrote tmp. The cache folder is the user's, and may hold anything else."""
 
 

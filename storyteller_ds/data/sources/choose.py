@@ -111,6 +111,7 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
         text_field=data.text_field,
         streaming=data.streaming,
         max_documents=data.max_documents if split == "train" else None,
+        cache_dir=data.cache_dir,
     )
 
 

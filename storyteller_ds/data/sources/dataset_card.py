@@ -10,7 +10,7 @@ from storyteller_ds.errors import ConfigError, DataError
 from storyteller_ds.untrusted import UntrustedFileError, inside, read_text
 
 CARD_BYTES = 1 << 20
-_CARDS = ("README.md", ".huggingface.yaml")
+CARDS = ("README.md", ".huggingface.yaml")
 """Where the library looks for the names of data files."""
 _FRONT_MATTER = re.compile(r"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 
@@ -43,7 +43,7 @@ def check_cards(folder: Path, dataset: str) -> None:
 
 
 def _cards(folder: Path) -> list[Path]:
-    return [inside(folder, name) for name in _CARDS if (folder / name).exists()]
+    return [inside(folder, name) for name in CARDS if (folder / name).exists()]
 
 
 def _configs(card: Path) -> Any:

@@ -39,31 +39,25 @@ def library_errors() -> tuple[type[Exception], ...]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' bars and warnings off the screen: what matters of them becomes a DataError."""
-    import datasets
-    from huggingface_hub.utils import logging as hub_logging
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    import datasets.utils
+    import huggingface_hub.utils
 
-    bars_before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
-    levels_before = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
+    # Bars stay off where the user has put them off.
+    loud = [each for each in (datasets.utils, huggingface_hub.utils) if not each.are_progress_bars_disabled()]
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("datasets", "huggingface_hub"))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        datasets.disable_progress_bars()
-        disable_progress_bars()
-        datasets.logging.set_verbosity(logging.CRITICAL)
-        hub_logging.set_verbosity(logging.CRITICAL)
+        for each in loud:
+            each.disable_progress_bars()
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            if not bars_before[0]:
-                datasets.enable_progress_bars()
-            if not bars_before[1]:
-                enable_progress_bars()
-            datasets.logging.set_verbosity(levels_before[0])
-            hub_logging.set_verbosity(levels_before[1])
+            for each in loud:
+                each.enable_progress_bars()
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
 
 def one_line(error: BaseException) -> str:

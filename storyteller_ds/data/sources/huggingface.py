@@ -4,13 +4,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
-from typing import Any, NoReturn
+from typing import Any
 
+from storyteller_ds.data.cache import cache_folder
+from storyteller_ds.data.sources import hub
 from storyteller_ds.data.sources.dataset_card import check_cards, names_files
 from storyteller_ds.data.sources.datasets_library import (
     OTHER_SOURCES,
@@ -26,27 +26,17 @@ from storyteller_ds.errors import ConfigError, DataError, UserError
 from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
 
-PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"}
-PINNED_SPLITS = ("train", "validation")
-"""Of each of them at its commit."""
-
-# The hub must answer one small question within this before anything is downloaded. The outer bound
-# also covers what the HTTP client's own timeout does not: name lookup, and an answer that trickles.
-PROBE_TIMEOUT_SECONDS = 4.0
-PROBE_TOTAL_SECONDS = 8.0
-
 # Part of the fingerprint: raised whenever the same rows would give other documents.
 FORMAT = "storyteller hugging face 1"
 READ_ROWS = 1000
-HASH_BYTES = 1 << 20
 # The library has readers for some thirty kinds of files. These hold text, and have been looked at: nothing in
 # them is unpickled, and none is an archive, whose members could lie anywhere or be of any size once unpacked.
 READERS = ("parquet", "arrow", "json", "csv", "text")
 DATA_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _FOLDER_SUFFIXES = (*DATA_SUFFIXES, ".txt")
+_ABOUT_THE_DATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
+"""Files that the library does not take for data."""
 
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 _OTHER_SEPARATORS = ";\t|"
@@ -57,10 +47,9 @@ _OTHER_SEPARATORS = ";\t|"
 class HuggingFaceSource:
     """One split of a dataset on the hub (`OWNER/NAME`) or in a local folder of the hub's layout.
 
-    A hub dataset is read from the `datasets` cache where it is there at the same commit, so that it
-    needs no network again; otherwise it is downloaded first, or with `streaming` read on the way. A
-    local folder is always read in place, which spares a second copy of it in the cache; it has no
-    revision, so one that is meant for another dataset of the run is passed over.
+    The files of a hub dataset are downloaded into the cache folder at first, and need no network again; with
+    `streaming`, and if they are not there, they are read from the hub. A local folder is read in place; it has no
+    revision, so one that is meant for another dataset of the run is ignored.
 
     Raises DataError on construction for a name that is neither a folder nor a hub name, a revision that
     is missing or not a commit sha, and a split or a max_documents that cannot be.
@@ -72,6 +61,8 @@ class HuggingFaceSource:
     text_field: str = "text"
     streaming: bool = False
     max_documents: int | None = None
+    cache_dir: Path | None = None
+    """data.cache_dir."""
 
     def __post_init__(self) -> None:
         if self.max_documents is not None and self.max_documents < 1:
@@ -81,26 +72,8 @@ class HuggingFaceSource:
                 f"{self.split!r} is not the name of a split; give a plain name such as train, "
                 "and max_documents to read only a part"
             )
-        if self._folder is not None:
-            return
-        if not _HUB_NAME.fullmatch(self.dataset):
-            raise DataError(
-                f"{self.dataset} is neither a folder here nor a hub name of the form OWNER/NAME; check data.source"
-            )
-        self._check_revision()
-
-    def _check_revision(self) -> None:
-        if self.revision is None and self.dataset not in PINNED_REVISIONS:
-            raise DataError(
-                f"{self.dataset} is no folder here, and as a hub dataset it has no fixed revision, so its "
-                "data could change under a run; add data.revision=<commit sha>, from "
-                f"https://huggingface.co/datasets/{self.dataset}/commits/main"
-            )
-        if self.revision is not None and not _COMMIT.fullmatch(self.revision):
-            raise DataError(
-                f"revision {self.revision!r} of {self.dataset} can move to other data; "
-                "give data.revision=<commit sha>, all 40 lower-case hex digits of it"
-            )
+        if self._folder is None:
+            hub.check_name(self.dataset, self.revision)
 
     @property
     def name(self) -> str:
@@ -152,14 +125,11 @@ class HuggingFaceSource:
         folder = self._folder
         if folder is None or names_files(folder):
             return []
-        require_datasets()
-        from datasets.data_files import FILES_TO_IGNORE
-
-        with self._reading(), quiet():
-            files = self._folder_builder(folder).config.data_files or {}
+        with self._reading():
+            files = self._builder().config.data_files or {}
         read = {Path(file).resolve() for split in files.values() for file in split}
         data = [path for path in list_folder(folder).others if path.suffix.lower() in DATA_SUFFIXES]
-        unread = [path for path in data if path.resolve() not in read and path.name not in FILES_TO_IGNORE]
+        unread = [path for path in data if path.resolve() not in read and path.name not in _ABOUT_THE_DATA]
         return not_read([Path(self.dataset, path.relative_to(folder)) for path in unread], "data files")
 
     def has_split(self, split: str) -> bool:
@@ -168,22 +138,15 @@ class HuggingFaceSource:
         Raises DataError for a local folder that cannot be read. A hub that cannot be asked is taken to have the
         split: a corpus that was prepared from it is found then, and otherwise reading it says what is wrong.
         """
-        if self._folder is None and self._commit == PINNED_REVISIONS.get(self.dataset):
-            return split in PINNED_SPLITS
+        if self._folder is None and self._commit == hub.PINNED_REVISIONS.get(self.dataset):
+            return split in hub.PINNED_SPLITS
         try:
-            require_datasets()
-            with self._reading(), quiet():
-                return split in self._split_names()
+            with self._reading():
+                return split in (self._builder().config.data_files or {})
         except DataError:
             if self._folder is not None:
                 raise
             return True
-
-    def _split_names(self) -> list[str]:
-        if self._folder is not None:
-            return list(self._folder_builder(self._folder).config.data_files or {})
-        cached = self._cached_builder()
-        return list(cached.info.splits if cached is not None else self._hub_builder().config.data_files or {})
 
     @property
     def _folder(self) -> Path | None:
@@ -192,13 +155,18 @@ class HuggingFaceSource:
 
     @property
     def _commit(self) -> str:
-        return self.revision or PINNED_REVISIONS[self.dataset]
+        return self.revision or hub.PINNED_REVISIONS[self.dataset]
+
+    @property
+    def _downloaded(self) -> Path:
+        """Where the files of a hub dataset are when all of them have been downloaded."""
+        return cache_folder(self.cache_dir) / "hub" / self.dataset / self._commit
 
     def _texts(self) -> Iterator[str]:
         batches = self._open().iter(batch_size=READ_ROWS)
         while True:
             # Around each step, not the loop: the caller's code between two documents keeps its warnings.
-            with self._reading(), quiet():
+            with self._reading():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -213,9 +181,10 @@ class HuggingFaceSource:
 
     def _open(self) -> Any:
         """Return the rows of the split, with the text field only."""
-        require_datasets()
-        with self._reading(), quiet():
-            splits = self._load_splits()
+        with self._reading():
+            if self._folder is None and not self.streaming and not self._downloaded.exists():
+                hub.download(self.dataset, self._commit, self._builder().config.data_files or {}, self._downloaded)
+            splits = self._builder().as_streaming_dataset()
             self._check_split(splits)
             rows = splits[self.split]
             # Formats that do not name their fields ahead, such as JSON lines, show them in a row.
@@ -231,37 +200,20 @@ class HuggingFaceSource:
                 )
             return rows.select_columns([self.text_field]) if fields else rows
 
-    def _load_splits(self) -> Any:
-        if self._folder is not None:
-            return self._folder_builder(self._folder).as_streaming_dataset()
-        cached = self._cached_builder()
-        if cached is not None:
-            return cached.as_dataset()
-        builder = self._hub_builder()
-        if self.streaming:
-            return builder.as_streaming_dataset()
-        builder.download_and_prepare()
-        return builder.as_dataset()
-
-    def _hub_builder(self) -> Any:
-        """The library's choice of a reader and of files on the hub, both checked."""
+    def _builder(self) -> Any:
+        """The library's choice of a reader and of files, both checked."""
         import datasets
 
-        self._probe_hub()
-        builder = datasets.load_dataset_builder(self.dataset, revision=self._commit)
-        # When the hub fails half-way, the library falls back on the newest commit in its cache.
-        if builder.hash != self._commit:
-            self._unreachable("the connection was lost")
-        self._check_files(builder, f"hf://datasets/{self.dataset}@{self._commit}")
-        return builder
-
-    def _folder_builder(self, folder: Path) -> Any:
-        """The library's choice of a reader and of files in a local folder, both checked."""
-        import datasets
-
-        check_cards(folder, self.dataset)
-        builder = datasets.load_dataset_builder(str(folder))
-        self._check_files(builder, str(folder))
+        folder = self._folder
+        if folder is not None:
+            check_cards(folder, self.dataset)
+        elif self._downloaded.exists():
+            folder = self._downloaded.resolve()
+        if folder is not None:
+            builder, home = datasets.load_dataset_builder(str(folder)), str(folder)
+        else:
+            builder, home = hub.open_dataset(self.dataset, self._commit), hub.address(self.dataset, self._commit)
+        self._check_files(builder, home)
         return builder
 
     def _check_files(self, builder: Any, home: str) -> None:
@@ -277,12 +229,12 @@ class HuggingFaceSource:
             )
         for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
             path = Path(file)
-            if self._folder is None:
+            if home.startswith("hf:"):
                 is_outside = not file.startswith(f"{home}/") or ".." in file.split("/")
             else:
                 is_outside = not path.resolve().is_relative_to(home) or not path.is_file()
-                if path.suffix not in _FOLDER_SUFFIXES:
-                    raise DataError(f"{file} is packed; unpack it, so that it ends in {', '.join(_FOLDER_SUFFIXES)}")
+            if self._folder is not None and path.suffix not in _FOLDER_SUFFIXES:
+                raise DataError(f"{file} is packed; unpack it, so that it ends in {', '.join(_FOLDER_SUFFIXES)}")
             if is_outside:
                 raise DataError(f"{self.dataset} names the file {file}, which is not one of its own; {OTHER_SOURCES}")
             if self._folder is not None:
@@ -293,86 +245,10 @@ class HuggingFaceSource:
         if self.split not in names:
             raise DataError(f"{self.dataset} has no split {self.split!r}; it has: {', '.join(names) or 'none'}")
 
-    def _cached_builder(self) -> Any:
-        """Return a reader of what an earlier run prepared of this very commit, or None."""
-        from datasets import config
-        from datasets.naming import camelcase_to_snakecase
-        from datasets.packaged_modules.cache.cache import Cache
-
-        owner, short_name = self.dataset.split("/")
-        root = Path(config.HF_DATASETS_CACHE).expanduser()
-        # Only "default": of other configurations the cache does not say which one the hub would choose.
-        prepared = (root / f"{owner}___{camelcase_to_snakecase(short_name)}" / "default").glob(
-            f"*/{self._commit}/dataset_info.json"
-        )
-        folder = next((info.parent for info in sorted(prepared)), None)
-        if folder is None:
-            return None
-        return Cache(
-            dataset_name=short_name,
-            repo_id=self.dataset,
-            config_name="default",
-            version=folder.parent.name,
-            hash=self._commit,
-        )
-
-    def _probe_hub(self) -> None:
-        """Ask the hub for the commit, so that a dead network is an error in seconds, not in minutes."""
-        from datasets import config
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-        if config.HF_HUB_OFFLINE:
-            self._unreachable("offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
-        failures = library_errors()
-        answer: Future[None] = Future()
-
-        def ask() -> None:
-            try:
-                HfApi(endpoint=config.HF_ENDPOINT).dataset_info(
-                    self.dataset, revision=self._commit, timeout=PROBE_TIMEOUT_SECONDS
-                )
-            except failures as error:
-                answer.set_exception(error)
-            else:
-                answer.set_result(None)
-
-        # A daemon: the program must be able to end while a name lookup still hangs.
-        Thread(target=ask, name="hub probe", daemon=True).start()
-        try:
-            answer.result(timeout=PROBE_TOTAL_SECONDS)
-        except GatedRepoError as error:
-            raise DataError(
-                f"{self.dataset} is gated: ask for access on https://huggingface.co/datasets/{self.dataset} "
-                "and run `hf auth login`"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise DataError(
-                f"{self.dataset} has no commit {self._commit}; take data.revision from "
-                f"https://huggingface.co/datasets/{self.dataset}/commits/main"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise DataError(
-                f"{self.dataset} does not exist on the hub, or is private; check data.source, or run `hf auth login`"
-            ) from error
-        except TimeoutError as error:
-            self._unreachable(f"no answer within {PROBE_TOTAL_SECONDS:.0f} s", error)
-        except failures as error:
-            self._unreachable(one_line(error), error)
-
-    def _unreachable(self, why: str, cause: BaseException | None = None) -> NoReturn:
-        from datasets import config
-
-        raise DataError(
-            f"the Hugging Face hub at {config.HF_ENDPOINT} cannot be reached for {self.dataset} ({why}), "
-            f"and this commit is not cached; check the network, or {OTHER_SOURCES}"
-        ) from cause
-
     def _content_hashes(self, folder: Path) -> list[str]:
-        require_datasets()
-        with self._reading(), quiet():
+        with self._reading():
             # The library's own choice of files, in its order: exactly what documents() reads.
-            files = self._folder_builder(folder).config.data_files or {}
+            files = self._builder().config.data_files or {}
             self._check_split(files)
             paths = [Path(file) for file in files[self.split]]
             # The card can choose the files' columns and format.
@@ -381,13 +257,15 @@ class HuggingFaceSource:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Turn what the libraries raise on bad data or a lost connection into DataError."""
+        """What needs the libraries: quiet, and what they raise on bad data or a lost connection as a DataError."""
+        require_datasets()
         try:
-            yield
+            with quiet():
+                yield
         except (UntrustedFileError, ConfigError) as error:
             raise DataError(f"{self.dataset} cannot be read: {error}; or {OTHER_SOURCES}") from error
         except library_errors() as error:
-            # A failed preparation is told in general words; the reason is in its cause.
+            # The message of some is general; the reason is in their cause.
             reason = error.__cause__ if error.__cause__ is not None else error
             what = "there are no rows" if isinstance(reason, StopIteration) else one_line(reason)
             where = "there" if self._folder is not None else "on the hub or in the connection"
@@ -405,7 +283,7 @@ class HuggingFaceSource:
         errors: tuple[type[Exception], ...] = (*library_errors(), KeyError, UserError)
         try:
             with quiet():
-                builder = self._folder_builder(self._folder)
+                builder = self._builder()
                 for file in builder.config.data_files[self.split]:
                     alone = datasets.load_dataset_builder(builder.name, data_files=[file])
                     for _ in alone.as_streaming_dataset()["train"].iter(READ_ROWS):
@@ -416,8 +294,5 @@ class HuggingFaceSource:
 
 
 def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(HASH_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

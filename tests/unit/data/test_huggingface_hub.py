@@ -3,6 +3,7 @@
 Each is read in a process of its own: the libraries read HF_ENDPOINT when they are imported.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -110,7 +111,7 @@ class FakeHub(BaseHTTPRequestHandler):
             self.answer(404, headers={"X-Error-Code": "EntryNotFound"})
             return
         content = file.read_bytes()
-        headers = {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
         if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
             first, last = int(part[1]), min(int(part[2]), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
@@ -175,6 +176,19 @@ def test_cached_dataset_needs_no_hub_and_another_commit_is_not_taken_for_it(tmp_
         assert "cannot be reached" in message
 
 
+def test_an_interrupted_download_is_continued(tmp_path: Path, hub: Hub) -> None:
+    home, fields = tmp_path / "home", {"dataset": HUB_NAME, "split": "train", "revision": COMMIT}
+    assert read_in_process(home, hub.endpoint, **fields) == (0, json.dumps(TRAIN))
+    folder = home / ".cache" / "storyteller_ds" / "hub" / HUB_NAME / COMMIT
+    missing = "data/train-00001-of-00002.parquet"
+    (folder / missing).unlink()
+    folder.rename(folder.with_name(f"{COMMIT}.work-0123"))
+    hub.asked.clear()
+    assert read_in_process(home, hub.endpoint, **fields) == (0, json.dumps(TRAIN))
+    assert {path.partition(f"{COMMIT}/")[2] for path in hub.asked if path.endswith(".parquet")} == {missing}
+    assert [path.name for path in folder.parent.iterdir()] == [COMMIT]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_without_split_or_field(tmp_path: Path, hub: Hub, streaming: bool) -> None:
     fields = {"dataset": HUB_NAME, "revision": COMMIT, "streaming": streaming}
@@ -234,11 +248,11 @@ def test_unreachable_hub_is_said_in_time(tmp_path: Path, silent_endpoint: str, k
 def test_unreachable_hub_whose_client_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    from storyteller_ds.data.sources import huggingface
+    from storyteller_ds.data.sources import hub
 
     released = threading.Event()
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface, "PROBE_TOTAL_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "PROBE_TOTAL_SECONDS", 0.1)
     # As a name lookup does that no timeout of the HTTP client covers.
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: released.wait(PROCESS_SECONDS))
     try:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from storyteller_ds.data.sources.huggingface import PINNED_REVISIONS, HuggingFaceSource
+from storyteller_ds.data.sources.hub import PINNED_REVISIONS
+from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.errors import DataError
 from tests.support.small_dataset import TRAIN, VALIDATION, write_dataset
 
