@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import CollectionNode, Node
+from ruamel.yaml.nodes import Node
 
 from storyteller_ds import untrusted
 from storyteller_ds.config.base import WrittenFloat, WrittenInt
@@ -19,44 +20,46 @@ from storyteller_ds.untrusted import UntrustedFileError
 
 FILE_BYTES = 1 << 18
 """Largest config, DeepSpeed JSON or hostfile that is read (bytes)."""
-YAML_VALUES = 20_000
-"""Most values that a YAML text may stand for, with each alias counted as often as it is used."""
 YAML_DEPTH = 32
 """Deepest nesting of a YAML text; a run config has two levels and lists in them."""
 INTEGER_CHARACTERS = 40
 """Longest integer in a YAML text (characters); one of 64 bits has 20."""
 _INTEGER, _FLOAT, _DATE = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "str", "seq", "map", "merge")}
-_PLAIN_TAGS |= {_INTEGER, _FLOAT, _DATE}
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML 1.2 with the safe loader; a key given twice is refused, and so are aliases that multiply.
+    """Parse YAML 1.2 with the safe loader; a key given twice is refused, and so is an alias, which could multiply.
 
     Raises:
         ConfigError: the text is not YAML; the message names `where` and the line.
     """
     try:
         yaml = YAML(typ="safe", pure=True)
-        yaml.Constructor = _BoundedConstructor
+        yaml.max_depth = YAML_DEPTH
+        yaml.Composer, yaml.Constructor = _NoAliases, _AsTyped
         return yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         problem = (error.problem or "not valid YAML").split("\n")[0]
-        raise ConfigError(f"{where}{line}: {problem}; mend the YAML there") from error
+        raise ConfigError(f"{where}{line}: {problem}; fix the YAML there") from error
     except (ValueError, LookupError, ArithmeticError, AssertionError, RecursionError) as error:
         # What the library lets out on dates, numbers, escapes and tags that cannot be, and on nesting without end.
-        raise ConfigError(f"{where}: a value in it cannot be read ({error}); mend the YAML there") from None
+        raise ConfigError(f"{where}: a value in it cannot be read ({error}); fix the YAML there") from None
     except YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); fix the YAML there") from error
 
 
-class _BoundedConstructor(SafeConstructor):
-    """Looks at the nodes before anything is made of them: merge keys (<<) copy what they name.
+class _NoAliases(Composer):
+    def return_alias(self, node: Node) -> Node:
+        raise ValueError(f"it repeats line {node.start_mark.line + 1} by an alias; write the value out")
+
+
+class _AsTyped(SafeConstructor):
+    """Numbers remember how they were typed, in case they are meant as a name.
 
     Raises:
-        ValueError: they are not plain values, are nested without end, or stand for too many values.
+        ValueError: the text is for another version of YAML, or a number is too long.
     """
 
     def construct_document(self, node: Node) -> Any:
@@ -64,17 +67,13 @@ class _BoundedConstructor(SafeConstructor):
         if version != (1, 2):
             raise ValueError(
                 f"its %YAML directive asks for version {'.'.join(map(str, version))}, in which yes is true and 010 is "
-                "8; take it out"
+                "8; remove it"
             )
-        values, levels = _measure(node, {}, 0)
-        if levels > YAML_DEPTH:
-            raise ValueError(f"nested more than {YAML_DEPTH} deep, or in itself")
-        if values > YAML_VALUES:
-            raise ValueError(f"its aliases stand for more than {YAML_VALUES:,} values")
         return super().construct_document(node)
 
     def construct_number(self, node: Node) -> int | float:
-        """A number that remembers how it was typed, in case it is meant as a name."""
+        if node.tag == _INTEGER and len(node.value) > INTEGER_CHARACTERS:
+            raise ValueError(f"a number of {len(node.value)} digits in line {node.start_mark.line + 1}")
         number = self.construct_yaml_int(node) if node.tag == _INTEGER else self.construct_yaml_float(node)
         written = WrittenInt(number) if isinstance(number, int) else WrittenFloat(number)
         written.typed = node.value
@@ -86,26 +85,8 @@ class _BoundedConstructor(SafeConstructor):
 
 
 for _tag in (_INTEGER, _FLOAT):
-    _BoundedConstructor.add_constructor(_tag, _BoundedConstructor.construct_number)
-_BoundedConstructor.add_constructor(_DATE, _BoundedConstructor.construct_date)
-
-
-def _measure(node: Node, measured: dict[int, tuple[int, int]], level: int) -> tuple[int, int]:
-    """Values and levels of a node with all aliases written out; `measured` are those of the nodes so far."""
-    if id(node) in measured:
-        return measured[id(node)]
-    if node.tag not in _PLAIN_TAGS:
-        raise ValueError(f"a value of the kind {node.tag!r:.60} in line {node.start_mark.line + 1}; quote it")
-    if node.tag == _INTEGER and len(node.value) > INTEGER_CHARACTERS:
-        raise ValueError(f"a number of {len(node.value)} digits in line {node.start_mark.line + 1}")
-    values, levels = 1, 0
-    # A node within itself would be followed for ever.
-    for child in node.value if isinstance(node, CollectionNode) and level <= YAML_DEPTH else ():
-        for part in child if isinstance(child, tuple) else (child,):
-            more, deeper = _measure(part, measured, level + 1)
-            values, levels = values + more, max(levels, deeper)
-    measured[id(node)] = values, levels + 1
-    return measured[id(node)]
+    _AsTyped.add_constructor(_tag, _AsTyped.construct_number)
+_AsTyped.add_constructor(_DATE, _AsTyped.construct_date)
 
 
 def nearest_sibling(missing: Path) -> str:
@@ -179,7 +160,7 @@ def read_json(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibli
     try:
         value = untrusted.parse_json(text, str(path))
     except UntrustedFileError as error:
-        raise ConfigError(f"{what} {error}; mend the JSON there") from None
+        raise ConfigError(f"{what} {error}; fix the JSON there") from None
     return as_mapping(value, f"{what} {path}")
 
 
