@@ -1,6 +1,6 @@
 """The story grammar: from (split, seed, index) to one story.
 
-A plot is a text. A blank line ends a paragraph; a line that begins with
+A plot is a text in the folder plots. A blank line ends a paragraph; a line that begins with
 
     *   begins a sentence,
     ?   begins a sentence that every other story leaves out,
@@ -14,13 +14,11 @@ import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
-from storyteller_ds.data.builtin import plots_of_courage as courage
-from storyteller_ds.data.builtin import plots_of_friends as friends
-from storyteller_ds.data.builtin import plots_of_things as of_things
-from storyteller_ds.data.builtin import things, vocabulary
-from storyteller_ds.data.builtin.things import Thing
+from storyteller_ds.data.builtin import vocabulary
+from storyteller_ds.data.builtin.vocabulary import Thing
 
 GRAMMAR_VERSION = 1
 """Part of every corpus fingerprint: raise it with each change that alters a story."""
@@ -129,46 +127,17 @@ def compile_paragraphs(text: str) -> tuple[Paragraph, ...]:
     return tuple(paragraphs)
 
 
-# Every wording of the first sentence has the name and the place, so that a story shows its key.
-OPENING = """
-* Once upon a time, {a_kind} named {name} lived [near|close to|not far from] the {place}.
-/ Once upon a time, there was {a_kind} named {name}. {His} home was [near|close to] the {place}.
-/ There once was {a_kind} named {name} who lived in a [small|little|cozy] [house|home] near the {place}.
-/ {name} was {a_kind} who lived [near|close to|not far from] the {place}.
-/ In a [small|little|cozy] [house|home] near the {place} lived {a_kind} named {name}.
-/ Not far from the {place}, there lived {a_kind}. {His} name was {name}.
-* {He} was [very|always] {trait}, and {shown_by}
-/ [Everyone said that {name} was {trait}.|Everyone knew how {trait} {name} was.] {Shown_by}
-/ {name} was {a_trait} {kind}. {Shown_by}
-"""
+def _plot(name: str, things: str, adjectives: str) -> Plot:
+    def text(of: str) -> str:
+        return files(__package__).joinpath("plots", f"{of.replace(' ', '_')}.txt").read_text(encoding="utf-8")
+
+    # Every wording of the first sentence has the name and the place, so that a story shows its key.
+    (opening,) = compile_paragraphs(text("opening"))
+    first, *others = compile_paragraphs(text(name))
+    return Plot((opening + first, *others), vocabulary.THINGS[things], vocabulary.ADJECTIVES[adjectives])
 
 
-def _plot(text: str, plot_things: tuple[Thing, ...], adjectives: tuple[str, ...]) -> Plot:
-    (opening,) = compile_paragraphs(OPENING)
-    first, *others = compile_paragraphs(text)
-    return Plot((opening + first, *others), plot_things, adjectives)
-
-
-_PRIZE_LOOKS = ("golden", "silver", "shiny", "big", "red", "blue", "splendid", "big golden", "shiny blue")
-_OLD_LOOKS = ("big", "old", "little", "beautiful", "red", "blue", "green", "funny old")
-_TOOL_LOOKS = ("strong", "old", "good", "good old", "big", "sturdy")
-
-PLOTS: dict[str, Plot] = {
-    "lost": _plot(of_things.LOST, things.KEEPSAKES, vocabulary.LOOKS),
-    "sharing": _plot(of_things.SHARING, things.TOYS, vocabulary.LOOKS),
-    "mended": _plot(of_things.MENDED, things.BREAKABLE, vocabulary.LOOKS),
-    "confessed": _plot(of_things.CONFESSED, things.TREASURES_OF_THE_HOUSE, vocabulary.LOOKS),
-    "saving up": _plot(of_things.SAVING_UP, things.SHOP_THINGS, vocabulary.LOOKS),
-    "learning": _plot(courage.LEARNING, things.SKILLS, ("new",)),
-    "the dark": _plot(courage.THE_DARK, things.NIGHT_FRIENDS, vocabulary.LOOKS),
-    "storm": _plot(courage.STORM, things.STORM_GAMES, _OLD_LOOKS),
-    "race": _plot(courage.RACE, things.PRIZES, _PRIZE_LOOKS),
-    "rescue": _plot(courage.RESCUE, things.TOOLS, _TOOL_LOOKS),
-    "stranger": _plot(friends.STRANGER, things.LOADS, vocabulary.LOADS),
-    "garden": _plot(friends.GARDEN, things.PLANTS, vocabulary.SIZES_OF_PLANTS),
-    "surprise": _plot(friends.SURPRISE, things.TREATS, vocabulary.FLAVORS),
-    "new friend": _plot(friends.NEW_FRIEND, things.TOYS, vocabulary.LOOKS),
-}
+PLOTS = {name: _plot(name, **words) for name, words in vocabulary.WORDS["plots"].items()}
 _PLOT_NAMES = tuple(PLOTS)
 _NAMES = vocabulary.GIRL_NAMES + vocabulary.BOY_NAMES
 _GIRLS = frozenset(vocabulary.GIRL_NAMES)
