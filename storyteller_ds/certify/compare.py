@@ -1,12 +1,52 @@
-"""How far a row's results are from its reference's."""
+"""What a run has computed, read from its folder, and how far it is from that of another run."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from storyteller_ds.certify.results import Results, StepNumbers
+from storyteller_ds.certify.traffic import Traffic
+from storyteller_ds.checkpoint.read import open_checkpoint
+from storyteller_ds.engines.differences import differences, largest, relative_difference
+from storyteller_ds.training.trained_run import TrainedRun
+
+ROUTER = ("balance_loss", "z_loss", "router_entropy")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run of a row has computed."""
+
+    records: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    weights: Mapping[str, Tensor]
+    """Canonical name -> fp32, after the last step."""
+    logits_BSV: Tensor
+    """fp32, of a batch held back from training."""
+    traffic: Traffic
+    """Sum over ranks, all steps."""
+    peak_memory_bytes: int
+    """Of the rank that needed most. CPU: resident, with everything that it has imported. CUDA: allocated."""
+    smallest_margin: float | None
+    """Smallest lead of a chosen expert over the best one not chosen (router logits); None where not measured."""
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """What each optimizer step reported, over all ranks."""
+        steps = [record for record in self.records if "train_loss" in record]
+        return [{"loss": step["train_loss"], **{name: step[name] for name in ("grad_norm", *ROUTER)}} for step in steps]
+
+    @property
+    def step_time_s(self) -> float:
+        """Median over the steps after the first."""
+        times = [record["step_time_s"] for record in self.records if "step_time_s" in record]
+        return float(statistics.median(times[1:] or times))
 
 
 @dataclass(frozen=True)
@@ -23,77 +63,78 @@ class Difference:
     """Of any tensor after the last step."""
     logits: float
     by_weight: Mapping[str, float]
-    """The difference of each tensor, in the model's order."""
-
-    def largest(self) -> tuple[str, float]:
-        """The quantity that differs most, and by how much."""
-        numbers = {
-            "loss": self.loss,
-            "gradient norm": self.grad_norm,
-            "router losses": self.router,
-            "weights": self.weights,
-            "logits": self.logits,
-        }
-        # NaN is larger than anything.
-        return max(numbers.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+    """The difference of each tensor."""
 
     def first_weight_beyond(self, tolerance: float) -> str | None:
-        """The first tensor in the model's order that differs by more."""
+        """The first tensor that differs by more."""
         return next((name for name, value in self.by_weight.items() if not value <= tolerance), None)
 
-    def complaint(self, tolerance: float) -> str | None:
+    def problem(self, tolerance: float) -> str | None:
         """One line on what is beyond the tolerance, with the first tensor that differs; None if nothing is."""
-        what, value = self.largest()
+        quantities = {"loss": self.loss, "gradient norm": self.grad_norm, "router losses": self.router}
+        quantity, value = largest({**quantities, "weights": self.weights, "logits": self.logits})
         if value <= tolerance:
             return None
         name = self.first_weight_beyond(tolerance)
         tensor = (
             f"first tensor that differs: {name} ({self.by_weight[name]:.1e})" if name else "every weight tensor agrees"
         )
-        return f"largest difference {value:.1e} ({what}), allowed {tolerance:g}; {tensor}"
+        return f"largest difference {value:.1e} ({quantity}), allowed {tolerance:g}; {tensor}"
 
 
 def compare(ours: Results, reference: Results) -> Difference:
-    """The differences of `ours` from `reference`.
+    """The differences of `ours` from `reference`."""
 
-    Scalars: |a - b| / |b|. Tensors: relative_difference.
-    """
-    by_weight = {
-        name: relative_difference(ours.weights[name], tensor) if name in ours.weights else math.inf
-        for name, tensor in reference.weights.items()
-    }
-    by_weight |= {name: math.inf for name in ours.weights if name not in reference.weights}
+    def of_steps(*fields: str) -> float:
+        return largest(differences(numbers(ours.steps, fields), numbers(reference.steps, fields)))[1]
+
+    by_weight = differences(ours.weights, reference.weights)
     return Difference(
-        loss=_steps_differ(ours.steps, reference.steps, "loss"),
-        grad_norm=_steps_differ(ours.steps, reference.steps, "grad_norm"),
-        router=_largest(
-            _steps_differ(ours.steps, reference.steps, field) for field in ("balance_loss", "z_loss", "router_entropy")
-        ),
-        weights=_largest(by_weight.values()),
+        loss=of_steps("loss"),
+        grad_norm=of_steps("grad_norm"),
+        router=of_steps(*ROUTER),
+        weights=largest(by_weight)[1],
         logits=relative_difference(ours.logits_BSV, reference.logits_BSV),
         by_weight=by_weight,
     )
 
 
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b| with Frobenius norms, in fp64; 0 for two zero tensors, infinite for other shapes.
+def numbers(records: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> dict[str, Tensor]:
+    """These fields of all records that have them, each under a name of its own; null, which is not finite, is NaN."""
 
-    Not entry by entry: AdamW divides a gradient by its own size, so an entry whose gradient is mere
-    rounding moves by rounding's sign, whatever the topology (docs/decisions/0003).
+    def number(value: float | None) -> Tensor:
+        return torch.tensor(math.nan if value is None else value, dtype=torch.float64)
+
+    return {
+        f"{field} of record {place}": number(record[field])
+        for place, record in enumerate(records, start=1)
+        for field in fields
+        if field in record
+    }
+
+
+def write_rank(folder: Path, rank: int, **tensors: Tensor) -> None:
+    """Write what one rank adds to the run folder; see read_results."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"rank{rank}.safetensors")
+
+
+def read_results(run: TrainedRun, ranks: int, names: Iterable[str]) -> Results:
+    """Read the run folder and what its ranks have added.
+
+    Args:
+        run: a finished run.
+        ranks: how many have trained.
+        names: of the weights, in the model's order.
     """
-    if a.shape != b.shape:
-        return math.inf
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300))
-
-
-def _steps_differ(ours: list[StepNumbers], reference: list[StepNumbers], field: str) -> float:
-    if len(ours) != len(reference):
-        return math.inf
-    pairs = [(getattr(a, field), getattr(b, field)) for a, b in zip(ours, reference, strict=True)]
-    return _largest(abs(a - b) / max(abs(b), 1e-300) for a, b in pairs)
-
-
-def _largest(values: Iterable[float]) -> float:
-    """The largest; NaN if one is, which max() might overlook."""
-    every = list(values)
-    return math.nan if any(math.isnan(value) for value in every) else max(every, default=0.0)
+    assert run.checkpoint is not None
+    tensors = open_checkpoint(run.checkpoint).open_tensors("weights")
+    added = [load_file(run.folder / f"rank{rank}.safetensors") for rank in range(ranks)]
+    payload, messages = torch.stack([each["traffic"] for each in added]).sum(dim=0).tolist()
+    return Results(
+        records=run.metrics,
+        weights={name: tensors[name] for name in names},
+        logits_BSV=torch.cat([each["logits_BSV"] for each in added]),
+        traffic=Traffic(payload, messages),
+        peak_memory_bytes=max(int(each["peak_memory_bytes"]) for each in added),
+        smallest_margin=float(added[0]["margins"].min()) if added[0]["margins"].numel() else None,
+    )

@@ -1,5 +1,6 @@
 """The certificate: as a table for people, as JSON for programs, as Markdown for the documentation."""
 
+import contextlib
 import datetime
 import json
 import math
@@ -7,7 +8,8 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,14 @@ from storyteller_kernels.cpu_products import instruction_set
 from storyteller_ds.certify.rows import PRESET, RUN, STEPS, TOLERANCE
 from storyteller_ds.certify.run import Verdict
 
-COLUMNS = (
-    "row",
-    "ranks",
-    "loss",
-    "grad norm",
-    "router",
-    "weights",
-    "logits",
-    "sent/routed",
-    "memory",
-    "step",
-    "result",
-)
+QUANTITIES = {name.replace("_", " "): name for name in ("loss", "grad_norm", "router", "weights", "logits")}
+"""Column -> field of Difference."""
+COLUMNS = ("row", "ranks", *QUANTITIES, "sent/routed", "memory", "step", "result")
 LEGEND = (
     "loss, grad norm, router: largest relative difference of any step (router: balance loss, z-loss, entropy); "
     "weights: of any tensor after the last step, |a - b| / |b| in Frobenius norm; logits: of a batch held back. "
-    "sent/routed: bytes handed to all-to-all (rows, their gradients and the counts that announce them; all ranks; "
-    "rows that stay on their own rank included) over tokens x top_k x width x 4 bytes x 2 ways x forward and "
+    "sent/routed: bytes handed to all-to-all (tokens, their gradients and the counts that announce them; all ranks; "
+    "tokens that stay on their own rank included) over tokens x top_k x width x 4 bytes x 2 ways x forward and "
     "backward x layers. memory: peak of the largest rank (CPU: resident, with all that is imported; CUDA: "
     "allocated). step: median; ranks share the cores."
 )
@@ -54,24 +46,10 @@ SCOPE = (
 def cells(verdict: Verdict) -> list[str]:
     """A row of the table, in the order of COLUMNS."""
     placement, difference, results = verdict.placement, verdict.difference, verdict.results
-    numbers = (
-        ["-"] * 5
-        if difference is None
-        else [
-            _number(value)
-            for value in (
-                difference.loss,
-                difference.grad_norm,
-                difference.router,
-                difference.weights,
-                difference.logits,
-            )
-        ]
-    )
     return [
         placement.row.name,
         f"{placement.ranks} {placement.device}",
-        *numbers,
+        *("-" if difference is None else _number(getattr(difference, field)) for field in QUANTITIES.values()),
         "-" if verdict.traffic_ratio is None else f"{verdict.traffic_ratio:.4f}",
         "-" if results is None else f"{results.peak_memory_bytes / 2**20:,.0f} MiB",
         "-" if results is None else f"{1000 * results.step_time_s:,.0f} ms",
@@ -80,7 +58,7 @@ def cells(verdict: Verdict) -> list[str]:
 
 
 def terminal_table(verdicts: Sequence[Verdict]) -> Table:
-    """For a person at a terminal."""
+    """For a terminal."""
     table = Table(title=f"largest relative differences (allowed {TOLERANCE:g})", box=SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("row", "result") else "right")
@@ -98,19 +76,16 @@ def markdown_table(verdicts: Sequence[Verdict]) -> str:
 
 def problems(verdicts: Sequence[Verdict]) -> list[str]:
     """A line for every row that is wrong, with what may explain it."""
-    margins = {
-        (v.placement.row.name, v.placement.device): v.results.smallest_margin for v in verdicts if v.results is not None
-    }
+    margins = {(v.placement.row.name, v.placement.device): v.results.smallest_margin for v in verdicts if v.results}
     lines = []
     for verdict in verdicts:
-        if not verdict.bad:
-            continue
-        placement = verdict.placement
-        line = f"{placement.row.name}: {verdict.problem}"
-        margin = margins.get((placement.row.reference or "", placement.device))
-        if verdict.outcome == "differs" and margin is not None and margin < 1e-6:
-            line += f"; a router's choice hung on {margin:.0e} (logits), which rounding may turn"
-        lines.append(line)
+        if verdict.bad:
+            row = verdict.placement.row
+            line = f"{row.name}: {verdict.problem}"
+            margin = margins.get((row.reference or "", verdict.placement.device))
+            if verdict.outcome == "differs" and margin is not None and margin < 1e-6:
+                line += f"; a router's choice hung on {margin:.0e} (logits), which rounding may turn"
+            lines.append(line)
     return lines
 
 
@@ -153,7 +128,7 @@ def machine() -> dict[str, str]:
         "processor": _processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "deepspeed": _version("deepspeed"),
+        "deepspeed": version("deepspeed") if find_spec("deepspeed") else "not installed",
     }
     if torch.cuda.is_available():
         facts["cuda"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -163,26 +138,27 @@ def machine() -> dict[str, str]:
 def _row_json(verdict: Verdict) -> dict[str, Any]:
     placement, difference, results = verdict.placement, verdict.difference, verdict.results
     row = placement.row
-    return {
-        "name": row.name,
-        "why": row.why,
+    fields: dict[str, Any] = {
+        **{name: getattr(row, name) for name in ("name", "why", "reference", "tolerance", "deepspeed", "overrides")},
         "ranks": placement.ranks,
         "device": placement.device,
-        "reference": row.reference,
-        "tolerance": row.tolerance,
-        "deepspeed": row.deepspeed,
-        "overrides": row.overrides,
         "outcome": verdict.outcome,
         "problem": verdict.problem,
-        "difference": None if difference is None else asdict(difference),
-        "first_tensor": None if difference is None else difference.first_weight_beyond(row.tolerance),
-        "traffic": None if results is None else {**asdict(results.traffic), "sent_over_routed": verdict.traffic_ratio},
-        "peak_memory_bytes": None if results is None else results.peak_memory_bytes,
-        "step_time_s": None if results is None else results.step_time_s,
-        "smallest_router_margin": None if results is None else results.smallest_margin,
         "seconds": verdict.seconds,
-        "steps": [] if results is None else [asdict(step) for step in results.steps],
     }
+    names = ("difference", "first_tensor", "traffic", "peak_memory_bytes", "step_time_s", "smallest_router_margin")
+    fields |= dict.fromkeys(names) | {"steps": []}
+    if results is not None:
+        fields |= {
+            "traffic": {**asdict(results.traffic), "sent_over_routed": verdict.traffic_ratio},
+            "peak_memory_bytes": results.peak_memory_bytes,
+            "step_time_s": results.step_time_s,
+            "smallest_router_margin": results.smallest_margin,
+            "steps": results.steps,
+        }
+    if difference is not None:
+        fields |= {"difference": asdict(difference), "first_tensor": difference.first_weight_beyond(row.tolerance)}
+    return fields
 
 
 def _finite(value: Any) -> Any:
@@ -198,13 +174,6 @@ def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -216,16 +185,8 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        here = Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return "unknown"

@@ -6,7 +6,7 @@ row's name is what `--only` takes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.errors import UserError
@@ -16,7 +16,7 @@ STEPS = 8
 TOLERANCE = 1e-5
 """Largest relative difference in fp32 (docs/decisions/0003)."""
 TRAFFIC_LIMIT = 1.02
-"""Most bytes that an exchange may send for each byte that the routing asks for."""
+"""Most bytes that an exchange may send for each byte that the routing needs."""
 
 RUN = (
     "data.source=builtin",
@@ -58,19 +58,25 @@ class Row:
     name: str
     why: str
     """What agreement of this row proves."""
-    ranks: int
-    reference: str | None
-    """Name of the row that it must agree with; None: it is only a reference."""
     overrides: tuple[str, ...] = ()
     """Beyond RUN, as section.field=value."""
     deepspeed: Mapping[str, Any] | None = None
     """The DeepSpeed JSON; None: one process without DeepSpeed."""
+    ranks: int = 2
+    reference: str | None = "single"
+    """Name of the row that it must agree with; None: it is only a reference."""
     tolerance: float = TOLERANCE
     """Largest relative difference of any compared number."""
-    exact_traffic: bool = False
-    """Whether the exchange promises to send the routed rows and no more (TRAFFIC_LIMIT)."""
-    fits_one_card: bool = False
-    """Whether the row still says something as one rank on a machine with a single CUDA card."""
+
+    @property
+    def exact_traffic(self) -> bool:
+        """Whether experts are spread over ranks by an exchange that promises to send the routed tokens and no more."""
+        return not {_EP_AUTO, _EP2, _EP4}.isdisjoint(self.overrides)
+
+    @property
+    def fits_one_card(self) -> bool:
+        """Whether the row still proves something as one rank on a machine with a single CUDA card."""
+        return not {_EP_AUTO, _EP1, _LOCAL}.isdisjoint(self.overrides)
 
 
 def _zero(stage: int, **more: object) -> dict[str, Any]:
@@ -89,121 +95,61 @@ def _zero(stage: int, **more: object) -> dict[str, Any]:
 
 # By default ZeRO-3 leaves parameters of this size whole; 0 takes every one of them apart.
 _ZERO3 = {"stage3_param_persistence_threshold": 0}
-_ON_CPU = {"device": "cpu"}
-_EVERY_SEQUENCE = "moe.balance_scope=sequence"
+_CPU = {"device": "cpu"}
+_AUTOEP = {**_zero(3, **_ZERO3), "expert_parallel": {"enabled": True, "autoep_size": 2}}
+_EP_AUTO, _EP1, _EP2, _EP4 = (f"parallel.ep_size={size}" for size in ("auto", 1, 2, 4))
+_LOCAL, _STOCK = "parallel.strategy=local", "parallel.strategy=stock"
+_BY_SEQUENCE = "moe.balance_scope=sequence"
 _MUON = "optimizer.kind=muon"
 
 ROWS = (
-    Row("single", "the reference: one process, no DeepSpeed", 1, None),
-    Row("repeat", "the reference once more, to the bit", 1, "single", tolerance=0.0),
-    Row(
-        "ep1",
-        "data parallel, every rank has all experts",
-        2,
-        "single",
-        ("parallel.ep_size=1",),
-        _zero(2),
-        fits_one_card=True,
-    ),
-    Row(
-        "ep2",
-        "experts over 2 ranks, in 2 data-parallel groups",
-        4,
-        "single",
-        ("parallel.ep_size=2",),
-        _zero(2),
-        exact_traffic=True,
-    ),
-    Row("ep4", "experts over 4 ranks", 4, "single", ("parallel.ep_size=4",), _zero(2), exact_traffic=True),
-    *(
-        Row(
-            f"zero{stage}",
-            what,
-            2,
-            "single",
-            ("parallel.ep_size=auto",),
-            _zero(stage),
-            exact_traffic=True,
-            fits_one_card=True,
-        )
-        for stage, what in (
-            (0, "nothing sharded, experts over 2 ranks"),
-            (1, "optimizer state sharded, experts over 2 ranks"),
-            (2, "and gradients sharded, experts over 2 ranks"),
-        )
-    ),
-    Row(
-        "zero3",
-        "every parameter sharded, stacked experts too",
-        2,
-        "single",
-        ("parallel.ep_size=1",),
-        _zero(3, **_ZERO3),
-        fits_one_card=True,
-    ),
-    Row(
-        "zero2_offload",
-        "ZeRO-2, optimizer on the CPU",
-        2,
-        "single",
-        ("parallel.ep_size=1",),
-        _zero(2, offload_optimizer=_ON_CPU),
-        fits_one_card=True,
-    ),
+    Row("single", "the reference: one process, no DeepSpeed", ranks=1, reference=None),
+    Row("repeat", "the reference once more, to the bit", ranks=1, tolerance=0.0),
+    Row("ep1", "data parallel, every rank has all experts", (_EP1,), _zero(2)),
+    Row("ep2", "experts over 2 ranks, in 2 data-parallel groups", (_EP2,), _zero(2), ranks=4),
+    Row("ep4", "experts over 4 ranks", (_EP4,), _zero(2), ranks=4),
+    Row("zero0", "nothing sharded, experts over 2 ranks", (_EP_AUTO,), _zero(0)),
+    Row("zero1", "optimizer state sharded, experts over 2 ranks", (_EP_AUTO,), _zero(1)),
+    Row("zero2", "and gradients sharded, experts over 2 ranks", (_EP_AUTO,), _zero(2)),
+    Row("zero3", "every parameter sharded, stacked experts too", (_EP1,), _zero(3, **_ZERO3)),
+    Row("zero2_offload", "ZeRO-2, optimizer on the CPU", (_EP1,), _zero(2, offload_optimizer=_CPU)),
     Row(
         "zero3_offload",
         "ZeRO-3, optimizer and parameters on the CPU",
-        2,
-        "single",
-        ("parallel.ep_size=1",),
-        _zero(3, **_ZERO3, offload_optimizer=_ON_CPU, offload_param=_ON_CPU),
-        fits_one_card=True,
+        (_EP1,),
+        _zero(3, **_ZERO3, offload_optimizer=_CPU, offload_param=_CPU),
     ),
+    Row("autoep", "ZeRO-3 with experts over 2 ranks (AutoEP)", (_EP2,), _AUTOEP),
+    Row("local", "data parallel without any MoE layer of DeepSpeed's", (_LOCAL,), _zero(2)),
+    Row("stock", "DeepSpeed's own gate and exchange", (_STOCK,), _zero(2)),
     Row(
-        "autoep",
-        "ZeRO-3 with experts over 2 ranks (AutoEP)",
-        2,
-        "single",
-        ("parallel.ep_size=2",),
-        {**_zero(3, **_ZERO3), "expert_parallel": {"enabled": True, "autoep_size": 2}},
-        exact_traffic=True,
+        "single_sequence",
+        "the reference of the splits: balance counted by sequence",
+        (_BY_SEQUENCE,),
+        ranks=1,
+        reference=None,
     ),
-    Row(
-        "local",
-        "data parallel without any mixture layer of DeepSpeed's",
-        2,
-        "single",
-        ("parallel.strategy=local",),
-        _zero(2),
-        fits_one_card=True,
-    ),
-    Row("stock", "DeepSpeed's own gate and exchange", 2, "single", ("parallel.strategy=stock",), _zero(2)),
-    Row("single_sequence", "the reference of the splits: balance counted by sequence", 1, None, (_EVERY_SEQUENCE,)),
     Row(
         "passes2",
-        "2 passes a step, experts over 2 ranks",
-        2,
-        "single_sequence",
-        (_EVERY_SEQUENCE, "train.gradient_accumulation_steps=2", "parallel.ep_size=2"),
+        "2 accumulation steps, experts over 2 ranks",
+        (_BY_SEQUENCE, "train.gradient_accumulation_steps=2", _EP2),
         _zero(2),
-        exact_traffic=True,
+        reference="single_sequence",
     ),
     Row(
         "passes4",
-        "4 passes a step in one process",
-        1,
-        "single_sequence",
-        (_EVERY_SEQUENCE, "train.gradient_accumulation_steps=4"),
+        "4 accumulation steps in one process",
+        (_BY_SEQUENCE, "train.gradient_accumulation_steps=4"),
+        ranks=1,
+        reference="single_sequence",
     ),
-    Row("single_muon", "the reference of Muon", 1, None, (_MUON,)),
+    Row("single_muon", "the reference of Muon", (_MUON,), ranks=1, reference=None),
     Row(
         "muon",
         "matrices orthogonalised that ZeRO-2 has cut, experts over 2 ranks",
-        2,
-        "single_muon",
-        (_MUON, "parallel.ep_size=2"),
+        (_MUON, _EP2),
         _zero(2),
-        exact_traffic=True,
+        reference="single_muon",
     ),
 )
 
@@ -221,3 +167,35 @@ def select(names: Sequence[str]) -> list[Row]:
     wanted = set(names or by_name)
     wanted |= {reference for name in wanted if (reference := by_name[name].reference) is not None}
     return [row for row in ROWS if row.name in wanted]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A row and where it runs."""
+
+    row: Row
+    device: Literal["cpu", "cuda"]
+    ranks: int
+
+
+def place(rows: Sequence[Row], cards: int) -> list[Placement]:
+    """Where each row runs on a machine with this many CUDA cards: one card a rank, on the CPU where they do not
+    suffice. A reference runs on every device on which a row is compared with it.
+    """
+    placed = []
+    for row in rows:
+        if row.ranks <= cards:
+            placed.append(Placement(row, "cuda", row.ranks))
+        elif cards and row.fits_one_card:
+            placed.append(Placement(row, "cuda", 1))
+        else:
+            placed.append(Placement(row, "cpu", row.ranks))
+    needed = {(p.row.reference, p.device) for p in placed}
+    have = {(p.row.name, p.device) for p in placed}
+    by_name = {row.name: row for row in rows}
+    extra = [
+        Placement(by_name[name], device, by_name[name].ranks)
+        for name, device in sorted(needed - have, key=str)
+        if name is not None
+    ]
+    return extra + placed

@@ -1,4 +1,4 @@
-"""Bytes that ranks exchange for their experts: counted at the door, and known beforehand from the routing."""
+"""Bytes that ranks exchange for their experts: counted in torch's all-to-all, and computed from the routing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +61,8 @@ def counted() -> Iterator[Traffic]:
 def routed_bytes(run: RunConfig, steps: int) -> int:
     """Bytes that dropless top-k routing has to move in `steps` steps of training in fp32, over all ranks.
 
-    tokens * K choices * D features * 4 bytes, to the experts and back, forward and backward, in every mixture
+    tokens * K choices * D features * 4 bytes, to the experts and back, forward and backward, in every MoE
     layer. It follows from the run config alone, so it is independent of the exchange that it judges.
     """
     tokens = steps * run.train.global_batch_size * run.data.sequence_length
-    layers = run.moe_layers
-    return tokens * run.moe.top_k * run.model.hidden_size * 4 * 2 * 2 * layers
+    return tokens * run.moe.top_k * run.model.hidden_size * 4 * 2 * 2 * run.moe_layers

@@ -11,7 +11,7 @@ import os
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 _MODULES = (
-    "storyteller_ds.certify.worker",
+    "storyteller_ds.certify.rank",
     "torch._dynamo",  # torch imports it with the first optimizer
     "storyteller_ds.engines.deepspeed.engine",
     "storyteller_ds.engines.deepspeed.expert_parallel",

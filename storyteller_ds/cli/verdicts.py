@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 
 from storyteller_ds.certify import report
-from storyteller_ds.certify.rows import Row
-from storyteller_ds.certify.run import NotCertified, Verdict, certify, place
+from storyteller_ds.certify.rows import Row, place
+from storyteller_ds.certify.run import NotCertified, Verdict, certify
 from storyteller_ds.console import lines_to
 from storyteller_ds.durable import write_output
 

@@ -1,7 +1,7 @@
-"""One step of a small copy of the model on this run's topology, against the same step on one device.
+"""The self-test of a run: one step of a small copy of its model on its topology and on one device.
 
 It finds on the user's own machine, before hours are spent, a driver, a network or a library that computes a wrong
-gradient.
+gradient. `storyteller certify` compares whole runs.
 """
 
 import gc
@@ -16,6 +16,7 @@ from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine
+from storyteller_ds.engines.differences import differences, largest
 from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import TrainingStopped
@@ -28,7 +29,7 @@ token to another expert, so that only gross errors are found."""
 
 
 def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, device: torch.device) -> float:
-    """The largest relative difference of the loss, the gradient's norm and any tensor of the gradient.
+    """The largest relative difference of the loss, the gradient norm and any tensor of the gradient.
 
     Called by every rank. AdamW's first moment after the first step is the clipped gradient times 1 - beta1,
     wherever ZeRO keeps it, so what is compared is the result of a whole training step.
@@ -45,19 +46,14 @@ def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, 
     reference = _one_step(SingleEngine(small, alone, device), batch, small)
     del engine
     gc.collect()
-
-    differences = {
-        name: float((ours[name] - expected).norm() / expected.norm().clamp(min=1e-30))
-        for name, expected in reference.items()
-    }
-    worst = max(differences, key=lambda name: differences[name])
-    if not differences[worst] <= TOLERANCES[run_dtype(run, device)]:
+    name, difference = largest(differences(ours, reference))
+    if not difference <= TOLERANCES[run_dtype(run, device)]:
         raise TrainingStopped(
-            f"self-test: the {worst} on {world.size} rank(s) differs from that on one device by "
-            f"{differences[worst]:.1e} of its norm, so this run is not started; `storyteller certify` shows which "
+            f"self-test: the {name} on {world.size} rank(s) differs from that on one device by "
+            f"{difference:.1e} of its norm, so this run is not started; `storyteller certify` shows which "
             "topologies agree on this machine"
         )
-    return differences[worst]
+    return difference
 
 
 def _small_copy(run: RunConfig, world_size: int) -> RunConfig:

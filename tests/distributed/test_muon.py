@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.certify.compare import relative_difference
+from storyteller_ds.engines.differences import relative_difference
 from tests.support.distributed import TINY_RUN
 from tests.support.runs import read_metrics, read_state
 from tests.support.warm_machine import MainJob

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from storyteller_ds.certify.compare import relative_difference
 from storyteller_ds.checkpoint.resume import newest_valid
 from tests.support.distributed import TRAIN, wait_until
-from tests.support.runs import copy_run, read_metrics, read_state
+from tests.support.runs import assert_same_numbers, copy_run, read_metrics, read_state
 from tests.support.warm_machine import STORYTELLER, Run, WarmMachine, ds_arguments
 
 from .injections import VARIABLE
@@ -213,10 +212,7 @@ class Case:
 
     def is_within(self, other: Path, tolerance: float) -> None:
         """As is_exactly, but for the rounding of another order of sums."""
-        ours, theirs = read_state(self.run_folder, STEPS), read_state(other, STEPS)
-        assert ours.keys() == theirs.keys()
-        far = {name: relative_difference(ours[name], theirs[name]) for name in theirs}
-        assert max(far.values()) <= tolerance, {name: value for name, value in far.items() if value > tolerance}
+        assert_same_numbers(self.run_folder, other, STEPS, tolerance, fields=())
         self.saw(f"weights and moments within {tolerance:g} of the undisturbed run")
 
 

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from storyteller_ds.certify.compare import numbers
 from storyteller_ds.checkpoint.names import step_folder_name
 from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
+from storyteller_ds.engines.differences import differences, largest
 
 MEASURED = ("tokens_per_s", "step_time_s", "memory_peak_bytes")
 """Fields of metrics.jsonl that depend on the machine and not on the run."""
@@ -29,6 +32,32 @@ def read_state(run_folder: Path, step: int) -> dict[str, Tensor]:
         files = checkpoint.open_tensors(part)
         tensors |= {name: files[name] for name in files}
     return tensors
+
+
+FIELDS = ("train_loss", "grad_norm", "balance_loss", "z_loss", "router_entropy", "val_loss", "val_bpb")
+
+
+def assert_same_numbers(
+    ours: Path,
+    reference: Path,
+    step: int,
+    tolerance: float = 1e-5,
+    fields: Sequence[str] = FIELDS,
+    moments: bool = True,
+) -> None:
+    """These fields of every record, and the weights and moments of a step, are those of another run but for rounding.
+
+    Raises:
+        AssertionError: they are not; names the number that differs most.
+    """
+
+    def every(folder: Path) -> dict[str, Tensor]:
+        state = read_state(folder, step).items()
+        weights = {name: tensor for name, tensor in state if moments or not name.startswith("exp_avg")}
+        return numbers(read_metrics(folder), fields) | weights
+
+    name, difference = largest(differences(every(ours), every(reference)))
+    assert difference <= tolerance, f"{name} differs by {difference:.1e}"
 
 
 def copy_run(source: Path, folder: Path, up_to_step: int) -> Path:

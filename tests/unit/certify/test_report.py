@@ -3,17 +3,15 @@
 import dataclasses
 import io
 import json
-import math
 
 import pytest
 from rich.console import Console
 from storyteller_kernels.cpu_products import instruction_set
 
 from storyteller_ds.certify import report
-from storyteller_ds.certify.compare import compare
-from storyteller_ds.certify.results import Results
-from storyteller_ds.certify.rows import ROWS
-from storyteller_ds.certify.run import Placement, Verdict
+from storyteller_ds.certify.compare import Results, compare
+from storyteller_ds.certify.rows import ROWS, Placement
+from storyteller_ds.certify.run import Verdict
 
 SINGLE, EP2, ZERO1 = (next(row for row in ROWS if row.name == name) for name in ("single", "ep2", "zero1"))
 
@@ -21,11 +19,11 @@ SINGLE, EP2, ZERO1 = (next(row for row in ROWS if row.name == name) for name in 
 @pytest.fixture
 def verdicts(results: Results) -> list[Verdict]:
     other = dataclasses.replace(results, weights={k: v * 1.5 for k, v in results.weights.items()})
-    other = dataclasses.replace(other, steps=[dataclasses.replace(s, loss=math.nan) for s in other.steps])
+    other = dataclasses.replace(other, records=[{**record, "train_loss": None} for record in other.records])
     difference = compare(other, results)
     return [
         Verdict(Placement(SINGLE, "cpu", 1), "reference", None, results, None, None, 1.0),
-        Verdict(Placement(EP2, "cuda", 4), "differs", difference.complaint(1e-5), other, difference, 1.00049, 2.0),
+        Verdict(Placement(EP2, "cuda", 4), "differs", difference.problem(1e-5), other, difference, 1.00049, 2.0),
         Verdict(Placement(ZERO1, "cpu", 2), "failed", "ConfigError: no", None, None, None, 3.0),
     ]
 

@@ -1,12 +1,9 @@
 """The table of rows can be run, and each row differs from its reference in its topology alone."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from storyteller_ds.certify.rows import PRESET, ROWS, RUN, STEPS, Row, select
-from storyteller_ds.certify.run import place, traffic_complaint
+from storyteller_ds.certify.rows import PRESET, ROWS, RUN, STEPS, Row, place, select
+from storyteller_ds.certify.run import traffic_problem
 from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.cli.certify import certify_command
 from storyteller_ds.config import load_config
@@ -18,24 +15,20 @@ BY_NAME = {row.name: row for row in ROWS}
 TOPOLOGY_SECTIONS = {"parallel", "train"}
 
 
-def loaded(row: Row, folder: Path) -> LoadedConfig:
-    path = None
-    if row.deepspeed is not None:
-        path = folder / f"{row.name}.json"
-        path.write_text(json.dumps(row.deepspeed))
-    return load_config(PRESET, [*RUN, *row.overrides], ds_config=path)
+def loaded(row: Row) -> LoadedConfig:
+    return load_config(PRESET, [*RUN, *row.overrides], ds_config=row.deepspeed)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_row_can_be_planned_and_is_its_references_run(row: Row, tmp_path: Path):
-    run = loaded(row, tmp_path).run
+def test_a_row_can_be_planned_and_is_its_references_run(row: Row):
+    run = loaded(row).run
     plan = make_plan(run, row.ranks)
     assert plan.world_size * plan.micro_batch_size * plan.accumulation_steps == run.train.global_batch_size
     assert run.train.max_steps == STEPS
     if row.fits_one_card:
         make_plan(run, 1)
     if row.reference is not None:
-        reference = loaded(BY_NAME[row.reference], tmp_path).run
+        reference = loaded(BY_NAME[row.reference]).run
         theirs = reference.model_dump(exclude=TOPOLOGY_SECTIONS)
         assert run.model_dump(exclude=TOPOLOGY_SECTIONS) == theirs
         assert run.train.global_batch_size == reference.train.global_batch_size
@@ -100,10 +93,10 @@ def test_routed_bytes_counted_one_by_one():
 
 def test_traffic_is_judged_where_it_is_promised():
     ep2, stock = BY_NAME["ep2"], BY_NAME["stock"]
-    assert traffic_complaint(ep2, 4, 1.0005) is None
-    assert "1.030" in str(traffic_complaint(ep2, 4, 1.03))
-    assert "0.500" in str(traffic_complaint(ep2, 4, 0.5))
-    assert "nothing went through" in str(traffic_complaint(ep2, 4, None))
+    assert traffic_problem(ep2, 4, 1.0005) is None
+    assert "1.030" in str(traffic_problem(ep2, 4, 1.03))
+    assert "0.500" in str(traffic_problem(ep2, 4, 0.5))
+    assert "nothing went through" in str(traffic_problem(ep2, 4, None))
     # DeepSpeed's own exchange pads; one rank has nobody to exchange with.
-    assert traffic_complaint(stock, 2, 2.4) is None
-    assert traffic_complaint(BY_NAME["zero2"], 1, None) is None
+    assert traffic_problem(stock, 2, 2.4) is None
+    assert traffic_problem(BY_NAME["zero2"], 1, None) is None

@@ -1,0 +1,175 @@
+"""One rank of one row: a training run like any other, with a callback that measures what its records do not hold."""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from storyteller_ds.certify.compare import write_rank
+from storyteller_ds.certify.rows import PRESET, RUN, Placement
+from storyteller_ds.certify.traffic import Traffic, counted
+from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.config import load_config
+from storyteller_ds.data.batches import BatchSplit, ValidationBatches
+from storyteller_ds.data.corpus import open_corpus
+from storyteller_ds.engines.base import StepResult
+from storyteller_ds.errors import StorytellerError
+from storyteller_ds.model.moe.router import Router
+from storyteller_ds.training.callbacks.callback import Callback
+from storyteller_ds.training.trainer import Trainer
+
+_ONLY_TRAIN = (
+    "tracking.wandb=disabled",
+    "train.sample_prompts=[]",
+    "train.eval_every_steps=0",
+    "train.eval_batches=1",
+    "train.log_every_steps=1",
+    "checkpoint.every_steps=0",
+)
+
+
+def log_of(folder: Path, rank: int) -> Path:
+    """What a rank and its libraries print; the last line of a rank that exits 1 is its error."""
+    return folder / f"rank{rank}.log"
+
+
+def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder: Path) -> NoReturn:
+    """Be one rank of a row; ends this process, with exit code 0 if everything is written, else 1.
+
+    Args:
+        placement: the row.
+        rank: of this process.
+        port: where the ranks meet.
+        corpus_key: of the corpus, which is already prepared.
+        folder: the run folder.
+    """
+    # A process group of its own, so that what DeepSpeed may start ends with it.
+    os.setpgrp()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    output = os.open(log_of(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        _set_environment(placement, rank, port)
+        row = placement.row
+        overrides = [*RUN, *_ONLY_TRAIN, *row.overrides, f"parallel.device={placement.device}"]
+        loaded = load_config(PRESET, overrides, ds_config=row.deepspeed, ranks=placement.ranks)
+        Trainer(loaded, folder, [_Measurements(corpus_key)], resume="never").fit()
+        code = 0
+    except StorytellerError as error:
+        print(error)
+    except BaseException as error:
+        traceback.print_exc()
+        reason = str(error).strip().splitlines()
+        print(f"{type(error).__name__}: {reason[0] if reason else ''}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without Python's finalisation, which gloo's threads may not survive (docs/experiments.md).
+    os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """End this rank, and everything that it has started, when the certifying process is gone."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _set_environment(placement: Placement, rank: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(placement.ranks),
+        LOCAL_WORLD_SIZE=str(placement.ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        DS_ACCELERATOR=placement.device,
+        OMP_NUM_THREADS="1",
+    )
+    # The model is too small to share among cores, and one thread is the same reduction order on every machine.
+    torch.set_num_threads(1)
+    if placement.device == "cuda":
+        # Must be set before the first product for deterministic cuBLAS.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+class _Measurements(Callback):
+    """Traffic and router margins of the training steps, and logits after the last."""
+
+    def __init__(self, corpus_key: str) -> None:
+        self.corpus_key = corpus_key
+        self.traffic = Traffic()
+        self.margins: list[float] = []
+        """Smallest lead in every forward pass of every router; one process without DeepSpeed only.
+
+        Explains a difference: another topology may choose differently between two experts that are equal to the last
+        bit.
+        """
+        self.in_training = contextlib.ExitStack()
+
+    def on_start(self, state: TrainState) -> None:
+        """Begin to measure."""
+        del state
+        self.traffic = self.in_training.enter_context(counted())
+        if self.trainer.loaded.deepspeed is None:
+            for module in self.trainer.engine.decoder.modules():
+                if isinstance(module, Router):
+                    self.in_training.callback(module.register_forward_pre_hook(self._measure_margin).remove)
+
+    def on_result(self, state: TrainState, result: StepResult) -> TrainState:
+        """Stop measuring after the last step, before the validation."""
+        del result
+        if state.step == self.trainer.run.train.max_steps:
+            self.in_training.close()
+        return state
+
+    def on_step_end(self, state: TrainState, last: bool) -> None:
+        """Write everything down after the last step."""
+        if last:
+            write_rank(
+                self.trainer.output_dir,
+                self.trainer.world.rank,
+                traffic=torch.tensor([self.traffic.payload_bytes, self.traffic.message_bytes]),
+                margins=torch.tensor(self.margins, dtype=torch.float64),
+                peak_memory_bytes=torch.tensor(_peak_memory(self.trainer.device)),
+                logits_BSV=self._held_logits(),
+            )
+
+    @torch.no_grad()
+    def _held_logits(self) -> Tensor:
+        """[B, S, V] fp32: this rank's part of the first validation batch; the ranks' parts are in rank order."""
+        run, world, engine = self.trainer.run, self.trainer.world, self.trainer.engine
+        corpus = open_corpus(run, self.corpus_key)
+        split = BatchSplit(world.rank, world.size, run.train.global_batch_size // world.size, 1)
+        batches = ValidationBatches(corpus.validation, corpus.validation_bytes, run.data.sequence_length, split)
+        token_BS = next(batches.batches(1)).token_BS
+        engine.decoder.eval()
+        logits_BSV: Tensor = engine.decoder(token_BS.to(engine.device))[0].float().cpu()
+        return logits_BSV
+
+    def _measure_margin(self, router: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(router.weight, Tensor)
+        top_k = self.trainer.run.moe.top_k
+        logits_TE = inputs[0].detach().double() @ router.weight.detach().double().t()
+        best = logits_TE.topk(top_k + 1, dim=1).values
+        self.margins.append(float((best[:, top_k - 1] - best[:, top_k]).min()))
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
