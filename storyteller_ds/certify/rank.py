@@ -124,7 +124,7 @@ class _Measurements(Callback):
         """Begin to measure."""
         del state
         self.traffic = self.in_training.enter_context(counted())
-        if self.trainer.loaded.deepspeed is None:
+        if self.trainer.run.parallel.zero_stage is None:  # one process without DeepSpeed
             for module in self.trainer.engine.decoder.modules():
                 if isinstance(module, Router):
                     self.in_training.callback(module.register_forward_pre_hook(self._measure_margin).remove)
@@ -144,7 +144,7 @@ class _Measurements(Callback):
                 self.trainer.world.rank,
                 traffic=torch.tensor([self.traffic.payload_bytes, self.traffic.message_bytes]),
                 margins=torch.tensor(self.margins, dtype=torch.float64),
-                peak_memory_bytes=torch.tensor(_peak_memory(self.trainer.device)),
+                peak_memory_bytes=torch.tensor(_peak_memory(self.trainer.engine.device)),
                 logits_BSV=self._held_logits(),
             )
 

@@ -40,7 +40,7 @@ def faulty_rank(*arguments):
 
         def on_start(self, state):
             super().on_start(state)
-            if self.trainer.loaded.deepspeed is not None and self.trainer.world.is_main:
+            if self.trainer.run.parallel.zero_stage is not None and self.trainer.world.is_main:
                 self.trainer.engine.decoder.register_forward_hook(self.scale)
 
         def scale(self, decoder, inputs, output):
