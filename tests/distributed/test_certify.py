@@ -41,7 +41,7 @@ def faulty_rank(*arguments):
         def on_start(self, state):
             super().on_start(state)
             if self.trainer.run.parallel.zero_stage is not None and self.trainer.world.is_main:
-                self.trainer.engine.decoder.register_forward_hook(self.scale)
+                self.in_training.callback(self.trainer.engine.decoder.register_forward_hook(self.scale).remove)
 
         def scale(self, decoder, inputs, output):
             output[0].register_hook(lambda gradient: gradient * 1.01)

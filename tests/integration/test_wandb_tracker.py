@@ -3,15 +3,12 @@
 import json
 import math
 import os
-import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import textwrap
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import pytest
 from storyteller_ds.training import wandb_tracker
 from storyteller_ds.training.wandb_tracker import WandbTracker
 from tests.support.distributed import SMALLEST_RUN, TRAIN
-from tests.support.wandb_offline import read_config, read_history, read_identity, split_records
+from tests.support.wandb_offline import read_config, read_history, read_identity
 from tests.support.warm_machine import WarmMachine
 
 RECORDS: list[dict[str, object]] = [
@@ -33,9 +30,21 @@ RECORDS: list[dict[str, object]] = [
 CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
 
 PROGRAM = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
+from storyteller_ds.distributed.supervision.processes import Process
+from storyteller_ds.training import wandb_tracker
 from storyteller_ds.training.wandb_tracker import WandbTracker
+from tests.support.distributed import wait_until
+
+def service():
+    (pid,) = wandb_tracker._services()
+    return pid
+
+def end_service(number):
+    ended = Process(service())
+    os.kill(ended.pid, number)
+    assert wait_until(lambda: not ended.is_alive(), 20)
 
 arguments = json.loads(sys.argv[1])
 warnings = []
@@ -222,7 +231,7 @@ def test_auto_with_a_netrc_entry_tries_the_server(tmp_path: Path) -> None:
 
 
 def test_a_hung_service_delays_neither_the_records_nor_the_exit_for_long(tmp_path: Path) -> None:
-    during = "import os, signal; os.kill(tracker._session._service.pid, signal.SIGSTOP)"
+    during = "import os, signal; os.kill(service(), signal.SIGSTOP)"
     report = track(tmp_path, "offline", during=during)
     assert report.log < 1.0
     assert report.close < wandb_tracker.CLOSE_LIMIT_SECONDS + wandb_tracker.KILLED_LIMIT_SECONDS + 1
@@ -234,9 +243,7 @@ def test_a_service_that_is_ended_with_the_run_is_started_once_more(number: int, 
     """DeepSpeed's launcher ends all descendants of a rank, Slurm all processes of a job, while the rank still saves."""
     during = f"""
         tracker.log({{"step": 0, "train_loss": 1.0}})
-        service = tracker._session._service
-        service.send_signal({int(number)})
-        service.wait(20)
+        end_service({int(number)})
     """
     report = track(tmp_path, "offline", run_id="story123", during=during, exit_code=75)
     assert report.warnings == []
@@ -251,13 +258,9 @@ def test_a_service_that_is_ended_with_the_run_is_started_once_more(number: int, 
 def test_a_service_that_dies_again_ends_the_tracking_with_one_warning(tmp_path: Path) -> None:
     during = """
         for step in range(2):
-            service = tracker._session._service
-            service.kill()
-            service.wait(20)
+            end_service(9)
             tracker.log({"step": 0, "train_loss": 1.0})
-            until = time.monotonic() + 20
-            while tracker._session._service is service and tracker._failure is None and time.monotonic() < until:
-                time.sleep(0.01)
+            wait_until(lambda: wandb_tracker._services() or tracker._failed, 20)
     """
     report = track(tmp_path, "offline", during=during)
     assert len(report.warnings) == 1
@@ -378,45 +381,3 @@ def test_a_missing_package_is_one_warning(
     assert tracker.run_id is None
     with pytest.raises(KeyError):
         tracker.log({"train_loss": 1.0})
-
-
-def test_the_reader_refuses_every_kind_of_damage(recorded: tuple[Path, Report], tmp_path: Path) -> None:
-    folder, _ = recorded
-    run = tmp_path / "run"
-    shutil.copytree(offline_run(folder), run)
-    (file,) = run.glob("run-*.wandb")
-    good = file.read_bytes()
-    damaged = {
-        "its head": b"X" + good[1:],
-        "checksum": good[:20] + bytes([good[20] ^ 1]) + good[21:],
-        "unknown type": good[:13] + b"\x09" + good[14:],
-        "out of order": good[:7] + _frame(3, b"middle") + good[7:],
-        "reaches beyond": good[:-1],
-        "within a frame's head": good + b"\0\0\0",
-        "within a record": good + _frame(2, b"first"),
-        "no wandb message": good + _frame(1, b"\xff\xff\xff"),
-    }
-    for message, content in damaged.items():
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            read_history(run)
-    file.unlink()
-    with pytest.raises(ValueError, match="0 run"):
-        read_history(run)
-
-
-def test_the_reader_joins_records_across_blocks() -> None:
-    block, head = 32 * 1024, b":W&B\xe1\xbe\0"
-    big = bytes(range(256)) * 300  # 76,800 bytes: three blocks
-    first = big[: block - len(head) - 7]
-    middle = big[len(first) : len(first) + block - 7]
-    last = big[len(first) + len(middle) :]
-    log = head + _frame(2, first) + _frame(3, middle) + _frame(4, last)
-    space = block - len(log) % block
-    filler = b"f" * (space - 7 - 5)  # leaves five bytes, too few for a frame's head
-    log += _frame(1, filler) + b"\0" * 5 + _frame(1, b"end")
-    assert list(split_records(log)) == [big, filler, b"end"]
-
-
-def _frame(kind: int, body: bytes) -> bytes:
-    return struct.pack("<IHB", zlib.crc32(bytes([kind]) + body), len(body), kind) + body
