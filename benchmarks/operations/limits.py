@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from storyteller_kernels.cpu_products import onednn_is_faster, product
+from storyteller_kernels.cpu_products import ONEDNN, onednn_is_faster
 from torch import Tensor
 
 from benchmarks.operations.case import Limit, LimitStep, Step
@@ -71,7 +71,7 @@ def _copy(target: Tensor, source: Tensor, _: object) -> None:
 
 
 def _onednn(x_RD: Tensor, weight_HD: Tensor, _: object) -> None:
-    product(x_RD, weight_HD, None, onednn=True)
+    ONEDNN.product(x_RD, weight_HD, None)
 
 
 def _bmm_forward_backward(pairs: list[tuple[Tensor, Tensor, Tensor]], _: object) -> None:

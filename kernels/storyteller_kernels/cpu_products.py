@@ -1,9 +1,10 @@
-"""fp32 matrix products on the CPU, each by the faster of the two libraries inside torch.
+"""Matrix products, each by the faster of the two libraries inside torch: a choice for fp32 on the CPU alone.
 
 torch hands a matrix product to its BLAS, and that is MKL on x86, which has AVX-512 code for Intel's processors only:
 others get AVX2. It hands a convolution to oneDNN, whose code depends on what the processor can do. So where there
 is AVX-512 without Intel, a product goes as a convolution with a kernel of one pixel, which is the same sum, and takes
-half the time (docs/experiments.md). Everywhere else BLAS has it.
+half the time (docs/experiments.md). Everywhere else it goes to BLAS. Who needs a product asks `row_blocks` or
+`window_around` for the library, and need not know which it is.
 
 Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels, channels last, without
 a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several threads.)
@@ -13,6 +14,7 @@ import functools
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -55,8 +57,68 @@ def instruction_set() -> str:
     return names.get(capability, capability)
 
 
-def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, bool]]:
-    """Slices of the rows of a product with this weight, and whether oneDNN takes them.
+class Products(Protocol):
+    """The three matrix products of a layer y = x W^T + b, by one library."""
+
+    def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
+        """x W^T + b: [R, H]."""
+
+    def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
+        """The gradient of x in `product`: g W, [R, D]."""
+
+    def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
+        """total += the gradient of W in `product`, g^T x; `first`: instead of what total holds."""
+
+
+class _Blas:
+    """torch's own: BLAS on a CPU, cuBLAS on a GPU."""
+
+    def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
+        return torch.mm(x_RD, weight_HD.t()) if bias_H is None else torch.addmm(bias_H, x_RD, weight_HD.t())
+
+    def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
+        return torch.mm(grad_RH, weight_HD)
+
+    def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
+        torch.addmm(total_HD, grad_RH.t(), x_RD, beta=0 if first else 1, out=total_HD)
+
+
+class _OneDNN:
+    """Convolutions with a kernel of one pixel."""
+
+    def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
+        first, *others = _short_sums(weight_HD.shape[1])
+        y_RH = _rows(F.conv2d(_pixels(x_RD[:, first]), weight_HD[:, first, None, None], bias_H))
+        for part in others:
+            y_RH += _rows(F.conv2d(_pixels(x_RD[:, part]), weight_HD[:, part, None, None]))
+        return y_RH
+
+    def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
+        # A convolution's gradient asks for its input, of which only the shape is used.
+        x_RD = grad_RH.new_empty(len(grad_RH), weight_HD.shape[1])
+        first, *others = (
+            _rows(_convolution_gradient(grad_RH[:, part], x_RD, weight_HD[part], [True, False, False])[0])
+            for part in _short_sums(len(weight_HD))
+        )
+        for part in others:
+            first += part
+        return first
+
+    def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
+        part = _convolution_gradient(grad_RH, x_RD, torch.empty_like(total_HD), [False, True, False])[1][:, :, 0, 0]
+        total_HD.copy_(part) if first else total_HD.add_(part)
+
+
+BLAS: Products = _Blas()
+ONEDNN: Products = _OneDNN()
+MATRIX_PRODUCTS = frozenset(
+    {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.convolution.default}
+)
+"""What torch's dispatcher sees of `product`, for those who want to keep its results (activation checkpointing)."""
+
+
+def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, Products]]:
+    """Slices of the rows of a product with this weight, and the library for each; on a GPU all rows, and torch's own.
 
     It compiles code for every shape that it has not seen, in about a millisecond, and the rows of an expert are
     hardly ever the same number twice. So it gets a block whose size has few significant bits, 16 sizes between a
@@ -69,13 +131,13 @@ def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, bool]]:
     step = _step(rows, BLOCK_BITS)
     block = rows - rows % step if _suits_onednn(rows, weight_HD) else 0
     if block:
-        yield slice(0, block), True
+        yield slice(0, block), ONEDNN
     if block < rows:
-        yield slice(block, rows), False
+        yield slice(block, rows), BLAS
 
 
-def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, bool]:
-    """Rows around some of `total` that one library multiplies at once, and whether that is oneDNN.
+def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, Products]:
+    """Rows around some of `total` that one library multiplies at once, and the library.
 
     Where there are neighbours on both sides of a slice, as an expert has, it is cheaper to multiply a few of them
     too, and to leave them out of the result, than to leave a rest of the slice to BLAS: that would read the whole
@@ -90,9 +152,9 @@ def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, bo
     step = _step(count, WINDOW_BITS)
     size = -(-count // step) * step
     if size > total or not _suits_onednn(count, weight_HD):
-        return rows, False
+        return rows, BLAS
     start = min(rows.start, total - size)
-    return slice(start, start + size), True
+    return slice(start, start + size), ONEDNN
 
 
 def _step(rows: int, significant_bits: int) -> int:
@@ -109,41 +171,6 @@ def _suits_onednn(rows: int, weight_HD: Tensor) -> bool:
         and rows * weight_HD.numel() >= MIN_MULTIPLICATIONS
         and onednn_is_faster()
     )
-
-
-def product(x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None, onednn: bool) -> Tensor:
-    """x W^T + b: [R, H]."""
-    if not onednn:
-        return torch.mm(x_RD, weight_HD.t()) if bias_H is None else torch.addmm(bias_H, x_RD, weight_HD.t())
-    first, *others = _short_sums(weight_HD.shape[1])
-    y_RH = _rows(F.conv2d(_pixels(x_RD[:, first]), weight_HD[:, first, None, None], bias_H))
-    for part in others:
-        y_RH += _rows(F.conv2d(_pixels(x_RD[:, part]), weight_HD[:, part, None, None]))
-    return y_RH
-
-
-def input_gradient(grad_RH: Tensor, weight_HD: Tensor, onednn: bool) -> Tensor:
-    """The gradient of x in `product`: g W, [R, D]."""
-    if not onednn:
-        return torch.mm(grad_RH, weight_HD)
-    # A convolution's gradient asks for its input, of which only the shape is used.
-    x_RD = grad_RH.new_empty(len(grad_RH), weight_HD.shape[1])
-    first, *others = (
-        _rows(_convolution_gradient(grad_RH[:, part], x_RD, weight_HD[part], [True, False, False])[0])
-        for part in _short_sums(len(weight_HD))
-    )
-    for part in others:
-        first += part
-    return first
-
-
-def add_weight_gradient(total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, onednn: bool, first: bool) -> None:
-    """total += the gradient of W in `product`, g^T x; `first`: instead of what total holds."""
-    if not onednn:
-        torch.addmm(total_HD, grad_RH.t(), x_RD, beta=0 if first else 1, out=total_HD)
-        return
-    part = _convolution_gradient(grad_RH, x_RD, torch.empty_like(total_HD), [False, True, False])[1][:, :, 0, 0]
-    total_HD.copy_(part) if first else total_HD.add_(part)
 
 
 def _short_sums(length: int) -> list[slice]:

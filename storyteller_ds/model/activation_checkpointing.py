@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from storyteller_kernels.cpu_products import MATRIX_PRODUCTS
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
@@ -18,14 +19,8 @@ from storyteller_ds.config.model import ModelConfig
 T = TypeVar("T")
 
 _aten = torch.ops.aten
-_MATRIX_PRODUCTS = frozenset({
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten._grouped_mm.default,
-    _aten.convolution.default,
-})  # fmt: skip
-"""Of activations with weights: the four projections of attention, the router, the experts. A convolution is one, too,
-on the CPU (storyteller_kernels.cpu_products).
+_MATRIX_PRODUCTS = MATRIX_PRODUCTS | {_aten._grouped_mm.default}
+"""Of activations with weights: the four projections of attention, the router, the experts.
 
 Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
 """

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from storyteller_kernels import cpu_products, linear
-from storyteller_kernels.cpu_products import row_blocks, window_around
+from storyteller_kernels.cpu_products import BLAS, ONEDNN, row_blocks, window_around
 from torch import Tensor
 
 from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
@@ -118,8 +118,8 @@ def test_blocks_are_nearly_everything_and_of_few_sizes(implementation):
     for rows in range(cpu_products.IMAGES, 4096):
         parts = list(row_blocks(rows, torch.empty(8, 8)))
         assert [i for part, _ in parts for i in range(part.start, part.stop)] == list(range(rows))
-        (block, onednn), *_ = parts
-        assert onednn
+        (block, products), *_ = parts
+        assert products is ONEDNN
         assert block.stop % cpu_products.IMAGES == 0
         if rows >= 256:
             assert rows - block.stop < rows / 16
@@ -133,9 +133,9 @@ def test_windows_hold_the_rows_and_few_others_and_are_of_few_sizes(implementatio
     for count in range(1, 2048):
         for start in (0, 7, 2048 - count):
             total = max(2048, start + count)
-            window, onednn = window_around(slice(start, start + count), total, torch.empty(8, 8))
+            window, products = window_around(slice(start, start + count), total, torch.empty(8, 8))
             size = window.stop - window.start
-            assert onednn
+            assert products is ONEDNN
             assert 0 <= window.start <= start
             assert start + count <= window.stop <= total
             assert size % cpu_products.IMAGES == 0
@@ -148,15 +148,15 @@ def test_windows_hold_the_rows_and_few_others_and_are_of_few_sizes(implementatio
 @pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
 def test_rows_without_neighbours_enough_go_to_blas(implementation):
     rows = slice(0, 17)
-    assert window_around(rows, 31, torch.empty(8, 8)) == (rows, False)
-    assert window_around(rows, 32, torch.empty(8, 8)) == (slice(0, 32), True)
+    assert window_around(rows, 31, torch.empty(8, 8)) == (rows, BLAS)
+    assert window_around(rows, 32, torch.empty(8, 8)) == (slice(0, 32), ONEDNN)
 
 
 @pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
 def test_another_processor_or_format_has_one_block_for_blas(implementation, monkeypatch):
-    assert list(row_blocks(100, torch.empty(8, 8, dtype=torch.float64))) == [(slice(0, 100), False)]
+    assert list(row_blocks(100, torch.empty(8, 8, dtype=torch.float64))) == [(slice(0, 100), BLAS)]
     monkeypatch.setattr(cpu_products, "onednn_is_faster", lambda: False)
-    assert list(row_blocks(100, torch.empty(8, 8))) == [(slice(0, 100), False)]
+    assert list(row_blocks(100, torch.empty(8, 8))) == [(slice(0, 100), BLAS)]
     assert list(row_blocks(0, torch.empty(8, 8))) == []
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from storyteller_kernels.cpu_products import add_weight_gradient, input_gradient, product, window_around
+from storyteller_kernels.cpu_products import Products, window_around
 from storyteller_kernels.expert_mlp.reference import Activation, activate
 
 
@@ -22,7 +22,7 @@ class _Slice(NamedTuple):
     expert: int
     rows: slice
     window: slice
-    onednn: bool
+    products: Products
 
     @property
     def inside(self) -> slice:
@@ -47,10 +47,10 @@ class _ExpertMLP(torch.autograd.Function):
         hidden = []
         y_ND = torch.empty_like(x_ND)
         for each in slices:
-            e, rows, window, onednn = each
-            hidden_WH = product(x_ND[window], up_EHD[e], None if up_bias_EH is None else up_bias_EH[e], onednn)
+            e, rows, window, products = each
+            hidden_WH = products.product(x_ND[window], up_EHD[e], None if up_bias_EH is None else up_bias_EH[e])
             act_WI = _activation(hidden_WH, activation)
-            y_WD = product(act_WI, down_EDI[e], None if down_bias_ED is None else down_bias_ED[e], onednn)
+            y_WD = products.product(act_WI, down_EDI[e], None if down_bias_ED is None else down_bias_ED[e])
             y_ND[rows] = y_WD[each.inside]
             if keep:
                 hidden.append(hidden_WH)
@@ -71,23 +71,23 @@ class _ExpertMLP(torch.autograd.Function):
         grad_up_bias_EH = up_EHD.new_zeros(up_EHD.shape[:2]) if wants_up_bias else None
         grad_down_bias_ED = down_EDI.new_zeros(down_EDI.shape[:2]) if wants_down_bias else None
         for each, hidden_WH in zip(ctx.slices, hidden, strict=True):
-            e, rows, window, onednn = each
+            e, rows, window, products = each
             grad_WD = grad_ND[window]
-            grad_act_WI = input_gradient(grad_WD, down_EDI[e], onednn)
+            grad_act_WI = products.input_gradient(grad_WD, down_EDI[e])
             grad_hidden_WH, act_WI = _activation_gradient(grad_act_WI, hidden_WH, ctx.activation)
             # The weights' gradients sum over the rows: those of the neighbours must not count.
             _clear_outside(grad_hidden_WH, each.inside)
             _clear_outside(act_WI, each.inside)
             if grad_down_EDI is not None:
-                add_weight_gradient(grad_down_EDI[e], grad_WD, act_WI, onednn, first=True)
+                products.add_weight_gradient(grad_down_EDI[e], grad_WD, act_WI, first=True)
             if grad_up_EHD is not None:
-                add_weight_gradient(grad_up_EHD[e], grad_hidden_WH, x_ND[window], onednn, first=True)
+                products.add_weight_gradient(grad_up_EHD[e], grad_hidden_WH, x_ND[window], first=True)
             if grad_down_bias_ED is not None:
                 torch.sum(grad_ND[rows], dim=0, out=grad_down_bias_ED[e])
             if grad_up_bias_EH is not None:
                 torch.sum(grad_hidden_WH, dim=0, out=grad_up_bias_EH[e])
             if grad_x_ND is not None:
-                grad_x_ND[rows] = input_gradient(grad_hidden_WH, up_EHD[e], onednn)[each.inside]
+                grad_x_ND[rows] = products.input_gradient(grad_hidden_WH, up_EHD[e])[each.inside]
         return grad_x_ND, grad_up_EHD, grad_down_EDI, grad_up_bias_EH, grad_down_bias_ED, None, None, None
 
 

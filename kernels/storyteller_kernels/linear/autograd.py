@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from storyteller_kernels.cpu_products import add_weight_gradient, concatenated, input_gradient, product, row_blocks
+from storyteller_kernels.cpu_products import concatenated, row_blocks
 
 
 class _Linear(torch.autograd.Function):
@@ -17,7 +17,7 @@ class _Linear(torch.autograd.Function):
         ctx.shape = x.shape
         weight_HD = weight_HD.contiguous()
         blocks = row_blocks(len(x_RD), weight_HD)
-        parts = [product(x_RD[rows], weight_HD, bias_H, onednn) for rows, onednn in blocks]
+        parts = [products.product(x_RD[rows], weight_HD, bias_H) for rows, products in blocks]
         y_RH: Tensor = concatenated(parts, x_RD, len(weight_HD)).view(*x.shape[:-1], len(weight_HD))
         return y_RH
 
@@ -31,12 +31,12 @@ class _Linear(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         grad_x = grad_weight_HD = None
         if wants_x:
-            parts = [input_gradient(grad_RH[rows], weight_HD, onednn) for rows, onednn in blocks]
+            parts = [products.input_gradient(grad_RH[rows], weight_HD) for rows, products in blocks]
             grad_x = concatenated(parts, x_RD, x_RD.shape[1]).view(ctx.shape)
         if wants_weight:
             grad_weight_HD = torch.empty_like(weight_HD) if blocks else torch.zeros_like(weight_HD)
-            for i, (rows, onednn) in enumerate(blocks):
-                add_weight_gradient(grad_weight_HD, grad_RH[rows], x_RD[rows], onednn, first=i == 0)
+            for i, (rows, products) in enumerate(blocks):
+                products.add_weight_gradient(grad_weight_HD, grad_RH[rows], x_RD[rows], first=i == 0)
         return grad_x, grad_weight_HD, grad_RH.sum(dim=0) if wants_bias else None
 
 
