@@ -1,7 +1,7 @@
-"""The operations of a mixture-of-experts layer, each with a plain torch reference beside it.
+"""The operations of a mixture-of-experts (MoE) layer, each with a plain torch reference beside it.
 
 Shapes are written behind the names: T tokens, D model width, E experts, K choices a token,
-N = T * K rows (a token once for each of its experts), I expert width.
+N = T * K rows (routed tokens: a token once for each of its experts), I expert width.
 """
 
 from storyteller_kernels.cross_entropy import linear_cross_entropy

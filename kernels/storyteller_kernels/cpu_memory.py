@@ -14,14 +14,14 @@ GLIBCS_OWN = (
     "MALLOC_MMAP_MAX_",
     "MALLOC_TOP_PAD_",
 )
-"""Environment variables by which a person has decided."""
+"""Environment variables by which the user has decided."""
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones.
 
     glibc gives large blocks back to the kernel when they are freed, and the tensors of the next step find none of
-    their pages there: a page fault for each 4 KiB, a fifth of the time of a mixture layer (docs/experiments.md).
+    their pages there: a page fault for each 4 KiB, a fifth of the time of an MoE layer (docs/experiments.md).
     The process then holds what it needed at its peak until it ends. Who has set one of GLIBCS_OWN keeps it.
 
     Returns:

@@ -6,7 +6,7 @@ spins holds the core on which the one that it waits for could run, and a step ta
 
 libgomp spins a thousandth of that while it manages more threads than there are cores (GCC manual, GOMP_SPINCOUNT).
 It counts the threads of all teams, and a thread that has once shared an operation keeps its team. So a second team that
-does nothing makes all wait politely, and ending it makes them spin again: the only switch that works at run time.
+does nothing makes all wait passively, and ending it makes them spin again: the only switch that works at run time.
 No number changes, since an operation is divided among as many threads as before.
 """
 
@@ -22,9 +22,9 @@ import torch
 
 LOOK_EVERY_S = 0.5
 TAKEN, FREE = 0.2, 0.1
-"""Cores in use by others from which on this process waits politely, and below which it spins again."""
+"""Cores in use by others: from TAKEN on the threads of this process wait passively, and below which they spin again."""
 DECIDED_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Environment variables by which a person has decided how threads wait."""
+"""Environment variables by which the user has decided how threads wait."""
 _ELEMENTS_A_THREAD = 1 << 16
 """torch gives a thread at least 2^15 elements of a sum (at::internal::GRAIN_SIZE)."""
 
@@ -50,7 +50,7 @@ class Neighbours:
         self._busy_s, self._own_s, self._clock = busy_s or _busy_seconds, own_s, clock
         self._last = self._read()
         self.cores_taken = 0.0
-        """Mean between the last two looks; 0 where the system does not say."""
+        """Mean between the last two looks; 0 where the system does not report it."""
 
     def look(self) -> float:
         """Measure since the last look; returns cores_taken."""
@@ -67,7 +67,7 @@ class Neighbours:
 
 
 class CoreSharing:
-    """Has the threads of this process wait politely while other programs use its cores.
+    """Has the threads of this process wait passively while other programs use its cores.
 
     Args:
         neighbours: what the other programs use.
@@ -86,7 +86,7 @@ class CoreSharing:
         taken = self._neighbours.look()
         crowded = self._threads * self._neighbours.ranks + taken > self._cores
         if self._idle is None and taken >= TAKEN and crowded:
-            self._wait_politely()
+            self._wait_passively()
         elif taken < FREE:
             self.spin()
 
@@ -98,7 +98,7 @@ class CoreSharing:
             while self._leaders:
                 self._leaders.pop().join()
 
-    def _wait_politely(self) -> None:
+    def _wait_passively(self) -> None:
         """Start teams that do nothing, until libgomp manages more threads than there are cores."""
         self._idle = threading.Event()
         # The team of the thread that computes is there already.
@@ -113,7 +113,7 @@ class CoreSharing:
 
 @contextlib.contextmanager
 def shared_cores(ranks: int = 1) -> Iterator[Neighbours]:
-    """Let the threads of this process wait politely in this context while other programs use its cores.
+    """Let the threads of this process wait passively in this context while other programs use its cores.
 
     Costs a look at /proc/stat every LOOK_EVERY_S. Threads wait as before where torch has another OpenMP library, and
     where the user has set one of DECIDED_BY_USER.

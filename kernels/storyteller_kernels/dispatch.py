@@ -7,7 +7,7 @@
   slowly, which is how they are tested without a GPU;
 - `reference`: the plain definitions, on every device.
 
-A Triton that is there and does not work is never passed over in silence: `auto` warns and says why,
+A Triton that is there and does not work is always reported: `auto` warns with the reason,
 `triton` raises. A kernel that fails to compile later raises Triton's own error.
 
 The choice is the process's; each call asks `runs_on_triton` whether its tensors suit. They suit when all are

@@ -16,7 +16,7 @@ def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
 
 
 def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
-    """The experts' answers, weighted and added; arguments and result as `reference.combine`."""
+    """The expert outputs, weighted and added; arguments and result as `reference.combine`."""
     if runs_on_triton(y_ND, weight_TK):
         from storyteller_kernels.permute import autograd
 

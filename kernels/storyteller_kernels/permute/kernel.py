@@ -83,15 +83,15 @@ def combine_backward_kernel(
     for k in tl.static_range(K):
         row = tl.load(row_ptr + token * K + k, mask=token < T, other=0)
         weight = tl.load(weight_ptr + token * K + k, mask=token < T, other=0.0)
-        share = tl.zeros((ROWS, COLS), dtype=tl.float32)
+        partial = tl.zeros((ROWS, COLS), dtype=tl.float32)
         for first in range(0, D, COLS):
             col = first + tl.arange(0, COLS)
             inside = (token < T)[:, None] & (col < D)[None, :]
             grad = tl.load(grad_ptr + token[:, None] * D + col[None, :], mask=inside, other=0.0).to(tl.float32)
             place = row[:, None] * D + col[None, :]
-            share += grad * tl.load(y_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            partial += grad * tl.load(y_ptr + place, mask=inside, other=0.0).to(tl.float32)
             tl.store(grad_y_ptr + place, (grad * weight[:, None]).to(grad_y_ptr.dtype.element_ty), mask=inside)
-        tl.store(grad_weight_ptr + token * K + k, tl.sum(share, axis=1), mask=token < T)
+        tl.store(grad_weight_ptr + token * K + k, tl.sum(partial, axis=1), mask=token < T)
 
 
 def gather(x_TD: Tensor, token_N: Tensor) -> Tensor:

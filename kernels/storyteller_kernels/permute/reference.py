@@ -1,4 +1,4 @@
-"""Copy tokens into expert order, and add the experts' answers up again.
+"""Copy tokens into expert order, and combine the expert outputs.
 
 Both gradients are gathers too (`row_TK` inverts `token_N`), so nothing here adds into shared memory
 and the same input gives the same bits on every device.
@@ -60,10 +60,10 @@ def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
 
 
 def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
-    """Each token's experts' answers, weighted and added: out[t] = sum_k weight[t, k] * y[row[t, k]].
+    """Each token's expert outputs, weighted and added: out[t] = sum_k weight[t, k] * y[row[t, k]].
 
     Args:
-        y_ND: [N, D], the experts' answers in expert order.
+        y_ND: [N, D], the expert outputs in expert order.
         weight_TK: [T, K] fp32.
         token_N: [N] int64, token of each row.
         row_TK: [T, K] int64, row of each (token, choice).

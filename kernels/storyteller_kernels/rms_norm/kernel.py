@@ -63,7 +63,7 @@ def backward_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """ds = r (w dy - n mean(w dy n)) + dsum with n = s r, and this program's share of dw = sum over rows of dy n.
+    """ds = r (w dy - n mean(w dy n)) + dsum with n = s r, and this program's part of dw = sum over rows of dy n.
 
     Program p takes the blocks of rows p, p + P, ... and keeps its sum of dw in registers; partial is [P, D] fp32.
     The next block is asked for before the present one is worked on.
@@ -99,8 +99,8 @@ def backward_kernel(
             ds += tl.load(dsum_ptr + place_now, mask=mask_now, other=0.0).to(tl.float32)
         tl.store(ds_ptr + place_now, ds.to(ds_ptr.dtype.element_ty), mask=mask_now)
 
-    share = tl.sum(dweight, axis=0)
-    tl.store(partial_ptr + tl.program_id(0) * D + column, share, mask=column < D)
+    partial = tl.sum(dweight, axis=0)
+    tl.store(partial_ptr + tl.program_id(0) * D + column, partial, mask=column < D)
 
 
 def launch_forward(

@@ -23,10 +23,10 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Add a layer's answer to the residual stream, and normalise the sum for the next layer.
+    """Add a layer's output to the residual stream, and normalise the sum for the next layer.
 
     Args:
-        x_TD: [..., D], the answer.
+        x_TD: [..., D], the layer's output.
         residual_TD: [..., D], the stream; if the dtypes differ, the sum has the wider one.
         weight_D: [D], gain.
         eps: added to the mean square.

@@ -40,7 +40,7 @@ def choose_kernel(
     prob_ptr: tl.tensor,
     log_z_ptr: tl.tensor,
     expert_ptr: tl.tensor,
-    share_ptr: tl.tensor,
+    gate_weight_ptr: tl.tensor,
     count_ptr: tl.tensor,
     sum_ptr: tl.tensor,
     T: tl.tensor,
@@ -53,9 +53,9 @@ def choose_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """l = x W^T + noise, p = softmax(l), the K largest p, their shares; and what the block adds to the totals.
+    """l = x W^T + noise, p = softmax(l), the K largest p, their gate weights; and what the block adds to the totals.
 
-    Written: prob [T, E] and log_z = logsumexp(l) [T] fp32, expert [T, K] int64, share [T, K] fp32, and for the
+    Written: prob [T, E] and log_z = logsumexp(l) [T] fp32, expert [T, K] int64, gate weight [T, K] fp32, and for the
     block count [B, E] int32 and sum [B, E + 2] fp32: of p, of log_z^2, and of the entropy log_z - sum p l.
     """
     block = tl.program_id(0)
@@ -102,11 +102,11 @@ def choose_kernel(
         chosen = tl.where(choice[None, :] == k, winner[:, None], chosen)
         left = tl.where(won, -1.0, left)
         flag += won.to(tl.int32)
-    share = tl.div_rn(kept, tl.sum(kept, axis=1)[:, None])
+    gate_weight = tl.div_rn(kept, tl.sum(kept, axis=1)[:, None])
     choice_place = token[:, None] * K + choice[None, :]
     choice_mask = real_token[:, None] & (choice < K)[None, :]
     tl.store(expert_ptr + choice_place, chosen.to(tl.int64), mask=choice_mask)
-    tl.store(share_ptr + choice_place, share, mask=choice_mask)
+    tl.store(gate_weight_ptr + choice_place, gate_weight, mask=choice_mask)
 
     count = tl.sum(tl.where(real_token[:, None], flag, 0), axis=0)
     tl.store(count_ptr + block * E + expert, count, mask=real_expert)
@@ -188,14 +188,14 @@ def place_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
 def logit_gradient_kernel(
-    dshare_ptr: tl.tensor,
+    dgate_weight_ptr: tl.tensor,
     dprob_ptr: tl.tensor,
     dprob_sum_ptr: tl.tensor,
     dz_sum_ptr: tl.tensor,
     prob_ptr: tl.tensor,
     log_z_ptr: tl.tensor,
     expert_ptr: tl.tensor,
-    share_ptr: tl.tensor,
+    gate_weight_ptr: tl.tensor,
     dlogit_ptr: tl.tensor,
     T: tl.tensor,
     E: tl.constexpr,
@@ -203,10 +203,10 @@ def logit_gradient_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ) -> None:
-    """dlogit [T, E] from the gradients of share, prob, prob_sum and z_sum, each of which may be None.
+    """dlogit [T, E] from the gradients of the gate weights, prob, prob_sum and z_sum, each of which may be None.
 
-    With p the probabilities, w the shares, m = sum of the kept p:
-    dp_e = dprob_e + dprob_sum_e + [e kept] (dshare_e - sum_j dshare_j w_j) / m
+    With p the probabilities, w the gate weights, m = sum of the kept p:
+    dp_e = dprob_e + dprob_sum_e + [e kept] (dw_e - sum_j dw_j w_j) / m
     dl_e = p_e (dp_e - sum_j p_j dp_j) + 2 dz_sum log_z p_e
     """
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -220,18 +220,18 @@ def logit_gradient_kernel(
         dprob += tl.load(dprob_ptr + place, mask=mask, other=0.0)
     if dprob_sum_ptr is not None:
         dprob += tl.load(dprob_sum_ptr + expert, mask=expert < E, other=0.0)[None, :]
-    if dshare_ptr is not None:
+    if dgate_weight_ptr is not None:
         kept = tl.zeros_like(prob)
         dkept = tl.zeros_like(prob)
         mean = tl.zeros((BLOCK_T,), tl.float32)
         for k in range(K):
             chosen = tl.load(expert_ptr + token * K + k, mask=real_token, other=-1)
-            share = tl.load(share_ptr + token * K + k, mask=real_token, other=0.0)
-            dshare = tl.load(dshare_ptr + token * K + k, mask=real_token, other=0.0)
+            gate_weight = tl.load(gate_weight_ptr + token * K + k, mask=real_token, other=0.0)
+            dgate_weight = tl.load(dgate_weight_ptr + token * K + k, mask=real_token, other=0.0)
             won = expert[None, :] == chosen[:, None]
             kept += tl.where(won, prob, 0.0)
-            dkept += tl.where(won, dshare[:, None], 0.0)
-            mean += dshare * share
+            dkept += tl.where(won, dgate_weight[:, None], 0.0)
+            mean += dgate_weight * gate_weight
         # A block may end in tokens that are none: their mass is 0 and so must their gradient be.
         mass = tl.where(real_token, tl.sum(kept, axis=1), 1.0)
         # p > 0 marks the kept; one that underflowed to 0 has no gradient in any case.
@@ -260,7 +260,7 @@ def product_gradient_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """dx = dlogit W [T, D], and a strip's share of dW = dlogit^T x in partial [S, E, D]; either may be None.
+    """dx = dlogit W [T, D], and a strip's part of dW = dlogit^T x in partial [S, E, D]; either may be None.
 
     One program owns BLOCK_D columns and BLOCKS blocks of tokens, so that x is read once and dx written once.
     """
@@ -301,7 +301,7 @@ def product_gradient_kernel(
 class Choice(NamedTuple):
     """What `launch_forward` makes: the fields of Routing, and log_z for the backward pass."""
 
-    share_TK: Tensor
+    weight_TK: Tensor
     expert_TK: Tensor
     count_E: Tensor
     row_TK: Tensor
@@ -331,7 +331,7 @@ def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor
     block_t = token_block(T, block_e, processor_count(device))
     B = triton.cdiv(T, block_t)
     choice = Choice(
-        share_TK=fresh(T, K),
+        weight_TK=fresh(T, K),
         expert_TK=fresh(T, K, dtype=torch.int64),
         count_E=fresh(E, dtype=torch.int64),
         row_TK=fresh(T, K, dtype=torch.int64),
@@ -344,7 +344,7 @@ def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor
     )
     count_BE, sum_BF = fresh(B, E, dtype=torch.int32), fresh(B, E + 2)
     with on_device_of(x_TD):
-        chosen = (choice.prob_TE, choice.log_z_T, choice.expert_TK, choice.share_TK, count_BE, sum_BF)
+        chosen = (choice.prob_TE, choice.log_z_T, choice.expert_TK, choice.weight_TK, count_BE, sum_BF)
         parts = parts_of(x_TD, weight_ED)
         block_d = min(128, max(32, 4096 // block_e)) if parts else 32
         choose_kernel[(B,)](
@@ -366,14 +366,14 @@ def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor
 
 
 def launch_logit_gradient(
-    dshare_TK: Tensor | None,
+    dweight_TK: Tensor | None,
     dprob_TE: Tensor | None,
     dprob_sum_E: Tensor | None,
     dz_sum: Tensor | None,
     prob_TE: Tensor,
     log_z_T: Tensor,
     expert_TK: Tensor,
-    share_TK: Tensor,
+    weight_TK: Tensor,
 ) -> Tensor:
     """dlogit [T, E] fp32 from gradients that are contiguous fp32 or None, and what the forward pass wrote."""
     (T, E), K = prob_TE.shape, expert_TK.shape[1]
@@ -382,7 +382,7 @@ def launch_logit_gradient(
     block_t = max(1, 2048 // block_e)
     with on_device_of(prob_TE):
         logit_gradient_kernel[(triton.cdiv(T, block_t),)](
-            *(dshare_TK, dprob_TE, dprob_sum_E, dz_sum, prob_TE, log_z_T, expert_TK, share_TK, dlogit_TE),
+            *(dweight_TK, dprob_TE, dprob_sum_E, dz_sum, prob_TE, log_z_T, expert_TK, weight_TK, dlogit_TE),
             *(T, E, K, block_t, block_e),
             num_warps=4,
             **LAUNCH_OPTIONS,

@@ -1,4 +1,4 @@
-"""Top-k routing: the one definition of which expert gets which token, and with what weight."""
+"""Top-k routing: the definition of which expert gets which token, and with which gate weight."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Routing(NamedTuple):
-    """Where every token goes. Rows are (token, choice) pairs in expert order: expert 0's first."""
+    """Where every token goes. Rows, the routed tokens, are (token, choice) pairs in expert order: expert 0's first."""
 
     weight_TK: Tensor
-    """[T, K] fp32: share of each chosen expert in the output; a token's shares sum to 1. Has a gradient."""
+    """[T, K] fp32: gate weight of each chosen expert; those of a token sum to 1. Has a gradient."""
     expert_TK: Tensor
     """[T, K] int64: the chosen experts, best first."""
     count_E: Tensor
