@@ -1,4 +1,4 @@
-"""Which kernels a run uses, for its first lines: the process's choice, and the operations that do not follow it."""
+"""Which kernels a run uses, for its first lines: the choice of the process, and the operations that are exceptions."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class KernelChoice(NamedTuple):
     description: str
     """What is used."""
     warning: str | None
-    """Why the experts are slow on this GPU; None where they are not."""
+    """Why the experts are slow on this GPU; None if they are not."""
 
 
 def kernel_choice(run: RunConfig, device: torch.device, strategy: Strategy) -> KernelChoice:

@@ -16,8 +16,8 @@ _BF16_ON_AMD = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 def run_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
     """The format that precision.dtype means on this device.
 
-    `auto` is the format that the device computes fast in and that training needs no care for. What torch calls
-    support counts emulation too: bf16 on a card before Ampere is slower there than fp32.
+    `auto` is the fastest format of the device with which training is stable. torch's own check of bf16 support counts
+    emulation too: bf16 on a card before Ampere is slower than fp32.
     """
     wanted = run.precision.dtype
     name = _fast_format(run, device) if wanted == "auto" else wanted
@@ -40,16 +40,16 @@ def _fast_format(run: RunConfig, device: torch.device) -> str:
 def held_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
     """The format in which DeepSpeed holds the model's weights.
 
-    Without ZeRO nobody keeps an fp32 copy of them: they stay fp32 themselves, as on one device.
+    Without ZeRO there is no fp32 copy of them, so they stay fp32 themselves, as on one device.
     """
     return run_dtype(run, device) if run.parallel.zero_stage else torch.float32
 
 
 def check_same_dtype(run: RunConfig, device: torch.device, world: World) -> None:
-    """See that all ranks compute in the same format; called by every rank.
+    """Check that all ranks compute in the same format; called by every rank.
 
     Raises:
-        ConfigError: `auto` means another on another rank's card.
+        ConfigError: `auto` means different formats on the cards of different ranks.
     """
     names = set(world.together(lambda: DTYPE_NAMES[run_dtype(run, device)]))
     if len(names) > 1:

@@ -42,7 +42,7 @@ tokens."""
 class BlockRunner:
     """Runs blocks so that they keep for the backward pass what model.activation_checkpointing allows.
 
-    - none: everything that autograd wants.
+    - none: everything that autograd keeps.
     - block: the inputs only; the backward pass runs the whole block again. Least memory, a third more
       arithmetic, and under expert parallelism tokens are exchanged once more there and back.
     - selective: the inputs, the results of all matrix products with weights, of fused attention (output and

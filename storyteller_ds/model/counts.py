@@ -12,7 +12,7 @@ class ParameterCount(NamedTuple):
 
     total: int
     active: int
-    """Those that one token meets: all but the experts it is not sent to."""
+    """Those that one token uses: all but the experts that it is not routed to."""
 
 
 def count_parameters(run: RunConfig) -> ParameterCount:

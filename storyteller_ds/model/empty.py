@@ -1,4 +1,4 @@
-"""A decoder that is names and shapes: what a run would have, before any memory is taken."""
+"""A decoder of names and shapes only, which takes no memory."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def empty_decoder(run: RunConfig) -> Decoder:
 
 
 class _NoInitialWeights(TorchFunctionMode):
-    """Leaves out torch.nn.init: there is nothing to fill, and to do it torch would load its compiler for a second."""
+    """Skips torch.nn.init: there is nothing to fill, and torch would load its compiler for it, which takes a second."""
 
     def __torch_function__(
         self,

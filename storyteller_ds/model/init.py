@@ -1,7 +1,7 @@
 """Initial weights: a function of the seed and the canonical name, and of nothing else.
 
 Each parameter, and each single expert, has its own random stream. So a rank that holds experts 4 to 7
-makes exactly the numbers that a single process makes for them.
+has exactly the weights that a single process has for them.
 """
 
 import hashlib
@@ -47,5 +47,5 @@ def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_exp
 def _normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    # On the CPU whatever the device: CUDA's generator gives other numbers.
+    # Always on the CPU: CUDA's generator gives other numbers.
     return torch.randn(shape, generator=generator) * std

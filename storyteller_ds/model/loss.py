@@ -29,7 +29,7 @@ class MicroBatchStats(NamedTuple):
 
 
 class LossModule(nn.Module):
-    """Decoder and loss in one module, as DeepSpeed wants it.
+    """Decoder and loss in one module, as DeepSpeed requires.
 
     A forward pass gives this rank's *loss share*. The shares of all ranks and accumulation steps of an optimizer step
     add up to
@@ -39,7 +39,7 @@ class LossModule(nn.Module):
                                     + z_loss_coef * sum over layers of mean over tokens of z^2)
 
     with f_i, the part of the routed tokens that expert i gets, and P_i, its mean probability, over the tokens that
-    moe.balance_scope says (docs/decisions/0002):
+    moe.balance_scope names (docs/decisions/0002):
 
     - batch: all sequences of an accumulation step. f_i is counted over all ranks (one all-reduce), so that the
       sum does not depend on how they are split over ranks.

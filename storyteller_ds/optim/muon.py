@@ -5,13 +5,13 @@ For a hidden weight matrix W [R, C] with gradient g, in this order (kellerjordan
     m = mu m + (1 - mu) g;    u = mu m + (1 - mu) g;    W = (1 - lr lambda) W - lr s NewtonSchulz(u)
 
 with s = 0.2 sqrt(max(R, C)), which gives the update the root mean square that AdamW's usually has, so that
-learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4). Everything that is no hidden
-matrix is AdamW's.
+learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4). Every parameter that is no hidden
+matrix is updated by AdamW.
 
-A matrix is what one linear map is: each expert of a stack by itself, and gate and up projection, which are
-stored as one, each by itself. It has to be orthogonalised whole, but ZeRO-1 and ZeRO-2 leave a rank only a
+Each linear map is a matrix of its own: each expert of a stack, and gate and up projection, which are stored as
+one tensor. It has to be orthogonalised whole, but ZeRO-1 and ZeRO-2 leave a rank only a
 partition of a flat vector, which cuts some matrices. So the ranks that share a vector add up the pieces of
-just the cut ones: at most one matrix a rank, whatever the size of the model. Adding zeros is exact, so every
+just the cut ones: at most one matrix a rank for a model of any size. Adding zeros is exact, so every
 rank orthogonalises the same bits.
 """
 
@@ -48,7 +48,7 @@ def hidden_matrices(name: str, shape: torch.Size, gated: bool) -> Stack | None:
     AdamW keeps embeddings and output projection, gains and biases, as Muon's authors advise, and the router,
     on which practice differs (Moonlight orthogonalises it). It is an output layer over experts. Raising the
     logits of all experts together changes no choice, so in that direction only the z-loss acts; made as long
-    as the others, it would act with full force whatever its coefficient.
+    as the others, it would act with full force for any coefficient.
 
     Args:
         name: canonical name.

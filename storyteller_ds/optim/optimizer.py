@@ -27,7 +27,7 @@ def muon_stacks(module: nn.Module, run: RunConfig) -> dict[nn.Parameter, Stack]:
 def parameter_groups(
     module: nn.Module, config: OptimizerConfig, stacks: Mapping[nn.Parameter, Stack]
 ) -> list[dict[str, Any]]:
-    """Matrices, which are decayed, gains and biases, which are not, and Muon's matrices for themselves."""
+    """Matrices, which are decayed, gains and biases, which are not, and Muon's matrices in a group of their own."""
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -42,7 +42,7 @@ def parameter_groups(
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the groups, in torch's fused form, or Muon, which has to be told its layouts yet."""
+    """AdamW over the groups, in torch's fused form, or Muon, which needs `lay_out` before its first step."""
     betas = (config.beta1, config.beta2)
     if config.kind == "muon":
         return Muon(groups, config.lr, betas, config.eps, config.momentum)

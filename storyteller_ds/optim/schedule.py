@@ -11,9 +11,9 @@ def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
     Linear warm-up to optimizer.lr, then (cosine) half a cosine to min_lr_ratio of it at the last step,
     as in SGDR (Loshchilov and Hutter 2017, eq. 5) without restarts, or (constant) no change.
 
-    With train.max_minutes the cosine is where the run is: of max_steps or of max_minutes, whichever is further
-    spent. So the rate has fallen when the run ends, by steps or by time, and a limit that is never near changes
-    nothing. The warm-up goes by steps alone; where time overtakes it, the lower of the two rates counts.
+    With train.max_minutes the cosine follows max_steps or max_minutes, of which a larger part is used up. So the rate
+    has fallen when the run ends, by steps or by time, and a limit that is not reached changes nothing. The warm-up
+    follows steps only; where time overtakes it, the lower of the two rates counts.
 
     Args:
         run: the run config.

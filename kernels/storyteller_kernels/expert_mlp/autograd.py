@@ -80,7 +80,7 @@ def library_serves(x: Tensor, up_EHD: Tensor, down_EDI: Tensor) -> bool:
     """Whether torch's grouped product is right, and free of host synchronisation, for these operands.
 
     Only bf16 on sm_90: elsewhere torch reads the offsets on the host and loops, and on sm_100 it has given experts
-    without rows a weight gradient that is not zero (pytorch issue 172439). It wants rows of whole 16 bytes that
+    without rows a weight gradient that is not zero (pytorch issue 172439). It needs rows of whole 16 bytes that
     begin at such an address, and refuses to sum over no rows at all.
     """
     return (

@@ -1,7 +1,7 @@
 """Routing in Triton: two launches forward, two backward, no atomics, no word from the device to the host.
 
 T tokens, D model width, E experts, K choices a token, N = T * K rows, B blocks of BLOCK_T tokens, S strips of
-tokens. A token chooses an expert at most once, so [T, E] flags say the same as [T, K] choices, and the row of
+tokens. A token chooses an expert at most once, so [T, E] flags hold the same as [T, K] choices, and the row of
 a choice is: rows of lower experts + rows of this expert in earlier blocks + its earlier tokens in this block.
 
 The product with the router's weight keeps the accuracy of fp32 on the matrix units: a bf16 x is exact there,

@@ -215,7 +215,7 @@ def _moe_layers(plan: ParallelPlan) -> MoEFactory:
 def _layers_replaced(
     loss_module: nn.Module, run: RunConfig, plan: ParallelPlan
 ) -> contextlib.AbstractContextManager[None]:
-    """The context in which DeepSpeed replaces MoE layers by its own, where the strategy wants that."""
+    """The context in which DeepSpeed replaces MoE layers by its own, where the strategy needs it."""
     if plan.strategy != "autoep":
         return contextlib.nullcontext()
     from storyteller_ds.engines.deepspeed.autoep import autoep_layers

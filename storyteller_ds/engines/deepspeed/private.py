@@ -114,7 +114,7 @@ def prepare_skipping(optimizer: Any, stage: int) -> None:
     gradients for non-finite numbers before it takes their norm, which `guarded_norm` makes needless.
 
     Raises:
-        ValueError: the DeepSpeed JSON turns off the norm, which is what is looked at.
+        ValueError: the DeepSpeed JSON turns off the norm, by which a step is checked.
     """
     optimizer.loss_scaler.raise_error_at_min_scale = False
     if stage < 3:

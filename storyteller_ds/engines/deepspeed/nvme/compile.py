@@ -3,8 +3,8 @@
 DeepSpeed compiles them on the user's machine at first use, through torch.utils.cpp_extension. Left alone, that is
 silent for minutes; a killed build leaves a file `lock` on which torch waits without end; and builds for other versions
 lie in the same folder. So they are compiled ahead, with a line in the log, in a folder for these versions. A lock that
-the kernel frees with its process guards the folder: whoever holds it and finds a `lock` of torch's knows that the build
-was killed, and starts anew.
+the kernel frees when its process ends guards the folder: a process that holds it and finds a `lock` of torch's removes
+what the killed build left, and starts anew.
 """
 
 import contextlib
