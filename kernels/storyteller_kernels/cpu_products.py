@@ -14,7 +14,6 @@ import functools
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -57,34 +56,24 @@ def instruction_set() -> str:
     return names.get(capability, capability)
 
 
-class Products(Protocol):
-    """The three matrix products of a layer y = x W^T + b, by one library."""
+class Products:
+    """The three matrix products of a layer y = x W^T + b, by torch's own library: BLAS on a CPU, cuBLAS on a GPU."""
 
     def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
         """x W^T + b: [R, H]."""
-
-    def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
-        """The gradient of x in `product`: g W, [R, D]."""
-
-    def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
-        """total += the gradient of W in `product`, g^T x; `first`: instead of what total holds."""
-
-
-class _Blas:
-    """torch's own: BLAS on a CPU, cuBLAS on a GPU."""
-
-    def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
         return torch.mm(x_RD, weight_HD.t()) if bias_H is None else torch.addmm(bias_H, x_RD, weight_HD.t())
 
     def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
+        """The gradient of x in `product`: g W, [R, D]."""
         return torch.mm(grad_RH, weight_HD)
 
     def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
+        """total += the gradient of W in `product`, g^T x; `first`: instead of what total holds."""
         torch.addmm(total_HD, grad_RH.t(), x_RD, beta=0 if first else 1, out=total_HD)
 
 
-class _OneDNN:
-    """Convolutions with a kernel of one pixel."""
+class _OneDNN(Products):
+    """The same as convolutions with a kernel of one pixel."""
 
     def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
         first, *others = _short_sums(weight_HD.shape[1])
@@ -109,8 +98,7 @@ class _OneDNN:
         total_HD.copy_(part) if first else total_HD.add_(part)
 
 
-BLAS: Products = _Blas()
-ONEDNN: Products = _OneDNN()
+BLAS, ONEDNN = Products(), _OneDNN()
 MATRIX_PRODUCTS = frozenset(
     {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.convolution.default}
 )

@@ -20,7 +20,7 @@ from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
-from storyteller_ds.engines.deepspeed.finite_steps import FiniteSteps
+from storyteller_ds.engines.deepspeed.finite_steps import finite_step
 from storyteller_ds.engines.deepspeed.nvme.settings import swaps_weights, with_nvme_settings
 from storyteller_ds.engines.precision import autocast, check_same_dtype, held_dtype, run_dtype
 from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
@@ -87,7 +87,8 @@ class DeepSpeedEngine:
         if self.stacks:
             lay_out_muon(self.optimizer, self.stage, self.stacks, device)
         self.state = zero_state(self.optimizer, self.stage)
-        self.finite_steps = FiniteSteps(self.optimizer, self.stage) if self.stage else None
+        if self.stage:
+            private.prepare_skipping(self.optimizer, self.stage)
         self.expert_group = private.expert_group(plan.ep_size)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -108,7 +109,7 @@ class DeepSpeedEngine:
             if number < len(micro_batches):
                 self.engine.step()  # counts the accumulation step
         loss = steps.mean_loss(stats, targets)
-        if self.finite_steps is None:
+        if self.stage == 0:
             grad_norm = self._clip_gradients()
             skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
             if skipped:
@@ -117,7 +118,7 @@ class DeepSpeedEngine:
             self.engine.step()
             non_finite = steps.cause_of_skip(loss, False) if skipped else None
         else:
-            skipped, non_finite = self.finite_steps.step(self.engine, loss)
+            skipped, non_finite = finite_step(self.engine, self.stage, loss)
             grad_norm = float(self.engine.get_global_grad_norm())
         return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
 

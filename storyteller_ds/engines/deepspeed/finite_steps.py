@@ -10,47 +10,26 @@ from typing import Any, Literal
 
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.step import cause_of_skip
-from storyteller_ds.errors import ConfigError
 
 
-class FiniteSteps:
-    """The guard of one ZeRO optimizer.
+def finite_step(engine: Any, stage: int, loss: float) -> tuple[bool, Literal["loss", "gradient"] | None]:
+    """DeepSpeed's optimizer step, or none; called by every rank after the last backward pass.
 
     Args:
-        optimizer: DeepSpeed's ZeRO optimizer.
-        stage: 1, 2 or 3.
+        engine: DeepSpeed's, whose optimizer private.prepare_skipping has seen.
+        stage: of ZeRO: 1, 2 or 3.
+        loss: of the global batch, the same on every rank.
 
-    Raises:
-        ConfigError: the DeepSpeed JSON turns the norm off.
+    Returns:
+        Whether the step was skipped; and what was not finite, unless a lower loss scale fixes it.
     """
-
-    def __init__(self, optimizer: Any, stage: int) -> None:
-        self._optimizer, self._stage = optimizer, stage
-        try:
-            private.prepare_skipping(optimizer, stage)
-        except ValueError:
-            raise ConfigError(
-                "without the gradient's norm a non-finite gradient would go unnoticed; remove "
-                "zero_optimization.compute_grad_norm from the DeepSpeed JSON"
-            ) from None
-
-    def step(self, engine: Any, loss: float) -> tuple[bool, Literal["loss", "gradient"] | None]:
-        """DeepSpeed's optimizer step, or none; called by every rank after the last backward pass.
-
-        Args:
-            engine: DeepSpeed's engine.
-            loss: of the global batch, the same on every rank.
-
-        Returns:
-            Whether the step was skipped; and what was not finite, unless a lower loss scale fixes it.
-        """
-        can_fall = private.scale_can_fall(self._optimizer)
-        set_scale_back = private.remember_loss_scale(self._optimizer)
-        with private.guarded_norm(self._optimizer, self._stage, math.isfinite(loss)):
-            engine.step()
-        if not private.was_skipped(self._optimizer):
-            return False, None
-        cause = cause_of_skip(loss, can_fall)
-        if cause is not None:
-            set_scale_back()  # the scale is not at fault
-        return True, cause
+    can_fall = private.scale_can_fall(engine.optimizer)
+    set_scale_back = private.remember_loss_scale(engine.optimizer)
+    with private.guarded_norm(engine.optimizer, stage, math.isfinite(loss)):
+        engine.step()
+    if not private.was_skipped(engine.optimizer):
+        return False, None
+    cause = cause_of_skip(loss, can_fall)
+    if cause is not None:
+        set_scale_back()  # the scale is not at fault
+    return True, cause

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from storyteller_ds.errors import ConfigError
+
 WEIGHT = "weight"
 """The kind of state that is a parameter's fp32 value; other kinds are names of moments in the optimizer's state."""
 
@@ -114,12 +116,15 @@ def prepare_skipping(optimizer: Any, stage: int) -> None:
     gradients for non-finite numbers before it takes their norm, which `guarded_norm` makes needless.
 
     Raises:
-        ValueError: the DeepSpeed JSON turns off the norm, by which a step is checked.
+        ConfigError: the DeepSpeed JSON turns off the norm, by which a step is checked.
     """
     optimizer.loss_scaler.raise_error_at_min_scale = False
     if stage < 3:
         if not optimizer.compute_grad_norm:
-            raise ValueError("zero_optimization.compute_grad_norm is off")
+            raise ConfigError(
+                "without the gradient's norm a non-finite gradient would go unnoticed; remove "
+                "zero_optimization.compute_grad_norm from the DeepSpeed JSON"
+            )
         optimizer.check_grad_overflow = optimizer.dtype == torch.float16
 
 

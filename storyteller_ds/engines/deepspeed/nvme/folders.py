@@ -22,7 +22,6 @@ from storyteller_ds.engines.deepspeed.nvme.settings import bytes_needed, check_s
 from storyteller_ds.errors import ConfigError
 
 _PREFIX = "storyteller-swap-"
-_PROMISE = "bytes"
 
 
 def check_nvme(
@@ -65,7 +64,7 @@ def own_swap_folders(
         The JSON with these folders in the place of nvme_path.
 
     Raises:
-        ConfigError: other runs need the room.
+        ConfigError: there is too little room.
     """
     needed = bytes_needed(ds_config, parameters, weight_bytes, world)
     if not needed:
@@ -86,19 +85,17 @@ def own_swap_folders(
 def _taken(path: Path, name: str, needed: int) -> Iterator[None]:
     """A folder that is known to be in use for as long as this process lives."""
     folder = path / name
-    with _alone_in(path):
-        _check_room(path, needed)
-        # It may be there: on a shared disk another machine of this run has come first.
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        (folder / _PROMISE).write_text(str(needed), encoding="utf-8")
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as in_use:
         with _alone_in(path):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+            _check_room(path, needed)
+            # It may be there: on a shared disk another machine of this run has come first.
+            folder.mkdir(exist_ok=True)
+            fcntl.flock(in_use.enter_context(_descriptor(folder)), fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            with _alone_in(path):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_folder(path: Path, where: str) -> None:
@@ -124,52 +121,43 @@ def _check_folder(path: Path, where: str) -> None:
 
 
 def _check_room(path: Path, needed: int) -> None:
-    promised = _clear_abandoned(path)
-    free = shutil.disk_usage(path).free - promised
+    _clear_abandoned(path)
+    free = shutil.disk_usage(path).free
     if free < needed:
-        others = f" ({_size(promised)} more are promised to other runs)" if promised else ""
         raise ConfigError(
-            f"nvme_path {path} has {_size(max(0, free))} free{others}, but this run swaps {_size(needed)} to it; "
+            f"nvme_path {path} has {_size(free)} free, but this run swaps {_size(needed)} to it; "
             "free some, or name a folder on a larger disk"
         )
 
 
-def _clear_abandoned(path: Path) -> int:
-    """Remove what runs that were killed left; the bytes that living runs have still to write."""
-    promised = 0
+def _clear_abandoned(path: Path) -> None:
+    """Remove what runs that were killed left."""
     for folder in path.glob(f"{_PREFIX}*"):
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except PermissionError:
-            continue  # another user's, who alone can look after it
-        try:
+        # Locked: a living run's. Without permission: another user's, who alone can look after it.
+        with (
+            contextlib.suppress(BlockingIOError, PermissionError, FileNotFoundError),
+            _descriptor(folder) as descriptor,
+        ):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            promised += max(0, int((folder / _PROMISE).read_text(encoding="utf-8")) - _used(folder))
-        else:
             shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(descriptor)
-    return promised
+
+
+@contextlib.contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
+    """An open folder; closing it frees its locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes that use this function out of the folder meanwhile."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with _descriptor(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _used(folder: Path) -> int:
-    used = 0
-    for file in folder.rglob("*.swp"):
-        with contextlib.suppress(FileNotFoundError):
-            used += file.stat().st_size
-    return used
 
 
 def _size(count: int) -> str:

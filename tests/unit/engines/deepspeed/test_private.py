@@ -19,6 +19,7 @@ from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
+from storyteller_ds.errors import ConfigError
 from tests.support.distributed import DS_CONFIGS
 
 deepspeed = pytest.importorskip("deepspeed")
@@ -146,7 +147,7 @@ def test_the_guarded_norm_forbids_the_step(ds_config: str, precision: str):
 
 def test_without_the_norm_nothing_is_checked():
     zero = SimpleNamespace(loss_scaler=SimpleNamespace(), compute_grad_norm=False)
-    with pytest.raises(ValueError, match="compute_grad_norm"):
+    with pytest.raises(ConfigError, match="compute_grad_norm"):
         private.prepare_skipping(zero, 2)
 
 

@@ -159,23 +159,16 @@ with own_swap_folders(config, {PARAMETERS}, {FP32}, World(0, 0, 1, 1)) as own:
 """
 
 
-def test_a_living_run_keeps_its_room_and_a_killed_one_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    needed = PARAMETERS * 16
+def test_a_living_run_keeps_its_folder_and_a_killed_one_leaves_nothing(tmp_path: Path):
     with subprocess.Popen(
         [sys.executable, "-c", TAKE_AND_WAIT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         try:
             assert other.stdout is not None
             theirs = Path(other.stdout.readline().strip())
-            room(monkeypatch, 2 * needed - 1)
-            with pytest.raises(ConfigError, match=f"{needed / 1e6:.2f} MB more are promised to other runs"):
-                check(json(tmp_path, "offload_optimizer"))
-            # What it has written is no longer free, and no longer promised.
             (theirs / "rank0.swp").write_bytes(bytes(4_000_000))
-            room(monkeypatch, 2 * needed - 1 - 4_000_000)
-            with pytest.raises(ConfigError, match=r"12\.00 MB more are promised"):
-                check(json(tmp_path, "offload_optimizer"))
-            assert theirs.is_dir()
+            check(json(tmp_path, "offload_optimizer"))
+            assert (theirs / "rank0.swp").exists()
         finally:
             other.kill()
             other.wait(timeout=60)
