@@ -65,7 +65,7 @@ def _entries(target_BS: Tensor) -> list[tuple[tuple[int, int], int]]:
 
 
 def over_ranks(
-    decoder: Decoder, moe: MoEConfig, parts: list[tuple[Tensor, Tensor]], targets: int, micro_steps: int = 1
+    decoder: Decoder, moe: MoEConfig, parts: list[tuple[Tensor, Tensor]], targets: int, accumulation_steps: int = 1
 ) -> tuple[list[Tensor], list[MicroBatchStats]]:
     """Each rank's share and statistics; their all-reduce is played in two passes, first to collect."""
     sent: list[Tensor] = []
@@ -79,10 +79,10 @@ def over_ranks(
 
     def run(all_reduce: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, MicroBatchStats]]:
         loss_module = LossModule(decoder, moe, all_reduce, len(parts))
-        return [loss_module(tokens, wanted, targets, micro_steps) for tokens, wanted in parts]
+        return [loss_module(tokens, wanted, targets, accumulation_steps) for tokens, wanted in parts]
 
     run(collect)
-    assert len(sent) == len(parts), "one message a rank and micro-step"
+    assert len(sent) == len(parts), "one message a rank and micro-batch"
     shares, stats = zip(*run(total), strict=True)
     return list(shares), list(stats)
 
@@ -143,10 +143,10 @@ def test_balance_is_of_the_global_batch_and_not_of_each_rank(decoder, token_BS, 
     assert abs(balance - alone) > 10 * SIMPLE * sum(shares)
 
 
-def test_micro_steps_are_averaged_for_the_router_and_added_for_the_targets(decoder, token_BS, target_BS):
+def test_accumulation_steps_are_averaged_for_the_router_and_added_for_the_targets(decoder, token_BS, target_BS):
     targets = int((target_BS != IGNORED).sum())
     steps = list(zip(token_BS.split(2), target_BS.split(2), strict=True))
-    shares = [over_ranks(decoder, MOE, [step], targets, micro_steps=2)[0][0] for step in steps]
+    shares = [over_ranks(decoder, MOE, [step], targets, accumulation_steps=2)[0][0] for step in steps]
     hands = [by_hand(decoder, *step) for step in steps]
     expected = sum(hand.nll_sum / targets + hand.router_loss(MOE) / 2 for hand in hands)
     assert_within(sum(shares), expected, SIMPLE)
