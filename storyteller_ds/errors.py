@@ -18,9 +18,9 @@ EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of <sysexits.h>: nothing is lost, and the same command again continues."""
 EXIT_KEYBOARD_INTERRUPT = 130
 EXIT_READER_GONE = 141
-"""128 + SIGPIPE, as a shell says of a program whose output nobody reads any more (`... | head`)."""
+"""128 + SIGPIPE, as in a shell when the reader of the output has gone (`... | head`)."""
 LONGEST_MESSAGE = 3000
-"""Of an error (characters); what a file says can be of any length."""
+"""Of an error (characters); names and values in files can be of any length."""
 
 
 class StorytellerError(Exception):
@@ -91,5 +91,6 @@ def first_problem(error: "ValidationError") -> str:
     field = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"there is no setting {field:.80}"
+    message = problem["msg"].removeprefix("Value error, ")
     value = "" if problem["type"] == "missing" else f"={problem['input']!r:.60}"
-    return f"{field}{value}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{field}{value}: {message[0].lower()}{message[1:]}"

@@ -3,7 +3,7 @@
 Of the environment, a run records nothing. A secret could still be typed into a config or a command line, or come
 back in the words of a library; both are met here, by value.
 
-A variable whose name speaks of keys or tokens need not hold one: GPG_KEY is public, RUN_KEY=gpt2-small is a name.
+A variable with KEY or TOKEN in its name need not hold one: GPG_KEY is public, RUN_KEY=gpt2-small is a name.
 So a value counts as a secret if its variable is one of those that are known to hold a key, or if it looks random, as
 no word and no name does.
 """
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 KNOWN = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
-"""Variables of the services that a run talks to: whatever they hold is a secret."""
+"""Variables of the services that a run talks to: their values are always secrets."""
 SHORTEST_SECRET = 8
-"""Values below this length (characters) are no secrets, and would be found in any text."""
+"""Shorter values (characters) are not taken for secrets: they would be found in any text."""
 WHAT_TO_DO_ABOUT_IT = (
     "that looks like a secret and would be recorded with the run: leave it out, or if it is none run without {name} "
     "(env -u {name} storyteller ...)"
@@ -40,7 +40,7 @@ def looks_random(value: str) -> bool:
 
     It has 24 letters and digits in a row, or 12 with both letters and digits, or 8 (32, whatever stands between them)
     with capitals, small letters and digits; or it is 8 long with a letter, a digit and a symbol that no name has. A key
-    that has none of these, such as a password of small letters, cannot be told from a word.
+    that has none of these, such as a password of small letters, cannot be distinguished from a word.
     """
     if any(_is_random_run(run) for run in _RUN.findall(value)):
         return True
@@ -59,7 +59,7 @@ def secret_in(text: str, environment: Mapping[str, str] = os.environ) -> str | N
 def secret_within(value: Any, environment: Mapping[str, str] = os.environ) -> str | None:
     """Name of a secret variable whose value is in one of the texts of nested mappings and lists, keys included.
 
-    Each text is looked at by itself: their JSON and their repr write quotes and backslashes in another way.
+    Each text is searched by itself: their JSON and their repr write quotes and backslashes in another way.
     """
     return next((name for text in _texts(value) if (name := secret_in(text, environment))), None)
 

@@ -1,7 +1,7 @@
-"""Files that a stranger may have written: looked at before anything in them is believed, allocated or run.
+"""Files that somebody else may have written: checked before anything in them is used.
 
-Nothing here unpickles. What is read is a regular file (a FIFO or a device could be waited on for ever), no larger
-than its kind can be, and says what it holds without contradiction.
+Nothing here unpickles. What is read is a regular file (reading a FIFO or a device could hang), and no larger than a
+file of its kind can be.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range
 
 
 class UntrustedFileError(UserError):
-    """A file that is not what it should be; the message is `FILE: what is wrong`, the mend is the caller's to say."""
+    """A file that is not what it should be; the message is `FILE: what is wrong`, and the caller adds the fix."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened for reading; never waits, whatever `path` is.
+    """A regular file, opened for reading; never hangs.
 
     Raises:
         UntrustedFileError: it is a folder, a FIFO, a socket or a device, or there can be no such name.
         OSError: it cannot be opened.
     """
     try:
-        # A FIFO without a writer would be waited on for ever.
+        # Opening a FIFO without a writer would hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:
         raise UntrustedFileError(f"{str(path)!r}: {error}") from None
@@ -125,9 +125,9 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def seal_of(entries: Mapping[str, Any]) -> str:
-    """sha256 of what a JSON file says beside its "seal": a file that no other vouches for vouches for itself.
+    """sha256 of a JSON object without its entry "seal", by which damage of the file is found.
 
-    It finds damage; a stranger can make one as well as we.
+    Everybody can compute it: it is no signature.
     """
     sealed = {key: value for key, value in entries.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
@@ -160,13 +160,13 @@ def refuse_pickle(path: Path) -> None:
         with open_regular(path) as file:
             by_content = file.read(4).startswith(_PICKLE_STARTS)
     except OSError:
-        by_content = False  # whoever reads it will say why not
+        by_content = False  # reading it will report why
     if by_name or by_content:
         raise UntrustedFileError(f"{path}: a pickle or an archive, which can run code when it is read, is never read")
 
 
 def for_terminal(text: str) -> str:
-    """The text with what a terminal would obey, or could not show, spelt out."""
+    """The text with control characters, and what a terminal cannot show, as escapes."""
     return _TERMINAL_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

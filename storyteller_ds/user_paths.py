@@ -10,7 +10,7 @@ def expand_home(path: str | Path) -> Path:
     """`~` and `~name` at the beginning as home folders; shells leave them alone in `--flag=~/x` and `field=~/x`.
 
     Raises:
-        UserError: it begins with `~/`, and nobody knows where that is.
+        UserError: it begins with `~/`, and the home folder is not known.
     """
     expanded = os.path.expanduser(path)  # noqa: PTH111  # Path's own raises on `~name` that is just a name
     if expanded == "~" or expanded.startswith("~/"):

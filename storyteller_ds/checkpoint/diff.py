@@ -19,7 +19,7 @@ class TensorDifference:
     max_abs: float | None
     """Largest difference of an element; None where a difference is not a number, or the shapes differ."""
     relative: float | None
-    """max_abs over the largest magnitude in A; None where that says nothing."""
+    """max_abs over the largest magnitude in A; None if that is not finite."""
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     """In A and in B."""
 

@@ -7,7 +7,7 @@ step_00000100/
   trainer.json config.json tokenizer.json
   manifest.json                          written last: size and sha256 of every other file
 
-Nothing else is consulted: no pointer file says which step is the last one, the folders do.
+Nothing else is read: the last step is the newest folder, and there is no pointer file.
 
 The optimizer's and the rng files may be left out of a copy: weights are enough to generate, and only training demands
 all parts.

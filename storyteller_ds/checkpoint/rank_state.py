@@ -72,7 +72,7 @@ def take_rank_state(engine: Engine, memory: HostMemory | None) -> RankState:
 
 
 def receipt_name(rank: int, world_size: int) -> str:
-    """Name of the file that says that a rank's part is on disk; it lies beside the part until the manifest is made."""
+    """Name of the file that a rank writes when its part is on disk; it is removed before the manifest is made."""
     return f"receipt-{rank:05d}-of-{world_size:05d}.json"
 
 

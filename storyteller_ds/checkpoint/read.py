@@ -100,7 +100,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} holds step {self.step}; give it its own name back")
 
     def verify_sizes(self, parts: Sequence[str] = names.PARTS) -> None:
-        """What can be seen without reading the files: they are there, plain files, and as long as the manifest says.
+        """Without reading the files: they are there, plain files, and as long as in the manifest.
 
         Args:
             parts: as for verify.
@@ -201,7 +201,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _refuse_link(path: Path) -> None:
-    # A link in place of a file would let the checkpoint speak of files elsewhere.
+    # A link in place of a file would let the checkpoint name files elsewhere.
     if not stat.S_ISREG(path.lstat().st_mode):
         raise CheckpointError(f"checkpoint {path.parent}: {path.name} is not a plain file; do not trust it")
 
@@ -213,7 +213,7 @@ def _expected_files(world_size: int) -> set[str]:
 
 
 def why_none(path: Path, none_in_it: str) -> str:
-    """Why a path has no checkpoint, and what to give in its place; `none_in_it` is what is said of a folder."""
+    """Why a path has no checkpoint, and what to give in its place; `none_in_it` is the reason for a folder."""
     give = "give a run folder or a step folder"
     if path.is_file():
         return f"it is a file; {give}"

@@ -1,13 +1,12 @@
 """Finding a checkpoint, and putting a run back to where it was."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ValidationError
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
@@ -17,7 +16,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.engines.base import Engine, LossScale
-from storyteller_ds.errors import CheckpointError
+from storyteller_ds.errors import CheckpointError, first_problem
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.empty import empty_decoder
 from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
@@ -42,12 +41,12 @@ _FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "mode
 _SAME_TOKENS = ("data.sequence_length", "data.cache_dir", "data.streaming")
 
 
-def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str] | None = names.PARTS) -> Checkpoint:
+def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS) -> Checkpoint:
     """The checkpoint that `path` names: a step folder, or a run folder and then its newest valid step.
 
     Args:
         path: of the folder.
-        say: told of each step that is passed over.
+        log: gets a line about each step that is skipped.
         parts: what is needed of it: names.WEIGHTS to generate, all to continue training; None: what it has.
 
     Raises:
@@ -57,20 +56,20 @@ def find_checkpoint(path: Path, say: Callable[[str], None], parts: Sequence[str]
         checkpoint = open_checkpoint(path)
         checkpoint.verify(checkpoint.parts if parts is None else parts)
         return checkpoint
-    found = newest_valid(path / names.CHECKPOINTS, say, parts) or newest_valid(path, say, parts)
+    found = newest_valid(path / names.CHECKPOINTS, log, parts) or newest_valid(path, log, parts)
     if found is None:
         raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no valid checkpoint')}")
     return found
 
 
 def newest_valid(
-    checkpoints: Path, say: Callable[[str], None], parts: Sequence[str] | None = names.PARTS
+    checkpoints: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS
 ) -> Checkpoint | None:
-    """The newest step whose files, those of `parts`, agree with its manifest; others are passed over, and said so.
+    """The newest step whose files, those of `parts`, agree with its manifest; others are skipped, with a line.
 
     See find_checkpoint for the arguments.
 
-    No pointer file (`latest` and the like) is asked: what one says may be old, or a stranger's.
+    No pointer file (`latest` and the like) is read: it may be old, or written by somebody else.
     """
     seen = step_folders(checkpoints)
     for folder in seen:
@@ -79,13 +78,13 @@ def newest_valid(
             checkpoint.verify_name()
             checkpoint.verify(checkpoint.parts if parts is None else parts)
         except CheckpointError as error:
-            say(f"passing over a checkpoint: {error}")
+            log(f"passing over a checkpoint: {error}")
             continue
         if unknown := checkpoint.unknown_files():
-            say(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
+            log(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
         return checkpoint
     # A run that keeps few checkpoints may have replaced all of them meanwhile.
-    return newest_valid(checkpoints, say, parts) if set(step_folders(checkpoints)) - set(seen) else None
+    return newest_valid(checkpoints, log, parts) if set(step_folders(checkpoints)) - set(seen) else None
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str, resume: str = "auto") -> None:
@@ -115,7 +114,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
         reasons = [_difference(field, before, now) for field in causes if not _is_fixed(field)]
         if not causes:
             reasons = [_changed_in_place(now)]
-        if reasons:  # else it is what a fixed field makes of it, which is said already
+        if reasons:  # else a fixed field is the cause, which is listed already
             changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons)})")
     if changed:
         anew = "with another --output_dir or --resume never"
@@ -161,9 +160,9 @@ def saved_state(checkpoint: Checkpoint) -> TrainState:
     """How far the run had come.
 
     Raises:
-        CheckpointError: its trainer.json does not say so.
+        CheckpointError: its trainer.json does not have it.
     """
-    return _progress(checkpoint)[0]
+    return _progress(checkpoint).state
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
@@ -180,14 +179,21 @@ def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     opened = files[0]
     engine.load_named_state(
         lambda kind, name: opened.weights[name] if kind == "weight" else opened.optimizer[f"{kind}/{name}"],
-        opened.state.updates,
-        opened.scale,
+        opened.progress.state.updates,
+        opened.progress.loss_scale,
     )
     if opened.streams is None:
         seed_rng(seed, checkpoint.step, engine.world.rank)
     else:
         set_rng_state(engine.device, opened.streams)
-    return opened.state
+    return opened.progress.state
+
+
+class _Progress(BaseModel):
+    """The content of trainer.json."""
+
+    state: TrainState
+    loss_scale: LossScale | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,32 +202,23 @@ class _Files:
 
     weights: TensorFiles
     optimizer: TensorFiles
-    state: TrainState
-    scale: LossScale | None
+    progress: _Progress
     streams: Mapping[str, torch.Tensor] | None
     """None: there is no stream for this rank, because another number of ranks wrote."""
 
 
-def _progress(checkpoint: Checkpoint) -> tuple[TrainState, LossScale | None]:
-    trainer = checkpoint.read_json(names.TRAINER)
+def _progress(checkpoint: Checkpoint) -> _Progress:
     try:
-        state = TypeAdapter(TrainState).validate_python(dataclasses.asdict(TrainState(**trainer["state"])))
-        scale = TypeAdapter(LossScale | None).validate_python(trainer.get("loss_scale"))
-        if min(state.step, state.samples, state.updates) < 0:
-            raise ValueError("a negative count")
-        if not 0 <= state.elapsed_s < math.inf:
-            raise ValueError(f"a time of {state.elapsed_s} s")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = str(error).replace("\n", ": ")
+        return _Progress.model_validate(checkpoint.read_json(names.TRAINER))
+    except ValidationError as error:
         raise CheckpointError(
-            f"checkpoint {checkpoint.folder}: {names.TRAINER} does not say where the run was ({reason}); "
+            f"checkpoint {checkpoint.folder}: {names.TRAINER} does not say where the run was ({first_problem(error)}); "
             "was it written by another version? use another step"
         ) from None
-    return state, scale
 
 
 def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
-    state, scale = _progress(checkpoint)
+    progress = _progress(checkpoint)
     streams = None
     if checkpoint.world_size == world_size:
         file = checkpoint.open_rng(rank)
@@ -231,11 +228,11 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
             raise CheckpointError(
                 f"checkpoint {checkpoint.folder}: rank {rank}'s random streams are not those of torch"
             )
-    return _Files(checkpoint.open_tensors("weights"), checkpoint.open_tensors("optimizer"), state, scale, streams)
+    return _Files(checkpoint.open_tensors("weights"), checkpoint.open_tensors("optimizer"), progress, streams)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    # A field that did not exist then says nothing about what was, unless the model depends on it.
+    # A field that did not exist then is not compared, unless the model depends on it.
     return [field for field in now if before.get(field) != now[field] and (field in before or _is_fixed(field))]
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how a folder comes and goes without a moment in which half of it is believed."""
+"""Which checkpoints are kept, and how a folder is replaced and deleted without a half of it ever being valid."""
 
 import shutil
 from collections import defaultdict
@@ -27,12 +27,12 @@ class Saved(NamedTuple):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Saved":
-        """What a manifest says."""
+        """From its manifest."""
         return cls(checkpoint.step, checkpoint.manifest.val_bpb, checkpoint.manifest.val_tokens)
 
 
 def steps_to_keep(saved: Iterable[Saved], keep: CheckpointConfig) -> set[int]:
-    """The last few, every so many steps, and the best on each text; all of them unless keep_last says otherwise."""
+    """The last few, every so many steps, and the best on each text; all of them if keep_last is not set."""
     all_saved = sorted(saved)
     if keep.keep_last is None:
         return {one.step for one in all_saved}
@@ -75,7 +75,7 @@ def intact(checkpoints: Path) -> list[Checkpoint]:
 
 
 def delete(folder: Path) -> None:
-    """Delete a step folder. By one rename it stops being a checkpoint; a reader then misses files, and says so."""
+    """Delete a step folder. By one rename it stops being a checkpoint; a reader then reports missing files."""
     doomed = folder.with_name(folder.name + _DELETING)
     folder.rename(doomed)
     flush_to_disk(folder.parent)

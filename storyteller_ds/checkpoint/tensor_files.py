@@ -18,7 +18,7 @@ DTYPES = ("F32", "U8")
 
 
 class TensorEntry(NamedTuple):
-    """What the header of a safetensors file says about one tensor."""
+    """One tensor in the header of a safetensors file."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -3,45 +3,55 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything about progress that a resumed run must know; the same on every rank."""
+    """Everything about progress that a resumed run must know; the same on every rank.
 
-    step: int = 0
+    Read from trainer.json by pydantic, which refuses what is not of these types, and a field that is not here.
+    """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    step: NonNegativeInt = 0
     """Optimizer steps done."""
-    samples: int = 0
+    samples: NonNegativeInt = 0
     """Training sequences seen; the position in the order of samples."""
-    tokens: int = 0
+    tokens: NonNegativeInt = 0
     """Training tokens seen."""
     best_val_loss: float | None = None
     """Lowest validation loss so far (nats per token)."""
-    evals_since_best: int = 0
+    evals_since_best: NonNegativeInt = 0
     """Validations since then."""
-    skipped_steps: int = 0
+    skipped_steps: NonNegativeInt = 0
     """Steps among `step` that changed no weight: fp16's gradient overflowed, or loss or gradient was not finite."""
-    bad_steps: int = 0
+    bad_steps: NonNegativeInt = 0
     """Steps so far whose loss or gradient was not finite, those that were undone included."""
-    bad_steps_in_a_row: int = 0
+    bad_steps_in_a_row: NonNegativeInt = 0
     """The latest of them, up to this step."""
-    loss_spikes: int = 0
+    loss_spikes: NonNegativeInt = 0
     """Steps so far whose loss stood far above those before it, those that were undone included."""
     recent_losses: tuple[float, ...] = ()
     """Finite training losses of the latest steps (nats per token), oldest first; at most loss_spike_window."""
-    rollbacks: int = 0
+    rollbacks: NonNegativeInt = 0
     """Times that the run went back to a checkpoint because of its numbers."""
-    undone_steps: int = 0
+    undone_steps: NonNegativeInt = 0
     """Optimizer steps that these have undone; `step + undone_steps` never goes back."""
     best_val_tokens: int | None = None
     """Tokens of the validation text, from its beginning, that best_val_loss is the mean of; a loss over another number
     of them is not compared with it. None: not known, as in checkpoints of older versions."""
-    elapsed_s: float = 0.0
+    elapsed_s: NonNegativeFloat = 0.0
     """Time spent in training while train.max_minutes was set, by the clock of rank 0 (s)."""
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
         object.__setattr__(self, "recent_losses", tuple(self.recent_losses))
+        if self.updates < 0:
+            raise ValueError(f"{self.skipped_steps} skipped of {self.step} steps")
 
     @property
     def updates(self) -> int:

@@ -65,7 +65,7 @@ def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Con
     """Write `checkpoints/step_N` and wait for it; called by every rank. Returns the folder.
 
     Raises:
-        CheckpointError: the disk refuses on any rank; raised on all. Earlier checkpoints are untouched.
+        CheckpointError: it cannot be written on any rank; raised on all. Earlier checkpoints are untouched.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     return Save(engine, checkpoints, step, contents).finish()
@@ -135,7 +135,7 @@ class Save:
         return self.folder
 
     def finish_alone(self, seconds: float) -> Path:
-        """As finish(), without talking to the other ranks, which may be gone: wait so long for their files.
+        """As finish(), without communication with the other ranks, which may be gone: wait so long for their files.
 
         Raises:
             CheckpointError: it could not be written.
@@ -216,7 +216,7 @@ class Save:
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _guarded(self, action: Callable[[], T]) -> T:
-        """`action`, with the disk's refusal as a CheckpointError."""
+        """`action`, with an error of the disk as a CheckpointError."""
         try:
             return action()
         except OSError as error:
@@ -233,7 +233,7 @@ def _let_training_go_first() -> None:
 
 
 def fingerprint_of(run: Mapping[str, Any]) -> str:
-    """sha256 of a run config, equal for configs that say the same."""
+    """sha256 of a run config, equal for configs with equal values."""
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""What the DeepSpeed JSON says about the run, and the JSON that DeepSpeed really gets.
+"""What the DeepSpeed JSON decides about the run, and the JSON that DeepSpeed gets.
 
-A setting lives in one place. The run config describes the run; the JSON owns ZeRO and everything about
+A setting has one place. The run config describes the run; the JSON owns ZeRO and everything about
 memory and communication. Where DeepSpeed insists on a value that the run config has too (batch sizes,
-clipping, precision, the optimizer), the JSON says "auto", as with Hugging Face's Trainer, or gives a value,
+clipping, precision, the optimizer), the JSON has "auto", as with Hugging Face's Trainer, or gives a value,
 which then counts as if it stood in the run config. Nothing here imports deepspeed.
 """
 
@@ -24,9 +24,9 @@ from storyteller_ds.user_paths import expand_home
 OURS = Path(__file__).parents[1] / "ds_configs"
 """The DeepSpeed configs that come with the package; in the repository a link to the folder ds_configs."""
 IN_PYTHON = Path("ds_config")
-"""Stands in messages for a DeepSpeed config that is no file."""
+"""Name in messages of a DeepSpeed config that is not a file."""
 
-# JSON key -> run config field, for everything that both of them can say.
+# JSON key -> run config field, for everything that both of them can set.
 _SHARED = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -59,11 +59,11 @@ JSON_KEYS = {field: key for key, field in _SHARED.items()} | {
     "precision.dtype": "bf16.enabled or fp16.enabled",
     "parallel.strategy": "expert_parallel.enabled",
 }
-"""Run config field -> the key of a DeepSpeed JSON that can say it, too."""
+"""Run config field -> the key of a DeepSpeed JSON that can set it, too."""
 
 
 def file_or_name(given: str | os.PathLike[str] | Mapping[str, Any]) -> Path:
-    """The path under which messages speak of a DeepSpeed config: as it was given."""
+    """The path of a DeepSpeed config in messages: as it was given."""
     return IN_PYTHON if isinstance(given, Mapping) else Path(given)
 
 
@@ -86,7 +86,7 @@ def read_deepspeed_json(path: Path, content: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{path} holds the value of {name}; {WHAT_TO_DO_ABOUT_IT.format(name=name)}")
     for key in config:
         if key in _OWNED_BY_US:
-            raise ConfigError(f"{path}: '{key}' is the run config's to say; remove it and set {_OWNED_BY_US[key]}")
+            raise ConfigError(f"{path}: '{key}' belongs to the run config; remove it and set {_OWNED_BY_US[key]}")
         if key in _NO_LONGER_THERE:
             raise ConfigError(f"{path}: DeepSpeed no longer has '{key}'; remove it")
     config = checked(config, path)
@@ -118,8 +118,7 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
         for key in ("contiguous_gradients", "reduce_scatter"):
             if _lookup(config, f"zero_optimization.{key}") is False:
                 raise ConfigError(
-                    f"{path}: zero_optimization.{key}=false does not work with mixture layers under ZeRO-{stage}; "
-                    "remove it"
+                    f"{path}: zero_optimization.{key}=false does not work with MoE layers under ZeRO-{stage}; remove it"
                 )
 
 
@@ -203,12 +202,12 @@ def engine_config(
         config: the JSON as the user wrote it.
         run: the run config.
         micro_batch_size: sequences per rank in one forward pass.
-        accumulation_steps: forward passes per optimizer step.
+        accumulation_steps: micro-batches of a rank per optimizer step.
         dtype: fp32, bf16 or fp16: the format in which DeepSpeed is to hold the model.
         expert_parallel: what AutoEP must know about the model; None without AutoEP.
     """
     result = {key: value for key, value in config.items() if key in KEYS and key not in _TAKEN_UP}
-    # "auto" elsewhere (bucket sizes, say) means DeepSpeed's own default.
+    # "auto" elsewhere (bucket sizes and the like) means DeepSpeed's own default.
     zero = {k: v for k, v in dict(result.get("zero_optimization", {})).items() if v != AUTO}
     zero["stage"] = run.parallel.zero_stage
     passed = {

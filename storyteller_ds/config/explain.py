@@ -36,7 +36,7 @@ class Setting:
     """Type and bounds."""
     default: Any
     json_key: str | None
-    """The key of a DeepSpeed JSON that can say it, too."""
+    """The key of a DeepSpeed JSON that can set it, too."""
 
     def in_presets(self) -> dict[str, list[str]]:
         """Values that presets give it, each with the presets' names."""

@@ -123,7 +123,7 @@ def preset_names() -> list[str]:
 
 
 class PresetSummary(NamedTuple):
-    """What a preset is, as its first two lines say; tests/unit/model/test_presets.py holds the numbers to the code."""
+    """What a preset is, from its first two lines; tests/unit/model/test_presets.py checks the numbers."""
 
     purpose: str
     parameters: int

@@ -1,9 +1,8 @@
 """From a preset, a YAML file, a DeepSpeed JSON and the command line to one RunConfig.
 
 Later sources win: preset < YAML file < DeepSpeed JSON for what DeepSpeed owns < `section.field=value`.
-A YAML file and a JSON that give the same field different values is an error, since neither
-reader would expect to lose; a preset gives way, and the command line overrules on purpose. A preset
-gives way, too, to what follows from what was given: see `_settle_batch`.
+A YAML file and a JSON that give the same field different values are an error; both override a preset, and
+the command line overrides all. A preset also gives way to what follows from the given values: see `_settle_batch`.
 """
 
 import functools
@@ -52,7 +51,7 @@ class LoadedConfig:
 
     @classmethod
     def of(cls, run: RunConfig) -> Self:
-        """A run config that no file and no command line has told of, for one device."""
+        """A run config without sources, for one device."""
         return cls(run=run, deepspeed=None, name="run", sources={})
 
     def typed(self, field: str) -> str:
@@ -105,7 +104,7 @@ def load_config(
         for field, value in deepspeed.run_values(ds).items():
             if field in written and written[field] != value:
                 raise ConfigError(
-                    f"{field}={written[field]} in {layers.sources[field]}, but {ds_file} says {value}; "
+                    f"{field}={written[field]} in {layers.sources[field]}, but {ds_file} has {value}; "
                     f'keep one of the two, for instance by writing "auto" in {ds_file.name}'
                 )
             layers.set(field, value, str(ds_file))
@@ -117,11 +116,11 @@ def load_config(
     run = layers.validate()
     if ds is None and run.parallel.zero_stage is not None:
         raise ConfigError(
-            f"{layers.sources['parallel.zero_stage']}: parallel.zero_stage is the DeepSpeed JSON's to say; "
+            f"{layers.sources['parallel.zero_stage']}: parallel.zero_stage is set by the DeepSpeed JSON; "
             "use --ds_config ds_configs/zero2.json or another of that folder"
         )
     if run.moe.num_experts and not run.moe_layers:
-        # Not in RunConfig: models of checkpoints that say so exist, and are dense.
+        # Not in RunConfig: there are checkpoints with such settings, and their models are dense.
         raise ConfigError(
             f"{layers.sources['moe.every_n_layers']}: moe.every_n_layers={run.moe.every_n_layers} is more than "
             f"model.num_layers={run.model.num_layers}, so that no layer would have experts; lower it, or set "
@@ -206,7 +205,7 @@ def _flag_for(argument: str) -> str:
 
 
 def _settle_batch(layers: "_Layers", ranks: int) -> None:
-    """Of the three sizes of a batch the user may give any; what a preset says of the others must not contradict.
+    """Of the three sizes of a batch the user may give any; what a preset has for the others must not contradict.
 
     The global batch follows where only the other two were given; else it stays, and a preset's way to split it goes.
     """
@@ -246,7 +245,7 @@ class _Layers:
             if not isinstance(target, dict):
                 raise ConfigError(f"{source}: '{field}' does not exist, {section} is a single value")
         target[last] = value
-        self.sources.pop(field, None)  # to the end: `_source` names whoever spoke last
+        self.sources.pop(field, None)  # to the end: `_source` names the last one
         self.sources[field] = source
 
     def written_by_user(self) -> dict[str, Any]:
@@ -278,7 +277,7 @@ class _Layers:
             return f"{self._source(location)}: unknown key '{'.'.join(location):.80}'{suggest(location)}"
         field = ".".join(location)
         if problem["type"] == "value_error":
-            # A rule between fields: its text says what is wrong and how to fix it.
+            # A rule between fields: its message has the problem and the fix.
             message = problem["msg"].removeprefix("Value error, ")
             return f"{self._source(location, message)}: {f'{field}: ' if field else ''}{_lower(message)}"
         # The members of a union complain one by one, about the same value.
@@ -289,13 +288,13 @@ class _Layers:
         return f"{self._source(location)}: {field}={shown:.60}: {'; or '.join(complaints)}{quoted}"
 
     def _source(self, location: tuple[str, ...], message: str = "") -> str:
-        """Who is to blame for the value there, or for the rule between the fields that the message names."""
+        """The source of the value there, or of the fields that the message names."""
         field = ".".join(location)
         named = [f for f in self.sources if f == field or f.startswith(f"{field}.") or not field]
         mentioned = [f for f in named if re.search(rf"\b{re.escape(f.rpartition('.')[2])}\b", message)]
         if not (mentioned or named):
             return "config"
-        # Of several sources the last that spoke is the likeliest to be wrong.
+        # Of several sources the last one is the likeliest to be wrong.
         last = (mentioned or named)[-1]
         source = self.sources[last]
         return f"{source}, '{deepspeed.JSON_KEYS[last]}'" if source == str(self.ds_config) else source
@@ -344,7 +343,7 @@ def _known_names() -> set[str]:
 def suggest(location: tuple[str, ...]) -> str:
     """The same field in another section if there is one, else the nearest name in this section."""
     *path, name = location
-    if location == ("preset",):  # which a file may say
+    if location == ("preset",):  # which a file may have
         return "; choose one with --config NAME"
     if path and not _section_fields(tuple(path)):
         return did_you_mean(path[0], _section_fields(()))

@@ -19,7 +19,7 @@ class ModelConfig(Section):
     num_kv_heads: int | None = Field(None, ge=1)
     """Number of key/value heads (grouped-query attention); must divide num_heads; null: num_heads."""
     intermediate_size: int = Field(256, ge=1)
-    """Width of the feed-forward layer, I (features); of one expert where the layer is a mixture."""
+    """Width of the feed-forward layer, I (features); of one expert in an MoE layer."""
     context_length: int | None = Field(None, ge=1)
     """Longest sequence the model accepts (tokens); null: data.sequence_length."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -78,11 +78,11 @@ class MoEConfig(Section):
     """Mixture-of-experts layers: which blocks have them, how tokens are routed and balanced."""
 
     num_experts: int = Field(8, ge=0)
-    """Experts in each mixture layer, E; 0: every layer is dense."""
+    """Experts in each MoE layer, E; 0: every layer is dense."""
     top_k: int = Field(2, ge=1)
     """Experts that each token is sent to, K."""
     every_n_layers: int = Field(1, ge=1)
-    """Every n-th block is a mixture, counted so that the last of each n is (1: all of them)."""
+    """Every n-th block has an MoE layer, counted so that the last of each n is (1: all of them)."""
     balance_loss_coef: float = Field(0.01, ge=0)
     """Weight of the load-balancing loss E * sum f_i P_i (Switch Transformer, eq. 4); 1 is perfect balance."""
     balance_scope: Literal["batch", "sequence"] = "batch"
@@ -100,7 +100,7 @@ class MoEConfig(Section):
         return self
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Whether block number `layer`, counted from 0, is a mixture."""
+        """Whether block number `layer`, counted from 0, has an MoE layer."""
         return self.num_experts > 0 and (layer + 1) % self.every_n_layers == 0
 
 

@@ -57,7 +57,7 @@ class RunConfig(Section):
 
     @property
     def moe_layers(self) -> int:
-        """Number of MoE layers; 0: the model is dense, whatever the moe section says."""
+        """Number of MoE layers; 0: the model is dense, and the moe section has no effect."""
         return sum(self.moe.is_moe_layer(layer) for layer in range(self.model.num_layers))
 
     @property

@@ -41,7 +41,7 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long, in what batches, and what is looked at on the way."""
+    """How long, in what batches, and what is measured meanwhile."""
 
     max_steps: int = Field(1000, ge=1)
     """Length of the run (optimizer steps)."""
@@ -51,11 +51,11 @@ class TrainConfig(Section):
     not reproducible bit by bit. null: no limit."""
     global_batch_size: int = Field(32, ge=1)
     """Sequences per optimizer step over all ranks (sequences); where only the two below are given, their product times
-    the ranks, whatever a preset says."""
+    the ranks, also where a preset sets another."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Sequences per rank in one forward pass (sequences); null: derived from the other two."""
     gradient_accumulation_steps: int | None = Field(None, ge=1)
-    """Forward passes per optimizer step (passes); null: derived, 1 unless micro_batch_size says more."""
+    """Micro-batches of a rank per optimizer step (micro-batches); null: derived, 1 if micro_batch_size allows."""
     log_every_steps: int = Field(1, ge=1)
     """Steps between two train lines in metrics.jsonl (optimizer steps)."""
     eval_every_steps: int = Field(100, ge=0)
@@ -65,14 +65,14 @@ class TrainConfig(Section):
     (batches); null: all of it. The end of a run is scored on all of it too, as final_val_loss and the like."""
     early_stop_patience: int = Field(0, ge=0)
     """Validations in a row without a better val_loss before training ends (validations); 0: never. A run that is
-    continued with another eval_batches or global_batch_size compares anew: losses on other texts say nothing."""
+    continued with another eval_batches or global_batch_size starts again: losses on other texts are not comparable."""
     max_bad_steps: int = Field(3, ge=1)
     """Steps in a row with a loss or gradient that is not finite, each of them skipped, at which the run goes back to
     its newest checkpoint and leaves out the samples seen since (optimizer steps)."""
     max_rollbacks: int = Field(2, ge=0)
     """Times that a run may go back because of its numbers before it stops with exit code 3 (rollbacks)."""
     loss_spike_policy: Literal["report", "roll_back", "off"] = "report"
-    """When the training loss leaps: say and count it, go back as for bad steps, or do not look."""
+    """When the training loss leaps: report and count it, go back as for bad steps, or do not check."""
     loss_spike_window: int = Field(128, ge=8)
     """Losses before a step that it is compared with; none is a spike until there are as many (optimizer steps)."""
     loss_spike_threshold: float = Field(10.0, gt=0)
@@ -128,8 +128,8 @@ class PrecisionConfig(Section):
     and newer), fp16 on those of 7.0 and 7.5 (Volta, Turing; fp32 under ZeRO-0, which does not scale the loss), fp32
     elsewhere. Without DeepSpeed and under ZeRO-0 weights and the residual stream are fp32, and products run under
     autocast. ZeRO-1 to 3 hold the whole model in this format, the router's weight and norm gains included, beside fp32
-    master weights; ZeRO-1 also adds up the gradients of several passes in it. Moments, the router's logits and the loss
-    are fp32 everywhere. fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
+    master weights; ZeRO-1 also adds up the gradients of several micro-batches in it. Moments, the router's logits and
+    the loss are fp32 everywhere. fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
 
 
 class CheckpointConfig(Section):
@@ -154,7 +154,7 @@ class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases; auto: as WANDB_MODE says, else online after `wandb login`, offline otherwise."""
+    """Weights & Biases; auto: WANDB_MODE, else online after `wandb login`, offline otherwise."""
     project: str = "storyteller"
     """Project name on Weights & Biases; WANDB_PROJECT, if it is set and this is not."""
     run_name: str | None = None

@@ -1,6 +1,6 @@
 """From a stream of tokens to the batches of each rank.
 
-Documents are packed: the stream is cut every sequence_length tokens, whatever document they belong to.
+Documents are packed: the stream is cut every sequence_length tokens, also within documents.
 A sequence's targets are its tokens moved by one, so every token of the stream is a target once.
 """
 

@@ -1,7 +1,7 @@
 """A prepared corpus: tokenizer and token shards of both splits, made once and kept in a cache folder.
 
-The cache is ours, and all that is in it can be made again from the text: what is damaged there is made anew, and what
-a preparation that was killed has finished is taken over by the next one.
+The cache can always be made again from the text: what is damaged in it is made again, and a preparation
+continues what a killed one has finished.
 """
 
 import errno
@@ -51,14 +51,14 @@ class Corpus:
     """sha256 of what was read and how; the same fingerprint means the same tokens."""
 
 
-def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: bool = False) -> str:
+def prepare_corpus(run: RunConfig, log: Callable[[str], None], check_shards: bool = False) -> str:
     """Make tokenizer and token shards unless the cache has them whole; one process per machine calls this.
 
     Returns the key that open_corpus takes.
 
     Args:
         run: its data and tokenizer sections count.
-        say: told what is being done, a line each.
+        log: gets a line about each step.
         check_shards: look at every byte of what is there, as open_corpus does.
 
     Raises:
@@ -67,19 +67,19 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
             on from there.
     """
     sources, given = choose_sources(run.data), _given_tokenizer(run)
-    with meanwhile(lambda: say(f"reading {run.data.source}"), LINE_EVERY_S):
+    with meanwhile(lambda: log(f"reading {run.data.source}"), LINE_EVERY_S):
         key = _key(run, sources, given)
     folder = cache_folder(run.data.cache_dir) / key
     problem = _problem(folder, run.tokenizer.vocab_size, check_shards)
     if problem is None:
         return key
     if problem:
-        say(f"making the prepared corpus {folder} anew: {problem}")
+        log(f"making the prepared corpus {folder} anew: {problem}")
     try:
         if os.path.lexists(folder):
             set_aside(folder)
         with work_folder(folder) as work:
-            _fill(run, sources, given, key, work, say)
+            _fill(run, sources, given, key, work, log)
             try:
                 put_in_place(work, folder)
             except OSError:
@@ -87,13 +87,13 @@ def prepare_corpus(run: RunConfig, say: Callable[[str], None], check_shards: boo
                     raise
                 # Another process was faster; its result is the same.
     except OSError as error:
-        mend = "to a folder that can be written, set"
+        fix = "to a folder that can be written, set"
         if error.errno in _NO_ROOM:
-            mend = "make room there, or set"
+            fix = "make room there, or set"
         elif error.errno == errno.ENOENT:
-            mend = "was it removed meanwhile? run again, or set"
+            fix = "was it removed meanwhile? run again, or set"
         raise DataError(
-            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; {mend} data.cache_dir "
+            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; {fix} data.cache_dir "
             "(or STORYTELLER_CACHE)"
         ) from error
     return key
@@ -132,7 +132,7 @@ def _opened(folder: Path, vocab_size: int) -> Corpus:
 
 
 def _problem(folder: Path, vocab_size: int, check_shards: bool = False) -> str | None:
-    """Why the corpus must be made: in words where it is damaged, empty if it is not there; None: it need not be."""
+    """Why the corpus must be made: the damage, or "" if there is none yet; None: it is whole."""
     if not os.path.lexists(folder):
         return ""
     try:
@@ -147,26 +147,26 @@ def _problem(folder: Path, vocab_size: int, check_shards: bool = False) -> str |
 
 
 def _fill(
-    run: RunConfig, sources: Sources, given: Tokenizer | None, key: str, work: Path, say: Callable[[str], None]
+    run: RunConfig, sources: Sources, given: Tokenizer | None, key: str, work: Path, log: Callable[[str], None]
 ) -> None:
     try:
-        make_corpus(run, sources, given, work, say)
-        # It was read several times since it was given its name; chosen anew, sources remember nothing of that.
-        with meanwhile(lambda: say(f"seeing that {run.data.source} is still the same"), LINE_EVERY_S):
+        make_corpus(run, sources, given, work, log)
+        # The text was read several times since then; new sources have nothing cached.
+        with meanwhile(lambda: log(f"checking that {run.data.source} has not changed"), LINE_EVERY_S):
             if _key(run, choose_sources(run.data), given) != key:
                 raise DataError(
                     f"{' or '.join(filter(None, (run.data.source, run.data.validation)))} was changed while it was "
                     "prepared, and nothing of that is kept; run again when it stays as it is"
                 )
     except BaseException as error:
-        # What an interruption leaves is taken over by the next try; of text or a disk that fails nothing can be.
+        # The next try continues after an interruption, but not after an error of the text or the disk.
         if isinstance(error, DataError | OSError) or not (work / INDEX).exists():
             shutil.rmtree(work, ignore_errors=True)
         raise
 
 
 def _key(run: RunConfig, sources: Sources, given: Tokenizer | None) -> str:
-    """Name of the cache folder: whatever would change the tokens changes it. Reads the sources once."""
+    """Name of the cache folder: all that would change the tokens changes it. Reads the sources once."""
     tokenizer = run.tokenizer
     tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}"
     # How shards are written is no part of the fingerprint: their tokens are the same, and old runs continue.

@@ -63,7 +63,7 @@ def write_index(folder: Path, tokenizer: Tokenizer, entries: Mapping[str, Any]) 
     Args:
         folder: of the shards.
         tokenizer: which has made them.
-        entries: what the index says about the shards; nothing, while they are being made.
+        entries: of the shards; none while they are being made.
     """
     index = {**entries, "tokenizer": tokenizer.fingerprint}
     if entries:

@@ -21,7 +21,7 @@ def keep_stories(stories: Sequence[str], cache_dir: Path | None) -> Path:
         The path, for data.source; the same stories have the same.
 
     Raises:
-        DataError: they are no texts, or the cache cannot be written.
+        DataError: they are not texts, or the cache cannot be written.
     """
     if not stories or not all(isinstance(story, str) for story in stories):
         raise DataError("data is not a list of stories; give a list of texts, at least one")

@@ -35,42 +35,42 @@ SHARD_TOKENS = 100_000_000
 MOST_BYTES_OF_A_TOKEN = 1 << 32
 _DOCUMENTS_AT_ONCE = 1000
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folder: Path, say: Say) -> None:
-    """Fill a folder, and take over what an earlier try for the same text has finished in it.
+def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folder: Path, log: Log) -> None:
+    """Fill a folder, and keep what an earlier try for the same text has finished in it.
 
     Args:
         run: its tokenizer section counts.
         sources: the text.
         given: the tokenizer to use; None: train one.
-        folder: which nobody else writes to; all else in it is removed.
-        say: told what is being done.
+        folder: no other process writes to it; all else in it is removed.
+        log: gets a line about each step.
 
     Raises:
         DataError: the text or the tokenizer cannot be used.
         OSError: the folder cannot be written.
     """
-    with meanwhile(lambda: say(f"reading {sources.train.name}"), LINE_EVERY_S):
+    with meanwhile(lambda: log(f"reading {sources.train.name}"), LINE_EVERY_S):
         for remark in sources.remarks():
-            say(remark)
+            log(remark)
     tokenizer, finished = _left_behind(folder, run.tokenizer.vocab_size)
     _remove_all_but(folder, [LOCK, *([INDEX, TOKENIZER, *finished] if tokenizer else [])])
     if tokenizer is not None:
-        say(f"taking over what is already prepared: tokenizer, {len(finished)} finished shard(s)")
+        log(f"taking over what is already prepared: tokenizer, {len(finished)} finished shard(s)")
     elif given is not None:
         tokenizer = given
     else:
-        tally = _Tally(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}", say)
-        with tally.told():
+        tally = _Tally(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}", log)
+        with tally.logged():
             tokenizer = train_tokenizer(run.tokenizer, tally.counted(sources.train.documents()))
     write_index(folder, tokenizer, {})
     rows = run.tokenizer.vocab_size
     parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
     index = {
-        "train": _Split("train", sources.train, tokenizer, say).write(folder, rows, finished),
-        "validation": _Split("validation", sources.validation, tokenizer, say).write(folder, rows, []),
+        "train": _Split("train", sources.train, tokenizer, log).write(folder, rows, finished),
+        "validation": _Split("validation", sources.validation, tokenizer, log).write(folder, rows, []),
         "fingerprint": hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest(),
     }
     write_index(folder, tokenizer, index)
@@ -102,26 +102,26 @@ def _remove_all_but(folder: Path, names: Iterable[str]) -> None:
 
 
 class _Tally:
-    """Counts the documents that pass, and tells of them every so often.
+    """Counts documents, and logs the count every so often.
 
     Args:
         doing: what is being done with them.
-        say: where it is told.
+        log: gets the lines.
     """
 
-    def __init__(self, doing: str, say: Say) -> None:
-        self._doing, self._say = doing, say
+    def __init__(self, doing: str, log: Log) -> None:
+        self._doing, self._log = doing, log
         self.documents, self.bytes = 0, 0
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """Tell what is done now, and how far it is while the block takes long."""
-        self._say(self._doing)
-        with meanwhile(lambda: self._say(f"{self._doing}: {self}"), LINE_EVERY_S):
+    def logged(self) -> Iterator[None]:
+        """Log what is being done, and how far it is while the block takes long."""
+        self._log(self._doing)
+        with meanwhile(lambda: self._log(f"{self._doing}: {self}"), LINE_EVERY_S):
             yield
 
     def counted(self, documents: Iterable[str]) -> Iterator[str]:
-        """The documents, one after another."""
+        """The documents, counted one by one."""
         for document in documents:
             self.documents += 1
             self.bytes += len(document.encode())
@@ -135,21 +135,21 @@ class _Split:
     """One split on its way to shards.
 
     Args:
-        name: train or validation, whose bytes are counted token by token where the tokenizer does not spell them.
+        name: train or validation; the bytes of validation are counted per token if the tokenizer does not spell bytes.
         source: its text.
         tokenizer: makes the tokens.
-        say: told how far it is.
+        log: gets lines about the progress.
     """
 
-    def __init__(self, name: str, source: Source, tokenizer: Tokenizer, say: Say) -> None:
+    def __init__(self, name: str, source: Source, tokenizer: Tokenizer, log: Log) -> None:
         self._name, self._source, self._tokenizer = name, source, tokenizer
-        self._tally = _Tally(f"tokenizing {source.name} for {name}", say)
+        self._tally = _Tally(f"tokenizing {source.name} for {name}", log)
         self._records_bytes = name == "validation" and not tokenizer.spells_bytes
         self._byte_counts: list[NDArray[np.uint32]] = []
         self._unknown_tokens = 0
 
     def write(self, folder: Path, vocab_size: int, finished: list[str]) -> dict[str, Any]:
-        """What the index says of the split.
+        """Write the shards; returns the entry of the split in the index.
 
         Args:
             folder: where the shards go.
@@ -160,7 +160,7 @@ class _Split:
             DataError: the source has no document, or cannot be read.
         """
         passed_over = self._documents_in(folder, vocab_size, finished)
-        with self._tally.told():
+        with self._tally.logged():
             documents = self._encoded(passed_over, begins=not finished)
             shards = write_shards(folder, self._name, documents, vocab_size, SHARD_TOKENS, len(finished))
         if self._tally.documents == 0:

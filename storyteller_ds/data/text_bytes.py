@@ -1,6 +1,6 @@
 """How many UTF-8 bytes of the original text a part of a token stream stands for: what bits per byte divide by.
 
-Always the bytes of the text as it was read, whatever the tokenizer makes of it: only then do two tokenizers share one
+Always the bytes of the text as it was read, with any tokenizer: only then do two tokenizers share one
 denominator. Where a tokenizer drops or replaces characters (a normalizer, unknown tokens) the model is not asked for
 them but they count, so that its bits per byte are a little too good; how many tokens are unknown is in the index of
 the corpus. A separator between documents stands for no byte.

@@ -35,7 +35,7 @@ class Tokenizer:
         self._inner = inner
         # Text that happens to contain "<|endoftext|>" is text.
         self._inner.encode_special_tokens = True
-        # A corpus is neither cut nor filled up, whatever the file was made for.
+        # A corpus is neither truncated nor padded, even if the file asks for it.
         self._inner.no_truncation()
         self._inner.no_padding()
         end = inner.token_to_id(END_OF_TEXT)
@@ -76,7 +76,7 @@ class Tokenizer:
 
     @cached_property
     def spells_bytes(self) -> bool:
-        """Whether a token is always the same bytes, and the bytes of the tokens are those of the text, whatever it is.
+        """Whether a token is always the same bytes, and the bytes of the tokens are those of every text.
 
         So it is with byte-level BPE that nothing is done to the text before: ours, and GPT-2's.
         """
@@ -147,7 +147,7 @@ def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new 
 
 
 def _refuse_precompiled(value: Any, path: Path) -> None:
-    """The library panics, and says so on stderr, on a damaged table of a Precompiled normalizer."""
+    """On a damaged table of a Precompiled normalizer the library panics, with lines on stderr."""
     if isinstance(value, dict) and value.get("type") == "Precompiled":
         raise UntrustedFileError(f"{path}: its normalizer is Precompiled, which is not supported")
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

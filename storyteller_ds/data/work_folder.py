@@ -1,8 +1,8 @@
-"""Folders in which something long is made: used by one process at a time, and taken over when that one dies.
+"""Folders for long work: used by one process at a time, and continued by the next one if that is killed.
 
-A folder NAME is made as `NAME.work-XXXX` beside its place and renamed at the end, so that nobody sees a half. The
-process that works in it holds a lock on a file in it, which the kernel takes back when the process ends, however it
-does. The next one that makes the same finds the folder free and goes on with what is in it.
+A folder NAME is made as `NAME.work-XXXX` beside its place and renamed at the end, so that it is never seen unfinished.
+The process that works in it holds a lock on a file in it, which the kernel releases when the process ends. The next
+process that makes the same folder then continues with its content.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _LEFT = re.compile(r"[0-9a-f]{24,40}\.(work|tmp)-[0-9a-f-]+")
 
 @contextlib.contextmanager
 def work_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that no other process works in, with what one that died has left there.
+    """A folder beside `target` that no other process works in, with the content that a killed one has left there.
 
     After the block it is removed, unless it was renamed, or the block was left by an exception.
 
@@ -44,7 +44,7 @@ def work_folder(target: Path) -> Iterator[Path]:
 
 
 def set_aside(target: Path) -> None:
-    """Make what lies at `target` something that work_folder() gives to whoever makes it anew."""
+    """Rename what lies at `target`, so that the next work_folder() continues with it."""
     with contextlib.suppress(FileNotFoundError):  # another process has done it
         if target.is_dir():
             target.rename(_name(target))
@@ -66,7 +66,7 @@ def _new(target: Path, locks: contextlib.ExitStack) -> Path:
     while True:
         folder = _name(target)
         folder.mkdir()
-        # Another process may have taken it in between, for one that was left.
+        # Another process may have locked it in between, as one that was left.
         if _taken(folder, locks, may_be_unlocked=True):
             return folder
 
@@ -81,7 +81,7 @@ def _taken(folder: Path, locks: contextlib.ExitStack, may_be_unlocked: bool = Fa
     Args:
         folder: which may go away at any moment.
         locks: closed by the caller.
-        may_be_unlocked: a file system without locks is no reason not to take it.
+        may_be_unlocked: take it also on a file system without locks.
     """
     path = folder / LOCK
     with contextlib.ExitStack() as held:
@@ -107,7 +107,7 @@ def _taken(folder: Path, locks: contextlib.ExitStack, may_be_unlocked: bool = Fa
 
 
 def _remove_forgotten(target: Path) -> None:
-    """What has lain beside it for longer than anybody comes back for; what another process works in is left alone."""
+    """Remove work folders that are older than KEPT_DAYS and that no process works in."""
     oldest = time.time() - 24 * 3600 * KEPT_DAYS
     for folder in target.parent.iterdir():
         if not _LEFT.fullmatch(folder.name) or folder.name.startswith(f"{target.name}{_WORK}"):

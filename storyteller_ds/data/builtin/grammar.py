@@ -67,7 +67,7 @@ class StoryKey(NamedTuple):
 
     @property
     def split(self) -> Split:
-        """The one split that may tell stories with this key, whatever the seed."""
+        """The one split that has stories with this key, for every seed."""
         digest = hashlib.sha256("/".join(self).encode()).digest()
         return "train" if int.from_bytes(digest[:8], "big") % VALIDATION_KEYS_ONE_IN else "validation"
 

@@ -28,7 +28,7 @@ _OWN_FOLDERS = {
 
 
 _OF_DATASETS = ("revision", "text_field", "streaming", "max_documents")
-"""Settings that mean nothing to a text or to built-in stories."""
+"""Settings of Hugging Face datasets alone."""
 
 
 class Sources(NamedTuple):
@@ -38,7 +38,7 @@ class Sources(NamedTuple):
     validation: Source
 
     def remarks(self) -> list[str]:
-        """What a person should know about how they are read, a line each.
+        """Notes about how they are read, a line each.
 
         Raises DataError when one of them cannot be read, or cannot be what it is wanted for.
         """
@@ -52,7 +52,7 @@ def choose_sources(data: DataConfig) -> Sources:
     """The sources of a run.
 
     Raises:
-        DataError: one of them cannot exist, or a setting has no source that it is about.
+        DataError: one of them cannot exist, or a setting has no source that it applies to.
     """
     sources = _choose(data)
     for field in _OF_DATASETS:
@@ -137,7 +137,7 @@ def _is_of_texts(folder: Path) -> bool:
 
 
 def _refuse_own(listing: Listing) -> None:
-    """Refuse what a run has left: its records are no stories."""
+    """Refuse the folders of a run: its records are not stories."""
     names: dict[Path, set[str]] = {}
     for path in listing.others:
         names.setdefault(path.parent, set()).add(path.name)

@@ -15,7 +15,7 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import open_regular, refuse_pickle
 
 HEAD_BYTES = 1 << 16
-"""How much of a file is looked at (bytes)."""
+"""How much of a file is read to recognise it (bytes)."""
 _SECTIONS = {"preset", *RunConfig.model_fields}
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gzip -dc"),
@@ -37,8 +37,8 @@ _OTHERS = {
     b"\xff\xd8\xff": "an image",
 }
 _TABLES = ("Parquet", "Arrow")
-_SAVE_AS_TEXT = "save its text as UTF-8, stories parted by blank lines or <|endoftext|>"
-_GIVE_TEXT = "give a UTF-8 text file, stories parted by blank lines or <|endoftext|>"
+_SAVE_AS_TEXT = "save its text as UTF-8, stories separated by blank lines or <|endoftext|>"
+_GIVE_TEXT = "give a UTF-8 text file, stories separated by blank lines or <|endoftext|>"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ZIP = b"PK\x03\x04"
 _BYTE_ORDER_MARKS = {
@@ -48,7 +48,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _CONTROLS = bytes(set(range(32)) - set(b"\0\b\t\n\v\f\r\x1a\x1b"))
-"""What no text has, in whatever encoding of one byte a character; NUL is looked for by itself."""
+"""What no text has, in any encoding of one byte a character; NUL is checked by itself."""
 
 
 class _Kind(NamedTuple):
@@ -141,14 +141,14 @@ def _signature(head: bytes, path: Path) -> _Kind | None:
 
 
 def _encoding(head: bytes, path: Path) -> _Kind | None:
-    """Encodings of several bytes a character, and what is no encoding at all."""
+    """Encodings of several bytes a character, and binary files."""
     for mark, name in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return _Kind(name, conversion(path, name.lower()))
     is_utf8 = _is_utf8(head)
     has_controls = len(head.translate(None, _CONTROLS)) < 0.99 * len(head)
     nuls = head.count(0)
-    # A text can have one of these flaws, which is told by its place. Letters in UTF-16 look like control characters.
+    # A text can have one of these flaws; reading it then names the place. UTF-16 looks like control characters.
     if nuls <= len(head) / 5 and sum((nuls > 0, has_controls, not is_utf8)) < 2:
         return None
     name = max(("utf-32le", "utf-32be", "utf-16le", "utf-16be"), key=lambda each: _readable(head, each))

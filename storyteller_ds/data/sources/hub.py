@@ -16,7 +16,7 @@ PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7
 PINNED_SPLITS = ("train", "validation")
 """Of each of them at its commit."""
 
-# The hub must answer one small question within this before anything is downloaded. The outer bound
+# The hub must answer one small request within this before anything is downloaded. The outer bound
 # also covers what the HTTP client's own timeout does not: name lookup, and an answer that trickles.
 PROBE_TIMEOUT_SECONDS = 4.0
 PROBE_TOTAL_SECONDS = 8.0
@@ -31,7 +31,7 @@ def check_name(dataset: str, revision: str | None) -> None:
         raise DataError(f"{dataset} is neither a folder here nor a hub name of the form OWNER/NAME; check data.source")
     if revision is None and dataset not in PINNED_REVISIONS:
         raise DataError(
-            f"{dataset} is no folder here, and as a hub dataset it has no fixed revision, so its "
+            f"{dataset} is not a folder here, and as a hub dataset it has no fixed revision, so its "
             f"data could change under a run; add data.revision=<commit sha>, from {_page(dataset)}/commits/main"
         )
     if revision is not None and not _COMMIT.fullmatch(revision):

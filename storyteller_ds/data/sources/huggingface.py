@@ -29,7 +29,7 @@ from storyteller_ds.user_paths import expand_home
 # Part of the fingerprint: raised whenever the same rows would give other documents.
 FORMAT = "storyteller hugging face 1"
 READ_ROWS = 1000
-# The library has readers for some thirty kinds of files. These hold text, and have been looked at: nothing in
+# The library has readers for some thirty kinds of files. These hold text, and were checked: nothing in
 # them is unpickled, and none is an archive, whose members could lie anywhere or be of any size once unpacked.
 READERS = ("parquet", "arrow", "json", "csv", "text")
 DATA_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
@@ -121,7 +121,7 @@ class HuggingFaceSource:
             raise DataError(f"{self.name} has no document in its field {self.text_field!r}; {OTHER_SOURCES}")
 
     def remarks(self) -> list[str]:
-        """Which data files of a local folder are in none of its splits: the library passes over them in silence."""
+        """Which data files of a local folder are in none of its splits: the library ignores them silently."""
         folder = self._folder
         if folder is None or names_files(folder):
             return []

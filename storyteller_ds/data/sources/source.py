@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 LOOKED_AT = 10_000
-"""So many documents at the beginning of a source are looked at for remarks."""
+"""Documents at the beginning of a source that are read for its remarks."""
 
 
 class Source(Protocol):
@@ -31,8 +31,8 @@ class Source(Protocol):
         ...
 
     def remarks(self) -> list[str]:
-        """What a person should know about how the source is read, a line each; looks at its beginning only.
+        """Notes about how the source is read, a line each, from its beginning only.
 
-        Raises DataError when the source cannot be read, or cannot be what it is wanted for.
+        Raises DataError when the source cannot be read, or cannot be used.
         """
         ...

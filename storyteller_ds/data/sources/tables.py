@@ -1,4 +1,4 @@
-"""JSON and CSV told from prose by their content.
+"""Recognises JSON and CSV by their content.
 
 Prose may begin with a bracket, have a quotation in every line and be full of commas. So it takes more than that.
 """
@@ -10,7 +10,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 ROWS = 50
-"""How many rows of CSV are looked at."""
+"""Rows of CSV that are read."""
 _COLUMN = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}")
 """A name of a column: up to three words, no punctuation."""
 _COLUMN_CHARACTERS = 30
@@ -23,7 +23,7 @@ class Table(NamedTuple):
     suffix: str
     """That such files have by custom."""
     column: str | None
-    """The one with the longest text in the first row; None where there are no rows with texts."""
+    """The one with the longest text in the first row; None if no row has a text."""
 
 
 def recognise_table(text: str, is_whole: bool) -> Table | None:

@@ -31,7 +31,7 @@ SHORT_WORDS = 100
 
 @dataclass(frozen=True)
 class TextFileSource:
-    """A UTF-8 file whose documents are parted by `<|endoftext|>` or, where it has none, by blank lines.
+    """A UTF-8 file whose documents are separated by `<|endoftext|>` or, where it has none, by blank lines.
 
     CRLF and lone CR count as LF; byte order marks are dropped, also within, where files were joined. Memory
     use is that of the longest document, not of the file.
@@ -74,11 +74,11 @@ class TextFileSource:
         if not found:
             raise DataError(
                 f"{self.path} has no document: it holds only white space and {MARKER} markers; "
-                "put in stories parted by blank lines or markers"
+                "put in stories separated by blank lines or markers"
             )
 
     def remarks(self) -> list[str]:
-        """What blank lines have made of a file without markers."""
+        """How blank lines have split a file without markers."""
         if has_marker(self.path):
             return []
         return [on_blank_lines(self.name, list(islice(self.documents(), LOOKED_AT)))]
@@ -102,7 +102,7 @@ def has_marker(path: Path) -> bool:
 
 
 def on_blank_lines(name: str, documents: Sequence[str]) -> str:
-    """How documents came out that blank lines have parted, and what helps if that is not what was meant.
+    """How blank lines have split documents, and what helps if that is not what was meant.
 
     Args:
         name: where they are from.
@@ -112,7 +112,7 @@ def on_blank_lines(name: str, documents: Sequence[str]) -> str:
     length = f"{words:,} word{'s' if words != 1 else ''}"
     if len(documents) == 1:
         command = f"sed G {shlex.quote(name)} > {shlex.quote(str(Path(name).with_suffix('.parted.txt')))}"
-        each_line = f"; if each line is a story, `{command}` parts them" if "\n" in documents[0] else ""
+        each_line = f"; if each line is a story, `{command}` separates them" if "\n" in documents[0] else ""
         return (
             f"{name} is one document of {length}, for it has no blank line within and no {MARKER}; "
             f"put {MARKER} between its stories{each_line}"
@@ -134,7 +134,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             chunk = file.read(CHUNK_BYTES)
             if not chunk:
-                raise DataError(f"{path} is empty; put in stories parted by blank lines or {MARKER}")
+                raise DataError(f"{path} is empty; put in stories separated by blank lines or {MARKER}")
             while chunk:
                 if b"\0" in chunk:
                     raise nul_byte(path, file.tell() - len(chunk) + chunk.index(b"\0"))

@@ -19,9 +19,9 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 FORMAT = b"storyteller text folder 1\n"
 
 _ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*", re.IGNORECASE)
-"""Names of files that say something about the stories and are none."""
+"""Names of files about the stories."""
 _NAMED = 3
-"""So many of the files that are not read are named."""
+"""How many of the files that are not read are listed by name."""
 _OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
 _SPLIT = re.compile(
     r"(?:.*[-_. ])?(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev|eval)|(?P<test>test))"
@@ -40,13 +40,13 @@ class Listing(NamedTuple):
     texts: list[Path]
     others: list[Path]
     about: list[Path]
-    """Such as README.md, which nobody wants to hear as a story."""
+    """Such as README.md."""
     links: list[Path]
     """Links to folders, which are not followed, and links that lead out of the folder or nowhere."""
 
 
 def list_folder(folder: Path) -> Listing:
-    """What is in a folder and in those below it.
+    """The files in a folder and in those below it.
 
     Raises:
         DataError: one of them cannot be read.
@@ -92,7 +92,7 @@ class TextFolderSource:
 
     Where all files, or the folders that they lie in, are named for splits, `split` chooses among them; otherwise it
     is all of them. Hidden files, empty files and such as README.md and LICENSE are left out. A link must not lead out
-    of the folder, so that a stranger's folder cannot name a file elsewhere.
+    of the folder, so that a folder from somewhere else cannot name a file outside of it.
 
     Raises DataError on construction if there is nothing to read, or if it is not clear which files are in the split.
     """
@@ -146,7 +146,7 @@ class TextFolderSource:
     def documents(self) -> Iterator[str]:
         """Yield the documents of one file after the other.
 
-        Raises DataError as TextFileSource does, and names the file; one with only white space is passed over, but
+        Raises DataError as TextFileSource does, and names the file; one with only white space is skipped, but
         not all of them.
         """
         found = False
