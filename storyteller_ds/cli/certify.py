@@ -1,14 +1,19 @@
-"""storyteller certify: what can be given. cli/verdicts.py shows what comes of it."""
+"""storyteller certify: train on every topology, and print whether all compute the same."""
 
 import importlib.util
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from storyteller_ds.certify.rows import ROWS, Row, select
+from storyteller_ds.certify.rows import ROWS, Row, place, select
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.durable import check_output
 from storyteller_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from storyteller_ds.certify.run import Verdict
 
 
 @click.command(name="certify")
@@ -16,9 +21,9 @@ from storyteller_ds.errors import UserError
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--output", type=UserPath(), help="Write the table and the machine to this file, too.")
 def certify_command(only: str | None, as_json: bool, output: Path | None) -> None:
-    """Train a tiny mixture on every topology and compare losses, gradients, weights and logits.
+    """Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.
 
-    8 steps in fp32, on a seed with clear choices of the routers; what that shows is printed with the table.
+    8 steps in fp32, on a seed with clear choices of the routers; what that proves is printed with the table.
     Exits 1 if any row is beyond its tolerance or does not run.
     """
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
@@ -28,9 +33,20 @@ def certify_command(only: str | None, as_json: bool, output: Path | None) -> Non
     _check_deepspeed(rows)
     if output is not None:
         check_output(output, "--output")
-    from storyteller_ds.cli.verdicts import certify_and_show  # torch, for which --help need not wait
+    # Imported here, with torch: --help need not wait for it.
+    from storyteller_ds.certify import report
+    from storyteller_ds.certify.run import NotCertified
+    from storyteller_ds.durable import write_output
 
-    certify_and_show(rows, as_json, output)
+    began = time.monotonic()
+    verdicts = _run(rows)
+    seconds = time.monotonic() - began
+    if output is not None:
+        write_output(output, "--output", report.as_page(verdicts, seconds))
+    _print(verdicts, as_json)
+    bad = [verdict.placement.row.name for verdict in verdicts if verdict.bad]
+    if bad:
+        raise NotCertified(f"not certified: {', '.join(bad)} (see above)")
 
 
 def _check_deepspeed(rows: list[Row]) -> None:
@@ -43,3 +59,41 @@ def _check_deepspeed(rows: list[Row]) -> None:
             f"the rows {', '.join(needed)} need deepspeed, which is not installed; "
             f'pip install "storyteller_ds[deepspeed]" (Linux), or use --only {possible}'
         )
+
+
+def _run(rows: list[Row]) -> list["Verdict"]:
+    """All verdicts; each is printed as soon as it is there."""
+    import torch
+    from rich.console import Console
+
+    from storyteller_ds.certify.run import certify
+    from storyteller_ds.console import lines_to
+
+    console = Console(stderr=True)
+    log = lines_to(console)
+    verdicts = []
+    with console.status("starting") as status:
+        # On a terminal the running row is a status line; elsewhere only finished rows are printed.
+        for verdict in certify(place(rows, torch.cuda.device_count()), status.update):
+            verdicts.append(verdict)
+            problem = f": {verdict.problem}" if verdict.problem else ""
+            log(f"{verdict.placement.row.name} {verdict.outcome} ({verdict.seconds:.1f} s){problem}")
+    return verdicts
+
+
+def _print(verdicts: list["Verdict"], as_json: bool) -> None:
+    from rich.console import Console
+
+    from storyteller_ds.certify import report
+
+    if as_json:
+        print(report.as_json(verdicts))
+        return
+    console = Console()
+    if console.is_terminal:
+        console.print(report.terminal_table(verdicts))
+    else:
+        print(report.markdown_table(verdicts))
+    print(f"\n{report.LEGEND}\n\n{report.SCOPE}")
+    for line in report.problems(verdicts):
+        print(line)

@@ -14,14 +14,14 @@ from storyteller_ds.generation.story_model import StoryModel
 _STDOUT, _STDERR = 1, 2
 
 
-def converse(model: StoryModel, config: SamplingConfig, num_stories: int, say: Callable[[str], None]) -> None:
+def converse(model: StoryModel, config: SamplingConfig, num_stories: int, log: Callable[[str], None]) -> None:
     """Tell stories until an empty line, the end of stdin, or Ctrl-C at the prompt. stdout holds the stories alone."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() arrow keys and a history
-    say("Begin a story; Ctrl-C stops one. An empty line ends.")
+    log("Begin a story; Ctrl-C stops one. An empty line ends.")
     told = 0
     while line := _ask():
-        prompt = typed(line, "the prompt", say)
+        prompt = typed(line, "the prompt", log)
         try:
             for _ in range(num_stories):
                 # Another story for the same words next time.
@@ -29,9 +29,9 @@ def converse(model: StoryModel, config: SamplingConfig, num_stories: int, say: C
                 told += 1
                 print_story(story)
                 if story.ran_out_of_context:
-                    say(f"the model's context of {model.decoder.context_length} tokens ended the story")
+                    log(f"the model's context of {model.decoder.context_length} tokens ended the story")
         except UserError as error:
-            say(str(error))
+            log(str(error))
         except KeyboardInterrupt:
             print(flush=True)
 

@@ -44,7 +44,7 @@ _VERBS = {
     "certify": _Verb(
         "storyteller_ds.cli.certify",
         "certify_command",
-        "Train a tiny mixture on every topology and compare losses, gradients, weights and logits.",
+        "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
     ),
 }
 _SUPERVISED = ("train",)

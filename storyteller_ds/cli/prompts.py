@@ -30,23 +30,23 @@ class Prompt(NamedTuple):
         return self.source if self.line is None else f"{self.source} line {self.line}"
 
 
-def typed(text: str, source: str, say: Callable[[str], None]) -> Prompt:
+def typed(text: str, source: str, log: Callable[[str], None]) -> Prompt:
     """A prompt from the command line or a terminal, where Python keeps bytes that it cannot decode as surrogates.
 
     Args:
         text: as Python has it.
         source: where it was typed.
-        say: told if there are bytes that are not UTF-8; they are read as U+FFFD.
+        log: gets a line if there are bytes that are not UTF-8; they are read as U+FFFD.
     """
-    return _decoded(text.encode("utf-8", "surrogateescape"), Prompt("", source), say)
+    return _decoded(text.encode("utf-8", "surrogateescape"), Prompt("", source), log)
 
 
-def prompts_of(path: Path, say: Callable[[str], None]) -> list[Prompt]:
+def prompts_of(path: Path, log: Callable[[str], None]) -> list[Prompt]:
     r"""The lines of a file that are not blank; only \n and \r\n end a line.
 
     Args:
         path: of a UTF-8 text, which may be a FIFO; `-` is stdin.
-        say: told of each line with bytes that are not UTF-8; they are read as U+FFFD.
+        log: gets a line for each line with bytes that are not UTF-8; they are read as U+FFFD.
 
     Raises:
         UserError: it cannot be read, is no text, or has no prompts.
@@ -56,7 +56,7 @@ def prompts_of(path: Path, say: Callable[[str], None]) -> list[Prompt]:
     if b"\0" in content:
         raise UserError(f"{source} is not a UTF-8 text, it has NUL bytes; save it as UTF-8, one prompt a line")
     lines = re.split(rb"\r?\n", content.removeprefix(codecs.BOM_UTF8))
-    prompts = [_decoded(line.strip(), Prompt("", source, number), say) for number, line in enumerate(lines, 1)]
+    prompts = [_decoded(line.strip(), Prompt("", source, number), log) for number, line in enumerate(lines, 1)]
     prompts = [prompt for prompt in prompts if prompt.text]
     if not prompts:
         raise UserError(f"{source} has no prompts; write one a line")
@@ -78,10 +78,10 @@ def _read(path: Path, source: str) -> bytes:
     return content
 
 
-def _decoded(line: bytes, prompt: Prompt, say: Callable[[str], None]) -> Prompt:
+def _decoded(line: bytes, prompt: Prompt, log: Callable[[str], None]) -> Prompt:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        say(f"{prompt.where} is not UTF-8: byte 0x{line[error.start]:02x}; what is not is read as U+FFFD")
+        log(f"{prompt.where} is not UTF-8: byte 0x{line[error.start]:02x}; what is not is read as U+FFFD")
         text = line.decode("utf-8", "replace")
     return prompt._replace(text=text)

@@ -1,10 +1,22 @@
-"""storyteller train, and the main job launch/train.py: what can be given. cli/training.py does it."""
+"""storyteller train, and the main job launch/train.py: one rank of a run, and how it ends there."""
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, OutOfMemory, StorytellerError
+
+if TYPE_CHECKING:
+    from storyteller_ds.training.trained_run import TrainedRun
+
+SECONDS_FOR_RANK_0_TO_SPEAK = 20
+SECONDS_IF_ALONE = 3
+"""Where this rank may be the only one that has met the error."""
+SECONDS_IF_INTERRUPTED = 2
+"""Where the end was asked for, and maybe of this rank alone."""
 
 
 @click.command()
@@ -24,7 +36,9 @@ from storyteller_ds.cli.paths import UserPath
     help="auto, never, or the path of a run or a step.",
 )
 @click.option("--quiet", is_flag=True, help="No progress, only errors.")
-@click.option("--local_rank", type=int, hidden=True, help="Passed by the deepspeed launcher; LOCAL_RANK says the same.")
+@click.option(
+    "--local_rank", type=int, hidden=True, help="Passed by the deepspeed launcher; LOCAL_RANK has the same value."
+)
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def train(
     config: str | None,
@@ -36,6 +50,55 @@ def train(
     overrides: tuple[str, ...],
 ) -> None:
     """Train a story model. Any field of the run config can be set as section.field=value."""
-    from storyteller_ds.cli.training import train_on_this_rank  # torch, for which --help need not wait
+    # Imported here, with torch: --help need not wait for it.
+    from storyteller_ds.cli.main import speak
+    from storyteller_ds.config import load_config
+    from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.distributed.world import World
+    from storyteller_ds.home import home_notice
+    from storyteller_ds.training.interruption import ProcessInterruption
+    from storyteller_ds.training.trainer import Trainer
 
-    train_on_this_rank(config, ds_config, output_dir, resume, quiet, overrides)
+    world = World.from_environment()
+    console = stderr_console(quiet=quiet or not world.is_main)
+    if (notice := home_notice()) is not None:
+        lines_to(console)(notice)
+    with ProcessInterruption(lines_to(console), speaks=world.is_main) as interruption:
+        try:
+            loaded = load_config(config, overrides, ds_config=ds_config, ranks=world.size)
+            run = Trainer(loaded, output_dir, resume=resume, console=console).train(interruption, speak)
+            if world.is_main and not quiet:
+                _print_where(run)
+        except InterruptedAfterSave:
+            raise InterruptedAfterSave("") from None  # the line is printed already
+        except (Interrupted, InterruptedSafely) as error:
+            world.wait_to_be_ended(SECONDS_IF_INTERRUPTED)
+            # Also where the signal was for this rank alone: its launcher then ends rank 0 too.
+            raise type(error)(str(error) if world.is_main else "") from None
+        except OutOfMemory:
+            world.wait_to_be_ended(SECONDS_IF_ALONE)
+            raise
+        except StorytellerError:
+            # Every rank has met the same error, and rank 0 reports it. It needs the time: a launcher ends all ranks as soon
+            # as one has left.
+            world.wait_to_be_ended(SECONDS_FOR_RANK_0_TO_SPEAK)
+            raise
+        except RuntimeError as error:
+            world.wait_if_peer_lost(error, SECONDS_FOR_RANK_0_TO_SPEAK)
+            raise
+
+
+def _print_where(run: "TrainedRun") -> None:
+    """Where everything is, on stdout, and what to type next."""
+    from storyteller_ds.training.run_folder import METRICS, SAMPLES
+
+    for label, record in (("metrics:", METRICS), ("samples:", SAMPLES)):
+        if (run.folder / record).exists():
+            print(f"{label:<12}{run.folder / record}")
+    print(f"checkpoint: {run.checkpoint}")
+    is_here = run.checkpoint is None or run.checkpoint.is_relative_to(run.folder)
+    model = run.folder if is_here else run.checkpoint  # --resume may have named another run, which is over
+    print(
+        f'try:        storyteller generate --checkpoint {shlex.quote(str(model))} --prompt "Once upon a time"',
+        flush=True,
+    )

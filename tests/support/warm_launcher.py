@@ -33,7 +33,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 def serve() -> None:
     """Answer until the input ends."""
     import storyteller_ds.certify.warm
-    import storyteller_ds.cli.training  # noqa: F401  # warm like the rest
+    import storyteller_ds.cli.train  # noqa: F401  # warm like the rest
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -28,7 +28,7 @@ def test_generating_and_training_on_one_device_need_no_optional_package():
     done = run_python(
         BLOCKED
         + """
-import storyteller_ds.cli.main, storyteller_ds.cli.config, storyteller_ds.cli.telling, storyteller_ds.cli.training
+import storyteller_ds.cli.main, storyteller_ds.cli.config, storyteller_ds.training.trainer
 import storyteller_ds.generation.load, storyteller_ds.generation.decode, storyteller_ds.training.callbacks.samples
 from storyteller_ds.config import RunConfig
 from storyteller_ds.generation.decode import generate_ids

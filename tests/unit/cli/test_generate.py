@@ -65,7 +65,7 @@ def test_no_shorter_prompt_is_advised_where_the_model_alone_does_not_fit(generat
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("storyteller_ds.cli.telling.load_story_model", too_large)
+        patch.setattr("storyteller_ds.generation.load.load_story_model", too_large)
         line = generate("--prompt", "Once")[1].splitlines()[-1]
     assert line == "storyteller: out of memory; the model alone does not fit; close other programs"
 
@@ -114,7 +114,7 @@ def test_a_story_may_fill_the_context_and_it_says_so(generate, prompts):
 
 
 def test_the_output_is_refused_before_the_model_is_loaded(generate, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("storyteller_ds.cli.telling.load_story_model", pytest.fail)
+    monkeypatch.setattr("storyteller_ds.generation.load.load_story_model", pytest.fail)
     file = prompts("a")
     assert "make it first" in generate("--prompts_file", file, "--output", str(tmp_path / "no" / "x"))[1]
     assert "a folder; name a file in it" in generate("--prompts_file", file, "--output", str(tmp_path))[1]
