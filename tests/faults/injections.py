@@ -53,7 +53,7 @@ def _before_step(step: int, action: Callable[[], None]) -> None:
     original, done = TrainBatches.step, []
 
     def asked(self: TrainBatches, samples_seen: int) -> Any:
-        if samples_seen // self._shares.global_batch_size == step and not done:
+        if samples_seen // self._split.global_batch_size == step and not done:
             done.append(True)
             action()
         return original(self, samples_seen)
@@ -200,7 +200,7 @@ def nan_gradient(step: int, times: int) -> None:
     remaining, poisoned = [times], [False]
 
     def fetched(self: TrainBatches, samples_seen: int) -> Any:
-        poisoned[0] = samples_seen // self._shares.global_batch_size >= step and remaining[0] > 0
+        poisoned[0] = samples_seen // self._split.global_batch_size >= step and remaining[0] > 0
         remaining[0] -= poisoned[0]
         return fetch(self, samples_seen)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,13 @@ def without_random_streams(engine: SingleEngine, patch: pytest.MonkeyPatch) -> N
 
 
 def without_cursor(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(resuming, "TrainState", lambda **state: TrainState(**{**state, "samples": 0}))
+    read = Checkpoint.read_json
+
+    def without_samples(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+        values = read(checkpoint, name)
+        return {**values, "state": {**values["state"], "samples": 0}} if name == "trainer.json" else values
+
+    patch.setattr(Checkpoint, "read_json", without_samples)
 
 
 @pytest.mark.parametrize(
