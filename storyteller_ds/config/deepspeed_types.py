@@ -1,13 +1,14 @@
 """Which keys a DeepSpeed JSON may have, and of which type their values are.
 
-DeepSpeed itself takes "true", 1 and "false" for a boolean, each in its own way, and looks at some sections not at all.
-The table is held to DeepSpeed's own config models by tests/unit/config/test_deepspeed_types.py. Nothing here imports
-deepspeed.
+DeepSpeed itself takes "true", 1 and "false" for a boolean, each in its own way, and does not check some sections.
+deepspeed_keys.json is the table of all keys; tests/unit/config/test_deepspeed_types.py compares it with DeepSpeed's own
+config models. Nothing here imports deepspeed.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -48,102 +49,24 @@ BETAS = Kind(
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
     "two numbers, for instance [0.9, 0.95]",
 )
+_KINDS = {
+    "flag": FLAG,
+    "whole": WHOLE,
+    "number": NUMBER,
+    "text": TEXT,
+    "texts": TEXTS,
+    "text or texts": TEXT_OR_TEXTS,
+    "betas": BETAS,
+}
 
 Keys = Mapping[str, "Kind | Keys"]
 
 
-def _keys(kinds: Mapping[Kind, str], **sections: Keys) -> Keys:
-    return {name: kind for kind, names in kinds.items() for name in names.split()} | sections
+def _keys(names: Mapping[str, Any]) -> Keys:
+    return {key: _KINDS[kind] if isinstance(kind, str) else _keys(kind) for key, kind in names.items()}
 
 
-_ZENFLOW = _keys(
-    {
-        NUMBER: "topk_ratio auto_ratio pt_reserved_cores_perc",
-        TEXT: "select_strategy",
-        WHOLE: "select_interval update_interval full_warm_up_rounds steps_per_epoch",
-        FLAG: "overlap_step offload",
-    }
-)
-_ZERO_3 = {
-    WHOLE: "prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters "
-    "max_reuse_distance module_granularity_threshold",
-    FLAG: "gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params allgather_sequential",
-}
-"""DeepSpeed takes these with stage3_ before them and without."""
-_ZERO = {
-    **_keys({kind: " ".join(f"stage3_{name} {name}" for name in names.split()) for kind, names in _ZERO_3.items()}),
-    **_keys(
-        {
-            WHOLE: "stage reduce_bucket_size allgather_bucket_size sub_group_size zero_hpz_partition_size",
-            FLAG: "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions "
-            "overlap_comm compute_grad_norm load_from_fp32_weights elastic_checkpoint cpu_offload_param "
-            "cpu_offload_use_pin_memory cpu_offload stage3_gather_fp16_weights_on_model_save "
-            "ignore_unused_parameters legacy_stage1 round_robin_gradients parameter_alignment "
-            "zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients "
-            "memory_efficient_linear pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings "
-            "enable_sanity_checks save_muon_momentum_buffer_in_memory",
-        },
-        offload_param=_keys(
-            {TEXT: "device nvme_path", WHOLE: "buffer_count buffer_size max_in_cpu", FLAG: "pin_memory"}
-        ),
-        offload_optimizer=_keys(
-            {
-                TEXT: "device nvme_path",
-                WHOLE: "buffer_count",
-                FLAG: "pin_memory pipeline_read pipeline_write fast_init super_offload",
-                NUMBER: "ratio cpuadam_cores_perc",
-            }
-        ),
-        zenflow=_ZENFLOW,
-        leaf_module=_keys({TEXT_OR_TEXTS: "classes names name_suffixes"}),
-    ),
-}
-_FP16 = _keys(
-    {
-        FLAG: "enabled auto_cast consecutive_hysteresis fp16_master_weights_and_grads",
-        NUMBER: "loss_scale",
-        WHOLE: "initial_scale_power loss_scale_window hysteresis min_loss_scale",
-    }
-)
-_BF16 = _keys(
-    {FLAG: "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states"}
-)
-_MONITOR = _keys({FLAG: "enabled", TEXT: "output_path job_name"})
-KEYS = _keys(
-    {
-        WHOLE: "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print seed",
-        NUMBER: "gradient_clipping gradient_predivide_factor",
-        FLAG: "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer prescale_gradients wall_clock_breakdown "
-        "memory_breakdown dump_state",
-        TEXT: "communication_data_type",
-    },
-    zero_optimization=_ZERO,
-    bf16=_BF16,
-    fp16=_FP16,
-    optimizer=_keys(
-        {TEXT: "type"},
-        params=_keys({NUMBER: "lr eps weight_decay momentum", BETAS: "betas", FLAG: "torch_adam adam_w_mode"}),
-    ),
-    expert_parallel=_keys({FLAG: "enabled use_grouped_mm", WHOLE: "autoep_size", TEXT: "combine_impl gate_up_impl"}),
-    data_types=_keys({TEXT: "grad_accum_dtype param_dtype buffer_dtype", TEXTS: "keep_in_fp32_modules"}),
-    comms_logger=_keys({FLAG: "enabled prof_all verbose debug", TEXTS: "prof_ops"}),
-    flops_profiler=_keys(
-        {
-            FLAG: "enabled detailed",
-            NUMBER: "recompute_fwd_factor",
-            WHOLE: "profile_step module_depth top_modules",
-            TEXT: "output_file",
-        }
-    ),
-    aio=_keys(
-        {
-            WHOLE: "block_size queue_depth intra_op_parallelism",
-            FLAG: "single_submit overlap_events use_gds",
-        }
-    ),
-    csv_monitor=_MONITOR,
-    tensorboard=_MONITOR,
-)
+KEYS = _keys(json.loads(files(__package__).joinpath("deepspeed_keys.json").read_text(encoding="utf-8")))
 """All keys; a section's are in a table of its own."""
 _AUTO_SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "expert_parallel")
 _AUTO_KEYS = (
