@@ -188,16 +188,6 @@ class Muon(torch.optim.AdamW):
         """Set which of the optimizer's vectors hold hidden matrices, and where; before the first step."""
         self.layouts.update(layouts)
 
-    def moments(self, vector: Tensor) -> dict[str, Tensor]:
-        """The state of a parameter or partition, made of zeros where there is none yet."""
-        state: dict[str, Tensor] = self.state[vector]
-        if "exp_avg" not in state:
-            state["step"] = torch.zeros((), device=vector.device)
-            state["exp_avg"] = torch.zeros_like(vector)
-            if vector not in self.layouts:
-                state["exp_avg_sq"] = torch.zeros_like(vector)
-        return state
-
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's returns the closure's loss
         """Update the groups of `param_groups`, of which ZeRO leaves one at a time."""
@@ -214,7 +204,7 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
 
     def _orthogonal_step(self, vector: Tensor, lr: float, weight_decay: float) -> None:
-        layout, average = self.layouts[vector], self.moments(vector)["exp_avg"]
+        layout, average = self.layouts[vector], start_moments(self, vector)["exp_avg"]
         assert vector.grad is not None
         average.lerp_(vector.grad, 1 - self.momentum)
         update_N, weight_N = vector.grad.lerp(average, self.momentum).view(-1), vector.view(-1)
@@ -237,3 +227,14 @@ class Muon(torch.optim.AdamW):
 
     def _multiply(self, matrices_N: Tensor, stack: Stack) -> Tensor:
         return newton_schulz(matrices_N.to(self.dtype).view(-1, stack.rows, stack.columns)).flatten()
+
+
+def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str, Tensor]:
+    """The state of a parameter or partition of AdamW's or Muon's, made of zeros where there is none yet."""
+    state: dict[str, Tensor] = optimizer.state[vector]
+    if "exp_avg" not in state:
+        state["step"] = torch.zeros((), device=vector.device)
+        state["exp_avg"] = torch.zeros_like(vector)
+        if not isinstance(optimizer, Muon) or vector not in optimizer.layouts:
+            state["exp_avg_sq"] = torch.zeros_like(vector)
+    return state

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import OptimizerConfig
@@ -47,17 +47,6 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     if config.kind == "muon":
         return Muon(groups, config.lr, betas, config.eps, config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
-
-
-def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> None:
-    """Make the state of a parameter or partition, of zeros, where there is none yet."""
-    if isinstance(optimizer, Muon):
-        optimizer.moments(vector)
-        return
-    state = optimizer.state[vector]
-    if "exp_avg" not in state:
-        state["step"] = torch.zeros((), device=vector.device)
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(vector), torch.zeros_like(vector)
 
 
 def state_kinds(parameter: nn.Parameter, stacks: Mapping[nn.Parameter, Stack]) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """The test runs once on each implementation; tensors are made on the device of that one.
 
     Where an operation has a way for the CPU, its tests add that way with the products of BLAS ("cpu") and with
-    those of oneDNN, whatever their sizes ("onednn").
+    those of oneDNN, of any size ("onednn").
     """
     from storyteller_kernels import cpu_products
     from storyteller_kernels.dispatch import backend

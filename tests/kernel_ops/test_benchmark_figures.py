@@ -71,21 +71,21 @@ def test_rounds_are_interleaved_and_preparation_is_not_timed(monkeypatch):
 
 
 def test_on_a_gpu_nothing_but_the_step_is_between_the_events(monkeypatch):
-    said: list[str] = []
+    events: list[str] = []
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            said.append("event")
+            events.append("event")
 
         def elapsed_time(self, other: object) -> float:
-            assert said[-1] == "synchronize", "read before the device is done"
+            assert events[-1] == "synchronize", "read before the device is done"
             return 1500.0
 
     def says(what: str) -> Any:
-        return lambda *_, **__: said.append(what)
+        return lambda *_, **__: events.append(what)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", says("synchronize"))
@@ -93,7 +93,7 @@ def test_on_a_gpu_nothing_but_the_step_is_between_the_events(monkeypatch):
     monkeypatch.setattr(Tensor, "zero_", says("flush"))
     steps = {"a": Step(says("a"), says("prepare a")), "b": Step(says("b"))}
     assert list(timing._rounds_on_cuda(steps, 1, CPU)) == [{"a": 1.5, "b": 1.5}]
-    assert said == ["prepare a", "flush", "event", "a", "event", "flush", "event", "b", "event", "synchronize"]
+    assert events == ["prepare a", "flush", "event", "a", "event", "flush", "event", "b", "event", "synchronize"]
 
 
 def test_median_and_quartiles():

@@ -103,7 +103,7 @@ def test_forward_and_gradients(poisoned_memory, counts, activation, bias):
 @every_activation
 @with_and_without_bias
 def test_no_rows_at_all(poisoned_memory, as_counts, activation, bias):
-    # So it is on a rank whose experts nobody asked.
+    # So it is on a rank to whose experts no token is routed.
     tensors = inputs([0, 0, 0], activation, bias)
     out_ND = run(tensors, as_counts([0, 0, 0]), activation)
     assert out_ND.shape == (0, 7)

@@ -160,7 +160,7 @@ def test_combine_in_half_precision(top_k, dtype):
     expected_y, expected_w = torch.autograd.grad(expected_TD, (y_ND, weight_TK), cotangent_TD.double())
     assert (y_ND.grad.dtype, weight_TK.grad.dtype) == (dtype, torch.float32)
     assert_within(y_ND.grad, expected_y, BF16)
-    # The router's gradient is a sum over features in fp32, whatever the dtype of the features.
+    # The router's gradient is a sum over features in fp32, for every dtype of the features.
     assert_within(weight_TK.grad, expected_w, SIMPLE)
 
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.private import WEIGHT
-from storyteller_ds.optim.muon import Held, Stack, whole_parameter, zero_partition
-from storyteller_ds.optim.optimizer import start_moments
+from storyteller_ds.optim.muon import Held, Stack, start_moments, whole_parameter, zero_partition
 
 
 class ZeroState(Protocol):
@@ -109,20 +108,30 @@ class _Whole:
         _set_step(self.optimizer, updates)
 
 
-class _OptimizerPartitions:
-    """ZeRO-1 and 2: each rank holds a part of the flat fp32 weights and moments."""
+class _Partitions:
+    """What ZeRO-1, 2 and 3 have in common."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
+
+    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        value: Tensor = (
+            safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
+        )
+        return value
+
+
+class _OptimizerPartitions(_Partitions):
+    """ZeRO-1 and 2: each rank holds a part of the flat fp32 weights and moments."""
+
+    def __init__(self, zero: Any) -> None:
+        super().__init__(zero)
         self._holders: dict[nn.Parameter, int | None] = {}
 
     def prepare(self) -> None:
         for part in private.flat_partitions(self.zero):
             start_moments(self.zero.optimizer, part.vector)
         private.link_moments(self.zero)
-
-    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        return _read_whole(parameter, kind)
 
     def holder(self, parameter: nn.Parameter) -> int | None:
         # The vectors of a group are cut into equal parts, so all but a few parameters lie within one of them.
@@ -152,11 +161,8 @@ class _OptimizerPartitions:
         private.update_weights(self.zero)
 
 
-class _AllPartitions:
+class _AllPartitions(_Partitions):
     """ZeRO-3: each rank holds a part of everything, the model's own weights included; some of it on NVMe."""
-
-    def __init__(self, zero: Any) -> None:
-        self.zero = zero
 
     def prepare(self) -> None:
         for number, flat in enumerate(private.sub_groups(self.zero)):
@@ -164,13 +170,10 @@ class _AllPartitions:
                 with private.in_memory(self.zero, number, changed=True):
                     start_moments(self.zero.optimizer, flat)
 
-    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        return _read_whole(parameter, kind)
-
     def holder(self, parameter: nn.Parameter) -> None:
         """Each rank has a part of everything."""
 
-    read_here = read
+    read_here = _Partitions.read
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         private.write_partition(self.zero, parameter, kind, value)
@@ -178,13 +181,6 @@ class _AllPartitions:
     def finish(self, updates: int) -> None:
         _set_step(self.zero.optimizer, updates)
         private.update_partitioned_weights(self.zero)
-
-
-def _read_whole(parameter: nn.Parameter, kind: str) -> Tensor:
-    value: Tensor = (
-        safe_get_full_fp32_param(parameter) if kind == WEIGHT else safe_get_full_optimizer_state(parameter, kind)
-    )
-    return value
 
 
 def _is_here(parameter: nn.Parameter) -> bool:

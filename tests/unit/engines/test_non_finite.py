@@ -93,7 +93,7 @@ def with_scale(scale: float) -> SingleEngine:
 @pytest.mark.parametrize(
     ("fault", "scale", "cause", "after"),
     [
-        ("loss", 2.0**10, "loss", LossScale(2.0**10, 5)),  # no scale mends a loss
+        ("loss", 2.0**10, "loss", LossScale(2.0**10, 5)),  # no scale fixes a loss
         ("inf", 2.0**10, None, LossScale(2.0**9, 0)),  # maybe an overflow
         ("nan", 2.0**10, None, LossScale(2.0**9, 0)),
         ("inf", 1.0, "gradient", LossScale(1.0, 5)),  # no overflow, as nothing was scaled

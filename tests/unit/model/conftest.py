@@ -36,7 +36,7 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
 
 @pytest.fixture
 def make_run() -> Callable[..., RunConfig]:
-    """Build a run config from model and moe settings; 4 experts, top 2, unless told otherwise."""
+    """Build a run config from model and moe settings; 4 experts, top 2, by default."""
     return run_of
 
 

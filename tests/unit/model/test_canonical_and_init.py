@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_came_before(make_run):
 def test_seeds_names_and_experts_all_differ(make_run):
     values = [t for seed in (0, 1, 2**62) for t in initial(make_run(), seed).values() if t.dim() > 1]
     rows = [row for t in values for row in (t if t.dim() == 3 else [t])]
-    # The first numbers of each stream: a stream used twice would repeat them, whatever the shape and scale.
+    # The first numbers of each stream: a stream used twice would repeat them for every shape and scale.
     ratios = {tuple((row.flatten()[1:4] / row.flatten()[0]).tolist()) for row in rows}
     assert len(ratios) == len(rows)
 

@@ -136,7 +136,7 @@ def test_the_moe_default_is_mixtral(make_run, fill, token_BS, experts, top_k, kv
         experts_implementation="eager",
     )
     other = fill(transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings)))
-    # A single choice has weight 1 whatever the logits.
+    # A single choice has gate weight 1 for all logits.
     assert_same(Decoder(run), other, from_llama, token_BS, "router.weight" if top_k == 1 else "none")
 
 
@@ -184,7 +184,7 @@ def test_earlier_logits_do_not_depend_on_later_tokens(make_run, make_decoder, to
     for split in (1, 7, 15):
         cotangent = torch.randn(3, split, logits_BSV.shape[2])
         (grad_BSD,) = torch.autograd.grad(logits_BSV[:, :split], vectors[0], cotangent, retain_graph=True)
-        # Exactly zero: whatever the later vectors are, no capacity and no mask lets them in.
+        # Exactly zero: no capacity and no mask lets the later vectors in.
         assert not grad_BSD[:, split:].any()
         assert grad_BSD[:, :split].flatten(2).any(dim=-1).all()
         changed_BS = token_BS.clone()

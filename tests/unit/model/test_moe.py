@@ -72,7 +72,7 @@ def test_forward_and_gradients(make_run, fill, experts, top_k, activation, bias,
     expected = torch.autograd.grad(expected_BSD, list(leaves.values()), cotangent_BSD.double())
     for name, grad, wanted in zip(leaves, grads, expected, strict=True):
         if name == "router.weight" and top_k == 1:
-            assert grad.abs().max() < SIMPLE  # a single choice has weight 1, whatever the logits
+            assert grad.abs().max() < SIMPLE  # a single choice has gate weight 1 for all logits
         else:
             assert_within(grad, wanted, COMPLEX)
     for e, count in enumerate(counts):

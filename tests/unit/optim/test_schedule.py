@@ -55,7 +55,7 @@ def test_no_floor_ends_at_zero():
 
 
 def test_where_time_is_ahead_the_cosine_goes_by_it():
-    """One minute: half of it is half of the 25 steps, whatever number of them was done."""
+    """One minute: half of it is half of the 25 steps, however many of them were done."""
     timed = run(minutes=1.0)
     assert learning_rate(timed, 6, 30.0) / 2e-3 == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 8.5 / 20)))
     assert learning_rate(timed, 6, 60.0) == learning_rate(timed, 6, 99.0) == pytest.approx(2e-4)
