@@ -308,7 +308,7 @@ def test_a_value_that_does_not_fit_leaves_no_buffers_behind():
     assert zero.calls == ["in", "out", "in", "release"]
 
 
-# --- no other module -----------------------------------------------------------------------------------------------------
+# --- no other module -------------------------------------------------------------------------------------------------
 
 UNDOCUMENTED = """
     __compatible_ops__ is_fp16_supported TokenChoiceTopKRouter auto_ep_layer ep_router deepspeed_moe deepspeed_experts

@@ -1,5 +1,6 @@
 """Builds that live and builds that were killed, and the messages where nothing can be compiled."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -177,6 +178,20 @@ def test_an_empty_cache_variable_is_not_the_current_folder(monkeypatch: pytest.M
     monkeypatch.setenv("STORYTELLER_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert use_own_folder(CPU).is_relative_to(tmp_path / ".cache" / "storyteller_ds")
+
+
+def test_what_deepspeed_and_torch_do_around_a_build(monkeypatch: pytest.MonkeyPatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.ops.op_builder.builder import OpBuilder
+    from torch.utils import cpp_extension
+
+    assert "FileBaton(os.path.join(build_directory, 'lock'))" in inspect.getsource(cpp_extension._jit_compile)
+    inspect.signature(AsyncIOBuilder.is_compatible).bind("self", verbose=False)
+    # What a process has loaded it does not load again, and so takes no lock of torch's outside of ours.
+    monkeypatch.setattr(sys, "_deepspeed_pin_memory_op_module", "pinned", raising=False)
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {"async_io": "loaded"})
+    monkeypatch.setattr(OpBuilder, "jit_load", lambda *_: pytest.fail("loaded again"))
+    assert AsyncIOBuilder().load(verbose=False) == "loaded"
 
 
 def test_only_nvme_needs_something_compiled():
