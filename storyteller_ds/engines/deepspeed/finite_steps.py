@@ -27,7 +27,7 @@ def finite_step(engine: Any, stage: int, loss: float) -> tuple[bool, Literal["lo
     set_scale_back = private.remember_loss_scale(engine.optimizer)
     with private.guarded_norm(engine.optimizer, stage, math.isfinite(loss)):
         engine.step()
-    if not private.was_skipped(engine.optimizer):
+    if engine.was_step_applied():
         return False, None
     cause = cause_of_skip(loss, can_fall)
     if cause is not None:

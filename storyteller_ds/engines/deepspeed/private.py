@@ -160,11 +160,6 @@ def guarded_norm(optimizer: Any, stage: int, is_loss_finite: bool) -> Iterator[N
             optimizer.check_grad_overflow = always_checked
 
 
-def was_skipped(optimizer: Any) -> bool:
-    """Whether ZeRO skipped its last step. DeepSpeed counts such steps, but only some stages' engines do."""
-    return bool(optimizer.overflow)
-
-
 def loss_scale(optimizer: Any) -> tuple[float, int]:
     """The loss scale, and the steps since it last changed or overflowed. DeepSpeed shows the scale only."""
     scaler = optimizer.loss_scaler
