@@ -271,9 +271,8 @@ class _Layers:
     def _explain(self, error: ValidationError) -> str:
         """The first problem as one line: where it was written, what is wrong, what would be right."""
         problem = error.errors()[0]
-        location = tuple(str(part) for part in problem["loc"] if part in _known_names())
+        location = tuple(map(str, problem["loc"][:2]))  # section and field; then come members of a union
         if problem["type"] == "extra_forbidden":
-            location = tuple(str(part) for part in problem["loc"])
             return f"{self._source(location)}: unknown key '{'.'.join(location):.80}'{suggest(location)}"
         field = ".".join(location)
         if problem["type"] == "value_error":
@@ -333,11 +332,6 @@ def _section_fields(path: tuple[str, ...]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
-
-
-def _known_names() -> set[str]:
-    sections = _section_fields(())
-    return set(sections) | {name for section in sections for name in _section_fields((section,))}
 
 
 def suggest(location: tuple[str, ...]) -> str:
