@@ -57,7 +57,7 @@ class Run:
 def main() -> None:
     """Measure, and print a table."""
     ranks = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))  # torchrun would say so
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))  # as torchrun sets it
     loop = subprocess.Popen(BURN)
     loop.send_signal(signal.SIGSTOP)
     runs: dict[str, Run] = {}

@@ -137,7 +137,7 @@ def report(ranks: int, measured: Measured) -> None:
     )
     print(f"each was in place after at most {window} step(s)\n")
     if len(measured.last_steps) != 2 * ROUNDS or 3 * window > EVERY_STEPS:
-        sys.exit("some were not in place for too long to say what they cost; run again on a quieter disk")
+        sys.exit("some were not in place for too long to measure their cost; run again on a quieter disk")
     print("| saving | step | a save costs | quartiles | of the time of 50 steps |\n|---|---|---|---|---|")
     for kind, blocks in measured.times.items():
         usual = [statistics.median(block[window : 3 * window]) for block in blocks]

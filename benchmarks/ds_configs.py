@@ -1,6 +1,6 @@
 """What each DeepSpeed JSON costs on this machine: python benchmarks/ds_configs.py [NAME ...]
 
-Trains the same mixture for a few steps with every JSON of ds_configs/, on two ranks, and prints the table of
+Trains the same MoE model for a few steps with every JSON of ds_configs/, on two ranks, and prints the table of
 ds_configs/README.md: the median time of a step, and the largest resident memory of a rank.
 """
 

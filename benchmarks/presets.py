@@ -1,6 +1,6 @@
 """What a preset takes on this machine, and how far it comes: python -m benchmarks.presets quickstart fast_train
 
-Trains each preset to its end on one device, and tells a story with it. A record for each goes to
+Trains each preset to its end on one device, and generates a story with it. A record for each goes to
 benchmarks/results/presets; the tables of README.md and storyteller_ds/presets/README.md are written from all records.
 """
 
@@ -35,7 +35,7 @@ def measure(preset: str) -> dict[str, Any]:
         began = time.monotonic()
         run = st.train(preset, {"tracking.wandb": "disabled"}, output_dir=folder)
         minutes = (time.monotonic() - began) / 60
-        told = st.load(run.folder).generate(PROMPT, seed=SEED)
+        story = st.load(run.folder).generate(PROMPT, seed=SEED)
         metrics = run.metrics
     speeds = [record["tokens_per_s"] for record in metrics if "tokens_per_s" in record]
     return {
@@ -45,7 +45,7 @@ def measure(preset: str) -> dict[str, Any]:
         "tokens_per_s": round(statistics.median(speeds)),
         "final_val_loss": metrics[-1]["final_val_loss"],
         "final_val_bpb": metrics[-1]["final_val_bpb"],
-        "story": told,
+        "story": story,
         "machine": describe("gpu" if torch.cuda.is_available() else "cpu", None),
     }
 
@@ -82,19 +82,19 @@ def _lines(preset: str, found: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def story(found: list[Mapping[str, Any]]) -> str:
-    """A story that the first preset has told, and where."""
+    """A story of the first preset, and the machine it was made on."""
     record = next(record for record in found if record["preset"] == FIRST)
     machine = record["machine"]
-    told = "\n".join(f"> {line}".rstrip() for line in record["story"].strip().splitlines())
+    quoted = "\n".join(f"> {line}".rstrip() for line in record["story"].strip().splitlines())
     return (
-        f"{told}\n\n`{FIRST}`, trained for {record['minutes']:.1f} minutes on {machine_name(machine)} "
+        f"{quoted}\n\n`{FIRST}`, trained for {record['minutes']:.1f} minutes on {machine_name(machine)} "
         f"({machine['threads']} threads, torch {machine['versions']['torch']}, {machine['date'][:10]}); told by "
         f'`storyteller generate --checkpoint runs/{FIRST} --prompt "{PROMPT}" --seed {SEED}`.'
     )
 
 
 def filled_in(text: str, found: list[Mapping[str, Any]]) -> str:
-    """The README with what the records say.
+    """The README with the figures of the records.
 
     Raises:
         ValueError: it lacks a place for it.

@@ -5,7 +5,7 @@ run.py measures, table.py writes the tables. A benchmark goes through these file
     suite.py        the command: operations one after the other
     ops/<op>.py     what is computed, by whom, and how fast it should be: cases and goals
     case.py         what such a case is made of
-    mixture.py      a mixture layer's inputs, weights and fp64 reference
+    moe_problem.py      an MoE layer's inputs, weights and fp64 reference
     decoder_reference.py   the fp64 reference of a whole decoder
     peers/          other people's implementations, with the weights of the case
     correctness.py  every implementation against the fp64 reference; what is wrong gets no time

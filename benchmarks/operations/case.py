@@ -18,7 +18,7 @@ Named = dict[str, Tensor]
 
 
 class Unavailable(Exception):
-    """An implementation that this machine does not have; the message says what is missing."""
+    """An implementation that this machine does not have; the message names what is missing."""
 
 
 def _as_it_is(tensors: Named) -> Named:
@@ -100,7 +100,7 @@ class Case:
     dtype: torch.dtype
     device: torch.device
     rounds: int
-    """Rounds unless --rounds says otherwise."""
+    """Rounds unless --rounds is given."""
     roundings: tuple[int, int] = (2, 2)
     """In half precision: the most tensors of that format that a number passes through on its way to an output, and to
     a gradient."""

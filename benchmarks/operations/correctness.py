@@ -8,7 +8,7 @@ from tests.support.tolerances import assert_within
 
 
 class Wrong(Exception):
-    """An implementation does not compute what it should; the message says where and by how much."""
+    """An implementation does not compute what it should; the message has the place and the difference."""
 
 
 class Expected:
@@ -45,7 +45,7 @@ def verify(candidate: Candidate, expected: Expected, tolerances: tuple[float, fl
 
     Args:
         candidate: the implementation.
-        expected: the reference's answers.
+        expected: the results of the reference.
         tolerances: of outputs and of gradients, relative to the largest entry. Integers must be equal.
         everything: whether it must have all outputs of the reference; a peer may lack those that are only ours.
 

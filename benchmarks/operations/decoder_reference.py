@@ -1,6 +1,6 @@
 """A mixture-of-experts decoder in fp64 from its definitions: what training steps are compared with.
 
-Llama's block (RMSNorm, rotary positions, grouped-query attention) with Mixtral's mixture, tied embeddings. Written
+Llama's block (RMSNorm, rotary positions, grouped-query attention) with Mixtral's MoE layer, tied embeddings. Written
 out, every score and every expert, from tensors by their canonical names.
 """
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.operations.case import Named
 from benchmarks.operations.flops import DecoderShape
-from benchmarks.operations.mixture import exact_shares
+from benchmarks.operations.moe_problem import exact_shares
 
 MARGIN = 1e-5
 """Least distance between the logits of the last chosen expert and of the next: nearer ones are decided by rounding."""

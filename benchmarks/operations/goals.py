@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.operations.case import Direction
 
 Row = dict[str, Any]
-"""A line of the record; measure.py says what is in it."""
+"""A line of the record; measure.py describes its fields."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ FAILURES: tuple[type[Exception], ...] = (
     *(RuntimeError, ImportError, TypeError, AttributeError, ValueError, LookupError, AssertionError),
     *(OSError, subprocess.SubprocessError),
 )
-"""What an implementation raises on a machine, or in a version, that it does not suit. It is said in its row."""
+"""What an implementation raises on a machine, or in a version, that it does not suit. Its row has the reason."""
 
 
 def measure(case: Case, rounds: int | None = None) -> list[Row]:

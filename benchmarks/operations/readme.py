@@ -185,10 +185,10 @@ def _goal_lines(runs: Runs) -> list[list[str]]:
         values = [goal["measured"] for goal in goals if goal["measured"] is not None]
         value = median(values) if values else None
         met = is_met(value, goals[-1]["at_least"])
-        said = "" if value is None else f"{value:.3f} ({goals[-1]['against']})"
+        best = "" if value is None else f"{value:.3f} ({goals[-1]['against']})"
         verdict = {True: "met", False: "not met", None: "not measured"}[met]
         why = goals[-1]["why"]
-        lines.append([f"{runs.op}, {case}, {direction}", text, said, f"{verdict}: {why}" if why else verdict])
+        lines.append([f"{runs.op}, {case}, {direction}", text, best, f"{verdict}: {why}" if why else verdict])
     return lines
 
 
@@ -212,7 +212,7 @@ def _commit(runs: Runs) -> str:
 
 
 def _missing(runs: Sequence[Runs]) -> str:
-    """Says which kinds of device nobody has measured on."""
+    """Lists the kinds of device without a record."""
     kinds = [name for suite, name in SUITES.items() if all(one.newest["suite"] != suite for one in runs)]
     return "\n".join(
         f"{name}: not yet measured (`python benchmarks/operations/run.py --suite {name.lower()}`)." for name in kinds

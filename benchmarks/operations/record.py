@@ -61,7 +61,7 @@ def device_name(suite: str) -> str:
 
 
 def machine_name(record: Mapping[str, Any]) -> str:
-    """What a record's figures belong to: the device, and a CPU's instruction set, which its name does not tell."""
+    """What a record's figures belong to: the device, and a CPU's instruction set, which its name does not contain."""
     return ", ".join(filter(None, [record["device"], record["instruction_set"]]))
 
 
@@ -82,7 +82,7 @@ def file_for(out: Path, machine: Mapping[str, Any]) -> Path:
     Args:
         out: a .json file, or a folder: there the record is <machine>_<commit>.json, a second run of the same commit
             beside the first.
-        machine: what `describe` said.
+        machine: the result of `describe`.
     """
     if out.is_dir() or out.suffix != ".json":
         return _free_name(out, f"{slug(machine_name(machine))}_{machine['commit']}")
@@ -109,7 +109,7 @@ def _free_name(folder: Path, stem: str) -> Path:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this checkout; nothing where it cannot."""
+    """The commit of this checkout by git; nothing without git."""
     try:
         done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     except OSError:

@@ -2,7 +2,7 @@
 
     python benchmarks/operations/run.py --suite cpu|gpu [--op NAME ...] [--rounds N] --out FILE.json|FOLDER
 
-Correctness comes first: what differs from the fp64 reference has no time, its row says why, and the exit code is 1.
+Correctness comes first: what differs from the fp64 reference gets no time but a reason, and the exit code is 1.
 """
 
 import sys

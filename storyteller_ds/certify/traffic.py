@@ -35,7 +35,7 @@ class Traffic:
 
 @contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count every all-to-all of this process during the block, whoever calls it: DeepSpeed the first, we the second."""
+    """Count every all-to-all of this process during the block: DeepSpeed calls the first function, we the second."""
     traffic = Traffic()
     collectives: Any = torch.ops._c10d_functional
     filling, functional = dist.all_to_all_single, collectives.all_to_all_single

@@ -112,7 +112,7 @@ def show(path: Path, as_json: bool) -> None:
 @click.option("--keep_last", type=click.IntRange(1), required=True, help="Newest steps to keep.")
 @click.option("--keep_every_steps", type=click.IntRange(0), default=0, help="Also keep every so many steps.")
 @click.option("--keep_best", type=click.IntRange(0), default=1, show_default=True, help="Also keep the lowest val_bpb.")
-@click.option("--dry_run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry_run", is_flag=True, help="Only print what would be deleted.")
 @_as_json
 def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry_run: bool, as_json: bool) -> None:
     """Delete old steps of a run. Only whole ones are counted and deleted, and one of them always stays.
@@ -213,7 +213,7 @@ def _look(folders: Iterable[Path], thorough: bool) -> Iterable[_Found]:
 
 
 def _strict(found: _Found) -> _Found:
-    """Also with files that nobody would read."""
+    """Also report files that the manifest does not know."""
     if found.checkpoint is None or found.problem or not (unknown := found.checkpoint.unknown_files()):
         return found
     problem = f"checkpoint {found.folder}: {', '.join(unknown)} is not in its {names.MANIFEST}; remove it"
@@ -245,7 +245,7 @@ def _size(size: int | None) -> str:
 
 
 def _print(line: str) -> None:
-    """A line in which a stranger may have had a word."""
+    """Print a line that may hold text from a stranger's file."""
     print(for_terminal(line))
 
 

@@ -1,4 +1,4 @@
-"""storyteller config: what a run would be, and what can be set."""
+"""storyteller config: resolved configs, settings and presets."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def config() -> None:
 @click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON.")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def show(config_name: str | None, ds_config: Path | None, overrides: tuple[str, ...]) -> None:
-    """Print the resolved run config as YAML; fields that are not defaults say where they come from."""
+    """Print the resolved run config as YAML; fields that are not defaults have their source as a comment."""
     loaded = load_config(config_name, overrides, ds_config=ds_config)
     for section, value in loaded.run.model_dump(mode="json").items():
         fields = value if isinstance(value, dict) else None
@@ -65,7 +65,7 @@ def explain(names: tuple[str, ...]) -> None:
 
 @config.command()
 def presets() -> None:
-    """List the presets: parameters, those that one token meets, and what each is for."""
+    """List the presets: parameters, active parameters per token, and what each is for."""
     print(f"{'name':<14}{'parameters':>13}{'active':>13}  for what")
     indent = " " * 42
     for name in preset_names():

@@ -15,18 +15,18 @@ _STDOUT, _STDERR = 1, 2
 
 
 def converse(model: StoryModel, config: SamplingConfig, num_stories: int, log: Callable[[str], None]) -> None:
-    """Tell stories until an empty line, the end of stdin, or Ctrl-C at the prompt. stdout holds the stories alone."""
+    """Print stories until an empty line, the end of stdin, or Ctrl-C at the prompt. stdout holds the stories alone."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() arrow keys and a history
     log("Begin a story; Ctrl-C stops one. An empty line ends.")
-    told = 0
+    number = 0
     while line := _ask():
         prompt = typed(line, "the prompt", log)
         try:
             for _ in range(num_stories):
                 # Another story for the same words next time.
-                story = model.story(prompt.text, config.of_story(told))
-                told += 1
+                story = model.story(prompt.text, config.of_story(number))
+                number += 1
                 print_story(story)
                 if story.ran_out_of_context:
                     log(f"the model's context of {model.decoder.context_length} tokens ended the story")

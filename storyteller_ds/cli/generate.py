@@ -48,7 +48,8 @@ def generate(
 ) -> None:
     """Continue a prompt. The story goes to stdout, everything else to stderr.
 
-    The same command gives the same stories. Exits 2 if a prompt does not fit the model's context; the others are told.
+    The same command gives the same stories. Exits 2 if a prompt does not fit the model's context; the others are
+    continued.
     """
     # Imported here, with torch: --help need not wait for it.
     from rich.console import Console
@@ -140,5 +141,5 @@ def _write(stories: Sequence["Story"], output: Path, log: Callable[[str], None])
 def _reason(too_long: Sequence[tuple[Prompt, UserError]], prompts: int) -> str:
     (first, error), *more = too_long
     likewise = f" (likewise line {', '.join(str(prompt.line) for prompt, _ in more)})" if more else ""
-    others = f"; the other {prompts - len(too_long)} prompts are told" if prompts > 1 else ""
+    others = f"; the other {prompts - len(too_long)} prompts are continued" if prompts > 1 else ""
     return f"{first.where}: {error}{likewise}{others}"

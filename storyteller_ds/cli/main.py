@@ -109,7 +109,7 @@ def run_train() -> NoReturn:
 
 
 def run_command(command: click.Command) -> NoReturn:
-    """Run a command; what the user can mend ends in one line on stderr and the exit code of its kind."""
+    """Run a command; an error that the user can fix ends in one line on stderr and the exit code of its kind."""
     _run(lambda: command.main(standalone_mode=False))
 
 
@@ -137,7 +137,7 @@ def _run(action: Callable[[], object]) -> NoReturn:
 
 
 def _check_current_folder() -> None:
-    """Without one torch's libraries end the process, and call themselves missing.
+    """Without one torch's libraries end the process with a wrong message.
 
     Raises:
         UserError: it is gone.
@@ -148,14 +148,14 @@ def _check_current_folder() -> None:
         raise UserError("the current folder has been deleted; cd to one that is there") from None
 
 
-def speak(message: str) -> None:
-    """The one line on stderr about how a command ends."""
+def print_end(message: str) -> None:
+    """Print the one line on stderr about how a command ends."""
     print(f"storyteller: {message}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    if message:  # else it has been said
-        speak(message)
+    if message:  # else it is printed already
+        print_end(message)
     _leave(code)
 
 
@@ -166,7 +166,7 @@ def _leave(code: int) -> NoReturn:
     DeepSpeed's globals hold its groups, and one that then asks for the interpreter's lock aborts the process
     (1 of 14 two-rank runs ended with SIGABRT after all work was done; docs/experiments.md).
     """
-    with contextlib.suppress(OutputLost):  # nobody reads it, and the code says why the command ends
+    with contextlib.suppress(OutputLost):  # nobody reads it; the exit code has the reason
         sys.stdout.flush()
     distributed = sys.modules.get("storyteller_ds.distributed.world")
     if distributed is not None and distributed.has_been_connected():

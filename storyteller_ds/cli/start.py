@@ -16,11 +16,11 @@ def run_train() -> None:
 
 
 def _command() -> Any:
-    """The module of the command, imported with the system's own answer to SIGINT."""
-    answer = signal.getsignal(signal.SIGINT)
-    if answer is not signal.default_int_handler:  # ignored, as in the background of a shell script
+    """The module of the command, imported with the system's own handling of SIGINT."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:  # ignored, as in the background of a shell script
         return importlib.import_module("storyteller_ds.cli.main")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = importlib.import_module("storyteller_ds.cli.main")
-    signal.signal(signal.SIGINT, answer)
+    signal.signal(signal.SIGINT, handler)
     return command

@@ -12,7 +12,8 @@ from storyteller_ds.errors import Interrupted, InterruptedAfterSave, Interrupted
 if TYPE_CHECKING:
     from storyteller_ds.training.trained_run import TrainedRun
 
-SECONDS_FOR_RANK_0_TO_SPEAK = 20
+SECONDS_FOR_RANK_0 = 20
+"""For the error line of rank 0: a launcher ends all ranks as soon as one has left."""
 SECONDS_IF_ALONE = 3
 """Where this rank may be the only one that has met the error."""
 SECONDS_IF_INTERRUPTED = 2
@@ -51,7 +52,7 @@ def train(
 ) -> None:
     """Train a story model. Any field of the run config can be set as section.field=value."""
     # Imported here, with torch: --help need not wait for it.
-    from storyteller_ds.cli.main import speak
+    from storyteller_ds.cli.main import print_end
     from storyteller_ds.config import load_config
     from storyteller_ds.console import lines_to, stderr_console
     from storyteller_ds.distributed.world import World
@@ -66,7 +67,7 @@ def train(
     with ProcessInterruption(lines_to(console), speaks=world.is_main) as interruption:
         try:
             loaded = load_config(config, overrides, ds_config=ds_config, ranks=world.size)
-            run = Trainer(loaded, output_dir, resume=resume, console=console).train(interruption, speak)
+            run = Trainer(loaded, output_dir, resume=resume, console=console).train(interruption, print_end)
             if world.is_main and not quiet:
                 _print_where(run)
         except InterruptedAfterSave:
@@ -79,12 +80,11 @@ def train(
             world.wait_to_be_ended(SECONDS_IF_ALONE)
             raise
         except StorytellerError:
-            # Every rank has met the same error, and rank 0 reports it. It needs the time: a launcher ends all ranks as soon
-            # as one has left.
-            world.wait_to_be_ended(SECONDS_FOR_RANK_0_TO_SPEAK)
+            # Every rank has met the same error, and rank 0 reports it.
+            world.wait_to_be_ended(SECONDS_FOR_RANK_0)
             raise
         except RuntimeError as error:
-            world.wait_if_peer_lost(error, SECONDS_FOR_RANK_0_TO_SPEAK)
+            world.wait_if_peer_lost(error, SECONDS_FOR_RANK_0)
             raise
 
 

@@ -10,7 +10,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     """|a - b| / |b| with Frobenius norms, in fp64; 0 for two zero tensors, infinite for other shapes.
 
     Not entry by entry: AdamW divides a gradient by its own size, so an entry whose gradient is mere
-    rounding moves by rounding's sign, whatever the topology (docs/decisions/0003).
+    rounding moves by rounding's sign on every topology (docs/decisions/0003).
     """
     if a.shape != b.shape:
         return math.inf

@@ -78,14 +78,14 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def stream_text(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
     """The continuation as pieces of text, each as soon as it is certain.
 
-    A character may need several tokens; half a character at the very end is never said.
+    A character may need several tokens; half a character at the very end is never yielded.
     """
     context = prompt_ids(tokenizer, prompt)
-    said = tokenizer.decode(context)
+    yielded = tokenizer.decode(context)
     for i in ids:
         context.append(i)
-        # Half a character decodes to a replacement character; it waits for its other half.
+        # Half a character decodes to a replacement character; it is yielded with its other half.
         whole = tokenizer.decode(context).rstrip("\ufffd")
-        if len(whole) > len(said):
-            yield whole[len(said) :]
-            said = whole
+        if len(whole) > len(yielded):
+            yield whole[len(yielded) :]
+            yielded = whole

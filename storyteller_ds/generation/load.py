@@ -34,7 +34,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
 
 
 @torch.no_grad()
-def load_story_model(path: Path, device: torch.device, say: Callable[[str], None]) -> StoryModel:
+def load_story_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:
     """Load the decoder of a run folder (its newest valid step) or of a step folder, in fp32 and eval mode.
 
     Weights are enough: the optimizer's and the rng files may be missing.
@@ -43,7 +43,7 @@ def load_story_model(path: Path, device: torch.device, say: Callable[[str], None
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
         ConfigError, DataError: its config or its tokenizer cannot be used.
     """
-    checkpoint = find_checkpoint(path, say, names.WEIGHTS)
+    checkpoint = find_checkpoint(path, log, names.WEIGHTS)
     config = checkpoint.folder / names.CONFIG
     run = parse_run_config(as_mapping(checkpoint.read_json(names.CONFIG).get("run"), str(config)), str(config))
     tokenizer = load_tokenizer(checkpoint.folder / names.TOKENIZER, "use another step")
@@ -55,11 +55,11 @@ def load_story_model(path: Path, device: torch.device, say: Callable[[str], None
     weights = checkpoint.open_tensors("weights")
     if run.model.num_layers > len(weights):  # whose modules alone could fill the memory
         raise CheckpointError(
-            f"{config} says {run.model.num_layers} layers, more than there are tensors; do not trust it"
+            f"{config} has {run.model.num_layers} layers, more than there are tensors; do not trust it"
         )
     try:
         decoder = empty_decoder(run)
-    except (RuntimeError, OverflowError, TypeError) as error:  # what torch says to sizes beyond 64 bits
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
         raise CheckpointError(f"{config} describes a model that cannot be ({error}); do not trust it") from None
     # A config can promise any size; memory is taken only once the files have been seen to hold it.
     weights.check({name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)})

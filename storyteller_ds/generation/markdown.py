@@ -1,4 +1,4 @@
-"""A story in a Markdown file: it reads as it was told, whatever characters are in it."""
+"""A story in a Markdown file: it reads as it was generated, even with characters that mean something in Markdown."""
 
 import re
 

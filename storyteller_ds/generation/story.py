@@ -10,7 +10,7 @@ from storyteller_ds.model.decoder import Decoder
 
 
 class Story:
-    """A story that is told once, by iterating over the pieces of its continuation.
+    """A story that is generated once, by iterating over the pieces of its continuation.
 
     Args:
         decoder: see generate_ids.
@@ -45,7 +45,7 @@ class Story:
 
     @property
     def was_cut(self) -> bool:
-        """Whether it was told up to the last token that it could have, without coming to its end."""
+        """Whether it has as many tokens as it could have, without coming to its end."""
         return self._missing == 0
 
     @property

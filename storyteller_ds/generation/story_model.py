@@ -44,7 +44,7 @@ class StoryModel(NamedTuple):
         yield from story
 
     def story(self, prompt: str, config: SamplingConfig) -> Story:
-        """A story that is yet to be told; see Story."""
+        """A story that is yet to be generated; see Story."""
         return Story(self.decoder, self.run, self.tokenizer, prompt, config)
 
 

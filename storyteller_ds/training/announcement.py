@@ -1,4 +1,4 @@
-"""What a run is going to do with how much text, and what about it was hardly meant; said before it trains."""
+"""What a run logs before it trains: model, devices, text, and warnings about settings that were hardly meant."""
 
 import math
 
@@ -13,8 +13,8 @@ from storyteller_ds.engines.kernel_choice import kernel_choice
 from storyteller_ds.engines.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.model import count_parameters, flops_per_token
 
-WORTH_SAYING = 0.05
-"""Part of the parameters that lies in rows which no token uses."""
+WORTH_A_WARNING = 0.05
+"""Fraction of the parameters in embedding rows that no token uses."""
 
 
 def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.device) -> list[str]:
@@ -32,7 +32,7 @@ def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.de
     lines = [
         f"{loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
         f"{flops_per_token(run) / 1e6:,.1f} MFLOP per token",
-        f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} pass(es) x "
+        f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} accumulation step(s) x "
         f"{plan.world_size} rank(s) = {run.train.global_batch_size} per step; kernels: {kernels}",
     ]
     return lines if slow_kernels is None else [*lines, slow_kernels]
@@ -56,11 +56,11 @@ def text_and_passes(run: RunConfig, corpus: Corpus) -> str:
 
 
 def unused_rows(run: RunConfig, tokenizer: Tokenizer) -> str | None:
-    """That most of the embedding's rows stand for no token, where that is a good part of the model."""
+    """A warning if embedding rows that stand for no token are a good part of the model."""
     rows, tokens, total = run.tokenizer.vocab_size, tokenizer.vocab_size, count_parameters(run).total
     tables = 1 if run.model.tie_embeddings else 2
     unused = (rows - tokens) * run.model.hidden_size * tables
-    if unused < WORTH_SAYING * total:
+    if unused < WORTH_A_WARNING * total:
         return None
     return (
         f"warning: the tokenizer has {tokens:,} tokens, and {rows - tokens:,} of the {rows:,} rows that "
@@ -70,7 +70,7 @@ def unused_rows(run: RunConfig, tokenizer: Tokenizer) -> str | None:
 
 
 def only_warm_up(run: RunConfig) -> str | None:
-    """That the learning rate is still rising when the run ends."""
+    """A warning if the learning rate is still rising when the run ends."""
     warm_up, steps = run.schedule.warmup_steps, run.train.max_steps
     if warm_up < steps:
         return None
@@ -81,7 +81,7 @@ def only_warm_up(run: RunConfig) -> str | None:
 
 
 def no_patience(run: RunConfig) -> str | None:
-    """That nothing is validated early enough for train.early_stop_patience."""
+    """A warning if nothing is validated early enough for train.early_stop_patience."""
     patience, every, steps = run.train.early_stop_patience, run.train.eval_every_steps, run.train.max_steps
     if patience == 0 or 0 < every * (patience + 1) <= steps:
         return None
@@ -92,7 +92,7 @@ def no_patience(run: RunConfig) -> str | None:
 
 
 def no_best(run: RunConfig) -> str | None:
-    """That no checkpoint before the last will have a score, of which checkpoint.keep_best could keep the best."""
+    """A warning if no checkpoint before the last will have a score for checkpoint.keep_best."""
     keep, validated, steps = run.checkpoint, run.train.eval_every_steps, run.train.max_steps
     if keep.keep_last is None or keep.keep_best == 0 or not 0 < keep.every_steps < steps:
         return None

@@ -19,7 +19,7 @@ from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.validation import validate
 
 COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")
-"""What every train line says of the state: see TrainState."""
+"""Fields of the state in every train line: see TrainState."""
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
                 if (what := callback.busy_with(state, last)) is not None:
                     _busy(callbacks, what, last)
                 callback.on_step_end(state, last)
-            # Validating, telling and saving take time too, and the next rate must know.
+            # Validation, samples and saving take time too, and the next learning rate depends on it.
             state = _with_time(run, engine, state, clock() - began)
             if interruption is not None and not last and interruption.agreed(engine.world, engine.device):
                 _busy(callbacks, f"saving step {state.step}", last)
@@ -99,7 +99,7 @@ def _evaluate(
     names of their own.
 
     Returns:
-        The state with what the validation says, the record, and whether this is the last step, also for patience.
+        The state with the scores, the record, and whether this is the last step, also for patience.
     """
     _busy(callbacks, "validating", last)
     scores = _validated(engine, validation, state, run.train.eval_batches)
@@ -164,7 +164,7 @@ def _train_record(
         record["loss_scale"] = scale.scale
     if torch.cuda.is_available():
         record["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
-    # JSON has no word for what is not finite.
+    # JSON has no non-finite numbers.
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
 
 

@@ -30,7 +30,7 @@ _RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS)
 
 @contextlib.contextmanager
 def written_record(path: Path) -> Iterator[None]:
-    """Around the writing of a record: what the disk refuses there is no bug of ours.
+    """Around the writing of a record: an error of the disk becomes a UserError.
 
     Raises:
         UserError: it cannot be written.
@@ -40,7 +40,7 @@ def written_record(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{path} could not be written: {error.strerror or error}; the checkpoints so far are untouched; "
-            "mend the disk and run again"
+            "make room or fix the disk, and run again"
         ) from error
 
 
@@ -57,7 +57,7 @@ class RunFolder:
             if (path / name).is_symlink():
                 raise UserError(f"{path / name} is a link, and would be written through; remove it")
             if (path / name).exists() and not (path / name).is_file():
-                # Reading a FIFO would wait for whoever writes to it.
+                # Reading a FIFO would wait for a writer.
                 raise UserError(f"{path / name} is no file; remove it, or choose another --output_dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,11 @@ class RunFolder:
         self._lock.flush()
 
     def close(self) -> None:
-        """Let another run have the folder."""
+        """Release the lock."""
         self._lock.close()
 
     def _holder(self) -> str:
-        """Who has written its name into the lock file; the file may come from a stranger."""
+        """The process named in the lock file; the file may come from a stranger."""
         try:
             held_by = self._lock.read(200)
         except (OSError, ValueError):

@@ -16,7 +16,7 @@ def validate(engine: Engine, batches: ValidationBatches, limit: int | None) -> d
         val_loss: mean negative log-likelihood (nats per token).
         val_ppl: exp(val_loss).
         val_bpb: bits per UTF-8 byte of the original text; comparable between tokenizers. Separators
-            between documents are paid for in bits but not counted in bytes.
+            between documents count in the bits but not in the bytes.
     """
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches.batches(limit):

@@ -1,4 +1,4 @@
-"""Sends a run's metrics to Weights & Biases, and never gets in the way of the run.
+"""Sends a run's metrics to Weights & Biases, and never delays or ends the run.
 
 Every call into wandb waits on a service process, and a service that hangs must not hang the training loop: all of them
 happen on one daemon thread. What fails there is reported from the training thread, so that `warn` needs no locks.
@@ -161,7 +161,7 @@ class WandbTracker:
         self._report()
 
     def _fail(self, reason: str) -> None:
-        # Only the first failure is news: the later ones follow from it.
+        # Only the first failure is reported: the later ones follow from it.
         if not self._failed:
             self._failed = True
             self._warnings.put(f"{reason}; wandb tracks this run no longer (metrics.jsonl goes on)")
@@ -171,7 +171,7 @@ class WandbTracker:
             self._warn(self._warnings.get())
 
     def _kill_service(self) -> None:
-        """End a service process that does not answer (Linux); what it wrote to disk so far stays."""
+        """End a service process that hangs (Linux); what it wrote to disk so far stays."""
         self._restarted = True  # and start no other
         for service in _services():
             os.kill(service, signal.SIGKILL)
@@ -272,7 +272,7 @@ class WandbTracker:
 
 
 def _import_wandb(warn: Callable[[str], None]) -> Any:
-    # Reports of wandb's own crashes to its makers are no part of tracking a run; whoever set this has chosen.
+    # Reports of wandb's own crashes to its makers are no part of tracking a run, unless the user has set this.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         wandb = importlib.import_module("wandb")

@@ -70,7 +70,7 @@ WINDOW = "train.loss_spike_window=8"
 def _(case: Case) -> None:
     run = case.train(PAIR, WINDOW, faults=[{"do": "loss_spike", "step": 9, "factor": 10.0}], quiet=False)
     case.ended(run, 0)
-    assert "the loss of step 10 leapt to " in run.stderr, run.stderr
+    assert "the loss of step 10 jumped to " in run.stderr, run.stderr
     assert read_metrics(case.run_folder)[-2]["loss_spikes"] == 1
     theirs, ours = (read_state(folder, STEPS) for folder in (case.undisturbed(PAIR), case.run_folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -82,7 +82,7 @@ def _(case: Case) -> None:
     spike = {"do": "loss_spike", "step": 9, "factor": 10.0}
     run = case.train(PAIR, WINDOW, "train.loss_spike_policy=roll_back", faults=[spike], quiet=False)
     case.ended(run, 0)
-    assert "the loss of step 10 leapt to " in run.stderr, run.stderr
+    assert "the loss of step 10 jumped to " in run.stderr, run.stderr
     assert "back to step 8" in run.stderr, run.stderr
     last = [line for line in read_metrics(case.run_folder) if "train_loss" in line][-1]
     assert (last["step"], last["loss_spikes"], last["rollbacks"], last["undone_steps"]) == (STEPS, 1, 1, 2)

@@ -180,7 +180,7 @@ def test_resuming_from_nowhere_leaves_no_folder(home, refused):
 
 
 def test_a_sample_prompt_that_the_model_cannot_hold_is_refused_before_training(home, refused):
-    # Samples are told before the last checkpoint is written: found out only then, the run would be lost.
+    # Samples are written before the last checkpoint: a prompt refused only then would lose the run.
     line = refused(*train(f"data.source={home.parent / 'good.txt'}", "train.sample_prompts=[There was a dog]"))
     assert "train.sample_prompts" in line
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 
-from benchmarks.operations import flops, limits, mixture, readme, timing
+from benchmarks.operations import flops, limits, moe_problem, readme, timing
 from benchmarks.operations.case import Case, Step
 from benchmarks.operations.decoder_reference import DecoderReference
 from benchmarks.operations.goals import Goal, judge
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def case_in(dtype: torch.dtype) -> Case:
-    return moe_layer.case(mixture.MixtureShape(32, 16, 8, 4, 2), dtype, CPU, "tiny")
+    return moe_layer.case(moe_problem.MoEShape(32, 16, 8, 4, 2), dtype, CPU, "tiny")
 
 
 def test_the_tolerance_in_half_precision_is_that_of_the_roundings():
@@ -43,11 +43,11 @@ def test_the_tolerance_in_half_precision_is_that_of_the_roundings():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_token_of_a_problem_is_nearly_tied(dtype):
-    shape = mixture.MixtureShape(T=300, D=16, I=4, E=8, K=2)
-    problem = mixture.draw(shape, dtype, CPU)
-    assert not len(mixture.nearly_tied(problem.x_TD, problem.router_ED, 2, mixture.MARGIN[dtype]))
+    shape = moe_problem.MoEShape(T=300, D=16, I=4, E=8, K=2)
+    problem = moe_problem.draw(shape, dtype, CPU)
+    assert not len(moe_problem.nearly_tied(problem.x_TD, problem.router_ED, 2, moe_problem.MARGIN[dtype]))
     # Control: without care there would be some.
-    assert len(mixture.nearly_tied(torch.randn(300, 16), problem.router_ED, 2, 0.05))
+    assert len(moe_problem.nearly_tied(torch.randn(300, 16), problem.router_ED, 2, 0.05))
 
 
 def test_rounds_are_interleaved_and_preparation_is_not_timed(monkeypatch):

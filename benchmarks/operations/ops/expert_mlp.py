@@ -12,7 +12,7 @@ from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Implementat
 from benchmarks.operations.flops import expert_flops
 from benchmarks.operations.goals import Goal
 from benchmarks.operations.limits import BARE_BMM, bare_bmm, matrix_products
-from benchmarks.operations.mixture import Mixture, draw, exact_shares
+from benchmarks.operations.moe_problem import MoEProblem, draw, exact_shares
 from benchmarks.operations.ops import moe_layer
 from benchmarks.operations.peers import liger
 from benchmarks.operations.peers.torch_layers import compiled, grouped_mm_experts
@@ -28,14 +28,14 @@ GOALS: dict[Size, list[Goal]] = {}
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
     """The rows of the whole layer's case."""
     shape, dtype = moe_layer.SHAPES[size]
-    mixture = draw(shape, dtype, device)
-    _, share_TE = exact_shares(mixture.x_TD.double(), mixture.router_ED.double(), shape.K)
+    problem = draw(shape, dtype, device)
+    _, share_TE = exact_shares(problem.x_TD.double(), problem.router_ED.double(), shape.K)
     expert_N, token_N = (share_TE.t() > 0).nonzero(as_tuple=True)
-    rows_ND, count_E = mixture.x_TD[token_N], torch.bincount(expert_N, minlength=shape.E)
+    rows_ND, count_E = problem.x_TD[token_N], torch.bincount(expert_N, minlength=shape.E)
     end_E = count_E.cumsum(0, dtype=torch.int32)
 
     def of(function: Experts, division_E: Tensor) -> Candidate:
-        leaves = _leaves(mixture, rows_ND)
+        leaves = _leaves(problem, rows_ND)
         return Candidate(lambda: {"y": function(leaves["x"], division_E, leaves["gate_up"], leaves["down"])}, leaves)
 
     implementations = [
@@ -61,7 +61,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
         name=f"N={shape.rows} D={D} I={I} E={E} {DTYPE_NAMES[dtype]}",
         shape={"N": shape.rows, "D": D, "I": I, "E": E, "dtype": DTYPE_NAMES[dtype]},
         directions=["forward+backward"],
-        reference=lambda: _exact(mixture, rows_ND, count_E.tolist()),
+        reference=lambda: _exact(problem, rows_ND, count_E.tolist()),
         implementations=implementations,
         limits=[
             bare_bmm(shape.rows, D, I, E, dtype, device),
@@ -70,14 +70,14 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
         work={"forward+backward": {BARE_BMM: flops, **{rate.name: flops for rate in rates}}},
         dtype=dtype,
         device=device,
-        # Hidden, activation, answer; backward the first two, and their gradients, and the result.
+        # Hidden, activation, expert output; backward the first two, and their gradients, and the result.
         roundings=(3, 5),
         rounds=30 if device.type == "cuda" else 15,
     )
 
 
-def _leaves(mixture: Mixture, rows_ND: Tensor, dtype: torch.dtype | None = None) -> Named:
-    tensors = {"x": rows_ND, "gate_up": mixture.gate_up_EHD, "down": mixture.down_EDI}
+def _leaves(problem: MoEProblem, rows_ND: Tensor, dtype: torch.dtype | None = None) -> Named:
+    tensors = {"x": rows_ND, "gate_up": problem.gate_up_EHD, "down": problem.down_EDI}
     return {name: leaf(tensor, dtype) for name, tensor in tensors.items()}
 
 
@@ -96,15 +96,15 @@ def _on_triton(library: bool, x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, 
     return autograd.expert_mlp(x_ND, gate_up_EHD, down_EDI, end_E, library=library)
 
 
-def _exact(mixture: Mixture, rows_ND: Tensor, counts: list[int]) -> Candidate:
+def _exact(problem: MoEProblem, rows_ND: Tensor, counts: list[int]) -> Candidate:
     """Expert by expert in fp64."""
-    leaves = _leaves(mixture, rows_ND, torch.float64)
+    leaves = _leaves(problem, rows_ND, torch.float64)
 
     def forward() -> Named:
-        answers = []
+        outputs = []
         for e, x_RD in enumerate(leaves["x"].split(counts)):
             gate_RI, up_RI = (x_RD @ leaves["gate_up"][e].t()).chunk(2, dim=1)
-            answers.append((gate_RI * torch.sigmoid(gate_RI) * up_RI) @ leaves["down"][e].t())
-        return {"y": torch.cat(answers)}
+            outputs.append((gate_RI * torch.sigmoid(gate_RI) * up_RI) @ leaves["down"][e].t())
+        return {"y": torch.cat(outputs)}
 
     return Candidate(forward, leaves)

@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer as a whole, forward and backward. Bound by the experts' matrix products."""
+"""The MoE layer as a whole, forward and backward. Bound by the experts' matrix products."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,14 +16,14 @@ from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Implementat
 from benchmarks.operations.flops import expert_flops, router_flops
 from benchmarks.operations.goals import Goal
 from benchmarks.operations.limits import BARE_BMM, bare_bmm, matrix_products
-from benchmarks.operations.mixture import Mixture, MixtureShape, draw, exact, of_function, of_module
+from benchmarks.operations.moe_problem import MoEProblem, MoEShape, draw, exact, of_function, of_module
 from benchmarks.operations.peers import deepspeed_layers, liger, transformers_mixtral
 from benchmarks.operations.peers.torch_layers import compiled, grouped_mm_layer
 
-SHAPES: dict[Size, tuple[MixtureShape, torch.dtype]] = {
-    "cpu": (MixtureShape(T=2048, D=256, I=512, E=8, K=2), torch.float32),
-    "gpu": (MixtureShape(T=16384, D=1024, I=2048, E=8, K=2), torch.bfloat16),
-    "tiny": (MixtureShape(T=32, D=16, I=8, E=4, K=2), torch.float32),
+SHAPES: dict[Size, tuple[MoEShape, torch.dtype]] = {
+    "cpu": (MoEShape(T=2048, D=256, I=512, E=8, K=2), torch.float32),
+    "gpu": (MoEShape(T=16384, D=1024, I=2048, E=8, K=2), torch.bfloat16),
+    "tiny": (MoEShape(T=32, D=16, I=8, E=4, K=2), torch.float32),
 }
 PRODUCTS: dict[Size, list[tuple[int, int, int]]] = {
     "cpu": [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 256, 1024), (512, 256, 1024)],
@@ -54,38 +54,38 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
     yield case(shape, dtype, device, size)
 
 
-def case(shape: MixtureShape, dtype: torch.dtype, device: torch.device, size: Size) -> Case:
+def case(shape: MoEShape, dtype: torch.dtype, device: torch.device, size: Size) -> Case:
     """The layer at a shape."""
-    mixture = draw(shape, dtype, device)
+    problem = draw(shape, dtype, device)
     T, D, I, E, K = shape
     experts = 3 * expert_flops(shape.rows, D, I)
     products = experts + 3 * router_flops(T, D, E)
     rates = matrix_products(PRODUCTS[size], dtype, device)
 
     def peer(name: str, build: Callable[..., Candidate], *arguments: Any, **options: Any) -> Implementation:
-        return Implementation(name, "peer", partial(build, mixture, *arguments, **options))
+        return Implementation(name, "peer", partial(build, problem, *arguments, **options))
 
     implementations = [
-        _ours(mixture),
-        Implementation("reference", "baseline", partial(of_function, mixture, reference_layer)),
+        _ours(problem),
+        Implementation("reference", "baseline", partial(of_function, problem, reference_layer)),
         peer(STOCK, deepspeed_layers.stock_layer, **deepspeed_layers.DROPLESS),
         Implementation(
             "stock DeepSpeed, capacity 1",
             "peer",
-            partial(deepspeed_layers.stock_layer, mixture, **deepspeed_layers.CAPACITY_1),
+            partial(deepspeed_layers.stock_layer, problem, **deepspeed_layers.CAPACITY_1),
             note="drops tokens",
             compared=False,
         ),
         peer(EAGER, transformers_mixtral.block, "eager"),
         peer(GROUPED, transformers_mixtral.block, "grouped_mm"),
         peer("torch grouped_mm", of_function, grouped_mm_layer),
-        Implementation(LIGER, "peer", lambda: of_function(mixture, liger.layer(device))),
+        Implementation(LIGER, "peer", lambda: of_function(problem, liger.layer(device))),
     ]
     if device.type == "cuda":
         implementations.append(peer("DeepSpeed AutoEP", deepspeed_layers.autoep_layer))
     if size != "tiny":
         compiled_reference = Implementation(
-            "torch.compile of the reference", "peer", lambda: of_function(mixture, compiled(reference_layer))
+            "torch.compile of the reference", "peer", lambda: of_function(problem, compiled(reference_layer))
         )
         implementations.append(compiled_reference)
     return Case(
@@ -93,13 +93,13 @@ def case(shape: MixtureShape, dtype: torch.dtype, device: torch.device, size: Si
         name=f"T={T} D={D} I={I} E={E} K={K} {DTYPE_NAMES[dtype]}",
         shape={**shape._asdict(), "dtype": DTYPE_NAMES[dtype]},
         directions=["forward+backward"],
-        reference=partial(exact, mixture),
+        reference=partial(exact, problem),
         implementations=implementations,
         limits=[bare_bmm(shape.rows, D, I, E, dtype, device), *rates],
         work={"forward+backward": {BARE_BMM: experts, **{rate.name: products for rate in rates}}},
         dtype=dtype,
         device=device,
-        # Hidden, activation, answer, weighted answer, sum; backward those of the experts and four gradients.
+        # Hidden, activation, expert output, weighted output, sum; backward those of the experts and four gradients.
         roundings=(5, 8),
         rounds=30 if device.type == "cuda" else 15,
         tokens=T,
@@ -123,31 +123,31 @@ def operations_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_
     return combine(answer_ND, routing.weight_TK, routing.token_N, routing.row_TK)
 
 
-def _ours(mixture: Mixture) -> Implementation:
+def _ours(problem: MoEProblem) -> Implementation:
     """The framework's layer; where the framework's dependencies are missing, the operations that it is made of."""
     try:
         from storyteller_ds.model.moe.local import LocalMoE  # noqa: F401  # only whether it can be had
     except ModuleNotFoundError as error:
         note = f"the operations alone: LocalMoE needs {error.name}"
-        return Implementation("ours", "ours", partial(of_function, mixture, operations_layer), note)
-    return Implementation("ours", "ours", partial(local_moe, mixture), "storyteller_ds LocalMoE")
+        return Implementation("ours", "ours", partial(of_function, problem, operations_layer), note)
+    return Implementation("ours", "ours", partial(local_moe, problem), "storyteller_ds LocalMoE")
 
 
-def local_moe(mixture: Mixture) -> Candidate:
+def local_moe(problem: MoEProblem) -> Candidate:
     """`storyteller_ds.model.moe.LocalMoE` with the problem's weights."""
     from storyteller_ds.config.model import ModelConfig, MoEConfig
     from storyteller_ds.model.moe.local import LocalMoE
 
-    _, D, I, E, K = mixture.shape
+    _, D, I, E, K = problem.shape
     model = ModelConfig(hidden_size=D, intermediate_size=I, num_heads=1)
-    layer = LocalMoE(model, MoEConfig(num_experts=E, top_k=K)).to(mixture.x_TD)
+    layer = LocalMoE(model, MoEConfig(num_experts=E, top_k=K)).to(problem.x_TD)
     weights = {
         "router": layer.router.weight,
         "gate_up": layer.experts.gate_up_proj,
         "down": layer.experts.down_proj,
     }
     with torch.no_grad():
-        weights["router"].copy_(mixture.router_ED)
-        weights["gate_up"].copy_(mixture.gate_up_EHD)
-        weights["down"].copy_(mixture.down_EDI)
-    return of_module(mixture, layer, weights, lambda gradients: gradients)
+        weights["router"].copy_(problem.router_ED)
+        weights["gate_up"].copy_(problem.gate_up_EHD)
+        weights["down"].copy_(problem.down_EDI)
+    return of_module(problem, layer, weights, lambda gradients: gradients)

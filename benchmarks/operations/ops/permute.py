@@ -1,4 +1,4 @@
-"""Permute and combine: tokens to expert order and the experts' answers back. Data movement, bound by its bytes."""
+"""Permute and combine: tokens to expert order and expert outputs back. Data movement, bound by its bytes."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Direction, Implementation, Named, Role, Size, leaf
 from benchmarks.operations.goals import Goal
 from benchmarks.operations.limits import COPY, copy
-from benchmarks.operations.mixture import MixtureShape
+from benchmarks.operations.moe_problem import MoEShape
 from benchmarks.operations.ops import moe_layer
 from benchmarks.operations.peers.torch_layers import compiled
 
@@ -37,7 +37,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
     yield _case("combine", shape, {"x": rows_ND, "weight": weight_TK}, index, _combines(size))
 
 
-def bytes_moved(operation: str, shape: MixtureShape, itemsize: int) -> dict[Direction, int]:
+def bytes_moved(operation: str, shape: MoEShape, itemsize: int) -> dict[Direction, int]:
     """The fewest that must move, as the README of the operation counts them."""
     tokens, rows, N = shape.T * shape.D * itemsize, shape.rows * shape.D * itemsize, shape.rows
     if operation == "permute":
@@ -83,7 +83,7 @@ def _index_add(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor)
     return out_TD.index_add(0, token_N, y_ND * weight_N[:, None].to(y_ND.dtype))
 
 
-def _case(operation: str, shape: MixtureShape, moved: Named, index: Named, movers: list[Mover]) -> Case:
+def _case(operation: str, shape: MoEShape, moved: Named, index: Named, movers: list[Mover]) -> Case:
     dtype, device = moved["x"].dtype, moved["x"].device
 
     def build(make: Callable[[], Move], exact: bool = False) -> Candidate:

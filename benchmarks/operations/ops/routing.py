@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Direction, Implementation, Named, Size
 from benchmarks.operations.goals import Goal
 from benchmarks.operations.limits import COPY, copy
-from benchmarks.operations.mixture import Mixture, MixtureShape, draw, exact_shares
+from benchmarks.operations.moe_problem import MoEProblem, MoEShape, draw, exact_shares
 from benchmarks.operations.ops import moe_layer
 from benchmarks.operations.peers import deepspeed_layers
 from benchmarks.operations.peers.torch_layers import compiled, top_k_router
@@ -28,23 +28,23 @@ GOALS: dict[Size, list[Goal]] = {
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
     """The tokens of the whole layer's case."""
     shape, dtype = moe_layer.SHAPES[size]
-    mixture = draw(shape, dtype, device)
+    problem = draw(shape, dtype, device)
     T, D, _, E, K = shape
 
     def peer(name: str, router: Callable[[Tensor, Tensor, int], Routing]) -> Implementation:
-        return Implementation(name, "peer", lambda: _of_routing(mixture, router))
+        return Implementation(name, "peer", lambda: _of_routing(problem, router))
 
     implementations = [
-        Implementation("ours", "ours", lambda: _of_routing(mixture, route)),
-        Implementation("reference", "baseline", lambda: _of_routing(mixture, reference.route)),
-        Implementation(STOCK_GATE, "peer", partial(deepspeed_layers.stock_gate, mixture), "no token order, no sums"),
-        Implementation("torch topk and argsort", "peer", partial(_torch_router, mixture), "no sums for the losses"),
+        Implementation("ours", "ours", lambda: _of_routing(problem, route)),
+        Implementation("reference", "baseline", lambda: _of_routing(problem, reference.route)),
+        Implementation(STOCK_GATE, "peer", partial(deepspeed_layers.stock_gate, problem), "no token order, no sums"),
+        Implementation("torch topk and argsort", "peer", partial(_torch_router, problem), "no sums for the losses"),
     ]
     if size != "tiny":
         compiled_reference = Implementation(
             "torch.compile of the reference",
             "peer",
-            lambda: _of_routing(mixture, compiled(reference.route)),
+            lambda: _of_routing(problem, compiled(reference.route)),
         )
         implementations.append(compiled_reference)
     work = bytes_moved(shape, dtype)
@@ -53,7 +53,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
         name=f"T={T} D={D} E={E} K={K} {DTYPE_NAMES[dtype]}",
         shape={"T": T, "D": D, "E": E, "K": K, "dtype": DTYPE_NAMES[dtype]},
         directions=["forward", "backward"],
-        reference=partial(_exact, mixture),
+        reference=partial(_exact, problem),
         implementations=implementations,
         limits=[copy(T * D * dtype.itemsize, dtype, device)],
         work={direction: {COPY: float(moved)} for direction, moved in work.items()},
@@ -63,7 +63,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
     )
 
 
-def bytes_moved(shape: MixtureShape, dtype: torch.dtype) -> dict[Direction, int]:
+def bytes_moved(shape: MoEShape, dtype: torch.dtype) -> dict[Direction, int]:
     """The fewest that must move, as the README of the operation counts them."""
     T, D, _, E, K = shape
     x = T * D * dtype.itemsize
@@ -73,13 +73,13 @@ def bytes_moved(shape: MixtureShape, dtype: torch.dtype) -> dict[Direction, int]
     }
 
 
-def _of_routing(mixture: Mixture, router: Callable[[Tensor, Tensor, int], Routing]) -> Candidate:
-    leaves = _leaves(mixture)
+def _of_routing(problem: MoEProblem, router: Callable[[Tensor, Tensor, int], Routing]) -> Candidate:
+    leaves = _leaves(problem)
 
     def forward() -> Named:
-        return router(leaves["x"], leaves["router"], mixture.shape.K)._asdict()
+        return router(leaves["x"], leaves["router"], problem.shape.K)._asdict()
 
-    return Candidate(forward, leaves, partial(_comparable, mixture.shape.E))
+    return Candidate(forward, leaves, partial(_comparable, problem.shape.E))
 
 
 def _comparable(E: int, raw: Named) -> Named:
@@ -96,17 +96,17 @@ def _comparable(E: int, raw: Named) -> Named:
     }
 
 
-def _torch_router(mixture: Mixture) -> Candidate:
+def _torch_router(problem: MoEProblem) -> Candidate:
     """What a layer on torch alone has: shares, experts, and tokens in expert order."""
-    leaves, E = _leaves(mixture), mixture.shape.E
+    leaves, E = _leaves(problem), problem.shape.E
 
     def forward() -> Named:
-        share_TK, expert_TK = top_k_router(leaves["x"], leaves["router"], mixture.shape.K)
+        share_TK, expert_TK = top_k_router(leaves["x"], leaves["router"], problem.shape.K)
         order_N = expert_TK.flatten().argsort(stable=True)
         return {
             "share_TK": share_TK,
             "expert_TK": expert_TK,
-            "token_N": order_N // mixture.shape.K,
+            "token_N": order_N // problem.shape.K,
             "count_E": torch.bincount(expert_TK.flatten(), minlength=E),
         }
 
@@ -118,10 +118,10 @@ def _torch_router(mixture: Mixture) -> Candidate:
     return Candidate(forward, leaves, outputs)
 
 
-def _exact(mixture: Mixture) -> Candidate:
+def _exact(problem: MoEProblem) -> Candidate:
     """By its definition, in fp64; rows by a search for every expert's tokens."""
-    leaves = _leaves(mixture, torch.float64)
-    T, _, _, E, K = mixture.shape
+    leaves = _leaves(problem, torch.float64)
+    T, _, _, E, K = problem.shape
 
     def forward() -> Named:
         logit_TE, share_TE = exact_shares(leaves["x"], leaves["router"], K)
@@ -141,6 +141,6 @@ def _exact(mixture: Mixture) -> Candidate:
     return Candidate(forward, leaves)
 
 
-def _leaves(mixture: Mixture, dtype: torch.dtype | None = None) -> Named:
-    leaves = mixture.leaves(dtype)
+def _leaves(problem: MoEProblem, dtype: torch.dtype | None = None) -> Named:
+    leaves = problem.leaves(dtype)
     return {name: leaves[name] for name in ("x", "router")}

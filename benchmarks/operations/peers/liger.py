@@ -46,12 +46,12 @@ def layer(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int
     """Mixtral's router and Liger's fused experts, which are what its LigerExperts calls."""
     fused = _member("ops", "LigerFusedMoEFunction", device)
 
-    def mixture(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
+    def moe_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
         share_TK, expert_TK = top_k_router(x_TD, router_ED, K)
         out: Tensor = fused.apply(x_TD, gate_up_EHD, down_EDI, expert_TK.int(), share_TK)
         return out
 
-    return mixture
+    return moe_layer
 
 
 def _norm(name: str, weight_D: nn.Parameter, eps: float) -> Any:

@@ -1,4 +1,4 @@
-"""What plain torch offers: a mixture layer on its grouped product, and torch.compile."""
+"""What plain torch offers: an MoE layer on its grouped product, and torch.compile."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.operations.case import Unavailable
-from benchmarks.operations.mixture import swiglu
+from benchmarks.operations.moe_problem import swiglu
 
 
 def grouped_mm_experts(x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def top_k_router(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor, Tenso
 
 
 def grouped_mm_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
-    """A mixture layer as one would write it with torch alone: sort, grouped products, weighted scatter."""
+    """An MoE layer as one would write it with torch alone: sort, grouped products, weighted scatter."""
     share_TK, expert_TK = top_k_router(x_TD, router_ED, K)
     order_N = expert_TK.flatten().argsort(stable=True)
     end_E = torch.bincount(expert_TK.flatten(), minlength=len(router_ED)).cumsum(0, dtype=torch.int32)

@@ -1,11 +1,11 @@
-"""transformers' Mixtral: its mixture block and its whole model, with eager experts or torch's grouped product."""
+"""transformers' Mixtral: its MoE block and its whole model, with eager experts or torch's grouped product."""
 
 import torch
 from torch import nn
 
 from benchmarks.operations.case import Candidate, Named
 from benchmarks.operations.flops import DecoderShape
-from benchmarks.operations.mixture import Mixture, of_module
+from benchmarks.operations.moe_problem import MoEProblem, of_module
 from benchmarks.operations.peers import package
 
 BLOCK_NAMES = {"router": "gate.weight", "gate_up": "experts.gate_up_proj", "down": "experts.down_proj"}
@@ -22,21 +22,21 @@ MODEL_NAMES = {
 """Parts of Mixtral's parameter names -> of ours, in this order."""
 
 
-def block(mixture: Mixture, experts: str) -> Candidate:
+def block(problem: MoEProblem, experts: str) -> Candidate:
     """MixtralSparseMoeBlock, its experts `eager` or `grouped_mm`."""
-    _, D, I, E, K = mixture.shape
+    _, D, I, E, K = problem.shape
     config = package("transformers").MixtralConfig(
         hidden_size=D, intermediate_size=I, num_local_experts=E, num_experts_per_tok=K, router_jitter_noise=0.0
     )
     config._experts_implementation = experts
     layer = package("transformers.models.mixtral.modeling_mixtral").MixtralSparseMoeBlock(config)
-    layer = layer.to(mixture.x_TD)
+    layer = layer.to(problem.x_TD)
     weights = {name: layer.get_parameter(theirs) for name, theirs in BLOCK_NAMES.items()}
     with torch.no_grad():
-        weights["router"].copy_(mixture.router_ED)
-        weights["gate_up"].copy_(mixture.gate_up_EHD)
-        weights["down"].copy_(mixture.down_EDI)
-    return of_module(mixture, layer, weights, lambda gradients: gradients)
+        weights["router"].copy_(problem.router_ED)
+        weights["gate_up"].copy_(problem.gate_up_EHD)
+        weights["down"].copy_(problem.down_EDI)
+    return of_module(problem, layer, weights, lambda gradients: gradients)
 
 
 def model(shape: DecoderShape, weights: Named, experts: str, eps: float, rope_theta: float) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a run does about numbers gone wrong: count, say, go back, give up."""
+"""What a run does about non-finite numbers and loss spikes: count, log, go back to a checkpoint, stop."""
 
 import dataclasses
 import math
@@ -18,22 +18,22 @@ class Anomalies(Callback):
     """The policy of train.max_bad_steps, train.max_rollbacks and train.loss_spike_*.
 
     A function of the state and the result of a step, which are the same on every rank; so all ranks decide the
-    same without a message, and a resumed run decides what the first would have.
+    same without a message, and a resumed run decides as the first would have.
 
     Args:
         run: the run config.
-        say: told of each bad step, spike and rollback, one line each.
+        log: gets a line for each bad step, spike and rollback.
         roll_back: puts the engine back to the newest checkpoint, on every rank, and gives the state of that time;
             None if there is no checkpoint.
     """
 
-    def __init__(self, run: RunConfig, say: Callable[[str], None], roll_back: Callable[[], TrainState | None]) -> None:
-        self.config, self.say, self._roll_back = run.train, say, roll_back
+    def __init__(self, run: RunConfig, log: Callable[[str], None], roll_back: Callable[[], TrainState | None]) -> None:
+        self.config, self.log, self._roll_back = run.train, log, roll_back
         self._too_bad: str | None = None
         """Why the run goes back after this step."""
 
     def on_result(self, state: TrainState, result: StepResult) -> TrainState:
-        """Count what is wrong with a step; the state with its counts and recent losses."""
+        """Count a bad step or a loss spike; returns the state with its counts and recent losses."""
         state, self._too_bad = self._observe(state, result)
         return state
 
@@ -51,14 +51,14 @@ class Anomalies(Callback):
         if not found:
             return state, None
         state = dataclasses.replace(state, loss_spikes=state.loss_spikes + 1)
-        what = f"the loss of step {state.step} leapt to {result.loss:.4g}"
+        what = f"the loss of step {state.step} jumped to {result.loss:.4g}"
         if config.loss_spike_policy == "roll_back":
             return state, what
-        self.say(f"{what}, far above the {window} before; training goes on (train.loss_spike_policy)")
+        self.log(f"{what}, far above the {window} before; training goes on (train.loss_spike_policy)")
         return state, None
 
     def recover(self, state: TrainState) -> TrainState:
-        """Put the run back to its newest checkpoint, if this step was too bad: its step, behind the samples seen since.
+        """Go back to the newest checkpoint, if this step was too bad; training continues with samples not yet seen.
 
         Raises:
             TrainingStopped: it has gone back often enough, or there is no checkpoint.
@@ -70,15 +70,15 @@ class Anomalies(Callback):
         advice = "lower optimizer.lr or raise schedule.warmup_steps"
         if state.rollbacks >= self.config.max_rollbacks:
             times = f"after {state.rollbacks} rollback(s) " if state.rollbacks else ""
-            raise TrainingStopped(f"{why}; {times}training gives up: {advice}, and {AGAIN}")
+            raise TrainingStopped(f"{why}; {times}training stops: {advice}, and {AGAIN}")
         checkpoint = self._roll_back()
         if checkpoint is None:
             raise TrainingStopped(
                 f"{why}, and there is no checkpoint to go back to: {advice}, and set checkpoint.every_steps"
             )
         after = state.after_rollback(checkpoint)
-        self.say(
-            f"{why}; back to step {after.step}, going on behind the samples seen since "
+        self.log(
+            f"{why}; back to step {after.step}, continuing after the samples seen since "
             f"(rollback {after.rollbacks} of at most {self.config.max_rollbacks})"
         )
         return after
@@ -89,5 +89,5 @@ class Anomalies(Callback):
         line = f"the {what} of step {state.step} is not finite"
         if row >= self.config.max_bad_steps:
             return state, f"{line}, {row} in a row" if row > 1 else line
-        self.say(f"{line}; the step is skipped ({row} in a row, train.max_bad_steps={self.config.max_bad_steps})")
+        self.log(f"{line}; the step is skipped ({row} in a row, train.max_bad_steps={self.config.max_bad_steps})")
         return state, None

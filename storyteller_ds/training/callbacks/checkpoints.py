@@ -27,8 +27,8 @@ class Checkpoints(Callback):
         engine: what to save.
         checkpoints: the folder of the step folders.
         config: when, how, and which are kept.
-        contents: makes what is saved beside the tensors, for a state.
-        say: told of each checkpoint.
+        contents: gives what is saved beside the tensors, for a state.
+        log: gets a line for each checkpoint.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Checkpoints(Callback):
         checkpoints: Path,
         config: CheckpointConfig,
         contents: Callable[[dict[str, object]], Contents],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self.engine, self.checkpoints, self.config = engine, checkpoints, config
-        self.contents, self.say = contents, say
+        self.contents, self.log = contents, log
         self._memory = HostMemory()
         self._saving: Save | None = None
         self._saved_step: int | None = None
@@ -61,14 +61,14 @@ class Checkpoints(Callback):
         return f"saving step {state.step}" if self._due(state, last) else None
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
-        """Save if it is time; say how the one before has gone, as soon as it is known.
+        """Save if it is time; log the result of the save before, as soon as it is known.
 
         Raises:
             CheckpointError: one could not be written, and checkpoint.on_error is stop or this is the last.
         """
         due = self._due(state, last)
         if self._saving is not None and (due or self._saving.done()):
-            # Where the last is about to be saved, the fate of an earlier one is no longer worth stopping for.
+            # A failed earlier save is no reason to stop when the last one is about to begin.
             self._settle(may_fail=last or self.config.on_error == "continue")
         if not due:
             return
@@ -76,7 +76,7 @@ class Checkpoints(Callback):
         try:
             self._saving = self._begin(state, wait=last or not self.config.asynchronous)
         except CheckpointError as error:
-            self._tell(error, may_fail)
+            self._report(error, may_fail)
         if last or not self.config.asynchronous:
             self._settle(may_fail)
 
@@ -84,7 +84,7 @@ class Checkpoints(Callback):
         """Save this step, unless that has just been done, and wait for it.
 
         Raises:
-            CheckpointError: it could not be written, whatever checkpoint.on_error is.
+            CheckpointError: it could not be written, even if checkpoint.on_error is continue.
         """
         self._settle(may_fail=True)
         if self._saved_step != state.step:
@@ -96,9 +96,9 @@ class Checkpoints(Callback):
         if self._saving is not None:
             saving, self._saving = self._saving, None
             try:
-                self.say(f"saved {saving.finish_alone(SECONDS_FOR_THE_OTHERS)}")
+                self.log(f"saved {saving.finish_alone(SECONDS_FOR_THE_OTHERS)}")
             except CheckpointError as error:
-                self.say(f"warning: {error}")
+                self.log(f"warning: {error}")
 
     def roll_back(self, seed: int) -> TrainState | None:
         """Put the run back to its newest valid checkpoint, one that is being written included.
@@ -111,12 +111,12 @@ class Checkpoints(Callback):
         """
         self._settle(may_fail=True)
         self._saved_step = None
-        checkpoint = self.engine.world.on_main(lambda: newest_valid(self.checkpoints, self.say))
+        checkpoint = self.engine.world.on_main(lambda: newest_valid(self.checkpoints, self.log))
         return None if checkpoint is None else restore(self.engine, checkpoint, seed)
 
     def _due(self, state: TrainState, last: bool) -> bool:
         due = bool(self.config.every_steps and state.step % self.config.every_steps == 0)
-        # Weights that may be what makes the numbers go wrong are nothing to go back to.
+        # Weights that may have caused the non-finite numbers are nothing to go back to.
         return last or (due and not state.bad_steps_in_a_row)
 
     def _begin(self, state: TrainState, wait: bool) -> Save:
@@ -138,17 +138,17 @@ class Checkpoints(Callback):
             return
         saving, self._saving = self._saving, None
         try:
-            self.say(f"saved {saving.finish()}")
+            self.log(f"saved {saving.finish()}")
             self._saved_step = saving.step
         except CheckpointError as error:
-            self._tell(error, may_fail)
+            self._report(error, may_fail)
         while self._not_deleted:
-            self.say(self._not_deleted.pop())
+            self.log(self._not_deleted.pop())
 
-    def _tell(self, error: CheckpointError, may_fail: bool) -> None:
+    def _report(self, error: CheckpointError, may_fail: bool) -> None:
         if not may_fail:
             raise error
-        self.say(f"warning: {error}; training goes on")
+        self.log(f"warning: {error}; training goes on")
 
     def _delete_superseded(self, step: int) -> None:
         """Runs in the background."""
@@ -161,4 +161,4 @@ class Checkpoints(Callback):
         try:
             clear_leftovers(self.checkpoints)
         except OSError as error:
-            self.say(f"warning: what an earlier run left unfinished could not be removed: {error}")
+            self.log(f"warning: what an earlier run left unfinished could not be removed: {error}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation (Hampel 1974)."""
 LEAST_DEVIATION = 0.01
-"""Losses that all lie closer together count as this far apart (nats per token), so that no trifle is a spike."""
+"""Losses that all lie closer together count as this far apart (nats per token): small changes are no spikes."""
 
 
 def deviations(recent: Sequence[float], loss: float) -> float:
@@ -27,7 +27,7 @@ def deviations(recent: Sequence[float], loss: float) -> float:
 def is_spike(recent: Sequence[float], loss: float, window: int, threshold: float) -> bool:
     """Whether a loss is more than `threshold` deviations above the latest `window` ones.
 
-    Never, while there are fewer, and never for a loss that is not finite, which is another matter.
+    False while there are fewer, and for a non-finite loss, which Anomalies handles apart.
     """
     if len(recent) < window or not math.isfinite(loss):
         return False

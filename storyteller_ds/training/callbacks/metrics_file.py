@@ -13,8 +13,8 @@ class MetricsFile(Callback):
     """One JSON object a line, written at once. Lines beyond the step that a run resumes from are cut.
 
     A run that went back to a checkpoint leaves the lines of the undone steps, and the same step may come again.
-    `undone_steps` tells them apart: it counts all steps undone before the line was written, so that
-    `step + undone_steps` orders the lines, and of one step the last line is the one that counts.
+    `undone_steps` distinguishes them: it counts all steps undone before the line was written, so that
+    `step + undone_steps` orders the lines, and of one step the last line is the valid one.
     """
 
     def __init__(self, path: Path) -> None:

@@ -28,7 +28,7 @@ def _made(name: str) -> Callback:
         sys.path.append("")
     try:
         made = getattr(importlib.import_module(module), class_name)()
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # the user's module may raise anything when it is imported
         raise ConfigError(f"train.callbacks: '{name}' cannot be used: {type(error).__name__}: {error}") from error
     if not isinstance(made, Callback):
         raise ConfigError(f"train.callbacks: '{name}' is not a storyteller_ds.Callback")

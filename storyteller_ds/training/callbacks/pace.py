@@ -10,11 +10,11 @@ from storyteller_ds.config.training import TrainConfig
 from storyteller_ds.training.callbacks.callback import Record
 
 RECENT_STEPS = 30
-"""Whose median says how long a step takes: compiling, and a machine that is busy for a while, do not count."""
+"""The time of a step is the median of these, so that compilation and a short load on the machine do not count."""
 
 
 class Pace:
-    """Looks at the clock for the progress of one process.
+    """Elapsed and remaining time of one process.
 
     Args:
         limits: train.max_steps and train.max_minutes, of which the earlier one ends the run.

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -68,34 +68,34 @@ class PlainProgress(Callback):
     """A line every few seconds and at each validation, for logs and pipes."""
 
     def __init__(
-        self, say: Callable[[str], None], max_steps: int, pace: Pace, clock: Callable[[], float] = time.monotonic
+        self, log: Callable[[str], None], max_steps: int, pace: Pace, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.say, self.max_steps, self.pace, self.clock = say, max_steps, pace, clock
+        self.log, self.max_steps, self.pace, self.clock = log, max_steps, pace, clock
         self.last = -float("inf")
 
     def on_start(self, state: TrainState) -> None:
-        """Look at the clock."""
+        """Start the clock."""
         self.pace.start(state)
 
     def on_train(self, record: Record) -> None:
-        """Say something if the last line is a while ago."""
+        """Log a line if the last one is some seconds old."""
         self.pace.look(record)
         if self.clock() - self.last >= SECONDS_BETWEEN_LINES or record["step"] == self.max_steps:
             self.last = self.clock()
-            self.say(f"step {record['step']}/{self.max_steps}  {_train_note(record)}  {self.pace}")
+            self.log(f"step {record['step']}/{self.max_steps}  {_train_note(record)}  {self.pace}")
 
     def on_eval(self, record: Record) -> None:
-        """Say the scores."""
-        self.say(_eval_line(record))
+        """Log the scores."""
+        self.log(_eval_line(record))
 
     def on_busy(self, what: str, last: bool) -> None:
-        """Say what the end of the run takes its time for."""
+        """Log what the end of the run is busy with."""
         if last:
-            self.say(f"{what} ...")
+            self.log(f"{what} ...")
 
 
 class _PaceColumn(ProgressColumn):
-    """Goes on while a step takes its time."""
+    """Elapsed and remaining time; updated during a step, too."""
 
     def __init__(self, pace: Pace) -> None:
         super().__init__(Column(no_wrap=True))

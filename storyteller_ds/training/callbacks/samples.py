@@ -62,21 +62,20 @@ class Samples(Callback):
 
     def busy_with(self, state: TrainState, last: bool) -> str | None:
         """Stories, if it is time."""
-        return f"telling {len(self.run.train.sample_prompts)} sample stories" if self._due(state, last) else None
+        return f"generating {len(self.run.train.sample_prompts)} stories" if self._due(state, last) else None
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
-        """Tell stories if it is time."""
+        """Write stories if it is time."""
         if not self._due(state, last):
             return
         decoder = self.engine.decoder
         was_training = decoder.training
         decoder.eval()
-        told = [self._story(prompt) for prompt in self.run.train.sample_prompts]
+        stories = [self._story(prompt) for prompt in self.run.train.sample_prompts]
         decoder.train(was_training)
         if self.engine.world.is_main:
-            stories = "\n\n".join(told)
             with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(f"## Step {state.step}\n\n{stories}\n\n")
+                file.write("\n\n".join([f"## Step {state.step}", *stories]) + "\n\n")
 
     def _due(self, state: TrainState, last: bool) -> bool:
         every = self.run.train.sample_every_steps
@@ -89,7 +88,7 @@ class Samples(Callback):
         return as_quote(prompt, continuation + " …" if story.was_cut else continuation)
 
     def _agreed(self, chosen: int) -> int:
-        """What rank 0 has chosen."""
+        """The id that rank 0 has chosen."""
         world = self.engine.world
         mine = torch.tensor([chosen if world.is_main else 0], device=self.engine.device)
         return int(world.all_reduce_sum(mine))

@@ -21,11 +21,11 @@ class SlowSteps(Callback):
 
     Args:
         neighbours: what the other programs use.
-        say: logs a line.
+        log: logs a line.
     """
 
-    def __init__(self, neighbours: Neighbours, say: Callable[[str], None]) -> None:
-        self.neighbours, self.say = neighbours, say
+    def __init__(self, neighbours: Neighbours, log: Callable[[str], None]) -> None:
+        self.neighbours, self.log = neighbours, log
         self._usual_s: deque[float] = deque(maxlen=USUAL_STEPS)
         self._in_a_row = 0
         """Steps that were not as reported so far: slow ones before a report, others after it."""
@@ -44,7 +44,7 @@ class SlowSteps(Callback):
         self._reported, self._in_a_row = slow, 0
         if slow:
             times = "" if usual is None else f", and a step takes {seconds / usual:.1f} times as long"
-            self.say(
+            self.log(
                 f"other programs use {taken:.1f} of this machine's cores{times}; the numbers stay the same, but "
                 "training is faster when they have ended"
             )

@@ -6,7 +6,7 @@ from storyteller_ds.training.callbacks.callback import Callback
 
 
 class StepReport(Callback):
-    """Every rank's; without a supervisor nobody hears it."""
+    """On every rank; does nothing without a supervisor."""
 
     def on_start(self, state: TrainState) -> None:
         """The step to continue from."""

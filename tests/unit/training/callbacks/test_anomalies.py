@@ -142,7 +142,7 @@ def test_each_bad_step_and_rollback_is_one_line():
     assert checkpoints.lines == [
         "the gradient of step 5 is not finite; the step is skipped (1 in a row, train.max_bad_steps=3)",
         "the loss of step 6 is not finite; the step is skipped (2 in a row, train.max_bad_steps=3)",
-        "the loss of step 7 is not finite, 3 in a row; back to step 4, going on behind the samples seen since "
+        "the loss of step 7 is not finite, 3 in a row; back to step 4, continuing after the samples seen since "
         "(rollback 1 of at most 2)",
     ]
 
@@ -196,7 +196,7 @@ def test_spike_policies(policy, spikes, rollbacks, undone):
     assert engine.seen == [*range(12 + undone)]
     assert engine.updates == end.updates == 12, "a spike is a step; only going back undoes it"
     assert len(checkpoints.lines) == spikes
-    assert all("the loss of step 10 leapt to 10" in line for line in checkpoints.lines)
+    assert all("the loss of step 10 jumped to 10" in line for line in checkpoints.lines)
 
 
 def test_a_spike_in_every_sample_gives_up():

@@ -122,9 +122,9 @@ def shown(width: int, *busy: tuple[str, bool]) -> list[str]:
 
 
 def test_the_bar_says_what_the_run_is_busy_with():
-    lines = shown(140, ("validating", False), ("training", False), ("telling 3 sample stories", True), ("saving", True))
+    lines = shown(140, ("validating", False), ("training", False), ("generating 3 stories", True), ("saving", True))
     order = list(dict.fromkeys(re.split("  +", line)[0] for line in lines if "2000" in line))
-    assert order == ["training", "validating", "telling 3 sample stories", "saving", "done"]
+    assert order == ["training", "validating", "generating 3 stories", "saving", "done"]
     assert "elapsed 0:00, left 33:00" in next(line for line in lines if line.startswith("validating"))
     assert "left" not in next(line for line in lines if line.startswith("saving"))
 

@@ -10,7 +10,7 @@ class Neighbours:
 
 
 class Run:
-    """A run whose steps are told to the hook."""
+    """A run whose steps the callback gets."""
 
     def __init__(self) -> None:
         self.neighbours, self.lines = Neighbours(), []

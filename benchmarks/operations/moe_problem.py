@@ -1,4 +1,4 @@
-"""A mixture layer's inputs and weights, its fp64 reference, and the layer itself from our operations."""
+"""An MoE layer's inputs and weights, its fp64 reference, and the layer itself from our operations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MARGIN = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 an implementation that computes the logits in the dtype of x would choose otherwise and not be wrong."""
 
 
-class MixtureShape(NamedTuple):
+class MoEShape(NamedTuple):
     """T tokens, D model width, I expert width, E experts, K choices a token."""
 
     T: int
@@ -31,10 +31,10 @@ class MixtureShape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MoEProblem:
     """One problem: tokens and weights in the dtype of the case."""
 
-    shape: MixtureShape
+    shape: MoEShape
     x_TD: Tensor
     router_ED: Tensor
     gate_up_EHD: Tensor
@@ -50,7 +50,7 @@ class Mixture:
         }
 
 
-def draw(shape: MixtureShape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Mixture:
+def draw(shape: MoEShape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> MoEProblem:
     """Random tokens and weights; all activations are about 1. Tokens whose choice is nearly a tie are drawn again."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -61,7 +61,7 @@ def draw(shape: MixtureShape, dtype: torch.dtype, device: torch.device, seed: in
     x_TD, router_ED = normal(T, D), normal(E, D, std=D**-0.5)
     while len(undecided := nearly_tied(x_TD, router_ED, K, MARGIN[dtype])):
         x_TD[undecided] = normal(len(undecided), D)
-    return Mixture(
+    return MoEProblem(
         shape, x_TD, router_ED, normal(E, 2 * I, D, std=(D / 2) ** -0.5), normal(E, D, I, std=(I / 2) ** -0.5)
     )
 
@@ -83,14 +83,14 @@ def exact_shares(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor, Tenso
     return logit_TE, kept_TE / kept_TE.sum(dim=1, keepdim=True)
 
 
-def exact(mixture: Mixture) -> Candidate:
+def exact(problem: MoEProblem) -> Candidate:
     """The layer in fp64, expert by expert, with nothing of ours in it."""
-    leaves = mixture.leaves(torch.float64)
+    leaves = problem.leaves(torch.float64)
 
     def forward() -> Named:
-        _, share_TE = exact_shares(leaves["x"], leaves["router"], mixture.shape.K)
+        _, share_TE = exact_shares(leaves["x"], leaves["router"], problem.shape.K)
         out_TD = torch.zeros_like(leaves["x"])
-        for e in range(mixture.shape.E):
+        for e in range(problem.shape.E):
             token_R = (share_TE[:, e] > 0).nonzero().flatten()
             gate_RI, up_RI = (leaves["x"][token_R] @ leaves["gate_up"][e].t()).chunk(2, dim=1)
             answer_RD = (gate_RI * torch.sigmoid(gate_RI) * up_RI) @ leaves["down"][e].t()
@@ -100,25 +100,25 @@ def exact(mixture: Mixture) -> Candidate:
     return Candidate(forward, leaves)
 
 
-def of_function(mixture: Mixture, layer: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]) -> Candidate:
+def of_function(problem: MoEProblem, layer: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]) -> Candidate:
     """A layer that is a function of (x, router, gate_up, down, K)."""
-    leaves = mixture.leaves()
+    leaves = problem.leaves()
     x, router, gate_up, down = leaves.values()
-    return Candidate(lambda: {"y": layer(x, router, gate_up, down, mixture.shape.K)}, leaves)
+    return Candidate(lambda: {"y": layer(x, router, gate_up, down, problem.shape.K)}, leaves)
 
 
 def of_module(
-    mixture: Mixture, module: nn.Module, weights: Mapping[str, Tensor], gradients: Callable[[Named], Named]
+    problem: MoEProblem, module: nn.Module, weights: Mapping[str, Tensor], gradients: Callable[[Named], Named]
 ) -> Candidate:
     """A module that takes [1, T, D] and returns the same shape, alone or first in a tuple.
 
     Args:
-        mixture: the problem.
+        problem: the problem.
         module: with the problem's weights in it.
         weights: its own parameters, by names of its own.
         gradients: from those names, and `x`, to the names and shapes of the problem.
     """
-    x = leaf(mixture.x_TD)
+    x = leaf(problem.x_TD)
 
     def forward() -> Named:
         out = module(x[None])
