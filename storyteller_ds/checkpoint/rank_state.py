@@ -30,7 +30,7 @@ class RankState(NamedTuple):
 
 
 class HostMemory:
-    """Copies of tensors in memory that is used again at the next save, so that it is paid for once."""
+    """Copies of tensors, in memory that is allocated once and used for every save."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], Tensor] = {}
@@ -106,14 +106,14 @@ def read_receipt(folder: Path, rank: int, world_size: int) -> dict[str, Any] | N
 
 
 def _as_readable_as_its_folder(path: Path) -> None:
-    """safetensors makes files that only their owner may read; all of a checkpoint are as the umask has it."""
+    """Give a file the mode that the umask sets: those of safetensors can be read by their owner alone."""
     # Read from the folder: asking for the umask would set it for the other threads.
     with contextlib.suppress(OSError):  # a file system without modes
         path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _as_os_error(error: SafetensorError) -> OSError:
-    """The disk's refusal, of which safetensors 0.8 gives the number only in its message."""
+    """An error of the disk, whose number safetensors 0.8 gives only in its message."""
     number = re.search(r"os error (\d+)", str(error))
     code = int(number[1]) if number else errno.EIO
     return OSError(code, os.strerror(code) if number else str(error))

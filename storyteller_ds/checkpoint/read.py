@@ -90,7 +90,7 @@ class Checkpoint:
                 raise self._damaged(name)
 
     def verify_name(self) -> None:
-        """See that the folder, if it is called as a step is, has the name of its own step.
+        """Check that a folder that is named like a step has the name of its own step.
 
         Raises:
             CheckpointError: it has that of another.

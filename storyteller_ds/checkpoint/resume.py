@@ -21,7 +21,7 @@ from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.empty import empty_decoder
 from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
 
-# What must not change under a run: the model's function, and what its ids and targets mean.
+# What must not change when a run continues: the model's function, and what its ids and targets mean.
 _FIXED_FIELDS = (
     "model.",
     "moe.num_experts",
@@ -31,7 +31,7 @@ _FIXED_FIELDS = (
     "tokenizer.vocab_size",
     # Which moments there are.
     "optimizer.kind",
-    # Where in the order of samples a run is, counts sequences of this length in the order of this seed.
+    # The position in the order of samples counts sequences of this length, in the order of this seed.
     "data.sequence_length",
     "seed",
 )
@@ -127,7 +127,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
 
 
 def _changed_in_place(now: Mapping[str, Any]) -> str:
-    """What must be the case where all settings of the corpus are the same, and it is another."""
+    """The cause if the corpus is another and all of its settings are the same."""
     others = [f"{field}={now[field]}" for field in ("data.validation", "tokenizer.path") if now[field] is not None]
     or_that = f", or that of {' or '.join(others)}" if others else ""
     return f"data.source is {now['data.source']} as before, its text has changed{or_that}"
@@ -140,7 +140,7 @@ def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
 
 
 def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...] = ("weights", "optimizer")) -> None:
-    """See that the tensors are those of the model, by name, shape and dtype; none is loaded.
+    """Check that the tensors are those of the model, by name, shape and dtype; none is loaded.
 
     Raises:
         CheckpointError: one is not; names it.

@@ -1,4 +1,4 @@
-"""Reading the tensors of a checkpoint: one mapping over several safetensors files, nothing loaded unasked."""
+"""Reading the tensors of a checkpoint: several safetensors files as one mapping, each tensor loaded when it is used."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import UntrustedFileError, open_regular
 
 if TYPE_CHECKING:
-    from torch import Tensor  # looking at files and their headers does without
+    from torch import Tensor  # listing checkpoints does not need torch
 
 
 DTYPES = ("F32", "U8")
@@ -68,7 +68,7 @@ class TensorFiles(Mapping[str, "Tensor"]):
         return tensor
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """See that the files hold exactly these tensors, as fp32, before any is loaded.
+        """Check that the files hold exactly these tensors, as fp32, before any is loaded.
 
         Raises:
             CheckpointError: one is missing, is not expected, or has another shape or dtype; names it.

@@ -81,7 +81,7 @@ class TrainState:
         return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)
 
     def after_rollback(self, checkpoint: "TrainState") -> "TrainState":
-        """Where a run goes on that was here and is put back to a checkpoint.
+        """The state after going back from here to a checkpoint.
 
         Steps go back, with the weights, the schedule and the validations. Samples and tokens do not: what was
         seen since then stays skipped. Nor do time spent and the counts of what went wrong.

@@ -227,7 +227,7 @@ class Save:
 
 
 def _let_training_go_first() -> None:
-    """Of this thread's time and that of those that train, where both want a core: on Linux, threads have priorities."""
+    """Lower the priority of this thread below those that train; threads have priorities on Linux only."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 

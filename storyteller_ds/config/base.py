@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _EXACT = 2**53
-"""Below it every whole number is a float, too."""
+"""Every whole number below it is exact as a float."""
 
 
 class WrittenInt(int):
@@ -40,7 +40,7 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_written(cls, value: Any) -> Any:
-        """What no 64-bit number, no file name and no UTF-8 file can hold would fail much later."""
+        """Refuse what no 64-bit number, file name or UTF-8 file can hold: it would fail much later."""
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ValueError("a number of more than 64 bits")
         for text in value if isinstance(value, tuple) else (value,):

@@ -68,7 +68,7 @@ def file_or_name(given: str | os.PathLike[str] | Mapping[str, Any]) -> Path:
 
 
 def read_deepspeed_json(path: Path, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A DeepSpeed JSON whose keys we know what to do with, and whose values have the type that each key is for.
+    """A DeepSpeed JSON, of which every key is known and every value has the type of its key.
 
     Args:
         path: of the file. Where there is none, the name of one of ours is enough: zero2, or ds_configs/zero2.json.

@@ -1,4 +1,4 @@
-"""The folder of what can be made again: prepared corpora, and what DeepSpeed compiles."""
+"""The folder of what can be made again: prepared corpora, datasets of the hub, and what DeepSpeed compiles."""
 
 import os
 from pathlib import Path

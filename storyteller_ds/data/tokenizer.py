@@ -78,7 +78,7 @@ class Tokenizer:
     def spells_bytes(self) -> bool:
         """Whether a token is always the same bytes, and the bytes of the tokens are those of every text.
 
-        So it is with byte-level BPE that nothing is done to the text before: ours, and GPT-2's.
+        True of byte-level BPE without a normalizer: ours, and GPT-2's.
         """
         state = json.loads(self.to_json())
         pre_tokenizer, model = state["pre_tokenizer"] or {}, state["model"]
@@ -109,7 +109,7 @@ class Tokenizer:
 
     @property
     def unknown(self) -> int | None:
-        """Id of the token for what the vocabulary has no other for; None: there is none."""
+        """Id of the unknown token; None: there is none."""
         model = json.loads(self.to_json())["model"]
         token = model.get("unk_token")
         found: int | None = model.get("unk_id") if token is None else self._inner.token_to_id(token)

@@ -112,7 +112,7 @@ def _first_member(head: bytes) -> bytes:
 
 
 def _signature(head: bytes, path: Path) -> _Kind | None:
-    """What the first bytes of a file promise."""
+    """What the first bytes of a file identify."""
     packed = next((names for start, names in _PACKED.items() if head.startswith(start)), None)
     if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
         packed = "bzip2", "bzip2 -dc"
@@ -175,7 +175,7 @@ def _readable(head: bytes, encoding: str) -> int:
 
 
 def _text_kind(head: bytes, is_whole: bool) -> _Kind | None:
-    """Text that is the form of something else."""
+    """Text in the format of something else."""
     text = head.decode("utf-8-sig", errors="ignore")
     if _is_run_config(text):
         return _Kind("a run config", "give it with --config, and a text here")
@@ -192,6 +192,6 @@ def _text_kind(head: bytes, is_whole: bool) -> _Kind | None:
 
 
 def _is_run_config(text: str) -> bool:
-    """Whether all that stands at the beginning of a line is a section of a run config. A play has other speakers."""
+    """Whether every line without indentation is a section of a run config; the speakers of a play are not."""
     names = [line.partition(":") for line in text.splitlines() if line.strip() and line[0] not in " \t#-"]
     return bool(names) and all(colon and name in _SECTIONS for name, colon, _ in names)

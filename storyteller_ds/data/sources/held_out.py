@@ -22,7 +22,7 @@ class HeldOutPart:
     fraction: float
     part: Literal["kept", "held_out"]
     because: str = ""
-    """Why that is done, where it is not a matter of course."""
+    """The reason, for the log; empty: none is needed."""
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class HeldOutPart:
                 yield document
 
     def remarks(self) -> list[str]:
-        """Those of the source, and why.
+        """Those of the source, and the reason.
 
         Raises DataError if there are so few documents that all of them are on one side.
         """
@@ -51,7 +51,7 @@ class HeldOutPart:
         first = list(islice(self.source.documents(), LOOKED_AT))
         held_out = sum(map(self._is_held_out, first))
         if len(first) < LOOKED_AT and held_out in (0, len(first)):
-            if remarks and len(first) == 1:  # as of a file that is not split as it was meant: more text does not help
+            if remarks and len(first) == 1:  # a file was not split as it was meant: more text does not help
                 raise DataError(f"nothing can be held out of {self.source.name} for validation: {remarks[-1]}")
             count, side = f"{len(first):,} document(s)", "all" if held_out else "none"
             raise DataError(

@@ -40,7 +40,7 @@ _ABOUT_THE_DATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dat
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 _OTHER_SEPARATORS = ";\t|"
-"""What a .csv may have between its columns, and the library does not look for."""
+"""Separators of columns that the library does not recognise in a .csv."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class HuggingFaceSource:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of what is asked for; of a local folder, instead of where it lies, of its content.
+        """The sha256 of the dataset and its settings; of a local folder, of its content in place of its path.
 
         Needs no network for a hub dataset, whose commit stands for its content. Reads all data files of
         the split in a local folder. Raises DataError when the folder has no such split or data files
@@ -257,7 +257,7 @@ class HuggingFaceSource:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """What needs the libraries: quiet, and what they raise on bad data or a lost connection as a DataError."""
+        """Around every use of the libraries: keeps them quiet, and turns their errors into DataErrors."""
         require_datasets()
         try:
             with quiet():

@@ -1,6 +1,6 @@
 """Recognises JSON and CSV by their content.
 
-Prose may begin with a bracket, have a quotation in every line and be full of commas. So it takes more than that.
+Prose may begin with a bracket, have a quotation in every line and be full of commas: more evidence is needed.
 """
 
 import csv
@@ -21,7 +21,7 @@ class Table(NamedTuple):
 
     what: str
     suffix: str
-    """That such files have by custom."""
+    """The usual one of such files."""
     column: str | None
     """The one with the longest text in the first row; None if no row has a text."""
 
@@ -82,14 +82,14 @@ def _csv(text: str, is_whole: bool) -> Table | None:
             continue
         quoted = text.count('"') >= 2 * len(others)
         if len(header) == 1:
-            # Prose in which nothing but the first line, one small word, is not a quotation: there is none.
+            # No prose has one small word as its first line, and quotations in all others.
             is_table = delimiter == "," and re.fullmatch("[a-z_]+", header[0]) is not None and quoted
         else:
             # In prose, a space follows what could be a delimiter.
             is_tight = not any(field.startswith(" ") for row in rows for field in row)
             is_table = is_tight and (_names_columns(header) or (len(others) > 1 and (quoted or delimiter == "\t")))
         if is_table:
-            # The library that reads folders of CSV takes commas for granted.
+            # The library that reads folders of CSV expects commas.
             has_names = delimiter != ";" and (len(header) == 1 or _names_columns(header))
             column = max(zip(header, others[0], strict=True), key=lambda each: len(each[1]))[0]
             return Table(what, ".tsv" if delimiter == "\t" else ".csv", column if has_names else None)

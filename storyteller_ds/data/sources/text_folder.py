@@ -31,7 +31,7 @@ _SPLIT = re.compile(
 _SPLIT_FIRST = re.compile(
     r"(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev|eval)|(?P<test>test))[-_.].*"
 )
-"""So may stories be called: train_robbery.txt. It is a split where all files are, and one of them for validation."""
+"""Stories may have such names, too (train_robbery.txt): splits only if all files have, and one is for validation."""
 
 
 class Listing(NamedTuple):
@@ -81,7 +81,7 @@ def _is_hidden(name: str) -> bool:
 def _leads_to_a_file_of(home: Path, link: Path) -> bool:
     try:
         target = link.resolve(strict=True)
-    except (OSError, RuntimeError):  # there is nothing; a circle
+    except (OSError, RuntimeError):  # no such file; links in a circle
         return False
     return target.is_relative_to(home)
 
@@ -210,7 +210,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _split_of(relative: Path, patterns: Sequence[re.Pattern[str]]) -> str | None:
-    """The split that a file, or the first folder above it that is, is named for."""
+    """The split in the name of the first folder above a file that has one, or else of the file."""
     names = (*relative.parent.parts, relative.stem)
     matches = (pattern.fullmatch(name.lower()) for name in names for pattern in patterns)
     return next((match.lastgroup for match in matches if match), None)
