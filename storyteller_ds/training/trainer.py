@@ -96,7 +96,7 @@ class Trainer:
         self.callbacks = [*named_callbacks(self.run.train.callbacks), *callbacks]
         self._resume = os.fspath(resume)
         self._console = console or stderr_console(quiet=not self.world.is_main)
-        self._say = lines_to(self._console)
+        self._log = lines_to(self._console)
         self.engine: Engine
         """Model and optimizer; from on_start to on_end."""
 
@@ -115,7 +115,7 @@ class Trainer:
         """
         with Interruption() as interruption:
             try:
-                return self.train(interruption, self._say)
+                return self.train(interruption, self._log)
             except InterruptedAfterSave as error:
                 if not interruption.by_a_person:
                     raise
@@ -148,15 +148,15 @@ class Trainer:
                 raise
 
     def _prepare_and_train(self, interruption: Interruption, stack: contextlib.ExitStack) -> TrainedRun:
-        corpus = shared_corpus(self.run, self.world, self._say)
+        corpus = shared_corpus(self.run, self.world, self._log)
         batches = self._batches(corpus)
         check_prompts(self.run, corpus.tokenizer)
-        with meanwhile(lambda: self._say("checking the checkpoint to continue from"), LINE_EVERY_S):
+        with meanwhile(lambda: self._log("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint, folder = self._open_folder(corpus, stack)
-        self._announce(corpus, anew=checkpoint is None)
+        self._announce(corpus, is_new=checkpoint is None)
         stack.enter_context(self._memory_hint(is_built=True))
         ds_config = stack.enter_context(
-            prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._say)
+            prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._log)
         )
         state = self._train(ds_config, corpus, batches, checkpoint, folder, interruption, stack)
         return TrainedRun(self.output_dir, state.step, finished=self._finished_elsewhere(checkpoint, state))
@@ -184,7 +184,7 @@ class Trainer:
     ) -> TrainState:
         if self.run.parallel.self_test and ds_config is not None:
             difference = check_gradients(self.run, ds_config, self.world, self.device)
-            self._say(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
+            self._log(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
         with self._memory_hint(is_built=False):
             engine = self.engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
         stack.callback(self._close_engine)
@@ -195,7 +195,7 @@ class Trainer:
             state = resuming.restore(engine, checkpoint, self.run.seed)
             self._log_resumed(checkpoint)
         if (reason := why_over(self.run, state)) is not None:
-            self._say(f"already {reason}")
+            self._log(f"already {reason}")
             return state
         callbacks = self._all_callbacks(engine, corpus, folder, stack)
         for callback in callbacks:
@@ -203,7 +203,7 @@ class Trainer:
         with interruption.in_training():
             state = train(self.run, engine, *batches, state, callbacks, interruption=interruption)
         if state.step < self.run.train.max_steps:
-            self._say(f"training {why_over(self.run, state)}")
+            self._log(f"training {why_over(self.run, state)}")
         return state
 
     def _close_engine(self) -> None:
@@ -220,16 +220,16 @@ class Trainer:
         """
         contents = self._contents(engine, corpus)
         checkpoints = self.output_dir / records.CHECKPOINTS
-        saving = Checkpoints(engine, checkpoints, self.run.checkpoint, contents, self._say)
+        saving = Checkpoints(engine, checkpoints, self.run.checkpoint, contents, self._log)
         callbacks: list[Callback] = []
         if folder is not None:
             callbacks += self._records(folder, contents({}).config, corpus)
         callbacks.append(StepReport())
         if self.device.type == "cpu":
-            callbacks.append(SlowSteps(stack.enter_context(shared_cores(self.world.local_size)), self._say))
+            callbacks.append(SlowSteps(stack.enter_context(shared_cores(self.world.local_size)), self._log))
         return [
             *callbacks,
-            Anomalies(self.run, self._say, partial(saving.roll_back, self.run.seed)),
+            Anomalies(self.run, self._log, partial(saving.roll_back, self.run.seed)),
             *self.callbacks,
             Samples(engine, self.run, corpus.tokenizer, self.output_dir / records.SAMPLES),
             saving,
@@ -248,12 +248,12 @@ class Trainer:
             output_dir=folder.path,
             config=config["run"],
             run_id=folder.wandb_run_id(),
-            warn=self._say,
+            warn=self._log,
         )
         folder.write_json(records.CONFIG, {**config, records.WANDB_RUN_ID: tracker.run_id})
         write_atomically(folder.path / records.TOKENIZER, corpus.tokenizer.to_json())
         pace = Pace(self.run.train)
-        progress: Callback = PlainProgress(self._say, max_steps, pace)
+        progress: Callback = PlainProgress(self._log, max_steps, pace)
         if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
             progress = TerminalProgress(self._console, max_steps, pace)
         return [MetricsFile(folder.path / records.METRICS), WandbRecords(tracker), progress]
@@ -303,7 +303,7 @@ class Trainer:
             # A run that has nothing left to do makes nothing that could take the place of what is there.
             is_another = checkpoint is None or (self._resume != "auto" and not is_over)
             if is_another and (aside := _set_aside(folder, checkpoint)):
-                self._say(f"the records of an earlier run are now in {aside}")
+                self._log(f"the records of an earlier run are now in {aside}")
             return checkpoint
 
         checkpoint = self.world.on_main(open_on_main)
@@ -312,28 +312,28 @@ class Trainer:
     def _find_checkpoint(self, corpus: Corpus) -> Checkpoint | None:
         checkpoint = None
         if self._resume == "auto":
-            checkpoint = resuming.newest_valid(self.output_dir / records.CHECKPOINTS, self._say)
+            checkpoint = resuming.newest_valid(self.output_dir / records.CHECKPOINTS, self._log)
         elif self._resume != "never":
-            checkpoint = resuming.find_checkpoint(Path(self._resume), self._say)
+            checkpoint = resuming.find_checkpoint(Path(self._resume), self._log)
         if checkpoint is not None:
             resuming.check_same_run(checkpoint, self.run, corpus.fingerprint, self._resume)
             for change in resuming.changed_settings(checkpoint, self.run):
-                self._say(f"changed since the checkpoint: {change}")
+                self._log(f"changed since the checkpoint: {change}")
         return checkpoint
 
-    def _announce(self, corpus: Corpus, anew: bool) -> None:
+    def _announce(self, corpus: Corpus, is_new: bool) -> None:
         lines = [*model_and_devices(self.loaded, self.plan, self.device), text_and_passes(self.run, corpus)]
-        rows = unused_rows(self.run, corpus.tokenizer) if anew else None
+        rows = unused_rows(self.run, corpus.tokenizer) if is_new else None
         for line in (*lines, rows, only_warm_up(self.run), no_patience(self.run), no_best(self.run)):
             if line is not None:
-                self._say(line)
+                self._log(line)
 
     def _log_resumed(self, checkpoint: Checkpoint) -> None:
-        self._say(f"continuing from {checkpoint.folder}")
+        self._log(f"continuing from {checkpoint.folder}")
         if checkpoint.world_size != self.world.size and (self.run.model.dropout or self.run.moe.noisy_gating):
-            self._say(
+            self._log(
                 f"written by {checkpoint.world_size} rank(s), now {self.world.size}: the random streams of dropout "
-                "and gating noise start anew, everything else continues exactly"
+                "and gating noise start again, everything else continues exactly"
             )
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: exit code 2, one line on stderr, and nothing left behind."""
+"""Mistakes of a user: exit code 2, one line on stderr, and nothing left behind."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(home, monkeypatch, capsys):
-    """Run the command in this process; the one line that it says."""
+    """Run the command in this process; the one line that it prints."""
 
     def run(*args: str) -> str:
         before = everything(home)

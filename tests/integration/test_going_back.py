@@ -17,7 +17,7 @@ FASTER = "optimizer.lr=0.05"
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Train in this process, saving every two steps; gives what was said."""
+    """Train in this process, saving every two steps; returns what was printed."""
     text = tmp_path / "good.txt"
     text.write_text("\n\n".join(f"There was a dog called Rex {i}." for i in range(30)))
     monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "cache"))
@@ -53,13 +53,13 @@ def test_a_run_that_went_back_is_what_goes_on(train):
     train("run", 6)
     train("again", 6)
     all_steps, all_lines = steps("run"), logged("run")
-    said = train("run", 4, "--resume", str(step("run", 2)), FASTER)
-    assert "the records of an earlier run are now in run/previous-1" in said
+    printed = train("run", 4, "--resume", str(step("run", 2)), FASTER)
+    assert "the records of an earlier run are now in run/previous-1" in printed
     assert steps("run/previous-1") == [step_folder_name(4), step_folder_name(6)]
     assert logged("run/previous-1") == all_lines
     assert (Path("run/previous-1/samples.md")).is_file()
-    said = train("run", 6, FASTER)
-    assert f"continuing from {step('run', 4)}" in said
+    printed = train("run", 6, FASTER)
+    assert f"continuing from {step('run', 4)}" in printed
     assert steps("run") == all_steps
     assert sorted(set(logged("run"))) == sorted(set(all_lines))
     # The independent one: the same from step 2 in one go, in a folder of its own.
@@ -73,8 +73,8 @@ def test_a_run_that_went_back_is_what_goes_on(train):
 def test_going_on_from_another_run_keeps_what_was_in_the_folder(train):
     train("first", 2)
     train("second", 4)
-    said = train("second", 4, "--resume", "first")
-    assert "the records of an earlier run are now in second/previous-1" in said
+    printed = train("second", 4, "--resume", "first")
+    assert "the records of an earlier run are now in second/previous-1" in printed
     assert steps("second/previous-1") == [step_folder_name(2), step_folder_name(4)]
     assert steps("second") == [step_folder_name(4)]
 
@@ -85,9 +85,9 @@ def test_a_run_that_has_nothing_left_to_do_takes_nobodys_place(train):
     train("finished", 2)
     train("mine", 4)
     for folder in ("mine", "new"):
-        said = train(folder, 2, "--resume", "finished")
-        assert "already trained for 2 steps; raise train.max_steps to go on" in said
-        assert "earlier run" not in said
+        printed = train(folder, 2, "--resume", "finished")
+        assert "already trained for 2 steps; raise train.max_steps to go on" in printed
+        assert "earlier run" not in printed
     assert steps("mine") == [step_folder_name(2), step_folder_name(4)]
     assert not Path("new/checkpoints").exists()
 

@@ -78,7 +78,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     return SECRETS
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["storyteller", *arguments])
         with pytest.raises(SystemExit) as stop:
@@ -92,12 +92,12 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_a_secret_in_a_config_is_refused_by_its_name(secrets, capsys, tmp_path):
     token = secrets["HF_TOKEN"]
-    assert "tracking.project holds the value of HF_TOKEN" in said(capsys, "train", f"tracking.project=x-{token}")
-    assert "holds the value of HF_TOKEN" in said(capsys, "train", f"train.sample_prompts=[a, {token}]")
+    assert "tracking.project holds the value of HF_TOKEN" in error_of(capsys, "train", f"tracking.project=x-{token}")
+    assert "holds the value of HF_TOKEN" in error_of(capsys, "train", f"train.sample_prompts=[a, {token}]")
     (tmp_path / "run.yaml").write_text(f"data: {{source: 'https://me:{token}@host/x.txt'}}")
-    assert "data.source holds the value of HF_TOKEN" in said(capsys, "train", "--config", "run.yaml")
+    assert "data.source holds the value of HF_TOKEN" in error_of(capsys, "train", "--config", "run.yaml")
     (tmp_path / "ds.json").write_text(f'{{"csv_monitor": {{"job_name": "{token}"}}}}')
-    assert "ds.json holds the value of HF_TOKEN" in said(capsys, "train", "--ds_config", "ds.json")
+    assert "ds.json holds the value of HF_TOKEN" in error_of(capsys, "train", "--ds_config", "ds.json")
 
 
 @pytest.mark.parametrize("password", ["o'Brien\"s_pa55word", "pa55\\\\word", "pa55w\u00f6rd", "00012345678"])
@@ -133,7 +133,7 @@ def test_a_path_is_no_secret(tmp_path):
     ],
 )
 def test_an_error_does_not_repeat_a_secret(secrets, capsys, arguments):
-    said(capsys, *(each.format(secrets["WANDB_API_KEY"]) for each in arguments))
+    error_of(capsys, *(each.format(secrets["WANDB_API_KEY"]) for each in arguments))
 
 
 def test_redaction_replaces_values_and_cuts_users_out_of_addresses():

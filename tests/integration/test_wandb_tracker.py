@@ -71,7 +71,7 @@ Path(arguments["report"]).write_text(json.dumps(report))
 
 @dataclass(frozen=True)
 class Report:
-    """What the tracking process says of itself, and what appeared on its console."""
+    """The report of the tracking process, and what appeared on its console."""
 
     warnings: list[str]
     run_id: str | None

@@ -16,7 +16,7 @@ _CASES = "cases.json"
 
 
 def reports_of(machine: WarmMachine, worker: Path, cases: Sequence[NamedTuple], folder: Path) -> list[list[Any]]:
-    """What the worker script says of each case, for each rank; all in one launch.
+    """The report of the worker script on each case, for each rank; all in one launch.
 
     Args:
         machine: where it runs.

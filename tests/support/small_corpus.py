@@ -15,10 +15,10 @@ def config(text: Path, **data: object) -> RunConfig:
 
 
 def prepared(run: RunConfig) -> list[str]:
-    """Prepare the corpus; what was said."""
-    said: list[str] = []
-    prepare_corpus(run, said.append)
-    return said
+    """Prepare the corpus; returns the lines logged."""
+    logged: list[str] = []
+    prepare_corpus(run, logged.append)
+    return logged
 
 
 def opened(run: RunConfig) -> Corpus:

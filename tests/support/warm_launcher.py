@@ -31,7 +31,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def serve() -> None:
-    """Answer until the input ends."""
+    """Serve requests until the input ends."""
     import storyteller_ds.certify.warm
     import storyteller_ds.cli.train  # noqa: F401  # warm like the rest
 

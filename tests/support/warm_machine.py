@@ -47,7 +47,7 @@ class WarmMachine:
         )
 
     def ask(self, request: Mapping[str, Any]) -> Any:
-        """A request of warm_launcher.py, and its answer."""
+        """Send a request to warm_launcher.py; returns its reply."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -64,7 +64,7 @@ class WarmMachine:
     ) -> "Run":
         """A Python script with its arguments on so many ranks.
 
-        What it says goes into files in `logs`, a new folder, or else where `console` says.
+        Its output goes into files in `logs`, a new folder, or else to `console`.
         """
         logs.mkdir()
         stdout, stderr = logs / "stdout", logs / "stderr"
@@ -102,7 +102,7 @@ class Run:
         return self.code is not None
 
     def wait(self, seconds: float) -> int:
-        """Its exit code, minus a signal's number if the launcher was killed; whatever hangs is killed and a failure."""
+        """Its exit code, minus a signal's number if the launcher was killed; a run that hangs fails the test."""
         if not wait_until(self.ended, seconds):
             left = self.members()
             self.kill()
@@ -112,17 +112,17 @@ class Run:
 
     @property
     def stdout(self) -> str:
-        """What was said so far."""
+        """What it has printed so far."""
         return self._stdout.read_text(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """What was said so far on stderr."""
+        """What it has printed on stderr so far."""
         return self._stderr.read_text(errors="replace")
 
     @property
     def lines(self) -> list[str]:
-        """What is said when a run ends before its time."""
+        """The lines of a run that ends early."""
         return [line for line in self.stderr.splitlines() if line.startswith("storyteller: ")]
 
     def members(self) -> dict[int, int]:
@@ -147,7 +147,7 @@ class Run:
         return sorted(pid for pid, its_parent in self.members().items() if its_parent == parent)
 
     def wait_for_step(self, step: int, folder: Path, seconds: float = 120) -> None:
-        """Until the metrics tell of this step; a run that ends before is a failure."""
+        """Wait until the metrics have this step; a run that ends before fails the test."""
         metrics = folder / "metrics.jsonl"
 
         def there() -> bool:

@@ -1,4 +1,4 @@
-"""The three forms of the certificate say the same."""
+"""The three forms of the certificate agree."""
 
 import dataclasses
 import io

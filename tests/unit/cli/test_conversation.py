@@ -1,4 +1,4 @@
-"""storyteller generate --interactive, with a person who types what the test says."""
+"""storyteller generate --interactive, with typed lines that the test gives."""
 
 import builtins
 import os
@@ -19,14 +19,14 @@ def types(monkeypatch) -> Callable[..., None]:
     def prepare(*lines: Any) -> None:
         typed = iter(lines)
 
-        def answer(prompt: str) -> str:
+        def typed_line(prompt: str) -> str:
             assert prompt == "> "
             line = next(typed)
             if not isinstance(line, str):
                 raise line
             return line
 
-        monkeypatch.setattr(builtins, "input", answer)
+        monkeypatch.setattr(builtins, "input", typed_line)
 
     return prepare
 
@@ -57,7 +57,7 @@ def test_ctrl_c_stops_a_story_and_no_more(generate, types, monkeypatch):
     monkeypatch.setattr(Story, "__iter__", interrupted)
     types("Once", "Twice", EOFError())
     out, _ = generate("--interactive", "--num_stories", "2")
-    assert out == "Once and\nTwice and\nTwice and\n", "nor are the other stories of that prompt told"
+    assert out == "Once and\nTwice and\nTwice and\n", "nor are the other stories of that prompt printed"
 
 
 def test_bytes_that_are_not_utf_8_do_not_end_it(generate, types):

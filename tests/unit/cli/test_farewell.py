@@ -1,4 +1,4 @@
-"""What a finished run says that it has left behind, and what to type next."""
+"""The last lines of a finished run: where its files are, and what to type next."""
 
 import shlex
 from collections.abc import Callable
@@ -28,9 +28,9 @@ def farewell(tmp_path, capsys, monkeypatch) -> Callable[..., dict[str, str]]:
 
 
 def test_what_is_named_is_there_and_the_command_runs(farewell, capsys):
-    said = farewell()
-    assert all(Path(said[label]).exists() for label in ("metrics", "samples", "checkpoint"))
-    program, *arguments = shlex.split(said["try"])
+    printed = farewell()
+    assert all(Path(printed[label]).exists() for label in ("metrics", "samples", "checkpoint"))
+    program, *arguments = shlex.split(printed["try"])
     assert program == "storyteller"
     storyteller.main(arguments, standalone_mode=False)
     assert capsys.readouterr().out.startswith("Once upon a time")

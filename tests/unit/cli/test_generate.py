@@ -28,7 +28,7 @@ def prompts(tmp_path):
     return write
 
 
-def told(out: str) -> list[str]:
+def stories_of(out: str) -> list[str]:
     assert out.endswith("\n")
     return out[:-1].split(BETWEEN)
 
@@ -39,21 +39,21 @@ def told(out: str) -> list[str]:
 def test_equal_prompts_get_stories_of_their_own(generate, prompts):
     file = prompts("Once", "a", "Once", "Once")
     out, _ = generate("--prompts_file", file)
-    stories = told(out)
+    stories = stories_of(out)
     assert [story[:1] for story in stories] == ["O", "a", "O", "O"]
     assert len(set(stories)) == 4
-    assert generate("--prompts_file", file)[0] == out, "the same command tells the same stories"
-    assert told(generate("--prompts_file", file, "--seed", "1")[0])[0] != stories[0]
-    assert told(generate("--prompt", "Once")[0]) == stories[:1], "the first is that of the prompt alone"
+    assert generate("--prompts_file", file)[0] == out, "the same command gives the same stories"
+    assert stories_of(generate("--prompts_file", file, "--seed", "1")[0])[0] != stories[0]
+    assert stories_of(generate("--prompt", "Once")[0]) == stories[:1], "the first is that of the prompt alone"
 
 
 def test_several_stories_of_one_prompt(generate):
-    stories = told(generate("--prompt", "Once", "--num_stories", "3", "--seed", "4")[0])
-    assert stories == [told(generate("--prompt", "Once", "--seed", str(seed))[0])[0] for seed in (4, 5, 6)]
+    stories = stories_of(generate("--prompt", "Once", "--num_stories", "3", "--seed", "4")[0])
+    assert stories == [stories_of(generate("--prompt", "Once", "--seed", str(seed))[0])[0] for seed in (4, 5, 6)]
     assert len(set(stories)) == 3
-    assert told(generate("--prompt", "Once", "-n3", "--seed", "4")[0]) == stories
+    assert stories_of(generate("--prompt", "Once", "-n3", "--seed", "4")[0]) == stories
     last = 2**63 - 1
-    assert len(told(generate("--prompt", "Once", "-n2", "--seed", str(last))[0])) == 2
+    assert len(stories_of(generate("--prompt", "Once", "-n2", "--seed", str(last))[0])) == 2
     assert f"--seed={last + 1}" in generate("--prompt", "Once", "--seed", str(last + 1))[1]
 
 
@@ -74,12 +74,12 @@ def test_no_shorter_prompt_is_advised_where_the_model_alone_does_not_fit(generat
 
 
 def test_a_prompt_beyond_the_context_costs_no_other(generate, prompts, tmp_path):
-    alone = told(generate("--prompts_file", prompts("a", "Once", "b", "c"))[0])
+    alone = stories_of(generate("--prompts_file", prompts("a", "Once", "b", "c"))[0])
     file = prompts("a", LONG, "", "b", LONG + LONG)
     for output in ([], ["--output", str(tmp_path / "stories.txt")]):
         out, err = generate("--prompts_file", file, *output)
         text = for_terminal(Path(output[1]).read_text()) if output else out
-        assert told(text) == [alone[0], alone[2]], "a prompt that is left out does not change the others"
+        assert stories_of(text) == [alone[0], alone[2]], "a prompt that is left out does not change the others"
         assert err.splitlines()[-1] == (
             f"storyteller: --prompts_file {file} line 2: the prompt has {2 * CONTEXT} tokens and the model's context "
             f"{CONTEXT}; shorten the prompt (likewise line 5); the other 2 prompts are continued"
@@ -105,7 +105,7 @@ def test_a_story_may_fill_the_context_and_it_says_so(generate, prompts):
     short, err = generate("--prompt", "Once", "--seed", "2", "--max_new_tokens", "3")
     assert whole.startswith(short[:-1])
     assert len(short) < len(whole)
-    assert "context" not in err, "it was told to be short"
+    assert "context" not in err, "max_new_tokens ended it"
     err = generate("--prompts_file", prompts("a", "b"), "--max_new_tokens", "99")[1]
     assert f"the model's context of {CONTEXT} tokens ended 2 of 2 stories" in err
 

@@ -1,4 +1,4 @@
-"""Help comes at once, and says in whole sentences what there is."""
+"""Help comes at once, and describes everything in whole sentences."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def test_no_description_is_cut_off(group, columns):
 
 
 @pytest.mark.parametrize("verb", _VERBS)
-def test_the_list_says_what_the_verb_itself_says(verb):
+def test_the_list_has_the_sentence_of_the_verb_itself(verb):
     assert _VERBS[verb].description == first_sentence(_load(verb))
     assert first_sentence(_load(verb)) in " ".join(text_of(verb).split())
 

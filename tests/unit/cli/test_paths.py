@@ -59,7 +59,7 @@ def test_a_path_is_what_a_shell_would_pass_on(home, given, meant):
     assert Path(word) == meant
 
 
-def said(*arguments: str) -> str:
+def error(*arguments: str) -> str:
     result = CliRunner().invoke(main.storyteller, arguments)
     assert isinstance(result.exception, UserError), result
     return str(result.exception)
@@ -67,13 +67,15 @@ def said(*arguments: str) -> str:
 
 def test_in_every_command(home):
     missing = str(home / "missing")
-    assert missing in said("generate", "--prompt=x", "--checkpoint=~/missing")
-    assert missing in said("generate", "--prompts_file=~/missing", "--checkpoint=x")
-    assert f"{missing} does not exist" in said("generate", "--prompts_file=x", "--checkpoint=x", "--output=~/missing/x")
-    assert missing in said("checkpoint", "ls", "~/missing")
-    assert missing in said("launch", "--hostfile=~/missing")
-    assert missing in said("config", "show", "--ds_config=~/missing")
-    assert f"{missing} does not exist" in said("certify", "--only=single", "--output=~/missing/x")
+    assert missing in error("generate", "--prompt=x", "--checkpoint=~/missing")
+    assert missing in error("generate", "--prompts_file=~/missing", "--checkpoint=x")
+    assert f"{missing} does not exist" in error(
+        "generate", "--prompts_file=x", "--checkpoint=x", "--output=~/missing/x"
+    )
+    assert missing in error("checkpoint", "ls", "~/missing")
+    assert missing in error("launch", "--hostfile=~/missing")
+    assert missing in error("config", "show", "--ds_config=~/missing")
+    assert f"{missing} does not exist" in error("certify", "--only=single", "--output=~/missing/x")
     (home / "mine.yaml").write_text("seed: 7")
     assert "seed: 7" in CliRunner().invoke(main.storyteller, ["config", "show", "--config=~/mine.yaml"]).stdout
 

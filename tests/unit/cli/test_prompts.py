@@ -32,10 +32,10 @@ def test_each_prompt_knows_its_line(tmp_path):
 
 
 def test_bytes_that_are_no_text_cost_no_line(tmp_path):
-    said: list[str] = []
+    logged: list[str] = []
     (tmp_path / "p").write_bytes("Ä\n".encode() + b"caf\xe9 au lait\nc\n")
-    assert [prompt.text for prompt in prompts_of(tmp_path / "p", said.append)] == ["Ä", "caf\ufffd au lait", "c"]
-    assert said == [f"--prompts_file {tmp_path}/p line 2 is not UTF-8: byte 0xe9; what is not is read as U+FFFD"]
+    assert [prompt.text for prompt in prompts_of(tmp_path / "p", logged.append)] == ["Ä", "caf\ufffd au lait", "c"]
+    assert logged == [f"--prompts_file {tmp_path}/p line 2 is not UTF-8: byte 0xe9; what is not is read as U+FFFD"]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def as_argument(raw: bytes, encoding: str) -> str:
 def test_what_is_typed_is_what_was_meant(encoding):
     text = "Zoë “hi” 🐻"
     assert typed(as_argument(text.encode(), encoding), "--prompt", pytest.fail).text == text
-    said: list[str] = []
-    assert typed(as_argument(b"caf\xe9", encoding), "--prompt", said.append).text == "caf\ufffd"
-    assert said == ["--prompt is not UTF-8: byte 0xe9; what is not is read as U+FFFD"]
+    logged: list[str] = []
+    assert typed(as_argument(b"caf\xe9", encoding), "--prompt", logged.append).text == "caf\ufffd"
+    assert logged == ["--prompt is not UTF-8: byte 0xe9; what is not is read as U+FFFD"]
 
 
 def test_what_is_typed_under_latin_1_is_latin_1():

@@ -1,4 +1,4 @@
-"""Stories: how they end, and that ranks tell the same one."""
+"""Stories: how they end, and that ranks generate the same one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_samples_render_as_sections_of_quotes(tokenizer, engine, tmp_path, monke
     full = hook_of(engine, tokenizer, tmp_path / "full.md")
     monkeypatch.setattr(full, "_agreed", lambda chosen: tokenizer.encode("y")[0])
     full.on_step_end(TrainState(step=1), last=False)
-    assert f"> **Once**{'y' * 12} …\n\n" in (tmp_path / "full.md").read_text(), "a story that was cut says so"
+    assert f"> **Once**{'y' * 12} …\n\n" in (tmp_path / "full.md").read_text(), "a story that was cut is marked"
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -140,7 +140,7 @@ class Rank1:
         self.chosen = iter(chosen)
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        assert tensor.tolist() == [0], "only rank 0 has a say"
+        assert tensor.tolist() == [0], "only rank 0 decides"
         return tensor + next(self.chosen)
 
 

@@ -30,10 +30,10 @@ def pieces(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> list[str]:
 @pytest.mark.parametrize("text", CORPUS)
 @pytest.mark.parametrize("prompt", ["", "Once, é", "日"])
 def test_pieces_join_to_the_text_and_none_is_broken(tokenizer, text, prompt):
-    said = pieces(tokenizer, prompt, tokenizer.encode(text))
-    assert "".join(said) == text
-    assert not any(BROKEN in piece for piece in said)
-    assert len(said) > len(text) / 4, "it streams"
+    text_so_far = pieces(tokenizer, prompt, tokenizer.encode(text))
+    assert "".join(text_so_far) == text
+    assert not any(BROKEN in piece for piece in text_so_far)
+    assert len(text_so_far) > len(text) / 4, "it streams"
 
 
 def test_naive_decoding_would_be_broken(tokenizer):
@@ -44,20 +44,20 @@ def test_naive_decoding_would_be_broken(tokenizer):
 def test_nothing_certain_is_held_back(tokenizer):
     ids = tokenizer.encode("Zoë a🐻b")
     seen: list[int] = []
-    said = ""
+    text_so_far = ""
 
     def source():
         for i in ids:
             # Asked for the next id: all that came before has been said, unless it ends in half a character.
             so_far = tokenizer.decode(seen)
-            assert so_far.startswith(said)
-            assert so_far == said or so_far.endswith(BROKEN)
+            assert so_far.startswith(text_so_far)
+            assert so_far == text_so_far or so_far.endswith(BROKEN)
             seen.append(i)
             yield i
 
     for piece in stream_text(tokenizer, "", source()):
-        said += piece
-    assert said == "Zoë a🐻b"
+        text_so_far += piece
+    assert text_so_far == "Zoë a🐻b"
 
 
 @pytest.mark.parametrize("text", CORPUS)

@@ -1,4 +1,4 @@
-"""What is said before a run trains, against the text itself."""
+"""What is logged before a run trains, against the text itself."""
 
 from pathlib import Path
 

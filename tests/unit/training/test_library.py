@@ -89,16 +89,16 @@ def test_the_same_call_again_has_nothing_to_do_and_a_longer_one_goes_on(train):
 def test_a_loaded_model_tells_the_story_that_the_command_tells(train, capsys):
     run = train()
     story = st.load(run.folder, "cpu")
-    told = story.generate("There was", seed=1, max_new_tokens=8)
-    assert told == "".join(story.stream("There was", seed=1, max_new_tokens=8))
-    assert told.startswith("There was")
-    assert told != story.generate("There was", seed=2, max_new_tokens=8)
+    text = story.generate("There was", seed=1, max_new_tokens=8)
+    assert text == "".join(story.stream("There was", seed=1, max_new_tokens=8))
+    assert text.startswith("There was")
+    assert text != story.generate("There was", seed=2, max_new_tokens=8)
     from storyteller_ds.cli.main import storyteller
 
     capsys.readouterr()
     command = ["generate", "--checkpoint", str(run.checkpoint), "--prompt", "There was", "--seed", "1"]
     storyteller.main([*command, "--max_new_tokens", "8", "--device", "cpu"], standalone_mode=False)
-    assert capsys.readouterr().out == told + "\n"
+    assert capsys.readouterr().out == text + "\n"
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_a_callback_gets_every_event(train, tmp_path):
 def test_a_callback_can_be_named(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_callbacks.py").write_text(
-        "import storyteller_ds as st\n\n\nclass Loud(st.Callback):\n    heard = []\n\n"
-        "    def on_eval(self, record):\n        self.heard.append(record['step'])\n"
+        "import storyteller_ds as st\n\n\nclass Loud(st.Callback):\n    seen = []\n\n"
+        "    def on_eval(self, record):\n        self.seen.append(record['step'])\n"
     )
     train(**{"train.callbacks": ["my_callbacks:Loud"]})
     from my_callbacks import Loud  # type: ignore[import-not-found]  # written above
 
-    assert Loud.heard == [2, 4, 6]
+    assert Loud.seen == [2, 4, 6]
 
 
 @pytest.mark.parametrize("ending", ["done", "interrupted", "stopped", "failed", "refused"])

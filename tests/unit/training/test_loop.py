@@ -36,7 +36,7 @@ ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)
 
 
 class CountingEngine:
-    """Loses as the test says; every step takes `seconds` of the injected clock."""
+    """Has the losses that the test gives; every step takes `seconds` of the injected clock."""
 
     world = World(0, 0, 1, 1)
     device = torch.device("cpu")

@@ -24,36 +24,36 @@ def pace(max_steps: int, clock=lambda: 0.0, **more: float) -> Pace:
 
 
 def test_plain_lines_come_seconds_apart_and_at_the_end():
-    said, now = [], [100.0]
-    progress = PlainProgress(said.append, 40, pace(40, lambda: now[0]), lambda: now[0])
+    logged, now = [], [100.0]
+    progress = PlainProgress(logged.append, 40, pace(40, lambda: now[0]), lambda: now[0])
     progress.on_start(TrainState())
     for step in range(1, 41):
         now[0] += 1.0
         progress.on_train(record(step))
-    steps = [int(line.split("/")[0].removeprefix("step ")) for line in said]
+    steps = [int(line.split("/")[0].removeprefix("step ")) for line in logged]
     assert SECONDS_BETWEEN_LINES == 10.0
     assert steps == [1, 11, 21, 31, 40]
-    assert said[0] == "step 1/40  loss 2.346  lr 1.23e-03  12,346 tok/s  elapsed 0:01, left 0:39"
-    assert said[2].endswith("elapsed 0:21, left 0:19")
-    assert said[-1].endswith("elapsed 0:40, left 0:00")
+    assert logged[0] == "step 1/40  loss 2.346  lr 1.23e-03  12,346 tok/s  elapsed 0:01, left 0:39"
+    assert logged[2].endswith("elapsed 0:21, left 0:19")
+    assert logged[-1].endswith("elapsed 0:40, left 0:00")
 
 
 def test_plain_lines_tell_balance_and_validation():
-    said: list[str] = []
-    progress = PlainProgress(said.append, 9, pace(9), lambda: 0.0)
+    logged: list[str] = []
+    progress = PlainProgress(logged.append, 9, pace(9), lambda: 0.0)
     progress.on_train(record(1, expert_load_cv=0.456))
     progress.on_eval(EVAL)
-    assert "  expert imbalance 0.46  " in said[0]
-    assert said[1] == "step 4  val loss 1.2346  perplexity 3.44  bits per byte 0.5679"
+    assert "  expert imbalance 0.46  " in logged[0]
+    assert logged[1] == "step 4  val loss 1.2346  perplexity 3.44  bits per byte 0.5679"
 
 
 def test_plain_lines_say_what_the_end_takes_its_time_for():
-    said: list[str] = []
-    progress = PlainProgress(said.append, 9, pace(9), lambda: 0.0)
+    logged: list[str] = []
+    progress = PlainProgress(logged.append, 9, pace(9), lambda: 0.0)
     progress.on_busy("validating", False)
-    assert said == []
+    assert logged == []
     progress.on_busy("validating on the whole text", True)
-    assert said == ["validating on the whole text ..."]
+    assert logged == ["validating on the whole text ..."]
 
 
 @pytest.mark.parametrize(("max_minutes", "left"), [(None, "2:40:00"), (30.0, "29:00"), (300.0, "2:40:00")])

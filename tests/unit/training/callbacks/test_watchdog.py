@@ -87,11 +87,11 @@ def test_it_says_where_all_threads_stand_and_leaves(monkeypatch: pytest.MonkeyPa
     thread.join()
     os.close(write)
     with os.fdopen(read) as pipe:
-        said = pipe.read()
+        logged = pipe.read()
     assert left == [EXIT_TRAINING_STOPPED]
-    assert said.startswith("storyteller: rank 3 on ")
-    assert "in stuck_in_here\n" in said
-    assert "in test_it_says_where_all_threads_stand_and_leaves\n" in said
+    assert logged.startswith("storyteller: rank 3 on ")
+    assert "in stuck_in_here\n" in logged
+    assert "in test_it_says_where_all_threads_stand_and_leaves\n" in logged
 
 
 def test_a_run_that_gets_on_is_left_alone():
