@@ -3,12 +3,7 @@
 The codes are a contract (README, "Exit codes"): scripts and schedulers act on them.
 """
 
-from typing import TYPE_CHECKING
-
 from storyteller_ds.redaction import redacted
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 EXIT_DONE = 0
 EXIT_PEER_LOST = 1
@@ -83,14 +78,3 @@ class TrainingStopped(StorytellerError):
     """Training gave up by itself, for instance on a non-finite loss."""
 
     exit_code = EXIT_TRAINING_STOPPED
-
-
-def first_problem(error: "ValidationError") -> str:
-    """The first problem that pydantic has found, as one line: `field=value: what it should be`."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        return f"there is no setting {field:.80}"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = "" if problem["type"] == "missing" else f"={problem['input']!r:.60}"
-    return f"{field}{value}: {message[0].lower()}{message[1:]}"

@@ -13,8 +13,9 @@ from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import MAX_STEP, FileEntry, Manifest, hash_file
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.load import flatten
-from storyteller_ds.errors import CheckpointError, first_problem
+from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import UntrustedFileError, read_json, seal_of
+from storyteller_ds.validation_errors import first_problem
 
 
 @dataclass(frozen=True)

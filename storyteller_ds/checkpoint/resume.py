@@ -16,10 +16,11 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.engines.base import Engine, LossScale
-from storyteller_ds.errors import CheckpointError, first_problem
+from storyteller_ds.errors import CheckpointError
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.empty import empty_decoder
 from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
+from storyteller_ds.validation_errors import first_problem
 
 # What must not change when a run continues: the model's function, and what its ids and targets mean.
 _FIXED_FIELDS = (

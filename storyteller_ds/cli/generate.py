@@ -9,9 +9,10 @@ import click
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.prompts import Prompt, prompts_of, typed
 from storyteller_ds.durable import check_output, write_output
-from storyteller_ds.errors import UserError, first_problem
+from storyteller_ds.errors import UserError
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.untrusted import for_terminal
+from storyteller_ds.validation_errors import first_problem
 
 if TYPE_CHECKING:
     from storyteller_ds.generation.sampling import SamplingConfig

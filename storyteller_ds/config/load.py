@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from storyteller_ds.config import deepspeed
 from storyteller_ds.config.base import whole_number
@@ -28,6 +27,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
 from storyteller_ds.user_paths import is_utf8
+from storyteller_ds.validation_errors import complaint
 
 DEFAULT_PRESET = "quickstart"
 COMMAND_LINE, OVERRIDES = "the command line", "the overrides"
@@ -277,10 +277,10 @@ class _Layers:
         field = ".".join(location)
         if problem["type"] == "value_error":
             # A rule between fields: its message has the problem and the fix.
-            message = problem["msg"].removeprefix("Value error, ")
-            return f"{self._source(location, message)}: {f'{field}: ' if field else ''}{_lower(message)}"
+            message = complaint(problem)
+            return f"{self._source(location, message)}: {f'{field}: ' if field else ''}{message}"
         # The members of a union complain one by one, about the same value.
-        complaints = [_complaint(each) for each in error.errors() if each["loc"][:2] == problem["loc"][:2]]
+        complaints = [complaint(each) for each in error.errors() if each["loc"][:2] == problem["loc"][:2]]
         value = problem["input"]
         shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
         quoted = "; leave out the quotes" if _is_quoted(value) else ""
@@ -297,23 +297,6 @@ class _Layers:
         last = (mentioned or named)[-1]
         source = self.sources[last]
         return f"{source}, '{deepspeed.JSON_KEYS[last]}'" if source == str(self.ds_config) else source
-
-
-_IN_OUR_WORDS = {
-    "bool_type": "should be true or false",
-    "tuple_type": "should be a list, for instance [a, b]",
-    "is_instance_of": "should be a path",
-    "model_type": "is a section; set its fields, each by its name",
-    "string_type": "should be a text; put it in quotes",
-}
-
-
-def _complaint(problem: ErrorDetails) -> str:
-    return _IN_OUR_WORDS.get(problem["type"]) or _lower(problem["msg"])
-
-
-def _lower(message: str) -> str:
-    return message[0].lower() + message[1:]
 
 
 def _is_quoted(value: Any) -> bool:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storyteller_ds.data.shards import open_shard, shard_digest
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.errors import DataError, first_problem
+from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal_of
+from storyteller_ds.validation_errors import first_problem
 
 INDEX = "corpus.json"
 TOKENIZER = "tokenizer.json"

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.errors import UserError, first_problem
+from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.validation_errors import first_problem
 
 
 class StoryModel(NamedTuple):

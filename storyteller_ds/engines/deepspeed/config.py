@@ -14,6 +14,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.validation_errors import first_problem
 
 # How AutoEP finds which module is what; see engines/deepspeed/autoep.py.
 _AUTOEP_PATTERNS = {
@@ -73,10 +74,7 @@ def as_user_error() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        reason = "there is no such key" if problem["type"] == "extra_forbidden" else problem["msg"]
-        raise ConfigError(f"DeepSpeed refuses '{field}' in its JSON: {reason}; fix it there") from None
+        raise ConfigError(f"DeepSpeed refuses its JSON: {first_problem(error)}; fix it there") from None
     except (AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise ConfigError(f"DeepSpeed refuses its JSON: {reason}; fix it there") from error
