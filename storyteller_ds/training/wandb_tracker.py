@@ -173,7 +173,7 @@ class WandbTracker:
     def _kill_service(self) -> None:
         """End a service process that hangs (Linux); what it wrote to disk so far stays."""
         self._restarted = True  # and start no other
-        for service in _services():
+        for service in _service_pids():
             os.kill(service, signal.SIGKILL)
 
     # From here on: what runs on the thread.
@@ -230,7 +230,7 @@ class WandbTracker:
         if taken.resolve() == temporary != self._folder.resolve():  # where wandb goes if it must
             self._warnings.put(f"wandb: {self._folder} cannot be written; this run is recorded under {taken / 'wandb'}")
         self._folder = taken
-        self._services = [Process(pid) for pid in _services()]
+        self._services = [Process(pid) for pid in _service_pids()]
 
     def _take(self, item: _Item) -> None:
         """Log a record, or finish with an exit code."""
@@ -288,7 +288,7 @@ def _import_wandb(warn: Callable[[str], None]) -> Any:
     return wandb
 
 
-def _services() -> list[int]:
+def _service_pids() -> list[int]:
     """wandb's service processes: children of this one, seen on Linux only."""
     return [pid for pid in children(os.getpid()) if Path(next(iter(command_line(pid)), "")).name == _SERVICE]
 

@@ -3,23 +3,17 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.distributed import run_command, start_command
+from tests.support.distributed import MarkedRun, marked_run, run_command, wait_until
 
 TIMEOUT_S = 240
-MARK = "STORYTELLER_TEST_MARK"
-"""Environment variable by which a test finds the processes of its own command."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -97,63 +91,35 @@ def test_an_unknown_row_is_refused():
     assert outcome.stdout == ""
 
 
-def alive(mark: str) -> list[int]:
-    """Processes whose environment has the mark; zombies have none."""
+def ranks_of(run: MarkedRun) -> list[int]:
+    """The processes that lead a process group of their own, without the command itself."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
-
-
-def ranks_of(mark: str, leader: int) -> list[int]:
-    """Those that lead a process group of their own, but for the command itself."""
-    found = []
-    for pid in alive(mark):
+    for member in run.members():
         with contextlib.suppress(ProcessLookupError):
-            if pid != leader and os.getpgid(pid) == pid:
-                found.append(pid)
+            if member.pid != run.commands[0].pid and os.getpgid(member.pid) == member.pid:
+                found.append(member.pid)
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll, with a deadline."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting after {TIMEOUT_S} s"
-        time.sleep(0.02)
 
 
 @pytest.fixture
-def running() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def running() -> Iterator[MarkedRun]:
     """A certificate of a four-rank row, all of whose ranks have just started."""
-    mark = uuid.uuid4().hex
     # A killed command cannot tidy up. Not tmp_path: the path of a socket in it would be too long.
-    temporary = tempfile.mkdtemp()
-    process = start_command(command("--only", "ep4"), {MARK: mark, "TMPDIR": temporary})
-    try:
-        wait_until(lambda: len(ranks_of(mark, process.pid)) == 4 or process.poll() is not None)
+    with tempfile.TemporaryDirectory() as temporary, marked_run() as run:
+        process = run.start(command("--only", "ep4"), {"TMPDIR": temporary})
+        assert wait_until(lambda: len(ranks_of(run)) == 4 or process.poll() is not None, TIMEOUT_S)
         assert process.poll() is None, process.communicate()
-        yield process, mark
-    finally:
-        for pid in alive(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=60)
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield run
 
 
-def test_a_killed_rank_fails_its_row(running: tuple["subprocess.Popen[str]", str]):
-    process, mark = running
-    os.kill(ranks_of(mark, process.pid)[1], signal.SIGKILL)
-    stdout, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1
+def test_a_killed_rank_fails_its_row(running: MarkedRun):
+    os.kill(ranks_of(running)[1], signal.SIGKILL)
+    stdout, _ = running.commands[0].communicate(timeout=TIMEOUT_S)
+    assert running.commands[0].returncode == 1
     assert "was ended by SIGKILL" in stdout
-    wait_until(lambda: not alive(mark))
+    assert wait_until(lambda: not running.members(), TIMEOUT_S)
 
 
-def test_no_rank_outlives_the_command(running: tuple["subprocess.Popen[str]", str]):
-    process, mark = running
-    os.kill(process.pid, signal.SIGKILL)
-    wait_until(lambda: not alive(mark))
+def test_no_rank_outlives_the_command(running: MarkedRun):
+    running.commands[0].kill()
+    assert wait_until(lambda: not running.members(), TIMEOUT_S)

@@ -11,7 +11,6 @@ import torch
 
 from storyteller_ds.certify.compare import Difference, Results, compare, read_results, write_rank
 from storyteller_ds.certify.traffic import Traffic
-from storyteller_ds.engines.differences import relative_difference
 from storyteller_ds.training.run_folder import METRICS
 from storyteller_ds.training.trained_run import TrainedRun
 from tests.unit.certify.conftest import train_record
@@ -107,17 +106,6 @@ def test_missing_steps_and_tensors_are_infinitely_far(results: Results):
     fewer = dataclasses.replace(results, weights={k: v for k, v in results.weights.items() if k != "embedding"})
     assert compare(fewer, results).first_weight_beyond(TOLERANCE) == "embedding"
     assert compare(results, fewer).first_weight_beyond(TOLERANCE) == "embedding"
-
-
-def test_relative_difference_against_its_definition():
-    generator = torch.Generator().manual_seed(1)
-    a, b = torch.randn(7, 3, generator=generator), torch.randn(7, 3, generator=generator)
-    pairs = list(zip(a.double().flatten().tolist(), b.double().flatten().tolist(), strict=True))
-    expected = math.sqrt(sum((x - y) ** 2 for x, y in pairs)) / math.sqrt(sum(y**2 for _, y in pairs))
-    assert relative_difference(a, b) == pytest.approx(expected, rel=1e-12)
-    assert relative_difference(torch.zeros(3), torch.zeros(3)) == 0
-    assert relative_difference(a, torch.zeros(7, 3)) > 1
-    assert relative_difference(a, b.t()) == math.inf
 
 
 def test_what_a_run_and_its_ranks_have_written_is_put_together(
