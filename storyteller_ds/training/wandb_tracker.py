@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from storyteller_ds.distributed.supervision.processes import Process, children, command_line
+from storyteller_ds.distributed.supervision.processes import children, command_line
 from storyteller_ds.redaction import redacted
 from storyteller_ds.user_paths import is_utf8
 
@@ -230,7 +230,6 @@ class WandbTracker:
         if taken.resolve() == temporary != self._folder.resolve():  # where wandb goes if it must
             self._warnings.put(f"wandb: {self._folder} cannot be written; this run is recorded under {taken / 'wandb'}")
         self._folder = taken
-        self._services = [Process(pid) for pid in _service_pids()]
 
     def _take(self, item: _Item) -> None:
         """Log a record, or finish with an exit code."""
@@ -256,7 +255,7 @@ class WandbTracker:
 
     def _service_has_died(self) -> bool:
         time.sleep(1)  # its connection is lost a moment before
-        return not any(service.is_alive() for service in self._services)
+        return not _service_pids()
 
     def _stop_service(self) -> None:
         """Leave nothing for wandb to wait for when Python exits."""
@@ -289,7 +288,7 @@ def _import_wandb(warn: Callable[[str], None]) -> Any:
 
 
 def _service_pids() -> list[int]:
-    """wandb's service processes: children of this one, seen on Linux only."""
+    """wandb's service processes that are alive: children of this one, found on Linux only."""
     return [pid for pid in children(os.getpid()) if Path(next(iter(command_line(pid)), "")).name == _SERVICE]
 
 
