@@ -1,4 +1,4 @@
-"""What a run logs before it trains: model, devices, text, and warnings about settings that were hardly meant."""
+"""What a run logs before it trains: model, devices, text, and warnings about settings that are probably mistakes."""
 
 import math
 

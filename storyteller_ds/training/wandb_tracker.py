@@ -280,7 +280,7 @@ def _import_wandb(warn: Callable[[str], None]) -> Any:
     except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
         warn(f"wandb cannot be imported, so this run is not tracked: {_one_line(error)}")
         return None
-    # Without the package, an earlier run's folder named wandb in the working directory imports all the same.
+    # Without the package, an earlier run's folder named wandb in the working directory imports nevertheless.
     if not hasattr(wandb, "init"):
         warn(INSTALL_HINT)
         return None
