@@ -26,7 +26,16 @@ from storyteller_ds.distributed.ports import free_port as free_port
 from storyteller_ds.distributed.ports import listener_on
 from storyteller_ds.distributed.ranks import Ranks
 from storyteller_ds.distributed.supervision import child
-from storyteller_ds.errors import ConfigError, Interrupted, InterruptedSafely, StorytellerError, UserError
+from storyteller_ds.errors import (
+    EXIT_USER_ERROR,
+    ConfigError,
+    Interrupted,
+    InterruptedSafely,
+    StorytellerError,
+    UserError,
+)
+from storyteller_ds.meanwhile import meanwhile
+from storyteller_ds.streams import write_unlocked
 
 T = TypeVar("T")
 
@@ -84,11 +93,11 @@ class World(Ranks):
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
-        mend = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
+        fix = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
         timeout = timedelta(minutes=timeout_minutes)
         try:
-            # A stranger that listens at this port and says nothing makes torch wait without a limit.
-            with child.waiting(60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP, f"{refusal}; {mend}"):
+            # A stranger that listens at this port and never answers makes torch wait without a limit.
+            with meanwhile(lambda: _leave(f"{refusal}; {fix}"), 60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP):
                 store = self._store(timeout)
                 dist.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo",
@@ -98,13 +107,13 @@ class World(Ranks):
                     timeout=timeout,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
-            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {mend}") from error
+            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {fix}") from error
         # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
         own = PrefixStore(f"{_connections}/barrier", store.clone())
         _connections += 1
         _barrier = Barrier(own, self.rank, self.size, silence_s=60 * timeout_minutes)
         try:
-            child.join_lifeline(self.on_main(child.hub_address))
+            child.join_lifeline(self.on_main(child.lifeline_address))
             yield
         finally:
             _barrier = None
@@ -241,6 +250,12 @@ def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerErro
         mine = signalled, None
         barrier.wait()
     return mine
+
+
+def _leave(message: str) -> None:
+    """End the process from another thread, while the main one is stuck in torch."""
+    write_unlocked(2, f"storyteller: {message}\n")
+    os._exit(EXIT_USER_ERROR)
 
 
 def _check_port_is_free(port: int) -> None:

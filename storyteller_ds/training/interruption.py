@@ -94,7 +94,6 @@ class Interruption:
             heard = self._outside
         if heard is not None:
             raise outside_training(heard)
-        child.announce(saves=True)
         try:
             yield
         finally:
@@ -181,7 +180,7 @@ class ProcessInterruption(Interruption):
         self._wakeup_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._listener.start()
-        child.announce(listens=True)
+        child.report_handlers()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
