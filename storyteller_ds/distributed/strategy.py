@@ -1,4 +1,4 @@
-"""Which way the experts are spread, chosen from the configs by one table."""
+"""How the experts are distributed over the ranks, chosen from the configs by one table."""
 
 from typing import Literal
 

@@ -107,7 +107,7 @@ def _(case: Case) -> None:
 def _(case: Case) -> None:
     injection = {"do": "at_step", "rank": 1, "step": 6, "how": "self:SIGSTOP", "after": str(case.step_folder(4))}
     run = case.train(PAIR, "train.hang_timeout_minutes=0.1", faults=[injection])
-    case.ended(run, 3, r"rank 0 on .* has not got on for 0\.1 min", r"rank 1 on .* is stopped \(SIGSTOP")
+    case.ended(run, 3, r"rank 0 on .* has made no progress for 0\.1 min", r"rank 1 on .* is stopped \(SIGSTOP")
     assert "all_reduce" in run.stderr, run.stderr  # where rank 0 stands
     case.saw("stacks")
     case.last_good_is(4)

@@ -1,8 +1,8 @@
 """DeepSpeed's launchers, run so that a signal asks the ranks to end and leaves the launchers to wait for them.
 
-By themselves they do not: at Ctrl-C the `deepspeed` command dies with a traceback while the ranks still save, and the
-launcher below it kills what has not ended after 30 s, and calls the run failed. Here both are in a process group that
-no terminal signals. What this process hears goes to the ranks, and their exit code comes back through the launchers.
+Without this, Ctrl-C ends the `deepspeed` command with a traceback while the ranks still save, and the launcher below
+it kills the ranks after 30 s and exits with an error. Here both are in a process group that gets no signals from the
+terminal. Signals to this process are sent on to the ranks, whose exit code comes back through the launchers.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import subprocess
 import psutil
 
 from storyteller_ds.distributed.supervision.processes import is_deepspeed_launcher, signal_at_death_of_parent
-from storyteller_ds.distributed.supervision.signals import heard, outside_training
+from storyteller_ds.distributed.supervision.signals import outside_training, signals_to_handle
 from storyteller_ds.errors import EXIT_PEER_LOST
 
 _LAST_OF_OURS = 192
@@ -30,7 +30,7 @@ def run_launchers(command: list[str]) -> int:
         Interrupted: by SIGINT, before there were ranks.
         InterruptedSafely: likewise, by another signal.
     """
-    forwarded = heard()
+    forwarded = signals_to_handle()
     watched = {signal.SIGCHLD, signal.SIGTSTP, *forwarded}
     me = os.getpid()
 

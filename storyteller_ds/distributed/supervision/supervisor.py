@@ -20,7 +20,7 @@ from storyteller_ds.distributed.supervision.processes import (
     out_of_memory_kills,
     signal_at_death_of_parent,
 )
-from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, heard
+from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, signals_to_handle
 from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST
 from storyteller_ds.streams import write_unlocked
 
@@ -65,7 +65,7 @@ def supervise() -> None:
     me, launcher = os.getpid(), os.getppid()
     sys.stdout.flush()
     sys.stderr.flush()
-    watched = (signal.SIGCHLD, *heard(), _LAUNCHER_GONE)
+    watched = (signal.SIGCHLD, *signals_to_handle(), _LAUNCHER_GONE)
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # in the supervisor for ever: it receives them by sigtimedwait
     training = os.fork()
     if training == 0:
