@@ -26,7 +26,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     # A process that has been connected ends without Python's finalisation: later tests of commands would end pytest.
-    monkeypatch.setattr(world, "_connected_before", False)
+    monkeypatch.setattr(world, "_connections", 0)
+    monkeypatch.setattr(world, "_store", None)
 
 
 @pytest.fixture
