@@ -25,8 +25,8 @@ class Run:
     def __init__(self, reports: bool = True) -> None:
         self.time = 0.0
         self.left_with: list[int] = []
-        self.said: list[str] = []
-        self.interruption = ProcessInterruption(self.said.append, lambda: self.time, self.left_with.append, reports)
+        self.logged: list[str] = []
+        self.interruption = ProcessInterruption(self.logged.append, lambda: self.time, self.left_with.append, reports)
 
     def receive(self, *signals: tuple[float, int]) -> None:
         for self.time, number in signals:
@@ -47,12 +47,12 @@ def test_in_training_a_signal_waits_for_the_step(number):
     assert isinstance(error, InterruptedAfterSave)
     assert error.exit_code == 75
     assert str(error) == f"interrupted by {number.name}; saved step 12; run again to continue"
-    assert (run.left_with, len(run.said)) == ([], 1)
+    assert (run.left_with, len(run.logged)) == ([], 1)
 
 
 def test_one_rank_signalled_is_all_ranks_asked():
     class TwoMore(World):
-        """Two other ranks, one of them warned and one told to end."""
+        """Two other ranks, one of them warned and one asked to end."""
 
         def all_reduce_sum(self, tensor):
             return tensor + torch.tensor([1, 1, 0, 0])

@@ -76,9 +76,9 @@ def test_who_listens_on_a_port():
         [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         holder.stdout.readline()
-        said = listener_on(port)
-        assert f"pid {holder.pid} " in said
-        assert sys.executable in said
+        holder_name = listener_on(port)
+        assert f"pid {holder.pid} " in holder_name
+        assert sys.executable in holder_name
         holder.communicate(b"\n")
     assert listener_on(port) == "another process"
 

@@ -117,7 +117,7 @@ def test_under_nohup_a_closed_terminal_is_not_heard(supervised):
 
 
 @pytest.mark.parametrize("kills", [(5, 6), (5, 5)])
-def test_a_rank_that_the_system_has_killed_for_memory_is_told_what_to_lower(kills, supervised):
+def test_a_rank_that_the_system_has_killed_for_memory_is_reported_with_what_to_lower(kills, supervised):
     faked = f"counts = iter({kills}); supervisor.out_of_memory_kills = lambda: next(counts)"
     supervised.append(Supervised(goes_on="True", faked=faked))
     os.kill(supervised[0].child, signal.SIGKILL)
