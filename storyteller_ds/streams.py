@@ -69,6 +69,11 @@ def write_unlocked(descriptor: int, text: str) -> None:
     writer.join(PATIENCE_S)
 
 
+def print_unlocked(message: str) -> None:
+    """A line on stderr, as write_unlocked writes it."""
+    write_unlocked(2, f"storyteller: {message}\n")
+
+
 class _Output(io.FileIO):
     """A descriptor that follows the rule."""
 

@@ -35,7 +35,7 @@ from storyteller_ds.errors import (
     UserError,
 )
 from storyteller_ds.meanwhile import meanwhile
-from storyteller_ds.streams import write_unlocked
+from storyteller_ds.streams import print_unlocked
 
 T = TypeVar("T")
 
@@ -254,7 +254,7 @@ def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerErro
 
 def _leave(message: str) -> None:
     """End the process from another thread, while the main one is stuck in torch."""
-    write_unlocked(2, f"storyteller: {message}\n")
+    print_unlocked(message)
     os._exit(EXIT_USER_ERROR)
 
 

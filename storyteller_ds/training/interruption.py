@@ -29,7 +29,7 @@ from storyteller_ds.distributed.supervision import child
 from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, outside_training, signals_to_handle
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import EXIT_INTERRUPTED, InterruptedAfterSave
-from storyteller_ds.streams import write_unlocked
+from storyteller_ds.streams import print_unlocked
 
 SECONDS_OF_ONE_EVENT = 2.0
 """A signal within this time after the first is the same one: a rank gets it from terminal, launcher and supervisor."""
@@ -198,7 +198,7 @@ class ProcessInterruption(Interruption):
             self._leave(EXIT_INTERRUPTED)
             return
         again = "run again to continue from the last checkpoint, if there is one"
-        _print_unlocked(f"a second {signal.Signals(number).name}: ended at once; {again}")
+        print_unlocked(f"a second {signal.Signals(number).name}: ended at once; {again}")
         self._leave(128 + number)
 
     def _listen(self) -> None:
@@ -210,7 +210,7 @@ class ProcessInterruption(Interruption):
                 if self._outside is not None:
                     error = outside_training(self._outside)
                     if self._reports:
-                        _print_unlocked(str(error))
+                        print_unlocked(str(error))
                     self._leave(error.exit_code)
                 return
             if not numbers:
@@ -230,8 +230,3 @@ class ProcessInterruption(Interruption):
 
 def _only_received(number: int, frame: FrameType | None) -> None:
     """Without a handler nothing would be written to the thread."""
-
-
-def _print_unlocked(message: str) -> None:
-    """To stderr without any lock, which the main thread might hold."""
-    write_unlocked(2, f"storyteller: {message}\n")

@@ -66,11 +66,9 @@ class Lifeline:
         Args:
             local: whether all ranks are on this machine; then no other machine can connect.
         """
-        if local:
-            return cls(socket.create_server(("127.0.0.1", 0)))
-        if socket.has_dualstack_ipv6():
-            return cls(socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True))
-        return cls(socket.create_server(("", 0)))
+        both = not local and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return cls(socket.create_server(("127.0.0.1" if local else "", 0), family=family, dualstack_ipv6=both))
 
     @classmethod
     def connect(cls, to: Address, rank: int, host: str) -> "Lifeline":

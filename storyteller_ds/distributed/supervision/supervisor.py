@@ -22,7 +22,7 @@ from storyteller_ds.distributed.supervision.processes import (
 )
 from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, signals_to_handle
 from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST
-from storyteller_ds.streams import write_unlocked
+from storyteller_ds.streams import print_unlocked
 
 SAVE_S = 600
 """From a signal that asks the child to end to SIGKILL: it finishes its step and saves. A launcher allows less, and a
@@ -221,7 +221,7 @@ class Supervisor:
         except ConnectionRefusedError:
             self._follow(EXIT_PEER_LOST)  # it has been there, and has gone already
         except OSError as error:
-            _print(
+            print_unlocked(
                 f"rank {self.ranks.rank} on {self.host} cannot reach rank 0's supervisor at {to.host}:{to.port} "
                 f"({error}); training goes on, but a rank lost on another machine is only noticed after "
                 "parallel.timeout_minutes"
@@ -245,7 +245,7 @@ class Supervisor:
             return
         self.end = End(None if orderly else EXIT_PEER_LOST)
         if report:
-            _print(text)
+            print_unlocked(text)
         self._kill(signal.SIGTERM if orderly else signal.SIGKILL)
         self._end_within(SAVE_S)
 
@@ -259,7 +259,7 @@ class Supervisor:
         self.end = End(code)
         stopped = self.status is None and psutil.Process(self.training).status() in _STOPPED
         if stopped:
-            _print(f"rank {self.ranks.rank} on {self.host} is stopped (SIGSTOP or a debugger), and is killed")
+            print_unlocked(f"rank {self.ranks.rank} on {self.host} is stopped (SIGSTOP or a debugger), and is killed")
         self._end_within(SETTLE_S if stopped or code >= 128 else FOLLOW_S)
 
     def _end_within(self, seconds: float) -> None:
@@ -281,7 +281,3 @@ _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 def _name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else signal.strsignal(number) or "unknown"
-
-
-def _print(message: str) -> None:
-    write_unlocked(2, f"storyteller: {message}\n")
