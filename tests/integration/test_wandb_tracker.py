@@ -32,19 +32,18 @@ CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
-from storyteller_ds.distributed.supervision.processes import Process
 from storyteller_ds.training import wandb_tracker
 from storyteller_ds.training.wandb_tracker import WandbTracker
 from tests.support.distributed import wait_until
 
 def service():
-    (pid,) = wandb_tracker._service_pids()
-    return pid
+    (found,) = wandb_tracker._services()
+    return found.pid
 
 def end_service(number):
-    ended = Process(service())
+    (ended,) = wandb_tracker._services()
     os.kill(ended.pid, number)
-    assert wait_until(lambda: not ended.is_alive(), 20)
+    assert wait_until(lambda: ended not in wandb_tracker._services(), 20)
 
 arguments = json.loads(sys.argv[1])
 warnings = []
@@ -260,7 +259,7 @@ def test_a_service_that_dies_again_ends_the_tracking_with_one_warning(tmp_path: 
         for step in range(2):
             end_service(9)
             tracker.log({"step": 0, "train_loss": 1.0})
-            wait_until(lambda: wandb_tracker._service_pids() or tracker._failed, 20)
+            wait_until(lambda: wandb_tracker._services() or tracker._failed, 20)
     """
     report = track(tmp_path, "offline", during=during)
     assert len(report.warnings) == 1

@@ -29,7 +29,7 @@ SAVE_S = 600
 child that hangs is ended earlier by its watchdog."""
 FOLLOW_S = 25
 """How long this rank may go on after another one has ended by itself with an exit code that is not 0; longer than
-rank 0 is given to report the error (cli/training.py)."""
+rank 0 is given to report the error (cli/train.py)."""
 SETTLE_S = 1.0
 TICK_S = 0.1
 
