@@ -37,13 +37,13 @@ from storyteller_ds.training.wandb_tracker import WandbTracker
 from tests.support.distributed import wait_until
 
 def service():
-    (found,) = wandb_tracker._services()
-    return found.pid
+    (pid,) = wandb_tracker._service_pids()
+    return pid
 
 def end_service(number):
-    (ended,) = wandb_tracker._services()
-    os.kill(ended.pid, number)
-    assert wait_until(lambda: ended not in wandb_tracker._services(), 20)
+    ended = service()
+    os.kill(ended, number)
+    assert wait_until(lambda: ended not in wandb_tracker._service_pids(), 20)
 
 arguments = json.loads(sys.argv[1])
 warnings = []
@@ -259,7 +259,7 @@ def test_a_service_that_dies_again_ends_the_tracking_with_one_warning(tmp_path: 
         for step in range(2):
             end_service(9)
             tracker.log({"step": 0, "train_loss": 1.0})
-            wait_until(lambda: wandb_tracker._services() or tracker._failed, 20)
+            wait_until(lambda: wandb_tracker._service_pids() or tracker._failed, 20)
     """
     report = track(tmp_path, "offline", during=during)
     assert len(report.warnings) == 1
