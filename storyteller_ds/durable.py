@@ -29,13 +29,13 @@ def write_flushed(path: Path, text: str) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file of our own: written beside it, flushed to disk, renamed. A link in its place is replaced, too."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.unlink(missing_ok=True)  # left by a run that was killed; or a link, and what it leads to is not ours
+    beside.unlink(missing_ok=True)  # left by a run that was killed; or a link, whose target is not ours
     write_flushed(beside, text)
     beside.replace(path)
 
 
 def check_output(path: Path, option: str) -> None:
-    """See that `write_output` can write a file that the user has named, before the work whose result goes there.
+    """Check that `write_output` can write a file that the user has named, before the work starts.
 
     Raises:
         UserError: it cannot; names the option, what is in the way, and what to do.
@@ -65,11 +65,11 @@ def check_output(path: Path, option: str) -> None:
 def write_output(path: Path, option: str, text: str) -> None:
     """Write a file that the user has named, to where a shell's `>` would.
 
-    What is no regular file (a FIFO, a device), and our own stdout, is written to and never replaced. A file is
-    replaced as a whole and keeps its mode; a link stays, and what it leads to is replaced.
+    A FIFO, a device and our own stdout are written to and never replaced. A regular file is replaced as a whole and
+    keeps its mode; a link stays, and its target is replaced.
 
     Raises:
-        UserError: it cannot be written; names the option. What was there before is untouched.
+        UserError: it cannot be written; names the option. An earlier file is unchanged.
     """
     try:
         stream = _written_through(path)
@@ -89,7 +89,7 @@ def _target(path: Path) -> Path:
 
 
 def _written_through(path: Path) -> Path | TextIO | None:
-    """The path, or our own stream of what it leads to, if that is not to be replaced by a file; else None."""
+    """What to write to if the file must not be replaced: the path, or our own stream that it leads to; else None."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def _written_through(path: Path) -> Path | TextIO | None:
 
 
 def _replace(target: Path, text: str) -> None:
-    # A name that nobody has: what lies beside it is not ours.
+    # A new name: other files in that folder are not ours.
     beside = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         write_flushed(beside, text)

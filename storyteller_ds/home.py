@@ -1,4 +1,4 @@
-"""A user name and a place for caches, where the system has neither.
+"""A user name and a folder for caches, on a system that has neither.
 
 A container often runs under a user id without a name, with no HOME, with HOME=/, or with one that cannot be written.
 Libraries (torch, Triton, wandb, datasets) insist on both and end in a traceback, or log to the terminal, without them.
@@ -14,13 +14,13 @@ from pathlib import Path
 from storyteller_ds.errors import UserError
 
 _CACHES = ("STORYTELLER_CACHE", "TORCH_EXTENSIONS_DIR", "TRITON_HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
-"""Where our caches and those of libraries are, if set. Each would otherwise be in the home folder."""
+"""Folders for our caches and those of libraries. If not set, they are in the home folder."""
 
 _notice: str | None = None
 
 
 def settle_home() -> None:
-    """Set LOGNAME, HOME or the variables of caches in this process's environment, as far as it lacks what they say.
+    """Set LOGNAME, HOME or the variables of caches in this process's environment, if they are needed.
 
     Raises:
         UserError: there is no folder for temporary files either.
@@ -32,7 +32,7 @@ def settle_home() -> None:
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
     home = _home()
     if home is not None and _can_be_made(home / ".cache"):
-        os.environ["HOME"] = str(home)  # which not every library looks up where it is not set
+        os.environ["HOME"] = str(home)  # not every library looks it up if it is not set
         return
     folder = _temporary_folder()
     if not os.environ.get("STORYTELLER_CACHE"):
@@ -41,14 +41,14 @@ def settle_home() -> None:
     if home is None or not os.access(home, os.R_OK | os.X_OK):
         os.environ["HOME"] = str(folder)
         return
-    # What it holds, such as logins, is still to be read.
+    # Its files, such as logins, are still needed.
     for variable in _CACHES:
         if not os.environ.get(variable):
             os.environ[variable] = str(folder / variable.lower())
 
 
 def home_notice() -> str | None:
-    """The line about it, if caches may not last."""
+    """A line for the log, if caches may not last."""
     return _notice
 
 
@@ -62,13 +62,13 @@ def _home() -> Path | None:
 
 
 def _can_be_made(folder: Path) -> bool:
-    """Whether this user may write to the folder, or make it."""
+    """Whether this user can write to the folder, or create it."""
     there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _temporary_folder() -> Path:
-    """One for this user, the same for every process; or a new one, if somebody else has taken its name."""
+    """One for this user, the same for every process; or a new one, if another user has taken its name."""
     try:
         folder = Path(tempfile.gettempdir()) / f"storyteller_ds-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

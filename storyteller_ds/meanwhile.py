@@ -1,19 +1,19 @@
-"""Something small that is done again and again while something long goes on."""
+"""A call that is repeated while a long block runs."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
 LINE_EVERY_S = 10.0
-"""Between two lines that tell a person that something long still goes on (seconds)."""
+"""Between two log lines during long work (seconds)."""
 
 _LAST_CALL_S = 1.0
-"""How long a call that is under way is waited for (seconds)."""
+"""How long to wait at the end for a call that is running (seconds)."""
 
 
 @contextlib.contextmanager
 def meanwhile(action: Callable[[], object], every_s: float) -> Iterator[None]:
-    """Call `action` from a thread of its own, every so many seconds, until the block ends.
+    """Call `action` from another thread, again and again, until the block ends.
 
     Args:
         action: must not raise.

@@ -1,4 +1,4 @@
-"""Out of memory, in whatever words it is reported, as one line that says what to lower."""
+"""Out of memory as one line that names what to lower, however Python, torch or a driver reports it."""
 
 import contextlib
 import errno
@@ -16,18 +16,18 @@ _WORDS = (
     "Storage size calculation overflowed",
 )
 """CUDA, MPS and NCCL; torch's CPU allocator on Linux, and on Windows; C++; cuBLAS; torch, beyond 64 bits."""
-_NO_ROOM_FOR_A_LIBRARY = "failed to map segment from shared object"
-"""glibc, of a library that Python imports. With a reason behind it, such as of a noexec mount, it is no memory."""
+_LIBRARY_NOT_MAPPED = "failed to map segment from shared object"
+"""glibc, when Python imports a library. If a reason follows, such as a noexec mount, it is not memory."""
 _AMOUNT = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def memory_hint(hint: str, where: str = "") -> Iterator[None]:
-    """Turn what is raised in the block when memory runs out into OutOfMemory, which ends with this hint.
+    """Raise OutOfMemory, with this hint at its end, for any error in the block that means that memory has run out.
 
     Args:
         hint: what to lower, in the order that helps.
-        where: of several ranks, which.
+        where: which rank, if there are several.
     """
     try:
         yield
@@ -40,10 +40,10 @@ def memory_hint(hint: str, where: str = "") -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how Python, torch or a driver says that memory has run out."""
+    """Whether this error of Python, torch or a driver means that memory has run out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, ImportError) and str(error).endswith(_NO_ROOM_FOR_A_LIBRARY):
+    if isinstance(error, ImportError) and str(error).endswith(_LIBRARY_NOT_MAPPED):
         return True
     return isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS)
 

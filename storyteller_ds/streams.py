@@ -1,14 +1,14 @@
-"""stdout and stderr of a command, whose reader may be gone, stand still, or be a full disk.
+"""stdout and stderr of a command. Their reader may be gone or not read, or the disk may be full.
 
-The rule: no progress, log line or tracker ever ends training, or holds it up for longer than PATIENCE_S. A line that
-cannot be written is left out, and the run goes on: metrics.jsonl and the checkpoints have its results. (A pipe that
-nobody reads and a terminal after Ctrl-S would otherwise block the run until its watchdog ends it.)
+The rule: a line that cannot be written never ends training, or blocks it for longer than PATIENCE_S. It is left out,
+and the run continues: metrics.jsonl and the checkpoints have the results. (Otherwise a pipe that nobody reads, or a
+terminal after Ctrl-S, would block the run until its watchdog ends it.)
 
-No letter ends a command either: what stdout or stderr cannot encode is spelt out, and bytes of stdin that cannot be
-decoded are kept as surrogates.
+No character ends a command either: what stdout or stderr cannot encode is written as an escape, and bytes of stdin
+that cannot be decoded are kept as surrogates.
 
-Where stdout is what a command is for (a story, a listing), losing it ends the command as it ends other programs:
-silently, if the reader has seen enough (`... | head`), else with the reason.
+If stdout is the result of a command (a story, a listing), losing it ends the command: silently if the reader has
+closed the pipe (`... | head`), else with the reason.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from typing import Any, TextIO
 from storyteller_ds.errors import EXIT_READER_GONE, StorytellerError
 
 PATIENCE_S = 1.0
-"""How long training waits for a reader that stands still. After that no line waits until the reader goes on."""
+"""How long training waits for a reader that does not read; after that no line waits, until it reads again."""
 
 
 class OutputLost(StorytellerError):
-    """What a command prints can no longer be written."""
+    """The output of a command can no longer be written."""
 
     def __init__(self, reason: OSError) -> None:
         if reason.errno == errno.EPIPE:
@@ -45,10 +45,10 @@ def secure_output(stdout_matters: bool) -> None:
     """
     _fill_closed_descriptors()
     patience = None if stdout_matters else PATIENCE_S
-    # Not if somebody has put in other ones to read along, as tests do.
+    # Not if they have been replaced, as tests do.
     if sys.stdout is sys.__stdout__:
         sys.stdout = _text_stream(_Output(1, patience, stdout_matters), sys.stdout)
-        sys.__stdout__ = sys.stdout  # type: ignore[misc]  # final for typeshed; the next call asks for it
+        sys.__stdout__ = sys.stdout  # type: ignore[misc]  # final for typeshed; the next call checks it
     if sys.stderr is sys.__stderr__:
         sys.stderr = _text_stream(_Output(2, patience, matters=False), sys.stderr)
         sys.__stderr__ = sys.stderr  # type: ignore[misc]
@@ -67,6 +67,11 @@ def write_unlocked(descriptor: int, text: str) -> None:
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     writer.join(PATIENCE_S)
+
+
+def print_unlocked(message: str) -> None:
+    """A line on stderr, as write_unlocked writes it."""
+    write_unlocked(2, f"storyteller: {message}\n")
 
 
 class _Output(io.FileIO):
@@ -88,7 +93,7 @@ class _Output(io.FileIO):
                     return written
         except OSError as error:
             if self.matters:
-                self._lost = True  # raised once; Python flushes again when it ends
+                self._lost = True  # raised once: Python flushes again when it ends
                 raise OutputLost(error) from None
             return size
         self._wait_s = 0.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.operations.case import Named
 from benchmarks.operations.flops import DecoderShape
-from benchmarks.operations.moe_problem import exact_shares
+from benchmarks.operations.moe_problem import exact_gate_weights
 
 MARGIN = 1e-5
 """Least distance between the logits of the last chosen expert and of the next: nearer ones are decided by rounding."""
@@ -75,15 +75,17 @@ class DecoderReference:
 
     def _mixture(self, name: str, x_TD: Tensor) -> Tensor:
         K = self.shape.K
-        logit_TE, share_TE = exact_shares(x_TD, self.weights[f"{name}.router.weight"], K)
+        logit_TE, weight_TE = exact_gate_weights(x_TD, self.weights[f"{name}.router.weight"], K)
         if K < self.shape.E:
             best = logit_TE.detach().topk(K + 1, dim=1).values
             self.nearest_tie = min(self.nearest_tie, float((best[:, K - 1] - best[:, K]).min()))
         out_TD = torch.zeros_like(x_TD)
         for e in range(self.shape.E):
-            token_R = (share_TE[:, e] > 0).nonzero().flatten()
+            token_R = (weight_TE[:, e] > 0).nonzero().flatten()
             up_H = self.weights[f"{name}.experts.gate_up_proj"][e]
             gate_RI, up_RI = (x_TD[token_R] @ up_H.t()).chunk(2, dim=1)
-            answer_RD = (gate_RI * torch.sigmoid(gate_RI) * up_RI) @ self.weights[f"{name}.experts.down_proj"][e].t()
-            out_TD = out_TD.index_add(0, token_R, share_TE[token_R, e, None] * answer_RD)
+            expert_out_RD = (gate_RI * torch.sigmoid(gate_RI) * up_RI) @ self.weights[f"{name}.experts.down_proj"][
+                e
+            ].t()
+            out_TD = out_TD.index_add(0, token_R, weight_TE[token_R, e, None] * expert_out_RD)
         return out_TD

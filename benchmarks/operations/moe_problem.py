@@ -74,7 +74,7 @@ def nearly_tied(x_TD: Tensor, router_ED: Tensor, K: int, margin: float) -> Tenso
     return (best[:, K - 1] - best[:, K] < margin).nonzero().flatten()
 
 
-def exact_shares(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor, Tensor]:
+def exact_gate_weights(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """The router by its definition, for the references: logits [T, E], and each expert's share of each token [T, E]."""
     logit_TE = x_TD @ router_ED.t()
     prob_TE = torch.softmax(logit_TE, dim=1)
@@ -88,13 +88,13 @@ def exact(problem: MoEProblem) -> Candidate:
     leaves = problem.leaves(torch.float64)
 
     def forward() -> Named:
-        _, share_TE = exact_shares(leaves["x"], leaves["router"], problem.shape.K)
+        _, weight_TE = exact_gate_weights(leaves["x"], leaves["router"], problem.shape.K)
         out_TD = torch.zeros_like(leaves["x"])
         for e in range(problem.shape.E):
-            token_R = (share_TE[:, e] > 0).nonzero().flatten()
+            token_R = (weight_TE[:, e] > 0).nonzero().flatten()
             gate_RI, up_RI = (leaves["x"][token_R] @ leaves["gate_up"][e].t()).chunk(2, dim=1)
-            answer_RD = (gate_RI * torch.sigmoid(gate_RI) * up_RI) @ leaves["down"][e].t()
-            out_TD = out_TD.index_add(0, token_R, share_TE[token_R, e, None] * answer_RD)
+            expert_out_RD = (gate_RI * torch.sigmoid(gate_RI) * up_RI) @ leaves["down"][e].t()
+            out_TD = out_TD.index_add(0, token_R, weight_TE[token_R, e, None] * expert_out_RD)
         return {"y": out_TD}
 
     return Candidate(forward, leaves)

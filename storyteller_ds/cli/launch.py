@@ -1,4 +1,4 @@
-"""storyteller launch: the main job through DeepSpeed's launcher, after what the launcher does not check."""
+"""storyteller launch: DeepSpeed's launcher, with checks of its options that it does not make itself."""
 
 import importlib.util
 import os
@@ -35,7 +35,7 @@ _GPUS = ("nvidiactl", "nvmap", "dxg", "kfd")
 
 
 class _Launch(click.Command):
-    """Says where -- belongs if it is missing."""
+    """Shows where -- belongs if it is missing."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -49,13 +49,13 @@ class _Launch(click.Command):
             training = ctx.params.pop("training")
             command = shlex.join(["storyteller", "launch", *_as_arguments(ctx.params), "--", *training])
             raise UserError(
-                f"{error.option_name} is for training, and what is for training comes after --; try: {command}"
+                f"{error.option_name} is an option of storyteller train, and those come after --; try: {command}"
             ) from None
 
 
 @click.command(
     cls=_Launch,
-    epilog="What comes after -- is for training: storyteller launch --num_accelerators 2 -- --ds_config F seed=1",
+    epilog="What follows -- is for storyteller train: storyteller launch --num_accelerators 2 -- --ds_config F seed=1",
 )
 @click.option("--hostfile", "-H", type=UserPath(), help="A line HOST slots=N for each machine.")
 @click.option("--include", "-i", default="", metavar="HOST[:SLOT,..][@..]", help="Only these hosts and slots.")
@@ -84,14 +84,14 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     if not options["hostfile"] and not options["master_port"]:
         options["master_port"] = free_port()
     remote = bool(options["hostfile"]) and not options["no_ssh"]
-    # Of a rank that has ended, the ranks themselves say more than the launcher's error does.
+    # The ranks report their own errors better than the launcher does.
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet" if remote else "--log_level=critical"]
     command += [*_as_arguments(options), "--no_local_rank", "--module", "storyteller_ds", "train", *training]
     sys.stdout.flush()
     sys.stderr.flush()
     if remote:
         os.execv(command[0], command)
-    if (notice := home_notice()) is not None:  # the ranks find all in order
+    if (notice := home_notice()) is not None:  # the ranks inherit the variables, and print nothing
         click.echo(notice, err=True)
     if not _has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's launchers warns that it found none
@@ -119,7 +119,7 @@ def _check(options: dict[str, object], training: tuple[str, ...]) -> None:
         raise ConfigError("--include and --exclude cannot both be given; give one of them")
     if (include or exclude) and (options["num_nodes"] or options["num_accelerators"]):
         raise ConfigError(
-            "a filter already says which hosts and slots; drop --num_nodes and --num_accelerators (--num_gpus)"
+            "a filter already selects hosts and slots; drop --num_nodes and --num_accelerators (--num_gpus)"
         )
     if include:
         check_filter(include, "--include", slots)
@@ -147,11 +147,11 @@ def _check_nodes(options: dict[str, object], hosts: int) -> None:
 
 
 def _check_remote(training: tuple[str, ...]) -> None:
-    """What DeepSpeed exports to all machines, and the command line that remote shells read."""
+    """Check what DeepSpeed exports to all machines, and the command line that remote shells interpret."""
     named = os.environ.get("DS_ENV_FILE")
     if named is None and _ENVIRONMENT_FILE.is_file():
         raise ConfigError(
-            f"{_ENVIRONMENT_FILE.resolve()} would be exported on all machines without a word; set "
+            f"{_ENVIRONMENT_FILE.resolve()} would be exported on all machines unnoticed; set "
             f"DS_ENV_FILE={_ENVIRONMENT_FILE} if that is wanted, or move it away"
         )
     name = named or _ENVIRONMENT_FILE.name

@@ -64,7 +64,7 @@ def train(
     console = stderr_console(quiet=quiet or not world.is_main)
     if (notice := home_notice()) is not None:
         lines_to(console)(notice)
-    with ProcessInterruption(lines_to(console), speaks=world.is_main) as interruption:
+    with ProcessInterruption(lines_to(console), reports=world.is_main) as interruption:
         try:
             loaded = load_config(config, overrides, ds_config=ds_config, ranks=world.size)
             run = Trainer(loaded, output_dir, resume=resume, console=console).train(interruption, print_end)

@@ -1,14 +1,13 @@
-"""Where ranks wait for each other for as long as it takes.
+"""A barrier without a time limit, for ranks that wait for work of unknown length.
 
-A collective has a clock: whoever enters it first gives up when its timeout is over, though the others may only be busy
-with a corpus of some gigabytes, a download or a compiler. So before a collective that follows work of unknown length
-the ranks meet here, in the key-value store of the process group, where the only clock is that of silence: a rank that
-works gives signs of life, and the others wait as long as there are any. A rank that is killed ends the run through the
-lifeline (distributed/supervision/).
+A collective has a timeout: the first rank to enter it gives up although the others may only be busy with a corpus of
+some gigabytes, a download or a compiler. So the ranks first wait here, through the key-value store of the process
+group. A rank that works sends signs of life, and the others wait as long as there are any. A rank that is killed ends
+the run through the lifeline (distributed/supervision/).
 
-Only threads of their own ask the store, which is rank 0's: where rank 0 is stopped it never answers. Under torchrun it
-is the launcher's. Where that was killed the ranks still have to save: they meet in the collective that follows, with
-its clock.
+The store belongs to rank 0, and does not answer while rank 0 is stopped, so only separate threads ask it. Under
+torchrun it belongs to the launcher. If that was killed, the ranks still have to save: they leave the barrier, and wait
+in the collective that follows, with its timeout.
 """
 
 import contextlib
@@ -25,17 +24,17 @@ from storyteller_ds.meanwhile import meanwhile
 SIGN_OF_LIFE_S = 10.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.25
 _PAUSE = 0.1
-"""Between two looks at the store, as a part of the time waited so far: late by a tenth at most."""
+"""Between two requests to the store, as a fraction of the time waited so far: at most a tenth late."""
 _TICK_S = 0.25
-"""Between two looks at the clock."""
+"""Between two checks of the clock."""
 _MOST_PER_TICK_S = 1.0
-"""Silence that one tick can count: a job that was suspended as a whole goes on afterwards."""
+"""The most silence that one tick counts: a job that was suspended as a whole continues afterwards."""
 _ANSWER_S = 2.0
-"""How long the store has to say who is missing."""
+"""How long to wait for the store to name the missing ranks."""
 
 
 class Store(Protocol):
-    """What is asked of the process group's key-value store (torch.distributed.Store)."""
+    """The methods used of the process group's key-value store (torch.distributed.Store)."""
 
     def set(self, key: str, value: str) -> None: ...  # noqa: D102
     def add(self, key: str, amount: int) -> int: ...  # noqa: D102
@@ -44,13 +43,13 @@ class Store(Protocol):
 
 
 class Barrier:
-    """One rank's view; all ranks use it equally often, in the same order.
+    """The barrier as one rank uses it; all ranks use it equally often, in the same order.
 
     Args:
         store: of all ranks, used by nobody else.
         rank: of this process.
         size: number of ranks.
-        silence_s: how long nothing may be heard of the ranks that are waited for (seconds).
+        silence_s: how long the missing ranks may go without a sign of life (seconds).
         clock: seconds.
     """
 
@@ -63,22 +62,24 @@ class Barrier:
         self._arrival: _Arrival | None = None
 
     def at_work(self) -> contextlib.AbstractContextManager[None]:
-        """Give signs of life until the block ends."""
+        """Send signs of life until the block ends."""
         return meanwhile(self._give_sign, min(SIGN_OF_LIFE_S, self._silence_s / 5))
 
     def wait(self) -> None:
-        """Until every rank has come here, or the store is gone. May be called again after an exception not its own.
+        """Until every rank has arrived, or the store is gone.
+
+        May be called again if a signal handler has raised.
 
         Raises:
-            TrainingStopped: those that are missing have given no sign of life for too long.
+            TrainingStopped: the missing ranks have sent no sign of life for too long.
         """
         if self._arrival is None:
             self._arrival = _Arrival(self._store, self._rank, self._size, self._passed)
         arrival, silent_s, signs, looked = self._arrival, 0.0, 0, self._clock()
         while not arrival.over.wait(_TICK_S):
-            now, heard = self._clock(), arrival.signs
-            silent_s = 0.0 if heard != signs else silent_s + min(now - looked, _MOST_PER_TICK_S)
-            looked, signs = now, heard
+            now, received = self._clock(), arrival.signs
+            silent_s = 0.0 if received != signs else silent_s + min(now - looked, _MOST_PER_TICK_S)
+            looked, signs = now, received
             if silent_s >= self._silence_s:
                 raise TrainingStopped(
                     f"rank {arrival.who_is_missing()} gave no sign of life for {self._silence_s / 60:g} min "
@@ -89,12 +90,12 @@ class Barrier:
         self._passed += 1
 
     def _give_sign(self) -> None:
-        with contextlib.suppress(DistError):  # the store is gone: whoever waits finds that out
+        with contextlib.suppress(DistError):  # the store is gone, which the waiting ranks notice
             self._store.add("signs", 1)
 
 
 class _Arrival:
-    """This rank has come to the barrier, and asks the store for the others, in a thread of its own.
+    """This rank has arrived at the barrier; a thread asks the store for the others.
 
     Args:
         store: as for Barrier.
@@ -106,14 +107,14 @@ class _Arrival:
     def __init__(self, store: Store, rank: int, size: int, turn: int) -> None:
         self._store, self._rank, self._size, self._turn = store, rank, size, turn
         self.over = threading.Event()
-        """All have come, or the store is gone."""
+        """All have arrived, or the store is gone."""
         self.signs = 0
-        """Signs of life heard of any rank so far."""
+        """Signs of life received from any rank so far."""
         self._asked, self._answered, self._missing = threading.Event(), threading.Event(), [0]
         threading.Thread(target=self._look, name="barrier", daemon=True).start()
 
     def who_is_missing(self) -> str:
-        """The ranks that have not come; rank 0, if its store does not answer."""
+        """The ranks that have not arrived; rank 0, if its store does not answer."""
         self._asked.set()
         self._answered.wait(_ANSWER_S)
         return ", ".join(map(str, self._missing))
@@ -133,7 +134,7 @@ class _Arrival:
                 self._missing = [r for r in range(self._size) if not self._store.check([f"{self._turn}/{r}"])]
                 self._answered.set()
             time.sleep(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, _PAUSE * (time.monotonic() - began))))
-        # Whoever is here has left the barrier before: nobody asks for its keys again.
+        # All ranks have passed the barrier before this one, so its keys are not needed again.
         self._store.delete_key(f"{self._turn - 1}/{self._rank}")
         if self._rank == 0:
             self._store.delete_key(f"{self._turn - 1}/arrived")

@@ -1,14 +1,14 @@
-"""How often this process has got on, for the watchdog to look at."""
+"""A counter of this process's progress, which the watchdog reads."""
 
 _made = 0
 
 
 def make_progress() -> None:
-    """Something has been finished: a collective, a step, a batch of validation."""
+    """Count a finished collective, step or validation batch."""
     global _made  # a fact about the process
     _made += 1
 
 
 def progress_made() -> int:
-    """How often so far."""
+    """The count so far."""
     return _made

@@ -1,4 +1,4 @@
-"""How a run is laid over the ranks it got: expert groups and batch shares. Pure arithmetic."""
+"""How a run is distributed over its ranks: expert groups and batch sizes. Arithmetic only."""
 
 import math
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from storyteller_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class ParallelPlan:
-    """The numbers that the run config leaves to the topology."""
+    """The numbers that depend on how many ranks there are."""
 
     world_size: int
     strategy: Strategy
     ep_size: int
     """Ranks that share one set of experts."""
     micro_batch_size: int
-    """Sequences per rank in one forward pass."""
+    """Sequences of one micro-batch, per rank."""
     accumulation_steps: int
-    """Forward passes per optimizer step."""
+    """Micro-batches per optimizer step."""
 
     @property
     def description(self) -> str:
-        """Where the experts are, for a person."""
+        """Where the experts are, for the log."""
         return DESCRIPTIONS[self.strategy].format(ep_size=self.ep_size)
 
 
 def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = None) -> ParallelPlan:
-    """Fill in expert-parallel size and batch shares.
+    """Compute expert-parallel size and batch sizes.
 
     Args:
         run: the run config.
@@ -52,7 +52,7 @@ def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = Non
             "ds_configs/zero2.json, or optimizer.kind=adamw"
         )
     strategy = choose_strategy(run, loaded)
-    micro, accumulation = _batch_shares(run, world_size, loaded)
+    micro, accumulation = _batch_sizes(run, world_size, loaded)
     return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy, loaded), micro, accumulation)
 
 
@@ -82,13 +82,13 @@ def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: Loaded
     return wanted
 
 
-def _batch_shares(run: RunConfig, world_size: int, loaded: LoadedConfig | None) -> tuple[int, int]:
+def _batch_sizes(run: RunConfig, world_size: int, loaded: LoadedConfig | None) -> tuple[int, int]:
     def named(name: str) -> str:
         return loaded.named(f"train.{name}") if loaded else plainly_named(run, f"train.{name}")
 
     total = run.train.global_batch_size
     micro, accumulation = run.train.micro_batch_size, run.train.gradient_accumulation_steps
-    per_pass = world_size * (micro or accumulation or 1)
+    per_step = world_size * (micro or accumulation or 1)
     if micro and accumulation:
         product = micro * accumulation * world_size
         if product != total:
@@ -98,15 +98,15 @@ def _batch_shares(run: RunConfig, world_size: int, loaded: LoadedConfig | None) 
                 "leave one of the three out"
             )
         return micro, accumulation
-    if total % per_pass:
+    if total % per_step:
         parts = [
             named(each) for each in ("micro_batch_size", "gradient_accumulation_steps") if getattr(run.train, each)
         ]
         raise ConfigError(
             f"{named('global_batch_size')} cannot be split over {' x '.join([*parts, f'{world_size} rank(s)'])}; "
-            f"use a multiple of {per_pass}, for instance {_round_up(total, per_pass)}"
+            f"use a multiple of {per_step}, for instance {_round_up(total, per_step)}"
         )
-    return micro or total // per_pass, total // per_pass if micro else accumulation or 1
+    return micro or total // per_step, total // per_step if micro else accumulation or 1
 
 
 def _round_up(number: int, multiple: int) -> int:

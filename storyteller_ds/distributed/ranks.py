@@ -1,4 +1,4 @@
-"""This process among the ranks of its run, as the launcher's environment describes it."""
+"""Rank and number of ranks of this process, from the variables that its launcher sets."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Ranks:
         """What torchrun and deepspeed (RANK, ...), mpirun or srun (SLURM_PROCID, ...) have set; one process without.
 
         The nearest launcher counts: mpirun may itself run in a Slurm step. Slurm's variables count only inside a
-        step, and of those only what is said of the step: the shell of sbatch has SLURM_NTASKS too, and is alone; so
+        step, and of those only the step's own: the shell of sbatch has SLURM_NTASKS too, and is alone; so
         is that of salloc, which may even be a step of one task (LaunchParameters=use_interactive_step).
 
         Raises:
@@ -44,21 +44,21 @@ class Ranks:
         of_torch = any(os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
         if not of_torch and (names := _of_mpi()):
             rank, size, local_rank, local_size = (_integer(name, default=0) for name in names)
-            mend = f"start with mpirun, or unset {', '.join(names)}"
+            fix = f"start with mpirun, or unset {', '.join(names)}"
         elif not of_torch and started_by_srun():
             rank = _integer("SLURM_PROCID", default=0)
             size = _integer("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", default=1)
             local_rank, local_size = _integer("SLURM_LOCALID", default=0), _tasks_on_this_node(size)
-            mend = "start with srun, one task a rank"
+            fix = "start with srun, one task a rank"
         else:
             rank, size = _integer("RANK", default=0), _integer("WORLD_SIZE", default=1)
             local_rank = _integer("LOCAL_RANK", default=0)
             local_size = _integer("LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=size)
-            mend = "unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or start with a launcher"
+            fix = "unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or start with a launcher"
         if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
             raise ConfigError(
                 f"the environment says rank {rank} of {size}, local rank {local_rank} of {local_size}, which "
-                f"cannot be; {mend}"
+                f"cannot be; {fix}"
             )
         return cls(rank, local_rank, size, local_size)
 
@@ -66,12 +66,12 @@ class Ranks:
         """MASTER_ADDR and MASTER_PORT where the launcher sets none; the port is empty if it cannot be known.
 
         Raises:
-            ConfigError: mpirun has started ranks on several machines, and nobody has said where they meet.
+            ConfigError: mpirun has started ranks on several machines, and MASTER_ADDR is not set.
         """
         if _of_mpi():
             if self.local_size < self.size and not os.environ.get("MASTER_ADDR"):
                 raise ConfigError(
-                    "mpirun has started ranks on several machines and does not say where they meet; name the host of "
+                    "mpirun has started ranks on several machines and does not set where they meet; name the host of "
                     f"rank 0: mpirun -x MASTER_ADDR=HOST_0 -x MASTER_PORT={_MPI_PORT} (MPICH: -genv NAME VALUE)"
                 )
             return "127.0.0.1", _MPI_PORT

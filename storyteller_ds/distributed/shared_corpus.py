@@ -1,4 +1,4 @@
-"""The corpus of a run of several ranks: made by one of every machine, opened by all."""
+"""The corpus of a run of several ranks: prepared by one rank of every machine, opened by all."""
 
 from collections.abc import Callable
 
@@ -8,28 +8,28 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
 
-def shared_corpus(run: RunConfig, world: World, say: Callable[[str], None]) -> Corpus:
+def shared_corpus(run: RunConfig, world: World, log: Callable[[str], None]) -> Corpus:
     """Prepare the corpus if need be, and open it; called by every rank.
 
     Args:
         run: its data and tokenizer sections count.
         world: this process among the ranks.
-        say: where a person reads along.
+        log: logs a line.
 
     Raises:
         DataError: the text or the tokenizer cannot be used, or the cache cannot be written.
     """
-    key = world.on_each_machine(lambda: prepare_corpus(run, say))
+    key = world.on_each_machine(lambda: prepare_corpus(run, log))
     try:
-        return _opened(run, key, world, say)
+        return _opened(run, key, world, log)
     except DamagedCorpusError:
-        # On some machine; on the others it is found whole.
-        world.on_each_machine(lambda: prepare_corpus(run, say, check_shards=True))
-        return _opened(run, key, world, say)
+        # On one machine; the others find theirs undamaged.
+        world.on_each_machine(lambda: prepare_corpus(run, log, check_shards=True))
+        return _opened(run, key, world, log)
 
 
-def _opened(run: RunConfig, key: str, world: World, say: Callable[[str], None]) -> Corpus:
+def _opened(run: RunConfig, key: str, world: World, log: Callable[[str], None]) -> Corpus:
     mine: list[Corpus] = []  # not a result of together(), which goes to the other ranks
-    with meanwhile(lambda: say("checking the prepared corpus"), LINE_EVERY_S):
+    with meanwhile(lambda: log("checking the prepared corpus"), LINE_EVERY_S):
         world.together(lambda: mine.append(open_corpus(run, key)))
     return mine[0]

@@ -1,4 +1,4 @@
-"""Which way the experts are spread, chosen from the configs by one table."""
+"""How the experts are distributed over the ranks, chosen from the configs by one table."""
 
 from typing import Literal
 
@@ -20,7 +20,7 @@ DESCRIPTIONS: dict[Strategy, str] = {
     "local": "every rank has all experts",
     "expert_parallel": "experts spread over {ep_size} rank(s)",
     "autoep": "experts spread over {ep_size} rank(s) by AutoEP",
-    "stock": "DeepSpeed's own mixture layer over {ep_size} rank(s)",
+    "stock": "DeepSpeed's own MoE layer over {ep_size} rank(s)",
 }
 
 

@@ -1,4 +1,4 @@
-"""This process among its peers, as the launcher describes it, and the messages they exchange.
+"""The ranks of a run, and what they exchange.
 
 Works under `python`, `deepspeed`, `torchrun`, `srun` and `mpirun`; nothing here imports deepspeed.
 """
@@ -26,7 +26,16 @@ from storyteller_ds.distributed.ports import free_port as free_port
 from storyteller_ds.distributed.ports import listener_on
 from storyteller_ds.distributed.ranks import Ranks
 from storyteller_ds.distributed.supervision import child
-from storyteller_ds.errors import ConfigError, Interrupted, InterruptedSafely, StorytellerError, UserError
+from storyteller_ds.errors import (
+    EXIT_USER_ERROR,
+    ConfigError,
+    Interrupted,
+    InterruptedSafely,
+    StorytellerError,
+    UserError,
+)
+from storyteller_ds.meanwhile import meanwhile
+from storyteller_ds.streams import print_unlocked
 
 T = TypeVar("T")
 
@@ -35,7 +44,7 @@ _MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", _MPI_LOCAL_RANK)
 """What torch's env:// rendezvous reads, and DeepSpeed."""
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
-"""In what gloo (the first two) and NCCL say of a collective whose other end is gone."""
+"""In the errors of gloo (the first two) and NCCL when the other end of a collective is gone."""
 
 _ANOTHER_PORT = (
     "choose a free port: --master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT"
@@ -56,7 +65,7 @@ def has_been_connected() -> bool:
 
 @dataclass(frozen=True)
 class World(Ranks):
-    """The ranks of a run, which can talk to each other; rank 0 speaks and keeps the records."""
+    """The ranks of a run, which can communicate; rank 0 logs and writes the records."""
 
     @property
     def is_main(self) -> bool:
@@ -64,7 +73,7 @@ class World(Ranks):
         return self.rank == 0
 
     def limit_threads(self) -> None:
-        """Share the machine's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
+        """Share the machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
         if not os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(max(1, _available_cores() // self.local_size))
 
@@ -84,11 +93,11 @@ class World(Ranks):
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
-        mend = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
+        fix = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
         timeout = timedelta(minutes=timeout_minutes)
         try:
-            # A stranger that listens at this port and says nothing makes torch wait without a limit.
-            with child.waiting(60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP, f"{refusal}; {mend}"):
+            # A stranger that listens at this port and never answers makes torch wait without a limit.
+            with meanwhile(lambda: _leave(f"{refusal}; {fix}"), 60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP):
                 store = self._store(timeout)
                 dist.init_process_group(
                     "nccl" if device.type == "cuda" else "gloo",
@@ -98,13 +107,13 @@ class World(Ranks):
                     timeout=timeout,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
-            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {mend}") from error
+            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {fix}") from error
         # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
         own = PrefixStore(f"{_connections}/barrier", store.clone())
         _connections += 1
         _barrier = Barrier(own, self.rank, self.size, silence_s=60 * timeout_minutes)
         try:
-            child.join_lifeline(self.on_main(child.hub_address))
+            child.join_lifeline(self.on_main(child.lifeline_address))
             yield
         finally:
             _barrier = None
@@ -138,7 +147,7 @@ class World(Ranks):
             raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
         for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
             os.environ[name] = str(value)
-        # DeepSpeed refuses to start where an mpirun farther away, or around an interactive shell, has said otherwise.
+        # DeepSpeed refuses to start if an outer mpirun, or one around an interactive shell, has set another local rank.
         if os.environ.get(_MPI_LOCAL_RANK):
             os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
         # torchrun's agent holds the port itself, and wants to.
@@ -149,12 +158,12 @@ class World(Ranks):
     def together(self, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank at once; the results of all ranks, in order.
 
-        It may take as long as it likes: the other ranks wait without a collective's clock (barrier.py).
+        It may take any time: the other ranks wait without a collective's timeout (barrier.py).
         If it raises a StorytellerError on any rank, the first of them is raised on all, so that no rank
-        is left waiting for one that has gone.
+        waits for one that has left.
 
         Raises:
-            TrainingStopped: a rank has given no sign of life for parallel.timeout_minutes.
+            TrainingStopped: a rank has sent no sign of life for parallel.timeout_minutes.
         """
         mine = _outcome(action) if self.size == 1 else _outcome_when_all_are_done(action)
         outcomes: list[Any] = [mine]
@@ -188,7 +197,7 @@ class World(Ranks):
         """Give rank 0 the time to report an error that every rank has found, before this one exits.
 
         A launcher ends all ranks as soon as one exits with an error; were this one first, nobody would
-        read rank 0's message. Does not return if it is ended: rank 0 has spoken for it.
+        read rank 0's message. Does not return if it is ended: rank 0 has reported the error.
         """
         if self.size > 1 and not self.is_main and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
@@ -196,7 +205,7 @@ class World(Ranks):
     def wait_if_peer_lost(self, error: RuntimeError, seconds: int) -> None:
         """Where a collective has failed because another rank is gone, give the supervisors time to end this one.
 
-        They have heard of it too, and say who is lost; a traceback of this rank would only be an echo of that.
+        They know of it too, and report which rank is lost; a traceback of this one would add nothing.
         """
         lost = self.size > 1 and any(words in str(error) for words in _LOST_PEER)
         if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
@@ -205,7 +214,7 @@ class World(Ranks):
 
 @contextlib.contextmanager
 def _environment_put_back() -> Iterator[None]:
-    """The process may go on after a run, and start another one that is to find its own variables."""
+    """Put the variables back at the end of the block: the process may start another run with others."""
     before = {name: os.environ.get(name) for name in _RENDEZVOUS}
     try:
         yield
@@ -226,7 +235,7 @@ def _outcome(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None
 
 def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
     barrier = _barrier
-    assert barrier is not None, "ranks that talk are connected"
+    assert barrier is not None, "the process group exists"
 
     def with_signs_of_life() -> T:
         with barrier.at_work():
@@ -236,11 +245,17 @@ def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerErro
     try:
         barrier.wait()
     except (Interrupted, InterruptedSafely) as signalled:
-        # The others hear of it as of any failure. Where they cannot, since one of them still works, this process
-        # is ended by the thread that listens to signals (training/interruption.py).
+        # The others receive it like any failure. If one of them still works, this process does not wait for that: the
+        # thread that receives signals ends it (training/interruption.py).
         mine = signalled, None
         barrier.wait()
     return mine
+
+
+def _leave(message: str) -> None:
+    """End the process from another thread, while the main one is stuck in torch."""
+    print_unlocked(message)
+    os._exit(EXIT_USER_ERROR)
 
 
 def _check_port_is_free(port: int) -> None:
@@ -255,7 +270,7 @@ def _check_port_is_free(port: int) -> None:
         if error.errno != errno.EADDRINUSE:
             raise UserError(f"port {port} of this machine cannot be used ({error}); {_ANOTHER_PORT}") from error
         raise UserError(
-            f"port {port}, where the ranks were to meet, is in use by {listener_on(port)}; end it, or {_ANOTHER_PORT}"
+            f"port {port}, the ranks' meeting point, is in use by {listener_on(port)}; end it, or {_ANOTHER_PORT}"
         ) from error
 
 

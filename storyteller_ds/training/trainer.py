@@ -117,7 +117,7 @@ class Trainer:
             try:
                 return self.train(interruption, self._log)
             except InterruptedAfterSave as error:
-                if not interruption.by_a_person:
+                if not interruption.by_ctrl_c:
                     raise
                 return TrainedRun(self.output_dir, error.step, interrupted=True)
             except Interrupted as error:

@@ -23,7 +23,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from storyteller_ds.distributed.supervision.processes import children, command_line
+import psutil
+
+from storyteller_ds.distributed.supervision.processes import command_line
 from storyteller_ds.redaction import redacted
 from storyteller_ds.user_paths import is_utf8
 
@@ -289,7 +291,8 @@ def _import_wandb(warn: Callable[[str], None]) -> Any:
 
 def _service_pids() -> list[int]:
     """wandb's service processes that are alive: children of this one, found on Linux only."""
-    return [pid for pid in children(os.getpid()) if Path(next(iter(command_line(pid)), "")).name == _SERVICE]
+    children = psutil.Process().children()
+    return [child.pid for child in children if Path("".join(command_line(child)[:1])).name == _SERVICE]
 
 
 def _one_line(error: Exception) -> str:

@@ -44,7 +44,7 @@ def wait_for_training(run: MarkedRun, folder: Path) -> None:
 
 
 def killed(run: MarkedRun, *pids: int) -> tuple[list[int], str]:
-    """Exit codes of the commands typed, and all that was said on stderr."""
+    """Exit codes of the commands typed, and all of stderr."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
@@ -54,8 +54,8 @@ def killed(run: MarkedRun, *pids: int) -> tuple[list[int], str]:
         return not run.members()
 
     assert wait_until(nothing_left, END_S), run.members()
-    said = [command.communicate()[1] for command in run.commands]
-    return [command.returncode for command in run.commands], "".join(said)
+    stderr = [command.communicate()[1] for command in run.commands]
+    return [command.returncode for command in run.commands], "".join(stderr)
 
 
 def lines(stderr: str) -> list[str]:
@@ -66,7 +66,7 @@ def loss_of(rank: int | str) -> str:
     return rf"storyteller: lost rank {rank} on {re.escape(socket.gethostname())} at step \d+: "
 
 
-# Of what both ranks see, the first to see it speaks.
+# What both ranks notice is reported by the one that notices first.
 VICTIMS: dict[str, tuple[Callable[[MarkedRun], int], str]] = {
     "training process of rank 0": (lambda run: run.training(0).pid, loss_of(0) + r"killed by signal 9 \(SIGKILL\)"),
     "training process of rank 1": (lambda run: run.training(1).pid, loss_of(1) + r"killed by signal 9 \(SIGKILL\)"),
@@ -95,11 +95,11 @@ def test_killed_under_deepspeed(victim: str, tmp_path: Path):
         run.start(train_command(2, "zero2", "--output_dir", str(tmp_path), *ENDLESS))
         wait_for_training(run, tmp_path)
         assert len(run.members()) == 6  # control: the command, its launcher, two supervisors, two that train
-        codes, said = killed(run, find(run))
+        codes, stderr = killed(run, find(run))
     assert codes[0] != 0
-    first, *rest = lines(said)
-    assert re.match(line, first), said
-    assert [re.sub(r"\d+", "N", text) for text in rest] == (SAVED if victim in ALL_RANKS_LEFT else []), said
+    first, *rest = lines(stderr)
+    assert re.match(line, first), stderr
+    assert [re.sub(r"\d+", "N", text) for text in rest] == (SAVED if victim in ALL_RANKS_LEFT else []), stderr
 
 
 @pytest.mark.parametrize("victim", all_but_quick_are_faults(["supervisor of rank 0", "command"]))
@@ -109,11 +109,11 @@ def test_killed_under_torchrun(victim: str, tmp_path: Path):
         run.start(torchrun_command(2, "zero2", "--output_dir", str(tmp_path), *ENDLESS))
         wait_for_training(run, tmp_path)
         assert len(run.members()) == 5
-        codes, said = killed(run, find(run))
+        codes, stderr = killed(run, find(run))
     assert codes[0] != 0
-    first, *rest = lines(said)
-    assert re.match(line, first), said
-    assert [re.sub(r"\d+", "N", text) for text in rest] == (SAVED if victim in ALL_RANKS_LEFT else []), said
+    first, *rest = lines(stderr)
+    assert re.match(line, first), stderr
+    assert [re.sub(r"\d+", "N", text) for text in rest] == (SAVED if victim in ALL_RANKS_LEFT else []), stderr
 
 
 def two_nodes(run: MarkedRun, launcher: str, folder: Path) -> None:
@@ -137,21 +137,21 @@ def two_nodes(run: MarkedRun, launcher: str, folder: Path) -> None:
 def test_a_killed_launcher_ends_the_other_node_too(launcher: str, node: int, tmp_path: Path):
     with marked_run() as run:
         two_nodes(run, launcher, tmp_path)
-        codes, said = killed(run, run.launcher(node).pid)
+        codes, stderr = killed(run, run.launcher(node).pid)
     assert 0 not in codes
-    assert re.match(loss_of(node) + "its launcher .* is gone", lines(said)[0]), said
+    assert re.match(loss_of(node) + "its launcher .* is gone", lines(stderr)[0]), stderr
 
 
 def test_a_killed_machine_ends_the_other_node_too(tmp_path: Path):
     with marked_run() as run:
         two_nodes(run, "torchrun", tmp_path)
-        # The supervisor first: nobody is left on node 1 to tell, only the closed connection says it.
-        codes, said = killed(run, run.supervisor(1).pid, run.launcher(1).pid)
+        # The supervisor first: nobody is left on node 1 to report it, only the connection closes.
+        codes, stderr = killed(run, run.supervisor(1).pid, run.launcher(1).pid)
     assert 0 not in codes
-    assert re.match(loss_of(1), lines(said)[0]), said
+    assert re.match(loss_of(1), lines(stderr)[0]), stderr
 
 
-def test_control_without_supervision_the_launcher_leaves_orphans_and_calls_it_success(tmp_path: Path):
+def test_control_without_supervision_the_launcher_leaves_orphans_and_exits_with_0(tmp_path: Path):
     # What DeepSpeed does by itself; when this fails, a part of supervision is no longer needed.
     script = tmp_path / "endless.py"
     script.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[-1]).touch()\ntime.sleep(600)\n")

@@ -164,7 +164,7 @@ class Case:
 
         Args:
             run: which.
-            codes: the exit code or codes; None: any that tells of a loss, so none of our own.
+            codes: the exit code or codes; None: any that means a loss, so none of our own.
             lines: patterns; each is found in a line of its own among those that begin with "storyteller: ".
         """
         code = run.wait(END_S)
@@ -196,7 +196,7 @@ class Case:
         Args:
             topology: to continue on.
             arguments: as given before.
-            said: patterns, each in a line of its own of what it says meanwhile.
+            said: patterns, each in a line of its own of its output.
         """
         run = self.train(topology, *arguments, quiet=not said)
         assert run.code == 0, run.stderr

@@ -9,7 +9,7 @@ from .case import END_S, PAIR, SINGLE, Case
 from .disk import small_disk
 from .registry import fault
 
-STOPS = "all ranks agree, exit 2, one line; the checkpoint before loads; after the mend it continues bit for bit"
+STOPS = "all ranks agree, exit 2, one line; the checkpoint before loads; after the fix it continues bit for bit"
 REFUSED = r"checkpoint .*step_00000008 could not be written: .*{}.*; earlier checkpoints are untouched"
 DISK_KB = 1500
 """Room for the whole run."""

@@ -188,7 +188,7 @@ def _(case: Case) -> None:
         _refused(case, marker, "launch", "--hostfile", str(hostfile), "--", "seed=1", storyteller=True)
 
 
-@fault("secrets in the environment", "not in config.json, any record, or what is said")
+@fault("secrets in the environment", "not in config.json, any record, or the output")
 def _(case: Case) -> None:
     secret = "9f3c5d2e7a61b804"
     names = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD")

@@ -66,7 +66,7 @@ def _(case: Case) -> None:
 WINDOW = "train.loss_spike_window=8"
 
 
-@fault("a ten-fold loss spike, train.loss_spike_policy=report", "said and counted, and nothing else changes; exit 0")
+@fault("a ten-fold loss spike, train.loss_spike_policy=report", "logged and counted, and nothing else changes; exit 0")
 def _(case: Case) -> None:
     run = case.train(PAIR, WINDOW, faults=[{"do": "loss_spike", "step": 9, "factor": 10.0}], quiet=False)
     case.ended(run, 0)
@@ -74,7 +74,7 @@ def _(case: Case) -> None:
     assert read_metrics(case.run_folder)[-2]["loss_spikes"] == 1
     theirs, ours = (read_state(folder, STEPS) for folder in (case.undisturbed(PAIR), case.run_folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    case.saw("said; weights of the undisturbed run, bit for bit")
+    case.saw("logged; weights of the undisturbed run, bit for bit")
 
 
 @fault("a ten-fold loss spike, train.loss_spike_policy=roll_back", "back to the last checkpoint, behind the data seen")

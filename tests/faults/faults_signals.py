@@ -107,14 +107,14 @@ def _(case: Case) -> None:
 def _(case: Case) -> None:
     injection = {"do": "at_step", "rank": 1, "step": 6, "how": "self:SIGSTOP", "after": str(case.step_folder(4))}
     run = case.train(PAIR, "train.hang_timeout_minutes=0.1", faults=[injection])
-    case.ended(run, 3, r"rank 0 on .* has not got on for 0\.1 min", r"rank 1 on .* is stopped \(SIGSTOP")
+    case.ended(run, 3, r"rank 0 on .* has made no progress for 0\.1 min", r"rank 1 on .* is stopped \(SIGSTOP")
     assert "all_reduce" in run.stderr, run.stderr  # where rank 0 stands
     case.saw("stacks")
     case.last_good_is(4)
     case.continues_exactly(PAIR)
 
 
-FAREWELL = "the ranks finish the step, save and end, and say whom they lost"
+FAREWELL = "the ranks finish the step, save and end, and report the lost rank"
 IS_GONE = r"lost rank \d on .* is gone"
 SAVED_STEP = r"interrupted by SIGTERM; saved step (\d+)"
 
@@ -144,22 +144,22 @@ def _under_a_real_launcher(
         assert typed.poll() is None, typed.communicate()
         os.kill(victim(started), number)
         assert wait_until(lambda: typed.poll() is not None and not started.members(), END_S), started.members()
-        said = typed.communicate()[1]
+        stderr = typed.communicate()[1]
     assert typed.returncode != 0
     case.saw("exit code not 0")
-    lines = [line for line in said.splitlines() if line.startswith("storyteller: ")]
-    assert len(lines) == len(patterns), said
+    lines = [line for line in stderr.splitlines() if line.startswith("storyteller: ")]
+    assert len(lines) == len(patterns), stderr
     for pattern in patterns:
-        assert any(re.search(pattern, line) for line in lines), said
+        assert any(re.search(pattern, line) for line in lines), stderr
     case.saw(f"{len(lines)} line(s)")
-    found = re.search(SAVED_STEP, said)
+    found = re.search(SAVED_STEP, stderr)
     assert found
     case.saw("the step saved")
     assert open_checkpoint(case.step_folder(int(found[1]))).step == int(found[1])
     case.saw("no process left")
 
 
-@fault("kill -9 of deepspeed's launcher", f"{FAREWELL}; the deepspeed command does not call it a success")
+@fault("kill -9 of deepspeed's launcher", f"{FAREWELL}; the deepspeed command exits with an error")
 def _(case: Case) -> None:
     launcher = lambda run: run.launcher(0).pid  # noqa: E731
     _under_a_real_launcher(case, train_command(2, "zero2"), launcher, signal.SIGKILL, IS_GONE, SAVED_STEP)

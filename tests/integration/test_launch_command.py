@@ -131,7 +131,7 @@ def test_what_deepspeed_would_not_check_is_refused(args, said, launched):
 def test_training_arguments_without_the_dashes_are_put_right(args, corrected, launched):
     line = launched(*shlex.split(args))
     assert isinstance(line, str)
-    assert "is for training" in line
+    assert "is an option of storyteller train" in line
     assert line.endswith(f"; try: storyteller launch {corrected}")
     # What it says to try does work.
     assert isinstance(launched(*shlex.split(corrected)), list)

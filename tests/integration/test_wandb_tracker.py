@@ -32,7 +32,6 @@ CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
-from storyteller_ds.distributed.supervision.processes import Process
 from storyteller_ds.training import wandb_tracker
 from storyteller_ds.training.wandb_tracker import WandbTracker
 from tests.support.distributed import wait_until
@@ -42,9 +41,9 @@ def service():
     return pid
 
 def end_service(number):
-    ended = Process(service())
-    os.kill(ended.pid, number)
-    assert wait_until(lambda: not ended.is_alive(), 20)
+    ended = service()
+    os.kill(ended, number)
+    assert wait_until(lambda: ended not in wandb_tracker._service_pids(), 20)
 
 arguments = json.loads(sys.argv[1])
 warnings = []

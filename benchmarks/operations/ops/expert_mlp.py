@@ -12,7 +12,7 @@ from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Implementat
 from benchmarks.operations.flops import expert_flops
 from benchmarks.operations.goals import Goal
 from benchmarks.operations.limits import BARE_BMM, bare_bmm, matrix_products
-from benchmarks.operations.moe_problem import MoEProblem, draw, exact_shares
+from benchmarks.operations.moe_problem import MoEProblem, draw, exact_gate_weights
 from benchmarks.operations.ops import moe_layer
 from benchmarks.operations.peers import liger
 from benchmarks.operations.peers.torch_layers import compiled, grouped_mm_experts
@@ -29,8 +29,8 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
     """The rows of the whole layer's case."""
     shape, dtype = moe_layer.SHAPES[size]
     problem = draw(shape, dtype, device)
-    _, share_TE = exact_shares(problem.x_TD.double(), problem.router_ED.double(), shape.K)
-    expert_N, token_N = (share_TE.t() > 0).nonzero(as_tuple=True)
+    _, weight_TE = exact_gate_weights(problem.x_TD.double(), problem.router_ED.double(), shape.K)
+    expert_N, token_N = (weight_TE.t() > 0).nonzero(as_tuple=True)
     rows_ND, count_E = problem.x_TD[token_N], torch.bincount(expert_N, minlength=shape.E)
     end_E = count_E.cumsum(0, dtype=torch.int32)
 

@@ -110,17 +110,17 @@ def reference_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_E
     """The layer from the plain torch references of our operations."""
     routing = routing_reference.route(x_TD, router_ED, K)
     rows_ND = permute_reference.permute(x_TD, routing.token_N, routing.row_TK)
-    answer_ND = expert_reference.expert_mlp(rows_ND, routing.count_E, gate_up_EHD, down_EDI, "swiglu")
-    return permute_reference.combine(answer_ND, routing.weight_TK, routing.token_N, routing.row_TK)
+    expert_out_ND = expert_reference.expert_mlp(rows_ND, routing.count_E, gate_up_EHD, down_EDI, "swiglu")
+    return permute_reference.combine(expert_out_ND, routing.weight_TK, routing.token_N, routing.row_TK)
 
 
 def operations_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
     """The layer from our operations, without the framework around it."""
     routing = route(x_TD, router_ED, K)
-    answer_ND = expert_mlp_of_tokens(
+    expert_out_ND = expert_mlp_of_tokens(
         x_TD, routing.token_N, routing.row_TK, routing.count_E, gate_up_EHD, down_EDI, "swiglu"
     )
-    return combine(answer_ND, routing.weight_TK, routing.token_N, routing.row_TK)
+    return combine(expert_out_ND, routing.weight_TK, routing.token_N, routing.row_TK)
 
 
 def _ours(problem: MoEProblem) -> Implementation:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Direction, Implementation, Named, Size
 from benchmarks.operations.goals import Goal
 from benchmarks.operations.limits import COPY, copy
-from benchmarks.operations.moe_problem import MoEProblem, MoEShape, draw, exact_shares
+from benchmarks.operations.moe_problem import MoEProblem, MoEShape, draw, exact_gate_weights
 from benchmarks.operations.ops import moe_layer
 from benchmarks.operations.peers import deepspeed_layers
 from benchmarks.operations.peers.torch_layers import compiled, top_k_router
@@ -84,12 +84,12 @@ def _of_routing(problem: MoEProblem, router: Callable[[Tensor, Tensor, int], Rou
 
 def _comparable(E: int, raw: Named) -> Named:
     """Without the order of a token's own choices, which nothing depends on."""
-    share_TE = torch.zeros(len(raw["expert_TK"]), E, dtype=raw["weight_TK"].dtype, device=raw["weight_TK"].device)
+    weight_TE = torch.zeros(len(raw["expert_TK"]), E, dtype=raw["weight_TK"].dtype, device=raw["weight_TK"].device)
     names = {"prob_TE": "prob", "prob_sum_E": "prob_sum", "z_sum": "z_sum", "count_E": "count", "token_N": "token"}
     # That row_TK inverts token_N: row n holds the token token_N[n].
     token_of_row_TK = raw["token_N"][raw["row_TK"]]
     return {
-        "share": share_TE.scatter(1, raw["expert_TK"], raw["weight_TK"]),
+        "gate weight": weight_TE.scatter(1, raw["expert_TK"], raw["weight_TK"]),
         "token_of_row": token_of_row_TK,
         "entropy_sum": raw["entropy_sum"],
         **{ours: raw[name] for name, ours in names.items()},
@@ -101,19 +101,19 @@ def _torch_router(problem: MoEProblem) -> Candidate:
     leaves, E = _leaves(problem), problem.shape.E
 
     def forward() -> Named:
-        share_TK, expert_TK = top_k_router(leaves["x"], leaves["router"], problem.shape.K)
+        weight_TK, expert_TK = top_k_router(leaves["x"], leaves["router"], problem.shape.K)
         order_N = expert_TK.flatten().argsort(stable=True)
         return {
-            "share_TK": share_TK,
+            "weight_TK": weight_TK,
             "expert_TK": expert_TK,
             "token_N": order_N // problem.shape.K,
             "count_E": torch.bincount(expert_TK.flatten(), minlength=E),
         }
 
     def outputs(raw: Named) -> Named:
-        share_TE = torch.zeros(len(leaves["x"]), E, device=raw["share_TK"].device)
-        share_TE = share_TE.scatter(1, raw["expert_TK"], raw["share_TK"])
-        return {"share": share_TE, "token": raw["token_N"], "count": raw["count_E"]}
+        weight_TE = torch.zeros(len(leaves["x"]), E, device=raw["weight_TK"].device)
+        weight_TE = weight_TE.scatter(1, raw["expert_TK"], raw["weight_TK"])
+        return {"gate weight": weight_TE, "token": raw["token_N"], "count": raw["count_E"]}
 
     return Candidate(forward, leaves, outputs)
 
@@ -124,11 +124,11 @@ def _exact(problem: MoEProblem) -> Candidate:
     T, _, _, E, K = problem.shape
 
     def forward() -> Named:
-        logit_TE, share_TE = exact_shares(leaves["x"], leaves["router"], K)
+        logit_TE, weight_TE = exact_gate_weights(leaves["x"], leaves["router"], K)
         prob_TE, log_z_T = torch.softmax(logit_TE, dim=1), torch.logsumexp(logit_TE, dim=1)
-        expert_N, token_N = (share_TE.t() > 0).nonzero(as_tuple=True)
+        expert_N, token_N = (weight_TE.t() > 0).nonzero(as_tuple=True)
         return {
-            "share": share_TE,
+            "gate weight": weight_TE,
             "prob": prob_TE,
             "prob_sum": prob_TE.sum(dim=0),
             "z_sum": log_z_T.square().sum(),

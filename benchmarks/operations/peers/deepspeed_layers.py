@@ -66,12 +66,15 @@ def stock_gate(problem: MoEProblem) -> Candidate:
     x = leaf(problem.x_TD)
 
     def forward() -> Named:
-        _, _, _, expert_KT, slot_KT, share_KT, count_E = gate(x, None, True)
-        return {"expert_KT": expert_KT, "slot_KT": slot_KT, "share_KT": share_KT, "count_E": count_E}
+        _, _, _, expert_KT, slot_KT, weight_KT, count_E = gate(x, None, True)
+        return {"expert_KT": expert_KT, "slot_KT": slot_KT, "weight_KT": weight_KT, "count_E": count_E}
 
     def outputs(raw: Named) -> Named:
-        share_TE = torch.zeros(len(x), E, dtype=raw["share_KT"].dtype, device=x.device)
-        return {"share": share_TE.scatter(1, raw["expert_KT"].t().long(), raw["share_KT"].t()), "count": raw["count_E"]}
+        weight_TE = torch.zeros(len(x), E, dtype=raw["weight_KT"].dtype, device=x.device)
+        return {
+            "gate weight": weight_TE.scatter(1, raw["expert_KT"].t().long(), raw["weight_KT"].t()),
+            "count": raw["count_E"],
+        }
 
     return Candidate(forward, {"x": x, "router": gate.wg.weight}, outputs)
 

@@ -47,8 +47,8 @@ def layer(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int
     fused = _member("ops", "LigerFusedMoEFunction", device)
 
     def moe_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
-        share_TK, expert_TK = top_k_router(x_TD, router_ED, K)
-        out: Tensor = fused.apply(x_TD, gate_up_EHD, down_EDI, expert_TK.int(), share_TK)
+        weight_TK, expert_TK = top_k_router(x_TD, router_ED, K)
+        out: Tensor = fused.apply(x_TD, gate_up_EHD, down_EDI, expert_TK.int(), weight_TK)
         return out
 
     return moe_layer

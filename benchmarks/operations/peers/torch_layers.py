@@ -26,18 +26,18 @@ def grouped_mm_experts(x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_ED
 
 def top_k_router(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """Shares [T, K] fp32 and experts [T, K] int64, as Mixtral chooses them, the logits in fp32."""
-    share_TK, expert_TK = torch.softmax(x_TD.float() @ router_ED.float().t(), dim=1).topk(K, dim=1)
-    return share_TK / share_TK.sum(dim=1, keepdim=True), expert_TK
+    weight_TK, expert_TK = torch.softmax(x_TD.float() @ router_ED.float().t(), dim=1).topk(K, dim=1)
+    return weight_TK / weight_TK.sum(dim=1, keepdim=True), expert_TK
 
 
 def grouped_mm_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
     """An MoE layer as one would write it with torch alone: sort, grouped products, weighted scatter."""
-    share_TK, expert_TK = top_k_router(x_TD, router_ED, K)
+    weight_TK, expert_TK = top_k_router(x_TD, router_ED, K)
     order_N = expert_TK.flatten().argsort(stable=True)
     end_E = torch.bincount(expert_TK.flatten(), minlength=len(router_ED)).cumsum(0, dtype=torch.int32)
     token_N = order_N // K
-    answer_ND = grouped_mm_experts(x_TD[token_N], end_E, gate_up_EHD, down_EDI)
-    weighted_ND = answer_ND * share_TK.flatten()[order_N, None].to(answer_ND.dtype)
+    expert_out_ND = grouped_mm_experts(x_TD[token_N], end_E, gate_up_EHD, down_EDI)
+    weighted_ND = expert_out_ND * weight_TK.flatten()[order_N, None].to(expert_out_ND.dtype)
     return torch.zeros_like(x_TD).index_add(0, token_N, weighted_ND)
 
 

@@ -1,8 +1,8 @@
 """DeepSpeed's launchers, run so that a signal asks the ranks to end and leaves the launchers to wait for them.
 
-By themselves they do not: at Ctrl-C the `deepspeed` command dies with a traceback while the ranks still save, and the
-launcher below it kills what has not ended after 30 s, and calls the run failed. Here both are in a process group that
-no terminal signals. What this process hears goes to the ranks, and their exit code comes back through the launchers.
+Without this, Ctrl-C ends the `deepspeed` command with a traceback while the ranks still save, and the launcher below
+it kills the ranks after 30 s and exits with an error. Here both are in a process group that gets no signals from the
+terminal. Signals to this process are sent on to the ranks, whose exit code comes back through the launchers.
 """
 
 import contextlib
@@ -10,9 +10,14 @@ import os
 import signal
 import subprocess
 
-from storyteller_ds.distributed.supervision.processes import children, is_deepspeed_launcher, signal_at_death_of_parent
-from storyteller_ds.distributed.supervision.signals import heard, outside_training
+import psutil
+
+from storyteller_ds.distributed.supervision.processes import is_deepspeed_launcher, signal_at_death_of_parent
+from storyteller_ds.distributed.supervision.signals import outside_training, signals_to_handle
 from storyteller_ds.errors import EXIT_PEER_LOST
+
+_LAST_OF_OURS = 192
+"""Beyond are the codes of ranks that were killed by signal n: DeepSpeed's launcher ends with -n, which is 256 - n."""
 
 
 def run_launchers(command: list[str]) -> int:
@@ -25,7 +30,7 @@ def run_launchers(command: list[str]) -> int:
         Interrupted: by SIGINT, before there were ranks.
         InterruptedSafely: likewise, by another signal.
     """
-    forwarded = heard()
+    forwarded = signals_to_handle()
     watched = {signal.SIGCHLD, signal.SIGTSTP, *forwarded}
     me = os.getpid()
 
@@ -51,26 +56,22 @@ def run_launchers(command: list[str]) -> int:
             reached = _pass_on(number, runner.pid) or reached
             if not reached:
                 os.killpg(runner.pid, signal.SIGTERM)
-    code = _exit_code(runner.returncode)
-    # A rank that has only just started dies of the signal; a second signal is meant to have this code.
-    if asked and (not reached or (len(asked) == 1 and code == 128 + asked[0] and asked[0] != signal.SIGINT)):
+    code = runner.returncode if runner.returncode <= _LAST_OF_OURS else runner.returncode - 256  # see sys.exit(-9)
+    killed_by = -code if code < 0 else None
+    if asked and (not reached or killed_by == asked[0]):  # a rank that has only just started dies of the signal
         raise outside_training(asked[0])
-    return code
+    return code if killed_by is None else 128 + killed_by
 
 
 def _pass_on(number: int, runner: int) -> bool:
     """Signal all ranks; whether there are any."""
-    ranks = [rank for pid in children(runner) if is_deepspeed_launcher(pid) for rank in children(pid)]
-    # A supervisor does not pass SIGINT on, since a terminal sends it to all.
-    also = [child for rank in ranks for child in children(rank)] if number == signal.SIGINT else []
-    for pid in (*ranks, *also):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-    return bool(ranks)
-
-
-def _exit_code(code: int) -> int:
-    """As a shell would say it; of a rank that was killed by signal n, DeepSpeed's launcher makes 256 - n."""
-    if code < 0:
-        return 128 - code
-    return 128 + 256 - code if code > 192 else code
+    reached = False
+    with contextlib.suppress(psutil.Error):
+        for launcher in filter(is_deepspeed_launcher, psutil.Process(runner).children()):
+            for rank in launcher.children():
+                # A supervisor does not pass SIGINT on, since a terminal sends it to all.
+                for process in (rank, *(rank.children() if number == signal.SIGINT else ())):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(number)
+                        reached = True
+    return reached

@@ -1,24 +1,23 @@
-"""A TCP connection from every supervisor to that of rank 0, whose end without a farewell is a lost rank.
+"""A TCP connection from every supervisor to that of rank 0. One that closes without a `bye` is a lost rank.
 
 Messages are JSON objects, one a line:
 
-    hello   {token, rank, host, launcher}   first from every supervisor; without the right token it is hung up on
-    lost    the fields of Loss              a rank is lost; rank 0's supervisor passes it on to all
-    ending  {code}                          passed on likewise: a rank has ended by itself with this exit code, not 0
-    bye     {code}                          the last from every supervisor that leaves in order
+    hello   {token, rank, host}   first from every supervisor; a connection without the right token is closed
+    lost    {text, orderly}       a rank is lost
+    ended   {code}                a rank has ended by itself with this exit code, which is not 0
+    bye     {}                    last from every supervisor that leaves in order
 
-Keep-alive probes are sent, so that a machine without power or network is missed within SILENCE_S.
+That of rank 0 passes `lost` and `ended` on to all. Keep-alive probes find a machine without power or network
+within SILENCE_S.
 """
 
 import contextlib
-import dataclasses
 import hmac
 import json
 import secrets
 import selectors
 import socket
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 SILENCE_S = 20
 CONNECT_S = 5
@@ -26,56 +25,136 @@ _LONGEST_MESSAGE = 1 << 16
 
 
 class Address(NamedTuple):
-    """Where rank 0's supervisor listens."""
+    """Where the supervisor of rank 0 listens."""
 
     host: str
-    """Empty: where the process group's store is, MASTER_ADDR."""
+    """Empty: MASTER_ADDR, where the process group's store is."""
     port: int
     token: str
-    """Random; keeps strangers out."""
+    """Random; a connection that does not send it is closed."""
     name: str
-    """Host name of rank 0, for people."""
+    """Host name of rank 0, for messages."""
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Why a run must end."""
+class Peer(NamedTuple):
+    """Whose supervisor is at the other end of a connection."""
 
     rank: int
     host: str
-    step: int | None
-    """Optimizer steps done; None before training."""
-    how: str
-    launcher: str
-    """Of the lost rank, host:pid: those under the same one share a terminal."""
-    said: bool
-    """Whether the lost rank's own supervisor has told the user."""
-    orderly: bool
-    """Whether all ranks are still there, and can be given the time to end by themselves."""
-
-    def __str__(self) -> str:
-        when = "before training" if self.step is None else f"at step {self.step}"
-        return f"lost rank {self.rank} on {self.host} {when}: {self.how}"
 
 
-class Listener(Protocol):
-    """What a supervisor wants to hear."""
+class Lifeline:
+    """One supervisor's end: on rank 0 with a connection from every other supervisor, elsewhere with one to rank 0.
 
-    def lost(self, loss: Loss) -> None:
-        """A rank is lost."""
+    Nothing here blocks, except connecting.
 
-    def silent(self, rank: int, host: str, launcher: str) -> None:
-        """The supervisor of a rank has gone without a farewell."""
+    Args:
+        listener: on rank 0, the socket to which the others connect.
+    """
 
-    def ending(self, code: int) -> None:
-        """Some rank has ended by itself with this exit code, which is not 0."""
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        self._listener, self._token = listener, secrets.token_hex(16)
+        self._selector = selectors.PollSelector()  # unlike epoll, without a descriptor that a fork would share
+        if listener is not None:
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ)
+
+    @classmethod
+    def listen(cls, local: bool) -> "Lifeline":
+        """Rank 0's end.
+
+        Args:
+            local: whether all ranks are on this machine; then no other machine can connect.
+        """
+        both = not local and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return cls(socket.create_server(("127.0.0.1" if local else "", 0), family=family, dualstack_ipv6=both))
+
+    @classmethod
+    def connect(cls, to: Address, rank: int, host: str) -> "Lifeline":
+        """Every other rank's end.
+
+        Args:
+            to: rank 0's.
+            rank: that of this supervisor.
+            host: name of this machine.
+
+        Raises:
+            OSError: rank 0's supervisor cannot be reached.
+        """
+        lifeline = cls()
+        lifeline._add(socket.create_connection((to.host, to.port), CONNECT_S), Peer(0, to.name))
+        lifeline.send("hello", token=to.token, rank=rank, host=host)
+        return lifeline
+
+    def address(self, local: bool) -> Address:
+        """For the others; rank 0 only."""
+        assert self._listener is not None
+        port = self._listener.getsockname()[1]
+        return Address("127.0.0.1" if local else "", port, self._token, socket.gethostname())
+
+    def close_listener(self) -> None:
+        """In the process that trains, which inherits the socket."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """To every peer."""
+        for connection in self._connections():
+            if connection.peer is not None:
+                connection.send({"kind": kind, **fields})
+
+    def receive(self) -> tuple[list[dict[str, Any]], list[Peer]]:
+        """Messages since the last call, and the peers whose connections have closed without a `bye`."""
+        messages: list[dict[str, Any]] = []
+        lost: list[Peer] = []
+        for key, _ in self._selector.select(0):
+            if key.data is None:
+                self._accept()
+                continue
+            connection: _Connection = key.data
+            received, closed = connection.receive()
+            for message in received:
+                if connection.peer is None:
+                    connection.peer = self._peer(message)
+                    closed = closed or connection.peer is None
+                elif message.get("kind") == "bye":
+                    connection.peer, closed = None, True
+                else:
+                    messages.append(message)
+                if closed and connection.peer is None:
+                    break
+            if closed:
+                self._selector.unregister(connection.socket)
+                connection.socket.close()
+                if connection.peer is not None:
+                    lost.append(connection.peer)
+        if self._listener is not None:
+            for message in messages:
+                self.send(**message)
+        return messages, lost
+
+    def _connections(self) -> "list[_Connection]":
+        return [key.data for key in self._selector.get_map().values() if key.data is not None]
+
+    def _add(self, connected: socket.socket, peer: Peer | None) -> None:
+        self._selector.register(connected, selectors.EVENT_READ, _Connection(connected, peer))
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):  # gone before it was accepted
+            self._add(self._listener.accept()[0], None)
+
+    def _peer(self, hello: dict[str, Any]) -> Peer | None:
+        right = hello.get("kind") == "hello" and hmac.compare_digest(str(hello.get("token")), self._token)
+        return Peer(hello["rank"], hello["host"]) if right else None
 
 
 class _Connection:
-    """JSON lines over a socket, without ever waiting."""
+    """JSON lines over a socket, without blocking."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self.socket = connected
+    def __init__(self, connected: socket.socket, peer: Peer | None) -> None:
+        self.socket, self.peer = connected, peer
         self._received = b""
         connected.setblocking(False)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -88,12 +167,12 @@ class _Connection:
         for option, value in tcp:
             connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
-    def send(self, kind: str, **fields: Any) -> None:
-        with contextlib.suppress(OSError):  # that it is broken is found when reading
-            self.socket.send(json.dumps({"kind": kind, **fields}).encode() + b"\n")
+    def send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # a broken connection is found when reading
+            self.socket.send(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """Messages since the last call, and whether they were the last ones."""
+        """Messages since the last call, and whether the connection has closed."""
         try:
             data = self.socket.recv(_LONGEST_MESSAGE)
         except BlockingIOError:
@@ -106,113 +185,5 @@ class _Connection:
         except ValueError:
             messages = [None]
         if not all(isinstance(message, dict) for message in messages):
-            return [], True  # no supervisor
+            return [], True  # not from a supervisor
         return messages, not data or len(self._received) > _LONGEST_MESSAGE
-
-
-class Hub:
-    """Rank 0's end, with a connection to every other supervisor.
-
-    Args:
-        local: whether all ranks are on this machine; then nobody else can connect.
-    """
-
-    def __init__(self, local: bool) -> None:
-        self._local, self._token = local, secrets.token_hex(16)
-        if local:
-            self.socket = socket.create_server(("127.0.0.1", 0))
-        elif socket.has_dualstack_ipv6():
-            self.socket = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-        else:
-            self.socket = socket.create_server(("", 0))
-        self.socket.setblocking(False)
-        self._peers: dict[_Connection, dict[str, Any]] = {}
-
-    def address(self) -> Address:
-        """For the others."""
-        host = "127.0.0.1" if self._local else ""
-        return Address(host, self.socket.getsockname()[1], self._token, socket.gethostname())
-
-    def attach(self, selector: selectors.BaseSelector, listener: Listener) -> None:
-        """Listen from now on; the selector's keys carry what to call."""
-        self._selector, self._listener = selector, listener
-        selector.register(self.socket, selectors.EVENT_READ, self._accept)
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Send to all."""
-        for peer in self._peers:
-            peer.send(kind, **fields)
-
-    def _accept(self) -> None:
-        try:
-            peer = _Connection(self.socket.accept()[0])
-        except OSError:
-            return  # gone before it was accepted
-        self._selector.register(peer.socket, selectors.EVENT_READ, lambda: self._hear(peer))
-
-    def _hear(self, peer: _Connection) -> None:
-        messages, ended = peer.receive()
-        for message in messages:
-            kind = message.pop("kind", None)
-            if peer not in self._peers:
-                if kind != "hello" or not hmac.compare_digest(str(message.pop("token", "")), self._token):
-                    ended = True
-                    break
-                self._peers[peer] = message
-            elif kind == "lost":
-                self._listener.lost(Loss(**message))
-            elif kind == "bye":
-                del self._peers[peer]
-                ended = True
-                if message["code"]:
-                    self.tell("ending", code=message["code"])
-                    self._listener.ending(message["code"])
-        if ended:
-            self._selector.unregister(peer.socket)
-            peer.socket.close()
-            if (who := self._peers.pop(peer, None)) is not None:
-                self._listener.silent(**who)
-
-
-class Spoke:
-    """Every other rank's end.
-
-    Raises:
-        OSError: rank 0's supervisor cannot be reached.
-    """
-
-    def __init__(self, hub: Address, rank: int, host: str, launcher: str) -> None:
-        self._hub = hub
-        self._connection = _Connection(socket.create_connection((hub.host, hub.port), CONNECT_S))
-        self.tell("hello", token=hub.token, rank=rank, host=host, launcher=launcher)
-
-    def attach(self, selector: selectors.BaseSelector, listener: Listener) -> None:
-        """Listen from now on; the selector's keys carry what to call."""
-        self._selector, self._listener = selector, listener
-        selector.register(self._connection.socket, selectors.EVENT_READ, self._hear)
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Send to rank 0's supervisor, who passes it on."""
-        self._connection.send(kind, **fields)
-
-    def _hear(self) -> None:
-        messages, ended = self._connection.receive()
-        farewell = False
-        for message in messages:
-            kind = message.pop("kind", None)
-            if kind == "lost":
-                self._listener.lost(Loss(**message))
-            elif kind in ("ending", "bye"):
-                farewell = farewell or kind == "bye"
-                if message["code"]:
-                    self._listener.ending(message["code"])
-        if ended or farewell:
-            self._selector.unregister(self._connection.socket)
-            self._connection.socket.close()
-            if not farewell:
-                self._listener.silent(rank=0, host=self._hub.name, launcher="")
-
-
-def as_message(loss: Loss) -> dict[str, Any]:
-    """The fields of a `lost` message."""
-    return dataclasses.asdict(loss)

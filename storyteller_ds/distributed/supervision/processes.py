@@ -1,105 +1,82 @@
-"""What Linux tells about processes: /proc, and the signal at the death of a parent."""
+"""The processes above and below a supervisor, and the kernel's signal at the death of a parent."""
 
 import ctypes
+import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 ON_LINUX = sys.platform.startswith("linux")
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_RUNNER_NAMES = ("deepspeed", "deepspeed.pt", "ds")
-_RUNNER_MODULE = "deepspeed.launcher.runner"
+_COMMAND_NAMES = ("deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner")
 _LAUNCH_MODULE = "deepspeed.launcher.launch"
 
 
 def signal_at_death_of_parent(number: int) -> None:
     """Have the kernel send this signal when the parent dies (prctl(2), PR_SET_PDEATHSIG).
 
-    Linux sends it also when only the thread that started this process ends: ask os.getppid() what happened.
+    Linux also sends it when only the thread that started this process ends: check os.getppid() then.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-def command_line(pid: int) -> list[str]:
+def command_line(process: psutil.Process | None) -> list[str]:
     """The arguments of a process; none if it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
-    except OSError:
+        return [] if process is None else process.cmdline()
+    except psutil.Error:
         return []
 
 
-class Process:
-    """Another process, told from a later one with the same number by the moment at which it started."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._started = _status(pid)[19:20]
-
-    def is_alive(self) -> bool:
-        """Whether it runs; a process that has ended but was not waited for does not."""
-        fields = _status(self.pid)
-        return fields[19:20] == self._started and fields[:1] not in ([], ["Z"], ["X"])
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger holds the process."""
-    return _status(pid)[:1] in (["T"], ["t"])
+def is_deepspeed_launcher(process: psutil.Process) -> bool:
+    """Whether this is the process of DeepSpeed's that starts the ranks of a machine."""
+    return _LAUNCH_MODULE in command_line(process)
 
 
 def out_of_memory_kills() -> int:
     """How many processes Linux has killed since it started because memory had run out."""
-    counts = dict(line.split() for line in lines_of(Path("/proc/vmstat")))
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
     return int(counts.get("oom_kill", 0))
 
 
-def is_deepspeed_launcher(pid: int) -> bool:
-    """Whether this is the process of DeepSpeed's that starts the ranks of a machine."""
-    return _LAUNCH_MODULE in command_line(pid)
+class DeepSpeedCommand:
+    """The `deepspeed` command that was typed, seen from a launcher below it.
 
-
-def deepspeed_runner(launcher: int) -> Process | None:
-    """The `deepspeed` command that has started this launcher: the process above it, or, on the machine from which a
-    run of several was started, the one above the pdsh that reaches them; None if there is none here.
+    Args:
+        process: the command.
+        started: its child: the launcher, or the pdsh that reaches the machines of a hostfile.
     """
-    if not is_deepspeed_launcher(launcher):
+
+    def __init__(self, process: psutil.Process, started: psutil.Process) -> None:
+        self.process, self._started = process, started
+
+    @classmethod
+    def above(cls, launcher: psutil.Process) -> "DeepSpeedCommand | None":
+        """The command above this launcher, if it is on this machine."""
+        line = command_line(launcher)
+        if _LAUNCH_MODULE not in line:
+            return None
+        of_this_run = {word for word in line if word.startswith(("--world_info=", "--master_port="))}
+        pdsh = (
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if (words := process.info["cmdline"]) and Path(words[0]).name == "pdsh" and of_this_run <= set(words)
+        )
+        for started in itertools.chain([launcher], pdsh):
+            parent = started.parent()
+            first = command_line(parent)[:4]  # python [-u] [-m] deepspeed
+            if parent is not None and any(Path(word).name in _COMMAND_NAMES for word in first):
+                return cls(parent, started)
         return None
-    of_this_run = {word for word in command_line(launcher) if word.startswith(("--world_info=", "--master_port="))}
-    for starter in (launcher, *_running("pdsh", of_this_run)):
-        runner = Process(_parent(starter))
-        first = command_line(runner.pid)[:4]  # python [-u] [-m] deepspeed
-        named = any(Path(word).name in _RUNNER_NAMES or word == _RUNNER_MODULE for word in first)
-        if named and runner.is_alive():
-            return runner
-    return None
 
-
-def children(pid: int) -> list[int]:
-    """The processes that this one has started, and that it has not waited for."""
-    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _parent(int(folder.name)) == pid]
-
-
-def _running(program: str, words: set[str]) -> Iterator[int]:
-    """Processes of this program with these words in their command line."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        line = command_line(int(folder.name))
-        if line and Path(line[0]).name == program and words <= set(line):
-            yield int(folder.name)
-
-
-def _parent(pid: int) -> int:
-    return int((_status(pid) or ["", "0"])[1])
-
-
-def _status(pid: int) -> list[str]:
-    """/proc/PID/stat from its third field on (proc(5)): state, parent, ...; empty if there is no such process."""
-    lines = lines_of(Path(f"/proc/{pid}/stat"))
-    return lines[0].rpartition(")")[2].split() if lines else []
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file of /proc; none if it is gone or not for this user."""
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
+    def is_gone(self) -> bool:
+        """Whether it has ended: its child then has another parent, or has ended too."""
+        try:
+            return bool(self._started.ppid() != self.process.pid)
+        except psutil.Error:
+            return True

@@ -5,18 +5,19 @@ import signal
 from storyteller_ds.errors import Interrupted, InterruptedSafely, StorytellerError
 
 ASKING_TO_END = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-"""From a scheduler, from Slurm before the time is over, from a person, from a terminal that is closed."""
+"""From a scheduler, from Slurm before the time limit, from Ctrl-C, from a terminal that is closed."""
 
 
-def heard() -> tuple[signal.Signals, ...]:
-    """Those that this process is to hear: not what was ignored when it started, as nohup has SIGHUP ignored, and a
-    shell script SIGINT for `command &`.
+def signals_to_handle() -> tuple[signal.Signals, ...]:
+    """Of ASKING_TO_END, those that this process must handle.
+
+    SIGINT and SIGHUP may be ignored when it starts, and stay ignored: by nohup, or by `command &` in a script.
     """
-    mostly_for_others = (signal.SIGINT, signal.SIGHUP)
+    may_be_ignored = (signal.SIGINT, signal.SIGHUP)
     return tuple(
         number
         for number in ASKING_TO_END
-        if number not in mostly_for_others or signal.getsignal(number) is not signal.SIG_IGN
+        if number not in may_be_ignored or signal.getsignal(number) is not signal.SIG_IGN
     )
 
 

@@ -3,46 +3,48 @@
 import contextlib
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
 import time
-from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
+
+import psutil
 
 from storyteller_ds.distributed.ranks import Ranks
 from storyteller_ds.distributed.supervision import child
-from storyteller_ds.distributed.supervision.lifeline import Address, Hub, Loss, Spoke, as_message
+from storyteller_ds.distributed.supervision.lifeline import Address, Lifeline
 from storyteller_ds.distributed.supervision.processes import (
     ON_LINUX,
-    Process,
-    deepspeed_runner,
-    is_stopped,
+    DeepSpeedCommand,
     out_of_memory_kills,
     signal_at_death_of_parent,
 )
-from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, heard
-from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_ERROR
-from storyteller_ds.streams import write_unlocked
+from storyteller_ds.distributed.supervision.signals import ASKING_TO_END, signals_to_handle
+from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST
+from storyteller_ds.streams import print_unlocked
 
-GRACE_S = 20
-"""From SIGTERM to SIGKILL; under the 30 s after which launchers kill the supervisor itself."""
 SAVE_S = 600
-"""The same for a child that finishes its step and saves (training/interruption.py), if its launcher lets it; one that
-hangs is ended earlier by its watchdog."""
-ONE_EVENT_S = 2.0
-"""Signals within this time are one and the same: a launcher sends some of them twice."""
+"""From a signal that asks the child to end to SIGKILL: it finishes its step and saves. A launcher allows less, and a
+child that hangs is ended earlier by its watchdog."""
 FOLLOW_S = 25
-"""How long after another rank's orderly end with an exit code that is not 0 this one may go on; longer than
-rank 0 is given to speak (cli/train.py)."""
+"""How long this rank may go on after another one has ended by itself with an exit code that is not 0; longer than
+rank 0 is given to report the error (cli/train.py)."""
 SETTLE_S = 1.0
-TICK_S = 0.5
+TICK_S = 0.1
 
 _LAUNCHER_GONE = signal.SIGUSR2
 _AMBIGUOUS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
 """A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer
-is gone: a child that died of these has not told why, but within SETTLE_S somebody does."""
+is gone: a child that died of these may not be the first, and within SETTLE_S the lifeline reports the one that was."""
+_LONGEST_REPORT = 1 << 12
+
+
+class End(NamedTuple):
+    """Why the child must end."""
+
+    code: int | None
+    """Exit code if the child dies of a signal; None: 128 + the number of that signal."""
 
 
 def supervise() -> None:
@@ -57,26 +59,27 @@ def supervise() -> None:
     ranks = Ranks.from_environment()
     if ranks.size == 1 or not ON_LINUX or child.is_supervised():
         return
-    hub = Hub(local=ranks.local_size == ranks.size) if ranks.rank == 0 else None
-    reports, pipe = os.pipe()
+    local = ranks.local_size == ranks.size
+    lifeline = Lifeline.listen(local) if ranks.rank == 0 else None
+    reports, of_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     me, launcher = os.getpid(), os.getppid()
     sys.stdout.flush()
     sys.stderr.flush()
-    watched = (signal.SIGCHLD, *heard(), _LAUNCHER_GONE)
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # until both know what to do with them
+    watched = (signal.SIGCHLD, *signals_to_handle(), _LAUNCHER_GONE)
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # in the supervisor for ever: it receives them by sigtimedwait
     training = os.fork()
     if training == 0:
         signal_at_death_of_parent(signal.SIGKILL)
         if os.getppid() != me:
             os._exit(EXIT_PEER_LOST)
-        os.close(reports)
+        reports.close()
+        child.attach(of_child, None if lifeline is None else lifeline.address(local))
+        if lifeline is not None:
+            lifeline.close_listener()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
-        child.attach(pipe, None if hub is None else hub.address())
-        if hub is not None:
-            hub.socket.close()
         return
-    os.close(pipe)
-    Supervisor(ranks, training, launcher, reports, hub).run()
+    of_child.close()
+    Supervisor(ranks, training, launcher, reports, lifeline).run(watched)
 
 
 class Supervisor:
@@ -86,90 +89,58 @@ class Supervisor:
         ranks: the rank of the training process.
         training: its pid.
         launcher: pid of this process's parent.
-        reports: end of the pipe from which the training process's messages come.
-        hub: of the lifeline; None on all ranks but the first.
+        reports: from the training process, one JSON object a packet.
+        lifeline: of rank 0; None on all others, whose child reports where to connect.
     """
 
-    def __init__(self, ranks: Ranks, training: int, launcher: int, reports: int, hub: Hub | None) -> None:
-        self.ranks, self.training, self.launcher, self.reports = ranks, training, launcher, reports
+    def __init__(
+        self, ranks: Ranks, training: int, launcher: int, reports: socket.socket, lifeline: Lifeline | None
+    ) -> None:
+        self.ranks, self.training, self.launcher = ranks, training, launcher
+        self.reports, self.lifeline = reports, lifeline
         self.host = socket.gethostname()
-        self.runner: Process | None = deepspeed_runner(launcher)
         self.step: int | None = None
-        self.status: int | None = None
-        """How the child ended: its exit code, or minus the number of a signal."""
-        self.settled_at = 0.0
+        self.has_handlers = False
+        """Whether the child has handlers for signals."""
         self.signals: set[int] = set()
-        """What a launcher or a person has sent so far."""
-        self.asked_at: float | None = None
-        """When the first of them that asks to end came: what follows is no surprise."""
-        self.pressed_at: float | None = None
-        """When the first came that ends the child at once if it comes again."""
-        self.listens, self.saves = False, False
-        """What the child does with signals (child.announce)."""
-        self.loss: Loss | None = None
+        """Received so far."""
+        self.end: End | None = None
+        """The first reason for which the child must end, signals apart."""
         self.deadline: float | None = None
         """When the child gets SIGKILL."""
-        self.code_of_others: int | None = None
-        self.wait_ends: float | None = None
-        """When the child's present wait is over its limit."""
-        self.complaint = ""
-        self.gave_up = False
+        self.status: int | None = None
+        """How the child ended: its exit code, or minus the number of a signal."""
+        self.ended_at = 0.0
         self.memory_kills = out_of_memory_kills()
-        self.selector = selectors.DefaultSelector()
-        self.lifeline: Hub | Spoke | None = hub
-        if hub is not None:
-            hub.attach(self.selector, self)
-        os.set_blocking(reports, False)
-        self._unread = b""
-        self.selector.register(reports, selectors.EVENT_READ, self._read_reports)
-        self._receive_signals()
+        reports.setblocking(False)
+        signal_at_death_of_parent(_LAUNCHER_GONE)
+        self.command: DeepSpeedCommand | None = None
+        with contextlib.suppress(psutil.Error):  # gone already, which is found at once
+            self.command = DeepSpeedCommand.above(psutil.Process(launcher))
 
-    def run(self) -> NoReturn:
-        """Until the child has ended; leaves the process with its exit code, or one that tells of the loss."""
-        code = None
-        while code is None:
-            for key, _ in self.selector.select(TICK_S):
-                key.data()
+    def run(self, watched: tuple[signal.Signals, ...]) -> NoReturn:
+        """Until the child has ended; leaves the process with its exit code, or with one for the loss."""
+        while (code := self._exit_code()) is None:
+            arrived = signal.sigtimedwait(watched, TICK_S)
+            while arrived is not None:
+                if arrived.si_signo in ASKING_TO_END:
+                    self._receive(arrived.si_signo)
+                arrived = signal.sigtimedwait(watched, 0)
             self._look_at_launcher()
+            self._read_reports()
+            self._read_lifeline()
             if self.deadline is not None and time.monotonic() > self.deadline:
                 self._kill(signal.SIGKILL)
-            if self.wait_ends is not None and time.monotonic() > self.wait_ends:
-                self._give_up()
-            code = self._exit_code()
-        if self.lifeline is not None and self.loss is None:
-            self.lifeline.tell("bye", code=code)
+        if self.lifeline is not None:
+            if code != 0 and self.end is None:
+                self.lifeline.send("ended", code=code)
+            self.lifeline.send("bye")
         os._exit(code)
 
-    def lost(self, loss: Loss) -> None:
-        """The run cannot go on: tell the others, and end the child."""
-        if self.loss is not None:
-            return
-        self.loss = loss
-        if self.ranks.rank == 0 and not (loss.said and loss.launcher == self._launcher_name):
-            self._speak(str(loss))
-        if self.lifeline is not None:
-            self.lifeline.tell("lost", **as_message(loss))
-        self._end_child(signal.SIGTERM if loss.orderly else signal.SIGKILL)
-
-    def silent(self, rank: int, host: str, launcher: str) -> None:
-        """The supervisor of a rank has gone without a farewell."""
-        how = "its processes were killed, or its machine cannot be reached"
-        loss = Loss(rank, host, self.step, how, launcher, said=False, orderly=False)
-        if rank == 0 and self.ranks.rank == 1 and self.loss is None:
-            self._speak(str(loss))  # in the place of rank 0
-        self.lost(loss)
-
-    def ending(self, code: int) -> None:
-        """Some rank has ended by itself: it has said why, and this one should soon end as well.
-
-        At once, where that one did not wait either (128 + a signal), or where this one cannot do anything.
-        """
-        if self.code_of_others is None:
-            self.code_of_others = code
-        stopped = self.status is None and is_stopped(self.training)
-        if stopped:
-            self._speak(f"rank {self.ranks.rank} on {self.host} is stopped (SIGSTOP or a debugger), and is killed")
-        self._end_within(SETTLE_S if stopped or code >= 128 else FOLLOW_S)
+    @property
+    def _asked(self) -> bool:
+        """Whether a signal has asked this rank to end; SIGUSR1 only warns."""
+        return bool(self.signals - {signal.SIGUSR1})
 
     def _exit_code(self) -> int | None:
         """With which this process must end now; None: go on."""
@@ -177,148 +148,135 @@ class Supervisor:
             pid, status = os.waitpid(self.training, os.WNOHANG)
             if pid == 0:
                 return None
-            self.status = os.waitstatus_to_exitcode(status)
+            self.status, self.ended_at = os.waitstatus_to_exitcode(status), time.monotonic()
             self._read_reports()
-            self.settled_at = time.monotonic() + (SETTLE_S if -self.status in _AMBIGUOUS else 0)
+            self._read_lifeline()
         if self.status >= 0:
             return self.status
-        if not self.listens and -self.status in {*self.signals} - {signal.SIGINT}:
-            return EXIT_INTERRUPTED  # while it was still starting
-        if self.code_of_others is None and (self.asked_at is not None or (self.loss is not None and self.loss.orderly)):
-            return 128 - self.status
-        if self.loss is not None:
-            return EXIT_PEER_LOST
-        if self.gave_up:
-            return EXIT_USER_ERROR
-        if self.code_of_others is not None:
-            return self.code_of_others
-        if time.monotonic() < self.settled_at:
+        by = -self.status
+        if self.end is not None:
+            return 128 + by if self.end.code is None else self.end.code
+        if by in self.signals - {signal.SIGINT}:
+            return EXIT_INTERRUPTED  # it had no handlers yet, or no longer: nothing of it is lost
+        if self._asked:
+            return 128 + by
+        if by in _AMBIGUOUS and time.monotonic() < self.ended_at + SETTLE_S:
             return None
-        how = f"killed by signal {-self.status} ({_name(-self.status)})"
-        if self.status == -signal.SIGKILL and out_of_memory_kills() > self.memory_kills:
+        how = f"killed by signal {by} ({_name(by)})"
+        if by == signal.SIGKILL and out_of_memory_kills() > self.memory_kills:
             how += "; this machine has run out of memory: lower train.micro_batch_size, or start fewer ranks"
-        self._lost_here(how, orderly=False, said=True)
-        return 128 - self.status
+        self._lost(self._message(self.ranks.rank, self.host, how), report=self.lifeline is None)
+        return 128 + by
 
     def _look_at_launcher(self) -> None:
-        if self.loss is not None or self.asked_at is not None:
+        if self.end is not None or self._asked:
             return
         if os.getppid() != self.launcher:
-            # The deepspeed command would call this a success. The kernel has woken both of us at this moment, but
-            # it needs a tenth of a second to leave, and dies of a signal instead.
-            if self.runner is not None and self.runner.is_alive():
-                with contextlib.suppress(OSError):  # it has gone meanwhile, or is another user's
-                    os.kill(self.runner.pid, signal.SIGKILL)
-            self._lost_here(f"its launcher (pid {self.launcher}) is gone", orderly=True, said=self._speaks_here)
-        elif self.runner is not None and not self.runner.is_alive():
-            how = f"the deepspeed command (pid {self.runner.pid}) is gone"
-            self._lost_here(how, orderly=True, said=self._speaks_here)
+            # The deepspeed command would exit with 0. The kernel has woken both of us at this moment, but it needs a
+            # tenth of a second to leave, and dies of a signal instead.
+            if self.command is not None:
+                with contextlib.suppress(psutil.Error):  # gone, or another user's
+                    self.command.process.kill()
+            how = f"its launcher (pid {self.launcher}) is gone"
+        elif self.command is not None and self.command.is_gone():
+            how = f"the deepspeed command (pid {self.command.process.pid}) is gone"
+        else:
+            return
+        text = self._message(self.ranks.rank, self.host, how)
+        self._lost(text, report=self.lifeline is None and self.ranks.local_rank == 0, orderly=True)
 
-    def _lost_here(self, how: str, orderly: bool, said: bool) -> None:
-        loss = Loss(self.ranks.rank, self.host, self.step, how, self._launcher_name, said, orderly)
-        if said:
-            self._speak(str(loss))
-        self.lost(loss)
+    def _receive(self, number: int) -> None:
+        self.signals.add(number)
+        self._read_reports()
+        # A terminal and most launchers send SIGINT to the group; a child without handlers must not get it twice.
+        if number != signal.SIGINT or self.has_handlers:
+            self._kill(number)
+        if self._asked:
+            self._end_within(SAVE_S)
 
-    def _give_up(self) -> None:
-        self.wait_ends, self.gave_up = None, True
-        self._speak(self.complaint)
-        self._kill(signal.SIGKILL)
+    def _read_reports(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while packet := self.reports.recv(_LONGEST_REPORT):
+                message = json.loads(packet)
+                self.step = message.get("step", self.step)
+                self.has_handlers = message.get("has_handlers", self.has_handlers)
+                if "lifeline" in message and self.status is None and self.lifeline is None:
+                    self._connect(Address(*message["lifeline"]))
 
-    def _end_child(self, number: int) -> None:
-        self._kill(number)
-        self._end_within(SAVE_S if self.saves else GRACE_S)
+    def _read_lifeline(self) -> None:
+        messages, silent = ([], []) if self.lifeline is None else self.lifeline.receive()
+        for message in messages:
+            if message["kind"] == "lost":
+                self._end_lost(message["text"], message["orderly"], report=self.ranks.rank == 0)
+            elif message["kind"] == "ended":
+                self._follow(message["code"])
+        for peer in silent:
+            text = self._message(*peer, "its processes were killed, or its machine cannot be reached")
+            # That rank 0 is gone is reported by rank 1, and by one rank of every other machine.
+            self._lost(text, report=self.ranks.rank == 1 or self.ranks.local_rank == 0)
+
+    def _connect(self, to: Address) -> None:
+        try:
+            self.lifeline = Lifeline.connect(to, self.ranks.rank, self.host)
+        except ConnectionRefusedError:
+            self._follow(EXIT_PEER_LOST)  # it has been there, and has gone already
+        except OSError as error:
+            print_unlocked(
+                f"rank {self.ranks.rank} on {self.host} cannot reach rank 0's supervisor at {to.host}:{to.port} "
+                f"({error}); training goes on, but a rank lost on another machine is only noticed after "
+                "parallel.timeout_minutes"
+            )
+
+    def _lost(self, text: str, report: bool, orderly: bool = False) -> None:
+        """Inform the other ranks of a loss that this one has found, and end."""
+        if self.lifeline is not None and self.end is None:
+            self.lifeline.send("lost", text=text, orderly=orderly)
+        self._end_lost(text, orderly, report or self.ranks.rank == 0)
+
+    def _end_lost(self, text: str, orderly: bool, report: bool) -> None:
+        """End the child of a run that has lost a rank.
+
+        Args:
+            text: which rank, and how.
+            orderly: whether all ranks are still there, and can be given the time to save.
+            report: whether this rank prints the text.
+        """
+        if self.end is not None:
+            return
+        self.end = End(None if orderly else EXIT_PEER_LOST)
+        if report:
+            print_unlocked(text)
+        self._kill(signal.SIGTERM if orderly else signal.SIGKILL)
+        self._end_within(SAVE_S)
+
+    def _follow(self, code: int) -> None:
+        """Another rank has ended by itself and has reported why; this one should soon end as well.
+
+        At once, where that one did not wait either (128 + a signal), or where this one cannot do anything.
+        """
+        if self.end is not None:
+            return
+        self.end = End(code)
+        stopped = self.status is None and psutil.Process(self.training).status() in _STOPPED
+        if stopped:
+            print_unlocked(f"rank {self.ranks.rank} on {self.host} is stopped (SIGSTOP or a debugger), and is killed")
+        self._end_within(SETTLE_S if stopped or code >= 128 else FOLLOW_S)
 
     def _end_within(self, seconds: float) -> None:
-        """SIGKILL for the child after this time, or after what was set before, if that is earlier."""
+        """SIGKILL for the child after this time, or after an earlier deadline."""
         deadline = time.monotonic() + seconds
         self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
 
     def _kill(self, number: int) -> None:
-        if self.status is None:  # not yet waited for: the number is still its own
+        if self.status is None:  # not yet waited for: the pid is still its own
             os.kill(self.training, number)
 
-    def _receive_signals(self) -> None:
-        """Signals wake the selector; so does the death of the launcher."""
-        receiver, sender = socket.socketpair()
-        receiver.setblocking(False)
-        sender.setblocking(False)
-        self._sender = sender  # kept open
-        self.selector.register(receiver, selectors.EVENT_READ, lambda: self._on_signals(receiver.recv(4096)))
-        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        watched = (signal.SIGCHLD, *heard(), _LAUNCHER_GONE)
-        for number in watched:
-            signal.signal(number, _wake)
-        signal_at_death_of_parent(_LAUNCHER_GONE)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
-
-    def _on_signals(self, numbers: bytes) -> None:
-        for number in {*numbers} & {*ASKING_TO_END}:
-            self.signals.add(number)
-            # A terminal and most launchers send SIGINT to the group; without handlers one of it is enough.
-            if number != signal.SIGINT or self.listens:
-                self._kill(number)
-            if number != signal.SIGUSR1:  # only a warning
-                self._asked_to_end(number)
-
-    def _asked_to_end(self, number: int) -> None:
-        now = time.monotonic()
-        if self.asked_at is None:
-            self.asked_at = now
-            self._end_within(SAVE_S if self.saves else GRACE_S)
-        if number == signal.SIGHUP:  # from the kernel and from the shell, and then perhaps SIGTERM from the system
-            return
-        if self.pressed_at is None:
-            self.pressed_at = now
-        elif now - self.pressed_at >= ONE_EVENT_S:
-            self._end_within(SETTLE_S)  # a second time: the child leaves at once by itself, if it can
-
-    def _read_reports(self) -> None:
-        data = b""
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self.reports, 1 << 16)
-            if not data and self.reports in self.selector.get_map():  # the child has closed it
-                self.selector.unregister(self.reports)
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            self.step = message.get("step", self.step)
-            self.listens, self.saves = message.get("listens", self.listens), message.get("saves", self.saves)
-            if "wait_s" in message:
-                seconds, self.complaint = message["wait_s"], message.get("complaint", "")
-                self.wait_ends = None if seconds is None else time.monotonic() + seconds
-            if "lifeline" in message and self.status is None:
-                self._connect(Address(*message["lifeline"]))
-
-    def _connect(self, hub: Address) -> None:
-        try:
-            self.lifeline = Spoke(hub, self.ranks.rank, self.host, self._launcher_name)
-        except ConnectionRefusedError:
-            self.ending(EXIT_PEER_LOST)  # it has been there, and has gone already
-        except OSError as error:
-            self._speak(
-                f"rank {self.ranks.rank} on {self.host} cannot reach rank 0's supervisor at {hub.host}:{hub.port} "
-                f"({error}); training goes on, but a rank lost on another machine is only noticed after "
-                "parallel.timeout_minutes"
-            )
-        else:
-            self.lifeline.attach(self.selector, self)
-
-    @property
-    def _launcher_name(self) -> str:
-        return f"{self.host}:{self.launcher}"
-
-    @property
-    def _speaks_here(self) -> bool:
-        """Whether this one speaks about what all ranks of this machine see."""
-        return self.ranks.local_rank == 0
-
-    def _speak(self, message: str) -> None:
-        write_unlocked(2, f"storyteller: {message}\n")
+    def _message(self, rank: int, host: str, how: str) -> str:
+        when = "before training" if self.step is None else f"at step {self.step}"
+        return f"lost rank {rank} on {host} {when}: {how}"
 
 
-def _wake(number: int, frame: FrameType | None) -> None:
-    """Python calls no handler while waiting; having one makes it write the number to the selector's socket."""
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 def _name(number: int) -> str:

@@ -19,6 +19,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
 from storyteller_ds.engines.deepspeed import private
+from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE, autoep_layers
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
 from storyteller_ds.engines.deepspeed.finite_steps import finite_step
 from storyteller_ds.engines.deepspeed.nvme.settings import swaps_weights, with_nvme_settings
@@ -74,7 +75,9 @@ class DeepSpeedEngine:
         if plan.strategy in ("expert_parallel", "stock"):
             groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(groups)
         self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
-        with as_user_error(), _quiet(), _layers_replaced(self.loss_module, run, plan):
+        is_autoep = plan.strategy == "autoep"
+        replaced = autoep_layers(self.loss_module, run.moe) if is_autoep else contextlib.nullcontext()
+        with as_user_error(), _quiet(), replaced:
             if swaps_weights(self.passed_config):
                 # Left to initialize(), DeepSpeed 0.19.8 takes fp32 weights on NVMe for bf16.
                 deepspeed.zero.Init(module=self.loss_module, config_dict_or_path=self.passed_config)
@@ -206,22 +209,7 @@ def _moe_layers(plan: ParallelPlan) -> MoEFactory:
         from storyteller_ds.engines.deepspeed.stock import StockMoE
 
         return partial(StockMoE, ep_size=plan.ep_size)
-    if plan.strategy == "autoep":
-        from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE
-
-        return AutoEPMoE
-    return LocalMoE
-
-
-def _layers_replaced(
-    loss_module: nn.Module, run: RunConfig, plan: ParallelPlan
-) -> contextlib.AbstractContextManager[None]:
-    """The context in which DeepSpeed replaces MoE layers by its own, where the strategy needs it."""
-    if plan.strategy != "autoep":
-        return contextlib.nullcontext()
-    from storyteller_ds.engines.deepspeed.autoep import autoep_layers
-
-    return autoep_layers(loss_module, run.moe)
+    return AutoEPMoE if plan.strategy == "autoep" else LocalMoE
 
 
 def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:

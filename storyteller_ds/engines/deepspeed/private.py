@@ -268,17 +268,14 @@ def in_memory(zero: Any, number: int, changed: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _put_back(zero: Any, number: int, changed: bool) -> Iterator[None]:
     """After the block, what was fetched from NVMe goes back there; after an error it stays there as it was."""
-    swapped = zero._swappable_optimizer_subgroup(number)
+    put_back = zero._release_swap_buffers
     try:
         yield
-    except BaseException:
-        if swapped:
-            zero._release_swap_buffers(number)
-        raise
-    if swapped and changed:
-        zero._optimizer_states_and_gradient_swap_out(number)
-    elif swapped:
-        zero._release_swap_buffers(number)
+        if changed:
+            put_back = zero._optimizer_states_and_gradient_swap_out
+    finally:
+        if zero._swappable_optimizer_subgroup(number):
+            put_back(number)
 
 
 def write_partition(zero: Any, parameter: nn.Parameter, kind: str, value: Tensor) -> None:

@@ -6,7 +6,7 @@ of a parameter (of this rank's experts, where it is a stack of experts), as fp32
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,29 +23,41 @@ from storyteller_ds.engines.deepspeed.private import WEIGHT
 from storyteller_ds.optim.muon import Held, Stack, start_moments, whole_parameter, zero_partition
 
 
-class ZeroState(Protocol):
-    """Access to the training state of one engine."""
+class ZeroState:
+    """ZeRO-0: a torch optimizer over the model's own fp32 parameters."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
 
     def prepare(self) -> None:
         """Make every moment reachable; those of before the first step are zero."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                start_moments(self.optimizer, parameter)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         """The whole fp32 value; `kind` is "weight" or the name of a moment."""
+        value: Tensor = parameter if kind == WEIGHT else self.optimizer.state[parameter][kind]
+        return value.detach()
 
     def holder(self, parameter: nn.Parameter) -> int | None:
         """The one rank that has the whole of a parameter's state at hand; None if that is no single rank.
 
         Not for experts that are spread over ranks.
         """
+        return None
 
     def read_here(self, parameter: nn.Parameter, kind: str) -> Tensor:
         """What read gives, without a message; only on the rank that holder names, and only until the next step."""
+        return self.read(parameter, kind)
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         """Replace it."""
+        self.read(parameter, kind).copy_(value)
 
     def finish(self, updates: int) -> None:
         """After the last write: set AdamW's step count and bring the weights of the model up to date."""
+        _set_step(self.optimizer, updates)
 
 
 def lay_out_muon(optimizer: Any, stage: int, stacks: Mapping[nn.Parameter, Stack], device: torch.device) -> None:
@@ -77,41 +89,15 @@ def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:
 def zero_state(optimizer: Any, stage: int) -> ZeroState:
     """The access for an engine's optimizer."""
     if stage == 0:
-        return _Whole(optimizer)
+        return ZeroState(optimizer)
     return _OptimizerPartitions(optimizer) if stage < 3 else _AllPartitions(optimizer)
 
 
-class _Whole:
-    """ZeRO-0: a torch optimizer over the model's own fp32 parameters."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def prepare(self) -> None:
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                start_moments(self.optimizer, parameter)
-
-    def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        value: Tensor = parameter if kind == WEIGHT else self.optimizer.state[parameter][kind]
-        return value.detach()
-
-    def holder(self, parameter: nn.Parameter) -> None:
-        """All ranks have all of it."""
-
-    read_here = read
-
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        self.read(parameter, kind).copy_(value)
-
-    def finish(self, updates: int) -> None:
-        _set_step(self.optimizer, updates)
-
-
-class _Partitions:
+class _Partitions(ZeroState):
     """What ZeRO-1, 2 and 3 have in common."""
 
     def __init__(self, zero: Any) -> None:
+        super().__init__(zero.optimizer)
         self.zero = zero
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
@@ -130,7 +116,7 @@ class _OptimizerPartitions(_Partitions):
 
     def prepare(self) -> None:
         for part in private.flat_partitions(self.zero):
-            start_moments(self.zero.optimizer, part.vector)
+            start_moments(self.optimizer, part.vector)
         private.link_moments(self.zero)
 
     def holder(self, parameter: nn.Parameter) -> int | None:
@@ -157,7 +143,7 @@ class _OptimizerPartitions(_Partitions):
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def finish(self, updates: int) -> None:
-        _set_step(self.zero.optimizer, updates)
+        _set_step(self.optimizer, updates)
         private.update_weights(self.zero)
 
 
@@ -166,20 +152,15 @@ class _AllPartitions(_Partitions):
 
     def prepare(self) -> None:
         for number, flat in enumerate(private.sub_groups(self.zero)):
-            if "exp_avg" not in self.zero.optimizer.state[flat]:
+            if "exp_avg" not in self.optimizer.state[flat]:
                 with private.in_memory(self.zero, number, changed=True):
-                    start_moments(self.zero.optimizer, flat)
-
-    def holder(self, parameter: nn.Parameter) -> None:
-        """Each rank has a part of everything."""
-
-    read_here = _Partitions.read
+                    start_moments(self.optimizer, flat)
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         private.write_partition(self.zero, parameter, kind, value)
 
     def finish(self, updates: int) -> None:
-        _set_step(self.zero.optimizer, updates)
+        _set_step(self.optimizer, updates)
         private.update_partitioned_weights(self.zero)
 
 

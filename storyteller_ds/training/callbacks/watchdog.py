@@ -1,9 +1,8 @@
-"""Ends a rank that does not get on, with the stacks of its threads.
+"""Ends a rank that hangs, after printing the stacks of its threads.
 
-A rank that waits for another one in a collective is stuck in C++ and answers nobody, and neither does the one that is
-stopped or spins. Of a run whose ranks go step by step together, all stand still as soon as one does: each finds that
-out by itself, says where it stands, and leaves. Ranks that cannot even do that are killed by their supervisors, which
-the others' exit tells (distributed/supervision/).
+When one rank hangs, all do: they wait for it in a collective. Each notices that by itself, prints its stacks, and
+exits. A rank that is stopped cannot do so; its supervisor kills it when another rank has exited
+(distributed/supervision/).
 """
 
 import faulthandler
@@ -21,9 +20,9 @@ from storyteller_ds.streams import write_unlocked
 from storyteller_ds.training.callbacks.callback import Callback
 
 SECONDS_FOR_THE_OTHERS = 5.0
-"""Between a rank's stacks and its exit: launchers end all ranks when one has left, and the others' stacks count too."""
+"""Between a rank's stacks and its exit: launchers end all ranks when one has exited, and all stacks are needed."""
 _LOOKS = 20
-"""How often it looks, in the time that it allows."""
+"""How often it checks, within the time limit."""
 _LONGEST_PAUSE_S = 10.0
 
 
@@ -31,12 +30,12 @@ class Watchdog(Callback):
     """Watches this process while it trains; each rank has its own.
 
     Progress is every collective of World, every step and every validation batch (distributed/heartbeat.py). Saving and
-    compiling count as standing still: the time allowed must cover the longest of them.
+    compiling are no progress: the time limit must be longer than they take.
 
     Args:
-        rank: of this process, to be named.
-        minutes: how long nothing may happen; 0: for ever.
-        progress: how often the process has got on so far.
+        rank: of this process, for the message.
+        minutes: the longest time without progress; 0: no limit.
+        progress: counts the progress made so far.
         clock: seconds.
         leave: ends the process with an exit code, without returning.
         stderr: file descriptor for the stacks.
@@ -61,21 +60,21 @@ class Watchdog(Callback):
         self._thread: threading.Thread | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """Begin to watch."""
+        """Start the thread that checks."""
         if self._limit_s:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
     def on_end(self, exit_code: int) -> None:
-        """Leave the process alone."""
+        """Stop that thread."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
 
     def is_overdue(self) -> bool:
-        """Look; to be called every so often. Whether the process has stood still for too long.
+        """Whether there was no progress for too long; to be called again and again.
 
-        Only time in which it could have run counts: a job that was suspended as a whole goes on afterwards.
+        Only time in which the process could run counts: a job that was suspended as a whole continues afterwards.
         """
         now, made = self._clock(), self._progress()
         passed = min(max(now - self._looked_at, 0.0), 2 * self._pause_s)
@@ -85,14 +84,14 @@ class Watchdog(Callback):
         return 0 < self._limit_s <= self._idle_s
 
     def report(self) -> str:
-        """What is said of this rank, and the stacks of all its threads."""
+        """A message about this rank, with the stacks of all its threads."""
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read().decode(errors="replace")
         return (
-            f"storyteller: rank {self._rank} on {socket.gethostname()} has not got on for {self._limit_s / 60:g} min "
-            f"(train.hang_timeout_minutes) and is ended; its threads:\n{stacks}"
+            f"storyteller: rank {self._rank} on {socket.gethostname()} has made no progress for {self._limit_s / 60:g} "
+            f"min (train.hang_timeout_minutes) and is ended; its threads:\n{stacks}"
         )
 
     def _watch(self) -> None:

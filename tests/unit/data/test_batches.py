@@ -30,17 +30,17 @@ NO_TEXT = RecordedBytes(TokenStream([np.zeros(1, dtype=np.int64)]))
 
 
 def train_rows(world: int, accumulation: int, samples_seen: int) -> list[list[tuple[int, ...]]]:
-    """Per global micro-step, the sequences of all ranks."""
+    """Per global accumulation step, the sequences of all ranks."""
     steps: list[list[tuple[int, ...]]] = [[] for _ in range(accumulation)]
     for rank in range(world):
         split = BatchSplit(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
         assert split.global_batch_size == GLOBAL_BATCH
         batches = TrainBatches(stream(), "corpus", 1, LENGTH, split).step(samples_seen)
         assert len(batches) == accumulation
-        for micro_step, batch in zip(steps, batches, strict=True):
+        for of_all_ranks, batch in zip(steps, batches, strict=True):
             assert batch.token_BS.dtype == batch.target_BS.dtype == torch.int64
             assert torch.equal(batch.target_BS, batch.token_BS + 1)
-            micro_step += [tuple(row) for row in batch.token_BS.tolist()]
+            of_all_ranks += [tuple(row) for row in batch.token_BS.tolist()]
     return steps
 
 
@@ -51,7 +51,7 @@ def test_any_topology_reads_the_same_batch(samples_seen):
     for world, accumulation in itertools.product((1, 2, 4), (1, 2)):
         steps = train_rows(world, accumulation, samples_seen)
         assert [row for step in steps for row in step] == expected
-        # A global micro-step holds the same sequences however many ranks share it.
+        # A global accumulation step holds the same sequences however many ranks share it.
         assert steps == train_rows(1, accumulation, samples_seen)
     assert train_rows(1, 1, samples_seen) != train_rows(1, 1, samples_seen + 1)
 

@@ -27,7 +27,7 @@ def test_deepspeed_reads_the_same(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("-oProxyCommand=touch${IFS}x slots=1", 1, "begins with '-'"),
         ("a slots=1\n-F slots=1", 2, "begins with '-'"),
@@ -66,11 +66,11 @@ def test_deepspeed_reads_the_same(tmp_path: Path):
         ("a slots =4", 1, "not of the form"),
     ],
 )
-def test_a_bad_line_is_refused_with_its_number(text, line, said, tmp_path: Path):
+def test_a_bad_line_is_refused_with_its_number(text, line, message, tmp_path: Path):
     with pytest.raises(ConfigError) as refused:
         read_hostfile(write(tmp_path, text))
     assert f"hosts, line {line}: " in str(refused.value)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -90,7 +90,7 @@ def test_an_unreadable_hostfile_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("c", "no host is called 'c'; there are: a, b"),
         ("a@c:0", "no host is called 'c'"),
@@ -102,10 +102,10 @@ def test_an_unreadable_hostfile_is_refused(tmp_path: Path):
         ("a:0:1", "'0:1' is not the number"),
     ],
 )
-def test_a_bad_filter_is_refused(text, said):
+def test_a_bad_filter_is_refused(text, message):
     with pytest.raises(ConfigError) as refused:
         check_filter(text, "--include", {"a": 2, "b": 4})
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert f"--include={text}" in str(refused.value)
 
 
@@ -115,7 +115,7 @@ def test_a_good_filter():
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("A=1\nB", 2, "NAME=VALUE"),
         ("A=1\n\nB=2", 2, "NAME=VALUE"),  # DeepSpeed fails on blank lines
@@ -131,11 +131,11 @@ def test_a_good_filter():
         ("A=%n", 1, "would interpret '%'"),
     ],
 )
-def test_a_bad_environment_file_is_refused(text, line, said, tmp_path: Path):
+def test_a_bad_environment_file_is_refused(text, line, message, tmp_path: Path):
     with pytest.raises(ConfigError) as refused:
         check_environment_file(write(tmp_path, text))
     assert f"hosts, line {line}: " in str(refused.value)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "abc" not in str(refused.value)  # a secret is not repeated
 
 

@@ -1,4 +1,4 @@
-"""Expert groups and batch shares: what fits, and what is refused with the mend."""
+"""Expert groups and batch shares: what fits, and what is refused with the fix."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_batch_shares(micro, accumulation, world_size, expected):
 
 
 @pytest.mark.parametrize(
-    ("micro", "accumulation", "world_size", "mend"),
+    ("micro", "accumulation", "world_size", "fix"),
     [
         (None, None, 5, "use a multiple of 5, for instance 50"),
         (None, 5, 2, "use a multiple of 10, for instance 50"),
@@ -100,10 +100,10 @@ def test_batch_shares(micro, accumulation, world_size, expected):
         (4, 4, 4, "= 64; leave one of the three out"),
     ],
 )
-def test_batch_shares_that_do_not_divide_are_refused_with_the_mend(micro, accumulation, world_size, mend):
+def test_batch_shares_that_do_not_divide_are_refused_with_the_mend(micro, accumulation, world_size, fix):
     message = refused(run(micro_batch_size=micro, gradient_accumulation_steps=accumulation), world_size)
     assert "train.global_batch_size=48" in message
-    assert mend in message
+    assert fix in message
 
 
 def test_sizes_that_do_not_fit_are_named_with_the_place_of_each(tmp_path):

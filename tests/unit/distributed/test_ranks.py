@@ -74,7 +74,7 @@ def test_every_launcher_is_understood(variables, expected, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"RANK": "3"}, "rank 3 of 1"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "rank -1 of 2"),
@@ -86,10 +86,10 @@ def test_every_launcher_is_understood(variables, expected, monkeypatch: pytest.M
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "2x3"}, "'2x3'"),
     ],
 )
-def test_contradictions_are_refused(variables, said, monkeypatch: pytest.MonkeyPatch):
+def test_contradictions_are_refused(variables, message, monkeypatch: pytest.MonkeyPatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Ranks.from_environment()
 
 
@@ -142,7 +142,7 @@ def test_mpirun_on_one_machine_needs_no_meeting_place(monkeypatch: pytest.Monkey
     assert Ranks.from_environment().meeting_place() == ("127.0.0.1", "29500")
 
 
-def test_mpirun_on_several_machines_must_be_told_one(monkeypatch: pytest.MonkeyPatch):
+def test_mpirun_on_several_machines_needs_one(monkeypatch: pytest.MonkeyPatch):
     for name, value in OPEN_MPI.items():
         monkeypatch.setenv(name, value)
     ranks = Ranks.from_environment()

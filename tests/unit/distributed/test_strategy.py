@@ -1,4 +1,4 @@
-"""How the experts are spread: the whole table, and the mend of everything that is not in it."""
+"""How the experts are spread: the whole table, and the fix of everything that is not in it."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def test_the_table(stage, strategy):
     if (stage, strategy) in CHOSEN:
         assert choose_strategy(run(stage, strategy)) == CHOSEN[stage, strategy]
     else:
-        assert "ds_configs/" in refused(run(stage, strategy)), "the mend names a JSON that works"
+        assert "ds_configs/" in refused(run(stage, strategy)), "the fix names a JSON that works"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,7 +53,7 @@ def test_expert_parallelism_under_plain_zero3_names_the_json_that_has_it():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "stage", "sections", "mend"),
+    ("strategy", "stage", "sections", "fix"),
     [
         ("autoep", 3, {"model": {"activation": "gelu"}}, "model.activation=swiglu"),
         ("autoep", 3, {"model": {"bias": True}}, "model.bias=false"),
@@ -62,7 +62,7 @@ def test_expert_parallelism_under_plain_zero3_names_the_json_that_has_it():
         ("stock", 2, {"moe": {"top_k": 1}}, "moe.top_k=2"),
     ],
 )
-def test_models_that_deepspeeds_layers_cannot_compute_are_refused(strategy, stage, sections, mend):
-    assert mend in refused(run(stage, strategy, **sections))
+def test_models_that_deepspeeds_layers_cannot_compute_are_refused(strategy, stage, sections, fix):
+    assert fix in refused(run(stage, strategy, **sections))
     # Ours can.
     assert choose_strategy(run(2, "expert_parallel", **sections)) == "expert_parallel"

@@ -26,7 +26,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     # A process that has been connected ends without Python's finalisation: later tests of commands would end pytest.
-    monkeypatch.setattr(world, "_connected_before", False)
+    monkeypatch.setattr(world, "_connections", 0)
+    monkeypatch.setattr(world, "_store", None)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_no_collectives_clock_runs_while_an_action_takes_its_time(talking, verb)
     assert done == ["signs of life begin", "action", "signs of life end", "wait", "collective"]
 
 
-def test_an_error_of_an_action_is_told_to_the_others_when_all_have_come(talking):
+def test_an_error_of_an_action_reaches_the_others_when_all_have_arrived(talking):
     done = talking()
 
     def fail() -> None:
@@ -150,14 +151,14 @@ def test_an_error_of_an_action_is_told_to_the_others_when_all_have_come(talking)
     assert done[-2:] == ["wait", "collective"]
 
 
-def test_a_rank_that_is_signalled_while_it_waits_tells_the_others(talking):
+def test_a_rank_that_is_signalled_while_it_waits_informs_the_others(talking):
     done = talking(InterruptedSafely("SIGTERM"))
     with pytest.raises(InterruptedSafely, match="SIGTERM"):
         FIRST_OF_TWO.together(lambda: 1)
     assert done[-3:] == ["wait", "wait", "collective"]
 
 
-def test_a_rank_that_has_waited_too_long_does_not_go_on_waiting(talking):
+def test_a_rank_that_has_waited_too_long_stops_waiting(talking):
     done = talking(TrainingStopped("rank 1 gave no sign of life"))
     with pytest.raises(TrainingStopped, match="no sign of life"):
         FIRST_OF_TWO.together(lambda: 1)

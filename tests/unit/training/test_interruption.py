@@ -22,15 +22,15 @@ WAIT_S = 30
 class Run:
     """A run with a clock of its own, which notes with what codes it would have left."""
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(self, reports: bool = True) -> None:
         self.time = 0.0
         self.left_with: list[int] = []
-        self.said: list[str] = []
-        self.interruption = ProcessInterruption(self.said.append, lambda: self.time, self.left_with.append, speaks)
+        self.logged: list[str] = []
+        self.interruption = ProcessInterruption(self.logged.append, lambda: self.time, self.left_with.append, reports)
 
-    def hear(self, *signals: tuple[float, int]) -> None:
+    def receive(self, *signals: tuple[float, int]) -> None:
         for self.time, number in signals:
-            self.interruption.hear(number)
+            self.interruption.receive(number)
 
     def agrees(self, world: World = ALONE) -> bool:
         return self.interruption.agreed(world, CPU)
@@ -41,18 +41,18 @@ def test_in_training_a_signal_waits_for_the_step(number):
     run = Run()
     with run.interruption.in_training():
         assert not run.agrees()
-        run.hear((0.0, number))
+        run.receive((0.0, number))
         assert run.agrees()
         error = run.interruption.after_save(12)
     assert isinstance(error, InterruptedAfterSave)
     assert error.exit_code == 75
     assert str(error) == f"interrupted by {number.name}; saved step 12; run again to continue"
-    assert (run.left_with, len(run.said)) == ([], 1)
+    assert (run.left_with, len(run.logged)) == ([], 1)
 
 
 def test_one_rank_signalled_is_all_ranks_asked():
     class TwoMore(World):
-        """Two other ranks, one of them warned and one told to end."""
+        """Two other ranks, one of them warned and one asked to end."""
 
         def all_reduce_sum(self, tensor):
             return tensor + torch.tensor([1, 1, 0, 0])
@@ -83,7 +83,7 @@ def test_one_rank_signalled_is_all_ranks_asked():
 def test_a_second_signal_ends_at_once(signals, code, capfd):
     run = Run()
     with run.interruption.in_training():
-        run.hear(*signals)
+        run.receive(*signals)
         assert run.left_with == ([] if code is None else [code])
         assert run.agrees()
     assert ("ended at once" in capfd.readouterr().err) == (code is not None)
@@ -92,10 +92,10 @@ def test_a_second_signal_ends_at_once(signals, code, capfd):
 def test_after_the_save_nothing_can_be_lost():
     run = Run()
     with run.interruption.in_training():
-        run.hear((0.0, TERM))
+        run.receive((0.0, TERM))
         run.agrees()
         run.interruption.after_save(1)
-        run.hear((30.0, TERM))
+        run.receive((30.0, TERM))
     assert run.left_with == [75]
 
 
@@ -112,7 +112,7 @@ def test_outside_training_ctrl_c_is_for_good():
 
 def test_a_signal_just_before_training_is_not_forgotten():
     run = Run()
-    run.hear((0.0, TERM))
+    run.receive((0.0, TERM))
     with pytest.raises(InterruptedSafely), run.interruption.in_training():
         pass
 
@@ -133,9 +133,9 @@ def test_outside_training_a_real_signal_unwinds_the_main_thread(number):
     assert type(error) is type(outside_training(number))
 
 
-@pytest.mark.parametrize("speaks", [True, False])
-def test_a_main_thread_that_does_not_unwind_is_left(capfd, speaks):
-    run = Run(speaks)
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_main_thread_that_does_not_unwind_is_left(capfd, reports):
+    run = Run(reports)
     with run.interruption:
         run.time = 100.0
         assert raised_in_main_thread(TERM) is not None
@@ -143,7 +143,7 @@ def test_a_main_thread_that_does_not_unwind_is_left(capfd, speaks):
         # The listener waits by the wall clock for a time that this clock says is over.
         run.time = 200.0
         assert wait_until(lambda: run.left_with == [75], WAIT_S)
-    assert ("interrupted by SIGTERM" in capfd.readouterr().err) == speaks
+    assert ("interrupted by SIGTERM" in capfd.readouterr().err) == reports
 
 
 def test_a_real_signal_in_training_interrupts_nothing():

@@ -440,7 +440,7 @@ class SignalledAt(CountingEngine):
     def train_step(self, micro_batches, lr):
         result = super().train_step(micro_batches, lr)
         if len(self.rates) == self.step:
-            self.interruption.hear(signal.SIGTERM)
+            self.interruption.receive(signal.SIGTERM)
         return result
 
 

@@ -8,7 +8,6 @@ what the killed build left, and starts anew.
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import platform
@@ -18,13 +17,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.distributed.world import World
@@ -38,7 +37,6 @@ _LIBAIO = (
     "install libaio-dev (Debian, Ubuntu), libaio-devel (Fedora, RHEL) or, into this environment, conda's libaio; "
     "where it lies elsewhere, name its folders in CPATH, LIBRARY_PATH and LD_LIBRARY_PATH"
 )
-_POLL_SECONDS = 0.5
 
 
 def use_own_folder(device: torch.device) -> Path:
@@ -102,28 +100,27 @@ def load(ops: Sequence[str], folder: Path, log: Log, limit_minutes: float) -> No
 @contextlib.contextmanager
 def _locked(folder: Path, log: Log, limit_minutes: float) -> Iterator[None]:
     """Keep other processes out of the folder meanwhile; the kernel frees the lock of a killed one."""
-    deadline, logged = time.monotonic() + 60 * limit_minutes, False
-    with (folder / "in_use_by").open("a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                file.seek(0)
-                holder = f"process {file.read() or 'unknown'}"
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{holder} is still compiling DeepSpeed's operations in {folder}; wait for it or end it, or set "
-                    "TORCH_EXTENSIONS_DIR to another folder"
-                )
-            if not logged:
-                log(f"waiting for {holder}, which compiles DeepSpeed's operations in {folder}")
-                logged = True
-            time.sleep(_POLL_SECONDS)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
+    lock, builder = FileLock(folder / "in_use"), folder / "builder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log(f"waiting for {_holder(builder)}, which compiles DeepSpeed's operations in {folder}")
+        try:
+            lock.acquire(timeout=60 * limit_minutes)
+        except Timeout:
+            raise ConfigError(
+                f"{_holder(builder)} is still compiling DeepSpeed's operations in {folder}; wait for it or end it, or "
+                "set TORCH_EXTENSIONS_DIR to another folder"
+            ) from None
+    try:
+        builder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
+    finally:
+        lock.release()
+
+
+def _holder(builder: Path) -> str:
+    return builder.read_text(encoding="utf-8") if builder.exists() else "another process"
 
 
 def _load(op: str, folder: Path, log: Log) -> None:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
-from storyteller_ds.distributed.supervision.processes import Process, children, command_line, is_stopped
 from tests.support.distributed import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="supervision is for Linux")
@@ -79,15 +79,23 @@ class Launched:
         assert self.process.stdout.readline() == "started\n"
         self.below: list[int] = []
         """Runner, launcher and rank, as far as they are there."""
-        pid = self.process.pid
-        while below := children(pid):
-            (pid,) = below
-            self.below.append(pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.below += [process.pid for process in psutil.Process(self.process.pid).children(recursive=True)]
 
     def ends(self) -> tuple[int, str, str]:
         """Exit code, what the rank has heard, and stderr."""
         stdout, stderr = self.process.communicate(timeout=WAIT_S)
         return self.process.returncode, stdout.strip(), stderr
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 @pytest.fixture
@@ -144,14 +152,14 @@ def test_a_rank_that_is_killed_counts_as_in_a_shell(launched):
 @pytest.mark.parametrize("rank", [None, UNPREPARED])
 def test_before_training_it_ends_at_once(number, code, rank, launched):
     one = launched(RANK, SLOW) if rank is None else launched(rank)
-    below = [Process(pid) for pid in one.below]
+    below = [psutil.Process(pid) for pid in one.below]
     one.process.send_signal(number)
     seen, heard, stderr = one.ends()
     assert (seen, heard) == (code, "")
     if rank is None or number != signal.SIGINT:  # then a real rank says it
         assert len(stderr.splitlines()) == 1, stderr
         assert stderr.startswith("storyteller: interrupted")
-    assert wait_until(lambda: not any(process.is_alive() for process in below), WAIT_S)
+    assert wait_until(lambda: not any(is_alive(process) for process in below), WAIT_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
@@ -178,10 +186,10 @@ def test_ctrl_z_stops_everything_and_fg_goes_on(launched):
 
 def test_the_deepspeed_command_does_not_outlive_it(launched):
     one = launched(RANK)
-    runner = Process(one.below[0])
-    assert "deepspeed.launcher.runner" in command_line(runner.pid)
+    runner = psutil.Process(one.below[0])
+    assert "deepspeed.launcher.runner" in runner.cmdline()
     one.process.kill()
-    assert wait_until(lambda: not runner.is_alive(), WAIT_S)
+    assert wait_until(lambda: not is_alive(runner), WAIT_S)
 
 
 def test_nobody_reads_the_terminal_in_the_background(launched):

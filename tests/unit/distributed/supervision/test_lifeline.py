@@ -1,128 +1,135 @@
 """The lifeline over real sockets of this machine, in one process."""
 
-import selectors
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from storyteller_ds.distributed.supervision.lifeline import Hub, Loss, Spoke, as_message
+from storyteller_ds.distributed.supervision.lifeline import Lifeline, Peer
 from tests.support.distributed import wait_until
 
-LOSS = Loss(1, "a", 7, "killed", "a:12", said=True, orderly=False)
+LOST = {"kind": "lost", "text": "lost rank 1 on a at step 7: killed", "orderly": False}
 
 
-class Notes:
-    """A listener that writes down."""
+class End:
+    """One rank's end, and what it has received."""
 
-    def __init__(self) -> None:
-        self.heard: list[object] = []
+    def __init__(self, lifeline: Lifeline) -> None:
+        self.lifeline = lifeline
+        self.messages: list[dict[str, Any]] = []
+        self.lost: list[Peer] = []
 
-    def lost(self, loss: Loss) -> None:
-        self.heard.append(loss)
+    def receive(self) -> None:
+        messages, lost = self.lifeline.receive()
+        self.messages += messages
+        self.lost += lost
 
-    def silent(self, rank: int, host: str, launcher: str) -> None:
-        self.heard.append(("silent", rank, host, launcher))
+    def close(self) -> None:
+        for connection in self.lifeline._connections():
+            self.lifeline._selector.unregister(connection.socket)
+            connection.socket.close()
 
-    def ending(self, code: int) -> None:
-        self.heard.append(("ending", code))
+    def connections(self) -> int:
+        return len(self.lifeline._connections())
 
 
 class Line:
-    """A hub and some spokes, all driven by one selector."""
+    """Rank 0's end and some others."""
 
     def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.hub, self.at_hub = Hub(local=True), Notes()
-        self.hub.attach(self.selector, self.at_hub)
+        self.ends = [End(Lifeline.listen(local=True))]
+        self.hub = self.ends[0]
 
-    def spoke(self, rank: int) -> tuple[Spoke, Notes]:
-        spoke, notes = Spoke(self.hub.address(), rank, f"host{rank}", f"host{rank}:5"), Notes()
-        spoke.attach(self.selector, notes)
-        return spoke, notes
+    def connect(self, rank: int) -> End:
+        self.ends.append(End(Lifeline.connect(self.hub.lifeline.address(local=True), rank, f"host{rank}")))
+        assert self.until(lambda: self.hub.connections() == len(self.ends) - 1)
+        return self.ends[-1]
 
     def until(self, condition: Callable[[], bool]) -> bool:
         def turn() -> bool:
-            for key, _ in self.selector.select(0.01):
-                key.data()
+            for end in self.ends:
+                end.receive()
             return condition()
 
         return wait_until(turn, 20)
 
     def settle(self) -> None:
-        """Everything sent so far has been heard."""
-        spoke, _ = self.spoke(99)
-        spoke.tell("bye", code=0)
-        assert self.until(lambda: spoke._connection.socket.fileno() < 0)
+        """Everything sent so far has been received."""
+        end = End(Lifeline.connect(self.hub.lifeline.address(local=True), 99, "host99"))
+        end.lifeline.send("mark")
+        assert self.until(lambda: self.hub.messages[-1:] == [{"kind": "mark"}])
+        self.hub.messages.pop()
+        end.lifeline.send("bye")
+        assert self.until(lambda: not self.hub.lost or self.hub.lost[-1].rank != 99)
+        for each in self.ends[1:]:
+            assert self.until(lambda each=each: {"kind": "mark"} in each.messages or not each.connections())
+            each.messages = [message for message in each.messages if message != {"kind": "mark"}]
 
 
 @pytest.fixture
 def line() -> Iterator[Line]:
     line = Line()
     yield line
-    for key in list(line.selector.get_map().values()):
-        if isinstance(key.fileobj, socket.socket):
-            key.fileobj.close()
+    for end in line.ends:
+        end.close()
+    line.hub.lifeline.close_listener()
 
 
-def test_a_loss_reaches_everybody(line: Line):
-    first, at_first = line.spoke(1)
-    _, at_second = line.spoke(2)
+def test_a_message_reaches_everybody(line: Line):
+    first, second = line.connect(1), line.connect(2)
+    first.lifeline.send(**LOST)
+    assert line.until(lambda: all(end.messages == [LOST] for end in (line.hub, first, second)))
+
+
+def test_what_rank_0_sends_reaches_everybody(line: Line):
+    first, second = line.connect(1), line.connect(2)
     line.settle()
-    first.tell("lost", **as_message(LOSS))
-    assert line.until(lambda: line.at_hub.heard == [LOSS])
-    # The supervisor of rank 0 passes it on.
-    line.hub.tell("lost", **as_message(LOSS))
-    assert line.until(lambda: at_first.heard == at_second.heard == [LOSS])
+    line.hub.lifeline.send("ended", code=2)
+    assert line.until(lambda: first.messages == second.messages == [{"kind": "ended", "code": 2}])
 
 
 def test_a_closed_connection_is_a_lost_rank(line: Line):
-    spoke, _ = line.spoke(3)
+    leaving = line.connect(3)
     line.settle()
-    line.selector.unregister(spoke._connection.socket)
-    spoke._connection.socket.close()
-    assert line.until(lambda: line.at_hub.heard == [("silent", 3, "host3", "host3:5")])
+    leaving.close()
+    assert line.until(lambda: line.hub.lost == [Peer(3, "host3")])
 
 
-def test_a_farewell_is_not(line: Line):
-    leaving, _ = line.spoke(1)
-    failing, _ = line.spoke(2)
-    _, at_third = line.spoke(3)
-    leaving.tell("bye", code=0)
+def test_one_that_closes_after_a_bye_is_not(line: Line):
+    leaving, other = line.connect(1), line.connect(2)
+    leaving.lifeline.send("ended", code=3)
+    leaving.lifeline.send("bye")
+    leaving.close()
+    assert line.until(lambda: line.hub.messages == other.messages == [{"kind": "ended", "code": 3}])
     line.settle()
-    assert line.at_hub.heard == at_third.heard == []
-    failing.tell("bye", code=3)
-    assert line.until(lambda: line.at_hub.heard == at_third.heard == [("ending", 3)])
+    assert line.hub.lost == other.lost == []
 
 
 def test_rank_0_gone(line: Line):
-    _, at_first = line.spoke(1)
+    first = line.connect(1)
     line.settle()
-    for peer in line.hub._peers:
-        line.selector.unregister(peer.socket)
-        peer.socket.close()
-    assert line.until(lambda: at_first.heard == [("silent", 0, socket.gethostname(), "")])
+    line.hub.close()
+    assert line.until(lambda: first.lost == [Peer(0, socket.gethostname())])
 
 
 def test_rank_0_leaving(line: Line):
-    _, at_first = line.spoke(1)
+    first = line.connect(1)
     line.settle()
-    line.hub.tell("bye", code=2)
-    assert line.until(lambda: at_first.heard == [("ending", 2)])
+    line.hub.lifeline.send("bye")
+    line.hub.close()
+    assert line.until(lambda: not first.connections())
+    assert first.lost == first.messages == []
 
 
 @pytest.mark.parametrize(
-    "greeting", [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"kind": "hello", "token": "x", "rank": 1}\n', b"[]\n" * 9]
+    "greeting",
+    [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"kind": "hello", "token": "x", "rank": 1}\n', b"[]\n" * 9],
 )
 def test_strangers_are_hung_up_on(greeting: bytes, line: Line):
-    with socket.create_connection(line.hub.address()[:2], 5) as stranger:
+    with socket.create_connection(line.hub.lifeline.address(local=True)[:2], 5) as stranger:
         stranger.sendall(greeting)
         stranger.shutdown(socket.SHUT_WR)
         line.settle()
         assert stranger.recv(10) == b""
-    assert line.at_hub.heard == []
-
-
-def test_the_line_names_rank_host_and_step():
-    assert str(LOSS) == "lost rank 1 on a at step 7: killed"
-    assert "before training" in str(Loss(1, "a", None, "killed", "a:12", said=True, orderly=False))
+    assert line.hub.messages == line.hub.lost == []

@@ -1,39 +1,24 @@
-"""What /proc says; Linux only."""
+"""The deepspeed command above a launcher, and who listens on a port; Linux only."""
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from storyteller_ds.distributed.ports import free_port, listener_on
-from storyteller_ds.distributed.supervision.processes import Process, command_line, deepspeed_runner, is_stopped
+from storyteller_ds.distributed.supervision.processes import DeepSpeedCommand
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
 
-def test_a_process_is_alive_until_it_has_ended():
-    command = [sys.executable, "-c", "input(1)"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process = Process(child.pid)
-    assert process.is_alive()
-    child.stdout.read(1)  # only then is the command line certainly its own
-    assert command_line(child.pid) == command
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert not process.is_alive()  # ended, though nobody has waited for it
-    child.communicate()
-    assert not process.is_alive()
-    assert command_line(child.pid) == []
-
-
 def test_only_a_deepspeed_command_is_one():
     # pytest is no launcher; ending what is above it would be a surprise.
-    assert deepspeed_runner(os.getpid()) is None
-    assert deepspeed_runner(os.getppid()) is None
+    assert DeepSpeedCommand.above(psutil.Process()) is None
+    assert DeepSpeedCommand.above(psutil.Process(os.getppid())) is None
 
 
 @pytest.fixture
@@ -53,12 +38,8 @@ def process():
         yield start
 
 
-def test_a_stopped_process(process):
-    one = process()
-    assert not is_stopped(one.pid)
-    one.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, one.pid, os.WSTOPPED | os.WNOWAIT)
-    assert is_stopped(one.pid)
+def above(launcher: subprocess.Popen) -> DeepSpeedCommand | None:
+    return DeepSpeedCommand.above(psutil.Process(launcher.pid))
 
 
 RUN = ("--world_info=abc", "--master_port=29500")
@@ -75,12 +56,17 @@ def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
     become = f"import os, sys; os.execv(sys.executable, [sys.executable, {str(command)!r}, *sys.argv[1:]])"
     runner = process(*RUN, code=become)
     ours = process("deepspeed.launcher.launch", *RUN)
-    found = deepspeed_runner(ours.pid)
+    found = above(ours)
     assert found is not None
-    assert found.pid == runner.pid
+    assert found.process.pid == runner.pid
     # Controls: another run's launcher, and what is no launcher.
-    assert deepspeed_runner(process("deepspeed.launcher.launch", RUN[0], "--master_port=1").pid) is None
-    assert deepspeed_runner(process(*RUN).pid) is None
+    assert above(process("deepspeed.launcher.launch", RUN[0], "--master_port=1")) is None
+    assert above(process(*RUN)) is None
+    # It is gone as soon as it has ended, even if nobody has waited for it.
+    assert not found.is_gone()
+    runner.kill()
+    os.waitid(os.P_PID, runner.pid, os.WEXITED | os.WNOWAIT)
+    assert found.is_gone()
 
 
 def test_who_listens_on_a_port():
@@ -90,9 +76,9 @@ def test_who_listens_on_a_port():
         [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         holder.stdout.readline()
-        said = listener_on(port)
-        assert f"pid {holder.pid} " in said
-        assert sys.executable in said
+        holder_name = listener_on(port)
+        assert f"pid {holder.pid} " in holder_name
+        assert sys.executable in holder_name
         holder.communicate(b"\n")
     assert listener_on(port) == "another process"
 
