@@ -173,7 +173,7 @@ class WandbTracker:
             self._warn(self._warnings.get())
 
     def _kill_service(self) -> None:
-        """End a service process that hangs (Linux); what it wrote to disk so far stays."""
+        """End a service process that hangs; what it wrote to disk so far stays."""
         self._restarted = True  # and start no other
         for service in _service_pids():
             os.kill(service, signal.SIGKILL)
@@ -290,7 +290,7 @@ def _import_wandb(warn: Callable[[str], None]) -> Any:
 
 
 def _service_pids() -> list[int]:
-    """wandb's service processes that are alive: children of this one, found on Linux only."""
+    """wandb's service processes that are alive, children of this one."""
     children = psutil.Process().children()
     return [child.pid for child in children if Path("".join(command_line(child)[:1])).name == _SERVICE]
 
