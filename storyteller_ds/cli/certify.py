@@ -57,7 +57,7 @@ def _check_deepspeed(rows: list[Row]) -> None:
         possible = ",".join(row.name for row in ROWS if row.deepspeed is None)
         raise UserError(
             f"the rows {', '.join(needed)} need deepspeed, which is not installed; "
-            f'pip install "storyteller_ds[deepspeed]" (Linux), or use --only {possible}'
+            f"pip install deepspeed==0.19.8 (Linux), or use --only {possible}"
         )
 
 

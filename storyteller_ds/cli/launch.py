@@ -77,7 +77,7 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     and then runs the `deepspeed` command. On this machine alone, signals are passed on to the ranks.
     """
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError('deepspeed is not installed; pip install "storyteller_ds[deepspeed]" (Linux)')
+        raise UserError("deepspeed is not installed; pip install deepspeed==0.19.8 (Linux)")
     if not options["hostfile"] and _DEFAULT_HOSTFILE.is_file():
         options["hostfile"] = _DEFAULT_HOSTFILE
     _check(options, training)

@@ -54,6 +54,9 @@ class Interruption:
         clock: seconds.
     """
 
+    ends_process = False
+    """Whether the process is nothing but this run."""
+
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._phase = _Phase.OUTSIDE
@@ -160,6 +163,8 @@ class ProcessInterruption(Interruption):
         leave: ends the process with an exit code, without returning.
         reports: whether this rank prints why a run ends outside training.
     """
+
+    ends_process = True
 
     def __init__(
         self,

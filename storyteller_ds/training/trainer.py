@@ -197,10 +197,11 @@ class Trainer:
         if (reason := why_over(self.run, state)) is not None:
             self._log(f"already {reason}")
             return state
-        callbacks = self._all_callbacks(engine, corpus, folder, stack)
-        for callback in callbacks:
-            callback.trainer = self
         with interruption.in_training():
+            may_end = interruption.ends_process or self.world.size > 1
+            callbacks = self._all_callbacks(engine, corpus, folder, may_end, stack)
+            for callback in callbacks:
+                callback.trainer = self
             state = train(self.run, engine, *batches, state, callbacks, interruption=interruption)
         if state.step < self.run.train.max_steps:
             self._log(f"training {why_over(self.run, state)}")
@@ -211,12 +212,12 @@ class Trainer:
         del self.engine
 
     def _all_callbacks(
-        self, engine: Engine, corpus: Corpus, folder: RunFolder | None, stack: contextlib.ExitStack
+        self, engine: Engine, corpus: Corpus, folder: RunFolder | None, may_end: bool, stack: contextlib.ExitStack
     ) -> list[Callback]:
         """The callbacks of a run, in the order in which they get each event.
 
         Records come first: whatever happens after them, they are written. The watchdog starts when all are ready, and
-        watches the others end.
+        watches the others end. Where the process may not be ended (`may_end`), it only reports.
         """
         contents = self._contents(engine, corpus)
         checkpoints = self.output_dir / records.CHECKPOINTS
@@ -233,7 +234,7 @@ class Trainer:
             *self.callbacks,
             Samples(engine, self.run, corpus.tokenizer, self.output_dir / records.SAMPLES),
             saving,
-            Watchdog(self.world.rank, self.run.train.hang_timeout_minutes),
+            Watchdog(self.world.rank, self.run.train.hang_timeout_minutes, leave=os._exit if may_end else None),
         ]
 
     def _records(self, folder: RunFolder, config: Mapping[str, Any], corpus: Corpus) -> list[Callback]:

@@ -43,7 +43,7 @@ KILLED_LIMIT_SECONDS = 3.0
 QUEUE_LIMIT = 10_000
 _SERVICE = "wandb-core"
 _YES = ("1", "true", "yes", "on")
-INSTALL_HINT = 'wandb is not installed, so this run is not tracked: pip install "storyteller_ds[wandb]"'
+INSTALL_HINT = "wandb is not installed, so this run is not tracked: pip install wandb"
 SETTINGS: Mapping[str, object] = {
     "silent": True,
     "quiet": True,

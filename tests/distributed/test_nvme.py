@@ -88,12 +88,12 @@ def test_a_checkpoint_goes_into_the_files_and_out_of_them(single: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("argument", "mend"),
+    ("argument", "fix"),
     [(None, "parallel.nvme_path=FOLDER"), ("parallel.nvme_path=/no/such/disk", "does not exist; create it")],
 )
-def test_a_folder_that_cannot_work_is_refused_before_anything_starts(argument: str | None, mend: str, tmp_path: Path):
+def test_a_folder_that_cannot_work_is_refused_before_anything_starts(argument: str | None, fix: str, tmp_path: Path):
     extra = [argument] if argument else []
     outcome = run_command(train_command(2, "zero3_nvme", "--output_dir", str(tmp_path / "run"), *RUN, *extra), 120)
     assert outcome.exit_code == 2, outcome.stderr
-    assert mend in outcome.stderr
+    assert fix in outcome.stderr
     assert not (tmp_path / "run").exists()

@@ -16,9 +16,7 @@ def require_datasets() -> None:
     try:
         import datasets  # noqa: F401
     except ImportError as error:
-        raise DataError(
-            f'Hugging Face datasets need a package: pip install "storyteller_ds[hub]"; or {OTHER_SOURCES}'
-        ) from error
+        raise DataError(f"Hugging Face datasets need a package: pip install datasets; or {OTHER_SOURCES}") from error
 
 
 def library_errors() -> tuple[type[Exception], ...]:

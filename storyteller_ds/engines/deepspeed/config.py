@@ -94,7 +94,7 @@ def import_deepspeed(device: torch.device) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"a DeepSpeed config was given, but deepspeed cannot be imported ({error}); "
-            'install it with pip install "storyteller_ds[deepspeed]" (Linux), or train without --ds_config'
+            "install it with pip install deepspeed==0.19.8 (Linux), or train without --ds_config"
         ) from None
     logger.setLevel(logging.ERROR)
     return deepspeed

@@ -37,7 +37,7 @@ class Watchdog(Callback):
         minutes: the longest time without progress; 0: no limit.
         progress: counts the progress made so far.
         clock: seconds.
-        leave: ends the process with an exit code, without returning.
+        leave: ends the process with an exit code, without returning; None: only report, once.
         stderr: file descriptor for the stacks.
     """
 
@@ -47,7 +47,7 @@ class Watchdog(Callback):
         minutes: float,
         progress: Callable[[], int] = progress_made,
         clock: Callable[[], float] = time.monotonic,
-        leave: Callable[[int], object] = os._exit,
+        leave: Callable[[int], object] | None = os._exit,
         stderr: int = 2,
     ) -> None:
         self._rank, self._limit_s = rank, 60 * minutes
@@ -89,9 +89,10 @@ class Watchdog(Callback):
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read().decode(errors="replace")
+        ends = "" if self._leave is None else " and is ended"
         return (
             f"storyteller: rank {self._rank} on {socket.gethostname()} has made no progress for {self._limit_s / 60:g} "
-            f"min (train.hang_timeout_minutes) and is ended; its threads:\n{stacks}"
+            f"min (train.hang_timeout_minutes){ends}; its threads:\n{stacks}"
         )
 
     def _watch(self) -> None:
@@ -100,6 +101,6 @@ class Watchdog(Callback):
                 # In one piece, since all ranks write at this moment.
                 write_unlocked(self._stderr, self.report())
                 self._ended.wait(SECONDS_FOR_THE_OTHERS)
-                if not self._ended.is_set():
+                if self._leave is not None and not self._ended.is_set():
                     self._leave(EXIT_TRAINING_STOPPED)
                 return

@@ -282,7 +282,7 @@ def test_a_limit_on_the_size_of_files_is_an_error_and_not_the_end_of_the_process
 
 
 @pytest.mark.parametrize(
-    ("code", "mend"),
+    ("code", "fix"),
     [
         (errno.ENOSPC, "make room and"),
         (errno.EDQUOT, "within your quota"),
@@ -291,9 +291,7 @@ def test_a_limit_on_the_size_of_files_is_an_error_and_not_the_end_of_the_process
     ],
 )
 @pytest.mark.parametrize("where", ["rank state", "manifest", "rename"])
-def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(
-    tmp_path, monkeypatch, code, mend, where
-):
+def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(tmp_path, monkeypatch, code, fix, where):
     write_checkpoint(engine(), tmp_path, 1, contents())
 
     def refuse(*arguments: object) -> None:
@@ -305,7 +303,7 @@ def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(
         "rename": (writing, "put_in_place"),
     }[where]
     monkeypatch.setattr(module, name, refuse)
-    with pytest.raises(CheckpointError, match=f"refused; earlier checkpoints are untouched; .*{mend}"):
+    with pytest.raises(CheckpointError, match=f"refused; earlier checkpoints are untouched; .*{fix}"):
         write_checkpoint(engine(), tmp_path, 2, contents())
     assert names(tmp_path) == ["step_00000001"]
 

@@ -47,7 +47,7 @@ def test_our_own_jsons_are_accepted(path):
 
 
 @pytest.mark.parametrize(
-    ("key", "mend"),
+    ("key", "fix"),
     [
         ("scheduler", "schedule.kind"),
         ("activation_checkpointing", "model.activation_checkpointing"),
@@ -56,11 +56,11 @@ def test_our_own_jsons_are_accepted(path):
         ("train_batchsize", "did you mean 'train_batch_size'"),
     ],
 )
-def test_a_key_that_is_unknown_or_ours_is_refused_with_the_mend(tmp_path, key, mend):
+def test_a_key_that_is_unknown_or_ours_is_refused_with_the_fix(tmp_path, key, fix):
     path = written(tmp_path, {key: {}})
     message = refused(path)
     assert f"'{key}'" in message
-    assert mend in message
+    assert fix in message
     assert str(path) in message
 
 
@@ -206,7 +206,7 @@ def test_autoep_and_fp16_in_the_json_are_choices_of_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "mend"),
+    ("values", "fix"),
     [
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "keep one of them"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs ZeRO stage 3"),
@@ -218,10 +218,10 @@ def test_autoep_and_fp16_in_the_json_are_choices_of_the_run(tmp_path):
     ],
     ids=str,
 )
-def test_contradictions_are_refused_with_the_mend(tmp_path, values, mend):
+def test_contradictions_are_refused_with_the_fix(tmp_path, values, fix):
     path = written(tmp_path, values)
     message = refused(path)
-    assert mend in message
+    assert fix in message
     assert str(path) in message
 
 

@@ -237,11 +237,11 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "wrong", "mend"), RULES, ids=[r[0][0] for r in RULES])
-def test_a_bad_combination_is_refused_with_the_mend(overrides, wrong, mend):
+@pytest.mark.parametrize(("overrides", "wrong", "fix"), RULES, ids=[r[0][0] for r in RULES])
+def test_a_bad_combination_is_refused_with_the_fix(overrides, wrong, fix):
     message = refused(overrides=overrides)
     assert wrong in message
-    assert mend in message
+    assert fix in message
     assert message.startswith("the command line: ")
 
 
@@ -253,7 +253,7 @@ def test_a_model_without_experts_may_say_anything_about_their_layers():
     assert RunConfig.model_validate({"moe": {"every_n_layers": 5}}).moe_layers == 0
 
 
-def test_a_zero_stage_without_a_deepspeed_json_is_refused_with_the_mend():
+def test_a_zero_stage_without_a_deepspeed_json_is_refused_with_the_fix():
     assert "--ds_config ds_configs/zero2.json" in refused(overrides=["parallel.zero_stage=2"])
 
 

@@ -177,7 +177,7 @@ def test_files_of_libraries_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_following_the_advice_trains_on_the_texts_of_a_table(tmp_path, name):
-    pytest.importorskip("datasets", reason='needs pip install "storyteller_ds[hub]"')
+    pytest.importorskip("datasets", reason="needs pip install datasets")
     content, stories = TABLES[name]
     message = refused(written(tmp_path, content))
     assert f"is {name.partition(',')[0]}, not plain text" in message

@@ -9,7 +9,7 @@ from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.errors import DataError
 
-pytest.importorskip("datasets", reason='needs pip install "storyteller_ds[hub]"')
+pytest.importorskip("datasets", reason="needs pip install datasets")
 
 STORIES = [f"Story {i}." for i in range(100)]
 

@@ -24,7 +24,7 @@ from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.errors import DataError
 from tests.support.small_dataset import TRAIN, write_dataset
 
-datasets = pytest.importorskip("datasets", reason='needs pip install "storyteller_ds[hub]"')
+datasets = pytest.importorskip("datasets", reason="needs pip install datasets")
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.usefixtures("empty_datasets_cache")
 

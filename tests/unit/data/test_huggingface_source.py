@@ -14,7 +14,7 @@ from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.errors import DataError
 from tests.support.small_dataset import TRAIN, VALIDATION, write_dataset
 
-datasets = pytest.importorskip("datasets", reason='needs pip install "storyteller_ds[hub]"')
+datasets = pytest.importorskip("datasets", reason="needs pip install datasets")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.usefixtures("empty_datasets_cache")
@@ -238,4 +238,4 @@ def test_split_or_number_that_cannot_be(split: str) -> None:
 
 def test_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert 'pip install "storyteller_ds[hub]"' in refused(TINY_STORIES)
+    assert "pip install datasets" in refused(TINY_STORIES)

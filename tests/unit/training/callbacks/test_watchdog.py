@@ -109,3 +109,13 @@ def test_a_run_that_gets_on_is_left_alone():
     assert wait_until(lambda: looked > 50, 60)  # over twice the limit
     watchdog.on_end(EXIT_DONE)
     assert left == []
+
+
+def test_in_a_library_it_only_reports():
+    read, write = os.pipe()
+    watchdog = Watchdog(0, 0.001, lambda: 0, leave=None, stderr=write)
+    watchdog.on_start(TrainState())
+    assert b"min (train.hang_timeout_minutes); its threads:" in os.read(read, 1 << 16)
+    watchdog.on_end(EXIT_DONE)
+    os.close(read)
+    os.close(write)
