@@ -160,16 +160,6 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process with this code.
-
-    After distributed work without Python's finalisation: gloo's threads outlive destroy_process_group while
-    DeepSpeed's globals hold its groups, and one that then asks for the interpreter's lock aborts the process
-    (1 of 14 two-rank runs ended with SIGABRT after all work was done; docs/experiments.md).
-    """
     with contextlib.suppress(OutputLost):  # nobody reads it; the exit code has the reason
         sys.stdout.flush()
-    distributed = sys.modules.get("storyteller_ds.distributed.world")
-    if distributed is not None and distributed.has_been_connected():
-        sys.stderr.flush()
-        os._exit(code)
     sys.exit(code)

@@ -58,11 +58,6 @@ _barrier: Barrier | None = None
 """Where the ranks of the process group wait for each other."""
 
 
-def has_been_connected() -> bool:
-    """Whether this process has ever joined a process group."""
-    return _connections > 0
-
-
 @dataclass(frozen=True)
 class World(Ranks):
     """The ranks of a run, which can communicate; rank 0 logs and writes the records."""

@@ -37,15 +37,18 @@ PROCESS_SECONDS = 60
 UNREACHABLE_SECONDS = 15
 
 READ = """
-import json, sys
+import json, os, sys
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.errors import DataError
 source = HuggingFaceSource(**json.loads(sys.argv[1]))
 try:
     print(json.dumps(source.has_split(sys.argv[2]) if sys.argv[2:] else list(source.documents())))
+    code = 0
 except DataError as error:
     print(error)
-    sys.exit(error.exit_code)
+    code = error.exit_code
+sys.stdout.flush()
+os._exit(code)  # as the command does: threads of datasets that are streamed may abort Python's finalisation
 """
 
 
