@@ -56,7 +56,12 @@ print("done", flush=True)
 def process(code: str, *arguments: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
     """A process that is building, and goes on when its input ends."""
     with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},  # else DeepSpeed logs which one it found
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as started:
         try:
             assert started.stdout is not None
