@@ -118,7 +118,12 @@ def test_a_current_folder_that_is_gone(home, tmp_path, monkeypatch):
     done = subprocess.run(
         ["sh", "-c", 'rmdir "$0" && exec "$@"', str(gone), *command],
         cwd=gone,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}", "PYTHONSAFEPATH": "1"},
+        # Without an empty part, which would be the folder that is gone.
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+            "PYTHONSAFEPATH": "1",
+        },
         capture_output=True,
         text=True,
         timeout=100,

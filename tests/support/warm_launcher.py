@@ -117,6 +117,7 @@ def be_rank(command: list[str]) -> NoReturn:
     try:
         sys.argv = command
         sys.path[0] = str(Path(command[0]).parent)
+        sys.path.append(str(Path(__file__).resolve().parents[2]))  # tests.support, of which nothing is installed
         runpy.run_path(command[0], run_name="__main__")
         code = 0
     except SystemExit as end:
