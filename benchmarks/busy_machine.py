@@ -1,4 +1,4 @@
-"""What other programs on this machine cost a run: python benchmarks/busy_machine.py [RANKS]
+"""What other programs on this machine cost a run: python -m benchmarks.busy_machine [RANKS]
 
 Trains the preset quickstart in three processes (with RANKS: of so many ranks each) of which all but one are stopped:
 alone, beside a busy loop, and beside a second run, in turns, ROUNDS times. The threads of one of them wait as they do

@@ -1,4 +1,4 @@
-"""What saving costs on this machine: python benchmarks/checkpoint_overhead.py [RANKS]
+"""What saving costs on this machine: python -m benchmarks.checkpoint_overhead [RANKS]
 
 Trains the preset tiny_test for many blocks of 50 steps in one run: without saving, with a checkpoint at the beginning
 of the block that is written while training goes on, and with one that training waits for; always in turn. What a save
@@ -58,7 +58,7 @@ def main() -> None:
         run_rank(1)
         return
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", str(ranks)]
-    command = [*torchrun, "--master_port", str(free_port()), __file__]
+    command = [*torchrun, "--master_port", str(free_port()), "-m", "benchmarks.checkpoint_overhead"]
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, "DS_ACCELERATOR": "cpu"}
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)

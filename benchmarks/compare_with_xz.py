@@ -1,4 +1,4 @@
-"""A trained model against a compressor: python benchmarks/compare_with_xz.py RUN_FOLDER VALIDATION_TEXT"""
+"""A trained model against a compressor: python -m benchmarks.compare_with_xz RUN_FOLDER VALIDATION_TEXT"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What each DeepSpeed JSON costs on this machine: python benchmarks/ds_configs.py [NAME ...]
+"""What each DeepSpeed JSON costs on this machine: python -m benchmarks.ds_configs [NAME ...]
 
 Trains the same MoE model for a few steps with every JSON of ds_configs/, on two ranks, and prints the table of
 ds_configs/README.md: the median time of a step, and the largest resident memory of a rank.
