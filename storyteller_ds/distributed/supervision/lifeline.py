@@ -104,6 +104,20 @@ class Lifeline:
             if connection.peer is not None:
                 connection.send({"kind": kind, **fields})
 
+    def send_last(self, code: int | None) -> None:
+        """`ended`, if there is a code, and `bye`; also to a peer that has just connected and is not known yet."""
+        while any(key.data is None for key, _ in self._selector.select(0)):
+            self._accept()
+        if self._listener is not None:
+            # Who connects later is refused. The exit of this process takes some 10 ms, in which a connection would
+            # be accepted by the kernel, and then closed without a word.
+            self._selector.unregister(self._listener)
+            self._listener.close()
+        for connection in self._connections():
+            if code is not None:
+                connection.send({"kind": "ended", "code": code})
+            connection.send({"kind": "bye"})
+
     def receive(self) -> tuple[list[dict[str, Any]], list[Peer]]:
         """Messages since the last call, and the peers whose connections have closed without a `bye`."""
         messages: list[dict[str, Any]] = []

@@ -132,9 +132,7 @@ class Supervisor:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 self._kill(signal.SIGKILL)
         if self.lifeline is not None:
-            if code != 0 and self.end is None:
-                self.lifeline.send("ended", code=code)
-            self.lifeline.send("bye")
+            self.lifeline.send_last(code if code != 0 and self.end is None else None)
         os._exit(code)
 
     @property

@@ -122,6 +122,19 @@ def test_rank_0_leaving(line: Line):
     assert first.lost == first.messages == []
 
 
+def test_rank_0_leaving_before_it_has_seen_that_a_rank_connected():
+    hub = Lifeline.listen(local=True)
+    peer = End(Lifeline.connect(hub.address(local=True), 1, "host1"))
+    address = hub.address(local=True)
+    hub.send_last(2)
+    with pytest.raises(ConnectionRefusedError):
+        Lifeline.connect(address, 2, "host2")
+    End(hub).close()
+    assert wait_until(lambda: (peer.receive(), bool(peer.messages))[1], 30)
+    peer.receive()
+    assert (peer.messages, peer.lost) == ([{"kind": "ended", "code": 2}], [])
+
+
 @pytest.mark.parametrize(
     "greeting",
     [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"kind": "hello", "token": "x", "rank": 1}\n', b"[]\n" * 9],
