@@ -6,7 +6,7 @@ from pathlib import Path
 
 from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.data.sources.text_file import MARKER
-from storyteller_ds.durable import write_atomically
+from storyteller_ds.durable import write_output
 from storyteller_ds.errors import DataError
 
 
@@ -31,12 +31,13 @@ def keep_stories(stories: Sequence[str], cache_dir: Path | None) -> Path:
     except UnicodeEncodeError as error:
         raise DataError(f"a story in data has half a character ({error.reason}); give text that can be UTF-8") from None
     path = cache_folder(cache_dir) / "given" / f"{name}.txt"
-    try:
-        if not path.exists():
+    if not path.exists():
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text)
-    except OSError as error:
-        raise DataError(
-            f"the stories in data cannot be kept in {path}: {error.strerror}; set data.cache_dir to another folder"
-        ) from None
+        except OSError as error:
+            raise DataError(
+                f"the stories in data cannot be kept in {path.parent}: {error.strerror}; set data.cache_dir to another "
+                "folder"
+            ) from None
+        write_output(path, "data", text)  # every rank may do it at once
     return path

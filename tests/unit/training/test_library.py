@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import storyteller_ds as st
+from storyteller_ds.data.given_stories import keep_stories
+from storyteller_ds.data.sources.text_file import MARKER
 from storyteller_ds.training import interruption, trainer
 from tests.support.runs import read_metrics, read_state
 from tests.support.small_runs import SMALLEST
@@ -238,3 +241,13 @@ def test_names_are_those_of_the_list():
         assert getattr(st, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'tarin'"):
         _ = st.tarin
+
+
+def test_ranks_may_keep_the_same_stories_at_once(tmp_path):
+    for number in range(20):
+        stories = [f"{STORIES[0]} {number}"] * 200
+        with ThreadPoolExecutor(8) as ranks:
+            paths = {*ranks.map(lambda _, these=stories: keep_stories(these, tmp_path), range(8))}
+        [path] = paths
+        assert path.read_text().count(MARKER) == 200
+        assert [each.name for each in path.parent.glob("*.tmp")] == []
