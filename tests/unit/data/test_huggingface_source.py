@@ -12,20 +12,12 @@ import pytest
 from storyteller_ds.data.sources.hub import PINNED_REVISIONS
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.errors import DataError
-from tests.support.small_dataset import TRAIN, VALIDATION, write_dataset
+from tests.support.small_dataset import COMMIT, HUB_NAME, OTHER_COMMIT, TINY_STORIES, TRAIN, VALIDATION, write_dataset
 
 datasets = pytest.importorskip("datasets", reason="needs pip install datasets")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.usefixtures("empty_datasets_cache")
-
-REPO = Path(__file__).parents[3]
-HUB_NAME = "someone/ShortStories"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-OTHER_COMMIT = "f" * 40
-TINY_STORIES = "roneneldan/TinyStories"
-PROCESS_SECONDS = 60
-UNREACHABLE_SECONDS = 15
 
 
 @pytest.fixture
