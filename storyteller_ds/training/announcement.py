@@ -1,8 +1,7 @@
 """What a run logs before it trains: model, devices, text, and warnings about settings that are probably mistakes."""
 
-import math
-
 import torch
+from rich.filesize import decimal
 
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.config.run import RunConfig
@@ -15,6 +14,15 @@ from storyteller_ds.model import count_parameters, flops_per_token
 
 WORTH_A_WARNING = 0.05
 """Fraction of the parameters in embedding rows that no token uses."""
+
+
+def first_lines(
+    loaded: LoadedConfig, plan: ParallelPlan, device: torch.device, corpus: Corpus, is_new: bool
+) -> list[str]:
+    """All of them; where a run continues (not `is_new`), without what can no longer be changed."""
+    lines = [*model_and_devices(loaded, plan, device), text_and_passes(loaded.run, corpus)]
+    rows = unused_rows(loaded.run, corpus.tokenizer) if is_new else None
+    return [*lines, *(warning for warning in (rows, only_warm_up(loaded.run)) if warning is not None)]
 
 
 def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.device) -> list[str]:
@@ -41,12 +49,12 @@ def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.de
 def text_and_passes(run: RunConfig, corpus: Corpus) -> str:
     """How much text there is, and how often the run goes through it: `800 stories, 719 KB, 181,268 tokens; …`."""
     train, held_out, tokens = corpus.train_size, corpus.validation_size, len(corpus.train)
-    size = "" if train.bytes is None else f"{_bytes(train.bytes)}, "
+    size = "" if train.bytes is None else f"{decimal(train.bytes)}, "
     steps = run.train.max_steps
     passes = steps * run.train.global_batch_size * run.data.sequence_length / tokens
     limit = "" if run.train.max_minutes is None else f", if they fit into train.max_minutes={run.train.max_minutes:g}"
     line = (
-        f"{train.documents:,} stories, {size}{tokens:,} tokens; {steps:,} steps are {_passes(passes)} passes{limit}; "
+        f"{train.documents:,} stories, {size}{tokens:,} tokens; {steps:,} steps are {passes:,.2f} passes{limit}; "
         f"{held_out.documents:,} stories held out"
     )
     if held_out.unknown_tokens:
@@ -78,41 +86,3 @@ def only_warm_up(run: RunConfig) -> str | None:
         f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning "
         "rate only rises; lower schedule.warmup_steps"
     )
-
-
-def no_patience(run: RunConfig) -> str | None:
-    """A warning if nothing is validated early enough for train.early_stop_patience."""
-    patience, every, steps = run.train.early_stop_patience, run.train.eval_every_steps, run.train.max_steps
-    if patience == 0 or 0 < every * (patience + 1) <= steps:
-        return None
-    return (
-        f"warning: train.early_stop_patience={patience} can end nothing, since it counts validations "
-        f"(train.eval_every_steps={every}, train.max_steps={steps}); validate more often"
-    )
-
-
-def no_best(run: RunConfig) -> str | None:
-    """A warning if no checkpoint before the last will have a score for checkpoint.keep_best."""
-    keep, validated, steps = run.checkpoint, run.train.eval_every_steps, run.train.max_steps
-    if keep.keep_last is None or keep.keep_best == 0 or not 0 < keep.every_steps < steps:
-        return None
-    if validated and math.lcm(keep.every_steps, validated) < steps:
-        return None
-    return (
-        f"warning: checkpoint.keep_best={keep.keep_best} finds no checkpoint with a score before the last, and keeps "
-        f"none (checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); validate "
-        "at steps that are saved"
-    )
-
-
-def _passes(number: float) -> str:
-    if number < 0.01:
-        return "less than 0.01"
-    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.{0 if count >= 100 * size or unit == 'KB' else 1}f} {unit}"
-    return f"{count} bytes"

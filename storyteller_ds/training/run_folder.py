@@ -2,17 +2,15 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from storyteller_ds.checkpoint.names import CHECKPOINTS as CHECKPOINTS
-from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 from storyteller_ds.untrusted import UntrustedFileError, read_json
 
@@ -62,22 +60,13 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = os.fdopen(os.open(path / _LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror
-            if isinstance(error, FileExistsError | NotADirectoryError):
-                reason = f"{next(each for each in (path, *path.parents) if each.exists())} is a file"
-            raise UserError(f"output folder {path} cannot be used: {reason}; choose another --output_dir") from None
-        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another run is writing to {path}{self._holder()}; wait for it, or choose another --output_dir"
             ) from None
         except OSError as error:
-            raise UserError(
-                f"output folder {path} cannot be locked: {error.strerror}; choose another --output_dir, on a file "
-                "system with flock"
-            ) from None
+            raise UserError(f"output folder {path} cannot be used: {error}; choose another --output_dir") from None
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
@@ -94,43 +83,32 @@ class RunFolder:
             return ""
         return f" ({held_by.strip()})" if re.fullmatch(r"pid \d+ on [\w.-]+\n", held_by) else ""
 
-    def set_aside(self) -> Path | None:
-        """Move the records of an earlier run into previous-N, so that a new one starts clean; nothing is deleted.
+    def set_aside(self, moved: Iterable[str] = _RECORDS, copied: Iterable[str] = ()) -> Path | None:
+        """Put the records of an earlier run into previous-N, so that another one starts clean; nothing is deleted.
+
+        Args:
+            moved: names in this folder; those that are not there are passed over.
+            copied: likewise, of what the other run goes on with.
+
+        Returns:
+            That folder; None if there is nothing to move.
 
         Raises:
             UserError: the disk refuses.
         """
-        present = [name for name in _RECORDS if (self.path / name).exists()]
-        return self._aside(moved=present) if present else None
-
-    def set_aside_after(self, later_steps: Sequence[str]) -> Path | None:
-        """Likewise for a run that goes on from a step before these: their folders are moved, the records copied.
-
-        The records are then cut back to the step that the run goes on from. Its Weights & Biases run cannot be, so
-        another one begins.
-
-        Raises:
-            UserError: the disk refuses.
-        """
-        if not later_steps:
+        moved, copied = ([name for name in names if (self.path / name).exists()] for names in (moved, copied))
+        if not moved:
             return None
-        return self._aside(
-            moved=[CONFIG, *(f"{CHECKPOINTS}/{step}" for step in later_steps)], copied=(METRICS, SAMPLES)
-        )
-
-    def _aside(self, moved: Iterable[str], copied: Iterable[str] = ()) -> Path:
         taken = [path.name.removeprefix("previous-") for path in self.path.glob("previous-*")]
         number = 1 + max((int(name) for name in taken if name.isdigit()), default=0)
         aside = self.path / f"previous-{number}"
         with written_record(aside):
             aside.mkdir()
             for name in copied:
-                if (self.path / name).exists():
-                    shutil.copyfile(self.path / name, aside / name)
+                shutil.copyfile(self.path / name, aside / name)
             for name in moved:
-                if (self.path / name).exists():
-                    (aside / name).parent.mkdir(exist_ok=True)
-                    (self.path / name).rename(aside / name)
+                (aside / name).parent.mkdir(exist_ok=True)
+                (self.path / name).rename(aside / name)
         return aside
 
     def wandb_run_id(self) -> str | None:
@@ -140,7 +118,3 @@ class RunFolder:
         except (OSError, UntrustedFileError, AttributeError):
             return None
         return value if isinstance(value, str) else None
-
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file so that it is never seen half-written."""
-        write_atomically(self.path / name, json.dumps(value, indent=2) + "\n")

@@ -21,7 +21,7 @@ class TrainedRun:
     interrupted: bool = False
     """Whether a person has ended it early; the same call again continues it."""
     finished: Path | None = None
-    """The step folder of another run that was to be continued and was over already."""
+    """The step folder that was to be continued, where its run was over already."""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

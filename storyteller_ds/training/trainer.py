@@ -1,12 +1,12 @@
 """One training run: the parts connected, in the order in which they need each other."""
 
 import contextlib
+import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,14 +34,7 @@ from storyteller_ds.errors import Interrupted, InterruptedAfterSave
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.training import run_folder as records
-from storyteller_ds.training.announcement import (
-    model_and_devices,
-    no_best,
-    no_patience,
-    only_warm_up,
-    text_and_passes,
-    unused_rows,
-)
+from storyteller_ds.training.announcement import first_lines
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
@@ -52,13 +45,12 @@ from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalPr
 from storyteller_ds.training.callbacks.samples import Samples, check_prompts
 from storyteller_ds.training.callbacks.slow_steps import SlowSteps
 from storyteller_ds.training.callbacks.step_report import StepReport
-from storyteller_ds.training.callbacks.wandb_records import WandbRecords
+from storyteller_ds.training.callbacks.wandb_run import WandbRun
 from storyteller_ds.training.callbacks.watchdog import Watchdog
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.loop import train, why_over
 from storyteller_ds.training.run_folder import RunFolder
 from storyteller_ds.training.trained_run import TrainedRun
-from storyteller_ds.training.wandb_tracker import WandbTracker
 
 
 class Trainer:
@@ -148,83 +140,63 @@ class Trainer:
                 raise
 
     def _prepare_and_train(self, interruption: Interruption, stack: contextlib.ExitStack) -> TrainedRun:
-        corpus = shared_corpus(self.run, self.world, self._log)
+        run, world, log = self.run, self.world, self._log
+        corpus = shared_corpus(run, world, log)
         batches = self._batches(corpus)
-        check_prompts(self.run, corpus.tokenizer)
-        with meanwhile(lambda: self._log("checking the checkpoint to continue from"), LINE_EVERY_S):
+        check_prompts(run, corpus.tokenizer)
+        with meanwhile(lambda: log("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint, folder = self._open_folder(corpus, stack)
-        self._announce(corpus, is_new=checkpoint is None)
+        for line in first_lines(self.loaded, self.plan, self.device, corpus, is_new=checkpoint is None):
+            log(line)
         stack.enter_context(self._memory_hint(is_built=True))
-        ds_config = stack.enter_context(
-            prepared_machine(self.run, self.loaded.deepspeed, self.world, self.device, self._log)
-        )
-        state = self._train(ds_config, corpus, batches, checkpoint, folder, interruption, stack)
-        return TrainedRun(self.output_dir, state.step, finished=self._finished_elsewhere(checkpoint, state))
-
-    def _finished_elsewhere(self, checkpoint: Checkpoint | None, state: TrainState) -> Path | None:
-        here = (self.output_dir / records.CHECKPOINTS).resolve()
-        if checkpoint is None or checkpoint.step != state.step or checkpoint.folder.resolve().is_relative_to(here):
-            return None
-        return checkpoint.folder
+        ds_config = stack.enter_context(prepared_machine(run, self.loaded.deepspeed, world, self.device, log))
+        if run.parallel.self_test and ds_config is not None:
+            difference = check_gradients(run, ds_config, world, self.device)
+            log(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
+        with self._memory_hint(is_built=False):
+            self.engine = build_engine(run, ds_config, self.plan, world, self.device)
+        stack.callback(self._close_engine)
+        if checkpoint is None:
+            state = TrainState()
+            seed_rng(run.seed, 0, world.rank)
+        else:
+            state = resuming.restore(self.engine, checkpoint, run.seed)
+            self._log_resumed(checkpoint)
+            if (reason := why_over(run, state)) is not None:
+                log(f"already {reason}")
+                return TrainedRun(self.output_dir, state.step, finished=checkpoint.folder)
+        with interruption.in_training():
+            may_end = interruption.ends_process or world.size > 1
+            callbacks = self._all_callbacks(corpus, folder, may_end, stack)
+            for callback in callbacks:
+                callback.trainer = self
+            state = train(run, self.engine, *batches, state, callbacks, interruption=interruption)
+        if state.step < run.train.max_steps:
+            log(f"training {why_over(run, state)}")
+        return TrainedRun(self.output_dir, state.step)
 
     def _memory_hint(self, is_built: bool) -> contextlib.AbstractContextManager[None]:
         rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
         less = what_to_lower(self.run, self.loaded.deepspeed, self.plan, self.device, is_built)
         return memory_hint(f"{less}; then run again to continue", rank)
 
-    def _train(
-        self,
-        ds_config: Mapping[str, Any] | None,
-        corpus: Corpus,
-        batches: tuple[TrainBatches, ValidationBatches],
-        checkpoint: Checkpoint | None,
-        folder: RunFolder | None,
-        interruption: Interruption,
-        stack: contextlib.ExitStack,
-    ) -> TrainState:
-        if self.run.parallel.self_test and ds_config is not None:
-            difference = check_gradients(self.run, ds_config, self.world, self.device)
-            self._log(f"self-test: gradients are those of one device, largest difference {difference:.1e}")
-        with self._memory_hint(is_built=False):
-            engine = self.engine = build_engine(self.run, ds_config, self.plan, self.world, self.device)
-        stack.callback(self._close_engine)
-        if checkpoint is None:
-            state = TrainState()
-            seed_rng(self.run.seed, 0, self.world.rank)
-        else:
-            state = resuming.restore(engine, checkpoint, self.run.seed)
-            self._log_resumed(checkpoint)
-        if (reason := why_over(self.run, state)) is not None:
-            self._log(f"already {reason}")
-            return state
-        with interruption.in_training():
-            may_end = interruption.ends_process or self.world.size > 1
-            callbacks = self._all_callbacks(engine, corpus, folder, may_end, stack)
-            for callback in callbacks:
-                callback.trainer = self
-            state = train(self.run, engine, *batches, state, callbacks, interruption=interruption)
-        if state.step < self.run.train.max_steps:
-            self._log(f"training {why_over(self.run, state)}")
-        return state
-
     def _close_engine(self) -> None:
         self.engine.close()
         del self.engine
 
     def _all_callbacks(
-        self, engine: Engine, corpus: Corpus, folder: RunFolder | None, may_end: bool, stack: contextlib.ExitStack
+        self, corpus: Corpus, folder: RunFolder | None, may_end: bool, stack: contextlib.ExitStack
     ) -> list[Callback]:
         """The callbacks of a run, in the order in which they get each event.
 
         Records come first: whatever happens after them, they are written. The watchdog starts when all are ready, and
         watches the others end. Where the process may not be ended (`may_end`), it only reports.
         """
-        contents = self._contents(engine, corpus)
-        checkpoints = self.output_dir / records.CHECKPOINTS
-        saving = Checkpoints(engine, checkpoints, self.run.checkpoint, contents, self._log)
-        callbacks: list[Callback] = []
-        if folder is not None:
-            callbacks += self._records(folder, contents({}).config, corpus)
+        contents = self._contents(corpus)
+        saving = Checkpoints(
+            self.engine, self.output_dir / records.CHECKPOINTS, self.run.checkpoint, contents, self._log
+        )
+        callbacks = [] if folder is None else self._records(folder, contents)
         callbacks.append(StepReport())
         if self.device.type == "cpu":
             callbacks.append(SlowSteps(stack.enter_context(shared_cores(self.world.local_size)), self._log))
@@ -232,53 +204,53 @@ class Trainer:
             *callbacks,
             Anomalies(self.run, self._log, partial(saving.roll_back, self.run.seed)),
             *self.callbacks,
-            Samples(engine, self.run, corpus.tokenizer, self.output_dir / records.SAMPLES),
+            Samples(self.engine, self.run, corpus.tokenizer, self.output_dir / records.SAMPLES),
             saving,
             Watchdog(self.world.rank, self.run.train.hang_timeout_minutes, leave=os._exit if may_end else None),
         ]
 
-    def _records(self, folder: RunFolder, config: Mapping[str, Any], corpus: Corpus) -> list[Callback]:
+    def _records(self, folder: RunFolder, contents: Contents) -> list[Callback]:
         """Files, Weights & Biases and progress: what rank 0 alone does."""
         tracking, max_steps = self.run.tracking, self.run.train.max_steps
         # A default gives way to the environment, a choice does not.
         chosen = "tracking.project" in self.loaded.sources or not os.environ.get("WANDB_PROJECT")
-        tracker = WandbTracker(
+        wandb_run = WandbRun(
             mode=tracking.wandb,
             project=tracking.project if chosen else None,
             run_name=tracking.run_name,
             output_dir=folder.path,
-            config=config["run"],
+            config=contents.config["run"],
             run_id=folder.wandb_run_id(),
             warn=self._log,
         )
-        folder.write_json(records.CONFIG, {**config, records.WANDB_RUN_ID: tracker.run_id})
-        write_atomically(folder.path / records.TOKENIZER, corpus.tokenizer.to_json())
+        config = {**contents.config, records.WANDB_RUN_ID: wandb_run.run_id}
+        write_atomically(folder.path / records.CONFIG, json.dumps(config, indent=2) + "\n")
+        write_atomically(folder.path / records.TOKENIZER, contents.tokenizer_json)
         pace = Pace(self.run.train)
         progress: Callback = PlainProgress(self._log, max_steps, pace)
         if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
             progress = TerminalProgress(self._console, max_steps, pace)
-        return [MetricsFile(folder.path / records.METRICS), WandbRecords(tracker), progress]
+        return [MetricsFile(folder.path / records.METRICS), wandb_run, progress]
 
-    def _contents(self, engine: Engine, corpus: Corpus) -> Callable[[dict[str, object]], Contents]:
-        """What a checkpoint holds beside its tensors, for a trainer.json."""
+    def _contents(self, corpus: Corpus) -> Contents:
+        """What every checkpoint of this run holds beside its tensors."""
         topology = {
             "world_size": self.plan.world_size,
             "ep_size": self.plan.ep_size,
             "zero_stage": self.run.parallel.zero_stage,
             "device": self.device.type,
         }
-        config = {"run": self.run.model_dump(mode="json"), "deepspeed": engine.passed_config, "topology": topology}
-
-        def contents(trainer: dict[str, object]) -> Contents:
-            return Contents(
-                trainer=trainer,
-                config=config,
-                tokenizer_json=corpus.tokenizer.to_json(),
-                dataset_fingerprint=corpus.fingerprint,
-                topology=topology,
-            )
-
-        return contents
+        return Contents(
+            trainer={},
+            config={
+                "run": self.run.model_dump(mode="json"),
+                "deepspeed": self.engine.passed_config,
+                "topology": topology,
+            },
+            tokenizer_json=corpus.tokenizer.to_json(),
+            dataset_fingerprint=corpus.fingerprint,
+            topology=topology,
+        )
 
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
         plan, length = self.plan, self.run.data.sequence_length
@@ -293,22 +265,21 @@ class Trainer:
 
         In this order, so that a mistake leaves no folder.
         """
-        opened: list[RunFolder] = []
+        folder: RunFolder | None = None
 
         def open_on_main() -> Checkpoint | None:
+            nonlocal folder
             checkpoint = self._find_checkpoint(corpus)
             is_over = checkpoint is not None and why_over(self.run, resuming.saved_state(checkpoint)) is not None
             folder = RunFolder(self.output_dir)
             stack.callback(folder.close)
-            opened.append(folder)
             # A run that has nothing left to do makes nothing that could take the place of what is there.
             is_another = checkpoint is None or (self._resume != "auto" and not is_over)
             if is_another and (aside := _set_aside(folder, checkpoint)):
                 self._log(f"the records of an earlier run are now in {aside}")
             return checkpoint
 
-        checkpoint = self.world.on_main(open_on_main)
-        return checkpoint, opened[0] if opened else None
+        return self.world.on_main(open_on_main), folder
 
     def _find_checkpoint(self, corpus: Corpus) -> Checkpoint | None:
         checkpoint = None
@@ -321,13 +292,6 @@ class Trainer:
             for change in resuming.changed_settings(checkpoint, self.run):
                 self._log(f"changed since the checkpoint: {change}")
         return checkpoint
-
-    def _announce(self, corpus: Corpus, is_new: bool) -> None:
-        lines = [*model_and_devices(self.loaded, self.plan, self.device), text_and_passes(self.run, corpus)]
-        rows = unused_rows(self.run, corpus.tokenizer) if is_new else None
-        for line in (*lines, rows, only_warm_up(self.run), no_patience(self.run), no_best(self.run)):
-            if line is not None:
-                self._log(line)
 
     def _log_resumed(self, checkpoint: Checkpoint) -> None:
         self._log(f"continuing from {checkpoint.folder}")
@@ -356,4 +320,7 @@ def _set_aside(folder: RunFolder, checkpoint: Checkpoint | None) -> Path | None:
     checkpoints = folder.path / records.CHECKPOINTS
     if checkpoint is None or not checkpoint.folder.resolve().is_relative_to(checkpoints.resolve()):
         return folder.set_aside()
-    return folder.set_aside_after([step.name for step in step_folders(checkpoints, after=checkpoint.step)])
+    later = [f"{records.CHECKPOINTS}/{step.name}" for step in step_folders(checkpoints, after=checkpoint.step)]
+    # Records are cut back to the step of the checkpoint. Its Weights & Biases run, whose id is in the config, cannot
+    # be; so another one begins.
+    return folder.set_aside([*later, records.CONFIG], copied=(records.METRICS, records.SAMPLES)) if later else None

@@ -27,7 +27,7 @@ class Checkpoints(Callback):
         engine: what to save.
         checkpoints: the folder of the step folders.
         config: when, how, and which are kept.
-        contents: gives what is saved beside the tensors, for a state.
+        contents: what is saved beside the tensors, whatever the state.
         log: gets a line for each checkpoint.
     """
 
@@ -36,7 +36,7 @@ class Checkpoints(Callback):
         engine: Engine,
         checkpoints: Path,
         config: CheckpointConfig,
-        contents: Callable[[dict[str, object]], Contents],
+        contents: Contents,
         log: Callable[[str], None],
     ) -> None:
         self.engine, self.checkpoints, self.config = engine, checkpoints, config
@@ -121,13 +121,18 @@ class Checkpoints(Callback):
 
     def _begin(self, state: TrainState, wait: bool) -> Save:
         scale = self.engine.loss_scale
-        contents = self.contents({"state": dataclasses.asdict(state), "loss_scale": scale and scale._asdict()})
         scores = self._evaluated if self._evaluated.get("step") == state.step else {}
+        contents = dataclasses.replace(
+            self.contents,
+            trainer={"state": dataclasses.asdict(state), "loss_scale": scale and scale._asdict()},
+            val_bpb=scores.get("val_bpb"),
+            val_tokens=scores.get("val_tokens"),
+        )
         return Save(
             self.engine,
             self.checkpoints,
             state.step,
-            dataclasses.replace(contents, val_bpb=scores.get("val_bpb"), val_tokens=scores.get("val_tokens")),
+            contents,
             None if wait else self._memory,
             lambda: self._delete_superseded(state.step),
         )

@@ -163,7 +163,7 @@ def test_a_run_keeps_the_last_and_the_best(tmp_path):
     engine = SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
     made = Contents({}, {"run": RUN.model_dump(mode="json")}, "{}", "c", {"world_size": 1})
     config = CheckpointConfig(every_steps=1, keep_last=2, keep_best=1)
-    hook = Checkpoints(engine, tmp_path, config, lambda trainer: made, lambda line: None)
+    hook = Checkpoints(engine, tmp_path, config, made, lambda line: None)
     hook.on_start(TrainState())
     for step, bpb in enumerate([1.5, 1.2, None, 1.3, None, 1.4], start=1):
         if bpb is not None:
@@ -181,7 +181,7 @@ def test_an_old_step_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):
     engine = SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
     made = Contents({}, {"run": RUN.model_dump(mode="json")}, "{}", "c", {"world_size": 1})
     said: list[str] = []
-    hook = Checkpoints(engine, tmp_path, CheckpointConfig(keep_last=1), lambda trainer: made, said.append)
+    hook = Checkpoints(engine, tmp_path, CheckpointConfig(keep_last=1), made, said.append)
     hook.on_step_end(TrainState(step=1), last=True)
 
     def refuse(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Saving while training goes on: the same bytes, and the same guarantees, as when training waits."""
 
-import dataclasses
 import errno
 import resource
 import threading
@@ -120,7 +119,7 @@ def hook(checkpoints: Path, said: list[str], trained: SingleEngine | None = None
         trained or engine(),
         checkpoints,
         CheckpointConfig.model_validate({"every_steps": 2, **config}),
-        lambda trainer: dataclasses.replace(contents(), trainer=trainer),
+        contents(),
         said.append,
     )
     made.on_start(TrainState())

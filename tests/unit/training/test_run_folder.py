@@ -1,6 +1,5 @@
 """The run folder: one writer at a time, and nothing is ever deleted."""
 
-import json
 import os
 import socket
 import subprocess
@@ -58,7 +57,7 @@ def test_a_second_run_of_the_same_process_is_refused_too(tmp_path):
 def test_a_path_that_cannot_be_a_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match=f"cannot be used: {tmp_path / 'file'} is a file; choose another"):
+        with pytest.raises(UserError, match=rf"cannot be used: \[Errno \d+\] .*'{path}'; choose another"):
             RunFolder(path)
 
 
@@ -110,11 +109,6 @@ def test_the_wandb_run_is_read_from_the_config(tmp_path, text, expected):
     assert folder.wandb_run_id() is None
     (tmp_path / "config.json").write_text(text)
     assert folder.wandb_run_id() == expected
-
-
-def test_json_is_written_whole(tmp_path):
-    RunFolder(tmp_path).write_json("config.json", {"a": [1, None]})
-    assert json.loads((tmp_path / "config.json").read_text()) == {"a": [1, None]}
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.md", "config.json", "tokenizer.json"])

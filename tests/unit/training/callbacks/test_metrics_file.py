@@ -7,7 +7,6 @@ import pytest
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.training.callbacks.metrics_file import MetricsFile
-from storyteller_ds.training.callbacks.wandb_records import WandbRecords
 
 LINES = [
     {"step": 1, "train_loss": 3.0},
@@ -100,21 +99,3 @@ def test_undone_steps_stay_and_are_told_from_those_that_replace_them(path, state
         metrics.on_train(line)
     MetricsFile(path).on_start(state)
     assert [json.loads(line) for line in path.read_text().splitlines()] == UNDONE[:kept]
-
-
-class RecordingTracker:
-    def __init__(self) -> None:
-        self.logged: list[dict] = []
-
-    def log(self, record) -> None:
-        self.logged.append(dict(record))
-
-
-def test_the_step_that_wandb_sees_never_goes_back():
-    tracker = RecordingTracker()
-    hook = WandbRecords(tracker)
-    for line in UNDONE:
-        (hook.on_eval if "val_loss" in line else hook.on_train)(line)
-    assert [record["step"] for record in tracker.logged] == [1, 2, 3, 4, 5, 5]
-    assert "train_loss" not in tracker.logged[2]
-    assert tracker.logged[3]["train_loss"] == 2.5

@@ -1,4 +1,4 @@
-"""Sends a run's metrics to Weights & Biases, and never delays or ends the run.
+"""A run's records on Weights & Biases; that never delays or ends the run.
 
 Every call into wandb waits on a service process, and a service that hangs must not hang the training loop: all of them
 happen on one daemon thread. What fails there is reported from the training thread, so that `warn` needs no locks.
@@ -10,16 +10,15 @@ itself, wherever it is given no argument.
 
 import collections
 import contextlib
-import copy
 import importlib
 import os
 import queue
 import signal
-import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +26,11 @@ import psutil
 
 from storyteller_ds.distributed.supervision.processes import command_line
 from storyteller_ds.redaction import redacted
-from storyteller_ds.user_paths import is_utf8
+from storyteller_ds.training.callbacks.callback import Callback, Record
+from storyteller_ds.training.callbacks.metrics_file import attempt_of
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
-_Item = tuple[int, dict[str, object]] | int  # a record as (step, metrics), or at last the exit code
+_Item = Record | int  # at last the exit code
 
 SERVER_WAIT_SECONDS = 10.0
 # Service start, the wait for the server, and the second start without it.
@@ -43,7 +43,6 @@ KILLED_LIMIT_SECONDS = 3.0
 QUEUE_LIMIT = 10_000
 _SERVICE = "wandb-core"
 _YES = ("1", "true", "yes", "on")
-INSTALL_HINT = "wandb is not installed, so this run is not tracked: pip install wandb"
 SETTINGS: Mapping[str, object] = {
     "silent": True,
     "quiet": True,
@@ -62,11 +61,11 @@ SETTINGS: Mapping[str, object] = {
 }
 
 
-class WandbTracker:
-    """A Weights & Biases run that takes the records of metrics.jsonl as they are.
+class WandbRun(Callback):
+    """A Weights & Biases run that gets every record; its step counts the steps tried, undone ones included.
 
-    Construction waits at most `START_LIMIT_SECONDS` and `close` at most `CLOSE_LIMIT_SECONDS` +
-    `KILLED_LIMIT_SECONDS`; `log` never waits. No error of wandb, its service or its server is raised here: `warn` gets
+    Construction waits at most `START_LIMIT_SECONDS` and `on_end` at most `CLOSE_LIMIT_SECONDS` +
+    `KILLED_LIMIT_SECONDS`; records never wait. No error of wandb, its service or its server is raised here: `warn` gets
     it in one line, and tracking is off from then on. An online run whose server does not answer becomes an offline one.
     A service that dies is started once more, and gets this process's records again: a signal that ends a run may go to
     all its processes, the service too.
@@ -78,7 +77,7 @@ class WandbTracker:
         output_dir: W&B's files go to its `wandb`, or to that of WANDB_DIR.
         config: Recorded as the run's config.
         run_id: The W&B id of the run to go on with, unless WANDB_RUN_ID names one; None starts a new one.
-        warn: Called on the constructing or logging thread with one line of text.
+        warn: Called on the training thread with one line of text.
     """
 
     def __init__(
@@ -102,14 +101,16 @@ class WandbTracker:
         self._restarted = False
         self._thread: threading.Thread | None = None
         self._run: Any = None  # stays so where WANDB_MODE is "disabled"
-        disabled = mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES)
-        self._wandb: Any = None if disabled else _import_wandb(warn)
-        if self._wandb is None:
+        if mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES):
+            return
+        # Reports of wandb's own crashes to its makers are no part of tracking a run, unless the user has set this.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            self._wandb: Any = importlib.import_module("wandb")
+        except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
+            warn(f"wandb cannot be imported, so this run is not tracked ({_one_line(error)}): pip install wandb")
             return
         self._folder = Path(os.environ.get("WANDB_DIR") or output_dir)
-        if not is_utf8(place := self._folder.absolute()):
-            warn(f"wandb takes no path that is not UTF-8, as {place} is, so this run is not tracked; set WANDB_DIR")
-            return
         self._init_arguments: dict[str, object]
         self._init_arguments = {"project": project, "name": run_name, "dir": str(self._folder), "config": {**config}}
         if run_id is not None and not os.environ.get("WANDB_RUN_ID"):
@@ -117,39 +118,27 @@ class WandbTracker:
             if not os.environ.get("WANDB_RESUME"):
                 self._init_arguments["resume"] = "allow"
         started = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(mode, started), name="wandb-tracker", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(mode, started), name="wandb", daemon=True)
         self._thread.start()
         if not started.wait(START_LIMIT_SECONDS):
             self._fail(f"wandb did not start within {START_LIMIT_SECONDS:.0f} s")
             self._kill_service()
         self._report()
 
-    def log(self, record: Mapping[str, object]) -> None:
-        """Queue one record of metrics.jsonl; records of one step become one W&B row.
+    def on_train(self, record: Record) -> None:
+        """Queue the record, without what a skipped step does not have."""
+        self.on_eval({name: value for name, value in record.items() if value is not None})
 
-        Args:
-            record: "step" and the metrics, named in W&B exactly as here.
-
-        Raises:
-            KeyError: If the record has no "step".
-            TypeError: If "step" is not an integer.
-        """
-        step = record["step"]
-        if not isinstance(step, int):
-            raise TypeError(f"a record's step is an integer, not {step!r}")
+    def on_eval(self, record: Record) -> None:
+        """Queue the record; those of one step become one W&B row."""
         if self._queue.qsize() >= QUEUE_LIMIT:
             self._fail(f"wandb has {QUEUE_LIMIT} records waiting")
         self._report()
         if self._thread is not None and not self._failed:
-            # The thread reads the record later, when the caller may have gone on to change its lists.
-            self._queue.put((step, copy.deepcopy({name: value for name, value in record.items() if name != "step"})))
+            self._queue.put(record)
 
-    def close(self, exit_code: int) -> None:
-        """Write what is queued, mark the run as ended and stop wandb's service. A second call does nothing.
-
-        Args:
-            exit_code: The run's exit code: W&B shows 0 as finished and any other as failed.
-        """
+    def on_end(self, exit_code: int) -> None:
+        """Write what is queued, mark the run as ended (0: finished, else failed), and stop wandb's service."""
         if self._thread is None:
             return
         self._queue.put(exit_code)
@@ -159,7 +148,6 @@ class WandbTracker:
             # wandb waits for its service once more when Python exits, and would wait there for ever.
             self._kill_service()
             self._thread.join(KILLED_LIMIT_SECONDS)
-        self._thread = None
         self._report()
 
     def _fail(self, reason: str) -> None:
@@ -184,22 +172,23 @@ class WandbTracker:
         # wandb's errors have no common base class: besides wandb.Error and OSError its client raises
         # MailboxClosedError, HandleAbandonedError, ServerResponseError (all plain Exceptions) and
         # pydantic's ValidationError, and none of them may end a training run.
-        try:
-            self._start(mode)
-            started.set()
-            item: _Item = (0, {})
-            while not isinstance(item, int):
-                item = self._queue.get()
-                self._take(item)
-        except Exception as error:
-            self._fail(f"wandb failed: {_one_line(error)}")
-        try:
-            self._stop_service()
-        except Exception as error:
-            self._fail(f"wandb failed: {_one_line(error)}")
+        for part in (partial(self._track, mode, started), self._stop_service):
+            try:
+                part()
+            except Exception as error:
+                self._fail(f"wandb failed: {_one_line(error)}")
         started.set()
 
+    def _track(self, mode: WandbMode, started: threading.Event) -> None:
+        self._start(mode)
+        started.set()
+        item: _Item = {}
+        while not isinstance(item, int):
+            item = self._queue.get()
+            self._take(item)
+
     def _start(self, mode: WandbMode) -> None:
+        str(self._folder.absolute()).encode()  # where a path is not UTF-8, an error here and no traceback of wandb
         # Given here too, because some of wandb's messages ask the global settings and not the run's.
         chosen = mode != "auto" or os.environ.get("WANDB_MODE")
         settings = self._settings() if mode == "auto" else self._settings(mode=mode)
@@ -227,11 +216,6 @@ class WandbTracker:
     def _init(self, mode: str) -> None:
         self._run = self._wandb.init(**self._init_arguments, mode=mode, settings=self._settings())
         self._mode, self.run_id = mode, str(self._run.id)
-        taken = Path(self._run.dir).parents[2]
-        temporary = Path(tempfile.gettempdir()).resolve()
-        if taken.resolve() == temporary != self._folder.resolve():  # where wandb goes if it must
-            self._warnings.put(f"wandb: {self._folder} cannot be written; this run is recorded under {taken / 'wandb'}")
-        self._folder = taken
 
     def _take(self, item: _Item) -> None:
         """Log a record, or finish with an exit code."""
@@ -250,10 +234,13 @@ class WandbTracker:
         self._sent.append(item)
 
     def _send(self, item: _Item) -> None:
-        if self._run is not None and isinstance(item, int):
+        if self._run is None:
+            return
+        if isinstance(item, int):
             self._run.finish(exit_code=item)
-        elif self._run is not None and not isinstance(item, int):
-            self._run.log(item[1], step=item[0])
+        else:
+            # Weights & Biases drops a row whose step lies before the last one's, as after a rollback.
+            self._run.log({name: item[name] for name in item if name != "step"}, step=attempt_of(item))
 
     def _service_has_died(self) -> bool:
         time.sleep(1)  # its connection is lost a moment before
@@ -270,23 +257,6 @@ class WandbTracker:
         # Settings come and go between wandb versions, and an unknown one would end the tracking.
         known = self._wandb.Settings.model_fields
         return self._wandb.Settings(**more, **{name: value for name, value in SETTINGS.items() if name in known})
-
-
-def _import_wandb(warn: Callable[[str], None]) -> Any:
-    # Reports of wandb's own crashes to its makers are no part of tracking a run, unless the user has set this.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError:
-        wandb = None
-    except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
-        warn(f"wandb cannot be imported, so this run is not tracked: {_one_line(error)}")
-        return None
-    # Without the package, an earlier run's folder named wandb in the working directory imports nevertheless.
-    if not hasattr(wandb, "init"):
-        warn(INSTALL_HINT)
-        return None
-    return wandb
 
 
 def _service_pids() -> list[int]:
