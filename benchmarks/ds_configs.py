@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from storyteller_kernels.cpu_products import instruction_set
+from storyteller_kernels.dispatch import instruction_set
 
 from tests.support.distributed import DS_CONFIGS, torchrun_command
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from storyteller_kernels.cpu_products import instruction_set
-from storyteller_kernels.dispatch import choice_for
+from storyteller_kernels.dispatch import choice_for, instruction_set
 
 from storyteller_ds.durable import write_output
 

@@ -4,21 +4,33 @@ Shapes are written behind the names: T tokens, D model width, E experts, K choic
 N = T * K rows (routed tokens: a token once for each of its experts), I expert width.
 """
 
+import torch
+
 from storyteller_kernels.cross_entropy import linear_cross_entropy
-from storyteller_kernels.expert_mlp import Activation, activate, expert_mlp, expert_mlp_of_tokens
+from storyteller_kernels.expert_mlp import Activation, activate, expert_mlp
 from storyteller_kernels.linear import linear
 from storyteller_kernels.permute import combine, permute
 from storyteller_kernels.rms_norm import add_rms_norm, rms_norm
 from storyteller_kernels.routing import Routing, route
 
+_aten = torch.ops.aten
+MATRIX_PRODUCTS = frozenset(
+    {_aten.mm.default, _aten.addmm.default, _aten.convolution.default, _aten._grouped_mm.default}
+)
+"""What torch's dispatcher sees of the products with weights (attention's projections, the router, the experts), for
+activation checkpointing, which keeps their results; a convolution is a product on some CPUs (cpu_products.py).
+
+Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
+"""
+
 __all__ = [
+    "MATRIX_PRODUCTS",
     "Activation",
     "Routing",
     "activate",
     "add_rms_norm",
     "combine",
     "expert_mlp",
-    "expert_mlp_of_tokens",
     "linear",
     "linear_cross_entropy",
     "permute",

@@ -3,16 +3,15 @@
 torch hands a matrix product to its BLAS, and that is MKL on x86, which has AVX-512 code for Intel's processors only:
 others get AVX2. It hands a convolution to oneDNN, whose code depends on what the processor can do. So where there
 is AVX-512 without Intel, a product goes as a convolution with a kernel of one pixel, which is the same sum, and takes
-half the time (docs/experiments.md). Everywhere else it goes to BLAS. Who needs a product asks `row_blocks` or
-`window_around` for the library, and need not know which it is.
+half the time (docs/experiments.md). Everywhere else it goes to BLAS, on a GPU to cuBLAS. `FASTEST` hides the choice;
+`window_around` makes it for the rows of an expert.
 
 Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels, channels last, without
 a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several threads.)
 """
 
 import functools
-import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -47,13 +46,6 @@ def onednn_is_faster() -> bool:
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and "GenuineIntel" not in processor
     )
-
-
-def instruction_set() -> str:
-    """The widest vector instructions that torch uses on this CPU, for a record or a table: figures depend on them."""
-    names = {"AVX512": "AVX-512", "DEFAULT": f"{platform.machine()} without AVX2"}
-    capability = torch.backends.cpu.get_cpu_capability()
-    return names.get(capability, capability)
 
 
 class Products:
@@ -98,17 +90,31 @@ class _OneDNN(Products):
         total_HD.copy_(part) if first else total_HD.add_(part)
 
 
-BLAS, ONEDNN = Products(), _OneDNN()
-MATRIX_PRODUCTS = frozenset(
-    {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.convolution.default}
-)
-"""What torch's dispatcher sees of `product`, for those who want to keep its results (activation checkpointing)."""
+class _Fastest(Products):
+    """The same by the faster library, block by block of rows."""
+
+    def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
+        return _joined(
+            library.product(x_RD[rows], weight_HD, bias_H) for rows, library in row_blocks(len(x_RD), weight_HD)
+        )
+
+    def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
+        return _joined(
+            library.input_gradient(grad_RH[rows], weight_HD) for rows, library in row_blocks(len(grad_RH), weight_HD)
+        )
+
+    def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
+        for rows, library in row_blocks(len(x_RD), total_HD):
+            library.add_weight_gradient(total_HD, grad_RH[rows], x_RD[rows], first and rows.start == 0)
+
+
+BLAS, ONEDNN, FASTEST = Products(), _OneDNN(), _Fastest()
 
 
 def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, Products]]:
     """Slices of the rows of a product with this weight, and the library for each; on a GPU all rows, and torch's own.
 
-    It compiles code for every shape that it has not seen, in about a millisecond, and the rows of an expert are
+    oneDNN compiles code for every shape that it has not seen, in about a millisecond, and the rows of an expert are
     hardly ever the same number twice. So it gets a block whose size has few significant bits, 16 sizes between a
     power of two and the next; BLAS gets the rest, less than a sixteenth.
 
@@ -120,7 +126,7 @@ def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, Products]]
     block = rows - rows % step if _suits_onednn(rows, weight_HD) else 0
     if block:
         yield slice(0, block), ONEDNN
-    if block < rows:
+    if block < rows or not rows:
         yield slice(block, rows), BLAS
 
 
@@ -184,8 +190,7 @@ def _rows(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 2, 3, 1).reshape(-1, pictures.shape[1])
 
 
-def concatenated(parts: list[Tensor], like: Tensor, width: int) -> Tensor:
-    """The rows of all parts, [R, width]: copied only if there are several, made like `like` if there are none."""
-    if not parts:
-        return like.new_empty(0, width)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    """The rows of all parts; copied only if there are several."""
+    first, *others = parts
+    return torch.cat([first, *others]) if others else first

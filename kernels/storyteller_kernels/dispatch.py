@@ -18,6 +18,7 @@ suit asks `runs_on_cpu`, if the operation has a way for the CPU, and else takes 
 
 import functools
 import os
+import platform
 import subprocess
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -109,6 +110,13 @@ def choice_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Back
     if dtype not in (torch.float32, torch.float64):
         return Backend("reference", f"there are no kernels for {str(dtype).removeprefix('torch.')} on the CPU")
     return Backend("cpu", f"fp32 products by {'oneDNN' if onednn_is_faster() else 'BLAS'}")
+
+
+def instruction_set() -> str:
+    """The widest vector instructions that torch uses on this CPU, for a record or a table: figures depend on them."""
+    names = {"AVX512": "AVX-512", "DEFAULT": f"{platform.machine()} without AVX2"}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return names.get(capability, capability)
 
 
 def interpreting() -> bool:

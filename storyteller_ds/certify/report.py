@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from storyteller_kernels.cpu_products import instruction_set
+from storyteller_kernels.dispatch import instruction_set
 
 from storyteller_ds.certify.rows import PRESET, RUN, STEPS, TOLERANCE
 from storyteller_ds.certify.run import Verdict

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from storyteller_kernels.cpu_products import MATRIX_PRODUCTS
+from storyteller_kernels import MATRIX_PRODUCTS
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
@@ -19,11 +19,6 @@ from storyteller_ds.config.model import ModelConfig
 T = TypeVar("T")
 
 _aten = torch.ops.aten
-_MATRIX_PRODUCTS = MATRIX_PRODUCTS | {_aten._grouped_mm.default}
-"""Of activations with weights: the four projections of attention, the router, the experts.
-
-Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
-"""
 _ATTENTION = frozenset({
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -60,7 +55,7 @@ class BlockRunner:
 
     def __init__(self, config: ModelConfig) -> None:
         self.mode = config.activation_checkpointing
-        self.kept = _MATRIX_PRODUCTS | _EXCHANGES | (_ATTENTION if config.dropout == 0 else frozenset())
+        self.kept = MATRIX_PRODUCTS | _EXCHANGES | (_ATTENTION if config.dropout == 0 else frozenset())
 
     def __call__(self, block: Callable[..., T], *inputs: Any) -> T:
         """block(*inputs); its outputs may depend on these, on parameters and on the random state only."""

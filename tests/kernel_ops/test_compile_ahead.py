@@ -63,8 +63,8 @@ def routing(T: int, D: int, E: int, K: int, dtype: torch.dtype, weight_dtype: to
     from storyteller_kernels.routing.kernel import launch_forward, launch_logit_gradient, launch_product_gradient
 
     x_TD, weight_ED, noise_TE = meta(T, D, dtype=dtype), meta(E, D, dtype=weight_dtype), meta(T, E, dtype=FP32)
-    out = launch_forward(x_TD, weight_ED, K, noise_TE)
-    saved = (out.prob_TE, out.log_z_T, out.expert_TK, out.weight_TK)
+    out, log_z_T = launch_forward(x_TD, weight_ED, K, noise_TE)
+    saved = (out.prob_TE, log_z_T, out.expert_TK, out.weight_TK)
     dlogit_TE = launch_logit_gradient(out.weight_TK, out.prob_TE, out.prob_sum_E, out.z_sum, *saved)
     launch_product_gradient(dlogit_TE, x_TD, weight_ED, need_dx=True, need_dweight=True)
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from storyteller_kernels import activate, expert_mlp
-from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -138,7 +137,7 @@ def test_of_tokens(poisoned_memory, counts, top_k):
     token_N = row_TK.flatten().argsort() // top_k
     x_TD = torch.randn(rows // top_k, 20, requires_grad=True)
     arguments = [x_TD, *tensors[1:]]
-    actual_ND = expert_mlp_of_tokens(x_TD, token_N, row_TK, torch.tensor(counts), *tensors[1:], "swiglu")
+    actual_ND = expert_mlp(x_TD, torch.tensor(counts), *tensors[1:], "swiglu", token_N=token_N, row_TK=row_TK)
     expected_ND = reference([x_TD[token_N], *tensors[1:]], counts, "swiglu")
     assert_within(actual_ND, expected_ND, SIMPLE)
     cotangent_ND = torch.randn_like(actual_ND)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from storyteller_kernels import expert_mlp, permute
-from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
 from torch import Tensor
 
 from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
@@ -66,7 +65,7 @@ def test_gathering_in_the_load_changes_no_bit(triton_device, monkeypatch, copy_f
         row_TK = torch.randperm(100).view(50, 2)
         token_N = row_TK.flatten().argsort() // 2
         count_E, cotangent_ND = torch.tensor([30, 0, 69, 1]), torch.randn(100, 40)
-        gathered = expert_mlp_of_tokens(x_TD, token_N, row_TK, count_E, *weights, "swiglu")
+        gathered = expert_mlp(x_TD, count_E, *weights, "swiglu", token_N=token_N, row_TK=row_TK)
         copied = expert_mlp(permute(x_TD, token_N, row_TK), count_E, *weights, "swiglu")
         pairs = [value_and_gradients(out, [x_TD, *weights], cotangent_ND) for out in (gathered, copied)]
     for first, second in zip(*pairs, strict=True):
@@ -84,13 +83,13 @@ def test_what_is_kept_for_the_backward_pass(triton_device):
         x_TD, *weights = operands(10, 3, 16, 8, torch.float32)
         row_TK = torch.randperm(20).view(10, 2)
         token_N = row_TK.flatten().argsort() // 2
-        expert_mlp_of_tokens(x_TD, token_N, row_TK, torch.tensor([20, 0, 0]), *weights, "swiglu")
+        expert_mlp(x_TD, torch.tensor([20, 0, 0]), *weights, "swiglu", token_N=token_N, row_TK=row_TK)
         # Beside its inputs and the row ends only gate and up: no gathered rows, no activation.
         inputs = {tensor.data_ptr() for tensor in (x_TD, *weights, row_TK, token_N)}
         assert [tuple(t.shape) for t in kept if t.data_ptr() not in inputs] == [(3,), (20, 16)]
         kept.clear()
         with torch.no_grad():
-            expert_mlp_of_tokens(x_TD, token_N, row_TK, torch.tensor([20, 0, 0]), *weights, "swiglu")
+            expert_mlp(x_TD, torch.tensor([20, 0, 0]), *weights, "swiglu", token_N=token_N, row_TK=row_TK)
         assert kept == []
 
 
@@ -140,7 +139,7 @@ def test_at_the_size_of_a_real_layer(gpu, dtype, gather):
 
         def run() -> list[Tensor]:
             if gather:
-                out_ND = expert_mlp_of_tokens(x_TD, token_N, row_TK, count_E, *weights, "swiglu")
+                out_ND = expert_mlp(x_TD, count_E, *weights, "swiglu", token_N=token_N, row_TK=row_TK)
             else:
                 out_ND = expert_mlp(permute(x_TD, token_N, row_TK), count_E, *weights, "swiglu")
             return value_and_gradients(out_ND, [x_TD, *weights], cotangent_ND)

@@ -157,7 +157,7 @@ def test_another_processor_or_format_has_one_block_for_blas(implementation, monk
     assert list(row_blocks(100, torch.empty(8, 8, dtype=torch.float64))) == [(slice(0, 100), BLAS)]
     monkeypatch.setattr(cpu_products, "onednn_is_faster", lambda: False)
     assert list(row_blocks(100, torch.empty(8, 8))) == [(slice(0, 100), BLAS)]
-    assert list(row_blocks(0, torch.empty(8, 8))) == []
+    assert list(row_blocks(0, torch.empty(8, 8))) == [(slice(0, 0), BLAS)]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from storyteller_kernels import combine, route
-from storyteller_kernels.expert_mlp import expert_mlp_of_tokens
+from storyteller_kernels.expert_mlp import expert_mlp
 from storyteller_kernels.expert_mlp import reference as expert_reference
 from storyteller_kernels.permute import reference as permute_reference
 from storyteller_kernels.routing import reference as routing_reference
@@ -117,9 +117,8 @@ def reference_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_E
 def operations_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
     """The layer from our operations, without the framework around it."""
     routing = route(x_TD, router_ED, K)
-    expert_out_ND = expert_mlp_of_tokens(
-        x_TD, routing.token_N, routing.row_TK, routing.count_E, gate_up_EHD, down_EDI, "swiglu"
-    )
+    order = {"token_N": routing.token_N, "row_TK": routing.row_TK}
+    expert_out_ND = expert_mlp(x_TD, routing.count_E, gate_up_EHD, down_EDI, "swiglu", **order)
     return combine(expert_out_ND, routing.weight_TK, routing.token_N, routing.row_TK)
 
 

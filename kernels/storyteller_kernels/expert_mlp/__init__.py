@@ -5,7 +5,6 @@ else takes the reference. On Triton `count_E` stays on the device: pass `Routing
 """
 
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,66 +16,48 @@ from storyteller_kernels.permute import permute
 
 
 def expert_mlp(
-    x_ND: Tensor,
+    x: Tensor,
     count_E: Tensor | list[int],
     up_EHD: Tensor,
     down_EDI: Tensor,
     activation: Activation,
     up_bias_EH: Tensor | None = None,
     down_bias_ED: Tensor | None = None,
+    token_N: Tensor | None = None,
+    row_TK: Tensor | None = None,
 ) -> Tensor:
-    """Each row through its expert; arguments and result as `reference.expert_mlp`.
+    """Each row through its expert; with token_N and row_TK that of permute(x, token_N, row_TK).
 
-    On Triton a tensor of counts is never read by the host; a list is copied to the device.
-    """
-    low = _triton_operands(x_ND, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
-    if low is None:
-        return _in_plain_torch(x_ND, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
-    from storyteller_kernels.expert_mlp import autograd
-
-    return autograd.expert_mlp(*low, _row_ends(count_E, x_ND.device))
-
-
-def expert_mlp_of_tokens(
-    x_TD: Tensor,
-    token_N: Tensor,
-    row_TK: Tensor,
-    count_E: Tensor | list[int],
-    up_EHD: Tensor,
-    down_EDI: Tensor,
-    activation: Activation,
-    up_bias_EH: Tensor | None = None,
-    down_bias_ED: Tensor | None = None,
-) -> Tensor:
-    """expert_mlp(permute(x_TD, token_N, row_TK), ...), without the [N, D] copy where our own product runs.
-
-    It gathers the tokens as it loads them, forward and backward. torch's grouped product cannot, and gets the copy.
+    Our own Triton products gather the tokens as they load them, forward and backward; torch's grouped product cannot,
+    and gets a [N, D] copy. On Triton a tensor of counts is never read by the host; a list is copied to the device.
 
     Args:
-        x_TD: [T, D].
-        token_N: [N] int64, token of each row.
-        row_TK: [T, K] int64, row of each (token, choice).
-        count_E: as the weights, biases and activation, see expert_mlp.
+        x: [N, D] rows in expert order; with token_N and row_TK [T, D] tokens.
+        count_E: as the weights, biases and activation, see `reference.expert_mlp`.
         up_EHD: [E, H, D].
         down_EDI: [E, D, I].
         activation: swiglu, gelu or relu.
         up_bias_EH: [E, H] or None.
         down_bias_ED: [E, D] or None.
+        token_N: [N] int64, token of each row.
+        row_TK: [T, K] int64, row of each (token, choice).
 
     Returns:
         [N, D], in the dtype of the matrix product.
     """
-    low = _triton_operands(x_TD, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
-    if low is None:
-        rows_ND = permute(x_TD, token_N, row_TK)
-        return _in_plain_torch(rows_ND, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
-    from storyteller_kernels.expert_mlp import autograd
+    low = _triton_operands(x, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
+    if low is not None:
+        from storyteller_kernels.expert_mlp import autograd
 
-    end_E = _row_ends(count_E, x_TD.device)
-    if autograd.library_serves(*low):
-        # Rounded by autocast before it is copied K times.
-        return autograd.expert_mlp(permute(low[0], token_N, row_TK), *low[1:], end_E)
-    return autograd.expert_mlp(*low, end_E, token_N, row_TK)
+        end_E = _row_ends(count_E, x.device)
+        if token_N is not None and row_TK is not None and autograd.library_serves(*low):
+            # Rounded by autocast before it is copied K times.
+            return autograd.expert_mlp(permute(low[0], token_N, row_TK), *low[1:], end_E)
+        return autograd.expert_mlp(*low, end_E, token_N, row_TK)
+    if token_N is not None and row_TK is not None:
+        x = permute(x, token_N, row_TK)
+    plain = cpu.expert_mlp if runs_on_cpu(x, up_EHD, down_EDI) else reference.expert_mlp
+    return plain(x, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
 
 
 def triton_has(activation: Activation, has_biases: bool) -> bool:
@@ -97,16 +78,6 @@ def _triton_operands(
     return (x, up_EHD, down_EDI) if x.dtype == up_EHD.dtype == down_EDI.dtype else None
 
 
-def _in_plain_torch(
-    x_ND: Tensor, count_E: Tensor | list[int], up_EHD: Tensor, down_EDI: Tensor, activation: Activation, *biases: Any
-) -> Tensor:
-    """Without Triton: the way for the CPU, or the reference."""
-    if runs_on_cpu(x_ND, up_EHD, down_EDI):
-        counts = count_E.tolist() if isinstance(count_E, Tensor) else count_E
-        return cpu.expert_mlp(x_ND, counts, up_EHD, down_EDI, activation, *biases)
-    return reference.expert_mlp(x_ND, count_E, up_EHD, down_EDI, activation, *biases)
-
-
 def _row_ends(count_E: Tensor | list[int], device: torch.device) -> Tensor:
     """[E] int32: the row after each expert's last."""
     if isinstance(count_E, Tensor):
@@ -114,4 +85,4 @@ def _row_ends(count_E: Tensor | list[int], device: torch.device) -> Tensor:
     return torch.tensor(list(itertools.accumulate(count_E)), dtype=torch.int32, device=device)
 
 
-__all__ = ["Activation", "activate", "expert_mlp", "expert_mlp_of_tokens", "triton_has"]
+__all__ = ["Activation", "activate", "expert_mlp", "triton_has"]

@@ -144,14 +144,15 @@ def _activation_gradient(grad_act: Tensor, hidden: Tensor, activation: Activatio
 
 def expert_mlp(
     x_ND: Tensor,
-    counts: list[int],
+    count_E: Tensor | list[int],
     up_EHD: Tensor,
     down_EDI: Tensor,
     activation: Activation,
     up_bias_EH: Tensor | None = None,
     down_bias_ED: Tensor | None = None,
 ) -> Tensor:
-    """See reference.expert_mlp; the counts as a list."""
+    """See reference.expert_mlp."""
+    counts = count_E.tolist() if isinstance(count_E, Tensor) else count_E
     x_ND, up_EHD, down_EDI = x_ND.contiguous(), up_EHD.contiguous(), down_EDI.contiguous()
     tensors = (x_ND, up_EHD, down_EDI, up_bias_EH, down_bias_ED)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from storyteller_kernels.cpu_products import concatenated, row_blocks
+from storyteller_kernels.cpu_products import FASTEST
 
 
 class _Linear(torch.autograd.Function):
@@ -15,11 +15,8 @@ class _Linear(torch.autograd.Function):
         x_RD = x.reshape(-1, x.shape[-1]).contiguous()
         ctx.save_for_backward(x_RD, weight_HD)
         ctx.shape = x.shape
-        weight_HD = weight_HD.contiguous()
-        blocks = row_blocks(len(x_RD), weight_HD)
-        parts = [products.product(x_RD[rows], weight_HD, bias_H) for rows, products in blocks]
-        y_RH: Tensor = concatenated(parts, x_RD, len(weight_HD)).view(*x.shape[:-1], len(weight_HD))
-        return y_RH
+        y_RH = FASTEST.product(x_RD, weight_HD.contiguous(), bias_H)
+        return y_RH.view(*x.shape[:-1], len(weight_HD))
 
     @staticmethod
     @once_differentiable
@@ -27,16 +24,13 @@ class _Linear(torch.autograd.Function):
         x_RD, weight_HD = ctx.saved_tensors
         weight_HD = weight_HD.contiguous()
         grad_RH = grad.reshape(-1, grad.shape[-1]).contiguous()
-        blocks = list(row_blocks(len(grad_RH), weight_HD))
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         grad_x = grad_weight_HD = None
         if wants_x:
-            parts = [products.input_gradient(grad_RH[rows], weight_HD) for rows, products in blocks]
-            grad_x = concatenated(parts, x_RD, x_RD.shape[1]).view(ctx.shape)
+            grad_x = FASTEST.input_gradient(grad_RH, weight_HD).view(ctx.shape)
         if wants_weight:
-            grad_weight_HD = torch.empty_like(weight_HD) if blocks else torch.zeros_like(weight_HD)
-            for i, (rows, products) in enumerate(blocks):
-                products.add_weight_gradient(grad_weight_HD, grad_RH[rows], x_RD[rows], first=i == 0)
+            grad_weight_HD = torch.empty_like(weight_HD)
+            FASTEST.add_weight_gradient(grad_weight_HD, grad_RH, x_RD, first=True)
         return grad_x, grad_weight_HD, grad_RH.sum(dim=0) if wants_bias else None
 
 

@@ -14,8 +14,7 @@ class _Route(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None) -> tuple[Tensor, ...]:
         x_TD, weight_ED = x_TD.contiguous(), weight_ED.contiguous()
-        *fields, log_z_T = launch_forward(x_TD, weight_ED, top_k, None if noise_TE is None else noise_TE.contiguous())
-        routing = Routing(*fields)
+        routing, log_z_T = launch_forward(x_TD, weight_ED, top_k, None if noise_TE is None else noise_TE.contiguous())
         ctx.save_for_backward(x_TD, weight_ED, routing.prob_TE, log_z_T, routing.expert_TK, routing.weight_TK)
         ctx.noise_dtype = None if noise_TE is None else noise_TE.dtype
         ctx.mark_non_differentiable(

@@ -8,14 +8,13 @@ The product with the router's weight keeps the accuracy of fp32 on the matrix un
 and an fp32 weight is the sum of three bf16 numbers of 8 significant bits each. Other x take fp32 products.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from storyteller_kernels.dispatch import LAUNCH_OPTIONS, on_device_of, processor_count
+from storyteller_kernels.routing.reference import Routing
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -298,23 +297,8 @@ def product_gradient_kernel(
         tl.store(own + w_place, tl.trans(dweight), mask=w_mask)
 
 
-class Choice(NamedTuple):
-    """What `launch_forward` makes: the fields of Routing, and log_z for the backward pass."""
-
-    weight_TK: Tensor
-    expert_TK: Tensor
-    count_E: Tensor
-    row_TK: Tensor
-    token_N: Tensor
-    prob_TE: Tensor
-    prob_sum_E: Tensor
-    z_sum: Tensor
-    entropy_sum: Tensor
-    log_z_T: Tensor
-
-
-def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None) -> Choice:
-    """Route T > 0 tokens in two launches.
+def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None) -> tuple[Routing, Tensor]:
+    """Route T > 0 tokens in two launches. Returns log_z [T] too, for the backward pass.
 
     Args:
         x_TD: [T, D] contiguous, bf16, fp16 or fp32.
@@ -330,7 +314,8 @@ def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor
     block_e = max(LEAST_DOT, triton.next_power_of_2(E))
     block_t = token_block(T, block_e, processor_count(device))
     B = triton.cdiv(T, block_t)
-    choice = Choice(
+    log_z_T = fresh(T)
+    routing = Routing(
         weight_TK=fresh(T, K),
         expert_TK=fresh(T, K, dtype=torch.int64),
         count_E=fresh(E, dtype=torch.int64),
@@ -340,11 +325,10 @@ def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor
         prob_sum_E=fresh(E),
         z_sum=fresh(),
         entropy_sum=fresh(),
-        log_z_T=fresh(T),
     )
     count_BE, sum_BF = fresh(B, E, dtype=torch.int32), fresh(B, E + 2)
     with on_device_of(x_TD):
-        chosen = (choice.prob_TE, choice.log_z_T, choice.expert_TK, choice.weight_TK, count_BE, sum_BF)
+        chosen = (routing.prob_TE, log_z_T, routing.expert_TK, routing.weight_TK, count_BE, sum_BF)
         parts = parts_of(x_TD, weight_ED)
         block_d = min(128, max(32, 4096 // block_e)) if parts else 32
         choose_kernel[(B,)](
@@ -355,14 +339,14 @@ def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor
             **LAUNCH_OPTIONS,
         )
         blocks = triton.cdiv(B, PLACING_PROGRAMS)
-        totals = (choice.count_E, choice.prob_sum_E, choice.z_sum, choice.entropy_sum)
+        totals = (routing.count_E, routing.prob_sum_E, routing.z_sum, routing.entropy_sum)
         place_kernel[(triton.cdiv(B, blocks) + 1,)](
-            *(choice.expert_TK, count_BE, sum_BF, choice.row_TK, choice.token_N, *totals),
+            *(routing.expert_TK, count_BE, sum_BF, routing.row_TK, routing.token_N, *totals),
             *(T, B, blocks, E, K, block_t, block_e, max(16, 2048 // block_e)),
             num_warps=4,
             **LAUNCH_OPTIONS,
         )
-    return choice
+    return routing, log_z_T
 
 
 def launch_logit_gradient(

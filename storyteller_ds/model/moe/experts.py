@@ -1,7 +1,7 @@
 """The experts of a layer, stacked: one feed-forward network each."""
 
 import torch
-from storyteller_kernels import expert_mlp, expert_mlp_of_tokens
+from storyteller_kernels import expert_mlp
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig
@@ -35,6 +35,4 @@ class StackedExperts(nn.Module):
             row_TK: [T, K] int64, row of each (token, choice).
         """
         weights = (self.gate_up_proj, self.down_proj, self.activation, self.gate_up_bias, self.down_bias)
-        if token_N is None or row_TK is None:
-            return expert_mlp(x, count_E, *weights)
-        return expert_mlp_of_tokens(x, token_N, row_TK, count_E, *weights)
+        return expert_mlp(x, count_E, *weights, token_N, row_TK)

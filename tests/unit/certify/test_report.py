@@ -6,7 +6,7 @@ import json
 
 import pytest
 from rich.console import Console
-from storyteller_kernels.cpu_products import instruction_set
+from storyteller_kernels.dispatch import instruction_set
 
 from storyteller_ds.certify import report
 from storyteller_ds.certify.compare import Results, compare
