@@ -1,15 +1,11 @@
 """What one rank writes of a checkpoint: taken from the engine while training waits, written in the background."""
 
 import contextlib
-import errno
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,21 +25,7 @@ class RankState(NamedTuple):
     """Size of the parts of all ranks together, the random streams aside (bytes)."""
 
 
-class HostMemory:
-    """Copies of tensors, in memory that is allocated once and used for every save."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str], Tensor] = {}
-
-    def copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
-        """`tensor`, which training may change afterwards, as it is now."""
-        buffer = self._buffers.get((part, name))
-        if buffer is None or buffer.shape != tensor.shape:
-            buffer = self._buffers[part, name] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        return buffer.copy_(tensor)
-
-
-def take_rank_state(engine: Engine, memory: HostMemory | None) -> RankState:
+def take_rank_state(engine: Engine, copy: bool) -> RankState:
     """This rank's part of the state: a tensor is written by the rank that holds it, or else by the one with least.
 
     Called by every rank.
@@ -53,8 +35,7 @@ def take_rank_state(engine: Engine, memory: HostMemory | None) -> RankState:
 
     Args:
         engine: what is saved.
-        memory: where the tensors are copied to; None: they may be the engine's own, which then must not train
-            until they are written.
+        copy: the tensors; else they may be the engine's own, which then must not train until they are written.
     """
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     load = [0] * engine.world.size
@@ -66,7 +47,7 @@ def take_rank_state(engine: Engine, memory: HostMemory | None) -> RankState:
 
     for kind, name, tensor in engine.named_state(owner):
         part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
-        parts[part][key] = memory.copy(part, key, tensor) if memory else tensor.contiguous()
+        parts[part][key] = tensor.clone(memory_format=torch.contiguous_format) if copy else tensor.contiguous()
     parts["rng"] = rng_state(engine.device)
     return RankState(parts, sum(load))
 
@@ -80,15 +61,12 @@ def write_rank_state(folder: Path, state: RankState, rank: int, world_size: int)
     """Write a rank's part, wait until it is on disk, then leave a receipt with sizes and sha256.
 
     Raises:
-        OSError: the disk refuses.
+        OSError, SafetensorError: the disk refuses.
     """
     written: dict[str, Any] = {}
     for part, tensors in state.parts.items():
         path = folder / names.shard_name(part, rank, world_size)
-        try:
-            save_file(tensors, path)
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
+        save_file(tensors, path)
         _as_readable_as_its_folder(path)
         flush_to_disk(path)
         written[path.name] = hash_file(path).model_dump()
@@ -110,10 +88,3 @@ def _as_readable_as_its_folder(path: Path) -> None:
     # Read from the folder: asking for the umask would set it for the other threads.
     with contextlib.suppress(OSError):  # a file system without modes
         path.chmod(path.parent.stat().st_mode & 0o666)
-
-
-def _as_os_error(error: SafetensorError) -> OSError:
-    """An error of the disk, whose number safetensors 0.8 gives only in its message."""
-    number = re.search(r"os error (\d+)", str(error))
-    code = int(number[1]) if number else errno.EIO
-    return OSError(code, os.strerror(code) if number else str(error))

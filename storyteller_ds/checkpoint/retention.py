@@ -4,8 +4,8 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+from storyteller_ds.checkpoint.manifest import Manifest
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.durable import flush_to_disk
@@ -16,24 +16,9 @@ _REPLACED = ".replaced"
 _UNFINISHED = ".tmp"
 
 
-class Saved(NamedTuple):
-    """What retention looks at."""
-
-    step: int
-    val_bpb: float | None
-    """Bits per byte on the validation text at that step, where it was measured."""
-    val_tokens: int | None = None
-    """On how many tokens of it; scores of different ones are not compared."""
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Saved":
-        """From its manifest."""
-        return cls(checkpoint.step, checkpoint.manifest.val_bpb, checkpoint.manifest.val_tokens)
-
-
-def steps_to_keep(saved: Iterable[Saved], keep: CheckpointConfig) -> set[int]:
+def steps_to_keep(saved: Iterable[Manifest], keep: CheckpointConfig) -> set[int]:
     """The last few, every so many steps, and the best on each text; all of them if keep_last is not set."""
-    all_saved = sorted(saved)
+    all_saved = sorted(saved, key=lambda one: one.step)
     if keep.keep_last is None:
         return {one.step for one in all_saved}
     kept = {one.step for one in all_saved[-keep.keep_last :]}
@@ -53,7 +38,7 @@ def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) ->
     neither count nor are touched.
     """
     present = intact(checkpoints)
-    kept = steps_to_keep(map(Saved.of, present), keep) | {newest}
+    kept = steps_to_keep((one.manifest for one in present), keep) | {newest}
     gone = [one.folder for one in present if one.step not in kept]
     for folder in gone:
         delete(folder)

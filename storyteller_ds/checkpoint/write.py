@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import hash_file
-from storyteller_ds.checkpoint.rank_state import HostMemory, RankState, read_receipt, take_rank_state, write_rank_state
+from storyteller_ds.checkpoint.rank_state import RankState, read_receipt, take_rank_state, write_rank_state
 from storyteller_ds.checkpoint.retention import put_in_place
 from storyteller_ds.distributed.world import World
 from storyteller_ds.durable import flush_to_disk, write_flushed
@@ -34,15 +35,6 @@ from storyteller_ds.untrusted import seal_of
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 0.05
-_FIXES = {
-    errno.ENOSPC: "make room and run again",
-    errno.EDQUOT: "make room within your quota and run again",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f) and run again",
-    errno.EROFS: "make the folder writable and run again",
-    errno.EACCES: "make the folder writable and run again",
-    errno.EPERM: "make the folder writable and run again",
-}
-_FIX = "is the disk still there, and the same for all ranks? check it and run again"
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class Save:
             a disk was mounted.
         step: optimizer steps done.
         contents: what is saved beside the tensors.
-        memory: where the tensors are copied to; None: training stands still until finish().
+        copy: save copies of the tensors; false: training stands still until finish().
         after: called in the background on rank 0 when the checkpoint is in place.
 
     Raises:
@@ -95,7 +87,7 @@ class Save:
         checkpoints: Path,
         step: int,
         contents: Contents,
-        memory: HostMemory | None = None,
+        copy: bool = False,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         self.world, self.device = engine.world, engine.device
@@ -103,7 +95,7 @@ class Save:
         self.folder = checkpoints / names.step_folder_name(step)
         self.unfinished = self.folder.with_name(f"{self.folder.name}.tmp")
         self._give_up = threading.Event()
-        state = take_rank_state(engine, memory)
+        state = take_rank_state(engine, copy)
         self.world.on_main(lambda: self._guarded(lambda: self._start(state.total_bytes)))
         threads = ThreadPoolExecutor(1, "checkpoint", _let_training_go_first)
         self._state = threads.submit(self._guarded, lambda: self._write(state))
@@ -219,10 +211,11 @@ class Save:
         """`action`, with an error of the disk as a CheckpointError."""
         try:
             return action()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"checkpoint {self.folder} could not be written: {error.strerror or error}; "
-                f"earlier checkpoints are untouched; {_FIXES.get(error.errno or 0, _FIX)}"
+                f"checkpoint {self.folder} could not be written: {getattr(error, 'strerror', None) or error}; "
+                "earlier checkpoints are untouched; the disk must be there, writable, with room (also by quota and "
+                "ulimit -f), and the same for all ranks; fix that and run again"
             ) from error
 
 

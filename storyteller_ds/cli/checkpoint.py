@@ -13,7 +13,7 @@ from rich.console import Console
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
-from storyteller_ds.checkpoint.retention import Saved, delete, steps_to_keep
+from storyteller_ds.checkpoint.retention import delete, steps_to_keep
 from storyteller_ds.cli.group import Group
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.config.training import CheckpointConfig
@@ -125,7 +125,7 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
     # Verified by content: a step with a flipped bit must not be the reason to delete a good one.
     found = list(_look(_folders(path), thorough=True))
     whole = [each.checkpoint for each in found if each.checkpoint and not each.problem and not each.weights_only]
-    kept = steps_to_keep(map(Saved.of, whole), keep)
+    kept = steps_to_keep((one.manifest for one in whole), keep)
     gone = [one.folder for one in whole if one.step not in kept]
     for folder in [] if dry_run else gone:
         delete(folder)

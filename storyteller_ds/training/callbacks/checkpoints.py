@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from storyteller_ds.checkpoint.rank_state import HostMemory
 from storyteller_ds.checkpoint.resume import newest_valid, restore
 from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded
 from storyteller_ds.checkpoint.train_state import TrainState
@@ -41,7 +40,6 @@ class Checkpoints(Callback):
     ) -> None:
         self.engine, self.checkpoints, self.config = engine, checkpoints, config
         self.contents, self.log = contents, log
-        self._memory = HostMemory()
         self._saving: Save | None = None
         self._saved_step: int | None = None
         self._evaluated: Record = {}
@@ -133,7 +131,7 @@ class Checkpoints(Callback):
             self.checkpoints,
             state.step,
             contents,
-            None if wait else self._memory,
+            not wait,
             lambda: self._delete_superseded(state.step),
         )
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from storyteller_ds.checkpoint import retention
+from storyteller_ds.checkpoint.manifest import Manifest
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
-from storyteller_ds.checkpoint.retention import Saved, clear_leftovers, delete_superseded, put_in_place, steps_to_keep
+from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded, put_in_place, steps_to_keep
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, write_checkpoint
 from storyteller_ds.config.run import RunConfig
@@ -30,6 +31,11 @@ RUN = RunConfig.model_validate(
 )
 SCORES = {10: 1.5, 20: 1.2, 30: None, 40: 1.3, 50: None, 60: 1.4}
 """val_bpb of the steps of a run; two were not validated."""
+
+
+def saved_at(step: int, bpb: float | None, tokens: int | None = None) -> Manifest:
+    values = {"format": 1, "step": step, "topology": {"world_size": 1}, "files": {}}
+    return Manifest.model_validate({**values, "val_bpb": bpb, "val_tokens": tokens})
 
 
 def keep(last: int | None = None, every: int = 0, best: int = 0) -> CheckpointConfig:
@@ -55,22 +61,28 @@ def keep(last: int | None = None, every: int = 0, best: int = 0) -> CheckpointCo
     ],
 )
 def test_what_is_kept(config, kept):
-    saved = [Saved(step, bpb) for step, bpb in SCORES.items()]
+    saved = [saved_at(step, bpb) for step, bpb in SCORES.items()]
     for order in itertools.islice(itertools.permutations(saved), 0, None, 97):
         assert steps_to_keep(order, config) == kept
 
 
 def test_nothing_saved_and_nothing_scored_are_no_trouble():
     assert steps_to_keep([], keep(1, best=1)) == set()
-    assert steps_to_keep([Saved(1, None)], keep(1, best=3)) == {1}
+    assert steps_to_keep([saved_at(1, None)], keep(1, best=3)) == {1}
     # Of equal scores the earlier step is the best.
-    assert steps_to_keep([Saved(1, 2.0), Saved(2, 2.0), Saved(3, 3.0)], keep(1, best=1)) == {1, 3}
+    assert steps_to_keep([saved_at(1, 2.0), saved_at(2, 2.0), saved_at(3, 3.0)], keep(1, best=1)) == {1, 3}
 
 
 def test_the_best_is_sought_on_each_text_apart():
     """The end of a run as it was once saved, on the whole text, and its continuation on another part of it."""
-    saved = [Saved(10, 1.3, 640), Saved(20, 1.2, 640), Saved(30, 1.5, None), Saved(40, 0.9, 320), Saved(50, 1.0, 320)]
-    assert steps_to_keep([*saved, Saved(60, None)], keep(1, best=1)) == {20, 30, 40, 60}
+    saved = [
+        saved_at(10, 1.3, 640),
+        saved_at(20, 1.2, 640),
+        saved_at(30, 1.5, None),
+        saved_at(40, 0.9, 320),
+        saved_at(50, 1.0, 320),
+    ]
+    assert steps_to_keep([*saved, saved_at(60, None)], keep(1, best=1)) == {20, 30, 40, 60}
 
 
 @pytest.fixture(scope="module")

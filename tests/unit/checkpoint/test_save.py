@@ -13,7 +13,6 @@ import torch
 
 from storyteller_ds.checkpoint import rank_state
 from storyteller_ds.checkpoint import write as writing
-from storyteller_ds.checkpoint.rank_state import HostMemory
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
 from storyteller_ds.checkpoint.train_state import TrainState
@@ -92,26 +91,12 @@ def test_what_training_does_meanwhile_is_not_saved(tmp_path, monkeypatch, copied
     gate = Gate(monkeypatch)
     (tmp_path / "async").mkdir()
     torch.manual_seed(3)
-    save = Save(trained, tmp_path / "async", 7, contents(), HostMemory() if copied else None)
+    save = Save(trained, tmp_path / "async", 7, contents(), copied)
     assert gate.entered.wait(SECONDS)
     assert not save.done()
     train_on(trained)
     gate.opened.set()
     assert (files(save.finish()) == expected) is same
-
-
-def test_the_memory_of_a_save_is_used_again(tmp_path):
-    trained, memory = engine(), HostMemory()
-    first = Save(trained, tmp_path, 1, contents(), memory)
-    before = files(first.finish())
-    train_on(trained)
-    buffers = {id(buffer) for buffer in memory._buffers.values()}
-    torch.manual_seed(3)
-    after = files(Save(trained, tmp_path, 2, contents(), memory).finish())
-    assert {id(buffer) for buffer in memory._buffers.values()} == buffers
-    assert after["weights-00000-of-00001.safetensors"] != before["weights-00000-of-00001.safetensors"]
-    torch.manual_seed(3)
-    assert after == files(write_checkpoint(trained, tmp_path / "sync", 2, contents()))
 
 
 def hook(checkpoints: Path, said: list[str], trained: SingleEngine | None = None, **config: object) -> Checkpoints:
@@ -174,7 +159,7 @@ def test_a_failure_stops_training_at_the_next_step(tmp_path, monkeypatch, asynch
     if asynchronous:
         saving.on_step_end(TrainState(step=4), last=False)
         wait_until_written(saving)
-    message = r"step_00000004 could not be written: No space left .* make room"
+    message = r"step_00000004 could not be written: No space left .* with room .*run again"
     with pytest.raises(CheckpointError, match=message):
         saving.on_step_end(TrainState(step=5 if asynchronous else 4), last=False)
     assert names(tmp_path) == ["step_00000002"]
@@ -272,7 +257,7 @@ def test_a_limit_on_the_size_of_files_is_an_error_and_not_the_end_of_the_process
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"File too large; .*; raise the limit on the size of a file"):
+        with pytest.raises(CheckpointError, match=r"File too large.*; earlier checkpoints .* ulimit -f"):
             write_checkpoint(engine(), tmp_path, 2, contents())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -280,21 +265,12 @@ def test_a_limit_on_the_size_of_files_is_an_error_and_not_the_end_of_the_process
     assert newest_valid(tmp_path, print).step == 1
 
 
-@pytest.mark.parametrize(
-    ("code", "fix"),
-    [
-        (errno.ENOSPC, "make room and"),
-        (errno.EDQUOT, "within your quota"),
-        (errno.EROFS, "make the folder writable"),
-        (errno.EIO, "is the disk still there"),
-    ],
-)
 @pytest.mark.parametrize("where", ["rank state", "manifest", "rename"])
-def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(tmp_path, monkeypatch, code, fix, where):
+def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(tmp_path, monkeypatch, where):
     write_checkpoint(engine(), tmp_path, 1, contents())
 
     def refuse(*arguments: object) -> None:
-        raise OSError(code, "refused")
+        raise OSError(errno.EROFS, "refused")
 
     module, name = {
         "rank state": (rank_state, "save_file"),
@@ -302,7 +278,7 @@ def test_every_refusal_of_the_disk_leaves_the_earlier_step_and_says_what_to_do(t
         "rename": (writing, "put_in_place"),
     }[where]
     monkeypatch.setattr(module, name, refuse)
-    with pytest.raises(CheckpointError, match=f"refused; earlier checkpoints are untouched; .*{fix}"):
+    with pytest.raises(CheckpointError, match=r"refused; earlier checkpoints are untouched; .*run again"):
         write_checkpoint(engine(), tmp_path, 2, contents())
     assert names(tmp_path) == ["step_00000001"]
 
@@ -311,7 +287,7 @@ def test_what_lies_below_a_vanished_mount_is_not_written_to(tmp_path):
     checkpoints = tmp_path / "mounted" / "checkpoints"
     saving = hook(checkpoints, [])
     checkpoints.parent.rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"No such file or directory; .* is the disk still there"):
+    with pytest.raises(CheckpointError, match=r"No such file or directory; .* the disk must be there"):
         saving.on_step_end(TrainState(step=2), last=False)
     assert not checkpoints.parent.exists()
 
@@ -388,7 +364,7 @@ def on_ranks(action: Callable[[SingleEngine], Any], ranks: int = 2) -> list[Any]
 
 
 def test_each_rank_writes_a_share_and_together_they_are_the_state(tmp_path):
-    folders = on_ranks(lambda each: Save(each, tmp_path, 5, contents(2), HostMemory()).finish())
+    folders = on_ranks(lambda each: Save(each, tmp_path, 5, contents(2), copy=True).finish())
     assert set(folders) == {tmp_path / "step_00000005"}
     checkpoint = newest_valid(tmp_path, print)
     assert sorted(checkpoint.manifest.files) == sorted(set(names(checkpoint.folder)) - {"manifest.json"})
@@ -412,7 +388,7 @@ def test_a_rank_that_cannot_write_is_heard_by_all_and_nobody_waits_for_ever(tmp_
     monkeypatch.setattr(rank_state, "save_file", fail_on_one)
 
     def poll_and_finish(each: SingleEngine) -> Path:
-        save = Save(each, tmp_path, 5, contents(2), HostMemory())
+        save = Save(each, tmp_path, 5, contents(2), copy=True)
         while not save.done():  # the failure of one makes all of them see that it is over
             pass
         return save.finish()
@@ -425,7 +401,7 @@ def test_a_rank_that_cannot_write_is_heard_by_all_and_nobody_waits_for_ever(tmp_
 
 def test_a_rank_that_is_gone_is_waited_for_only_so_long(tmp_path):
     def alone(each: SingleEngine) -> Any:
-        save = Save(each, tmp_path, 5, contents(2), HostMemory())
+        save = Save(each, tmp_path, 5, contents(2), copy=True)
         return save.finish_alone(0.2)
 
     def gone(each: SingleEngine) -> None:
@@ -438,7 +414,7 @@ def test_a_rank_that_is_gone_is_waited_for_only_so_long(tmp_path):
 
 
 def test_without_the_other_ranks_a_checkpoint_that_all_have_written_is_finished(tmp_path):
-    assert on_ranks(lambda each: Save(each, tmp_path, 5, contents(2), HostMemory()).finish_alone(SECONDS)) == [
+    assert on_ranks(lambda each: Save(each, tmp_path, 5, contents(2), copy=True).finish_alone(SECONDS)) == [
         tmp_path / "step_00000005",
         tmp_path / "step_00000005",
     ]
