@@ -45,8 +45,6 @@ _OWNED_BY_US = {
     # DeepSpeed's own works only for models that call deepspeed.checkpointing.
     "activation_checkpointing": "model.activation_checkpointing",
 }
-_NO_LONGER_THERE = ("sparse_gradients", "amp", "elasticity", "curriculum_learning", "progressive_layer_drop")
-"""What older JSONs have and DeepSpeed now refuses."""
 _TAKEN_UP = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
     *("bf16", "fp16", "optimizer", "expert_parallel"),
@@ -87,8 +85,6 @@ def read_deepspeed_json(path: Path, content: Mapping[str, Any] | None = None) ->
     for key in config:
         if key in _OWNED_BY_US:
             raise ConfigError(f"{path}: '{key}' belongs to the run config; remove it and set {_OWNED_BY_US[key]}")
-        if key in _NO_LONGER_THERE:
-            raise ConfigError(f"{path}: DeepSpeed no longer has '{key}'; remove it")
     config = checked(config, path)
     _check_contradictions(config, path)
     return config

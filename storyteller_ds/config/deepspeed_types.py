@@ -7,10 +7,9 @@ config models. Nothing here imports deepspeed.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from storyteller_ds.config.base import whole_number
 from storyteller_ds.config.nearest import did_you_mean
@@ -19,8 +18,7 @@ from storyteller_ds.errors import ConfigError
 AUTO = "auto"
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What a value must be."""
 
     accepts: Callable[[Any], bool]
@@ -39,31 +37,27 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
-WHOLE = Kind(_is_whole, "a whole number")
-NUMBER = Kind(_is_number, "a number")
-TEXT = Kind(lambda value: isinstance(value, str), "a text in quotes")
-TEXTS = Kind(_are_texts, 'a list of texts, for instance ["a", "b"]')
-TEXT_OR_TEXTS = Kind(lambda value: isinstance(value, str) or _are_texts(value), "a text in quotes, or a list of them")
-BETAS = Kind(
-    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
-    "two numbers, for instance [0.9, 0.95]",
-)
-_KINDS = {
-    "flag": FLAG,
-    "whole": WHOLE,
-    "number": NUMBER,
-    "text": TEXT,
-    "texts": TEXTS,
-    "text or texts": TEXT_OR_TEXTS,
-    "betas": BETAS,
+KINDS = {
+    "flag": Kind(lambda value: isinstance(value, bool), "true or false"),
+    "whole": Kind(_is_whole, "a whole number"),
+    "number": Kind(_is_number, "a number"),
+    "text": Kind(lambda value: isinstance(value, str), "a text in quotes"),
+    "texts": Kind(_are_texts, 'a list of texts, for instance ["a", "b"]'),
+    "text or texts": Kind(
+        lambda value: isinstance(value, str) or _are_texts(value), "a text in quotes, or a list of them"
+    ),
+    "betas": Kind(
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
+        "two numbers, for instance [0.9, 0.95]",
+    ),
 }
+"""By their names in deepspeed_keys.json."""
 
 Keys = Mapping[str, "Kind | Keys"]
 
 
 def _keys(names: Mapping[str, Any]) -> Keys:
-    return {key: _KINDS[kind] if isinstance(kind, str) else _keys(kind) for key, kind in names.items()}
+    return {key: KINDS[kind] if isinstance(kind, str) else _keys(kind) for key, kind in names.items()}
 
 
 KEYS = _keys(json.loads(files(__package__).joinpath("deepspeed_keys.json").read_text(encoding="utf-8")))
@@ -80,14 +74,6 @@ _NULL = (
     *("offload_param", "offload_optimizer", "zenflow"),
 )
 """What may be null, as DeepSpeed's own default of it is."""
-_EXAMPLES = {
-    "zero_optimization": '{"stage": 2}',
-    "bf16": '{"enabled": "auto"}',
-    "fp16": '{"enabled": true}',
-    "expert_parallel": '{"enabled": true, "autoep_size": "auto"}',
-    "optimizer": '{"type": "AdamW", "params": {"lr": "auto"}}',
-    "optimizer.params": '{"lr": "auto"}',
-}
 
 
 def checked(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -110,13 +96,12 @@ def _checked(values: Mapping[str, Any], keys: Keys, prefix: str, path: Path) -> 
             result[key] = value
         elif isinstance(kind, Mapping):
             if not isinstance(value, dict):
-                example = f", for instance {_EXAMPLES[name]}" if name in _EXAMPLES else ""
-                raise ConfigError(f"{path}: '{name}' must be an object{example}")
+                raise ConfigError(f"{path}: '{name}' must be an object, with keys such as {', '.join(list(kind)[:3])}")
             result[key] = _checked(value, kind, f"{name}.", path)
         elif not kind.accepts(value):
             raise ConfigError(f"{path}: {_refusal(name, value, kind)}")
         else:
-            result[key] = whole_number(value) if kind is WHOLE else value
+            result[key] = whole_number(value) if kind is KINDS["whole"] else value
     return result
 
 
@@ -129,7 +114,7 @@ def _may_be_auto(name: str, kind: "Kind | Keys") -> bool:
 
 def _refusal(name: str, value: Any, kind: Kind) -> str:
     wanted = kind.wanted
-    if isinstance(value, str) and kind in (FLAG, WHOLE, NUMBER):
+    if isinstance(value, str) and kind in (KINDS["flag"], KINDS["whole"], KINDS["number"]):
         wanted += " without quotes"
     if _may_be_auto(name, kind):
         wanted += f', or "{AUTO}"'

@@ -59,17 +59,8 @@ class _AsTyped(SafeConstructor):
     """Numbers remember how they were typed, in case they are meant as a name.
 
     Raises:
-        ValueError: the text is for another version of YAML, or a number is too long.
+        ValueError: a number is too long.
     """
-
-    def construct_document(self, node: Node) -> Any:
-        version = self.resolver.processing_version
-        if version != (1, 2):
-            raise ValueError(
-                f"its %YAML directive asks for version {'.'.join(map(str, version))}, in which yes is true and 010 is "
-                "8; remove it"
-            )
-        return super().construct_document(node)
 
     def construct_number(self, node: Node) -> int | float:
         if node.tag == _INTEGER and len(node.value) > INTEGER_CHARACTERS:
@@ -172,11 +163,6 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
     """
     if value is None:
         return {}
-    if not isinstance(value, dict) or not _has_names(value):
+    if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected `section:` blocks of `field: value`, found {value!r:.40}")
     return value
-
-
-def _has_names(value: dict[Any, Any]) -> bool:
-    """Whether all keys are text, those of sections too."""
-    return all(isinstance(key, str) and (not isinstance(each, dict) or _has_names(each)) for key, each in value.items())

@@ -283,8 +283,7 @@ class _Layers:
         complaints = [complaint(each) for each in error.errors() if each["loc"][:2] == problem["loc"][:2]]
         value = problem["input"]
         shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
-        quoted = "; leave out the quotes" if _is_quoted(value) else ""
-        return f"{self._source(location)}: {field}={shown:.60}: {'; or '.join(complaints)}{quoted}"
+        return f"{self._source(location)}: {field}={shown:.60}: {'; or '.join(complaints)}"
 
     def _source(self, location: tuple[str, ...], message: str = "") -> str:
         """The source of the value there, or of the fields that the message names."""
@@ -297,14 +296,6 @@ class _Layers:
         last = (mentioned or named)[-1]
         source = self.sources[last]
         return f"{source}, '{deepspeed.JSON_KEYS[last]}'" if source == str(self.ds_config) else source
-
-
-def _is_quoted(value: Any) -> bool:
-    """Whether a text would be a number or a boolean if it were not in quotes."""
-    try:
-        return isinstance(value, str) and isinstance(parse_yaml(value, ""), int | float)
-    except ConfigError:
-        return False
 
 
 def _section_fields(path: tuple[str, ...]) -> list[str]:

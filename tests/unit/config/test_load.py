@@ -202,14 +202,6 @@ def test_a_deepspeed_config_given_as_run_config_is_answered_with_the_flag(tmp_pa
     assert load_config(str(path)).run.optimizer.lr == 0.5  # control: JSON is YAML
 
 
-def test_yaml_of_another_version_is_refused(tmp_path):
-    """There `yes` is true and 010 is 8, against the rule that a value has the type it was written with."""
-    text = "---\nparallel: {self_test: yes}\n"
-    assert "%YAML directive asks for version 1.1" in refused(write_yaml(tmp_path, f"%YAML 1.1\n{text}"))
-    for same in (text, f"%YAML 1.2\n{text}"):
-        assert "should be true or false" in refused(write_yaml(tmp_path, same))
-
-
 def test_missing_and_unreadable_config_files_are_named(tmp_path):
     write_yaml(tmp_path, "seed: 1", "story.yaml")
     assert "did you mean 'story.yaml'" in refused(str(tmp_path / "storey.yaml"))

@@ -73,12 +73,12 @@ TAKEN = [
 
 REFUSED = [
     # quotes make a text
-    ("train.max_steps", "'100'", "train.max_steps='100': input should be a valid integer; leave out the quotes"),
-    ("train.max_steps", '"1e3"', "leave out the quotes"),
-    ("optimizer.lr", "'3e-4'", "optimizer.lr='3e-4': input should be a valid number; leave out the quotes"),
-    ("parallel.ep_size", "'2'", "leave out the quotes"),
-    ("model.tie_embeddings", "'false'", "should be true or false; leave out the quotes"),
-    ("train.max_minutes", "'5'", "leave out the quotes"),
+    ("train.max_steps", "'100'", "train.max_steps='100': input should be a valid integer"),
+    ("train.max_steps", '"1e3"', "train.max_steps='1e3': input should be a valid integer"),
+    ("optimizer.lr", "'3e-4'", "optimizer.lr='3e-4': input should be a valid number"),
+    ("parallel.ep_size", "'2'", "parallel.ep_size='2': input should be a valid integer; or "),
+    ("model.tie_embeddings", "'false'", "model.tie_embeddings='false': should be true or false"),
+    ("train.max_minutes", "'5'", "train.max_minutes='5': input should be a valid number"),
     # what is no whole number
     ("train.max_steps", "1.5", "valid integer"),
     ("train.max_steps", "1e300", "valid integer"),
