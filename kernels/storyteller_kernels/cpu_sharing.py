@@ -34,20 +34,13 @@ class Neighbours:
 
     Args:
         ranks: processes of this run on this machine; they do the same work, so each counts as much as this one.
-        busy_s: seconds that this process's cores have been busy, summed over them; None where that is not known.
-        own_s: seconds of processor time that this process has used.
-        clock: seconds.
+        read: the time, for how long this process's cores have been busy, summed over them, and how much processor time
+            this process has used (seconds); None where that is not known.
     """
 
-    def __init__(
-        self,
-        ranks: int = 1,
-        busy_s: Callable[[], float | None] | None = None,
-        own_s: Callable[[], float] = time.process_time,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, ranks: int = 1, read: Callable[[], tuple[float, float, float] | None] | None = None) -> None:
         self.ranks = ranks
-        self._busy_s, self._own_s, self._clock = busy_s or _busy_seconds, own_s, clock
+        self._read = read or _read_times
         self._last = self._read()
         self.cores_taken = 0.0
         """Mean between the last two looks; 0 where the system does not report it."""
@@ -60,10 +53,6 @@ class Neighbours:
             seconds, busy, own = (new - old for new, old in zip(now, last, strict=True))
             self.cores_taken = max(0.0, (busy - self.ranks * own) / seconds)
         return self.cores_taken
-
-    def _read(self) -> tuple[float, float, float] | None:
-        busy = self._busy_s()
-        return None if busy is None else (self._clock(), busy, self._own_s())
 
 
 class CoreSharing:
@@ -155,8 +144,8 @@ def _lead_idle_team(threads: int, ready: threading.Event, end: threading.Event) 
     end.wait()
 
 
-def _busy_seconds() -> float | None:
-    """Seconds for which the cores of this process have been busy, from /proc/stat (proc(5)); None without it.
+def _read_times() -> tuple[float, float, float] | None:
+    """What Neighbours reads; how long the cores have been busy is from /proc/stat (proc(5)), None without it.
 
     Time that a hypervisor has taken away is not counted: nothing here can use it.
     """
@@ -170,4 +159,4 @@ def _busy_seconds() -> float | None:
         if name in mine:
             user, nice, system, _idle, _iowait, irq, softirq = map(int, columns[:7])
             ticks += user + nice + system + irq + softirq
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()

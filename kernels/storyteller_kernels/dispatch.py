@@ -149,16 +149,20 @@ def _device_obstacle() -> str | None:
 
 
 def _triton_failure() -> str | None:
-    """How Triton fails on a device that suits it, or None. Compiles and runs a kernel of one line."""
+    """How Triton fails on a device that suits it, or None. Compiles and runs the smallest kernel."""
     try:
         from triton.errors import TritonError
     except (ImportError, OSError) as error:
         return f"Triton cannot be imported ({error}); install it with: pip install 'triton>=3.6'"
-    from storyteller_kernels.probe import run_probe
-
     try:
-        run_probe()
+        _run_smallest_kernel()
     # Compilation; launching (no C compiler, no Python headers, a driver that refuses); starting ptxas.
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton cannot run a kernel here ({type(error).__name__}: {error})"
     return None
+
+
+def _run_smallest_kernel() -> None:
+    from storyteller_kernels.permute.kernel import gather
+
+    gather(torch.ones(1, 1, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")).item()

@@ -26,7 +26,6 @@ from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.rank_state import RankState, read_receipt, take_rank_state, write_rank_state
 from storyteller_ds.checkpoint.retention import put_in_place
-from storyteller_ds.distributed.world import World
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
@@ -228,21 +227,3 @@ def _let_training_go_first() -> None:
 def fingerprint_of(run: Mapping[str, Any]) -> str:
     """sha256 of a run config, equal for configs with equal values."""
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-
-
-def make_checkpoints_folder(world: World, checkpoints: Path) -> None:
-    """Make the folder of the step folders before the first save; called by every rank.
-
-    Raises:
-        CheckpointError: it cannot be made.
-    """
-
-    def make() -> None:
-        try:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"{checkpoints} cannot be made: {error.strerror}; choose another --output_dir"
-            ) from error
-
-    world.on_main(make)

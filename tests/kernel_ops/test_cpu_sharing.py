@@ -60,7 +60,7 @@ class Machine:
         self.now = self.own = self.others = 0.0
 
     def neighbours(self, ranks: int = 1) -> Neighbours:
-        return Neighbours(ranks, lambda: ranks * self.own + self.others, lambda: self.own, lambda: self.now)
+        return Neighbours(ranks, lambda: (self.now, ranks * self.own + self.others, self.own))
 
     def pass_time(self, seconds: float, own: float, others: float) -> None:
         self.now, self.own, self.others = self.now + seconds, self.own + own, self.others + others
@@ -78,7 +78,7 @@ def test_cores_taken_are_those_of_other_programs(ranks: int):
 
 
 def test_without_proc_stat_nobody_is_there():
-    neighbours = Neighbours(busy_s=lambda: None)
+    neighbours = Neighbours(read=lambda: None)
     assert neighbours.look() == 0.0
 
 

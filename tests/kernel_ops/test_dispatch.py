@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from storyteller_kernels import rms_norm, route
+from storyteller_kernels import dispatch, rms_norm, route
 from storyteller_kernels.dispatch import Backend, backend, runs_on_triton
 
 VARIABLE = "STORYTELLER_KERNELS"
@@ -30,13 +30,14 @@ def new_gpu(monkeypatch) -> None:
 
 
 def replace_probe(monkeypatch, failure: Exception | None) -> None:
-    """The probe kernel succeeds, or fails so."""
+    """The kernel that is tried succeeds, or fails so."""
+    pytest.importorskip("triton.errors")
 
-    def run_probe() -> None:
+    def run() -> None:
         if failure is not None:
             raise failure
 
-    monkeypatch.setattr(pytest.importorskip("storyteller_kernels.probe"), "run_probe", run_probe)
+    monkeypatch.setattr(dispatch, "_run_smallest_kernel", run)
 
 
 @pytest.mark.parametrize("value", ["Reference", "trition", "", "auto "])

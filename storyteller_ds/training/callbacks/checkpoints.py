@@ -7,11 +7,12 @@ from pathlib import Path
 from storyteller_ds.checkpoint.resume import newest_valid, restore
 from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.checkpoint.write import Contents, Save, make_checkpoints_folder
+from storyteller_ds.checkpoint.write import Contents, Save
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.training.callbacks.callback import Callback, Record
+from storyteller_ds.training.run_folder import written_record
 
 SECONDS_FOR_THE_OTHERS = 60
 """How long rank 0 waits for the files of ranks that it can no longer talk to, after training has failed."""
@@ -47,8 +48,7 @@ class Checkpoints(Callback):
 
     def on_start(self, state: TrainState) -> None:
         """Make the folder, and remove what a killed run has left half-done in it."""
-        make_checkpoints_folder(self.engine.world, self.checkpoints)
-        self.engine.world.on_main(self._clear_leftovers)
+        self.engine.world.on_main(self._prepare_folder)
 
     def on_eval(self, record: Record) -> None:
         """Remember the score, for the checkpoint of the same step."""
@@ -160,7 +160,9 @@ class Checkpoints(Callback):
         except OSError as error:
             self._not_deleted.append(f"warning: an old checkpoint could not be deleted: {error}")
 
-    def _clear_leftovers(self) -> None:
+    def _prepare_folder(self) -> None:
+        with written_record(self.checkpoints):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         try:
             clear_leftovers(self.checkpoints)
         except OSError as error:
