@@ -58,7 +58,7 @@ def _(case: Case) -> None:
 )
 def _(case: Case) -> None:
     run = case.train(PAIR, "train.max_bad_steps=2", "train.max_rollbacks=2", faults=[_nan(5, 1000, 2)])
-    case.ended(run, 3, "the gradient of step 6 is not finite, 2 in a row; after 2 rollback.*gives up")
+    case.ended(run, 3, "the gradient of step 6 is not finite, 2 in a row; after 2 rollback.*training stops")
     case.last_good_is(4)
     _is_finite(case, 4)
 
