@@ -27,8 +27,9 @@ from storyteller_ds.config import LoadedConfig, load_config
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.data.batches import BatchSplit, TrainBatches
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
+from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.distributed.shared_corpus import shared_corpus
-from storyteller_ds.distributed.world import World, free_port, pick_device
+from storyteller_ds.distributed.world import World, pick_device
 from storyteller_ds.engines.build import build_engine
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 

@@ -19,7 +19,7 @@ from storyteller_ds.certify.rows import PRESET, RUN, STEPS, TRAFFIC_LIMIT, Place
 from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.config import load_config
 from storyteller_ds.data.corpus import prepare_corpus
-from storyteller_ds.distributed.world import free_port
+from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.errors import StorytellerError
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.training.trained_run import TrainedRun

@@ -60,18 +60,16 @@ class LoadedConfig:
 
     def named(self, field: str) -> str:
         """A field with its value, and what decided it unless it was the command line: `seed=0 (the default)`."""
+        value = f"{field}={functools.reduce(getattr, field.split('.'), self.run)}"
+        if not self.sources:
+            return value
         source = self.sources.get(field, "the default")
         if self._is_from_json(field):
             source = f"{deepspeed.JSON_KEYS[field]} in {source}"
-        return plainly_named(self.run, field) + ("" if source in (COMMAND_LINE, OVERRIDES) else f" ({source})")
+        return value if source in (COMMAND_LINE, OVERRIDES) else f"{value} ({source})"
 
     def _is_from_json(self, field: str) -> bool:
         return self.ds_config is not None and self.sources.get(field) == str(self.ds_config)
-
-
-def plainly_named(run: RunConfig, field: str) -> str:
-    """A field with its value: `seed=0`."""
-    return f"{field}={functools.reduce(getattr, field.split('.'), run)}"
 
 
 def load_config(

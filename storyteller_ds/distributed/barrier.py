@@ -14,9 +14,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from torch.distributed import DistError
+from torch.distributed.distributed_c10d import Store
 
 from storyteller_ds.errors import TrainingStopped
 from storyteller_ds.meanwhile import meanwhile
@@ -31,15 +31,6 @@ _MOST_PER_TICK_S = 1.0
 """The most silence that one tick counts: a job that was suspended as a whole continues afterwards."""
 _ANSWER_S = 2.0
 """How long to wait for the store to name the missing ranks."""
-
-
-class Store(Protocol):
-    """The methods used of the process group's key-value store (torch.distributed.Store)."""
-
-    def set(self, key: str, value: str) -> None: ...  # noqa: D102
-    def add(self, key: str, amount: int) -> int: ...  # noqa: D102
-    def check(self, keys: list[str]) -> bool: ...  # noqa: D102
-    def delete_key(self, key: str) -> bool: ...  # noqa: D102
 
 
 class Barrier:

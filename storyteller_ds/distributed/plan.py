@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from storyteller_ds.config.load import LoadedConfig, plainly_named
+from storyteller_ds.config.load import LoadedConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.strategy import DESCRIPTIONS, Strategy, choose_strategy
 from storyteller_ds.errors import ConfigError
@@ -51,29 +51,25 @@ def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = Non
             "optimizer.kind=muon needs whole matrices, and ZeRO-3 cuts them all; use --ds_config "
             "ds_configs/zero2.json, or optimizer.kind=adamw"
         )
+    loaded = loaded or LoadedConfig.of(run)
     strategy = choose_strategy(run, loaded)
     micro, accumulation = _batch_sizes(run, world_size, loaded)
     return ParallelPlan(world_size, strategy, _ep_size(run, world_size, strategy, loaded), micro, accumulation)
 
 
-def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: LoadedConfig | None) -> int:
+def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: LoadedConfig) -> int:
     experts, wanted = run.moe.num_experts, run.parallel.ep_size
-    field = "parallel.ep_size"
-    named, typed = (loaded.named(field), loaded.typed(field)) if loaded else (plainly_named(run, field), field)
-    if experts == 0:
-        if wanted not in ("auto", 1):
-            raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
-        return 1
-    if strategy == "local":
-        if wanted not in ("auto", 1) and world_size > 1:
-            raise ConfigError(
-                f"{named}, but with parallel.strategy=local every rank has all experts; remove one of the two"
-            )
-        if wanted == "auto":
-            return 1
+    named, typed = loaded.named("parallel.ep_size"), loaded.typed("parallel.ep_size")
+    largest = math.gcd(world_size, experts)
     if wanted == "auto":
-        return math.gcd(world_size, experts)
-    possible = [n for n in range(1, math.gcd(world_size, experts) + 1) if math.gcd(world_size, experts) % n == 0]
+        return 1 if strategy == "local" else largest
+    if wanted > 1 and experts == 0:
+        raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
+    if wanted > 1 and strategy == "local" and world_size > 1:
+        raise ConfigError(
+            f"{named}, but with parallel.strategy=local every rank has all experts; remove one of the two"
+        )
+    possible = [n for n in range(1, largest + 1) if largest % n == 0]
     if wanted not in possible:
         raise ConfigError(
             f"{named} must divide moe.num_experts={experts} and the {world_size} rank(s); "
@@ -82,9 +78,9 @@ def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: Loaded
     return wanted
 
 
-def _batch_sizes(run: RunConfig, world_size: int, loaded: LoadedConfig | None) -> tuple[int, int]:
+def _batch_sizes(run: RunConfig, world_size: int, loaded: LoadedConfig) -> tuple[int, int]:
     def named(name: str) -> str:
-        return loaded.named(f"train.{name}") if loaded else plainly_named(run, f"train.{name}")
+        return loaded.named(f"train.{name}")
 
     total = run.train.global_batch_size
     micro, accumulation = run.train.micro_batch_size, run.train.gradient_accumulation_steps
@@ -104,10 +100,6 @@ def _batch_sizes(run: RunConfig, world_size: int, loaded: LoadedConfig | None) -
         ]
         raise ConfigError(
             f"{named('global_batch_size')} cannot be split over {' x '.join([*parts, f'{world_size} rank(s)'])}; "
-            f"use a multiple of {per_step}, for instance {_round_up(total, per_step)}"
+            f"use a multiple of {per_step}, for instance {math.ceil(total / per_step) * per_step}"
         )
     return micro or total // per_step, total // per_step if micro else accumulation or 1
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return math.ceil(number / multiple) * multiple

@@ -2,20 +2,20 @@
 
 from typing import Literal
 
-from storyteller_ds.config.load import LoadedConfig, plainly_named
+from storyteller_ds.config.load import LoadedConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 
 Strategy = Literal["local", "expert_parallel", "autoep", "stock"]
 
-# ZeRO stage (None: no DeepSpeed) -> what parallel.strategy may be; the first is what "auto" means.
-_POSSIBLE: dict[int | None, tuple[Strategy, ...]] = {
-    None: ("local",),
-    0: ("expert_parallel", "local", "stock"),
-    1: ("expert_parallel", "local", "stock"),
-    2: ("expert_parallel", "local", "stock"),
-    3: ("local", "autoep"),
+_WITHOUT_ZERO3 = (0, 1, 2)
+_STAGES: dict[Strategy, tuple[int | None, ...]] = {
+    "local": (None, 0, 1, 2, 3),
+    "expert_parallel": _WITHOUT_ZERO3,
+    "stock": _WITHOUT_ZERO3,
+    "autoep": (3,),
 }
+"""The ZeRO stages under which each is possible (None: no DeepSpeed)."""
 DESCRIPTIONS: dict[Strategy, str] = {
     "local": "every rank has all experts",
     "expert_parallel": "experts spread over {ep_size} rank(s)",
@@ -31,34 +31,28 @@ def choose_strategy(run: RunConfig, loaded: LoadedConfig | None = None) -> Strat
         ConfigError: this one does not go with the ZeRO stage, the experts or the model.
     """
     stage, wanted, ep_size = run.parallel.zero_stage, run.parallel.strategy, run.parallel.ep_size
-    possible = _POSSIBLE[stage]
-    field = "parallel.strategy"
-    named, typed = (loaded.named(field), loaded.typed(field)) if loaded else (plainly_named(run, field), field)
+    loaded, field = loaded or LoadedConfig.of(run), "parallel.strategy"
     if run.moe.num_experts == 0:
         if wanted not in ("auto", "local"):
-            raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
+            raise ConfigError(
+                f"{loaded.named(field)}, but the model has no experts (moe.num_experts=0); remove {loaded.typed(field)}"
+            )
         return "local"
     if stage == 3 and wanted in ("auto", "local") and ep_size not in ("auto", 1):
         raise ConfigError(
             f"parallel.ep_size={ep_size} under plain ZeRO-3 cannot work: it keeps every expert on every rank; "
             "use --ds_config ds_configs/zero3_autoep.json, or ds_configs/zero2.json"
         )
-    chosen = possible[0] if wanted == "auto" else wanted
-    if chosen not in possible:
-        raise ConfigError(_refusal(stage, chosen))
-    _check_model(run, chosen)
-    return chosen
-
-
-def _refusal(stage: int | None, strategy: Strategy) -> str:
-    if stage is None:
-        return f"parallel.strategy={strategy} needs DeepSpeed; add --ds_config ds_configs/zero2.json, or use local"
-    if strategy == "autoep":
-        return f"AutoEP is for ZeRO-3, and this is ZeRO-{stage}; use --ds_config ds_configs/zero3_autoep.json"
-    return (
-        f"parallel.strategy={strategy} is not possible under ZeRO-{stage}; use parallel.strategy=local, "
-        "or --ds_config ds_configs/zero3_autoep.json, or ds_configs/zero2.json"
-    )
+    if wanted == "auto":
+        return "expert_parallel" if stage in _WITHOUT_ZERO3 else "local"
+    if stage not in _STAGES[wanted]:
+        raise ConfigError(
+            f"parallel.strategy={wanted} is not possible {'without DeepSpeed' if stage is None else f'in ZeRO-{stage}'}"
+            f"; use --ds_config ds_configs/{'zero3_autoep' if wanted == 'autoep' else 'zero2'}.json, or "
+            "parallel.strategy=local"
+        )
+    _check_model(run, wanted)
+    return wanted
 
 
 def _check_model(run: RunConfig, strategy: Strategy) -> None:

@@ -4,10 +4,8 @@ Works under `python`, `deepspeed`, `torchrun`, `srun` and `mpirun`; nothing here
 """
 
 import contextlib
-import errno
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,8 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from storyteller_ds.distributed.barrier import Barrier
 from storyteller_ds.distributed.heartbeat import make_progress
-from storyteller_ds.distributed.ports import free_port as free_port
-from storyteller_ds.distributed.ports import listener_on
+from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.distributed.ranks import Ranks
 from storyteller_ds.distributed.supervision import child
 from storyteller_ds.errors import (
@@ -45,10 +42,6 @@ _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK",
 """What torch's env:// rendezvous reads, and DeepSpeed."""
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
 """In the errors of gloo (the first two) and NCCL when the other end of a collective is gone."""
-
-_ANOTHER_PORT = (
-    "choose a free port: --master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT"
-)
 
 # Facts about the process, like the process group itself.
 _connections = 0
@@ -88,7 +81,10 @@ class World(Ranks):
         self._agree_on_rendezvous()
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         refusal = f"rank {self.rank} could not join the {self.size} ranks at {where}"
-        fix = f"is the port free there, and have all ranks been started? {_ANOTHER_PORT}"
+        fix = (
+            "is the port free there, and have all ranks been started? choose a free one: --master_port of deepspeed, "
+            "torchrun and storyteller launch, else the variable MASTER_PORT"
+        )
         timeout = timedelta(minutes=timeout_minutes)
         try:
             # A stranger that listens at this port and never answers makes torch wait without a limit.
@@ -127,10 +123,10 @@ class World(Ranks):
         return _store
 
     def _agree_on_rendezvous(self) -> None:
-        """Set what torch's env:// rendezvous reads, and see on rank 0 that the port can be had.
+        """Set what torch's env:// rendezvous reads.
 
         Raises:
-            UserError: it is taken.
+            ConfigError: the port is not known.
         """
         if self.size == 1:
             # Alone there is nobody to agree with on a port: any free one does.
@@ -145,10 +141,6 @@ class World(Ranks):
         # DeepSpeed refuses to start if an outer mpirun, or one around an interactive shell, has set another local rank.
         if os.environ.get(_MPI_LOCAL_RANK):
             os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
-        # torchrun's agent holds the port itself, and wants to.
-        first = _store is None or self.size == 1
-        if first and self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            _check_port_is_free(int(os.environ["MASTER_PORT"]))
 
     def together(self, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank at once; the results of all ranks, in order.
@@ -160,11 +152,27 @@ class World(Ranks):
         Raises:
             TrainingStopped: a rank has sent no sign of life for parallel.timeout_minutes.
         """
-        mine = _outcome(action) if self.size == 1 else _outcome_when_all_are_done(action)
-        outcomes: list[Any] = [mine]
-        if self.size > 1:
-            outcomes = [None] * self.size
-            dist.all_gather_object(outcomes, mine)
+        if self.size == 1:
+            results = [action()]
+            make_progress()
+            return results
+        barrier = _barrier
+        assert barrier is not None, "the process group exists"
+        mine: tuple[StorytellerError | None, T | None]
+        try:
+            with barrier.at_work():
+                mine = None, action()
+        except StorytellerError as error:
+            mine = error, None
+        try:
+            barrier.wait()
+        except (Interrupted, InterruptedSafely) as signalled:
+            # The others receive it like any failure. If one of them still works, this process does not wait for that:
+            # the thread that receives signals ends it (training/interruption.py).
+            mine = signalled, None
+            barrier.wait()
+        outcomes: list[Any] = [None] * self.size
+        dist.all_gather_object(outcomes, mine)
         make_progress()
         for failure, _ in outcomes:
             if failure is not None:
@@ -221,52 +229,10 @@ def _environment_put_back() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _outcome(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
-    try:
-        return None, action()
-    except StorytellerError as error:
-        return error, None
-
-
-def _outcome_when_all_are_done(action: Callable[[], T]) -> tuple[StorytellerError | None, T | None]:
-    barrier = _barrier
-    assert barrier is not None, "the process group exists"
-
-    def with_signs_of_life() -> T:
-        with barrier.at_work():
-            return action()
-
-    mine = _outcome(with_signs_of_life)
-    try:
-        barrier.wait()
-    except (Interrupted, InterruptedSafely) as signalled:
-        # The others receive it like any failure. If one of them still works, this process does not wait for that: the
-        # thread that receives signals ends it (training/interruption.py).
-        mine = signalled, None
-        barrier.wait()
-    return mine
-
-
 def _leave(message: str) -> None:
     """End the process from another thread, while the main one is stuck in torch."""
     print_unlocked(message)
     os._exit(EXIT_USER_ERROR)
-
-
-def _check_port_is_free(port: int) -> None:
-    """As the process group will bind it: on all addresses, also if an earlier run has only just closed it.
-
-    Raises:
-        UserError: another process listens there.
-    """
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise UserError(f"port {port} of this machine cannot be used ({error}); {_ANOTHER_PORT}") from error
-        raise UserError(
-            f"port {port}, the ranks' meeting point, is in use by {listener_on(port)}; end it, or {_ANOTHER_PORT}"
-        ) from error
 
 
 def pick_device(wanted: str, local_rank: int, option: str = "parallel.device") -> torch.device:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from storyteller_ds.distributed.world import free_port
+from storyteller_ds.distributed.ports import free_port
 from tests.support.distributed import (
     DS_CONFIGS,
     TINY_RUN,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from storyteller_ds.distributed.world import free_port
+from storyteller_ds.distributed.ports import free_port
 from tests.support.distributed import DS_CONFIGS, TRAIN
 
 from .linked_machines import LinkedMachines

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from storyteller_ds.distributed.world import free_port
+from storyteller_ds.distributed.ports import free_port
 from tests.support.distributed import REPOSITORY
 
 from .processes import MARK, kill_marked, processes_of, wait_until
