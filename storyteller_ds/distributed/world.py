@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from storyteller_ds.distributed.barrier import Barrier
 from storyteller_ds.distributed.heartbeat import make_progress
-from storyteller_ds.distributed.ports import free_port
+from storyteller_ds.distributed.ports import free_port, listener_on
 from storyteller_ds.distributed.ranks import Ranks
 from storyteller_ds.distributed.supervision import child
 from storyteller_ds.errors import (
@@ -98,7 +98,10 @@ class World(Ranks):
                     timeout=timeout,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
-            raise UserError(f"{refusal} ({str(error).splitlines()[0]}); {fix}") from error
+            reason = str(error).splitlines()[0]
+            if "EADDRINUSE" in reason:
+                reason += f", by {listener_on(int(os.environ['MASTER_PORT']))}"
+            raise UserError(f"{refusal} ({reason}); {fix}") from error
         # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
         own = PrefixStore(f"{_connections}/barrier", store.clone())
         _connections += 1

@@ -1,5 +1,6 @@
 """Ranks that cannot meet: one line, exit code 2, nobody waits for ever."""
 
+import os
 import socket
 import sys
 
@@ -15,7 +16,7 @@ def test_a_busy_port_ends_all_ranks(tmp_path):
     assert outcome.exit_code == 2, outcome.stderr
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("storyteller: ")]
     assert f"at 127.0.0.1:{port} " in line
-    assert "address already in use" in line
+    assert f"address already in use, by pid {os.getpid()} (" in line
     assert not (tmp_path / "run").exists()
 
 

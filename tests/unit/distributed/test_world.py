@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -36,12 +37,14 @@ def busy_port():
         yield server.getsockname()[1]
 
 
-def test_a_busy_port_is_refused_and_named(busy_port: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_busy_port_is_refused_and_its_holder_named(busy_port: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASTER_PORT", str(busy_port))
     with pytest.raises(UserError) as refused, FIRST_OF_TWO.connected(CPU, 0.1):
         pass
     assert f"port: {busy_port}" in str(refused.value)
     assert "address already in use" in str(refused.value)
+    if sys.platform.startswith("linux"):
+        assert f", by pid {os.getpid()} (" in str(refused.value)
     assert "--master_port of deepspeed, torchrun and storyteller launch, else the variable MASTER_PORT" in str(
         refused.value
     )

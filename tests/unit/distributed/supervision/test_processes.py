@@ -1,13 +1,15 @@
-"""The deepspeed command above a launcher; Linux only."""
+"""The deepspeed command above a launcher, and who listens on a port; Linux only."""
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from storyteller_ds.distributed.ports import free_port, listener_on
 from storyteller_ds.distributed.supervision.processes import DeepSpeedCommand
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -65,3 +67,25 @@ def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
     runner.kill()
     os.waitid(os.P_PID, runner.pid, os.WEXITED | os.WNOWAIT)
     assert found.is_gone()
+
+
+def test_who_listens_on_a_port():
+    port = free_port()
+    code = "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        holder_name = listener_on(port)
+        assert f"pid {holder.pid} " in holder_name
+        assert sys.executable in holder_name
+        holder.communicate(b"\n")
+    assert listener_on(port) == "another process"
+
+
+def test_a_connected_socket_is_no_listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert f"pid {os.getpid()} " in listener_on(port)
+            assert listener_on(client.getsockname()[1]) == "another process"
