@@ -16,7 +16,13 @@ from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.engines.differences import differences, largest, relative_difference
 from storyteller_ds.training.trained_run import TrainedRun
 
-ROUTER = ("balance_loss", "z_loss", "router_entropy")
+_OF_STEPS = {
+    "loss": ("loss",),
+    "grad_norm": ("grad_norm",),
+    "router": ("balance_loss", "z_loss", "router_entropy"),
+}
+"""Quantity -> what each step reports of it."""
+QUANTITIES = (*_OF_STEPS, "weights", "logits")
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,13 @@ class Results:
     """Sum over ranks, all steps."""
     peak_memory_bytes: int
     """Of the rank that needed most. CPU: resident, with everything that it has imported. CUDA: allocated."""
-    smallest_margin: float | None
-    """Smallest lead of a chosen expert over the best one not chosen (router logits); None where not measured."""
 
     @property
     def steps(self) -> list[dict[str, float]]:
         """What each optimizer step reported, over all ranks."""
-        steps = [record for record in self.records if "train_loss" in record]
-        return [{"loss": step["train_loss"], **{name: step[name] for name in ("grad_norm", *ROUTER)}} for step in steps]
+        fields = [field for fields in _OF_STEPS.values() for field in fields]
+        steps = [{**record, "loss": record["train_loss"]} for record in self.records if "train_loss" in record]
+        return [{field: step[field] for field in fields} for step in steps]
 
     @property
     def step_time_s(self) -> float:
@@ -53,15 +58,8 @@ class Results:
 class Difference:
     """Largest relative differences; infinite where there is nothing to compare with, NaN where a number is NaN."""
 
-    loss: float
-    """Of any step."""
-    grad_norm: float
-    """Of any step."""
-    router: float
-    """Of the balance loss, the z-loss or the router's entropy of any step."""
-    weights: float
-    """Of any tensor after the last step."""
-    logits: float
+    largest: Mapping[str, float]
+    """Of each of QUANTITIES: of any step, or of any tensor after the last step."""
     by_weight: Mapping[str, float]
     """The difference of each tensor."""
 
@@ -71,8 +69,7 @@ class Difference:
 
     def problem(self, tolerance: float) -> str | None:
         """One line on what is beyond the tolerance, with the first tensor that differs; None if nothing is."""
-        quantities = {"loss": self.loss, "gradient norm": self.grad_norm, "router losses": self.router}
-        quantity, value = largest({**quantities, "weights": self.weights, "logits": self.logits})
+        quantity, value = largest(self.largest)
         if value <= tolerance:
             return None
         name = self.first_weight_beyond(tolerance)
@@ -84,19 +81,13 @@ class Difference:
 
 def compare(ours: Results, reference: Results) -> Difference:
     """The differences of `ours` from `reference`."""
-
-    def of_steps(*fields: str) -> float:
-        return largest(differences(numbers(ours.steps, fields), numbers(reference.steps, fields)))[1]
-
+    of_steps = {
+        quantity: largest(differences(numbers(ours.steps, fields), numbers(reference.steps, fields)))[1]
+        for quantity, fields in _OF_STEPS.items()
+    }
     by_weight = differences(ours.weights, reference.weights)
-    return Difference(
-        loss=of_steps("loss"),
-        grad_norm=of_steps("grad_norm"),
-        router=of_steps(*ROUTER),
-        weights=largest(by_weight)[1],
-        logits=relative_difference(ours.logits_BSV, reference.logits_BSV),
-        by_weight=by_weight,
-    )
+    logits = relative_difference(ours.logits_BSV, reference.logits_BSV)
+    return Difference({**of_steps, "weights": largest(by_weight)[1], "logits": logits}, by_weight)
 
 
 def numbers(records: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> dict[str, Tensor]:
@@ -136,5 +127,4 @@ def read_results(run: TrainedRun, ranks: int, names: Iterable[str]) -> Results:
         logits_BSV=torch.cat([each["logits_BSV"] for each in added]),
         traffic=Traffic(payload, messages),
         peak_memory_bytes=max(int(each["peak_memory_bytes"]) for each in added),
-        smallest_margin=float(added[0]["margins"].min()) if added[0]["margins"].numel() else None,
     )

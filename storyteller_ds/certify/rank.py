@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from storyteller_ds.certify.compare import write_rank
 from storyteller_ds.certify.rows import PRESET, RUN, Placement
@@ -21,9 +21,9 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import open_corpus
+from storyteller_ds.distributed.world import says_peer_is_lost
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import StorytellerError
-from storyteller_ds.model.moe.router import Router
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.trainer import Trainer
 
@@ -37,13 +37,17 @@ _ONLY_TRAIN = (
 )
 
 
+FAILED, LOST_PEER = 1, 2
+"""Exit codes of a rank: with an error of its own, and with one that only says that another rank is gone."""
+
+
 def log_of(folder: Path, rank: int) -> Path:
-    """What a rank and its libraries print; the last line of a rank that exits 1 is its error."""
+    """What a rank and its libraries print; the last line of a rank that exits FAILED or LOST_PEER is its error."""
     return folder / f"rank{rank}.log"
 
 
 def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder: Path) -> NoReturn:
-    """Be one rank of a row; ends this process, with exit code 0 if everything is written, else 1.
+    """Be one rank of a row; ends this process, with exit code 0 if everything is written, else FAILED or LOST_PEER.
 
     Args:
         placement: the row.
@@ -58,7 +62,6 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
     output = os.open(log_of(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    code = 1
     try:
         _set_environment(placement, rank, port)
         row = placement.row
@@ -66,12 +69,13 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
         loaded = load_config(PRESET, overrides, ds_config=row.deepspeed, ranks=placement.ranks)
         Trainer(loaded, folder, [_Measurements(corpus_key)], resume="never").fit()
         code = 0
-    except StorytellerError as error:
-        print(error)
     except BaseException as error:
-        traceback.print_exc()
-        reason = str(error).strip().splitlines()
-        print(f"{type(error).__name__}: {reason[0] if reason else ''}")
+        code = LOST_PEER if says_peer_is_lost(error) else FAILED
+        if isinstance(error, StorytellerError):
+            print(error)
+        else:
+            traceback.print_exc()
+            print(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
     sys.stdout.flush()
     sys.stderr.flush()
     # Without Python's finalisation, which gloo's threads may not survive (docs/experiments.md).
@@ -107,27 +111,17 @@ def _set_environment(placement: Placement, rank: int, port: int) -> None:
 
 
 class _Measurements(Callback):
-    """Traffic and router margins of the training steps, and logits after the last."""
+    """Traffic of the training steps, and logits after the last."""
 
     def __init__(self, corpus_key: str) -> None:
         self.corpus_key = corpus_key
         self.traffic = Traffic()
-        self.margins: list[float] = []
-        """Smallest lead in every forward pass of every router; one process without DeepSpeed only.
-
-        Explains a difference: another topology may choose differently between two experts that are equal to the last
-        bit.
-        """
         self.in_training = contextlib.ExitStack()
 
     def on_start(self, state: TrainState) -> None:
         """Begin to measure."""
         del state
         self.traffic = self.in_training.enter_context(counted())
-        if self.trainer.run.parallel.zero_stage is None:  # one process without DeepSpeed
-            for module in self.trainer.engine.decoder.modules():
-                if isinstance(module, Router):
-                    self.in_training.callback(module.register_forward_pre_hook(self._measure_margin).remove)
 
     def on_result(self, state: TrainState, result: StepResult) -> TrainState:
         """Stop measuring after the last step, before the validation."""
@@ -143,7 +137,6 @@ class _Measurements(Callback):
                 self.trainer.output_dir,
                 self.trainer.world.rank,
                 traffic=torch.tensor([self.traffic.payload_bytes, self.traffic.message_bytes]),
-                margins=torch.tensor(self.margins, dtype=torch.float64),
                 peak_memory_bytes=torch.tensor(_peak_memory(self.trainer.engine.device)),
                 logits_BSV=self._held_logits(),
             )
@@ -159,13 +152,6 @@ class _Measurements(Callback):
         engine.decoder.eval()
         logits_BSV: Tensor = engine.decoder(token_BS.to(engine.device))[0].float().cpu()
         return logits_BSV
-
-    def _measure_margin(self, router: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(router.weight, Tensor)
-        top_k = self.trainer.run.moe.top_k
-        logits_TE = inputs[0].detach().double() @ router.weight.detach().double().t()
-        best = logits_TE.topk(top_k + 1, dim=1).values
-        self.margins.append(float((best[:, top_k - 1] - best[:, top_k]).min()))
 
 
 def _peak_memory(device: torch.device) -> int:

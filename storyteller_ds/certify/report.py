@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from storyteller_kernels.dispatch import instruction_set
 
-from storyteller_ds.certify.rows import PRESET, RUN, STEPS, TOLERANCE
+from storyteller_ds.certify.compare import QUANTITIES
+from storyteller_ds.certify.rows import PRESET, RUN, STEPS
 from storyteller_ds.certify.run import Verdict
 
-QUANTITIES = {name.replace("_", " "): name for name in ("loss", "grad_norm", "router", "weights", "logits")}
-"""Column -> field of Difference."""
 COLUMNS = ("row", "ranks", *QUANTITIES, "sent/routed", "memory", "step", "result")
 LEGEND = (
-    "loss, grad norm, router: largest relative difference of any step (router: balance loss, z-loss, entropy); "
+    "loss, grad_norm, router: largest relative difference of any step (router: balance loss, z-loss, entropy); "
     "weights: of any tensor after the last step, |a - b| / |b| in Frobenius norm; logits: of a batch held back. "
     "sent/routed: bytes handed to all-to-all (tokens, their gradients and the counts that announce them; all ranks; "
     "tokens that stay on their own rank included) over tokens x top_k x width x 4 bytes x 2 ways x forward and "
@@ -49,7 +46,7 @@ def cells(verdict: Verdict) -> list[str]:
     return [
         placement.row.name,
         f"{placement.ranks} {placement.device}",
-        *("-" if difference is None else _number(getattr(difference, field)) for field in QUANTITIES.values()),
+        *("-" if difference is None else _number(difference.largest[name]) for name in QUANTITIES),
         "-" if verdict.traffic_ratio is None else f"{verdict.traffic_ratio:.4f}",
         "-" if results is None else f"{results.peak_memory_bytes / 2**20:,.0f} MiB",
         "-" if results is None else f"{1000 * results.step_time_s:,.0f} ms",
@@ -57,36 +54,15 @@ def cells(verdict: Verdict) -> list[str]:
     ]
 
 
-def terminal_table(verdicts: Sequence[Verdict]) -> Table:
-    """For a terminal."""
-    table = Table(title=f"largest relative differences (allowed {TOLERANCE:g})", box=SIMPLE_HEAD, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("row", "result") else "right")
-    for verdict in verdicts:
-        style = "red" if verdict.bad else "green" if verdict.outcome == "passed" else None
-        table.add_row(*cells(verdict), style=style)
-    return table
-
-
 def markdown_table(verdicts: Sequence[Verdict]) -> str:
-    """For a file or a pipe."""
+    """All rows."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, verdicts)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def problems(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line for every row that is wrong, with what may explain it."""
-    margins = {(v.placement.row.name, v.placement.device): v.results.smallest_margin for v in verdicts if v.results}
-    lines = []
-    for verdict in verdicts:
-        if verdict.bad:
-            row = verdict.placement.row
-            line = f"{row.name}: {verdict.problem}"
-            margin = margins.get((row.reference or "", verdict.placement.device))
-            if verdict.outcome == "differs" and margin is not None and margin < 1e-6:
-                line += f"; a router's choice hung on {margin:.0e} (logits), which rounding may turn"
-            lines.append(line)
-    return lines
+    """A line for every row that is wrong."""
+    return [f"{verdict.placement.row.name}: {verdict.problem}" for verdict in verdicts if verdict.bad]
 
 
 def as_json(verdicts: Sequence[Verdict]) -> str:
@@ -138,27 +114,20 @@ def machine() -> dict[str, str]:
 def _row_json(verdict: Verdict) -> dict[str, Any]:
     placement, difference, results = verdict.placement, verdict.difference, verdict.results
     row = placement.row
-    fields: dict[str, Any] = {
+    return {
         **{name: getattr(row, name) for name in ("name", "why", "reference", "tolerance", "deepspeed", "overrides")},
         "ranks": placement.ranks,
         "device": placement.device,
         "outcome": verdict.outcome,
         "problem": verdict.problem,
         "seconds": verdict.seconds,
+        "difference": difference and {**difference.largest, "by_weight": difference.by_weight},
+        "first_tensor": difference and difference.first_weight_beyond(row.tolerance),
+        "traffic": results and {**asdict(results.traffic), "sent_over_routed": verdict.traffic_ratio},
+        "peak_memory_bytes": results and results.peak_memory_bytes,
+        "step_time_s": results and results.step_time_s,
+        "steps": results.steps if results else [],
     }
-    names = ("difference", "first_tensor", "traffic", "peak_memory_bytes", "step_time_s", "smallest_router_margin")
-    fields |= dict.fromkeys(names) | {"steps": []}
-    if results is not None:
-        fields |= {
-            "traffic": {**asdict(results.traffic), "sent_over_routed": verdict.traffic_ratio},
-            "peak_memory_bytes": results.peak_memory_bytes,
-            "step_time_s": results.step_time_s,
-            "smallest_router_margin": results.smallest_margin,
-            "steps": results.steps,
-        }
-    if difference is not None:
-        fields |= {"difference": asdict(difference), "first_tensor": difference.first_weight_beyond(row.tolerance)}
-    return fields
 
 
 def _finite(value: Any) -> Any:

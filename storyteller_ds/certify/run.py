@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storyteller_ds.certify.compare import Difference, Results, compare, read_results
-from storyteller_ds.certify.rank import log_of, run_rank
+from storyteller_ds.certify.rank import FAILED, LOST_PEER, log_of, run_rank
 from storyteller_ds.certify.rows import PRESET, RUN, STEPS, TRAFFIC_LIMIT, Placement, Row
 from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.config import load_config
@@ -26,6 +26,24 @@ from storyteller_ds.training.trained_run import TrainedRun
 
 ROW_LIMIT_S = 180.0
 """Longest time for a row, a hundred times what one takes on two cores."""
+FOR_THE_OTHERS_S = 5.0
+"""From the end of the first rank that failed to that of all: the first may only have lost the one that is at fault."""
+_VICTIMS = (LOST_PEER, -signal.SIGABRT)
+"""Exit codes of a rank that has lost another one: gloo and NCCL may abort the process."""
+WARM_MODULES = (
+    "storyteller_ds.certify.rank",
+    "torch._dynamo",  # torch imports it with the first optimizer
+    "storyteller_ds.engines.deepspeed.engine",
+    "storyteller_ds.engines.deepspeed.expert_parallel",
+    "storyteller_ds.engines.deepspeed.autoep",
+    "deepspeed.runtime.zero.stage3",
+    # Imports torch's compiler, and DeepSpeed imports it to see whether the optimizer is one of its own.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
+"""Imported once by the process from which all CPU ranks are forked: importing them takes ten times as long as training.
+
+Nothing is computed there: after OpenMP's first parallel loop or the first backward pass a process must not be forked.
+"""
 Outcome = Literal["reference", "passed", "differs", "failed"]
 
 
@@ -125,7 +143,7 @@ def traffic_problem(row: Row, ranks: int, ratio: float | None) -> str | None:
 
 
 def run_ranks(placement: Placement, folder: Path, corpus_key: str) -> None:
-    """Start all ranks and wait for them; the first that fails, the time limit or an exception ends all.
+    """Start all ranks and wait for them; one that fails, the time limit or an exception ends all.
 
     Raises:
         RowFailed: a rank failed, or they took too long.
@@ -139,17 +157,17 @@ def run_ranks(placement: Placement, folder: Path, corpus_key: str) -> None:
         for process in processes:
             process.start()
         waiting = {process.sentinel: rank for rank, process in enumerate(processes)}
-        while waiting:
-            ended = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
-            if not ended:
-                raise RowFailed(f"took over {ROW_LIMIT_S:.0f} s and was stopped; is the machine busy?")
-            ranks = [waiting.pop(sentinel) for sentinel in ended]
-            for rank in ranks:
+        failed: list[tuple[int, int]] = []
+        while waiting and (ended := wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))):
+            for rank in [waiting.pop(sentinel) for sentinel in ended]:
                 processes[rank].join()
-            # One that was killed (a negative code) comes before those that have only lost their connection to it.
-            failed = sorted((processes[rank].exitcode, rank) for rank in ranks if processes[rank].exitcode != 0)
-            if failed:
-                raise RowFailed(_last_error(folder, *failed[0]))
+                if processes[rank].exitcode != 0:
+                    failed.append((processes[rank].exitcode, rank))
+                    deadline = min(deadline, time.monotonic() + FOR_THE_OTHERS_S)
+        if failed:
+            raise RowFailed(_last_error(folder, *min(failed, key=lambda each: (each[0] in _VICTIMS, each))))
+        if waiting:
+            raise RowFailed(f"took over {ROW_LIMIT_S:.0f} s and was stopped; is the machine busy?")
     finally:
         for process in processes:
             if process.pid is not None:
@@ -163,19 +181,20 @@ def run_ranks(placement: Placement, folder: Path, corpus_key: str) -> None:
 def _last_error(folder: Path, exit_code: int, rank: int) -> str:
     log = log_of(folder, rank)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-    if exit_code == 1 and lines:
+    if exit_code in (FAILED, LOST_PEER) and lines:
         return lines[-1]
     ended = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited {exit_code}"
     return f"rank {rank} {ended}" + (f"; its last line: {lines[-1]}" if lines else "")
 
 
 def _process_context(device: str) -> Any:
-    """How ranks are started: forked from one warm process that has imported everything, where that is safe.
+    """How ranks are started: forked from one process that has imported everything (what is installed), if that is safe.
 
     Not with CUDA, which does not survive a fork, and not on macOS, whose system libraries do not.
     """
     if device == "cuda" or sys.platform != "linux":
         return multiprocessing.get_context("spawn")
+    os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["storyteller_ds.certify.warm"])
+    context.set_forkserver_preload([*WARM_MODULES])
     return context

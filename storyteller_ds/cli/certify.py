@@ -83,17 +83,18 @@ def _run(rows: list[Row]) -> list["Verdict"]:
 
 def _print(verdicts: list["Verdict"], as_json: bool) -> None:
     from rich.console import Console
+    from rich.markdown import Markdown
 
     from storyteller_ds.certify import report
 
     if as_json:
         print(report.as_json(verdicts))
         return
-    console = Console()
+    console, table = Console(), report.markdown_table(verdicts)
     if console.is_terminal:
-        console.print(report.terminal_table(verdicts))
+        console.print(Markdown(table))
     else:
-        print(report.markdown_table(verdicts))
+        print(table)
     print(f"\n{report.LEGEND}\n\n{report.SCOPE}")
     for line in report.problems(verdicts):
         print(line)

@@ -40,8 +40,8 @@ SECONDS_FOR_TORCH_TO_GIVE_UP = 10
 _MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", _MPI_LOCAL_RANK)
 """What torch's env:// rendezvous reads, and DeepSpeed."""
-_LOST_PEER = ("by peer", "Broken pipe", "remote process exited")
-"""In the errors of gloo (the first two) and NCCL when the other end of a collective is gone."""
+_LOST_PEER = ("by peer", "Broken pipe", "remote process exited", "Connection was likely closed")
+"""In the errors of gloo (the first two), NCCL and torch's store when the other end is gone."""
 
 # Facts about the process, like the process group itself.
 _connections = 0
@@ -213,9 +213,14 @@ class World(Ranks):
 
         They know of it too, and report which rank is lost; a traceback of this one would add nothing.
         """
-        lost = self.size > 1 and any(words in str(error) for words in _LOST_PEER)
+        lost = self.size > 1 and says_peer_is_lost(error)
         if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
+
+
+def says_peer_is_lost(error: BaseException) -> bool:
+    """Whether an error only says that the other end of a connection is gone, as that of another rank."""
+    return any(words in str(error) for words in _LOST_PEER)
 
 
 @contextlib.contextmanager

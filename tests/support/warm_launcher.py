@@ -1,7 +1,7 @@
 """A launcher whose ranks need not import anything: forked from one process that has imported torch and DeepSpeed.
 
 Importing takes ten times as long as the whole of such a run. Nothing is computed before the fork, as in
-storyteller_ds/certify/warm.py, which this process imports.
+storyteller_ds/certify/run.py, whose list of modules this process imports.
 
 It reads requests, one JSON object a line, and answers each with one line:
 
@@ -15,6 +15,7 @@ error it ends the others with SIGTERM, after 30 s with SIGKILL, and leaves with 
 session of its own, by whose number all its processes are found.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -32,8 +33,11 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 
 def serve() -> None:
     """Serve requests until the input ends."""
-    import storyteller_ds.certify.warm
-    import storyteller_ds.cli.train  # noqa: F401  # warm like the rest
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from storyteller_ds.certify.run import WARM_MODULES
+
+    for module in (*WARM_MODULES, "storyteller_ds.cli.train"):
+        importlib.import_module(module)
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -22,5 +22,4 @@ def results() -> Results:
         logits_BSV=torch.randn(2, 3, 5, generator=generator),
         traffic=Traffic(1000, 10),
         peak_memory_bytes=2**30,
-        smallest_margin=1e-4,
     )

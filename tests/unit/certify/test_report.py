@@ -1,11 +1,9 @@
 """The three forms of the certificate agree."""
 
 import dataclasses
-import io
 import json
 
 import pytest
-from rich.console import Console
 from storyteller_kernels.dispatch import instruction_set
 
 from storyteller_ds.certify import report
@@ -47,31 +45,11 @@ def test_markdown_is_a_table(verdicts: list[Verdict]):
     assert lines[4].endswith("| failed |")
 
 
-def test_the_terminal_shows_the_same_cells(verdicts: list[Verdict]):
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(report.terminal_table(verdicts))
-    text = console.export_text()
-    for verdict in verdicts:
-        for cell in report.cells(verdict):
-            assert cell in text
-
-
 def test_problems_are_one_line_a_row(verdicts: list[Verdict]):
     ep2, zero1 = report.problems(verdicts)
     assert ep2.startswith("ep2: largest difference nan (loss)")
     assert "first tensor that differs: embedding (5.0e-01)" in ep2
     assert zero1 == "zero1: ConfigError: no"
-
-
-def test_a_close_choice_of_the_router_is_offered_as_an_explanation(verdicts: list[Verdict], results: Results):
-    close = dataclasses.replace(results, smallest_margin=2e-8)
-    reference = Verdict(Placement(SINGLE, "cuda", 1), "reference", None, close, None, None, 1.0)
-    assert "2e-08" in report.problems([reference, verdicts[1]])[0]
-    # Of the same device only.
-    assert (
-        "2e-08"
-        not in report.problems([dataclasses.replace(reference, placement=verdicts[0].placement), verdicts[1]])[0]
-    )
 
 
 def test_the_page_has_the_machine_and_the_table(verdicts: list[Verdict]):
