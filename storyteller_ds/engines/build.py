@@ -13,7 +13,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.deepspeed.nvme.compile import build_ahead
 from storyteller_ds.engines.deepspeed.nvme.folders import check_nvme, own_swap_folders
-from storyteller_ds.engines.deepspeed.nvme.settings import needed_ops
+from storyteller_ds.engines.deepspeed.nvme.settings import nvme_sections
 from storyteller_ds.engines.precision import held_dtype
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.model import count_parameters
@@ -61,7 +61,7 @@ def check_engine(
     passed = passed_json(run, ds_config, plan, device)
     import_deepspeed(device)
     check_json(passed)
-    check_nvme(passed, count_parameters(run).total, held_dtype(run, device).itemsize, world, device)
+    check_nvme(passed, count_parameters(run).total, held_dtype(run, device).itemsize, world)
 
 
 @contextlib.contextmanager
@@ -80,13 +80,11 @@ def prepared_machine(
         The DeepSpeed JSON for build_engine.
 
     Raises:
-        ConfigError: it cannot be compiled, or the disk has too little room.
+        ConfigError: it cannot be compiled.
     """
-    if ds_config is None or not needed_ops(ds_config):
+    if ds_config is None or not nvme_sections(ds_config):
         yield ds_config
         return
-    resolved = with_nvme_path(ds_config, run)
-    build_ahead(needed_ops(resolved), world, device, log, run.parallel.timeout_minutes)
-    bytes_of_weight = held_dtype(run, device).itemsize
-    with own_swap_folders(resolved, count_parameters(run).total, bytes_of_weight, world) as with_folder:
+    build_ahead(world, device, log, run.parallel.timeout_minutes)
+    with own_swap_folders(with_nvme_path(ds_config, run), world) as with_folder:
         yield with_folder

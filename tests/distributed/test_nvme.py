@@ -89,7 +89,10 @@ def test_a_checkpoint_goes_into_the_files_and_out_of_them(single: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("argument", "fix"),
-    [(None, "parallel.nvme_path=FOLDER"), ("parallel.nvme_path=/no/such/disk", "does not exist; create it")],
+    [
+        (None, "parallel.nvme_path=FOLDER"),
+        ("parallel.nvme_path=/no/such/disk", "(No such file or directory); name"),
+    ],
 )
 def test_a_folder_that_cannot_work_is_refused_before_anything_starts(argument: str | None, fix: str, tmp_path: Path):
     extra = [argument] if argument else []

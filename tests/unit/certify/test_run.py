@@ -1,5 +1,6 @@
 """Which rank's error a row reports; no rank trains here."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ def reported(folder: Path, monkeypatch: pytest.MonkeyPatch, *ends: tuple[int, st
         code, says = ends[rank]
         log_of(row, rank).write_text(f"{says}\n")
         if code < 0:
+            faulthandler.disable()
             os.kill(os.getpid(), -code)
         os._exit(code)
 

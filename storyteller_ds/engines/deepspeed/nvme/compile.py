@@ -1,8 +1,8 @@
-"""DeepSpeed's operations for NVMe, compiled before DeepSpeed asks for them.
+"""DeepSpeed's operation for NVMe, async_io, compiled before DeepSpeed asks for it.
 
-DeepSpeed compiles them on the user's machine at first use, through torch.utils.cpp_extension. Left alone, that is
+DeepSpeed compiles it on the user's machine at first use, through torch.utils.cpp_extension. Left alone, that is
 silent for minutes; a killed build leaves a file `lock` on which torch waits without end; and builds for other versions
-lie in the same folder. So they are compiled ahead, with a line in the log, in a folder for these versions. A lock that
+lie in the same folder. So it is compiled ahead, with a line in the log, in a folder for these versions. A lock that
 the kernel frees when its process ends guards the folder: a process that holds it and finds a `lock` of torch's removes
 what the killed build left, and starts anew.
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,15 +28,11 @@ from filelock import FileLock, Timeout
 from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
 Log = Callable[[str], None]
 
-_BUILDERS = {"async_io": "AsyncIOBuilder", "gds": "GDSBuilder"}
-_BUILD_LOG = "build.log"
-_LIBAIO = (
-    "install libaio-dev (Debian, Ubuntu), libaio-devel (Fedora, RHEL) or, into this environment, conda's libaio; "
-    "where it lies elsewhere, name its folders in CPATH, LIBRARY_PATH and LD_LIBRARY_PATH"
-)
+_OP = "async_io"
 
 
 def use_own_folder(device: torch.device) -> Path:
@@ -54,13 +50,12 @@ def use_own_folder(device: torch.device) -> Path:
     return folder
 
 
-def build_ahead(ops: Sequence[str], world: World, device: torch.device, log: Log, limit_minutes: float) -> None:
-    """Compile what is not compiled yet, on one rank of every machine, and load it on all; called by all ranks.
+def build_ahead(world: World, device: torch.device, log: Log, limit_minutes: float) -> None:
+    """Compile async_io if need be, on one rank of every machine, and load it on all; called by all ranks.
 
     Args:
-        ops: what settings.needed_ops found.
         world: this process among the ranks; connected.
-        device: what the operations are for.
+        device: what the operation is for.
         log: prints a line.
         limit_minutes: how long another process's build is waited for.
 
@@ -68,24 +63,21 @@ def build_ahead(ops: Sequence[str], world: World, device: torch.device, log: Log
         ConfigError: something to compile with is missing, the compiler failed, or another process is still
             building at the end of that time.
     """
-    if not ops:
-        return
     folder = use_own_folder(device)
     _point_compiler_at_this_environment()
-    world.on_each_machine(lambda: load(ops, folder, log, limit_minutes))
+    world.on_each_machine(lambda: load(folder, log, limit_minutes))
     # Loaded by every rank here, and under the lock, since torch takes its own for it.
-    world.together(lambda: None if world.local_rank == 0 else load(ops, folder, log, limit_minutes))
+    world.together(lambda: None if world.local_rank == 0 else load(folder, log, limit_minutes))
 
 
-def load(ops: Sequence[str], folder: Path, log: Log, limit_minutes: float) -> None:
-    """Load the operations, compiled into `folder` if they are not there yet; see build_ahead."""
-    _check_compilers(ops)
+def load(folder: Path, log: Log, limit_minutes: float) -> None:
+    """Load async_io, compiled into `folder` if it is not there yet; see build_ahead."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"DeepSpeed's operations cannot be built in {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to a "
-            "folder that can be written"
+            f"DeepSpeed's {_OP} cannot be built in {folder}: {error.strerror}; set TORCH_EXTENSIONS_DIR to a folder "
+            "that can be written"
         ) from None
     with _locked(folder, log, limit_minutes):
         for lock in folder.glob("*/lock"):
@@ -93,67 +85,53 @@ def load(ops: Sequence[str], folder: Path, log: Log, limit_minutes: float) -> No
             # Renamed first: a ninja that outlives its killed builder goes on in the folder under its new name.
             killed = lock.parent.rename(folder / f"killed-{secrets.token_hex(4)}")
             shutil.rmtree(killed, ignore_errors=True)
-        for op in ops:
-            _load(op, folder, log)
+        _build_and_load(folder / _OP, log)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, log: Log, limit_minutes: float) -> Iterator[None]:
     """Keep other processes out of the folder meanwhile; the kernel frees the lock of a killed one."""
-    lock, builder = FileLock(folder / "in_use"), folder / "builder"
+    lock = FileLock(folder / "in_use")
+    waiting = f"waiting for another process, which compiles DeepSpeed's {_OP} in {folder}"
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log(f"waiting for {_holder(builder)}, which compiles DeepSpeed's operations in {folder}")
-        try:
+        with meanwhile(lambda: log(waiting), LINE_EVERY_S):
             lock.acquire(timeout=60 * limit_minutes)
-        except Timeout:
-            raise ConfigError(
-                f"{_holder(builder)} is still compiling DeepSpeed's operations in {folder}; wait for it or end it, or "
-                "set TORCH_EXTENSIONS_DIR to another folder"
-            ) from None
+    except Timeout:
+        raise ConfigError(
+            f"another process is still compiling DeepSpeed's {_OP} in {folder}; wait for it or end it, or set "
+            "TORCH_EXTENSIONS_DIR to another folder"
+        ) from None
     try:
-        builder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
         lock.release()
 
 
-def _holder(builder: Path) -> str:
-    return builder.read_text(encoding="utf-8") if builder.exists() else "another process"
+def _build_and_load(folder: Path, log: Log) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
 
-
-def _load(op: str, folder: Path, log: Log) -> None:
-    import deepspeed.ops.op_builder as builders
-
-    builder = getattr(builders, _BUILDERS[op])()
+    builder = AsyncIOBuilder()
     try:
         with _silence():
             compatible = builder.is_compatible(verbose=False)
-        if op == "async_io" and not compatible:
-            raise ConfigError(f"DeepSpeed must compile {op} here, but libaio is missing; {_LIBAIO}")
-        if not (folder / op / f"{op}.so").exists():
-            log(f"compiling DeepSpeed's {op} into {folder}, once per machine; this takes some minutes")
+        if not compatible:
+            raise ConfigError(
+                f"DeepSpeed must compile {_OP} here, but a compiler or libaio is missing: install g++, and libaio-dev "
+                "(Debian, Ubuntu), libaio-devel (Fedora, RHEL) or, into this environment, conda's libaio; where they "
+                "lie elsewhere, name them in CC and CXX, CPATH, LIBRARY_PATH and LD_LIBRARY_PATH"
+            )
+        if not (folder / f"{_OP}.so").exists():
+            log(f"compiling DeepSpeed's {_OP} into {folder}, once per machine; this takes some minutes")
         with _silence():
             builder.load(verbose=False)
     except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
-        build_log = folder / op / _BUILD_LOG
+        build_log = folder / "build.log"
         build_log.parent.mkdir(parents=True, exist_ok=True)
         build_log.write_text(f"{error}\n", encoding="utf-8")
         raise ConfigError(
-            f"DeepSpeed's {op} cannot be built: {_first_error(str(error))}; "
+            f"DeepSpeed's {_OP} cannot be built: {_first_error(str(error))}; "
             f"the compiler's whole output is in {build_log}"
         ) from None
-
-
-def _check_compilers(ops: Sequence[str]) -> None:
-    """Name a compiler that is missing: DeepSpeed would report a missing libaio."""
-    for variable, default, fix in (("CC", sysconfig.get_config_var("CC") or "cc", "gcc"), ("CXX", "c++", "g++")):
-        compiler = (os.environ.get(variable) or default).split()[0]
-        if not shutil.which(compiler):
-            raise ConfigError(
-                f"DeepSpeed must compile {', '.join(ops)} here, but the compiler {compiler} is missing; install {fix}"
-            )
 
 
 def _point_compiler_at_this_environment() -> None:

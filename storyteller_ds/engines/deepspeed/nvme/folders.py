@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.deepspeed.nvme.settings import bytes_needed, check_settings, nvme_sections
 from storyteller_ds.errors import ConfigError
@@ -24,9 +22,7 @@ from storyteller_ds.errors import ConfigError
 _PREFIX = "storyteller-swap-"
 
 
-def check_nvme(
-    ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World, device: torch.device
-) -> None:
+def check_nvme(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> None:
     """Refuse an nvme_path that cannot work; before any rank waits for another, and on every machine.
 
     Args:
@@ -34,13 +30,12 @@ def check_nvme(
         parameters: of the whole model.
         weight_bytes: of one weight as the model computes with it: 4 (fp32) or 2.
         world: how many ranks share the parameters, and how many of them are on this machine.
-        device: of this rank.
 
     Raises:
-        ConfigError: a setting with which NVMe offload does not work, or a path that is missing, no folder,
-            cannot be written past the page cache, or has too little room.
+        ConfigError: a setting with which NVMe offload does not work, or a path that cannot be written past the page
+            cache, or has too little room.
     """
-    check_settings(ds_config, device)
+    check_settings(ds_config)
     for section, settings in nvme_sections(ds_config).items():
         _check_folder(Path(settings["nvme_path"]), f"zero_optimization.{section}.nvme_path")
     for path, needed in bytes_needed(ds_config, parameters, weight_bytes, world).items():
@@ -49,60 +44,41 @@ def check_nvme(
 
 
 @contextlib.contextmanager
-def own_swap_folders(
-    ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World
-) -> Iterator[dict[str, Any]]:
+def own_swap_folders(ds_config: Mapping[str, Any], world: World) -> Iterator[dict[str, Any]]:
     """A folder below each nvme_path that only this run uses, removed at the end of the block; called by all ranks.
 
     Args:
         ds_config: the DeepSpeed JSON, which passed check_nvme.
-        parameters: of the whole model.
-        weight_bytes: as for check_nvme.
         world: this process among the ranks; connected.
 
     Yields:
         The JSON with these folders in the place of nvme_path.
-
-    Raises:
-        ConfigError: there is too little room.
     """
-    needed = bytes_needed(ds_config, parameters, weight_bytes, world)
-    if not needed:
-        yield dict(ds_config)
-        return
     name = world.on_main(lambda: _PREFIX + secrets.token_hex(8))
+    zero = dict(ds_config["zero_optimization"])
+    for section, settings in nvme_sections(ds_config).items():
+        zero[section] = {**settings, "nvme_path": str(Path(settings["nvme_path"]) / name)}
+    folders = {Path(zero[section]["nvme_path"]) for section in nvme_sections(ds_config)}
     with contextlib.ExitStack() as taken:
-        world.on_each_machine(
-            lambda: [taken.enter_context(_taken(path, name, size)) for path, size in needed.items()] and None
-        )
-        zero = dict(ds_config["zero_optimization"])
-        for section, settings in nvme_sections(ds_config).items():
-            zero[section] = {**settings, "nvme_path": str(Path(settings["nvme_path"]) / name)}
+        world.on_each_machine(lambda: [taken.enter_context(_taken(folder)) for folder in folders] and None)
         yield {**ds_config, "zero_optimization": zero}
 
 
 @contextlib.contextmanager
-def _taken(path: Path, name: str, needed: int) -> Iterator[None]:
+def _taken(folder: Path) -> Iterator[None]:
     """A folder that is known to be in use for as long as this process lives."""
-    folder = path / name
     with contextlib.ExitStack() as in_use:
-        with _alone_in(path):
-            _check_room(path, needed)
+        with _alone_in(folder.parent):
             # It may be there: on a shared disk another machine of this run has come first.
             folder.mkdir(exist_ok=True)
             fcntl.flock(in_use.enter_context(_descriptor(folder)), fcntl.LOCK_SH)
         try:
             yield
         finally:
-            with _alone_in(path):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_folder(path: Path, where: str) -> None:
-    if not path.exists():
-        raise ConfigError(f"{where}: {path} does not exist; create it on a local disk, or name another")
-    if not path.is_dir():
-        raise ConfigError(f"{where}: {path} is not a folder; name one on a local disk")
     probe = path / f".storyteller-probe-{os.getpid()}"
     try:
         # As DeepSpeed writes: past the page cache, which not every file system can.

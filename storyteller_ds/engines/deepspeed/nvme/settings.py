@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import ConfigError
 
@@ -25,13 +23,6 @@ def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
     return "offload_param" in nvme_sections(ds_config)
 
 
-def needed_ops(ds_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The operations that DeepSpeed would compile for this JSON: async_io for NVMe, gds for GPUDirect Storage."""
-    if not nvme_sections(ds_config):
-        return ()
-    return ("async_io", "gds") if ds_config.get("aio", {}).get("use_gds") else ("async_io",)
-
-
 def bytes_needed(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> dict[Path, int]:
     """What the ranks of this machine write below each path.
 
@@ -49,7 +40,7 @@ def bytes_needed(ds_config: Mapping[str, Any], parameters: int, weight_bytes: in
     return needed
 
 
-def check_settings(ds_config: Mapping[str, Any], device: torch.device) -> None:
+def check_settings(ds_config: Mapping[str, Any]) -> None:
     """Refuse settings with which NVMe offload does not work.
 
     Raises:
@@ -68,8 +59,6 @@ def check_settings(ds_config: Mapping[str, Any], device: torch.device) -> None:
                 )
         if not isinstance(settings.get("nvme_path"), str):
             raise ConfigError(f"{where}: device is nvme, but nvme_path is missing; name a folder on a local disk")
-    if ds_config.get("aio", {}).get("use_gds") and device.type != "cuda":
-        raise ConfigError(f"aio.use_gds reads from NVMe into a CUDA card, but the device is {device.type}; remove it")
 
 
 def with_nvme_settings(ds_config: Mapping[str, Any], largest_parameter: int) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.build import prepared_machine
+from storyteller_ds.engines.deepspeed.nvme import compile as compiling
 from storyteller_ds.engines.deepspeed.nvme.compile import build_ahead, load, use_own_folder
-from storyteller_ds.engines.deepspeed.nvme.settings import needed_ops
+from storyteller_ds.engines.deepspeed.nvme.settings import nvme_sections
 from storyteller_ds.errors import ConfigError
 
 ALONE = World(rank=0, local_rank=0, size=1, local_size=1)
 CPU = torch.device("cpu")
-NVME = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}}
 
 # A process that compiles as ours do, until its input ends.
 BUILD = """
@@ -41,7 +43,7 @@ class Builder:
         (folder / "lock").unlink()
 
 builders.AsyncIOBuilder = Builder
-load(["async_io"], Path(sys.argv[1]), lambda line: None, 0)
+load(Path(sys.argv[1]), lambda line: None, 0)
 """
 NINJA = """
 import sys, time
@@ -113,21 +115,23 @@ def test_what_a_killed_build_left_is_removed_and_named(builder: type[Builder], t
     lock = tmp_path / "async_io" / "lock"
     assert lock.exists()  # what torch itself would wait on without end
     logged = Logged()
-    load(["async_io"], tmp_path, logged, limit_minutes=0)
+    load(tmp_path, logged, limit_minutes=0)
     assert builder.loaded == 1
     assert not lock.exists()
-    assert [str(lock.parent) in line for line in logged] == [True, False]
+    assert [line.split()[0] for line in logged] == ["removed", "compiling"]
+    assert str(lock.parent) in logged[0]
 
 
-def test_a_living_build_is_left_alone_and_its_process_is_named(builder: type[Builder], tmp_path: Path):
-    with process(BUILD, str(tmp_path)) as living:
-        with pytest.raises(ConfigError, match=rf"process {living.pid} .* {re.escape(str(tmp_path))}"):
-            load(["async_io"], tmp_path, Logged(), limit_minutes=0)
+def test_a_living_build_is_left_alone(builder: type[Builder], tmp_path: Path):
+    with process(BUILD, str(tmp_path)):
+        with pytest.raises(ConfigError, match=rf"another process is still compiling .* {re.escape(str(tmp_path))}"):
+            load(tmp_path, Logged(), limit_minutes=0)
         assert (tmp_path / "async_io" / "lock").exists()
     assert builder.loaded == 0
 
 
-def test_a_living_build_is_waited_for(builder: type[Builder], tmp_path: Path):
+def test_a_living_build_is_waited_for(builder: type[Builder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiling, "LINE_EVERY_S", 0.01)
     with process(BUILD, str(tmp_path)) as living:
 
         class LetsItFinish(Logged):
@@ -138,11 +142,10 @@ def test_a_living_build_is_waited_for(builder: type[Builder], tmp_path: Path):
 
         logged = LetsItFinish()
         (tmp_path / "async_io" / "async_io.so").touch()
-        load(["async_io"], tmp_path, logged, limit_minutes=2)
+        load(tmp_path, logged, limit_minutes=2)
         assert living.wait(timeout=60) == 0
     assert builder.loaded == 1
-    assert len(logged) == 1
-    assert f"process {living.pid}" in logged[0]
+    assert set(logged) == {f"waiting for another process, which compiles DeepSpeed's async_io in {tmp_path}"}
 
 
 def test_ninja_that_outlives_the_process_that_started_it_disturbs_nobody(builder: type[Builder], tmp_path: Path):
@@ -150,7 +153,7 @@ def test_ninja_that_outlives_the_process_that_started_it_disturbs_nobody(builder
     folder.mkdir()
     (folder / "lock").touch()
     with process(NINJA, cwd=folder) as ninja:
-        load(["async_io"], tmp_path, Logged(), limit_minutes=0)
+        load(tmp_path, Logged(), limit_minutes=0)
         folder.mkdir()  # the new build's
         ninja.communicate(timeout=60)
     assert list(folder.iterdir()) == []
@@ -200,17 +203,16 @@ def test_what_deepspeed_and_torch_do_around_a_build(monkeypatch: pytest.MonkeyPa
 
 
 def test_only_nvme_needs_something_compiled():
-    def json(optimizer: str, parameters: str, **aio: bool) -> dict[str, object]:
+    def sections(optimizer: str, parameters: str) -> list[str]:
         zero = {"stage": 3, "offload_optimizer": {"device": optimizer}, "offload_param": {"device": parameters}}
-        return {"zero_optimization": zero, "aio": aio}
+        return [*nvme_sections({"zero_optimization": zero})]
 
-    assert needed_ops({}) == needed_ops({"zero_optimization": {"stage": 2}}) == needed_ops(json("cpu", "cpu")) == ()
-    assert needed_ops(json("nvme", "none")) == needed_ops(json("cpu", "nvme")) == ("async_io",)
-    assert needed_ops(json("nvme", "nvme", use_gds=True)) == ("async_io", "gds")
+    assert [*nvme_sections({}), *nvme_sections({"zero_optimization": {"stage": 2}}), *sections("cpu", "cpu")] == []
+    assert (sections("nvme", "none"), sections("cpu", "nvme")) == (["offload_optimizer"], ["offload_param"])
 
 
 def build(logged: Logged | None = None) -> None:
-    build_ahead(needed_ops(NVME), ALONE, CPU, Logged() if logged is None else logged, limit_minutes=0)
+    build_ahead(ALONE, CPU, Logged() if logged is None else logged, limit_minutes=0)
 
 
 def test_a_build_is_announced_and_otherwise_silent(builder: type[Builder], capfd: pytest.CaptureFixture[str]):
@@ -222,8 +224,10 @@ def test_a_build_is_announced_and_otherwise_silent(builder: type[Builder], capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_is_built_where_nothing_is_needed(builder: type[Builder]):
-    build_ahead((), ALONE, CPU, Logged(), limit_minutes=0)
+@pytest.mark.parametrize("ds_config", [None, {"zero_optimization": {"stage": 3}}])
+def test_nothing_is_built_where_nothing_is_needed(builder: type[Builder], ds_config):
+    with prepared_machine(RunConfig(), ds_config, ALONE, CPU, Logged()) as prepared:
+        assert prepared == ds_config
     assert builder.loaded == 0
 
 
@@ -238,19 +242,18 @@ def test_a_failed_build_gives_the_compilers_reason_and_where_the_rest_is(builder
     assert output in log.read_text(encoding="utf-8")
 
 
-def test_libaio_that_is_missing_is_named(builder: type[Builder]):
+def test_a_compiler_or_libaio_that_is_missing_is_named(builder: type[Builder]):
     builder.compatible = False
-    with pytest.raises(ConfigError, match="libaio-dev"):
+    with pytest.raises(ConfigError, match=r"install g\+\+, and libaio-dev"):
         build()
     assert builder.loaded == 0
 
 
-@pytest.mark.parametrize(("variable", "fix"), [("CXX", "g\\+\\+"), ("CC", "gcc")])
-def test_a_compiler_that_is_missing_is_named(builder: type[Builder], monkeypatch, variable, fix):
-    monkeypatch.setenv(variable, "no-such-compiler")
-    with pytest.raises(ConfigError, match=f"no-such-compiler is missing; install {fix}"):
-        build()
-    assert builder.loaded == 0
+def test_without_a_compiler_deepspeed_calls_the_machine_incompatible(monkeypatch: pytest.MonkeyPatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert not AsyncIOBuilder().is_compatible(verbose=False)
 
 
 def test_ninja_is_found_in_an_environment_that_is_not_activated(builder: type[Builder], monkeypatch):

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.deepspeed.nvme.folders import check_nvme, own_swap_folders
@@ -17,7 +16,6 @@ from storyteller_ds.engines.deepspeed.nvme.settings import with_nvme_settings
 from storyteller_ds.errors import ConfigError
 
 ALONE = World(rank=0, local_rank=0, size=1, local_size=1)
-CPU = torch.device("cpu")
 PARAMETERS = 1_000_000
 FP32 = 4
 
@@ -29,7 +27,7 @@ def json(path: Path | None, *sections: str, stage: int = 3, **settings: Any) -> 
 
 
 def check(config: dict[str, Any], world: World = ALONE) -> None:
-    check_nvme(config, PARAMETERS, FP32, world, CPU)
+    check_nvme(config, PARAMETERS, FP32, world)
 
 
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -47,7 +45,7 @@ def test_a_json_without_nvme_is_not_looked_at():
 
 
 def test_a_path_that_is_missing(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"zero_optimization\.offload_param\.nvme_path: .*nowhere does not exist"):
+    with pytest.raises(ConfigError, match=r"\.offload_param\.nvme_path: .*nowhere cannot be .*\(No such file"):
         check(json(tmp_path / "nowhere", "offload_param"))
 
 
@@ -58,7 +56,7 @@ def test_no_path_at_all():
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file is not a folder"):
+    with pytest.raises(ConfigError, match=r"file cannot be written .*\(Not a directory\)"):
         check(json(tmp_path / "file"))
 
 
@@ -113,17 +111,12 @@ def test_what_checkpoints_cannot_read_is_refused(tmp_path: Path, name: str):
         check(json(tmp_path, "offload_optimizer", **{name: True}))
 
 
-def test_gds_is_for_cuda(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"aio\.use_gds"):
-        check({**json(tmp_path), "aio": {"use_gds": True}})
-
-
 def swap_path(config: dict[str, Any], section: str = "offload_optimizer") -> Path:
     return Path(config["zero_optimization"][section]["nvme_path"])
 
 
 def own(config: dict[str, Any]):
-    return own_swap_folders(config, PARAMETERS, FP32, ALONE)
+    return own_swap_folders(config, ALONE)
 
 
 def test_two_runs_on_one_path_do_not_meet(tmp_path: Path):
@@ -143,17 +136,12 @@ def test_the_folder_goes_when_the_run_fails(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_nvme_the_json_stays(tmp_path: Path):
-    with own({"zero_optimization": {"stage": 3}}) as config:
-        assert config == {"zero_optimization": {"stage": 3}}
-
-
-TAKE_AND_WAIT = f"""
+TAKE_AND_WAIT = """
 import sys
 from storyteller_ds.engines.deepspeed.nvme.folders import own_swap_folders
 from storyteller_ds.distributed.world import World
-config = {{"zero_optimization": {{"stage": 3, "offload_optimizer": {{"device": "nvme", "nvme_path": sys.argv[1]}}}}}}
-with own_swap_folders(config, {PARAMETERS}, {FP32}, World(0, 0, 1, 1)) as own:
+config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": sys.argv[1]}}}
+with own_swap_folders(config, World(0, 0, 1, 1)) as own:
     print(own["zero_optimization"]["offload_optimizer"]["nvme_path"], flush=True)
     sys.stdin.read()
 """
