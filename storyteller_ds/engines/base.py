@@ -68,16 +68,11 @@ class StateTensor(NamedTuple):
     tensor: Tensor
 
 
-class Owner(Protocol):
-    """Decides which rank is to have a tensor of the training state; must decide the same on every rank."""
+Owner = Callable[[int, int | None], int]
+"""Decides which rank is to have a tensor of the training state; must decide the same on every rank.
 
-    def __call__(self, size: int, holder: int | None) -> int:
-        """The rank.
-
-        Args:
-            size: of the tensor (bytes).
-            holder: the one rank that has all of it, which must then be returned; None: any rank will do.
-        """
+Takes the size of the tensor (bytes) and the one rank that has all of it, which it must then return (None: any will do).
+"""
 
 
 class Engine(Protocol):

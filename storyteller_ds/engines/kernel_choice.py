@@ -1,7 +1,5 @@
 """Which kernels a run uses, for its first lines: the choice of the process, and the operations that are exceptions."""
 
-from typing import NamedTuple
-
 import torch
 from storyteller_kernels.dispatch import choice_for
 from storyteller_kernels.expert_mlp import triton_has
@@ -13,38 +11,31 @@ from storyteller_ds.distributed.strategy import Strategy
 from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype, run_dtype
 
 
-class KernelChoice(NamedTuple):
-    """What a run logs about it."""
+def kernel_choice(run: RunConfig, device: torch.device, strategy: Strategy) -> tuple[str, str | None]:
+    """The kernels of a run, by the rules by which the operations themselves choose (storyteller_kernels).
 
-    description: str
-    """What is used."""
-    warning: str | None
-    """Why the experts are slow on this GPU; None if they are not."""
-
-
-def kernel_choice(run: RunConfig, device: torch.device, strategy: Strategy) -> KernelChoice:
-    """The kernels of a run, by the rules by which the operations themselves choose (storyteller_kernels)."""
+    Returns:
+        What is used; and a warning of why the experts are slow on this GPU, None if they are not.
+    """
     chosen = choice_for(device, run_dtype(run, device))
     exceptions = []
     why_slow = _why_experts_are_slow(run, device, strategy)
     if why_slow is not None and chosen.name == "triton":
         exceptions.append("experts one after the other in plain torch")
-    elif _has_experts(run) and strategy == "autoep":
+    elif run.moe_layers and strategy == "autoep":
         exceptions.append("experts by AutoEP")
     if chosen.name == "triton":
-        if _has_experts(run) and run.moe.num_experts > MAX_EXPERTS:
+        if run.moe_layers and run.moe.num_experts > MAX_EXPERTS:
             exceptions.append(f"router in plain torch (more than {MAX_EXPERTS} experts)")
         if run.model.norm != "rmsnorm" or run.model.hidden_size > MAX_WIDTH:
             exceptions.append("norms in plain torch")
-    description = ", but ".join([f"{chosen.name} ({chosen.reason})", *([", ".join(exceptions)] if exceptions else [])])
-    if why_slow is None:
-        return KernelChoice(description, None)
-    return KernelChoice(description, f"warning: experts run one after the other on this GPU, which is slow: {why_slow}")
+    description = f"{chosen.name} ({chosen.reason})" + (f", but {', '.join(exceptions)}" if exceptions else "")
+    return description, why_slow and f"warning: experts run one after the other on this GPU, which is slow: {why_slow}"
 
 
 def _why_experts_are_slow(run: RunConfig, device: torch.device, strategy: Strategy) -> str | None:
     """Why a GPU computes them one after the other; None where it does not, or there are none."""
-    if device.type != "cuda" or not _has_experts(run):
+    if device.type != "cuda" or not run.moe_layers:
         return None
     if strategy == "autoep":
         held = held_dtype(run, device)
@@ -56,7 +47,3 @@ def _why_experts_are_slow(run: RunConfig, device: torch.device, strategy: Strate
     if triton_has(activation, bias):
         return None
     return f"the kernels are for swiglu without biases, and these have {activation}{' and biases' if bias else ''}"
-
-
-def _has_experts(run: RunConfig) -> bool:
-    return any(run.moe.is_moe_layer(layer) for layer in range(run.model.num_layers))

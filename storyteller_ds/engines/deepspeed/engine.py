@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,6 @@ from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTens
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE, autoep_layers
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
-from storyteller_ds.engines.deepspeed.finite_steps import finite_step
 from storyteller_ds.engines.deepspeed.nvme.settings import swaps_weights, with_nvme_settings
 from storyteller_ds.engines.precision import autocast, check_same_dtype, held_dtype, run_dtype
 from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
@@ -121,9 +120,30 @@ class DeepSpeedEngine:
             self.engine.step()
             non_finite = steps.cause_of_skip(loss, False) if skipped else None
         else:
-            skipped, non_finite = finite_step(self.engine, self.stage, loss)
+            skipped, non_finite = self._finite_step(loss)
             grad_norm = float(self.engine.get_global_grad_norm())
         return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
+
+    def _finite_step(self, loss: float) -> tuple[bool, Literal["loss", "gradient"] | None]:
+        """DeepSpeed's step (ZeRO-1, 2, 3); none if the loss or the gradient is not finite, in every number format.
+
+        The norm that DeepSpeed takes anyway is checked at every step, and it is infinite if the loss is not finite
+        (private.guarded_norm). No message and no pass over the gradients is added: the loss was summed over ranks with
+        the router's counts, and the norm by DeepSpeed, so that all ranks see the same.
+
+        Returns:
+            Whether the step was skipped; and what was not finite, unless a lower loss scale fixes it.
+        """
+        can_fall = private.scale_can_fall(self.optimizer)
+        set_scale_back = private.remember_loss_scale(self.optimizer)
+        with private.guarded_norm(self.optimizer, self.stage, math.isfinite(loss)):
+            self.engine.step()
+        if self.engine.was_step_applied():
+            return False, None
+        cause = steps.cause_of_skip(loss, can_fall)
+        if cause is not None:
+            set_scale_back()  # the scale is not at fault
+        return True, cause
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""

@@ -198,15 +198,13 @@ class FlatPartition(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """The part of a parameter that lies in this rank's flat partition."""
+    """The part of a parameter that lies in this rank's flat partition; nothing, if numel is 0."""
 
     start: int
     """Its first entry, counted in the parameter."""
     start_in_vector: int
     """The same entry, counted in the partition."""
     numel: int
-    read: Callable[[str], Tensor]
-    """Its fp32 values (WEIGHT) or those of a moment."""
 
 
 def flat_partitions(zero: Any) -> list[FlatPartition]:
@@ -215,15 +213,18 @@ def flat_partitions(zero: Any) -> list[FlatPartition]:
     return [FlatPartition(*part) for part in parts]
 
 
-def fragment_of(parameter: nn.Parameter) -> Fragment | None:
-    """The part of a parameter that this rank has; None if it has none."""
+def fragment_of(parameter: nn.Parameter) -> Fragment:
+    """The part of a parameter that this rank has."""
     link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
     if link is None:
-        return None
-    there, here = link.lp_fragment_address, link.hp_fragment_address
-    return Fragment(
-        there.start, here.start, there.numel, lambda kind: link.get_hp_fragment(None if kind == WEIGHT else kind)
-    )
+        return Fragment(0, 0, 0)
+    return Fragment(link.lp_fragment_address.start, link.hp_fragment_address.start, link.lp_fragment_address.numel)
+
+
+def read_fragment(parameter: nn.Parameter, kind: str) -> Tensor:
+    """The fp32 values (WEIGHT) of the part of a parameter that this rank has, or those of a moment."""
+    values: Tensor = parameter._hp_mapping.get_hp_fragment(None if kind == WEIGHT else kind)  # type: ignore[attr-defined]
+    return values
 
 
 def link_moments(zero: Any) -> None:

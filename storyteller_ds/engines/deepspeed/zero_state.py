@@ -65,20 +65,12 @@ def lay_out_muon(optimizer: Any, stage: int, stacks: Mapping[nn.Parameter, Stack
     if stage == 0:
         optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in stacks.items()})
         return
-    optimizer.optimizer.lay_out(
-        {
-            part.vector: zero_partition(
-                [_held(p, stacks[p]) for p in part.parameters], partial(_sum_over, part.ranks), device
-            )
-            for part in private.flat_partitions(optimizer)
-            if part.parameters[0] in stacks
-        }
-    )
-
-
-def _held(parameter: nn.Parameter, stack: Stack) -> Held:
-    fragment = private.fragment_of(parameter)
-    return Held(stack, fragment.start, fragment.start_in_vector, fragment.numel) if fragment else Held(stack, 0, 0, 0)
+    layouts = {}
+    for vector, parameters, ranks in private.flat_partitions(optimizer):
+        if parameters[0] in stacks:
+            held = [Held(stacks[p], *private.fragment_of(p)) for p in parameters]
+            layouts[vector] = zero_partition(held, partial(_sum_over, ranks), device)
+    optimizer.optimizer.lay_out(layouts)
 
 
 def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:
@@ -124,7 +116,8 @@ class _OptimizerPartitions(_Partitions):
         if not self._holders:
             parameters = [each for part in private.flat_partitions(self.zero) for each in part.parameters]
             number = dist.get_rank() + 1
-            found = torch.tensor([number * _is_here(each) for each in parameters], device=parameter.device)
+            is_here = [private.fragment_of(each).numel == each.numel() for each in parameters]
+            found = torch.tensor([number * here for here in is_here], device=parameter.device)
             dist.all_reduce(found)
             self._holders = {
                 each: rank - 1 if rank else None for each, rank in zip(parameters, found.tolist(), strict=True)
@@ -132,9 +125,7 @@ class _OptimizerPartitions(_Partitions):
         return self._holders[parameter]
 
     def read_here(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        fragment = private.fragment_of(parameter)
-        assert fragment is not None
-        return fragment.read(kind).reshape(parameter.shape)
+        return private.read_fragment(parameter, kind).reshape(parameter.shape)
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         if kind == WEIGHT:
@@ -162,11 +153,6 @@ class _AllPartitions(_Partitions):
     def finish(self, updates: int) -> None:
         _set_step(self.optimizer, updates)
         private.update_partitioned_weights(self.zero)
-
-
-def _is_here(parameter: nn.Parameter) -> bool:
-    fragment = private.fragment_of(parameter)
-    return fragment is not None and fragment.numel == parameter.numel()
 
 
 def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:

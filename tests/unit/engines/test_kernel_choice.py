@@ -70,7 +70,7 @@ def test_a_card_without_kernels_is_warned_of_too(chosen):
     description, warning = kernel_choice(run(), GPU, "local")
     assert description == f"reference ({OLD_CARD.reason})"
     assert warning == f"{SLOW}{OLD_CARD.reason}"
-    assert kernel_choice(run(moe={"num_experts": 0}), GPU, "local").warning is None
+    assert kernel_choice(run(moe={"num_experts": 0}), GPU, "local")[1] is None
 
 
 def test_norms_and_routers_beyond_the_kernels_are_named(chosen):
@@ -78,7 +78,7 @@ def test_norms_and_routers_beyond_the_kernels_are_named(chosen):
     layernorm = kernel_choice(run({"norm": "layernorm"}), GPU, "local")
     assert layernorm == ("triton (auto on Imaginary 100), but norms in plain torch", None)
     wide = kernel_choice(run({"hidden_size": 8448, "num_heads": 66}, {"num_experts": 512}), GPU, "local")
-    assert wide.description.endswith("but router in plain torch (more than 256 experts), norms in plain torch")
+    assert wide[0].endswith("but router in plain torch (more than 256 experts), norms in plain torch")
 
 
 @pytest.mark.parametrize(("dtype", "slow"), [("bf16", False), ("fp32", True), ("fp16", True)])
@@ -94,12 +94,12 @@ def test_autoep_has_experts_of_its_own(chosen, dtype, slow):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_on_a_cpu_half_precision_takes_the_plain_definitions(chosen, dtype):
     chosen(Backend("reference", "no CUDA device"))
-    assert kernel_choice(run(), CPU, "local").description.startswith("cpu (fp32 products by ")
+    assert kernel_choice(run(), CPU, "local")[0].startswith("cpu (fp32 products by ")
     name = {"bf16": "bfloat16", "fp16": "float16"}[dtype]
     expected = f"reference (there are no kernels for {name} on the CPU)"
     assert kernel_choice(run({"activation": "gelu"}, dtype=dtype), CPU, "local") == (expected, None)
     chosen(ASKED_FOR)
-    assert kernel_choice(run(), CPU, "local").description == f"reference ({ASKED_FOR.reason})"
+    assert kernel_choice(run(), CPU, "local")[0] == f"reference ({ASKED_FOR.reason})"
 
 
 def test_what_is_said_of_experts_is_what_they_do(chosen, monkeypatch):
@@ -113,4 +113,4 @@ def test_what_is_said_of_experts_is_what_they_do(chosen, monkeypatch):
         for biases in ((None, None), (bias, bias)):
             model = {"activation": activation, "bias": biases[0] is not None}
             taken = operation._triton_operands(x_ND, up_EHD, down_EDI, activation, *biases)
-            assert (taken is None) == (choosing.kernel_choice(run(model), GPU, "local").warning is not None)
+            assert (taken is None) == (choosing.kernel_choice(run(model), GPU, "local")[1] is not None)
