@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from storyteller_ds.certify.traffic import Traffic
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.engines.differences import differences, largest, relative_difference
 from storyteller_ds.training.trained_run import TrainedRun
@@ -35,8 +34,8 @@ class Results:
     """Canonical name -> fp32, after the last step."""
     logits_BSV: Tensor
     """fp32, of a batch held back from training."""
-    traffic: Traffic
-    """Sum over ranks, all steps."""
+    sent_bytes: int
+    """Handed to all-to-all by all ranks in all steps."""
     peak_memory_bytes: int
     """Of the rank that needed most. CPU: resident, with everything that it has imported. CUDA: allocated."""
 
@@ -120,11 +119,10 @@ def read_results(run: TrainedRun, ranks: int, names: Iterable[str]) -> Results:
     assert run.checkpoint is not None
     tensors = open_checkpoint(run.checkpoint).open_tensors("weights")
     added = [load_file(run.folder / f"rank{rank}.safetensors") for rank in range(ranks)]
-    payload, messages = torch.stack([each["traffic"] for each in added]).sum(dim=0).tolist()
     return Results(
         records=run.metrics,
         weights={name: tensors[name] for name in names},
         logits_BSV=torch.cat([each["logits_BSV"] for each in added]),
-        traffic=Traffic(payload, messages),
+        sent_bytes=sum(int(each["sent_bytes"]) for each in added),
         peak_memory_bytes=max(int(each["peak_memory_bytes"]) for each in added),
     )

@@ -5,9 +5,7 @@ import os
 import resource
 import signal
 import sys
-import threading
 import traceback
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +19,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import open_corpus
+from storyteller_ds.distributed.supervision.processes import ON_LINUX, signal_at_death_of_parent
 from storyteller_ds.distributed.world import says_peer_is_lost
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import StorytellerError
@@ -58,7 +57,8 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
     """
     # A process group of its own, so that what DeepSpeed may start ends with it.
     os.setpgrp()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if ON_LINUX:  # not outliving the command, which may be killed
+        signal_at_death_of_parent(signal.SIGKILL)
     output = os.open(log_of(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -80,14 +80,6 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
     sys.stderr.flush()
     # Without Python's finalisation, which gloo's threads may not survive (docs/experiments.md).
     os._exit(code)
-
-
-def _end_with_parent() -> None:
-    """End this rank, and everything that it has started, when the certifying process is gone."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _set_environment(placement: Placement, rank: int, port: int) -> None:
@@ -136,7 +128,7 @@ class _Measurements(Callback):
             write_rank(
                 self.trainer.output_dir,
                 self.trainer.world.rank,
-                traffic=torch.tensor([self.traffic.payload_bytes, self.traffic.message_bytes]),
+                sent_bytes=torch.tensor(self.traffic.sent_bytes),
                 peak_memory_bytes=torch.tensor(_peak_memory(self.trainer.engine.device)),
                 logits_BSV=self._held_logits(),
             )

@@ -7,7 +7,6 @@ import math
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,7 +122,7 @@ def _row_json(verdict: Verdict) -> dict[str, Any]:
         "seconds": verdict.seconds,
         "difference": difference and {**difference.largest, "by_weight": difference.by_weight},
         "first_tensor": difference and difference.first_weight_beyond(row.tolerance),
-        "traffic": results and {**asdict(results.traffic), "sent_over_routed": verdict.traffic_ratio},
+        "traffic": results and {"sent_bytes": results.sent_bytes, "sent_over_routed": verdict.traffic_ratio},
         "peak_memory_bytes": results and results.peak_memory_bytes,
         "step_time_s": results and results.step_time_s,
         "steps": results.steps if results else [],

@@ -118,8 +118,7 @@ def certify(placements: Sequence[Placement], log: Callable[[str], None]) -> Iter
 
 def _judge(placement: Placement, results: Results, reference: Results | None, routed: int, seconds: float) -> Verdict:
     row = placement.row
-    sent = results.traffic.payload_bytes + results.traffic.message_bytes
-    ratio = sent / routed if sent else None
+    ratio = results.sent_bytes / routed if results.sent_bytes else None
     outcome: Outcome = "reference"
     difference = problem = None
     if reference is not None:

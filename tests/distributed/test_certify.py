@@ -64,7 +64,6 @@ def test_rows_pass_and_the_exchange_sends_what_is_routed():
         assert max(quantities.values()) <= 1e-5
         assert "blocks.1.ffn.experts.down_proj" in row["difference"]["by_weight"]
         assert 1 <= row["traffic"]["sent_over_routed"] <= 1.02
-        assert row["traffic"]["message_bytes"] > 0
         assert row["step_time_s"] > 0
         assert row["peak_memory_bytes"] > 2**20
     # It is training that is compared.

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from storyteller_ds.certify.compare import Results
-from storyteller_ds.certify.traffic import Traffic
 
 
 def train_record(loss: float, grad_norm: float, step_time_s: float = 0.01) -> dict[str, float]:
@@ -20,6 +19,6 @@ def results() -> Results:
         records=[train_record(6.0 - 0.1 * i, 1.0 + i) for i in range(3)],
         weights=weights,
         logits_BSV=torch.randn(2, 3, 5, generator=generator),
-        traffic=Traffic(1000, 10),
+        sent_bytes=1010,
         peak_memory_bytes=2**30,
     )

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from storyteller_ds.certify.compare import Difference, Results, compare, read_results, write_rank
-from storyteller_ds.certify.traffic import Traffic
 from storyteller_ds.training.run_folder import METRICS
 from storyteller_ds.training.trained_run import TrainedRun
 from tests.unit.certify.conftest import train_record
@@ -122,7 +121,7 @@ def test_what_a_run_and_its_ranks_have_written_is_put_together(
         write_rank(
             tmp_path,
             rank,
-            traffic=torch.tensor([10 * (rank + 1), rank]),
+            sent_bytes=torch.tensor(2**40 + rank),
             peak_memory_bytes=torch.tensor(2**40 + rank),
             logits_BSV=results.logits_BSV[rank : rank + 1],
         )
@@ -130,7 +129,7 @@ def test_what_a_run_and_its_ranks_have_written_is_put_together(
     assert torch.equal(back.logits_BSV, results.logits_BSV)
     assert list(back.weights) == list(results.weights), "in the order asked for"
     assert all(torch.equal(back.weights[name], tensor) for name, tensor in results.weights.items())
-    assert back.traffic == Traffic(30, 1)
+    assert back.sent_bytes == 2**41 + 1
     assert back.peak_memory_bytes == 2**40 + 1
     assert len(back.steps) == 4
     # The first step is warm-up.

@@ -32,7 +32,7 @@ def test_json_has_every_row_and_only_json(verdicts: list[Verdict]):
     single, ep2, zero1 = document["rows"]
     assert (single["outcome"], single["difference"]) == ("reference", None)
     assert (ep2["outcome"], ep2["first_tensor"], ep2["difference"]["loss"]) == ("differs", "embedding", "nan")
-    assert ep2["traffic"] == {"payload_bytes": 1000, "message_bytes": 10, "sent_over_routed": 1.00049}
+    assert ep2["traffic"] == {"sent_bytes": 1010, "sent_over_routed": 1.00049}
     assert (zero1["outcome"], zero1["problem"]) == ("failed", "ConfigError: no")
     assert json.loads(report.as_json(verdicts[:1]))["passed"] is True
 
