@@ -112,18 +112,9 @@ def first_host(nodelist: str) -> str:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Tasks of each node, from Slurm's compressed list: [2, 2, 2, 1] of `2(x3),1`.
-
-    Raises:
-        ConfigError: it is not of this form.
-    """
-    counts: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
-        if not match:
-            raise ConfigError(f"the number of tasks of each node, '{text}', is not of Slurm's form 2(x3),1")
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts
+    """Tasks of each node, from Slurm's compressed list: [2, 2, 2, 1] of `2(x3),1`."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(count) for count, nodes in runs for _ in range(int(nodes or 1))]
 
 
 def _tasks_on_this_node(size: int) -> int:

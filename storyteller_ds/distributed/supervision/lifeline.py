@@ -66,9 +66,9 @@ class Lifeline:
         Args:
             local: whether all ranks are on this machine; then no other machine can connect.
         """
-        both = not local and socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        return cls(socket.create_server(("127.0.0.1" if local else "", 0), family=family, dualstack_ipv6=both))
+        if local or not socket.has_dualstack_ipv6():
+            return cls(socket.create_server(("127.0.0.1" if local else "", 0)))
+        return cls(socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True))
 
     @classmethod
     def connect(cls, to: Address, rank: int, host: str) -> "Lifeline":
@@ -160,7 +160,7 @@ class Lifeline:
             self._add(self._listener.accept()[0], None)
 
     def _peer(self, hello: dict[str, Any]) -> Peer | None:
-        right = hello.get("kind") == "hello" and hmac.compare_digest(str(hello.get("token")), self._token)
+        right = hmac.compare_digest(str(hello.get("token")), self._token)
         return Peer(hello["rank"], hello["host"]) if right else None
 
 
@@ -195,9 +195,7 @@ class _Connection:
             return [], True
         *lines, self._received = (self._received + data).split(b"\n")
         try:
-            messages = [json.loads(line) for line in lines]
-        except ValueError:
-            messages = [None]
-        if not all(isinstance(message, dict) for message in messages):
+            messages = [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError):
             return [], True  # not from a supervisor
         return messages, not data or len(self._received) > _LONGEST_MESSAGE

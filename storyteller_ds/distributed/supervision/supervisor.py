@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import psutil
 
@@ -34,17 +34,11 @@ SETTLE_S = 1.0
 TICK_S = 0.1
 
 _LAUNCHER_GONE = signal.SIGUSR2
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _AMBIGUOUS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
 """A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer
 is gone: a child that died of these may not be the first, and within SETTLE_S the lifeline reports the one that was."""
 _LONGEST_REPORT = 1 << 12
-
-
-class End(NamedTuple):
-    """Why the child must end."""
-
-    code: int | None
-    """Exit code if the child dies of a signal; None: 128 + the number of that signal."""
 
 
 def supervise() -> None:
@@ -104,8 +98,9 @@ class Supervisor:
         """Whether the child has handlers for signals."""
         self.signals: set[int] = set()
         """Received so far."""
-        self.end: End | None = None
-        """The first reason for which the child must end, signals apart."""
+        self.end: int | None = None
+        """For the first reason for which the child must end, signals to this process apart: the exit code if the child
+        dies of a signal; 0: 128 + the number of that signal."""
         self.deadline: float | None = None
         """When the child gets SIGKILL."""
         self.status: int | None = None
@@ -153,7 +148,7 @@ class Supervisor:
             return self.status
         by = -self.status
         if self.end is not None:
-            return 128 + by if self.end.code is None else self.end.code
+            return self.end or 128 + by
         if by in self.signals - {signal.SIGINT}:
             return EXIT_INTERRUPTED  # it had no handlers yet, or no longer: nothing of it is lost
         if self._asked:
@@ -241,7 +236,7 @@ class Supervisor:
         """
         if self.end is not None:
             return
-        self.end = End(None if orderly else EXIT_PEER_LOST)
+        self.end = 0 if orderly else EXIT_PEER_LOST
         if report:
             print_unlocked(text)
         self._kill(signal.SIGTERM if orderly else signal.SIGKILL)
@@ -254,7 +249,7 @@ class Supervisor:
         """
         if self.end is not None:
             return
-        self.end = End(code)
+        self.end = code
         stopped = self.status is None and psutil.Process(self.training).status() in _STOPPED
         if stopped:
             print_unlocked(f"rank {self.ranks.rank} on {self.host} is stopped (SIGSTOP or a debugger), and is killed")
@@ -272,9 +267,6 @@ class Supervisor:
     def _message(self, rank: int, host: str, how: str) -> str:
         when = "before training" if self.step is None else f"at step {self.step}"
         return f"lost rank {rank} on {host} {when}: {how}"
-
-
-_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 def _name(number: int) -> str:

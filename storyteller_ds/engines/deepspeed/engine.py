@@ -76,7 +76,8 @@ class DeepSpeedEngine:
         self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
         is_autoep = plan.strategy == "autoep"
         replaced = autoep_layers(self.loss_module, run.moe) if is_autoep else contextlib.nullcontext()
-        with as_user_error(), _quiet(), replaced:
+        # DeepSpeed prints about its groups; errors are raised.
+        with as_user_error(), contextlib.redirect_stdout(io.StringIO()), replaced:
             if swaps_weights(self.passed_config):
                 # Left to initialize(), DeepSpeed 0.19.8 takes fp32 weights on NVMe for bf16.
                 deepspeed.zero.Init(module=self.loss_module, config_dict_or_path=self.passed_config)
@@ -245,10 +246,3 @@ def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
             private.allow_fp16_on_cpu()
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return deepspeed
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed prints about its groups; errors are raised."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.deepspeed.nvme.settings import bytes_needed, check_settings, nvme_sections
+from storyteller_ds.engines.deepspeed.nvme.settings import check_settings, nvme_sections
 from storyteller_ds.errors import ConfigError
 
 _PREFIX = "storyteller-swap-"
+_OPTIMIZER_BYTES = 16
+"""Per parameter: weight, gradient and AdamW's two moments, all fp32."""
 
 
 def check_nvme(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> None:
@@ -36,11 +38,15 @@ def check_nvme(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int,
             cache, or has too little room.
     """
     check_settings(ds_config)
+    here = -(-parameters * world.local_size // world.size)
+    needed: dict[Path, int] = {}
     for section, settings in nvme_sections(ds_config).items():
-        _check_folder(Path(settings["nvme_path"]), f"zero_optimization.{section}.nvme_path")
-    for path, needed in bytes_needed(ds_config, parameters, weight_bytes, world).items():
+        path = Path(settings["nvme_path"]).resolve()
+        _check_folder(path, f"zero_optimization.{section}.nvme_path")
+        needed[path] = needed.get(path, 0) + here * (weight_bytes if section == "offload_param" else _OPTIMIZER_BYTES)
+    for path, size in needed.items():
         with _alone_in(path):
-            _check_room(path, needed)
+            _check_room(path, size)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,10 @@
 """What of a DeepSpeed JSON is about NVMe, and what DeepSpeed 0.19.8 needs there."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import ConfigError
 
-_OPTIMIZER_BYTES = 16
-"""Per parameter: weight, gradient and AdamW's two moments, all fp32."""
 _SECTIONS = ("offload_optimizer", "offload_param")
 
 
@@ -21,23 +17,6 @@ def nvme_sections(ds_config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
     """Whether the weights themselves go to NVMe, and not only optimizer state."""
     return "offload_param" in nvme_sections(ds_config)
-
-
-def bytes_needed(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> dict[Path, int]:
-    """What the ranks of this machine write below each path.
-
-    Args:
-        ds_config: the DeepSpeed JSON.
-        parameters: of the whole model.
-        weight_bytes: of one weight as the model computes with it: 4 (fp32) or 2.
-        world: how many ranks share the parameters, and how many of them are on this machine.
-    """
-    here = -(-parameters * world.local_size // world.size)
-    needed: dict[Path, int] = {}
-    for section, settings in nvme_sections(ds_config).items():
-        path = Path(settings["nvme_path"]).resolve()
-        needed[path] = needed.get(path, 0) + here * (weight_bytes if section == "offload_param" else _OPTIMIZER_BYTES)
-    return needed
 
 
 def check_settings(ds_config: Mapping[str, Any]) -> None:
