@@ -31,7 +31,6 @@ _ONLY_TRAIN = (
     "train.sample_prompts=[]",
     "train.eval_every_steps=0",
     "train.eval_batches=1",
-    "train.log_every_steps=1",
     "checkpoint.every_steps=0",
 )
 

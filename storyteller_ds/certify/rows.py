@@ -19,25 +19,16 @@ TRAFFIC_LIMIT = 1.02
 """Most bytes that an exchange may send for each byte that the routing needs."""
 
 RUN = (
-    "data.source=builtin",
     "data.builtin_stories=200",
     "data.sequence_length=32",
-    "tokenizer.kind=bpe",
     "tokenizer.vocab_size=512",
     "model.hidden_size=64",
     "model.num_layers=2",
-    "model.num_heads=4",
-    "model.num_kv_heads=2",
     "model.intermediate_size=96",
-    "model.dropout=0",
-    "moe.num_experts=8",
-    "moe.top_k=2",
-    "moe.every_n_layers=1",
     "optimizer.lr=1e-3",
     # Low enough that every step is clipped: a wrong gradient norm then shows in the weights too.
     "optimizer.grad_clip_norm=0.25",
     "schedule.warmup_steps=2",
-    "train.global_batch_size=8",
     f"train.max_steps={STEPS}",
     "precision.dtype=fp32",
     "parallel.timeout_minutes=2",
@@ -83,8 +74,6 @@ def _zero(stage: int, **more: object) -> dict[str, Any]:
     """ZeRO with buckets so small that even this model fills many."""
     zero = {
         "stage": stage,
-        "contiguous_gradients": True,
-        "reduce_scatter": True,
         "overlap_comm": False,
         "reduce_bucket_size": 20_000,
         "allgather_bucket_size": 20_000,

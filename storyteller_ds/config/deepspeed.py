@@ -160,7 +160,7 @@ def run_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_nvme_path(config: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
-    """The JSON with parallel.nvme_path in the place of every "nvme_path": "auto", and `~` in any as the home folder.
+    """The JSON with parallel.nvme_path where nvme_path is "auto" or missing, and `~` in any as the home folder.
 
     Raises:
         ConfigError: it is needed and not given.
@@ -168,7 +168,7 @@ def with_nvme_path(config: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
     zero = dict(config.get("zero_optimization", {}))
     for section in ("offload_optimizer", "offload_param"):
         settings = zero.get(section)
-        if isinstance(settings, dict) and settings.get("nvme_path") == AUTO:
+        if isinstance(settings, dict) and settings.get("device") == "nvme" and settings.get("nvme_path", AUTO) == AUTO:
             if run.parallel.nvme_path is None:
                 raise ConfigError(
                     f"the DeepSpeed JSON swaps to nvme ({section}) and leaves the folder to the run config; "

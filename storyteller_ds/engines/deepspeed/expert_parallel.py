@@ -45,7 +45,8 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
 
     def _experts_of_all_ranks(self, routed_ND: Tensor, count_E: Tensor) -> Tensor:
         """Dispatch tokens to the ranks that hold their experts; the expert outputs come back in the same order."""
-        group = private.expert_group_of(self)
+        group = private.expert_group(self.ep_size)
+        assert group is not None, "deepspeed.initialize has run"
         # R ranks of the group, X experts on each. Tokens are in expert order, so those for one rank are contiguous.
         sent_RX = count_E.view(self.ep_size, -1)
         one_each = [1] * self.ep_size

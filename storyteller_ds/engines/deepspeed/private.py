@@ -47,12 +47,6 @@ def expert_group(ep_size: int) -> dist.ProcessGroup | None:
     return group
 
 
-def expert_group_of(layer: Any) -> dist.ProcessGroup:
-    """The same, of a deepspeed.moe.layer.MoE; set when deepspeed.initialize has run."""
-    group: dist.ProcessGroup = layer.deepspeed_moe.ep_group
-    return group
-
-
 def remove_gate_and_experts(layer: Any) -> None:
     """Empty a deepspeed.moe.layer.MoE, whose gate and experts cannot be chosen; it still holds the groups."""
     del layer.deepspeed_moe.gate.wg, layer.deepspeed_moe.experts

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.deepspeed.nvme.settings import check_settings, nvme_sections
+from storyteller_ds.engines.deepspeed.nvme.settings import nvme_sections
 from storyteller_ds.errors import ConfigError
 
 _PREFIX = "storyteller-swap-"
@@ -37,10 +37,15 @@ def check_nvme(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int,
         ConfigError: a setting with which NVMe offload does not work, or a path that cannot be written past the page
             cache, or has too little room.
     """
-    check_settings(ds_config)
     here = -(-parameters * world.local_size // world.size)
     needed: dict[Path, int] = {}
     for section, settings in nvme_sections(ds_config).items():
+        for name in ("pipeline_read", "pipeline_write"):
+            if settings.get(name):
+                raise ConfigError(
+                    f"zero_optimization.{section}.{name}: with it the optimizer state cannot be read exactly between "
+                    "two steps, which a checkpoint needs; remove it"
+                )
         path = Path(settings["nvme_path"]).resolve()
         _check_folder(path, f"zero_optimization.{section}.nvme_path")
         needed[path] = needed.get(path, 0) + here * (weight_bytes if section == "offload_param" else _OPTIMIZER_BYTES)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from storyteller_ds.errors import ConfigError
-
 _SECTIONS = ("offload_optimizer", "offload_param")
 
 
@@ -17,27 +15,6 @@ def nvme_sections(ds_config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
     """Whether the weights themselves go to NVMe, and not only optimizer state."""
     return "offload_param" in nvme_sections(ds_config)
-
-
-def check_settings(ds_config: Mapping[str, Any]) -> None:
-    """Refuse settings with which NVMe offload does not work.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    zero = ds_config.get("zero_optimization", {})
-    for section, settings in nvme_sections(ds_config).items():
-        where = f"zero_optimization.{section}"
-        if zero.get("stage") != 3:
-            raise ConfigError(f"{where}: only ZeRO-3 offloads to nvme; set zero_optimization.stage to 3, or device cpu")
-        for name in ("pipeline_read", "pipeline_write"):
-            if settings.get(name):
-                raise ConfigError(
-                    f"{where}.{name}: with it the optimizer state cannot be read exactly between two steps, which "
-                    "a checkpoint needs; remove it"
-                )
-        if not isinstance(settings.get("nvme_path"), str):
-            raise ConfigError(f"{where}: device is nvme, but nvme_path is missing; name a folder on a local disk")
 
 
 def with_nvme_settings(ds_config: Mapping[str, Any], largest_parameter: int) -> dict[str, Any]:

@@ -30,12 +30,15 @@ def test_deepspeed_accepts_every_json_of_ours(path, world_size):
     assert "'auto'" not in str(result)
 
 
-def test_the_folder_for_nvme_comes_from_the_run_config():
+def test_the_folder_for_nvme_comes_from_the_run_config(tmp_path):
     result = passed(DS_CONFIGS / "zero3_nvme.json")
     assert result["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/fast/disk"
     assert result["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
     with pytest.raises(ConfigError, match=r"parallel\.nvme_path=FOLDER"):
         passed(DS_CONFIGS / "zero3_nvme.json", 2, "parallel.nvme_path=null")
+    without = tmp_path / "without.json"
+    without.write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', encoding="utf-8")
+    assert passed(without, 2)["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
 
 
 def test_deepspeed_reads_what_we_mean():
