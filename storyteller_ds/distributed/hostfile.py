@@ -42,7 +42,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
     """
     slots: dict[str, int] = {}
     seen: dict[str, int] = {}
-    for number, line in _lines(path):
+    for number, line in enumerate(map(str.strip, read_text(path, "the hostfile").splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
         where = f"{path}, line {number}"
         match = _LINE.fullmatch(line)
         host = match[1] if match else line.split()[0]
@@ -136,9 +138,3 @@ def _refuse_shell_characters(text: str, where: str) -> None:
             f"{where}: a remote shell would interpret {found[0]!r}; set it in a file that all machines read, such as "
             "--config FILE"
         )
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Lines with their numbers, without comments and blank ones."""
-    lines = enumerate((line.strip() for line in read_text(path, "the hostfile").splitlines()), start=1)
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]

@@ -65,9 +65,10 @@ def _ep_size(run: RunConfig, world_size: int, strategy: Strategy, loaded: Loaded
         return 1 if strategy == "local" else largest
     if wanted > 1 and experts == 0:
         raise ConfigError(f"{named}, but the model has no experts (moe.num_experts=0); remove {typed}")
-    if wanted > 1 and strategy == "local" and world_size > 1:
+    if wanted > 1 and strategy == "local":
         raise ConfigError(
-            f"{named}, but with parallel.strategy=local every rank has all experts; remove one of the two"
+            f"{named}, but with parallel.strategy=local, which is all that plain ZeRO-3 has, every rank has all "
+            f"experts; remove {typed}, or use --ds_config ds_configs/zero3_autoep.json, or ds_configs/zero2.json"
         )
     possible = [n for n in range(1, largest + 1) if largest % n == 0]
     if wanted not in possible:

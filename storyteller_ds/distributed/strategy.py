@@ -30,7 +30,7 @@ def choose_strategy(run: RunConfig, loaded: LoadedConfig | None = None) -> Strat
     Raises:
         ConfigError: this one does not go with the ZeRO stage, the experts or the model.
     """
-    stage, wanted, ep_size = run.parallel.zero_stage, run.parallel.strategy, run.parallel.ep_size
+    stage, wanted = run.parallel.zero_stage, run.parallel.strategy
     loaded, field = loaded or LoadedConfig.of(run), "parallel.strategy"
     if run.moe.num_experts == 0:
         if wanted not in ("auto", "local"):
@@ -38,11 +38,6 @@ def choose_strategy(run: RunConfig, loaded: LoadedConfig | None = None) -> Strat
                 f"{loaded.named(field)}, but the model has no experts (moe.num_experts=0); remove {loaded.typed(field)}"
             )
         return "local"
-    if stage == 3 and wanted in ("auto", "local") and ep_size not in ("auto", 1):
-        raise ConfigError(
-            f"parallel.ep_size={ep_size} under plain ZeRO-3 cannot work: it keeps every expert on every rank; "
-            "use --ds_config ds_configs/zero3_autoep.json, or ds_configs/zero2.json"
-        )
     if wanted == "auto":
         return "expert_parallel" if stage in _WITHOUT_ZERO3 else "local"
     if stage not in _STAGES[wanted]:

@@ -171,4 +171,8 @@ def test_replicated_experts_have_no_expert_groups():
     assert make_plan(run(zero_stage=3), 4).ep_size == 1
     config = run(zero_stage=2, ep_size=2)
     parallel = config.parallel.model_copy(update={"strategy": "local"})
-    assert "remove one of the two" in refused(config.model_copy(update={"parallel": parallel}), 2)
+    assert "remove parallel.ep_size" in refused(config.model_copy(update={"parallel": parallel}), 2)
+
+
+def test_expert_parallelism_under_plain_zero3_names_the_json_that_has_it():
+    assert "ds_configs/zero3_autoep.json" in refused(run(zero_stage=3, ep_size=2), 2)

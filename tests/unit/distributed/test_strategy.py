@@ -47,11 +47,6 @@ def test_a_dense_model_has_no_experts_to_spread(stage):
     assert "remove parallel.strategy" in refused(run(stage, "expert_parallel", **dense))
 
 
-def test_expert_parallelism_under_plain_zero3_names_the_json_that_has_it():
-    config = RunConfig.model_validate({"parallel": {"zero_stage": 3, "ep_size": 2}})
-    assert "ds_configs/zero3_autoep.json" in refused(config)
-
-
 @pytest.mark.parametrize(
     ("strategy", "stage", "sections", "fix"),
     [

@@ -50,7 +50,7 @@ def check_nvme(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int,
         _check_folder(path, f"zero_optimization.{section}.nvme_path")
         needed[path] = needed.get(path, 0) + here * (weight_bytes if section == "offload_param" else _OPTIMIZER_BYTES)
     for path, size in needed.items():
-        with _alone_in(path):
+        with _locked(path, fcntl.LOCK_EX):
             _check_room(path, size)
 
 
@@ -79,14 +79,12 @@ def own_swap_folders(ds_config: Mapping[str, Any], world: World) -> Iterator[dic
 def _taken(folder: Path) -> Iterator[None]:
     """A folder that is known to be in use for as long as this process lives."""
     with contextlib.ExitStack() as in_use:
-        with _alone_in(folder.parent):
+        with _locked(folder.parent, fcntl.LOCK_EX):
             # It may be there: on a shared disk another machine of this run has come first.
             folder.mkdir(exist_ok=True)
-            fcntl.flock(in_use.enter_context(_descriptor(folder)), fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            in_use.enter_context(_locked(folder, fcntl.LOCK_SH))
+        in_use.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield
 
 
 def _check_folder(path: Path, where: str) -> None:
@@ -123,28 +121,20 @@ def _clear_abandoned(path: Path) -> None:
         # Locked: a living run's. Without permission: another user's, who alone can look after it.
         with (
             contextlib.suppress(BlockingIOError, PermissionError, FileNotFoundError),
-            _descriptor(folder) as descriptor,
+            _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB),
         ):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _descriptor(folder: Path) -> Iterator[int]:
-    """An open folder; closing it frees its locks."""
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a folder (flock(2)) against others who use this function; the end of the process frees it too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield descriptor
+        fcntl.flock(descriptor, how)
+        yield
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that use this function out of the folder meanwhile."""
-    with _descriptor(folder) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
 
 
 def _size(count: int) -> str:
