@@ -1,20 +1,19 @@
 """The certificate: as a table for people, as JSON for programs, as Markdown for the documentation."""
 
-import contextlib
 import datetime
 import json
 import math
+import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from storyteller_kernels.dispatch import instruction_set
 
+from storyteller_ds import __version__
 from storyteller_ds.certify.compare import QUANTITIES
 from storyteller_ds.certify.rows import PRESET, RUN, STEPS
 from storyteller_ds.certify.run import Verdict
@@ -99,8 +98,8 @@ def machine() -> dict[str, str]:
     """What the figures depend on."""
     facts = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
-        "processor": _processor(),
+        "storyteller_ds": __version__,
+        "processor": f"{os.cpu_count()} x {platform.machine()}, {instruction_set()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "deepspeed": version("deepspeed") if find_spec("deepspeed") else "not installed",
@@ -140,21 +139,3 @@ def _finite(value: Any) -> Any:
 
 def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
-    return f"{name}, {instruction_set()}"
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return "unknown"
