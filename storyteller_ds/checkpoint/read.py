@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import MAX_STEP, FileEntry, Manifest, hash_file
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
+from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import flatten
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import UntrustedFileError, read_json, seal_of
@@ -50,12 +51,9 @@ class Checkpoint:
         """The run config that wrote it: the fields' full names, as in `model.hidden_size`, and their values.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError, ConfigError: it cannot be read, or is none.
         """
-        run = self.read_json(names.CONFIG).get("run")
-        if not isinstance(run, dict):
-            raise CheckpointError(f"checkpoint {self.folder}: {names.CONFIG} has no run; use another step")
-        return flatten(run)
+        return flatten(as_mapping(self.read_json(names.CONFIG).get("run"), f"{self.folder / names.CONFIG}, run"))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the checkpoint.
@@ -170,9 +168,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise _no_checkpoint(folder, f"is damaged ({len(files)} files of {world_size} ranks)")
     expected = _expected_files(world_size)
     if missing := sorted(expected - files.keys()):
-        raise CheckpointError(
-            f"{folder} is not a whole checkpoint: its {names.MANIFEST} has no {missing[0]}; use another step"
-        )
+        raise _no_checkpoint(folder, f"has no {missing[0]}")
     # Every name is one that we write, so none leaves the folder.
     if unknown := sorted(files.keys() - expected):
         raise CheckpointError(

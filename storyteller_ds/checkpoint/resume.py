@@ -18,7 +18,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.engines.base import Engine, LossScale
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.model.canonical import placed_parameters
-from storyteller_ds.model.empty import empty_decoder
+from storyteller_ds.model.decoder import empty_decoder
 from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
 from storyteller_ds.validation_errors import first_problem
 

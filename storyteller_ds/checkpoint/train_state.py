@@ -48,8 +48,6 @@ class TrainState:
     """Time spent in training while train.max_minutes was set, by the clock of rank 0 (s)."""
 
     def __post_init__(self) -> None:
-        # JSON has no tuples.
-        object.__setattr__(self, "recent_losses", tuple(self.recent_losses))
         if self.updates < 0:
             raise ValueError(f"{self.skipped_steps} skipped of {self.step} steps")
 

@@ -6,6 +6,7 @@ not write its files may have no room for a message either; the main threads exch
 the save is waited for.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,8 +14,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,12 +118,9 @@ class Save:
         Raises:
             CheckpointError: it could not be written; raised on all ranks. Earlier checkpoints are untouched.
         """
-        try:
+        with self._cleared_on_failure():
             self.world.together(self._state.result)
             self.world.on_main(lambda: self._place.result() if self._place else None)
-        except CheckpointError:
-            self._clear()
-            raise
         return self.folder
 
     def finish_alone(self, seconds: float) -> Path:
@@ -131,17 +129,12 @@ class Save:
         Raises:
             CheckpointError: it could not be written.
         """
-        try:
+        with self._cleared_on_failure():
             self._state.result()
             if self._place is not None:
-                try:
-                    self._place.result(seconds)
-                except TimeoutError:
+                if not wait([self._place], seconds).done:
                     self._give_up.set()
-                    self._place.result()
-        except CheckpointError:
-            self._clear()
-            raise
+                self._place.result()
         return self.folder
 
     def _start(self, total_bytes: int) -> None:
@@ -199,12 +192,17 @@ class Save:
             if self._give_up.wait(_SECONDS_BETWEEN_LOOKS):
                 raise CheckpointError(f"checkpoint {self.folder} was not finished: rank {min(missing)} did not write")
 
-    def _clear(self) -> None:
+    @contextlib.contextmanager
+    def _cleared_on_failure(self) -> Iterator[None]:
         """After a failure: end the waiting, and remove what was written."""
-        self._give_up.set()
-        if self._place is not None:
-            self._place.exception()
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+        try:
+            yield
+        except CheckpointError:
+            self._give_up.set()
+            if self._place is not None:
+                self._place.exception()
+                shutil.rmtree(self.unfinished, ignore_errors=True)
+            raise
 
     def _guarded(self, action: Callable[[], T]) -> T:
         """`action`, with an error of the disk as a CheckpointError."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from storyteller_ds.config.deepspeed_types import AUTO, KEYS, checked
+from storyteller_ds.config.deepspeed_types import AUTO, checked
 from storyteller_ds.config.files import nearest_sibling, read_json
 from storyteller_ds.config.nearest import nearest
 from storyteller_ds.config.run import RunConfig
@@ -45,11 +45,6 @@ _OWNED_BY_US = {
     # DeepSpeed's own works only for models that call deepspeed.checkpointing.
     "activation_checkpointing": "model.activation_checkpointing",
 }
-_TAKEN_UP = (
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
-    *("bf16", "fp16", "optimizer", "expert_parallel"),
-)
-"""What DeepSpeed is not given as the user wrote it."""
 JSON_KEYS = {field: key for key, field in _SHARED.items()} | {
     "optimizer.kind": "optimizer.type",
     "optimizer.beta1": "optimizer.params.betas",
@@ -202,7 +197,7 @@ def engine_config(
         dtype: fp32, bf16 or fp16: the format in which DeepSpeed is to hold the model.
         expert_parallel: what AutoEP must know about the model; None without AutoEP.
     """
-    result = {key: value for key, value in config.items() if key in KEYS and key not in _TAKEN_UP}
+    result = {key: value for key, value in config.items() if key not in ("optimizer", "expert_parallel")}
     # "auto" elsewhere (bucket sizes and the like) means DeepSpeed's own default.
     zero = {k: v for k, v in dict(result.get("zero_optimization", {})).items() if v != AUTO}
     zero["stage"] = run.parallel.zero_stage

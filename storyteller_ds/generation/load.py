@@ -16,7 +16,7 @@ from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.canonical import placed_parameters
-from storyteller_ds.model.empty import empty_decoder
+from storyteller_ds.model.decoder import empty_decoder
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model.canonical import is_expert
-from storyteller_ds.model.empty import empty_decoder
+from storyteller_ds.model.decoder import empty_decoder
 
 
 class ParameterCount(NamedTuple):

@@ -12,7 +12,7 @@ from storyteller_ds.data.batches import IGNORED
 from storyteller_ds.model.activation_checkpointing import BlockRunner
 from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding
 from storyteller_ds.model.feed_forward import FeedForward
-from storyteller_ds.model.linear import Linear
+from storyteller_ds.model.linear import Embedding, Linear
 from storyteller_ds.model.moe.balance import RouterStats
 from storyteller_ds.model.moe.local import LocalMoE
 from storyteller_ds.model.norm import build_norm
@@ -56,10 +56,10 @@ class Decoder(nn.Module):
         self.context_length = run.context_length
         self.vocab_size = run.tokenizer.vocab_size
         self.run_block = BlockRunner(model)
-        self.embedding = nn.Embedding(self.vocab_size, model.hidden_size)
+        self.embedding = Embedding(self.vocab_size, model.hidden_size)
         self.rotary = RotaryEmbedding(model.head_dim, model.rope_theta) if model.position == "rope" else None
         self.position_embedding = (
-            nn.Embedding(self.context_length, model.hidden_size) if model.position == "learned" else None
+            Embedding(self.context_length, model.hidden_size) if model.position == "learned" else None
         )
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
@@ -114,3 +114,13 @@ class Decoder(nn.Module):
             return linear(x_BSD, head), all_stats
         nll_sum = linear_cross_entropy(x_BSD.flatten(0, 1), head, target_BS.flatten(), ignore_index=IGNORED)
         return nll_sum, all_stats
+
+
+def empty_decoder(run: RunConfig) -> Decoder:
+    """A decoder on the meta device: names and shapes, and no memory.
+
+    Raises:
+        RuntimeError, OverflowError, TypeError: of torch, about sizes beyond 64 bits.
+    """
+    with torch.device("meta"):
+        return Decoder(run)

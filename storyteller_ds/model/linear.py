@@ -1,4 +1,8 @@
-"""Dense layers."""
+"""Dense layers and embeddings.
+
+They are made without initial weights, which init.py or a checkpoint gives them: torch's own would cost time, a second
+of it for the compiler that torch loads to fill tensors on the meta device.
+"""
 
 from storyteller_kernels import linear
 from torch import Tensor, nn
@@ -7,6 +11,16 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """torch's layer, with the product of storyteller_kernels."""
 
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         return linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """torch's layer."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""

@@ -7,8 +7,7 @@ import pytest
 
 from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.model.empty import empty_decoder
+from storyteller_ds.model.decoder import Decoder, empty_decoder
 
 
 @pytest.mark.parametrize("preset", ["tiny_test", "storyllm"])
@@ -27,7 +26,7 @@ def test_names_and_shapes_are_those_of_the_decoder(preset):
 def test_torch_loads_no_compiler_for_it():
     code = (
         "import sys; from storyteller_ds.config.load import load_config; "
-        "from storyteller_ds.model.empty import empty_decoder; "
+        "from storyteller_ds.model.decoder import empty_decoder; "
         "empty_decoder(load_config('gpt2_small').run); empty_decoder(load_config('base_model').run); "
         "print([name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))])"
     )
