@@ -140,7 +140,7 @@ def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
     return [_difference(field, before, now) for field in _changed(before, now) if not _is_fixed(field)]
 
 
-def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...] = ("weights", "optimizer")) -> None:
+def check_tensors(checkpoint: Checkpoint, run: RunConfig) -> None:
     """Check that the tensors are those of the model, by name, shape and dtype; none is loaded.
 
     Raises:
@@ -153,8 +153,8 @@ def check_tensors(checkpoint: Checkpoint, run: RunConfig, parts: tuple[str, ...]
         for kind in state_kinds(parameter, stacks):
             part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
             expected[part][key] = tuple(parameter.shape)
-    for part in parts:
-        checkpoint.open_tensors(part).check(expected[part])
+    for part, shapes in expected.items():
+        checkpoint.open_tensors(part).check(shapes)
 
 
 def saved_state(checkpoint: Checkpoint) -> TrainState:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node
 
 from storyteller_ds import untrusted
@@ -38,16 +38,13 @@ def parse_yaml(text: str, where: str) -> Any:
         yaml.max_depth = YAML_DEPTH
         yaml.Composer, yaml.Constructor = _NoAliases, _AsTyped
         return yaml.load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+    except (YAMLError, ValueError, LookupError, ArithmeticError, AssertionError, RecursionError) as error:
+        # Others than YAMLError are what the library lets out on numbers, escapes and tags that cannot be, and on
+        # nesting without end.
+        mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        problem = (error.problem or "not valid YAML").split("\n")[0]
-        raise ConfigError(f"{where}{line}: {problem}; fix the YAML there") from error
-    except (ValueError, LookupError, ArithmeticError, AssertionError, RecursionError) as error:
-        # What the library lets out on dates, numbers, escapes and tags that cannot be, and on nesting without end.
-        raise ConfigError(f"{where}: a value in it cannot be read ({error}); fix the YAML there") from None
-    except YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]}); fix the YAML there") from error
+        problem, *_ = str(getattr(error, "problem", None) or error).splitlines() or [type(error).__name__]
+        raise ConfigError(f"{where}{line}: not valid YAML ({problem}); fix the YAML there") from error
 
 
 class _NoAliases(Composer):

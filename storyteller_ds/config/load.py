@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from storyteller_ds.config import deepspeed
 from storyteller_ds.config.base import whole_number
@@ -222,45 +222,50 @@ def _is_count(value: Any) -> bool:
 
 
 class _Layers:
-    """Values collected so far, each with the source that gave it last."""
+    """Values collected so far, by field, each with the source that gave it last."""
 
     def __init__(self, ds_config: Path | None = None) -> None:
         self.ds_config = ds_config
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
+        """In the order in which they were given: `_source` names the last one."""
 
     def merge(self, values: Mapping[str, Any], source: str) -> None:
         for field, value in flatten(values).items():
-            if field in _section_fields(()) and field != "seed" and value in (None, {}):
+            if field in RunConfig.model_fields and field != "seed" and value in (None, {}):
                 continue  # a section with nothing in it
             self.set(field, value, source)
 
     def set(self, field: str, value: Any, source: str) -> None:
-        *sections, last = field.split(".")
-        target = self.values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"{source}: '{field}' does not exist, {section} is a single value")
-        target[last] = value
-        self.sources.pop(field, None)  # to the end: `_source` names the last one
-        self.sources[field] = source
+        for fields in (self.values, self.sources):
+            fields.pop(field, None)  # to the end
+        self.values[field], self.sources[field] = value, source
 
     def written_by_user(self) -> dict[str, Any]:
-        flat = flatten(self.values)
-        users = [field for field, source in self.sources.items() if not source.startswith(PRESET)]
-        return {field: flat[field] for field in users if field in flat}
+        return {field: value for field, value in self.values.items() if not self.sources[field].startswith(PRESET)}
+
+    def _nested(self) -> dict[str, Any]:
+        nested: dict[str, Any] = {}
+        for field, value in self.values.items():
+            *sections, last = field.split(".")
+            target = nested
+            for section in sections:
+                target = target.setdefault(section, {})
+                if not isinstance(target, dict):
+                    raise ConfigError(f"{self.sources[field]}: '{field}' does not exist, {section} is a single value")
+            target[last] = value
+        return nested
 
     def validate(self) -> RunConfig:
         self._refuse_secrets()
         try:
-            return RunConfig.model_validate(self.values)
+            return RunConfig.model_validate(self._nested())
         except ValidationError as error:
             raise ConfigError(self._explain(error)) from None
 
     def _refuse_secrets(self) -> None:
         """The run config is recorded in config.json, in every checkpoint and on Weights & Biases."""
-        for field, value in flatten(self.values).items():
+        for field, value in self.values.items():
             if name := secret_within({field: value}):
                 source = self.sources.get(field, "config")
                 advice = WHAT_TO_DO_ABOUT_IT.format(name=name)
@@ -296,26 +301,15 @@ class _Layers:
         return f"{source}, '{deepspeed.JSON_KEYS[last]}'" if source == str(self.ds_config) else source
 
 
-def _section_fields(path: tuple[str, ...]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for name in path:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
 def suggest(location: tuple[str, ...]) -> str:
     """The same field in another section if there is one, else the nearest name in this section."""
     *path, name = location
     if location == ("preset",):  # which a file may have
         return "; choose one with --config NAME"
-    if path and not _section_fields(tuple(path)):
-        return did_you_mean(path[0], _section_fields(()))
-    homes = [f"{s}.{name}" for s in _section_fields(()) if name in _section_fields((s,))]
+    sections = {name: getattr(field.annotation, "model_fields", {}) for name, field in RunConfig.model_fields.items()}
+    if path and not sections.get(path[0]):
+        return did_you_mean(path[0], sections)
+    homes = [f"{section}.{name}" for section, fields in sections.items() if name in fields]
     if homes:
         return f"; did you mean '{homes[0]}'?"
-    prefix = ".".join(path) + "." if path else ""
-    siblings = _section_fields(tuple(path)) or _section_fields(())
-    return did_you_mean(name, siblings, prefix)
+    return did_you_mean(name, sections[path[0]], f"{path[0]}.") if path else did_you_mean(name, sections)

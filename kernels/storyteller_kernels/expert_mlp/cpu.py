@@ -49,7 +49,7 @@ class _ExpertMLP(torch.autograd.Function):
         for each in slices:
             e, rows, window, products = each
             hidden_WH = products.product(x_ND[window], up_EHD[e], None if up_bias_EH is None else up_bias_EH[e])
-            act_WI = _activation(hidden_WH, activation)
+            act_WI = activate(hidden_WH, activation)
             y_WD = products.product(act_WI, down_EDI[e], None if down_bias_ED is None else down_bias_ED[e])
             y_ND[rows] = y_WD[each.inside]
             if keep:
@@ -115,14 +115,6 @@ def _unwritten_like(weight: Tensor, counts: list[int]) -> Tensor:
         if count == 0:
             grad[e].zero_()
     return grad
-
-
-def _activation(hidden: Tensor, activation: Activation) -> Tensor:
-    """reference.activate, with a tensor less."""
-    if activation != "swiglu":
-        return activate(hidden, activation)
-    gate, up = hidden.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
 
 
 def _activation_gradient(grad_act: Tensor, hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
