@@ -91,19 +91,13 @@ def _check_contradictions(config: Mapping[str, Any], path: Path) -> None:
     stage = 0 if stage in (None, AUTO) else stage
     if _lookup(config, "bf16.enabled") is True and _lookup(config, "fp16.enabled") is True:
         raise ConfigError(f"{path}: bf16.enabled and fp16.enabled are both true; keep one of them")
-    for kind, lowest in (("optimizer", 1), ("param", 3)):
+    for kind in ("optimizer", "param"):
         device = _lookup(config, f"zero_optimization.offload_{kind}.device")
-        if device in (None, "none", AUTO):
-            continue
-        if stage < lowest:
+        lowest = 3 if kind == "param" or device == "nvme" else 1
+        if device not in (None, "none", AUTO) and stage < lowest:
             raise ConfigError(
-                f"{path}: offload_{kind} needs ZeRO stage {lowest} or more, and the stage is {stage}; "
+                f"{path}: offload_{kind} to {device} needs ZeRO stage {lowest} or more, and the stage is {stage}; "
                 "remove it or raise zero_optimization.stage"
-            )
-        if device == "nvme" and stage < 3:
-            raise ConfigError(
-                f"{path}: offload_{kind} to nvme needs ZeRO stage 3, and the stage is {stage}; "
-                'set "device": "cpu", or use ds_configs/zero3_nvme.json'
             )
     if stage in (1, 2):
         for key in ("contiguous_gradients", "reduce_scatter"):

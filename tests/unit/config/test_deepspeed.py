@@ -209,9 +209,9 @@ def test_autoep_and_fp16_in_the_json_are_choices_of_the_run(tmp_path):
     ("values", "fix"),
     [
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "keep one of them"),
-        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs ZeRO stage 3"),
-        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "needs ZeRO stage 1"),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "zero3_nvme.json"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "to cpu needs ZeRO stage 3"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "to cpu needs ZeRO stage 1"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "to nvme needs ZeRO stage 3"),
         ({"zero_optimization": {"stage": 2, "contiguous_gradients": False}}, "remove it"),
         ({"zero_optimization": {"stage": 1, "reduce_scatter": False}}, "remove it"),
         ({"expert_parallel": {"enabled": True, "autoep_sise": 2}}, "did you mean 'autoep_size'"),
