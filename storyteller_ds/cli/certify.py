@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from storyteller_ds.certify.run import Verdict
 
 
-@click.command(name="certify")
+@click.command()
 @click.option("--only", metavar="ROW[,ROW...]", help=f"Only these rows: {', '.join(row.name for row in ROWS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--output", type=UserPath(), help="Write the table and the machine to this file, too.")
-def certify_command(only: str | None, as_json: bool, output: Path | None) -> None:
+def certify(only: str | None, as_json: bool, output: Path | None) -> None:
     """Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.
 
     8 steps in fp32, on a seed with clear choices of the routers; what that proves is printed with the table.
@@ -66,7 +66,7 @@ def _run(rows: list[Row]) -> list["Verdict"]:
     import torch
     from rich.console import Console
 
-    from storyteller_ds.certify.run import certify
+    from storyteller_ds.certify.run import certify as verdicts_of
     from storyteller_ds.console import lines_to
 
     console = Console(stderr=True)
@@ -74,7 +74,7 @@ def _run(rows: list[Row]) -> list["Verdict"]:
     verdicts = []
     with console.status("starting") as status:
         # On a terminal the running row is a status line; elsewhere only finished rows are printed.
-        for verdict in certify(place(rows, torch.cuda.device_count()), status.update):
+        for verdict in verdicts_of(place(rows, torch.cuda.device_count()), status.update):
             verdicts.append(verdict)
             problem = f": {verdict.problem}" if verdict.problem else ""
             log(f"{verdict.placement.row.name} {verdict.outcome} ({verdict.seconds:.1f} s){problem}")

@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import runpy
-import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -35,21 +33,18 @@ _GPUS = ("nvidiactl", "nvmap", "dxg", "kfd")
 
 
 class _Launch(click.Command):
-    """Shows where -- belongs if it is missing."""
+    """Says where options of training belong."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, [*args])
+            return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if error.option_name not in OPTIONS_OF_TRAINING:
+            name = error.option_name
+            if name not in OPTIONS_OF_TRAINING:
                 raise
-            ctx.ignore_unknown_options = True
-            ctx.params.clear()
-            super().parse_args(ctx, [*args])
-            training = ctx.params.pop("training")
-            command = shlex.join(["storyteller", "launch", *_as_arguments(ctx.params), "--", *training])
             raise UserError(
-                f"{error.option_name} is an option of storyteller train, and those come after --; try: {command}"
+                f"{name} is an option of storyteller train, and those come after --: "
+                f"storyteller launch [OPTIONS] -- {name} ..."
             ) from None
 
 
@@ -99,14 +94,9 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
 
 
 def _has_gpu() -> bool:
-    """Whether torch can find a GPU on this machine, without importing it, which takes seconds."""
+    """Whether this machine has a GPU for us, without importing torch, which takes seconds."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    torch = importlib.util.find_spec("torch")
-    if torch is not None and torch.origin is not None:
-        built_for = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
-        if not any(built_for.get(kind) for kind in ("cuda", "hip")):
-            return False
     return any((_DEVICES / name).exists() for name in _GPUS)
 
 

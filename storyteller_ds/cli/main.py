@@ -4,9 +4,9 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -18,35 +18,15 @@ from storyteller_ds.home import settle_home
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.streams import OutputLost, secure_output
 
-
-class _Verb(NamedTuple):
-    module: str
-    command: str
-    """The click command in it."""
-    description: str
-    """The first sentence of the command's help, so that the list of verbs needs no module of theirs."""
-
-
 _VERBS = {
-    "train": _Verb("storyteller_ds.cli.train", "train", "Train a story model."),
-    "launch": _Verb(
-        "storyteller_ds.cli.launch",
-        "launch",
-        "Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).",
-    ),
-    "generate": _Verb("storyteller_ds.cli.generate", "generate", "Continue a prompt."),
-    "config": _Verb(
-        "storyteller_ds.cli.config", "config", "Show resolved configs, explain settings, list the presets."
-    ),
-    "checkpoint": _Verb(
-        "storyteller_ds.cli.checkpoint", "checkpoint", "List, verify, show, compare and prune checkpoints."
-    ),
-    "certify": _Verb(
-        "storyteller_ds.cli.certify",
-        "certify_command",
-        "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
-    ),
+    "train": "Train a story model.",
+    "launch": "Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).",
+    "generate": "Continue a prompt.",
+    "config": "Show resolved configs, explain settings, list the presets.",
+    "checkpoint": "List, verify, show, compare and prune checkpoints.",
+    "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
 }
+"""The first sentence of each verb's help, so that the list of verbs needs no module of theirs."""
 _SUPERVISED = ("train",)
 """Verbs that launchers start as several ranks."""
 SETTINGS = {
@@ -61,15 +41,11 @@ class _LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        if cmd_name not in _VERBS:
-            from storyteller_ds.config.nearest import did_you_mean  # which loads all of the configs
-
-            raise UserError(f"no verb is called '{cmd_name}'{did_you_mean(cmd_name, _VERBS)}")
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _load(cmd_name)
 
     def description(self, ctx: click.Context, name: str) -> str:
-        return _VERBS[name].description
+        return _VERBS[name]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -80,10 +56,9 @@ class _LazyGroup(Group):
         return super().resolve_command(ctx, args)
 
 
-def _load(verb: str) -> click.Command:
-    module, name, _ = _VERBS[verb]
-    command: click.Command = getattr(importlib.import_module(module), name)
-    return command
+def _load(verb: str) -> click.Command | None:
+    """The command of a verb, which has the name of its module."""
+    return getattr(importlib.import_module(f"storyteller_ds.cli.{verb}"), verb) if verb in _VERBS else None
 
 
 @click.group(cls=_LazyGroup, context_settings=SETTINGS)
@@ -98,19 +73,13 @@ def main() -> NoReturn:
 
 
 def run_train() -> NoReturn:
-    """`storyteller train` as a program of its own; one process of several gets a supervisor first."""
-
-    def train() -> None:
-        secure_output(stdout_matters=False)
-        supervise()
-        _load("train").main(standalone_mode=False)
-
-    _run(train)
+    """`storyteller train` as a program of its own."""
+    run_command(storyteller, ["train", *sys.argv[1:]])
 
 
-def run_command(command: click.Command) -> NoReturn:
+def run_command(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command; an error that the user can fix ends in one line on stderr and the exit code of its kind."""
-    _run(lambda: command.main(standalone_mode=False))
+    _run(lambda: command.main(arguments, "storyteller", standalone_mode=False))
 
 
 def _run(action: Callable[[], object]) -> NoReturn:

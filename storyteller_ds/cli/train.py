@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from storyteller_ds.cli.paths import UserPath
-from storyteller_ds.errors import Interrupted, InterruptedAfterSave, InterruptedSafely, OutOfMemory, StorytellerError
+from storyteller_ds.errors import (
+    Interrupted,
+    InterruptedAfterSave,
+    InterruptedSafely,
+    OutOfMemory,
+    StorytellerError,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from storyteller_ds.training.trained_run import TrainedRun
@@ -20,7 +27,31 @@ SECONDS_IF_INTERRUPTED = 2
 """Where the end was asked for, and maybe of this rank alone."""
 
 
-@click.command()
+class _Train(click.Command):
+    """Shows how a setting is typed where it was given as an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, [*args])
+        except click.NoSuchOption as error:
+            from storyteller_ds.config.explain import sections, settings  # which loads all of the configs
+
+            name = error.option_name.lstrip("-")
+            fields = [setting.name for section in sections() for setting in settings(section)]
+            meant = [field for field in fields if name in (field, field.rpartition(".")[2])]
+            if not meant:
+                raise
+            for word, following in zip(args, [*args[1:], "VALUE"], strict=True):
+                option, is_joined, value = word.partition("=")
+                if option.replace("-", "_").lstrip("_") == name:
+                    value = value if is_joined else following
+                    break
+            raise UserError(
+                f"--{name} is a setting, not an option; did you mean {' or '.join(f'{m}={value}' for m in meant)}?"
+            ) from None
+
+
+@click.command(cls=_Train)
 @click.option(
     "--config",
     type=UserPath(or_word=True),

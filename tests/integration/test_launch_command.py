@@ -1,6 +1,5 @@
 """storyteller launch: what it refuses, and one real local run."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -117,24 +116,24 @@ def test_what_deepspeed_would_not_check_is_refused(args, said, launched):
 
 
 @pytest.mark.parametrize(
-    ("args", "corrected"),
+    "args",
     [
-        ("--ds_config z.json seed=1", "-- --ds_config z.json seed=1"),
-        (
-            "--num-accelerators 2 --ds-config 'my z.json' 'data.source=a b' --master_port 5",
-            "--num_accelerators=2 --master_port=5 -- --ds-config 'my z.json' 'data.source=a b'",
-        ),
-        ("-H hosts --config fast_train -- seed=1", "--hostfile=hosts -- --config fast_train seed=1"),
-        ("--quiet", "-- --quiet"),
+        "--ds_config z.json seed=1",
+        "--num-accelerators 2 --ds-config 'my z.json' --master_port 5",
+        "-H hosts --config fast_train -- seed=1",
+        "--quiet",
     ],
 )
-def test_training_arguments_without_the_dashes_are_put_right(args, corrected, launched):
+def test_training_arguments_without_the_dashes_are_shown_their_place(args, launched):
     line = launched(*shlex.split(args))
     assert isinstance(line, str)
-    assert "is an option of storyteller train" in line
-    assert line.endswith(f"; try: storyteller launch {corrected}")
-    # What it says to try does work.
-    assert isinstance(launched(*shlex.split(corrected)), list)
+    option = line.removeprefix("storyteller: ").split()[0]
+    assert option.replace("_", "-") in args.replace("_", "-")
+    assert line == (
+        f"storyteller: {option} is an option of storyteller train, and those come after --: "
+        f"storyteller launch [OPTIONS] -- {option} ..."
+    )
+    assert isinstance(launched("--num_accelerators", "2", "--", option, "x"), list)
 
 
 def test_the_options_of_training_are_all_known():
@@ -142,29 +141,19 @@ def test_the_options_of_training_are_all_known():
     assert options == {*launch.OPTIONS_OF_TRAINING, "--local_rank"}
 
 
-BUILDS = {"cpu": "cuda = None\nhip = None", "cuda": "cuda = '12.8'\nhip = None", "hip": "cuda = None\nhip = '7.0'"}
-
-
 @pytest.mark.parametrize(
-    ("build", "device", "variables", "accelerator"),
+    ("device", "variables", "accelerator"),
     [
-        ("cpu", None, {}, "cpu"),
-        ("cpu", "nvidiactl", {}, "cpu"),
-        ("cuda", None, {}, "cpu"),
-        ("cuda", "nvidiactl", {}, None),
-        ("cuda", "dxg", {}, None),
-        ("hip", "kfd", {}, None),
-        ("cuda", "nvidiactl", {"CUDA_VISIBLE_DEVICES": ""}, "cpu"),
-        ("cuda", "nvidiactl", {"CUDA_VISIBLE_DEVICES": "1"}, None),
-        ("cpu", None, {"DS_ACCELERATOR": "xpu"}, "xpu"),
+        (None, {}, "cpu"),
+        ("nvidiactl", {}, None),
+        ("dxg", {}, None),
+        ("kfd", {}, None),
+        ("nvidiactl", {"CUDA_VISIBLE_DEVICES": ""}, "cpu"),
+        ("nvidiactl", {"CUDA_VISIBLE_DEVICES": "1"}, None),
+        (None, {"DS_ACCELERATOR": "xpu"}, "xpu"),
     ],
 )
-def test_deepspeed_is_told_that_there_is_no_gpu(build, device, variables, accelerator, launched, tmp_path, monkeypatch):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "version.py").write_text(BUILDS[build])
-    torch = importlib.util.spec_from_file_location("torch", tmp_path / "torch" / "__init__.py")
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: torch if name == "torch" else find(name))
+def test_deepspeed_is_told_that_there_is_no_gpu(device, variables, accelerator, launched, tmp_path, monkeypatch):
     (tmp_path / "dev").mkdir()
     monkeypatch.setattr(launch, "_DEVICES", tmp_path / "dev")
     if device is not None:

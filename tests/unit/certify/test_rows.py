@@ -5,7 +5,7 @@ import pytest
 from storyteller_ds.certify.rows import PRESET, ROWS, RUN, STEPS, Row, place, select
 from storyteller_ds.certify.run import traffic_problem
 from storyteller_ds.certify.traffic import routed_bytes
-from storyteller_ds.cli.certify import certify_command
+from storyteller_ds.cli.certify import certify
 from storyteller_ds.config import load_config
 from storyteller_ds.config.load import LoadedConfig
 from storyteller_ds.distributed.plan import make_plan
@@ -48,7 +48,7 @@ def test_the_table_has_every_topology():
 @pytest.mark.parametrize("only", ["", ",", " "])
 def test_only_without_a_row_is_not_all_of_them(only: str):
     with pytest.raises(UserError, match="names no row; name one of single, "):
-        certify_command.main(["--only", only], standalone_mode=False)
+        certify.main(["--only", only], standalone_mode=False)
 
 
 def test_only_brings_the_references_along():
