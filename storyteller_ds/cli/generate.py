@@ -1,6 +1,6 @@
 """storyteller generate: continue prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from storyteller_ds.durable import check_output, write_output
 from storyteller_ds.errors import UserError
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.untrusted import for_terminal
-from storyteller_ds.validation_errors import first_problem
 
 if TYPE_CHECKING:
     from storyteller_ds.generation.sampling import SamplingConfig
@@ -61,12 +60,13 @@ def generate(
     from storyteller_ds.console import lines_to
     from storyteller_ds.distributed.world import pick_device
     from storyteller_ds.generation.load import load_story_model
+    from storyteller_ds.generation.sampling import sampling_config
 
     if sum((prompt is not None, interactive, prompts_file is not None)) != 1:
         raise UserError("give one of --prompt, --interactive and --prompts_file")
     if output is not None and prompts_file is None:
         raise UserError("--output goes with --prompts_file; for one prompt, redirect stdout")
-    config = _sampling(sampling)
+    config = sampling_config(sampling, "--")
     if output == _STDOUT:
         output = None
     if output is not None:
@@ -96,7 +96,8 @@ def generate(
         which = "the story" if len(stories) == 1 else f"{cut} of {len(stories)} stories"
         log(f"the model's context of {model.decoder.context_length} tokens ended {which}")
     if too_long:
-        raise UserError(_reason(too_long, len(prompts)))
+        others = f"; the other {len(prompts) - len(too_long)} prompts are continued" if len(prompts) > 1 else ""
+        raise UserError("; ".join(too_long) + others)
 
 
 def _refuse_to_replace(prompts_file: Path, output: Path) -> None:
@@ -104,20 +105,9 @@ def _refuse_to_replace(prompts_file: Path, output: Path) -> None:
         raise UserError(f"--output {output} is the --prompts_file, which the stories would replace; give another file")
 
 
-def _sampling(values: Mapping[str, float | None]) -> "SamplingConfig":
-    from pydantic import ValidationError
-
-    from storyteller_ds.generation.sampling import SamplingConfig
-
-    try:
-        return SamplingConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"--{first_problem(error)}") from None
-
-
 def _prepare(
     model: "StoryModel", config: "SamplingConfig", prompts: Sequence[Prompt], num_stories: int
-) -> tuple[list["Story"], list[tuple[Prompt, UserError]]]:
+) -> tuple[list["Story"], list[str]]:
     """The stories, none of them generated yet; and the prompts that leave no room, which must not stop the others."""
     stories, too_long = [], []
     for i, prompt in enumerate(prompts):
@@ -125,7 +115,7 @@ def _prepare(
         try:
             stories += [model.story(prompt.text, config.of_story(number)) for number in numbers]
         except UserError as error:
-            too_long.append((prompt, error))
+            too_long.append(f"{prompt.where}: {error}")
     return stories, too_long
 
 
@@ -137,10 +127,3 @@ def _write(stories: Sequence["Story"], output: Path, log: Callable[[str], None])
         print(for_terminal(text), end="", flush=True)
         raise UserError(f"{error}; the stories are on stdout instead") from None
     log(f"{len(stories)} stories: {output}")
-
-
-def _reason(too_long: Sequence[tuple[Prompt, UserError]], prompts: int) -> str:
-    (first, error), *more = too_long
-    likewise = f" (likewise line {', '.join(str(prompt.line) for prompt, _ in more)})" if more else ""
-    others = f"; the other {prompts - len(too_long)} prompts are continued" if prompts > 1 else ""
-    return f"{first.where}: {error}{likewise}{others}"

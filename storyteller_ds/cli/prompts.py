@@ -16,18 +16,11 @@ _STDIN = Path("-")
 
 
 class Prompt(NamedTuple):
-    """The beginning of a story, and where it was given."""
+    """The beginning of a story."""
 
     text: str
-    source: str
-    """The option."""
-    line: int | None = None
-    """Of its file, from 1."""
-
-    @property
-    def where(self) -> str:
-        """For an error."""
-        return self.source if self.line is None else f"{self.source} line {self.line}"
+    where: str
+    """The option that gave it, and the line of its file (from 1); for an error."""
 
 
 def typed(text: str, source: str, log: Callable[[str], None]) -> Prompt:
@@ -38,7 +31,7 @@ def typed(text: str, source: str, log: Callable[[str], None]) -> Prompt:
         source: where it was typed.
         log: gets a line if there are bytes that are not UTF-8; they are read as U+FFFD.
     """
-    return _decoded(text.encode("utf-8", "surrogateescape"), Prompt("", source), log)
+    return _decoded(text.encode("utf-8", "surrogateescape"), source, log)
 
 
 def prompts_of(path: Path, log: Callable[[str], None]) -> list[Prompt]:
@@ -56,8 +49,9 @@ def prompts_of(path: Path, log: Callable[[str], None]) -> list[Prompt]:
     if b"\0" in content:
         raise UserError(f"{source} is not a UTF-8 text, it has NUL bytes; save it as UTF-8, one prompt a line")
     lines = re.split(rb"\r?\n", content.removeprefix(codecs.BOM_UTF8))
-    prompts = [_decoded(line.strip(), Prompt("", source, number), log) for number, line in enumerate(lines, 1)]
-    prompts = [prompt for prompt in prompts if prompt.text]
+    prompts = [
+        _decoded(line.strip(), f"{source} line {number}", log) for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not prompts:
         raise UserError(f"{source} has no prompts; write one a line")
     return prompts
@@ -78,10 +72,9 @@ def _read(path: Path, source: str) -> bytes:
     return content
 
 
-def _decoded(line: bytes, prompt: Prompt, log: Callable[[str], None]) -> Prompt:
+def _decoded(line: bytes, where: str, log: Callable[[str], None]) -> Prompt:
     try:
-        text = line.decode("utf-8")
+        return Prompt(line.decode("utf-8"), where)
     except UnicodeDecodeError as error:
-        log(f"{prompt.where} is not UTF-8: byte 0x{line[error.start]:02x}; what is not is read as U+FFFD")
-        text = line.decode("utf-8", "replace")
-    return prompt._replace(text=text)
+        log(f"{where} is not UTF-8: byte 0x{line[error.start]:02x}; what is not is read as U+FFFD")
+        return Prompt(line.decode("utf-8", "replace"), where)

@@ -4,7 +4,8 @@ import re
 
 from rich.cells import cell_len
 
-_PARTS = re.compile(r"\n|[^\S\n]+|\S+")
+_PARTS = re.compile(r"\n|[^\S\n]*\S+|[^\S\n]+")
+"""A line end; a word with the blanks before it, which are left out where a line begins; blanks at the end."""
 
 
 class WordWrap:
@@ -22,30 +23,20 @@ class WordWrap:
     def feed(self, piece: str) -> str:
         """What can be printed when `piece` has come."""
         *whole, self._held = _PARTS.findall(self._held + piece) or [""]
-        # Blanks wait for the word after them, which may go to the next line without them.
-        if whole and whole[-1] != "\n" and whole[-1].isspace():
-            self._held = whole.pop() + self._held
-        return self._placed(whole)
+        return "".join(map(self._placed, whole))
 
     def rest(self) -> str:
         """What is still held back, at the end of the text."""
         held, self._held = self._held, ""
-        return self._placed(_PARTS.findall(held))
+        return self._placed(held)
 
-    def _placed(self, parts: list[str]) -> str:
-        placed = ""
-        blanks = ""
-        for part in parts:
-            if part == "\n":
-                placed += part
-                self._column, blanks = 0, ""
-            elif part.isspace():
-                blanks = part
-            else:
-                if self._column and self._column + cell_len(blanks + part) > self._width:
-                    placed += "\n"
-                    self._column, blanks = 0, ""
-                placed += blanks + part
-                self._column += cell_len(blanks + part)
-                blanks = ""
-        return placed + blanks
+    def _placed(self, part: str) -> str:
+        word = part.lstrip()
+        if part == "\n":
+            self._column = 0
+        elif word and self._column and self._column + cell_len(part) > self._width:
+            self._column = cell_len(word)
+            return f"\n{word}"
+        else:
+            self._column += cell_len(part)
+        return part

@@ -1,10 +1,14 @@
 """Choosing the next token from the model's distribution."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
+
+from storyteller_ds.errors import UserError
+from storyteller_ds.validation_errors import first_problem
 
 
 class SamplingConfig(BaseModel):
@@ -26,6 +30,18 @@ class SamplingConfig(BaseModel):
     def of_story(self, number: int) -> Self:
         """The same with another random stream, for story `number` of several; that of story 0 is this one's."""
         return self.model_copy(update={"seed": (self.seed + number) % 2**63})
+
+
+def sampling_config(settings: Mapping[str, Any], prefix: str = "") -> SamplingConfig:
+    """A SamplingConfig with these settings.
+
+    Raises:
+        UserError: there is no such setting, or it is out of its range; its name gets the prefix.
+    """
+    try:
+        return SamplingConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{prefix}{first_problem(error)}") from None
 
 
 def sample(logits_V: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:

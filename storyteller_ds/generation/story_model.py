@@ -4,15 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.errors import UserError
-from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.validation_errors import first_problem
 
 
 class StoryModel(NamedTuple):
@@ -40,17 +36,10 @@ class StoryModel(NamedTuple):
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """The same in pieces, each as soon as it is certain: the prompt, then its continuation."""
-        story = self.story(prompt, _sampling_config(sampling))
+        story = self.story(prompt, sampling_config(sampling))
         yield prompt
         yield from story
 
     def story(self, prompt: str, config: SamplingConfig) -> Story:
         """A story that is yet to be generated; see Story."""
         return Story(self.decoder, self.run, self.tokenizer, prompt, config)
-
-
-def _sampling_config(settings: dict[str, Any]) -> SamplingConfig:
-    try:
-        return SamplingConfig(**settings)
-    except ValidationError as error:
-        raise UserError(f"{first_problem(error)}; the settings are {', '.join(SamplingConfig.model_fields)}") from None

@@ -82,7 +82,8 @@ def test_a_prompt_beyond_the_context_costs_no_other(generate, prompts, tmp_path)
         assert stories_of(text) == [alone[0], alone[2]], "a prompt that is left out does not change the others"
         assert err.splitlines()[-1] == (
             f"storyteller: --prompts_file {file} line 2: the prompt has {2 * CONTEXT} tokens and the model's context "
-            f"{CONTEXT}; shorten the prompt (likewise line 5); the other 2 prompts are continued"
+            f"{CONTEXT}; shorten the prompt; --prompts_file {file} line 5: the prompt has {4 * CONTEXT} tokens and "
+            f"the model's context {CONTEXT}; shorten the prompt; the other 2 prompts are continued"
         )
 
 
