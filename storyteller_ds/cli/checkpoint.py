@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
@@ -41,21 +42,19 @@ def checkpoint() -> None:
 @_as_json
 def ls(path: Path, as_json: bool) -> None:
     """List the steps, newest first. Sizes are compared with the manifest, contents are not; see verify."""
-    rows = [_row(found) for found in _look(_folders(path), thorough=False)]
+    rows = [found.row() for found in _look(path)]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     # Scores of as many tokens are of the same text; others are not comparable.
     print(f"{'step':>8} {'val_bpb':>8} {'on tokens':>9} {'size':>12} ranks  EP ZeRO  {'written':<16}  state")
     for row in rows:
-        bpb = "-" if row["val_bpb"] is None else f"{row['val_bpb']:.4f}"
-        tokens = "-" if row["val_tokens"] is None else f"{row['val_tokens']:,}"
-        topology = {"world_size": "-", "ep_size": "-", **row["topology"]}
-        zero = topology.get("zero_stage")
+        size = None if row["bytes"] is None else decimal(row["bytes"])
+        ranks, ep, zero = (_cell(row["topology"].get(name)) for name in ("world_size", "ep_size", "zero_stage"))
         _print(
-            f"{row['step'] if row['step'] is not None else '-':>8} {bpb:>8} {tokens:>9} {_size(row['bytes']):>12} "
-            f"{topology['world_size']:>5} {topology['ep_size']!s:>3} {'-' if zero is None else zero!s:>4}  "
-            f"{row['written'][:16]}  {row['problem'] or _state(row['weights_only'])}"
+            f"{_cell(row['step']):>8} {_cell(row['val_bpb'], '.4f'):>8} {_cell(row['val_tokens'], ','):>9} "
+            f"{_cell(size):>12} {ranks:>5} {ep:>3} {zero:>4}  {row['written'][:16]}  "
+            f"{row['problem'] or _state(row['weights_only'])}"
         )
 
 
@@ -68,13 +67,13 @@ def verify(path: Path, as_json: bool) -> None:
     Exits 2 if anything is wrong with any step, and names the file. A step without the optimizer's files is "weights
     only", which is enough to generate.
     """
-    found = [_strict(each) for each in _look(_folders(path), thorough=True)]
+    found = list(_look(path, thorough=True, strict=True))
+    problems = [each.problem for each in found if each.problem]
     if as_json:
-        print(json.dumps([_row(each) for each in found], indent=2))
+        print(json.dumps([each.row() for each in found], indent=2))
     else:
         for each in found:
-            _print(each.problem or f"{each.folder}: {_state(each.weights_only)}, {each.files} files")
-    problems = [each.problem for each in found if each.problem]
+            _print(each.problem or f"{each.folder}: {_state(each.weights_only)}, {len(each.files)} files")
     if problems:
         raise CheckpointError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
@@ -123,24 +122,24 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
         raise CheckpointError(f"{path} is a step folder; give the run folder")
     keep = CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best)
     # Verified by content: a step with a flipped bit must not be the reason to delete a good one.
-    found = list(_look(_folders(path), thorough=True))
+    found = list(_look(path, thorough=True))
     whole = [each.checkpoint for each in found if each.checkpoint and not each.problem and not each.weights_only]
     kept = steps_to_keep((one.manifest for one in whole), keep)
     gone = [one.folder for one in whole if one.step not in kept]
     for folder in [] if dry_run else gone:
         delete(folder)
-    damaged = [str(each.folder) for each in found if each.problem]
-    weights_only = [str(each.folder) for each in found if each.weights_only and not each.problem]
+    what = {
+        "deleted": [str(folder) for folder in gone],
+        "damaged": [str(each.folder) for each in found if each.problem],
+        "weights_only": [str(each.folder) for each in found if each.weights_only and not each.problem],
+    }
     if as_json:
-        deleted = [str(folder) for folder in gone]
-        rows = {"deleted": deleted, "damaged": damaged, "weights_only": weights_only, "dry_run": dry_run}
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({**what, "dry_run": dry_run}, indent=2))
         return
-    for folder in gone:
-        _print(f"{'would delete' if dry_run else 'deleted'} {folder}")
-    for state, folders in (("damaged", damaged), (_WEIGHTS_ONLY, weights_only)):
-        for folder_name in folders:
-            _print(f"left alone, {state}: {folder_name}")
+    titles = ("would delete" if dry_run else "deleted", "left alone, damaged:", f"left alone, {_WEIGHTS_ONLY}:")
+    for title, folders in zip(titles, what.values(), strict=True):
+        for name in folders:
+            _print(f"{title} {name}")
     print(f"{len(whole) - len(gone)} kept, {len(gone)} {'to delete' if dry_run else 'deleted'}")
 
 
@@ -181,67 +180,62 @@ class _Found(NamedTuple):
         return self.checkpoint is not None and self.checkpoint.parts == names.WEIGHTS
 
     @property
-    def files(self) -> int:
-        """How many files its parts are."""
-        return len(self.checkpoint.files(self.checkpoint.parts)) if self.checkpoint else 0
+    def files(self) -> Mapping[str, int]:
+        """Sizes of the files of its parts (bytes)."""
+        return (
+            {name: entry.bytes for name, entry in self.checkpoint.files(self.checkpoint.parts)}
+            if self.checkpoint
+            else {}
+        )
+
+    def row(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        manifest = self.checkpoint and self.checkpoint.manifest
+        return {
+            "folder": str(self.folder),
+            "step": manifest and manifest.step,
+            "val_bpb": manifest and manifest.val_bpb,
+            "val_tokens": manifest and manifest.val_tokens,
+            "bytes": self.checkpoint and self.checkpoint.bytes,
+            "topology": manifest.topology.model_dump() if manifest else {},
+            "written": datetime.fromtimestamp(self.folder.stat().st_mtime).isoformat(" ", "seconds"),
+            "weights_only": self.weights_only,
+            "problem": self.problem,
+        }
 
 
-def _folders(path: Path) -> list[Path]:
-    """The step folders that `path` means, newest first."""
-    if (path / names.MANIFEST).exists():
-        return [path]
-    folders = step_folders(path / names.CHECKPOINTS) or step_folders(path)
+def _look(path: Path, thorough: bool = False, strict: bool = False) -> Iterator[_Found]:
+    """The steps that `path` means, newest first.
+
+    Args:
+        path: a step folder, or a folder of them.
+        thorough: read their files, too.
+        strict: files that the manifest does not know are a problem.
+    """
+    folders = [path]
+    if not (path / names.MANIFEST).exists():
+        folders = step_folders(path / names.CHECKPOINTS) or step_folders(path)
     if not folders:
         raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no step folders')}")
-    return folders
-
-
-def _look(folders: Iterable[Path], thorough: bool) -> Iterable[_Found]:
     for folder in folders:
-        found = None
+        found = problem = None
         try:
             found = open_checkpoint(folder)
             found.verify_name()
-            if thorough:
-                found.verify(found.parts)
-            else:
-                found.verify_sizes(found.parts)
-            problem = None
+            (found.verify if thorough else found.verify_sizes)(found.parts)
+            if strict and (unknown := found.unknown_files()):
+                problem = f"checkpoint {folder}: {', '.join(unknown)} is not in its {names.MANIFEST}; remove it"
         except CheckpointError as error:
             problem = str(error)
         yield _Found(folder, found, problem)
-
-
-def _strict(found: _Found) -> _Found:
-    """Also report files that the manifest does not know."""
-    if found.checkpoint is None or found.problem or not (unknown := found.checkpoint.unknown_files()):
-        return found
-    problem = f"checkpoint {found.folder}: {', '.join(unknown)} is not in its {names.MANIFEST}; remove it"
-    return found._replace(problem=problem)
-
-
-def _row(found: _Found) -> dict[str, Any]:
-    written = datetime.fromtimestamp(found.folder.stat().st_mtime).isoformat(" ", "seconds")
-    one = found.checkpoint
-    return {
-        "folder": str(found.folder),
-        "step": one.step if one else None,
-        "val_bpb": one.manifest.val_bpb if one else None,
-        "val_tokens": one.manifest.val_tokens if one else None,
-        "bytes": one.bytes if one else None,
-        "topology": one.manifest.topology.model_dump() if one else {},
-        "written": written,
-        "weights_only": found.weights_only,
-        "problem": found.problem,
-    }
 
 
 def _state(weights_only: bool) -> str:
     return _WEIGHTS_ONLY if weights_only else "ok"
 
 
-def _size(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:,.1f} MiB"
+def _cell(value: Any, form: str = "") -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _print(line: str) -> None:
@@ -259,8 +253,7 @@ def _print_tree(value: Mapping[str, Any], indent: str = "") -> None:
 
 
 def _print_difference(difference: "Difference") -> None:
-    before, after = difference.steps
-    _print(f"step: {before}" if before == after else f"step: {before} -> {after}")
+    print("step: {} -> {}".format(*difference.steps))
     for title, fields in (("topology", difference.topology), ("setting", difference.settings)):
         for field, (a, b) in fields.items():
             _print(f"{title} {field}: {json.dumps(a)} -> {json.dumps(b)}")
