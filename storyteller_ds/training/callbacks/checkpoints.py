@@ -28,7 +28,7 @@ class Checkpoints(Callback):
         checkpoints: the folder of the step folders.
         config: when, how, and which are kept.
         contents: what is saved beside the tensors, whatever the state.
-        log: gets a line for each checkpoint.
+        log: gets a line for each checkpoint, also from another thread.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class Checkpoints(Callback):
         self._saving: Save | None = None
         self._saved_step: int | None = None
         self._evaluated: Record = {}
-        self._not_deleted: list[str] = []
 
     def on_start(self, state: TrainState) -> None:
         """Make the folder, and remove what a killed run has left half-done in it."""
@@ -145,8 +144,6 @@ class Checkpoints(Callback):
             self._saved_step = saving.step
         except CheckpointError as error:
             self._report(error, may_fail)
-        while self._not_deleted:
-            self.log(self._not_deleted.pop())
 
     def _report(self, error: CheckpointError, may_fail: bool) -> None:
         if not may_fail:
@@ -158,7 +155,7 @@ class Checkpoints(Callback):
         try:
             delete_superseded(self.checkpoints, self.config, step)
         except OSError as error:
-            self._not_deleted.append(f"warning: an old checkpoint could not be deleted: {error}")
+            self.log(f"warning: an old checkpoint could not be deleted: {error}")
 
     def _prepare_folder(self) -> None:
         with written_record(self.checkpoints):
