@@ -1,9 +1,6 @@
 """storyteller config: resolved configs, settings and presets."""
 
 import json
-import shutil
-import sys
-import textwrap
 from pathlib import Path
 
 import click
@@ -67,14 +64,9 @@ def explain(names: tuple[str, ...]) -> None:
 def presets() -> None:
     """List the presets: parameters, active parameters per token, and what each is for."""
     print(f"{'name':<14}{'parameters':>13}{'active':>13}  for what")
-    indent = " " * 42
     for name in preset_names():
         purpose, parameters, active = preset_summary(name)
-        line = f"{name:<14}{parameters:>13,}{active:>13,}  {purpose}"
-        if sys.stdout.isatty():  # elsewhere a preset stays a line, for grep
-            columns = max(shutil.get_terminal_size().columns, 60)
-            line = textwrap.fill(line, columns, subsequent_indent=indent, break_on_hyphens=False)
-        print(line)
+        print(f"{name:<14}{parameters:>13,}{active:>13,}  {purpose}")
 
 
 def _facts(setting: Setting) -> list[tuple[str, str]]:

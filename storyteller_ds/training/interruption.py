@@ -52,13 +52,16 @@ class Interruption:
 
     Args:
         clock: seconds.
+        log: logs that a signal has been received in training; called from a signal handler or another thread.
     """
 
     ends_process = False
     """Whether the process is nothing but this run."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, log: Callable[[str], object] = lambda _: None
+    ) -> None:
+        self._clock, self._log = clock, log
         self._phase = _Phase.OUTSIDE
         self._changing = threading.RLock()
         self._asked: list[int] = []
@@ -136,10 +139,8 @@ class Interruption:
                 self._outside = number
         if phase is _Phase.TRAINING:
             self._asked.append(number)
-            self._acknowledge(number)
-
-    def _acknowledge(self, number: int) -> None:
-        """A signal has been received in training."""
+            name = signal.Signals(number).name
+            self._log(f"{name}: finishing the step, then saving; a second signal ends the run at once")
 
     def _end_at_once(self, number: int) -> None:
         self._put_back()
@@ -173,9 +174,10 @@ class ProcessInterruption(Interruption):
         leave: Callable[[int], object] = os._exit,
         reports: bool = True,
     ) -> None:
-        super().__init__(clock)
-        self._log, self._leave, self._reports = log, leave, reports
-        self._leave_at: float | None = None
+        super().__init__(clock, log)
+        self._leave, self._reports = leave, reports
+        self._unwinding = threading.Timer(SECONDS_TO_UNWIND, self._leave_outside)
+        self._unwinding.daemon = True
 
     def __enter__(self) -> Self:
         self._receiver, self._sender = socket.socketpair()
@@ -192,11 +194,10 @@ class ProcessInterruption(Interruption):
         super().__exit__(kind, error, _)
         self._sender.close()
         self._listener.join()
+        self._unwinding.cancel()
+        if self._unwinding.ident is not None:  # it was started
+            self._unwinding.join()
         self._receiver.close()
-
-    def _acknowledge(self, number: int) -> None:
-        name = signal.Signals(number).name
-        self._log(f"{name}: finishing the step, then saving; a second signal ends the run at once")
 
     def _end_at_once(self, number: int) -> None:
         if self._phase is _Phase.SAVED:
@@ -207,24 +208,19 @@ class ProcessInterruption(Interruption):
         self._leave(128 + number)
 
     def _listen(self) -> None:
-        while True:
-            self._receiver.settimeout(None if self._leave_at is None else max(0.001, self._leave_at - self._clock()))
-            try:
-                numbers = self._receiver.recv(64)
-            except TimeoutError:
-                if self._outside is not None:
-                    error = outside_training(self._outside)
-                    if self._reports:
-                        print_unlocked(str(error))
-                    self._leave(error.exit_code)
-                return
-            if not numbers:
-                return
-            for number in numbers:
-                if number in ASKING_TO_END:
+        while numbers := self._receiver.recv(64):
+            for number in ASKING_TO_END:
+                if number in numbers:
                     self.receive(number)
-                    if self._outside is not None and self._leave_at is None:
-                        self._leave_at = self._clock() + SECONDS_TO_UNWIND
+            if self._outside is not None and self._unwinding.ident is None:
+                self._unwinding.start()
+
+    def _leave_outside(self) -> None:
+        assert self._outside is not None
+        error = outside_training(self._outside)
+        if self._reports:
+            print_unlocked(str(error))
+        self._leave(error.exit_code)
 
     def _in_main_thread(self, number: int, _: FrameType | None) -> None:
         if self._phase is _Phase.OUTSIDE:

@@ -1,26 +1,16 @@
 """What happens beside the optimizer steps: the events of a run."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.config.run import RunConfig
-from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.base import Engine, StepResult
+from storyteller_ds.engines.base import StepResult
+
+if TYPE_CHECKING:
+    from storyteller_ds.training.trainer import Trainer
 
 Record = Mapping[str, Any]
 """One line of metrics.jsonl."""
-
-
-class Training(Protocol):
-    """What a callback may look at: the Trainer."""
-
-    run: RunConfig
-    world: World
-    output_dir: Path
-    engine: Engine
-    """Model and optimizer; a forward pass of its decoder needs every rank."""
 
 
 class Callback:
@@ -30,8 +20,8 @@ class Callback:
     What only one rank should do is done where `self.trainer.world.is_main`.
     """
 
-    trainer: Training
-    """Set before on_start."""
+    trainer: "Trainer"
+    """Set before on_start: its run config, ranks, engine and output folder may be looked at."""
 
     def on_start(self, state: TrainState) -> None:
         """Before the first step of this process."""

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.training import TrainConfig
@@ -50,6 +51,4 @@ class Pace:
 
 
 def _in_words(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=max(0, round(seconds))))

@@ -1,11 +1,6 @@
 """storyteller config show | schema | explain | presets."""
 
-import contextlib
 import json
-import os
-import pty
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +8,7 @@ from ruamel.yaml import YAML
 
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config import RunConfig, load_config, parse_run_config
-from storyteller_ds.config.files import preset_names, preset_summary
+from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.load import flatten
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.model.counts import count_parameters
@@ -49,26 +44,6 @@ def test_schema_describes_every_field():
     schema = json.loads(stdout("schema"))
     assert "tokens" in schema["$defs"]["DataConfig"]["properties"]["sequence_length"]["description"]
     assert schema["additionalProperties"] is False
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_on_a_terminal_the_list_of_presets_fits(columns):
-    terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "storyteller_ds", "config", "presets"]
-    done = subprocess.run(
-        command, stdin=end, stdout=end, timeout=120, check=True, env={**os.environ, "COLUMNS": str(columns)}
-    )
-    os.close(end)
-    text = b""
-    with contextlib.suppress(OSError):  # how Linux says that all is read
-        while piece := os.read(terminal, 4096):
-            text += piece
-    os.close(terminal)
-    assert done.returncode == 0
-    lines = text.decode().splitlines()
-    assert max(map(len, lines)) <= columns
-    words = " ".join(" ".join(lines).split())
-    assert all(preset_summary(name).purpose in words for name in preset_names())
 
 
 def test_presets_are_listed_with_a_line_each():

@@ -33,9 +33,9 @@ def test_plain_lines_come_seconds_apart_and_at_the_end():
     steps = [int(line.split("/")[0].removeprefix("step ")) for line in logged]
     assert SECONDS_BETWEEN_LINES == 10.0
     assert steps == [1, 11, 21, 31, 40]
-    assert logged[0] == "step 1/40  loss 2.346  lr 1.23e-03  12,346 tok/s  elapsed 0:01, left 0:39"
-    assert logged[2].endswith("elapsed 0:21, left 0:19")
-    assert logged[-1].endswith("elapsed 0:40, left 0:00")
+    assert logged[0] == "step 1/40  loss 2.346  lr 1.23e-03  12,346 tok/s  elapsed 0:00:01, left 0:00:39"
+    assert logged[2].endswith("elapsed 0:00:21, left 0:00:19")
+    assert logged[-1].endswith("elapsed 0:00:40, left 0:00:00")
 
 
 def test_plain_lines_tell_balance_and_validation():
@@ -56,14 +56,14 @@ def test_plain_lines_say_what_the_end_takes_its_time_for():
     assert logged == ["validating on the whole text ..."]
 
 
-@pytest.mark.parametrize(("max_minutes", "left"), [(None, "2:40:00"), (30.0, "29:00"), (300.0, "2:40:00")])
+@pytest.mark.parametrize(("max_minutes", "left"), [(None, "2:40:00"), (30.0, "0:29:00"), (300.0, "2:40:00")])
 def test_the_earlier_limit_ends_the_run(max_minutes, left):
     now = [0.0]
     looked_at = pace(1000, lambda: now[0], max_minutes=max_minutes)
     looked_at.start(TrainState())
     now[0] = 60.0
     looked_at.look(record(40, step_time_s=10.0))
-    assert str(looked_at) == f"elapsed 1:00, left {left}"
+    assert str(looked_at) == f"elapsed 0:01:00, left {left}"
 
 
 def test_time_that_was_trained_before_counts_against_the_limit():
@@ -72,19 +72,19 @@ def test_time_that_was_trained_before_counts_against_the_limit():
     looked_at.start(TrainState(step=100, elapsed_s=600.0))
     now[0] += 60.0
     looked_at.look(record(101, step_time_s=100.0))
-    assert str(looked_at) == "elapsed 1:00, left 19:00"
+    assert str(looked_at) == "elapsed 0:01:00, left 0:19:00"
 
 
 def test_what_is_left_follows_the_recent_steps_and_the_clock():
     now = [0.0]
     looked_at = pace(1000, lambda: now[0])
-    assert str(looked_at) == "elapsed 0:00"
+    assert str(looked_at) == "elapsed 0:00:00"
     looked_at.look(record(1, step_time_s=500.0))  # compiling
     for step in range(2, 12):
         looked_at.look(record(step, step_time_s=1.0))
-    assert str(looked_at) == "elapsed 0:00, left 16:29"
+    assert str(looked_at) == "elapsed 0:00:00, left 0:16:29"
     now[0] = 100.0
-    assert str(looked_at) == "elapsed 1:40, left 14:49"  # a step that takes its time
+    assert str(looked_at) == "elapsed 0:01:40, left 0:14:49"  # a step that takes its time
     for step in range(12, 12 + RECENT_STEPS):
         looked_at.look(record(step, step_time_s=10.0))  # from now on the machine is shared
     assert str(looked_at).endswith("left 2:39:50")
@@ -125,7 +125,7 @@ def test_the_bar_says_what_the_run_is_busy_with():
     lines = shown(140, ("validating", False), ("training", False), ("generating 3 stories", True), ("saving", True))
     order = list(dict.fromkeys(re.split("  +", line)[0] for line in lines if "2000" in line))
     assert order == ["training", "validating", "generating 3 stories", "saving", "done"]
-    assert "elapsed 0:00, left 33:00" in next(line for line in lines if line.startswith("validating"))
+    assert "elapsed 0:00:00, left 0:33:00" in next(line for line in lines if line.startswith("validating"))
     assert "left" not in next(line for line in lines if line.startswith("saving"))
 
 
@@ -133,7 +133,7 @@ def test_the_bar_says_what_the_run_is_busy_with():
 def test_the_bar_fits_and_shows_time_and_loss(width):
     line = next(line for line in shown(width, ("validating", False)) if line.startswith("validating"))
     assert len(line.rstrip()) <= width
-    assert "elapsed 0:00, left 33:00" in line
+    assert "elapsed 0:00:00, left 0:33:00" in line
     assert "20/2000" in line
     assert "loss" in line
     assert ("expert imbalance 0.46" in line) == (width == 140)
