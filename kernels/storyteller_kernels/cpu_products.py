@@ -27,7 +27,7 @@ MIN_MULTIPLICATIONS = 2**23
 """Below them the call costs more than it saves."""
 LONGEST_SUM = 256
 """oneDNN adds one product after the other in fp32, so that the rounding error grows with the square root of their
-number; BLAS begins anew every few hundred. Longer sums are cut, and the parts added."""
+number; BLAS starts over every few hundred. Longer sums are cut, and the parts added."""
 BLOCK_BITS, WINDOW_BITS = 5, 6
 """Significant bits of the number of rows in a product: of those that are cut to a block, and of those that get
 neighbours to fill a window."""

@@ -118,11 +118,11 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
         if reasons:  # else a fixed field is the cause, which is listed already
             changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons)})")
     if changed:
-        anew = "with another --output_dir or --resume never"
+        how = "with another --output_dir or --resume never"
         if resume != "auto":
-            anew = f"with --resume never in place of --resume {resume}"
+            how = f"with --resume never in place of --resume {resume}"
         raise CheckpointError(
-            f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; put the old values back, or start anew {anew}"
+            f"cannot continue {checkpoint.folder}: {'; '.join(changed)}; put the old values back, or start over {how}"
         )
     check_tensors(checkpoint, run)
 
@@ -169,7 +169,7 @@ def saved_state(checkpoint: Checkpoint) -> TrainState:
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     """Put weights, moments, random streams and progress back; called by every rank.
 
-    Another number of ranks keeps everything but the random streams of the ranks, which start anew from the seed and
+    Another number of ranks keeps everything but the random streams of the ranks, which start over from the seed and
     the step.
 
     Raises:

@@ -33,7 +33,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedCorpusError(DataError):
-    """A prepared corpus that is not whole; prepare_corpus makes it anew."""
+    """A prepared corpus that is not whole; prepare_corpus prepares it again."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None], check_shards: boo
     if problem is None:
         return key
     if problem:
-        log(f"making the prepared corpus {folder} anew: {problem}")
+        log(f"preparing the corpus {folder} again: {problem}")
     try:
         if os.path.lexists(folder):
             set_aside(folder)

@@ -57,14 +57,14 @@ def _(case: Case) -> None:
                 _refused(case, marker, *arguments, storyteller=True)
 
 
-MADE_ANEW = "the corpus is made anew, with a line that says why"
+PREPARED_AGAIN = "the corpus is prepared again, with a line that says why"
 
 
-def _made_anew(case: Case, cache: Path) -> None:
+def _prepared_again(case: Case, cache: Path) -> None:
     """A run that finds a hostile file in its cache goes on without it, and the cache is whole again."""
     run = case.main_job("--output_dir", str(case.folder / "new"), *TINY, f"data.cache_dir={cache}", "train.max_steps=1")
     case.ended(run, 0)
-    assert "making the prepared corpus" in run.stderr, run.stderr
+    assert "preparing the corpus" in run.stderr, run.stderr
     shutil.rmtree(case.folder / "new")
 
 
@@ -72,7 +72,7 @@ def _files_of(cache: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
 
 
-@fault("a pickle in place of each file of a prepared corpus", f"nothing in it runs; {MADE_ANEW}")
+@fault("a pickle in place of each file of a prepared corpus", f"nothing in it runs; {PREPARED_AGAIN}")
 def _(case: Case) -> None:
     marker, cache = case.folder / "marker", case.folder / "cache"
     assert case.train(SINGLE, f"data.cache_dir={cache}", "train.max_steps=1").code == 0
@@ -81,7 +81,7 @@ def _(case: Case) -> None:
     for content in bombs(marker).values():
         for path in good:
             path.write_bytes(content)
-            _made_anew(case, cache)
+            _prepared_again(case, cache)
             assert not marker.exists(), f"{path} has run the bomb"
             assert _files_of(cache) == good
 
@@ -119,7 +119,7 @@ def _(case: Case) -> None:
         case.ended(run, 2, line)
 
 
-@fault("names that lead out of the folder, in a prepared corpus", f"not opened; {MADE_ANEW}")
+@fault("names that lead out of the folder, in a prepared corpus", f"not opened; {PREPARED_AGAIN}")
 def _(case: Case) -> None:
     cache = case.folder / "cache"
     assert case.train(SINGLE, f"data.cache_dir={cache}", "train.max_steps=1").code == 0
@@ -131,12 +131,12 @@ def _(case: Case) -> None:
     for name in (f"../../{outside.name}", str(outside), "..", "a/../../../outside.tokens"):
         changed = {**entries, "train": {**entries["train"], "shards": [name]}}
         index.write_text(json.dumps({**changed, "seal": seal_of(changed)}))
-        _made_anew(case, cache)
+        _prepared_again(case, cache)
         assert _files_of(cache) == good
     assert outside.exists()
 
 
-@fault("a token shard or a tokenizer of a prepared corpus that is a link out of it", f"not followed; {MADE_ANEW}")
+@fault("a token shard or a tokenizer of a prepared corpus that is a link out of it", f"not followed; {PREPARED_AGAIN}")
 def _(case: Case) -> None:
     cache = case.folder / "cache"
     assert case.train(SINGLE, f"data.cache_dir={cache}", "train.max_steps=1").code == 0
@@ -146,7 +146,7 @@ def _(case: Case) -> None:
         outside = case.folder / path.name
         path.rename(outside)
         path.symlink_to(outside)
-        _made_anew(case, cache)
+        _prepared_again(case, cache)
         assert _files_of(cache) == good
         assert not path.is_symlink()
         assert outside.read_bytes() == good[path]

@@ -122,7 +122,7 @@ for _damage in DAMAGES:
 
     @fault(
         f"a prepared corpus that is damaged: {_damage}",
-        "made anew, with a line that says why; the undisturbed run, bit for bit",
+        "prepared again, with a line that says why; the undisturbed run, bit for bit",
         quick=_damage == "a bit of a shard flipped",
     )
     def _(case: Case, damage: str = _damage) -> None:
@@ -132,5 +132,5 @@ for _damage in DAMAGES:
         )
         (folder,) = cache.iterdir()
         DAMAGES[damage](folder)
-        case.continues_exactly(PAIR, _cache(case), said=["making the prepared corpus .* anew: "])
+        case.continues_exactly(PAIR, _cache(case), said=["preparing the corpus .* again: "])
         assert list(cache.iterdir()) == [folder]

@@ -280,7 +280,7 @@ def without_moments() -> None:
 
 
 def without_cursor() -> None:
-    """After a resume the data begin anew."""
+    """After a resume the data begin again."""
     from storyteller_ds.data.batches import TrainBatches
 
     original, first = TrainBatches.step, []

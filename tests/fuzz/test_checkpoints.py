@@ -1,4 +1,4 @@
-"""Manifests and JSON files of a checkpoint, changed on purpose and sealed anew: usable, or refused in one line."""
+"""Manifests and JSON files of a checkpoint, changed on purpose and sealed again: usable, or refused in one line."""
 
 import dataclasses
 import hashlib

@@ -33,7 +33,7 @@ def test_memory_is_kept():
     took_effect, faults = page_faults("keep")
     assert took_effect
     assert faults < 100
-    # The negative control: without it each tensor brings its pages anew.
+    # The negative control: without it each tensor brings new pages.
     assert page_faults("leave")[1] > 1000
 
 

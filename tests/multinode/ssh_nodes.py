@@ -117,7 +117,7 @@ class SshNodes:
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
         assert sshd, "sshd is not installed: sh tests/multinode/install.sh ssh"
         with (self.folder / f"log_{address}").open("wb") as log:
-            # With -e it logs to us; it wants its own absolute path, to start itself anew for a connection.
+            # With -e it logs to us; it wants its own absolute path, to start itself again for a connection.
             process = subprocess.Popen([sshd, "-D", "-e", "-f", settings], stdout=log, stderr=log)
         return Node(address, mark, process)
 

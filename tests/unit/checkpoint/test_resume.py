@@ -340,10 +340,10 @@ def test_a_text_changed_in_place_may_be_any_of_those_named(tmp_path):
 
 def test_the_advice_is_about_the_flag_that_was_typed(saved):
     changes = {"moe": {"top_k": 1}}
-    assert refusal(saved[0], "corpus", **changes).endswith("start anew with another --output_dir or --resume never")
+    assert refusal(saved[0], "corpus", **changes).endswith("start over with another --output_dir or --resume never")
     # With --resume OTHER a new --output_dir changes nothing.
     message = refusal(saved[0], "corpus", resume="runs/other", **changes)
-    assert message.endswith("start anew with --resume never in place of --resume runs/other")
+    assert message.endswith("start over with --resume never in place of --resume runs/other")
     assert "--output_dir" not in message
 
 

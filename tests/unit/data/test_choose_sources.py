@@ -148,7 +148,7 @@ def test_fingerprints_differ_by_part_fraction_and_text(text):
 
 
 def test_fingerprints_are_those_that_prepared_corpora_and_checkpoints_know(tmp_path):
-    # Recorded before folders of texts were read; a change would prepare every corpus anew and refuse to resume.
+    # Recorded before folders of texts were read; a change would prepare every corpus again and refuse to resume.
     path = tmp_path / "stories.txt"
     path.write_text("One.\n\nTwo.", encoding="utf-8")
     train, held_out = choose_sources(DataConfig(source=str(path)))

@@ -94,7 +94,7 @@ def test_a_failure_on_the_way_leaves_nothing(text, monkeypatch, stage, error):
             prepared(run)
     assert calls
     assert list((text.parent / "cache").iterdir()) == []
-    assert len(prepared(run)) == 4  # and the next try starts anew
+    assert len(prepared(run)) == 4  # and the next try starts over
     assert len(opened(run).train) > 100
 
 

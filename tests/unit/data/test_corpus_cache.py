@@ -75,7 +75,7 @@ def test_a_cache_that_holds_the_corpus_is_only_read(text, monkeypatch):
 @pytest.mark.parametrize(
     "kind", ["no index", "empty folder", "a file", "a link to nowhere", "half an index", "no shard"]
 )
-def test_a_cache_that_is_not_whole_is_made_anew(text, kind):
+def test_a_cache_that_is_not_whole_is_prepared_again(text, kind):
     run = config(text)
     folder = folder_of(run)
     whole = content_of(folder)
@@ -92,8 +92,8 @@ def test_a_cache_that_is_not_whole_is_made_anew(text, kind):
             make.get(kind, lambda: folder.symlink_to(folder.parent / "nowhere"))()
     said: list[str] = []
     prepare_corpus(run, said.append, check_shards=True)
-    assert said[0].startswith(f"making the prepared corpus {folder} anew: ")
-    assert len([line for line in said if "anew" in line]) == 1
+    assert said[0].startswith(f"preparing the corpus {folder} again: ")
+    assert len([line for line in said if "again: " in line]) == 1
     assert content_of(folder) == whole
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert prepared(run) == []
@@ -119,7 +119,7 @@ def test_a_damaged_cache_is_a_data_error(text, name, is_missing):
     with pytest.raises(DamagedCorpusError) as caught:
         open_corpus(run, path.parent.name)
     assert str(path.parent) in str(caught.value)
-    # The cache is ours: it is made anew, from the text and from what is still whole.
+    # The cache is ours: it is prepared again, from the text and from what is still whole.
     prepare_corpus(run, lambda line: None, check_shards=True)
     assert len(open_corpus(run, path.parent.name).train) > 100
     assert path.read_bytes() == content

@@ -4,7 +4,7 @@ DeepSpeed compiles it on the user's machine at first use, through torch.utils.cp
 silent for minutes; a killed build leaves a file `lock` on which torch waits without end; and builds for other versions
 lie in the same folder. So it is compiled ahead, with a line in the log, in a folder for these versions. A lock that
 the kernel frees when its process ends guards the folder: a process that holds it and finds a `lock` of torch's removes
-what the killed build left, and starts anew.
+what the killed build left, and starts over.
 """
 
 import contextlib
