@@ -54,7 +54,7 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
         corpus_key: of the corpus, which is already prepared.
         folder: the run folder.
     """
-    # A process group of its own, so that what DeepSpeed may start ends with it.
+    # A process group of its own: Ctrl-C is for the command, which ends its ranks.
     os.setpgrp()
     if ON_LINUX:  # not outliving the command, which may be killed
         signal_at_death_of_parent(signal.SIGKILL)

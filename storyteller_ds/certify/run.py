@@ -1,6 +1,5 @@
 """Run rows in processes of their own, and judge them."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -170,9 +169,6 @@ def run_ranks(placement: Placement, folder: Path, corpus_key: str) -> None:
     finally:
         for process in processes:
             if process.pid is not None:
-                # Its group exists as soon as the rank has begun; before that the process itself is all there is.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
                 process.join()
 

@@ -16,21 +16,12 @@ from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.validation_errors import first_problem
 
-# How AutoEP finds which module is what; see engines/deepspeed/autoep.py.
 _AUTOEP_PATTERNS = {
     "moe_layer_pattern": r"decoder\.blocks\.\d+\.ffn\.moe",
     "router_pattern": "router",
-    "expert_pattern": "experts",
-    "expert_w1": "gate_up_proj",
-    "expert_w2": "down_proj",
-    "expert_w3": None,
     "num_experts_attr": "num_experts",
-    "top_k_attr": "num_experts_per_tok",
-    "score_func": "softmax",
-    "route_norm": True,
-    "score_apply": "post",
-    "expert_activation": "swiglu",
 }
+"""How AutoEP finds which module is what, where its defaults are not our names; see engines/deepspeed/autoep.py."""
 
 
 def passed_json(
