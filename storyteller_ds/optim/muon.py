@@ -166,7 +166,6 @@ class Muon(torch.optim.AdamW):
         betas: AdamW's.
         eps: AdamW's.
         momentum: mu of Muon.
-        dtype: in which matrices are orthogonalised; bf16 is usual on GPUs, fp32 is reproduced by other topologies.
     """
 
     def __init__(
@@ -176,12 +175,11 @@ class Muon(torch.optim.AdamW):
         betas: tuple[float, float],
         eps: float,
         momentum: float,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         # Fused AdamW asks a GradScaler to leave infinite gradients to it; ours have to be skipped before step().
         self._step_supports_amp_scaling = False
-        self.momentum, self.dtype = momentum, dtype
+        self.momentum = momentum
         self.layouts: dict[Tensor, Layout] = {}
 
     def lay_out(self, layouts: Mapping[Tensor, Layout]) -> None:
@@ -226,7 +224,8 @@ class Muon(torch.optim.AdamW):
             yield piece, self._multiply(update_N[piece.begin : piece.end].to(layout.device), piece.stack)
 
     def _multiply(self, matrices_N: Tensor, stack: Stack) -> Tensor:
-        return newton_schulz(matrices_N.to(self.dtype).view(-1, stack.rows, stack.columns)).flatten()
+        # In fp32: bf16, which is usual on GPUs, is not reproduced by other topologies.
+        return newton_schulz(matrices_N.float().view(-1, stack.rows, stack.columns)).flatten()
 
 
 def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str, Tensor]:
