@@ -16,11 +16,11 @@ from storyteller_ds.engines.differences import differences, largest, relative_di
 from storyteller_ds.training.trained_run import TrainedRun
 
 _OF_STEPS = {
-    "loss": ("loss",),
+    "loss": ("train_loss",),
     "grad_norm": ("grad_norm",),
     "router": ("balance_loss", "z_loss", "router_entropy"),
 }
-"""Quantity -> what each step reports of it."""
+"""Quantity -> the fields of metrics.jsonl that each step has of it."""
 QUANTITIES = (*_OF_STEPS, "weights", "logits")
 
 
@@ -38,13 +38,6 @@ class Results:
     """Handed to all-to-all by all ranks in all steps."""
     peak_memory_bytes: int
     """Of the rank that needed most. CPU: resident, with everything that it has imported. CUDA: allocated."""
-
-    @property
-    def steps(self) -> list[dict[str, float]]:
-        """What each optimizer step reported, over all ranks."""
-        fields = [field for fields in _OF_STEPS.values() for field in fields]
-        steps = [{**record, "loss": record["train_loss"]} for record in self.records if "train_loss" in record]
-        return [{field: step[field] for field in fields} for step in steps]
 
     @property
     def step_time_s(self) -> float:
@@ -81,7 +74,7 @@ class Difference:
 def compare(ours: Results, reference: Results) -> Difference:
     """The differences of `ours` from `reference`."""
     of_steps = {
-        quantity: largest(differences(numbers(ours.steps, fields), numbers(reference.steps, fields)))[1]
+        quantity: largest(differences(numbers(ours.records, fields), numbers(reference.records, fields)))[1]
         for quantity, fields in _OF_STEPS.items()
     }
     by_weight = differences(ours.weights, reference.weights)

@@ -124,7 +124,7 @@ def _row_json(verdict: Verdict) -> dict[str, Any]:
         "traffic": results and {"sent_bytes": results.sent_bytes, "sent_over_routed": verdict.traffic_ratio},
         "peak_memory_bytes": results and results.peak_memory_bytes,
         "step_time_s": results and results.step_time_s,
-        "steps": results.steps if results else [],
+        "records": results.records if results else [],
     }
 
 

@@ -131,6 +131,6 @@ def test_what_a_run_and_its_ranks_have_written_is_put_together(
     assert all(torch.equal(back.weights[name], tensor) for name, tensor in results.weights.items())
     assert back.sent_bytes == 2**41 + 1
     assert back.peak_memory_bytes == 2**40 + 1
-    assert len(back.steps) == 4
+    assert len(back.records) == 5
     # The first step is warm-up.
     assert back.step_time_s == 0.2
