@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from storyteller_ds.config.load import LoadedConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.distributed.strategy import DESCRIPTIONS, Strategy, choose_strategy
+from storyteller_ds.distributed.strategy import Strategy, choose_strategy
 from storyteller_ds.errors import ConfigError
 
 
@@ -25,7 +25,9 @@ class ParallelPlan:
     @property
     def description(self) -> str:
         """Where the experts are, for the log."""
-        return DESCRIPTIONS[self.strategy].format(ep_size=self.ep_size)
+        if self.strategy == "local":
+            return "every rank has all experts"
+        return f"experts spread over {self.ep_size} rank(s) ({self.strategy})"
 
 
 def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = None) -> ParallelPlan:

@@ -16,12 +16,6 @@ _STAGES: dict[Strategy, tuple[int | None, ...]] = {
     "autoep": (3,),
 }
 """The ZeRO stages under which each is possible (None: no DeepSpeed)."""
-DESCRIPTIONS: dict[Strategy, str] = {
-    "local": "every rank has all experts",
-    "expert_parallel": "experts spread over {ep_size} rank(s)",
-    "autoep": "experts spread over {ep_size} rank(s) by AutoEP",
-    "stock": "DeepSpeed's own MoE layer over {ep_size} rank(s)",
-}
 
 
 def choose_strategy(run: RunConfig, loaded: LoadedConfig | None = None) -> Strategy:
