@@ -169,55 +169,6 @@ def with_nvme_path(config: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
     return {**config, "zero_optimization": zero} if zero else dict(config)
 
 
-def engine_config(
-    config: Mapping[str, Any],
-    run: RunConfig,
-    *,
-    micro_batch_size: int,
-    accumulation_steps: int,
-    dtype: str,
-    expert_parallel: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """The JSON that DeepSpeed is given: every "auto" filled in, what we decide ourselves left out.
-
-    The optimizer is passed to DeepSpeed as an object (a JSON one would be compiled at start), and so is
-    not in the result.
-
-    Args:
-        config: the JSON as the user wrote it.
-        run: the run config.
-        micro_batch_size: sequences per rank in one forward pass.
-        accumulation_steps: micro-batches of a rank per optimizer step.
-        dtype: fp32, bf16 or fp16: the format in which DeepSpeed is to hold the model.
-        expert_parallel: what AutoEP must know about the model; None without AutoEP.
-    """
-    result = {key: value for key, value in config.items() if key not in ("optimizer", "expert_parallel")}
-    # "auto" elsewhere (bucket sizes and the like) means DeepSpeed's own default.
-    zero = {k: v for k, v in dict(result.get("zero_optimization", {})).items() if v != AUTO}
-    zero["stage"] = run.parallel.zero_stage
-    passed = {
-        "steps_per_print": 1_000_000_000,
-        "zero_allow_untested_optimizer": True,
-        # torch's fused AdamW is as vectorised as DeepSpeed's CPU one, and nothing has to be compiled.
-        "zero_force_ds_cpu_optimizer": False,
-        **result,
-        "zero_optimization": zero,
-        "train_batch_size": run.train.global_batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
-        # Without ZeRO, DeepSpeed would average the norms of different experts; that engine clips itself.
-        "gradient_clipping": run.optimizer.grad_clip_norm if run.parallel.zero_stage else 0.0,
-        "bf16": {**config.get("bf16", {}), "enabled": dtype == "bf16"},
-        "fp16": {**config.get("fp16", {}), "enabled": dtype == "fp16"},
-    }
-    if dtype != "fp32" and run.parallel.zero_stage in (2, 3):
-        passed["data_types"] = {"grad_accum_dtype": "fp32", **result.get("data_types", {})}
-    if expert_parallel is not None:
-        given = {k: v for k, v in config.get("expert_parallel", {}).items() if v != AUTO}
-        passed["expert_parallel"] = {**expert_parallel, **given}
-    return passed
-
-
 def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
     value: Any = config
     for key in dotted.split("."):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from storyteller_ds.config.deepspeed import engine_config, with_nvme_path
+from storyteller_ds.config.deepspeed import with_nvme_path
+from storyteller_ds.config.deepspeed_types import AUTO
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
-from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype
+from storyteller_ds.engines.precision import held_dtype
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.validation_errors import first_problem
 
@@ -27,22 +28,44 @@ _AUTOEP_PATTERNS = {
 def passed_json(
     run: RunConfig, ds_config: Mapping[str, Any], plan: ParallelPlan, device: torch.device
 ) -> dict[str, Any]:
-    """The user's JSON with everything filled in that the run, the plan and the device decide."""
-    autoep = {
-        **_AUTOEP_PATTERNS,
-        "enabled": True,
-        "autoep_size": plan.ep_size,
-        # torch's grouped product takes bf16 on CUDA, and nothing else.
-        "use_grouped_mm": device.type == "cuda" and held_dtype(run, device) == torch.bfloat16,
+    """The JSON that DeepSpeed is given: the user's, with everything filled in that run, plan and device decide.
+
+    The optimizer is passed to DeepSpeed as an object (a JSON one would be compiled at start), and so is not in it.
+    """
+    given = with_nvme_path(ds_config, run)
+    stage, dtype = run.parallel.zero_stage, held_dtype(run, device)
+    passed = {
+        "steps_per_print": 1_000_000_000,
+        "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW is as vectorised as DeepSpeed's CPU one, and nothing has to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
+        **{key: value for key, value in given.items() if key not in ("optimizer", "expert_parallel")},
+        "zero_optimization": {**_without_auto(given.get("zero_optimization", {})), "stage": stage},
+        "train_batch_size": run.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        # Without ZeRO, DeepSpeed would average the norms of different experts; that engine clips itself.
+        "gradient_clipping": run.optimizer.grad_clip_norm if stage else 0.0,
+        "bf16": {**given.get("bf16", {}), "enabled": dtype == torch.bfloat16},
+        "fp16": {**given.get("fp16", {}), "enabled": dtype == torch.float16},
     }
-    return engine_config(
-        with_nvme_path(ds_config, run),
-        run,
-        micro_batch_size=plan.micro_batch_size,
-        accumulation_steps=plan.accumulation_steps,
-        dtype=DTYPE_NAMES[held_dtype(run, device)],
-        expert_parallel=autoep if plan.strategy == "autoep" else None,
-    )
+    if dtype != torch.float32 and stage in (2, 3):
+        passed["data_types"] = {"grad_accum_dtype": "fp32", **given.get("data_types", {})}
+    if plan.strategy == "autoep":
+        passed["expert_parallel"] = {
+            **_AUTOEP_PATTERNS,
+            "enabled": True,
+            "autoep_size": plan.ep_size,
+            # torch's grouped product takes bf16 on CUDA, and nothing else.
+            "use_grouped_mm": device.type == "cuda" and dtype == torch.bfloat16,
+            **_without_auto(given.get("expert_parallel", {})),
+        }
+    return passed
+
+
+def _without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section in which "auto" (bucket sizes and the like) means DeepSpeed's own default."""
+    return {key: value for key, value in section.items() if value != AUTO}
 
 
 def check_json(passed: Mapping[str, Any]) -> None:

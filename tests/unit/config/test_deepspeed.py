@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: what it may say, and what DeepSpeed is given."""
+"""The DeepSpeed JSON: what it may say, and what of the run it decides."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.config import load_config
-from storyteller_ds.config.deepspeed import engine_config, read_deepspeed_json, run_values
-from storyteller_ds.config.run import RunConfig
+from storyteller_ds.config.deepspeed import run_values
 from storyteller_ds.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -24,19 +23,6 @@ def refused(path: Path) -> str:
         load_config(ds_config=path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def passed(
-    path: Path, run: RunConfig, micro_batch_size: int = 1, accumulation_steps: int = 1, dtype: str = "fp32"
-) -> dict:
-    return engine_config(
-        read_deepspeed_json(path),
-        run,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=accumulation_steps,
-        dtype=dtype,
-        expert_parallel=None,
-    )
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda p: p.name)
@@ -141,60 +127,6 @@ def test_run_values_are_what_the_json_decides():
         "precision.dtype": "fp32",
         "optimizer.grad_clip_norm": 0,
     }
-
-
-def test_the_engine_config_fills_every_auto_and_passes_the_rest_on(tmp_path):
-    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234, "allgather_bucket_size": "auto"}
-    path = written(
-        tmp_path,
-        {
-            "train_batch_size": "auto",
-            "train_micro_batch_size_per_gpu": "auto",
-            "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto",
-            "bf16": {"enabled": "auto"},
-            "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
-            "zero_optimization": zero,
-            "aio": {"block_size": 99},
-            "steps_per_print": 5,
-        },
-    )
-    loaded = load_config(overrides=["train.global_batch_size=24", "optimizer.grad_clip_norm=0.25"], ds_config=path)
-    result = passed(path, loaded.run, micro_batch_size=3, accumulation_steps=4, dtype="bf16")
-    assert result == {
-        "train_batch_size": 24,
-        "train_micro_batch_size_per_gpu": 3,
-        "gradient_accumulation_steps": 4,
-        "gradient_clipping": 0.25,
-        "bf16": {"enabled": True},
-        "fp16": {"enabled": False},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        # "auto" means DeepSpeed's default there: the key is left out.
-        "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "aio": {"block_size": 99},
-        "steps_per_print": 5,
-    }
-    assert "auto" not in json.dumps(result)
-    assert loaded.deepspeed is not None
-    assert loaded.deepspeed["zero_optimization"] == zero  # what the user wrote is kept as it was
-
-
-def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
-    path = written(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0})
-    loaded = load_config(overrides=["parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5"], ds_config=path)
-    result = passed(path, loaded.run)
-    assert result["zero_optimization"] == {"stage": 1}
-    assert result["gradient_clipping"] == 0.5
-
-
-def test_without_zero_clipping_is_ours(tmp_path):
-    path = written(tmp_path, {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0})
-    loaded = load_config(ds_config=path)
-    assert loaded.run.optimizer.grad_clip_norm == 1.0
-    result = passed(path, loaded.run)
-    assert result["gradient_clipping"] == 0.0
 
 
 def test_autoep_and_fp16_in_the_json_are_choices_of_the_run(tmp_path):

@@ -1,5 +1,6 @@
-"""What DeepSpeed's own config model says about what we would give it."""
+"""The JSON that DeepSpeed is given, and what its own config model says about it."""
 
+from json import dumps
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def passed(ds_config: Path, world_size: int = 2, *overrides: str) -> dict:
     return passed_json(loaded.run, loaded.deepspeed, make_plan(loaded.run, world_size), CPU)
 
 
+def written(folder: Path, values: object) -> Path:
+    path = folder / "ds.json"
+    path.write_text(dumps(values), encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda p: p.stem)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_deepspeed_accepts_every_json_of_ours(path, world_size):
@@ -36,9 +43,60 @@ def test_the_folder_for_nvme_comes_from_the_run_config(tmp_path):
     assert result["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
     with pytest.raises(ConfigError, match=r"parallel\.nvme_path=FOLDER"):
         passed(DS_CONFIGS / "zero3_nvme.json", 2, "parallel.nvme_path=null")
-    without = tmp_path / "without.json"
-    without.write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', encoding="utf-8")
-    assert passed(without, 2)["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
+    without = written(tmp_path, {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}})
+    assert passed(without)["zero_optimization"]["offload_param"]["nvme_path"] == "/fast/disk"
+
+
+def test_every_auto_is_filled_in_and_the_rest_is_passed_on(tmp_path):
+    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234, "allgather_bucket_size": "auto"}
+    values = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+        "zero_optimization": zero,
+        "aio": {"block_size": 99},
+        "steps_per_print": 5,
+    }
+    overrides = ("train.global_batch_size=24", "train.micro_batch_size=3", "optimizer.grad_clip_norm=0.25")
+    result = passed(written(tmp_path, values), 2, *overrides, "precision.dtype=bf16")
+    assert result == {
+        "train_batch_size": 24,
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 0.25,
+        "bf16": {"enabled": True},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # "auto" means DeepSpeed's default there: the key is left out.
+        "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "aio": {"block_size": 99},
+        "steps_per_print": 5,
+    }
+
+
+def test_the_json_of_the_user_is_kept_as_it_was(tmp_path):
+    zero = {"stage": 2, "allgather_bucket_size": "auto"}
+    loaded = load_config(ds_config=written(tmp_path, {"zero_optimization": zero}))
+    passed_json(loaded.run, loaded.deepspeed, make_plan(loaded.run, 2), CPU)
+    assert loaded.deepspeed["zero_optimization"] == zero
+
+
+def test_the_command_line_overrules_the_json_in_what_deepspeed_gets(tmp_path):
+    path = written(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0})
+    result = passed(path, 2, "parallel.zero_stage=1", "optimizer.grad_clip_norm=0.5")
+    assert result["zero_optimization"] == {"stage": 1}
+    assert result["gradient_clipping"] == 0.5
+
+
+def test_without_zero_clipping_is_ours(tmp_path):
+    path = written(tmp_path, {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0})
+    assert load_config(ds_config=path).run.optimizer.grad_clip_norm == 1.0
+    assert passed(path)["gradient_clipping"] == 0.0
 
 
 def test_deepspeed_reads_what_we_mean():
