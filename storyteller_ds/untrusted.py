@@ -24,8 +24,8 @@ JSON_DEPTH = 64
 _TERMINAL_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, what turns the direction of writing, and what no encoding has."""
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy", ".npz")
-_PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
-"""torch.save's zip archive, and the pickle protocols that announce themselves."""
+_PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+"""The protocols that announce themselves. (torch.save's zip archive is no text in any case.)"""
 
 
 class UntrustedFileError(UserError):
@@ -162,7 +162,7 @@ def refuse_pickle(path: Path) -> None:
     except OSError:
         by_content = False  # reading it will report why
     if by_name or by_content:
-        raise UntrustedFileError(f"{path}: a pickle or an archive, which can run code when it is read, is never read")
+        raise UntrustedFileError(f"{path}: a pickle, which can run code when it is read, is never read")
 
 
 def for_terminal(text: str) -> str:

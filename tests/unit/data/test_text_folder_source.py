@@ -253,7 +253,7 @@ def test_what_a_run_has_made_is_no_text(tmp_path, files, what, above):
     [
         (b"caf\xe9", "is not UTF-8"),
         (b"\x1f\x8b\x08", "is packed with gzip"),
-        (b'{"a": "b"}\n{"a": "c"}', "is JSON Lines"),
+        (b'{"a": "b"}\n{"a": "c"}', "is JSON"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, what):
