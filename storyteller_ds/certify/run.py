@@ -94,7 +94,7 @@ def certify(placements: Sequence[Placement], log: Callable[[str], None]) -> Iter
         run = load_config(PRESET, RUN).run
         names = [name for name, _ in Decoder(run).named_parameters()]
         routed = routed_bytes(run, STEPS)
-        key = prepare_corpus(run, log, check_shards=True)
+        key = prepare_corpus(run, log)
         if any(placement.device == "cpu" for placement in placements):
             # The process that all CPU ranks are forked from imports everything now, outside of any row's time.
             first = _process_context("cpu").Process(target=int)

@@ -4,7 +4,6 @@ The cache can always be made again from the text: what is damaged in it is made 
 continues what a killed one has finished.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -19,7 +18,7 @@ from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, make_co
 from storyteller_ds.data.shards import VERSION as SHARD_VERSION
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.sources.choose import Sources, choose_sources
-from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes, TextBytes
+from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
 from storyteller_ds.data.work_folder import put_in_place, set_aside, work_folder
 from storyteller_ds.errors import DataError
@@ -29,11 +28,6 @@ from storyteller_ds.user_paths import expand_home
 
 _DAMAGE = (DataError, UntrustedFileError, OSError)
 """What is raised by files that are missing or not what they were."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DamagedCorpusError(DataError):
-    """A prepared corpus that is not whole; prepare_corpus prepares it again."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Corpus:
     """sha256 of what was read and how; the same fingerprint means the same tokens."""
 
 
-def prepare_corpus(run: RunConfig, log: Callable[[str], None], check_shards: bool = False) -> str:
+def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
     """Make tokenizer and token shards unless the cache has them whole; one process per machine calls this.
 
     Returns the key that open_corpus takes.
@@ -59,7 +53,6 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None], check_shards: boo
     Args:
         run: its data and tokenizer sections count.
         log: gets a line about each step.
-        check_shards: look at every byte of what is there, as open_corpus does.
 
     Raises:
         DataError: the text or the tokenizer cannot be used, the text has changed meanwhile, or the cache cannot be
@@ -70,7 +63,8 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None], check_shards: boo
     with meanwhile(lambda: log(f"reading {run.data.source}"), LINE_EVERY_S):
         key = _key(run, sources, given)
     folder = cache_folder(run.data.cache_dir) / key
-    problem = _problem(folder, run.tokenizer.vocab_size, check_shards)
+    with meanwhile(lambda: log("checking the prepared corpus"), LINE_EVERY_S):
+        problem = _problem(folder, run.tokenizer.vocab_size)
     if problem is None:
         return key
     if problem:
@@ -87,14 +81,9 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None], check_shards: boo
                     raise
                 # Another process was faster; its result is the same.
     except OSError as error:
-        fix = "to a folder that can be written, set"
-        if error.errno in _NO_ROOM:
-            fix = "make room there, or set"
-        elif error.errno == errno.ENOENT:
-            fix = "was it removed meanwhile? run again, or set"
         raise DataError(
-            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; {fix} data.cache_dir "
-            "(or STORYTELLER_CACHE)"
+            f"the prepared corpus cannot be written to {folder}: {error.strerror or error}; make room there, or set "
+            "data.cache_dir (or STORYTELLER_CACHE) to a folder that can be written, and run again"
         ) from error
     return key
 
@@ -103,15 +92,13 @@ def open_corpus(run: RunConfig, key: str) -> Corpus:
     """The corpus that prepare_corpus has made and named `key`, all shards checked.
 
     Raises:
-        DamagedCorpusError: something in it is missing or damaged.
+        DataError: something in it is missing or damaged; prepare_corpus prepares it again.
     """
     folder = cache_folder(run.data.cache_dir) / key
     try:
         return _opened(folder, run.tokenizer.vocab_size)
     except _DAMAGE as error:
-        raise DamagedCorpusError(
-            f"the prepared corpus {folder} is damaged ({error}); remove the folder and run again"
-        ) from None
+        raise DataError(f"the prepared corpus {folder} is damaged ({error}); remove the folder and run again") from None
 
 
 def _opened(folder: Path, vocab_size: int) -> Corpus:
@@ -122,25 +109,21 @@ def _opened(folder: Path, vocab_size: int) -> Corpus:
 
     train, validation = stream(index.train.shards, vocab_size), stream(index.validation.shards, vocab_size)
     if tokenizer.spells_bytes:
-        text: TextBytes = SpelledBytes(validation, tokenizer.token_bytes(vocab_size))
+        text = TextBytes(validation, tokenizer.token_bytes(vocab_size))
     else:
         counts = stream(index.validation.byte_shards or [], MOST_BYTES_OF_A_TOKEN)
         if len(counts) != len(validation):
             raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
-        text = RecordedBytes(counts)
+        text = TextBytes(counts)
     return Corpus(tokenizer, train, validation, text, index.train, index.validation, index.fingerprint)
 
 
-def _problem(folder: Path, vocab_size: int, check_shards: bool = False) -> str | None:
+def _problem(folder: Path, vocab_size: int) -> str | None:
     """Why the corpus must be made: the damage, or "" if there is none yet; None: it is whole."""
     if not os.path.lexists(folder):
         return ""
     try:
-        index, tokenizer = read_index(folder, CorpusIndex)
-        if not tokenizer.spells_bytes and index.validation.byte_shards is None:
-            return ""  # prepared before they were counted
-        if check_shards:
-            _opened(folder, vocab_size)
+        _opened(folder, vocab_size)
     except _DAMAGE as error:
         return str(error)
     return None

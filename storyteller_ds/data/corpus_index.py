@@ -34,7 +34,7 @@ class SplitIndex(_Strict):
     shards: list[str] = Field(min_length=1)
     """File names, in order."""
     byte_shards: list[str] | None = Field(None, min_length=1)
-    """Likewise, of the bytes of each token (RecordedBytes)."""
+    """Likewise, of the bytes of each token (TextBytes)."""
 
 
 class UnfinishedIndex(_Strict):

@@ -84,7 +84,7 @@ def _left_behind(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, list[
         return None, []
     shards: list[str] = []
     # A shard that was being written does not agree with its header.
-    with contextlib.suppress(DataError, UntrustedFileError):
+    with contextlib.suppress(DataError, UntrustedFileError, OSError):
         while True:
             name = shard_name("train", len(shards))
             open_listed_shard(folder, name, index, vocab_size)
@@ -157,16 +157,12 @@ class _Split:
             finished: the first shards, which are there already.
 
         Raises:
-            DataError: the source has no document, or cannot be read.
+            DataError: the source cannot be read.
         """
         passed_over = self._documents_in(folder, vocab_size, finished)
         with self._tally.logged():
             documents = self._encoded(passed_over, begins=not finished)
             shards = write_shards(folder, self._name, documents, vocab_size, SHARD_TOKENS, len(finished))
-        if self._tally.documents == 0:
-            raise DataError(
-                f"{self._source.name} has no documents for {self._name}; use more text, or set data.validation"
-            )
         entry = {
             "source": self._source.name,
             "documents": self._tally.documents,
@@ -189,9 +185,7 @@ class _Split:
             # So that the first word of the first document is predicted too.
             self._byte_counts.append(np.zeros(1, dtype=np.uint32))
             yield [end]
-        texts = self._tally.counted(self._source.documents())
-        for _ in itertools.islice(texts, passed_over):
-            pass
+        texts = itertools.islice(self._tally.counted(self._source.documents()), passed_over, None)
         while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
             for ids in self._ids(batch):
                 yield [*ids, end]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storyteller_ds.errors import DataError
-from storyteller_ds.untrusted import UntrustedFileError, open_regular
+from storyteller_ds.untrusted import open_regular
 
 MAGIC = b"STORYTOK"
 VERSION = 2
@@ -88,27 +88,20 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
         vocab_size: rows of the model's embedding; an id beyond would read outside it.
 
     Raises:
-        DataError: the shard is missing or damaged.
+        DataError: the shard is damaged.
+        UntrustedFileError, OSError: there is no such file.
     """
-    try:
-        with open_regular(path) as file:
-            header = file.read(HEADER_BYTES)
-            file_bytes = os.fstat(file.fileno()).st_size
-    except UntrustedFileError as error:
-        raise DataError(f"token shard {error}") from None
-    except OSError as error:
-        raise DataError(f"token shard {path} cannot be read: {error.strerror}") from None
+    with open_regular(path) as file:
+        header = file.read(HEADER_BYTES)
+        file_bytes = os.fstat(file.fileno()).st_size
     if len(header) < HEADER_BYTES or header[:8] != MAGIC:
         raise DataError(f"token shard {path} has a wrong header, it is not one of ours")
-    fields: tuple[bytes, int, int, int, int] = _HEADER.unpack_from(header)
-    _, version, itemsize, count, written_vocab = fields
+    version, itemsize, count, written_vocab = _HEADER.unpack_from(header)[1:]
     if version != VERSION or itemsize not in _DTYPES:
         raise DataError(f"token shard {path} has a wrong header (version {version}, {itemsize} bytes per id)")
     expected = HEADER_BYTES + count * itemsize
-    if file_bytes != expected:
-        raise DataError(f"token shard {path} has {file_bytes} bytes, its header says {expected}")
-    if count == 0:
-        raise DataError(f"token shard {path} is empty")
+    if file_bytes != expected or count == 0:
+        raise DataError(f"token shard {path} has {file_bytes} bytes and {count} ids, its header says {expected} bytes")
     ids: NDArray[Any] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
     digest = hashlib.sha256(header[: _HEADER.size])
     for start in range(0, count, _CHECK_CHUNK):

@@ -8,7 +8,6 @@ the corpus. A separator between documents stands for no byte.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,37 +15,20 @@ from numpy.typing import NDArray
 from storyteller_ds.data.shards import TokenStream
 
 
-class TextBytes(Protocol):
+@dataclass(frozen=True)
+class TextBytes:
     """The bytes behind a token stream."""
 
-    def between(self, start: int, stop: int) -> int:
-        """Bytes of the text of tokens start to stop (excluded)."""
-        ...
-
-
-@dataclass(frozen=True)
-class SpelledBytes:
-    """Where each token always stands for the same bytes (Tokenizer.spells_bytes)."""
-
     stream: TokenStream
-    token_bytes: NDArray[np.int64]
-    """[V] bytes of each token."""
+    """The tokens, where each always stands for the same bytes (Tokenizer.spells_bytes); else the bytes of each, as
+    aligned_bytes has counted them when the text became tokens."""
+    token_bytes: NDArray[np.int64] | None = None
+    """[V] bytes of each token; None: the stream is of bytes."""
 
     def between(self, start: int, stop: int) -> int:
         """Bytes of the text of tokens start to stop (excluded)."""
-        return int(self.token_bytes[self.stream.read(start, stop)].sum())
-
-
-@dataclass(frozen=True)
-class RecordedBytes:
-    """Where the bytes depend on the text: counted when it became tokens."""
-
-    counts: TokenStream
-    """[T] bytes of each token of the stream, as aligned_bytes gives them."""
-
-    def between(self, start: int, stop: int) -> int:
-        """Bytes of the text of tokens start to stop (excluded)."""
-        return int(self.counts.read(start, stop).sum())
+        values = self.stream.read(start, stop)
+        return int((values if self.token_bytes is None else self.token_bytes[values]).sum())
 
 
 def aligned_bytes(text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

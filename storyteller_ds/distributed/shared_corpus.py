@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.corpus import Corpus, DamagedCorpusError, open_corpus, prepare_corpus
+from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.distributed.world import World
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
@@ -20,15 +20,6 @@ def shared_corpus(run: RunConfig, world: World, log: Callable[[str], None]) -> C
         DataError: the text or the tokenizer cannot be used, or the cache cannot be written.
     """
     key = world.on_each_machine(lambda: prepare_corpus(run, log))
-    try:
-        return _opened(run, key, world, log)
-    except DamagedCorpusError:
-        # On one machine; the others find theirs undamaged.
-        world.on_each_machine(lambda: prepare_corpus(run, log, check_shards=True))
-        return _opened(run, key, world, log)
-
-
-def _opened(run: RunConfig, key: str, world: World, log: Callable[[str], None]) -> Corpus:
     mine: list[Corpus] = []  # not a result of together(), which goes to the other ranks
     with meanwhile(lambda: log("checking the prepared corpus"), LINE_EVERY_S):
         world.together(lambda: mine.append(open_corpus(run, key)))

@@ -11,7 +11,7 @@ from storyteller_ds.data.sources.held_out import HeldOutPart
 from storyteller_ds.data.sources.huggingface import DATA_SUFFIXES, HuggingFaceSource
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import TextFileSource
-from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, Listing, TextFolderSource, list_folder
+from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, TextFolderSource, list_folder
 from storyteller_ds.errors import DataError
 from storyteller_ds.user_paths import expand_home
 
@@ -19,14 +19,6 @@ BUILTIN_VALIDATION_PART = 20
 """One built-in validation story for so many training stories."""
 _OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".zip", ".pdf", ".html", ".epub", ".yaml")
 """What ends with one of these is a file that does not exist, and not the name of a dataset."""
-_OWN_FOLDERS = {
-    ("metrics.jsonl", "config.json"): "a run folder",
-    ("manifest.json", "trainer.json"): "a checkpoint",
-    ("corpus.json", "tokenizer.json"): "a prepared corpus",
-}
-"""Two files that a folder of ours has, and what it is."""
-
-
 _OF_DATASETS = ("revision", "text_field", "streaming", "max_documents")
 """Settings of Hugging Face datasets alone."""
 
@@ -54,29 +46,18 @@ def choose_sources(data: DataConfig) -> Sources:
     Raises:
         DataError: one of them cannot exist, or a setting has no source that it applies to.
     """
-    sources = _choose(data)
+    train = _open(data, data.source, "train")
+    validation = None if data.validation is None else _open(data, data.validation, "validation")
     for field in _OF_DATASETS:
         value = getattr(data, field)
         # Of a validation split all documents are used.
-        names = [data.source] if field == "max_documents" or data.validation is None else [data.source, data.validation]
-        if value != DataConfig.model_fields[field].default and not any(_is_dataset(data, name) for name in names):
-            raise DataError(
-                f"data.{field}={value} is for Hugging Face datasets, and {' and '.join(names)} is none; remove it"
-            )
-    return sources
-
-
-def _is_dataset(data: DataConfig, name: str) -> bool:
-    return isinstance(_open(data, name, "train"), HuggingFaceSource)
-
-
-def _choose(data: DataConfig) -> Sources:
-    train = _open(data, data.source, "train")
-    if data.validation is not None:
-        validation = _open(data, data.validation, "validation")
+        users = [train] if field == "max_documents" else [train, validation]
+        if value != DataConfig.model_fields[field].default and not any(isinstance(x, HuggingFaceSource) for x in users):
+            raise DataError(f"data.{field}={value} is for Hugging Face datasets, and none is read with it; remove it")
+    if validation is not None:
         # A dataset that is named for validation needs no split of that name, unless it is trained on.
         if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
-            if expand_home(data.validation).resolve() == expand_home(data.source).resolve():
+            if expand_home(data.validation or "").resolve() == expand_home(data.source).resolve():
                 raise DataError(
                     f"{data.validation} has no validation split; leave data.validation out, and a part is held out"
                 )
@@ -119,10 +100,9 @@ def _is_of_texts(folder: Path) -> bool:
     """Whether a folder is to be read as text files, and not as a dataset in the hub's layout.
 
     Raises:
-        DataError: both would leave out a part of it; or it is a folder that a run has made.
+        DataError: both would leave out a part of it.
     """
     listing = list_folder(folder)
-    _refuse_own(listing)
     if names_files(folder):
         return False
     texts = listing.texts
@@ -134,14 +114,3 @@ def _is_of_texts(folder: Path) -> bool:
             f"({listing.others[0].relative_to(folder)}); put the one or the other into a folder of its own"
         )
     return not listing.others
-
-
-def _refuse_own(listing: Listing) -> None:
-    """Refuse the folders of a run: its records are not stories."""
-    names: dict[Path, set[str]] = {}
-    for path in listing.others:
-        names.setdefault(path.parent, set()).add(path.name)
-    for folder, found in names.items():
-        for files, what in _OWN_FOLDERS.items():
-            if found.issuperset(files):
-                raise DataError(f"{folder} is {what}, not a text; give the text that the stories are in")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ _FOLDER_SUFFIXES = (*DATA_SUFFIXES, ".txt")
 _ABOUT_THE_DATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 """Files that the library does not take for data."""
 
-_SPLIT = re.compile(r"\w+(\.\w+)*")
-
 _OTHER_SEPARATORS = ";\t|"
 """Separators of columns that the library does not recognise in a .csv."""
 
@@ -51,8 +48,8 @@ class HuggingFaceSource:
     `streaming`, and if they are not there, they are read from the hub. A local folder is read in place; it has no
     revision, so one that is meant for another dataset of the run is ignored.
 
-    Raises DataError on construction for a name that is neither a folder nor a hub name, a revision that
-    is missing or not a commit sha, and a split or a max_documents that cannot be.
+    Raises DataError on construction for a name that is neither a folder nor a hub name, and a revision that is missing
+    or not a commit sha.
     """
 
     dataset: str
@@ -65,13 +62,6 @@ class HuggingFaceSource:
     """data.cache_dir."""
 
     def __post_init__(self) -> None:
-        if self.max_documents is not None and self.max_documents < 1:
-            raise DataError(f"max_documents is {self.max_documents}; give 1 or more, or null for all")
-        if not _SPLIT.fullmatch(self.split):
-            raise DataError(
-                f"{self.split!r} is not the name of a split; give a plain name such as train, "
-                "and max_documents to read only a part"
-            )
         if self._folder is None:
             hub.check_name(self.dataset, self.revision)
 

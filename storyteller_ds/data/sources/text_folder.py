@@ -23,15 +23,14 @@ _ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*", re.I
 _NAMED = 3
 """How many of the files that are not read are listed by name."""
 _OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
-_SPLIT = re.compile(
-    r"(?:.*[-_. ])?(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev|eval)|(?P<test>test))"
-    r"(?:[-_. ]?\d+(?:-of-\d+)?)?"
-)
-"""What is named for a split: train.txt, tiny_val.txt, train-00000-of-00002.txt, the folder validation."""
-_SPLIT_FIRST = re.compile(
-    r"(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev|eval)|(?P<test>test))[-_.].*"
-)
-"""Stories may have such names, too (train_robbery.txt): splits only if all files have, and one is for validation."""
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    "test": "test",
+}
+_WORD = f"({'|'.join(_SPLITS)})"
+_NAMED_FOR_A_SPLIT = re.compile(rf"(?:.*[-_. ])?{_WORD}(?:[-_. ]?\d+(?:-of-\d+)?)?|{_WORD}[-_.].*")
+"""Such as train.txt, tiny_val.txt, train-00000-of-00002.txt, val_stories.txt, the folder validation."""
 
 
 class Listing(NamedTuple):
@@ -63,7 +62,7 @@ def list_folder(folder: Path) -> Listing:
             path = Path(here) / name
             if _is_hidden(name) or (name in folders and not path.is_symlink()):
                 continue
-            if path.is_symlink() and (path.is_dir() or not _leads_to_a_file_of(home, path)):
+            if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
                 listing.links.append(path)
             elif _ABOUT_THE_TEXT.fullmatch(name):
                 listing.about.append(path)
@@ -76,14 +75,6 @@ def list_folder(folder: Path) -> Listing:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _OF_A_DESKTOP
-
-
-def _leads_to_a_file_of(home: Path, link: Path) -> bool:
-    try:
-        target = link.resolve(strict=True)
-    except (OSError, RuntimeError):  # no such file; links in a circle
-        return False
-    return target.is_relative_to(home)
 
 
 @dataclass(frozen=True)
@@ -177,13 +168,9 @@ class TextFolderSource:
     @cached_property
     def _by_split(self) -> dict[str | None, list[Path]]:
         """The files of each split, and under None those that are named for no split."""
-        surely, maybe = self._grouped(_SPLIT), self._grouped(_SPLIT, _SPLIT_FIRST)
-        return maybe if None not in maybe and "validation" in maybe else surely
-
-    def _grouped(self, *patterns: re.Pattern[str]) -> dict[str | None, list[Path]]:
         by_split: dict[str | None, list[Path]] = {}
         for path in self._listing.texts:
-            by_split.setdefault(_split_of(path.relative_to(self.path), patterns), []).append(path)
+            by_split.setdefault(_split_of(path.relative_to(self.path)), []).append(path)
         return by_split
 
     @property
@@ -209,8 +196,7 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _split_of(relative: Path, patterns: Sequence[re.Pattern[str]]) -> str | None:
+def _split_of(relative: Path) -> str | None:
     """The split in the name of the first folder above a file that has one, or else of the file."""
-    names = (*relative.parent.parts, relative.stem)
-    matches = (pattern.fullmatch(name.lower()) for name in names for pattern in patterns)
-    return next((match.lastgroup for match in matches if match), None)
+    matches = (_NAMED_FOR_A_SPLIT.fullmatch(name.lower()) for name in (*relative.parent.parts, relative.stem))
+    return next((_SPLITS[match[1] or match[2]] for match in matches if match), None)

@@ -9,7 +9,7 @@ import torch
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.data.batches import IGNORED, BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
-from storyteller_ds.data.text_bytes import RecordedBytes, SpelledBytes
+from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.data.tokenizer import train_tokenizer
 from storyteller_ds.errors import DataError
 
@@ -25,7 +25,7 @@ def stream(tokens: int = TOKENS) -> TokenStream:
     return TokenStream([ids[:60], ids[60:61], ids[61:]])
 
 
-NO_TEXT = RecordedBytes(TokenStream([np.zeros(1, dtype=np.int64)]))
+NO_TEXT = TextBytes(TokenStream([np.zeros(1, dtype=np.int64)]))
 """Where bytes do not matter."""
 
 
@@ -99,7 +99,7 @@ def stream_of(tokens: int) -> TokenStream:
 @pytest.mark.parametrize("limit", [1, 2, 5, 6, 100, None])
 def test_the_bytes_of_a_limited_validation_are_those_of_its_targets(limit):
     sizes = np.arange(TOKENS, dtype=np.int64) ** 2 % 7
-    for text in (SpelledBytes(stream(), sizes), RecordedBytes(TokenStream([sizes[:90], sizes[90:]]))):
+    for text in (TextBytes(stream(), sizes), TextBytes(TokenStream([sizes[:90], sizes[90:]]))):
         validation = ValidationBatches(stream(), text, LENGTH, ONE_RANK)
         targets = torch.cat([b.target_BS[b.target_BS != IGNORED] for b in validation.batches(limit)])
         assert validation.text_bytes(limit) == sizes[targets.numpy()].sum()
@@ -119,7 +119,7 @@ def test_the_validation_bytes_are_those_of_the_text():
     for document in documents:
         ids += [*tokenizer.encode(document), tokenizer.end_of_text]
     stream = TokenStream([np.array(ids)])
-    text = SpelledBytes(stream, tokenizer.token_bytes(tokenizer.vocab_size))
+    text = TextBytes(stream, tokenizer.token_bytes(tokenizer.vocab_size))
     validation = ValidationBatches(stream, text, LENGTH, ONE_RANK)
     assert validation.text_bytes(None) == sum(len(document.encode()) for document in documents)
 

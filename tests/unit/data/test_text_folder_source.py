@@ -160,12 +160,9 @@ def test_a_story_may_be_called_train_or_test(tmp_path):
     assert read(folder) == ["Ring.", "Sit still.", "Puff."]
 
 
-def test_a_story_may_begin_as_a_split_does(tmp_path):
-    folder = make(tmp_path, train_robbery__txt="Puff.", val_and_me__txt="Hi.", fox__txt="Ring.")
-    assert read(folder) == ["Ring.", "Puff.", "Hi."]
-
-
-@pytest.mark.parametrize("names", [("train", "validation", "fox"), ("validation", "fox"), ("tiny-val", "fox")])
+@pytest.mark.parametrize(
+    "names", [("train", "validation", "fox"), ("validation", "fox"), ("tiny-val", "fox"), ("val_and_me", "fox")]
+)
 def test_files_of_which_only_some_are_named_for_splits_are_refused(tmp_path, names):
     line = refused(make(tmp_path, **{f"{name}__txt": name for name in names}))
     assert f"{names[-2]}.txt is named for a split and " in line
@@ -232,17 +229,19 @@ def test_a_folder_without_a_story(tmp_path, files, what):
 
 
 @pytest.mark.parametrize(
-    ("files", "what"),
+    "files",
     [
-        (("metrics.jsonl", "config.json", "samples.md"), "a run folder"),
-        (("manifest.json", "trainer.json", "weights.safetensors"), "a checkpoint"),
-        (("corpus.json", "tokenizer.json", "train-00000.tokens"), "a prepared corpus"),
+        {"metrics__jsonl": '{"step": 1, "train_loss": 1.5}\n', "config__json": "{}", "samples__md": "Once."},
+        {"manifest__json": '{"files": {}}', "trainer__json": '{"step": 1}', "weights__safetensors": "x"},
+        {"corpus__json": '{"train": {}}', "tokenizer__json": '{"model": {}}', "train-00000__tokens": "x"},
     ],
+    ids=["run folder", "checkpoint", "prepared corpus"],
 )
 @pytest.mark.parametrize("above", [False, True])
-def test_what_a_run_has_made_is_no_text(tmp_path, files, what, above):
-    folder = make(tmp_path / "made", **{name.replace(".", "__"): "x" for name in files})
-    assert f"{folder} is {what}" in refused(tmp_path if above else folder)
+def test_what_a_run_has_made_is_no_text(tmp_path, files, above):
+    pytest.importorskip("datasets", reason="needs pip install datasets")
+    folder = make(tmp_path / "made", **files)
+    assert refused(tmp_path if above else folder, validation="builtin").startswith(str(tmp_path))
 
 
 # --- one of the files is at fault ---

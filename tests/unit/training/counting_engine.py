@@ -11,7 +11,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
-from storyteller_ds.data.text_bytes import SpelledBytes
+from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import RouterMetrics, StepResult
 from storyteller_ds.errors import (
@@ -120,7 +120,7 @@ def go(engine: CountingEngine, state=None, callbacks=1, interruption=None, **set
     )
     split, stream = BatchSplit(0, 1, BATCH, 1), TokenStream([np.arange(41)])
     batches = TrainBatches(stream, "corpus", 0, LENGTH, split)
-    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, split)
+    validation = ValidationBatches(stream, TextBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, split)
     recorders = [Recorder(engine) for _ in range(callbacks)]
     if not engine.val_losses:
         engine.val_losses = [1.0]

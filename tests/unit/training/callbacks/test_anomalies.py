@@ -14,7 +14,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
-from storyteller_ds.data.text_bytes import SpelledBytes
+from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED, TrainingStopped
@@ -102,7 +102,7 @@ def go(script: str, state: TrainState | None = None, every: int = 4, steps: int 
     checkpoints = Checkpoints(engine, every)
     anomalies = Anomalies(run, checkpoints.lines.append, checkpoints.roll_back)
     stream, split = TokenStream([np.arange(41)]), BatchSplit(0, 1, BATCH, 1)
-    validation = ValidationBatches(stream, SpelledBytes(stream, np.ones(41, dtype=np.int64)), 4, split)
+    validation = ValidationBatches(stream, TextBytes(stream, np.ones(41, dtype=np.int64)), 4, split)
     try:
         clock = itertools.count().__next__
         batches = CountedBatches()
