@@ -68,9 +68,10 @@ def read_text(path: Path, limit: int) -> str:
     """The content of a UTF-8 file of at most `limit` bytes, without a byte order mark.
 
     Raises:
-        UntrustedFileError: it is larger, no regular file, or not UTF-8.
+        UntrustedFileError: it is a pickle, larger, no regular file, or not UTF-8.
         OSError: it cannot be read.
     """
+    refuse_pickle(path)
     try:
         return read_bytes(path, limit).decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -133,13 +134,13 @@ def seal_of(entries: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
-def inside(folder: Path, name: object) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The file `name` of `folder`, after checking that it lies there.
 
     Raises:
         UntrustedFileError: `name` is not a plain name, or a link leads out of the folder.
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UntrustedFileError(f"{folder}: {name!r:.80} is not the name of a file in it")
     path = folder / name
     if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):

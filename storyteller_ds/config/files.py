@@ -95,7 +95,6 @@ def read_text(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibli
         ConfigError: it is missing, unreadable, too large, no regular file, or not UTF-8.
     """
     try:
-        untrusted.refuse_pickle(path)
         return untrusted.read_text(path, FILE_BYTES)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist{hint(path) or '; check the path'}") from None

@@ -180,22 +180,17 @@ class _Split:
         return max(0, sum(int(count) for count in ends) - 1)  # the stream begins with one more
 
     def _encoded(self, passed_over: int, begins: bool) -> Iterator[list[int]]:
-        end = self._tokenizer.end_of_text
+        end, unknown = self._tokenizer.end_of_text, self._tokenizer.unknown
         if begins:
             # So that the first word of the first document is predicted too.
             self._byte_counts.append(np.zeros(1, dtype=np.uint32))
             yield [end]
         texts = itertools.islice(self._tally.counted(self._source.documents()), passed_over, None)
         while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
-            for ids in self._ids(batch):
+            if not self._records_bytes:
+                yield from ([*ids, end] for ids in self._tokenizer.encode_batch(batch))
+                continue
+            for ids, byte_counts in self._tokenizer.encode_with_bytes(batch):
+                self._byte_counts.append(byte_counts.astype(np.uint32))
+                self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
                 yield [*ids, end]
-
-    def _ids(self, texts: list[str]) -> Iterator[list[int]]:
-        if not self._records_bytes:
-            yield from self._tokenizer.encode_batch(texts)
-            return
-        unknown = self._tokenizer.unknown
-        for ids, byte_counts in self._tokenizer.encode_with_bytes(texts):
-            self._byte_counts.append(byte_counts.astype(np.uint32))
-            self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
-            yield ids

@@ -105,7 +105,7 @@ def test_a_seal_is_of_everything_but_itself():
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "\x1b[2J", "\u202ex", None, 1, ["a"]]
+    "name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "\x1b[2J", "\u202ex"]
 )
 def test_a_name_that_is_no_file_of_the_folder(tmp_path, name):
     assert "is not the name of a file in it" in refusal(inside, tmp_path, name)

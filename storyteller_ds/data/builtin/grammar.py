@@ -103,9 +103,6 @@ def _compile_wording(text: str) -> Wording:
         parts.append(vocabulary.POOLS[pool] if pool else tuple(match[1].split("|")))
         end = match.end()
     parts.append(text[end:])
-    plain = "".join(part if isinstance(part, str) else "".join(part) for part in parts)
-    if re.search(r"[\[\]<>|]", plain):
-        raise ValueError(f"a choice cannot hold another choice: {text!r}")
     return tuple(part for part in parts if part)
 
 
@@ -119,10 +116,8 @@ def compile_paragraphs(text: str) -> tuple[Paragraph, ...]:
             if marker == "/":
                 last = sentences[-1]
                 sentences[-1] = last._replace(wordings=(*last.wordings, wording))
-            elif marker in "*?":
-                sentences.append(Sentence(marker == "?", (wording,)))
             else:
-                raise ValueError(f"a plot's line begins with '*', '?' or '/': {line!r}")
+                sentences.append(Sentence(marker == "?", (wording,)))
         paragraphs.append(tuple(sentences))
     return tuple(paragraphs)
 
@@ -162,18 +157,19 @@ _HERO_PRONOUNS = {
 }
 
 
-def _draw_key(chooser: Chooser, split: Split) -> tuple[StoryKey, Thing, vocabulary.Place]:
+def _draw_key(chooser: Chooser, split: Split) -> tuple[StoryKey, Thing, str]:
+    """A key of the split, its thing, and the place with its preposition."""
     while True:
         plot = chooser.one(_PLOT_NAMES)
         name = chooser.one(_NAMES)
         thing = chooser.one(PLOTS[plot].things)
-        place = chooser.one(vocabulary.PLACES)
-        key = StoryKey(plot, name, thing.word, place.noun)
+        at, place = chooser.one(vocabulary.PLACES)
+        key = StoryKey(plot, name, thing.word, place)
         if key.split == split:
-            return key, thing, place
+            return key, thing, f"{at} the {place}"
 
 
-def _cast(chooser: Chooser, key: StoryKey, thing: Thing, place: vocabulary.Place) -> Mapping[str, str]:
+def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mapping[str, str]:
     """Fill every placeholder once, for the whole story."""
     is_girl = key.name in _GIRLS
     child = "girl" if is_girl else "boy"
@@ -183,12 +179,12 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, place: vocabulary.Place
         friend = chooser.one(_NAMES)
     elder, elder_is_woman = chooser.one(vocabulary.ELDERS)
     e_he = _PRONOUNS[elder_is_woman]["he"]
-    helper = chooser.one(vocabulary.HELPERS)
-    a_helper = with_article(f"{helper.adjective} {helper.noun}")
+    helper_adjective, helper = chooser.one(vocabulary.HELPERS)
+    a_helper = with_article(f"{helper_adjective} {helper}")
     adjective = chooser.one(PLOTS[key.plot].adjectives)
     adj_thing = f"{adjective} {thing.word}"
-    trait = chooser.one(vocabulary.TRAITS)
-    shown_by = trait.shown_by.format(elder=elder, **_PRONOUNS[is_girl])
+    trait, shown_by = chooser.one(vocabulary.TRAITS)
+    shown_by = shown_by.format(elder=elder, **_PRONOUNS[is_girl])
     spots = chooser.several(vocabulary.HIDING_PLACES, 3)
     found = chooser.several(vocabulary.FOUND_INSTEAD, 2)
     friend_is_girl = friend in _GIRLS
@@ -198,8 +194,8 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, place: vocabulary.Place
         "name": key.name,
         "kind": kind,
         "a_kind": with_article(f"{chooser.one(vocabulary.SIZES)} {kind}"),
-        "trait": trait.word,
-        "a_trait": with_article(trait.word),
+        "trait": trait,
+        "a_trait": with_article(trait),
         "shown_by": shown_by,
         "Shown_by": _capitalized(shown_by),
         "friend": friend,
@@ -210,7 +206,7 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, place: vocabulary.Place
         "Elder": _capitalized(elder),
         "e_he": e_he,
         "e_He": _capitalized(e_he),
-        "helper": helper.noun,
+        "helper": helper,
         "a_helper": a_helper,
         "A_helper": _capitalized(a_helper),
         "thing": thing.word,
@@ -218,8 +214,8 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, place: vocabulary.Place
         "adj_thing": adj_thing,
         "a_thing": with_article(adj_thing),
         "a_plain_thing": with_article(thing.word),
-        "place": place.noun,
-        "at_place": f"{place.preposition} the {place.noun}",
+        "place": key.place,
+        "at_place": at_place,
         "spot_a": spots[0],
         "spot_a_cap": _capitalized(spots[0]),
         "spot_b": spots[1],
@@ -260,8 +256,8 @@ def story(split: Split, seed: int, index: int) -> str:
     is drawn again. A telling that came out too long is told again, with the same key.
     """
     chooser = Chooser(split, seed, index)
-    key, thing, place = _draw_key(chooser, split)
-    cast = _cast(chooser, key, thing, place)
+    key, thing, at_place = _draw_key(chooser, split)
+    cast = _cast(chooser, key, thing, at_place)
     while True:
         text = _tell(chooser, PLOTS[key.plot].paragraphs, cast)
         if len(text.split()) <= LONGEST_STORY_WORDS:

@@ -13,27 +13,6 @@ from typing import NamedTuple
 WORDS = json.loads(files(__package__).joinpath("words.json").read_text(encoding="utf-8"))
 
 
-class Trait(NamedTuple):
-    """A trait and the clause that shows it; the clause begins with the hero's pronoun."""
-
-    word: str
-    shown_by: str
-
-
-class Place(NamedTuple):
-    """A place and the preposition that one is there with: "on" the beach, "by" the pond."""
-
-    preposition: str
-    noun: str
-
-
-class Helper(NamedTuple):
-    """A helper: the adjective of the first mention and the noun that names the helper from then on."""
-
-    adjective: str
-    noun: str
-
-
 class Thing(NamedTuple):
     """What the hero wishes or cares for, and the words that fit only this one, by the placeholder that they fill."""
 
@@ -54,9 +33,12 @@ GIRL_NAMES, BOY_NAMES = _words("girl_names"), _words("boy_names")
 HERO_ANIMALS, SIZES = _words("hero_animals"), _words("sizes")
 HIDING_PLACES, FOUND_INSTEAD = _words("hiding_places"), _words("found_instead")
 CREATURES, SHADOW_MAKERS = _words("creatures"), _words("shadow_makers")
-TRAITS = tuple(Trait(*each) for each in WORDS["traits"])
-PLACES = tuple(Place(preposition, noun) for preposition, nouns in WORDS["places"].items() for noun in nouns)
-HELPERS = tuple(Helper(adjective, noun) for adjective, nouns in WORDS["helpers"].items() for noun in nouns)
+TRAITS: tuple[tuple[str, str], ...] = tuple((trait, shown_by) for trait, shown_by in WORDS["traits"])
+"""A trait, and the clause that shows it, which begins with the hero's pronoun."""
+PLACES: tuple[tuple[str, str], ...] = tuple((at, noun) for at, nouns in WORDS["places"].items() for noun in nouns)
+"""The preposition that one is there with, and the place: "on" the beach, "by" the pond."""
+HELPERS: tuple[tuple[str, str], ...] = tuple((how, noun) for how, nouns in WORDS["helpers"].items() for noun in nouns)
+"""The adjective of the first mention, and the noun that names the helper from then on."""
 ELDERS: tuple[tuple[str, bool], ...] = tuple(WORDS["elders"].items())
 """Those who live with the hero, and whether the word is a woman's."""
 THINGS = {kind: _things(kind) for kind in WORDS["things"]}

@@ -96,11 +96,6 @@ class TextFolderSource:
             raise DataError(
                 f"{links[0]} leads out of {self.path}, or to a folder, or nowhere; put the files there instead"
             )
-        if not self._listing.texts:
-            raise DataError(
-                f"{self.path} has no text file (*{', *'.join(TEXT_SUFFIXES)}; README and the like do not count); "
-                "put the stories there"
-            )
         if None in self._by_split and self.has_split("validation"):
             named, other = self._by_split["validation"][0], self._by_split[None][0]
             raise DataError(
@@ -108,10 +103,11 @@ class TextFolderSource:
                 "name all files for splits, such as train.txt and validation.txt, or none"
             )
         if not self._files:
-            which = (
-                f"no file named for {self.split}, or only empty ones" if self._has_splits else "only empty text files"
+            which = f"text file for {self.split}" if self._has_splits else "text file"
+            raise DataError(
+                f"{self.path} has no {which} (*{', *'.join(TEXT_SUFFIXES)}; README and the like do not count, nor do "
+                "empty files); put the stories there"
             )
-            raise DataError(f"{self.path} has {which}; put stories there")
 
     def has_split(self, split: str) -> bool:
         """Whether some files are named for this split."""

@@ -172,7 +172,7 @@ def test_files_of_which_only_some_are_named_for_splits_are_refused(tmp_path, nam
 def test_a_folder_with_validation_only(tmp_path):
     folder = make(tmp_path / "folder", validation__txt="One.")
     text = make(tmp_path, stories__txt="Two.") / "stories.txt"
-    assert "no file named for train" in refused(folder)
+    assert "has no text file for train (" in refused(folder)
     assert list(whole(text, validation=str(folder)).validation.documents()) == ["One."]
 
 
@@ -220,7 +220,7 @@ def test_a_readme_or_notes_beside_a_dataset_are_no_texts(tmp_path):
     [
         ({}, "has no text file (*.txt, *.text, *.md; "),
         ({"README__md": "About."}, "README and the like do not count"),
-        ({"a__txt": "", "b__txt": ""}, "has only empty text files"),
+        ({"a__txt": "", "b__txt": ""}, "nor do empty files"),
         ({"a__txt": " ", "b__txt": "\n<|endoftext|>"}, "has no document"),
     ],
 )
