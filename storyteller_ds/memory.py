@@ -35,7 +35,7 @@ def memory_hint(hint: str, where: str = "") -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         amount = _AMOUNT.search(str(error))
-        tried = f" (tried to allocate {_in_words(amount[1])})" if amount else ""
+        tried = f" (tried to allocate {amount[1]})" if amount else ""
         raise OutOfMemory(f"out of memory{where}{tried}; {hint}") from error
 
 
@@ -46,8 +46,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, ImportError) and str(error).endswith(_LIBRARY_NOT_MAPPED):
         return True
     return isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS)
-
-
-def _in_words(amount: str) -> str:
-    number, _, unit = amount.partition(" ")
-    return f"{int(number) / 2**20:,.1f} MiB" if unit == "bytes" else amount

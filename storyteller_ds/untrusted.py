@@ -4,6 +4,7 @@ Nothing here unpickles. What is read is a regular file (reading a FIFO or a devi
 file of its kind can be.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,8 +25,8 @@ JSON_DEPTH = 64
 _TERMINAL_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, what turns the direction of writing, and what no encoding has."""
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy", ".npz")
-_PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-"""The protocols that announce themselves. (torch.save's zip archive is no text in any case.)"""
+_PICKLE_STARTS = [bytes([0x80, protocol]) for protocol in range(2, 6)]
+"""Of the protocols that announce themselves. (torch.save's zip archive is no text in any case.)"""
 
 
 class UntrustedFileError(UserError):
@@ -156,13 +157,10 @@ def refuse_pickle(path: Path) -> None:
     """
     if not path.is_file():
         return
-    by_name = path.suffix.lower() in _PICKLE_SUFFIXES
-    try:
-        with open_regular(path) as file:
-            by_content = file.read(4).startswith(_PICKLE_STARTS)
-    except OSError:
-        by_content = False  # reading it will report why
-    if by_name or by_content:
+    is_pickle = path.suffix.lower() in _PICKLE_SUFFIXES
+    with contextlib.suppress(OSError), open_regular(path) as file:  # reading it will report why
+        is_pickle |= file.read(2) in _PICKLE_STARTS
+    if is_pickle:
         raise UntrustedFileError(f"{path}: a pickle, which can run code when it is read, is never read")
 
 

@@ -6,14 +6,14 @@ process that makes the same folder then continues with its content.
 """
 
 import contextlib
-import fcntl
-import os
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 LOCK = "lock"
 KEPT_DAYS = 7
@@ -66,8 +66,8 @@ def _new(target: Path, locks: contextlib.ExitStack) -> Path:
     while True:
         folder = _name(target)
         folder.mkdir()
-        # Another process may have locked it in between, as one that was left.
-        if _taken(folder, locks, may_be_unlocked=True):
+        with contextlib.suppress(Timeout):  # another process has locked it in between, as one that was left
+            locks.enter_context(FileLock(folder / LOCK, timeout=0))
             return folder
 
 
@@ -75,35 +75,13 @@ def _name(target: Path) -> Path:
     return target.with_name(f"{target.name}{_WORK}{secrets.token_hex(4)}")
 
 
-def _taken(folder: Path, locks: contextlib.ExitStack, may_be_unlocked: bool = False) -> bool:
-    """Whether this process has the folder now, until `locks` is closed.
-
-    Args:
-        folder: which may go away at any moment.
-        locks: closed by the caller.
-        may_be_unlocked: take it also on a file system without locks.
-    """
-    path = folder / LOCK
-    with contextlib.ExitStack() as held:
-        try:
-            # Not the folder itself: network file systems lock only files that are open for writing.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            held.callback(os.close, descriptor)
-        except OSError as error:
-            if may_be_unlocked and not isinstance(error, FileNotFoundError):
-                raise
-            return False  # gone, another user's, or no folder
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # It may have been renamed, or removed, before it was locked.
-            ours = os.path.samestat(os.fstat(descriptor), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            return False
-        except OSError:
-            ours = may_be_unlocked
-        if ours:
-            locks.push(held.pop_all())
-        return ours
+def _taken(folder: Path, locks: contextlib.ExitStack) -> bool:
+    """Whether this process has a folder that was there now, until `locks` is closed."""
+    try:
+        locks.enter_context(FileLock(folder / LOCK, timeout=0))
+    except OSError:  # in use, another user's, or no folder
+        return False
+    return True
 
 
 def _remove_forgotten(target: Path) -> None:
@@ -113,5 +91,5 @@ def _remove_forgotten(target: Path) -> None:
         if not _LEFT.fullmatch(folder.name) or folder.name.startswith(f"{target.name}{_WORK}"):
             continue
         with contextlib.suppress(OSError), contextlib.ExitStack() as locks:
-            if folder.stat().st_mtime < oldest and _taken(folder, locks, may_be_unlocked=True):
+            if folder.stat().st_mtime < oldest and _taken(folder, locks):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -32,7 +32,7 @@ MPS = "MPS backend out of memory (MPS allocated: 17.33 GB, max allowed: 18.13 GB
 @pytest.mark.parametrize(
     ("error", "tried"),
     [
-        (raised_by_torch(1 << 50), " (tried to allocate 4,294,967,296.0 MiB)"),
+        (raised_by_torch(1 << 50), " (tried to allocate 4503599627370496 bytes)"),
         (raised_by_numpy(), " (tried to allocate 8.00 PiB)"),
         (torch.OutOfMemoryError(CUDA), " (tried to allocate 20.00 GiB)"),
         (RuntimeError(MPS), " (tried to allocate 500.00 MB)"),
