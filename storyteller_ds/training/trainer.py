@@ -161,7 +161,7 @@ class Trainer:
             seed_rng(run.seed, 0, world.rank)
         else:
             state = resuming.restore(self.engine, checkpoint, run.seed)
-            self._log_resumed(checkpoint)
+            log(f"continuing from {checkpoint.folder}")
             if (reason := why_over(run, state)) is not None:
                 log(f"already {reason}")
                 return TrainedRun(self.output_dir, state.step, finished=checkpoint.folder)
@@ -292,14 +292,6 @@ class Trainer:
             for change in resuming.changed_settings(checkpoint, self.run):
                 self._log(f"changed since the checkpoint: {change}")
         return checkpoint
-
-    def _log_resumed(self, checkpoint: Checkpoint) -> None:
-        self._log(f"continuing from {checkpoint.folder}")
-        if checkpoint.world_size != self.world.size and (self.run.model.dropout or self.run.moe.noisy_gating):
-            self._log(
-                f"written by {checkpoint.world_size} rank(s), now {self.world.size}: the random streams of dropout "
-                "and gating noise start again, everything else continues exactly"
-            )
 
     @contextlib.contextmanager
     def _as_before_afterwards(self) -> Iterator[None]:

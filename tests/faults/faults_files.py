@@ -67,9 +67,7 @@ def _(case: Case) -> None:
     _continues_from(case, 4, f"passing over a checkpoint: .*step_00000008.*{path.name}")
 
 
-@fault(
-    "every checkpoint damaged", "the run starts over, says so, and keeps the old records in previous-1"
-)
+@fault("every checkpoint damaged", "the run starts over, says so, and keeps the old records in previous-1")
 def _(case: Case) -> None:
     case.copy_of_undisturbed(SINGLE, 8)
     for step in (4, 8):

@@ -34,28 +34,25 @@ class Anomalies(Callback):
 
     def on_result(self, state: TrainState, result: StepResult) -> TrainState:
         """Count a bad step or a loss spike; returns the state with its counts and recent losses."""
-        state, self._too_bad = self._observe(state, result)
-        return state
-
-    def _observe(self, state: TrainState, result: StepResult) -> tuple[TrainState, str | None]:
+        self._too_bad = None
         if result.non_finite is not None:
             return self._bad_step(state, result.non_finite)
         if not result.skipped:
             state = dataclasses.replace(state, bad_steps_in_a_row=0)
-        config = self.config
-        if config.loss_spike_policy == "off" or not math.isfinite(result.loss):
-            return state, None
-        recent, window = state.recent_losses, config.loss_spike_window
-        found = is_spike(recent, result.loss, window, config.loss_spike_threshold)
-        state = dataclasses.replace(state, recent_losses=(*recent, result.loss)[-window:])
-        if not found:
-            return state, None
-        state = dataclasses.replace(state, loss_spikes=state.loss_spikes + 1)
-        what = f"the loss of step {state.step} jumped to {result.loss:.4g}"
-        if config.loss_spike_policy == "roll_back":
-            return state, what
-        self.log(f"{what}, far above the {window} before; training goes on (train.loss_spike_policy)")
-        return state, None
+        policy, window = self.config.loss_spike_policy, self.config.loss_spike_window
+        if policy == "off" or not math.isfinite(result.loss):
+            return state
+        recent = state.recent_losses
+        is_one = is_spike(recent, result.loss, window, self.config.loss_spike_threshold)
+        if is_one:
+            what = f"the loss of step {state.step} jumped to {result.loss:.4g}"
+            if policy == "roll_back":
+                self._too_bad = what
+            else:
+                self.log(f"{what}, far above the {window} before; training goes on (train.loss_spike_policy)")
+        return dataclasses.replace(
+            state, recent_losses=(*recent, result.loss)[-window:], loss_spikes=state.loss_spikes + is_one
+        )
 
     def recover(self, state: TrainState) -> TrainState:
         """Go back to the newest checkpoint, if this step was too bad; training continues with samples not yet seen.
@@ -63,10 +60,9 @@ class Anomalies(Callback):
         Raises:
             TrainingStopped: it has gone back often enough, or there is no checkpoint.
         """
-        why, self._too_bad = self._too_bad, None
-        return state if why is None else self._go_back(state, why)
-
-    def _go_back(self, state: TrainState, why: str) -> TrainState:
+        why = self._too_bad
+        if why is None:
+            return state
         advice = "lower optimizer.lr or raise schedule.warmup_steps"
         if state.rollbacks >= self.config.max_rollbacks:
             times = f"after {state.rollbacks} rollback(s) " if state.rollbacks else ""
@@ -83,11 +79,11 @@ class Anomalies(Callback):
         )
         return after
 
-    def _bad_step(self, state: TrainState, what: str) -> tuple[TrainState, str | None]:
-        row = state.bad_steps_in_a_row + 1
-        state = dataclasses.replace(state, bad_steps=state.bad_steps + 1, bad_steps_in_a_row=row)
+    def _bad_step(self, state: TrainState, what: str) -> TrainState:
+        row, most = state.bad_steps_in_a_row + 1, self.config.max_bad_steps
         line = f"the {what} of step {state.step} is not finite"
-        if row >= self.config.max_bad_steps:
-            return state, f"{line}, {row} in a row" if row > 1 else line
-        self.log(f"{line}; the step is skipped ({row} in a row, train.max_bad_steps={self.config.max_bad_steps})")
-        return state, None
+        if row >= most:
+            self._too_bad = f"{line}, {row} in a row" if row > 1 else line
+        else:
+            self.log(f"{line}; the step is skipped ({row} in a row, train.max_bad_steps={most})")
+        return dataclasses.replace(state, bad_steps=state.bad_steps + 1, bad_steps_in_a_row=row)

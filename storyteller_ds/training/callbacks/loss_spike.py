@@ -1,6 +1,5 @@
 """How far a loss stands out from those before it."""
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -25,10 +24,5 @@ def deviations(recent: Sequence[float], loss: float) -> float:
 
 
 def is_spike(recent: Sequence[float], loss: float, window: int, threshold: float) -> bool:
-    """Whether a loss is more than `threshold` deviations above the latest `window` ones.
-
-    False while there are fewer, and for a non-finite loss, which Anomalies handles apart.
-    """
-    if len(recent) < window or not math.isfinite(loss):
-        return False
-    return deviations(recent[-window:], loss) > threshold
+    """Whether a finite loss is more than `threshold` deviations above the latest `window` ones; False without them."""
+    return len(recent) >= window and deviations(recent[-window:], loss) > threshold

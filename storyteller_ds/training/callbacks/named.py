@@ -1,6 +1,6 @@
 """Callbacks that a run config names: train.callbacks=["my_module:MyCallback"]."""
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -21,15 +21,13 @@ def named_callbacks(names: Sequence[str]) -> list[Callback]:
 
 
 def _made(name: str) -> Callback:
-    module, separator, class_name = name.partition(":")
-    if not (module and separator and class_name):
-        raise ConfigError(f"train.callbacks: '{name}' is not of the form module:Class")
     if "" not in sys.path:  # as python itself has it; the storyteller command has its own folder there
         sys.path.append("")
     try:
-        made = getattr(importlib.import_module(module), class_name)()
+        made = pkgutil.resolve_name(name)()
     except Exception as error:  # the user's module may raise anything when it is imported
-        raise ConfigError(f"train.callbacks: '{name}' cannot be used: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"train.callbacks: '{name}' cannot be used as module:Class: {reason}") from error
     if not isinstance(made, Callback):
         raise ConfigError(f"train.callbacks: '{name}' is not a storyteller_ds.Callback")
     return made

@@ -120,7 +120,7 @@ def test_a_loaded_model_tells_the_story_that_the_command_tells(train, capsys):
         (lambda: st.load("no_such_folder"), "no such folder"),
         (lambda: st.train("tiny_test", {"train.callbacks": ["os:path"]}), "train.callbacks: 'os:path'"),
         (lambda: st.train("tiny_test", {"train.callbacks": ["nothing_there:X"]}), "ModuleNotFoundError"),
-        (lambda: st.train("tiny_test", {"train.callbacks": ["nothing"]}), "not of the form module:Class"),
+        (lambda: st.train("tiny_test", {"train.callbacks": ["nothing"]}), "'nothing' cannot be used as module:Class: "),
     ],
 )
 def test_errors_are_exceptions_with_one_line(call, words, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
@@ -86,7 +87,7 @@ class Checkpoints(Callback):
         if not self.saved:
             return None
         text, self.engine.updates = self.saved[-1]
-        return TrainState(**json.loads(text))
+        return TypeAdapter(TrainState).validate_json(text)
 
 
 def go(script: str, state: TrainState | None = None, every: int = 4, steps: int = 12, **settings: Any):
@@ -219,7 +220,7 @@ def test_a_run_killed_at_any_step_ends_as_the_undisturbed_one(policy):
     whole, kept, end = go(SCRIPT, **settings)
     assert end.bad_steps > 5
     for text, updates in kept.saved:
-        state = TrainState(**json.loads(text))
+        state = TypeAdapter(TrainState).validate_json(text)
         assert state.updates == updates
         engine, _, again = _resumed(state, kept, **settings)
         assert again == end
