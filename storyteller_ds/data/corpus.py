@@ -67,10 +67,9 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
         problem = _problem(folder, run.tokenizer.vocab_size)
     if problem is None:
         return key
-    if problem:
-        log(f"preparing the corpus {folder} again: {problem}")
     try:
-        if os.path.lexists(folder):
+        if problem:
+            log(f"preparing the corpus {folder} again: {problem}")
             set_aside(folder)
         with work_folder(folder) as work:
             _fill(run, sources, given, key, work, log)
@@ -141,10 +140,8 @@ def _fill(
                     f"{' or '.join(filter(None, (run.data.source, run.data.validation)))} was changed while it was "
                     "prepared, and nothing of that is kept; run again when it stays as it is"
                 )
-    except BaseException as error:
-        # The next try continues after an interruption, but not after an error of the text or the disk.
-        if isinstance(error, DataError | OSError) or not (work / INDEX).exists():
-            shutil.rmtree(work, ignore_errors=True)
+    except (DataError, OSError):  # but not after an interruption: the next try continues
+        shutil.rmtree(work, ignore_errors=True)
         raise
 
 
