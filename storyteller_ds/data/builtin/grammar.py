@@ -151,10 +151,6 @@ _PRONOUNS = {
     True: {"he": "she", "him": "her", "his": "her", "himself": "herself", "his_own": "hers"},
     False: {"he": "he", "him": "him", "his": "his", "himself": "himself", "his_own": "his"},
 }
-_HERO_PRONOUNS = {
-    girl: words | {"He": _capitalized(words["he"]), "His": _capitalized(words["his"])}
-    for girl, words in _PRONOUNS.items()
-}
 
 
 def _draw_key(chooser: Chooser, split: Split) -> tuple[StoryKey, Thing, str]:
@@ -170,7 +166,7 @@ def _draw_key(chooser: Chooser, split: Split) -> tuple[StoryKey, Thing, str]:
 
 
 def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mapping[str, str]:
-    """Fill every placeholder once, for the whole story."""
+    """Fill every placeholder once, for the whole story; one with a capital is filled with a capital."""
     is_girl = key.name in _GIRLS
     child = "girl" if is_girl else "boy"
     kind = chooser.one(vocabulary.HERO_ANIMALS) if chooser.happens(ANIMAL_HEROES_SHARE) else child
@@ -178,9 +174,7 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mappi
     while friend == key.name:
         friend = chooser.one(_NAMES)
     elder, elder_is_woman = chooser.one(vocabulary.ELDERS)
-    e_he = _PRONOUNS[elder_is_woman]["he"]
     helper_adjective, helper = chooser.one(vocabulary.HELPERS)
-    a_helper = with_article(f"{helper_adjective} {helper}")
     adjective = chooser.one(PLOTS[key.plot].adjectives)
     adj_thing = f"{adjective} {thing.word}"
     trait, shown_by = chooser.one(vocabulary.TRAITS)
@@ -188,8 +182,8 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mappi
     spots = chooser.several(vocabulary.HIDING_PLACES, 3)
     found = chooser.several(vocabulary.FOUND_INSTEAD, 2)
     friend_is_girl = friend in _GIRLS
-    return {
-        **_HERO_PRONOUNS[is_girl],
+    cast = {
+        **_PRONOUNS[is_girl],
         **thing.details,
         "name": key.name,
         "kind": kind,
@@ -197,18 +191,14 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mappi
         "trait": trait,
         "a_trait": with_article(trait),
         "shown_by": shown_by,
-        "Shown_by": _capitalized(shown_by),
         "friend": friend,
         "f_he": _PRONOUNS[friend_is_girl]["he"],
         "f_him": _PRONOUNS[friend_is_girl]["him"],
         "f_kid": "girl" if friend_is_girl else "boy",
         "elder": elder,
-        "Elder": _capitalized(elder),
-        "e_he": e_he,
-        "e_He": _capitalized(e_he),
+        "e_he": _PRONOUNS[elder_is_woman]["he"],
         "helper": helper,
-        "a_helper": a_helper,
-        "A_helper": _capitalized(a_helper),
+        "a_helper": with_article(f"{helper_adjective} {helper}"),
         "thing": thing.word,
         "adj": adjective,
         "adj_thing": adj_thing,
@@ -217,7 +207,6 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mappi
         "place": key.place,
         "at_place": at_place,
         "spot_a": spots[0],
-        "spot_a_cap": _capitalized(spots[0]),
         "spot_b": spots[1],
         "spot_c": spots[2],
         "junk_a": found[0],
@@ -225,6 +214,7 @@ def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mappi
         "creature": chooser.one(vocabulary.CREATURES),
         "shadow": chooser.one(vocabulary.SHADOW_MAKERS),
     }
+    return cast | {_capitalized(name): _capitalized(words) for name, words in cast.items()}
 
 
 def _tell(chooser: Chooser, paragraphs: Sequence[Paragraph], cast: Mapping[str, str]) -> str:
