@@ -157,12 +157,16 @@ class _Split:
             finished: the first shards, which are there already.
 
         Raises:
-            DataError: the source cannot be read.
+            DataError: the source has no document, or cannot be read.
         """
         passed_over = self._documents_in(folder, vocab_size, finished)
         with self._tally.logged():
             documents = self._encoded(passed_over, begins=not finished)
             shards = write_shards(folder, self._name, documents, vocab_size, SHARD_TOKENS, len(finished))
+        if self._tally.documents == 0:
+            raise DataError(
+                f"{self._source.name} has no document for {self._name}; put in stories, or name another text"
+            )
         entry = {
             "source": self._source.name,
             "documents": self._tally.documents,

@@ -63,26 +63,19 @@ class TextFileSource:
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents in the order of the file.
+        """The documents in the order of the file; none where all is white space and markers.
 
-        Raises DataError when the file is missing, a folder, unreadable, or without any document, and
-        on reaching a byte that is not UTF-8.
+        Raises DataError when the file is missing, empty, a folder or unreadable, and on reaching a byte that is not
+        UTF-8.
         """
-        found = False
-        for document in documents_of(self.path):
-            found = True
-            yield document
-        if not found:
-            raise DataError(
-                f"{self.path} has no document: it holds only white space and {MARKER} markers; "
-                "put in stories separated by blank lines or markers"
-            )
+        return documents_of(self.path)
 
     def remarks(self) -> list[str]:
         """How blank lines have split a file without markers."""
         if has_marker(self.path):
             return []
-        return [on_blank_lines(self.name, list(islice(self.documents(), LOOKED_AT)))]
+        documents = list(islice(self.documents(), LOOKED_AT))
+        return [on_blank_lines(self.name, documents)] if documents else []
 
 
 def documents_of(path: Path) -> Iterator[str]:

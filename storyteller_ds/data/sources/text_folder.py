@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from storyteller_ds.data.sources.source import LOOKED_AT
-from storyteller_ds.data.sources.text_file import MARKER, TextFileSource, documents_of, has_marker, on_blank_lines
+from storyteller_ds.data.sources.text_file import TextFileSource, documents_of, has_marker, on_blank_lines
 from storyteller_ds.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
@@ -133,16 +133,10 @@ class TextFolderSource:
     def documents(self) -> Iterator[str]:
         """Yield the documents of one file after the other.
 
-        Raises DataError as TextFileSource does, and names the file; one with only white space is skipped, but
-        not all of them.
+        Raises DataError as TextFileSource does, and names the file.
         """
-        found = False
         for path in self._files:
-            for document in documents_of(path):
-                found = True
-                yield document
-        if not found:
-            raise DataError(f"{self.name} has no document: all is white space and {MARKER} markers; put in stories")
+            yield from documents_of(path)
 
     def remarks(self) -> list[str]:
         """Which files are not read, and what blank lines have made of those without markers."""

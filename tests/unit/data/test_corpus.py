@@ -348,6 +348,16 @@ def test_too_few_documents_to_hold_one_out_are_refused(text):
     assert list((text.parent / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("empty", ["train", "validation"])
+def test_a_text_without_a_document_is_refused(text, empty):
+    blank = text.with_name("blank.txt")
+    blank.write_text(" \n<|endoftext|>\n", encoding="utf-8")
+    names = {"source": str(text), "validation": str(text), {"train": "source"}.get(empty, empty): str(blank)}
+    with pytest.raises(DataError, match=rf"blank\.txt has no document for {empty}; "):
+        prepared(config(text, **names))
+    assert list((text.parent / "cache").iterdir()) == []
+
+
 def test_the_index_says_what_was_read(text):
     run = config(text)
     prepared(run)
