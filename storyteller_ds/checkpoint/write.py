@@ -53,16 +53,6 @@ class Contents:
     """How many tokens of the validation text that is the score of."""
 
 
-def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Contents) -> Path:
-    """Write `checkpoints/step_N` and wait for it; called by every rank. Returns the folder.
-
-    Raises:
-        CheckpointError: it cannot be written on any rank; raised on all. Earlier checkpoints are untouched.
-    """
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    return Save(engine, checkpoints, step, contents).finish()
-
-
 class Save:
     """A checkpoint that is being written; made, asked and finished by the main thread of every rank.
 

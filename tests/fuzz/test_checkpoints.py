@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from storyteller_ds.checkpoint.names import MANIFEST, step_folder_name
 from storyteller_ds.checkpoint.resume import check_same_run, find_checkpoint, restore
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import train_tokenizer
@@ -25,6 +25,7 @@ from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import StorytellerError
 from storyteller_ds.generation.load import load_story_model
 from storyteller_ds.untrusted import seal_of
+from tests.support.checkpoints import write_checkpoint
 from tests.support.mutations import mutated_bytes, mutated_value, put
 
 SEED = 20250105

@@ -8,12 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import EXIT_USER_ERROR, CheckpointError
+from tests.support.checkpoints import write_checkpoint
 
 RUN = RunConfig.model_validate(
     {

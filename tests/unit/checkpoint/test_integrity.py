@@ -17,12 +17,13 @@ from storyteller_ds.checkpoint.names import WEIGHTS as WEIGHTS_ALONE
 from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
 from storyteller_ds.checkpoint.resume import check_tensors, find_checkpoint, newest_valid
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
-from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import seal_of
+from tests.support.checkpoints import write_checkpoint
 
 WEIGHTS, OPTIMIZER, RNG = (f"{part}-00000-of-00001.safetensors" for part in ("weights", "optimizer", "rng"))
 FILES = [WEIGHTS, OPTIMIZER, RNG, "trainer.json", "config.json", "tokenizer.json"]

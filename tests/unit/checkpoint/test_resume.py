@@ -16,7 +16,7 @@ from storyteller_ds.checkpoint.manifest import Topology
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.resume import changed_settings, check_same_run, find_checkpoint, restore
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.data.batches import BatchSplit, TrainBatches
@@ -25,6 +25,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
+from tests.support.checkpoints import write_checkpoint
 
 BATCH, LENGTH, VOCAB = 2, 8, 32
 CPU = torch.device("cpu")

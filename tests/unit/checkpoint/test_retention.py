@@ -14,12 +14,13 @@ from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
 from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded, put_in_place, steps_to_keep
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
+from tests.support.checkpoints import write_checkpoint
 
 RUN = RunConfig.model_validate(
     {

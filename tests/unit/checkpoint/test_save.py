@@ -16,13 +16,14 @@ from storyteller_ds.checkpoint import write as writing
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.checkpoint.resume import newest_valid
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.checkpoint.write import Contents, Save, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents, Save
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import CheckpointError, StorytellerError
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
+from tests.support.checkpoints import write_checkpoint
 
 SECONDS = 60
 """Far more than anything here takes; a wait that is longer is a hang."""

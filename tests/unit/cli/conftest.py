@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from storyteller_ds.checkpoint.write import Contents, write_checkpoint
+from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
@@ -16,6 +16,7 @@ from storyteller_ds.data.tokenizer import train_tokenizer
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.errors import UserError
+from tests.support.checkpoints import write_checkpoint
 
 CONTEXT = 32
 
