@@ -41,7 +41,7 @@ def permute(T: int, K: int, D: int, dtype: torch.dtype) -> None:
     weight_TK = meta(T, K, dtype=torch.float32)
     y_ND = gather(x_TD, token_N)
     scatter_sum(y_ND, None, row_TK)
-    combine_backward(scatter_sum(y_ND, weight_TK, row_TK), y_ND, weight_TK, row_TK)
+    combine_backward(scatter_sum(y_ND, weight_TK, row_TK), y_ND, weight_TK, token_N, row_TK)
 
 
 def expert_mlp(T: int, K: int, E: int, D: int, I: int, dtype: torch.dtype, gather: bool = False) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from storyteller_kernels.permute import combine, permute, reference
+from storyteller_kernels.permute import autograd, combine, permute, reference
 from torch import Tensor
 
 from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Direction, Implementation, Named, Role, Size, leaf
@@ -55,25 +55,29 @@ def _combine_by(function: Callable[..., Any]) -> Move:
     return lambda of, index: function(of["x"], of["weight"], index["token_N"], index["row_TK"])
 
 
+_reference_permute = partial(autograd.permute, moves=reference)
+_reference_combine = partial(autograd.combine, moves=reference)
+
+
 def _permutes(size: Size) -> list[Mover]:
     movers: list[Mover] = [
         ("ours", "ours", lambda: _permute_by(permute)),
-        ("reference", "baseline", lambda: _permute_by(reference.permute)),
+        ("reference", "baseline", lambda: _permute_by(_reference_permute)),
         ("torch index_select", "peer", lambda: lambda of, index: of["x"].index_select(0, index["token_N"])),
     ]
     if size != "tiny":
-        movers.append(("torch.compile of the reference", "peer", lambda: _permute_by(compiled(reference.permute))))
+        movers.append(("torch.compile of the reference", "peer", lambda: _permute_by(compiled(_reference_permute))))
     return movers
 
 
 def _combines(size: Size) -> list[Mover]:
     movers: list[Mover] = [
         ("ours", "ours", lambda: _combine_by(combine)),
-        ("reference", "baseline", lambda: _combine_by(reference.combine)),
+        ("reference", "baseline", lambda: _combine_by(_reference_combine)),
         ("torch index_add", "peer", lambda: _combine_by(_index_add)),
     ]
     if size != "tiny":
-        movers.append(("torch.compile of the reference", "peer", lambda: _combine_by(compiled(reference.combine))))
+        movers.append(("torch.compile of the reference", "peer", lambda: _combine_by(compiled(_reference_combine))))
     return movers
 
 

@@ -304,19 +304,8 @@ def up_swiglu(
     act_NI = x_ND.new_empty(rows, hidden // 2)
     tile = _half_as_wide(TILES[x_ND.dtype])
     row_tiles, grid = _row_grid(rows, hidden // 2, up_EHD, tile)
-    up_swiglu_kernel[grid](
-        x_ND,
-        token_N,
-        up_EHD,
-        end_E,
-        hidden_NH,
-        act_NI,
-        hidden // 2,
-        width,
-        row_tiles,
-        **_of_experts(up_EHD),
-        **_blocks(tile),
-    )
+    tensors, sizes = (x_ND, token_N, up_EHD, end_E, hidden_NH, act_NI), (hidden // 2, width, row_tiles)
+    up_swiglu_kernel[grid](*tensors, *sizes, **_of_experts(up_EHD), **_blocks(tile))
     return hidden_NH, act_NI
 
 
@@ -333,19 +322,8 @@ def down_swiglu_backward(grad_ND: Tensor, down_EDI: Tensor, end_E: Tensor, hidde
     grad_hidden_NH, act_NI = torch.empty_like(hidden_NH), hidden_NH.new_empty(len(hidden_NH), inner)
     tile = _half_as_wide(TILES[grad_ND.dtype])
     row_tiles, grid = _row_grid(len(hidden_NH), inner, down_EDI, tile)
-    down_swiglu_backward_kernel[grid](
-        grad_ND,
-        down_EDI,
-        end_E,
-        hidden_NH,
-        grad_hidden_NH,
-        act_NI,
-        inner,
-        width,
-        row_tiles,
-        **_of_experts(down_EDI),
-        **_blocks(tile),
-    )
+    tensors, sizes = (grad_ND, down_EDI, end_E, hidden_NH, grad_hidden_NH, act_NI), (inner, width, row_tiles)
+    down_swiglu_backward_kernel[grid](*tensors, *sizes, **_of_experts(down_EDI), **_blocks(tile))
     return grad_hidden_NH, act_NI
 
 

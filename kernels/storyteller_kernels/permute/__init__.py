@@ -1,27 +1,48 @@
 """Data movement: tokens to expert order and back."""
 
+from types import ModuleType
+
 from torch import Tensor
 
 from storyteller_kernels.dispatch import runs_on_triton
-from storyteller_kernels.permute import reference
+from storyteller_kernels.permute import autograd, reference
 
 
 def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
-    """Rows in expert order; arguments and result as `reference.permute`."""
-    if runs_on_triton(x_TD):
-        from storyteller_kernels.permute import autograd
+    """Rows in expert order: row n is token token_N[n].
 
-        return autograd.permute(x_TD, token_N, row_TK)
-    return reference.permute(x_TD, token_N, row_TK)
+    Args:
+        x_TD: [T, D].
+        token_N: [N] int64, token of each row.
+        row_TK: [T, K] int64, row of each (token, choice).
+
+    Returns:
+        [N, D], in the dtype of `x_TD`.
+    """
+    return autograd.permute(x_TD, token_N, row_TK, _moves(x_TD))
 
 
 def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
-    """The expert outputs, weighted and added; arguments and result as `reference.combine`."""
-    if runs_on_triton(y_ND, weight_TK):
-        from storyteller_kernels.permute import autograd
+    """Each token's expert outputs, weighted and added: out[t] = sum_k weight[t, k] * y[row[t, k]].
 
-        return autograd.combine(y_ND, weight_TK, row_TK)
-    return reference.combine(y_ND, weight_TK, token_N, row_TK)
+    Args:
+        y_ND: [N, D], the expert outputs in expert order.
+        weight_TK: [T, K] fp32.
+        token_N: [N] int64, token of each row.
+        row_TK: [T, K] int64, row of each (token, choice).
+
+    Returns:
+        [T, D], in the dtype of `y_ND`.
+    """
+    return autograd.combine(y_ND, weight_TK, token_N, row_TK, _moves(y_ND, weight_TK))
+
+
+def _moves(*tensors: Tensor) -> ModuleType:
+    if not runs_on_triton(*tensors):
+        return reference
+    from storyteller_kernels.permute import kernel
+
+    return kernel
 
 
 __all__ = ["combine", "permute"]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from storyteller_kernels.dispatch import LAUNCH_OPTIONS
+from storyteller_kernels.dispatch import LAUNCH_OPTIONS, on_device_of
 
 WARPS = 4
 BLOCK = 4096
@@ -104,9 +104,9 @@ def gather(x_TD: Tensor, token_N: Tensor) -> Tensor:
     out_ND = x_TD.new_empty(token_N.numel(), x_TD.shape[1])
     rows, cols = _tile(x_TD.shape[1])
     grid = (triton.cdiv(token_N.numel(), rows), triton.cdiv(x_TD.shape[1], cols))
-    gather_kernel[grid](
-        x_TD, token_N, out_ND, token_N.numel(), x_TD.shape[1], ROWS=rows, COLS=cols, num_warps=WARPS, **LAUNCH_OPTIONS
-    )
+    sizes = (token_N.numel(), x_TD.shape[1], rows, cols)
+    with on_device_of(x_TD):
+        gather_kernel[grid](x_TD, token_N, out_ND, *sizes, num_warps=WARPS, **LAUNCH_OPTIONS)
     return out_ND
 
 
@@ -121,24 +121,18 @@ def scatter_sum(y_ND: Tensor, weight_TK: Tensor | None, row_TK: Tensor) -> Tenso
     (tokens, top_k), width = row_TK.shape, y_ND.shape[1]
     out_TD = y_ND.new_empty(tokens, width)
     rows, cols = _tile(width)
-    scatter_sum_kernel[(triton.cdiv(tokens, rows), triton.cdiv(width, cols))](
-        y_ND,
-        weight_TK,
-        row_TK,
-        out_TD,
-        tokens,
-        width,
-        K=top_k,
-        ROWS=rows,
-        COLS=cols,
-        num_warps=WARPS,
-        **LAUNCH_OPTIONS,
-    )
+    grid, sizes = (triton.cdiv(tokens, rows), triton.cdiv(width, cols)), (tokens, width, top_k, rows, cols)
+    with on_device_of(y_ND):
+        scatter_sum_kernel[grid](y_ND, weight_TK, row_TK, out_TD, *sizes, num_warps=WARPS, **LAUNCH_OPTIONS)
     return out_TD
 
 
-def combine_backward(grad_TD: Tensor, y_ND: Tensor, weight_TK: Tensor, row_TK: Tensor) -> tuple[Tensor, Tensor]:
+def combine_backward(
+    grad_TD: Tensor, y_ND: Tensor, weight_TK: Tensor, _token_N: Tensor, row_TK: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients of the weighted sum with respect to y ([N, D], its dtype) and the weights ([T, K] fp32).
+
+    It goes by token and needs no token_N, which the reference does.
 
     Args:
         grad_TD: [T, D], contiguous.
@@ -149,21 +143,10 @@ def combine_backward(grad_TD: Tensor, y_ND: Tensor, weight_TK: Tensor, row_TK: T
     tokens, top_k = row_TK.shape
     grad_y_ND, grad_weight_TK = torch.empty_like(y_ND), torch.empty_like(weight_TK)
     rows, cols = _tile(y_ND.shape[1])
-    combine_backward_kernel[(triton.cdiv(tokens, rows),)](
-        grad_TD,
-        y_ND,
-        weight_TK,
-        row_TK,
-        grad_y_ND,
-        grad_weight_TK,
-        tokens,
-        y_ND.shape[1],
-        K=top_k,
-        ROWS=rows,
-        COLS=cols,
-        num_warps=WARPS,
-        **LAUNCH_OPTIONS,
-    )
+    tensors = (grad_TD, y_ND, weight_TK, row_TK, grad_y_ND, grad_weight_TK)
+    sizes = (tokens, y_ND.shape[1], top_k, rows, cols)
+    with on_device_of(y_ND):
+        combine_backward_kernel[(triton.cdiv(tokens, rows),)](*tensors, *sizes, num_warps=WARPS, **LAUNCH_OPTIONS)
     return grad_y_ND, grad_weight_TK
 
 
