@@ -1,6 +1,9 @@
 """The main job: deepspeed launch/train.py --ds_config ds_configs/zero2.json [section.field=value ...]"""
 
-from storyteller_ds.cli.start import run_train
+import sys
+
+from storyteller_ds.cli.start import main
 
 if __name__ == "__main__":
-    run_train()
+    sys.argv[:1] = ["storyteller", "train"]
+    main()

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,14 +72,9 @@ def main() -> NoReturn:
     run_command(storyteller)
 
 
-def run_train() -> NoReturn:
-    """`storyteller train` as a program of its own."""
-    run_command(storyteller, ["train", *sys.argv[1:]])
-
-
-def run_command(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
+def run_command(command: click.Command) -> NoReturn:
     """Run a command; an error that the user can fix ends in one line on stderr and the exit code of its kind."""
-    _run(lambda: command.main(arguments, "storyteller", standalone_mode=False))
+    _run(lambda: command.main(standalone_mode=False))
 
 
 def _run(action: Callable[[], object]) -> NoReturn:

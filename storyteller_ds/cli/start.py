@@ -9,23 +9,13 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 
 def main() -> None:
     """Entry point of the `storyteller` command."""
-    _run(_command().main)
-
-
-def run_train() -> None:
-    """Entry point of launch/train.py."""
-    _run(_command().run_train)
-
-
-def _run(command: Callable[[], object]) -> None:
     try:
-        command()
+        _command().main()
     except SystemExit as end:
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))

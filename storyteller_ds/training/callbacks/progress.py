@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
-from rich.text import Text
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.errors import EXIT_DONE
@@ -26,7 +25,7 @@ class TerminalProgress(Callback):
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            _PaceColumn(pace),
+            TextColumn("{task.fields[pace]}"),  # read again during a step, too
             # What does not fit into the terminal is cut off here, at the end.
             TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console,
@@ -34,7 +33,7 @@ class TerminalProgress(Callback):
             # What callbacks print goes above the bar; into a file, where stdout is one.
             redirect_stdout=sys.stdout.isatty(),
         )
-        self.task = self.bar.add_task("training", total=max_steps, note="")
+        self.task = self.bar.add_task("training", total=max_steps, note="", pace=pace)
 
     def on_start(self, state: TrainState) -> None:
         """Show the bar."""
@@ -92,17 +91,6 @@ class PlainProgress(Callback):
         """Log what the end of the run is busy with."""
         if last:
             self.log(f"{what} ...")
-
-
-class _PaceColumn(ProgressColumn):
-    """Elapsed and remaining time; updated during a step, too."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__(Column(no_wrap=True))
-        self.pace = pace
-
-    def render(self, task: Task) -> Text:
-        return Text(str(self.pace))
 
 
 def _train_note(record: Record) -> str:
