@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.cli.train import train
 from storyteller_ds.distributed.hostfile import (
     check_arguments,
     check_environment_file,
@@ -25,8 +26,6 @@ from storyteller_ds.home import home_notice
 _DEFAULT_HOSTFILE = Path("/job/hostfile")
 """Which DeepSpeed reads by itself where there is one (DLTS_HOSTFILE in deepspeed/launcher/runner.py)."""
 _ENVIRONMENT_FILE = Path(".deepspeed_env")
-OPTIONS_OF_TRAINING = ("--config", "--ds_config", "--output_dir", "--resume", "--quiet")
-"""Those of `storyteller train`, whose module would load torch."""
 _DEVICES = Path("/dev")
 _GPUS = ("nvidiactl", "nvmap", "dxg", "kfd")
 """Of NVIDIA's driver, of Jetson's, of WSL, of AMD's."""
@@ -40,7 +39,7 @@ class _Launch(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             name = error.option_name
-            if name not in OPTIONS_OF_TRAINING:
+            if not any(name in parameter.opts for parameter in train.params):
                 raise
             raise UserError(
                 f"{name} is an option of storyteller train, and those come after --: "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.cli import launch, train
+from storyteller_ds.cli import launch
 from storyteller_ds.cli.main import run_command, storyteller
 from tests.support import distributed
 from tests.support.distributed import DS_CONFIGS, TINY_RUN
@@ -134,11 +134,6 @@ def test_training_arguments_without_the_dashes_are_shown_their_place(args, launc
         f"storyteller launch [OPTIONS] -- {option} ..."
     )
     assert isinstance(launched("--num_accelerators", "2", "--", option, "x"), list)
-
-
-def test_the_options_of_training_are_all_known():
-    options = {name for parameter in train.train.params for name in parameter.opts if name.startswith("--")}
-    assert options == {*launch.OPTIONS_OF_TRAINING, "--local_rank"}
 
 
 @pytest.mark.parametrize(

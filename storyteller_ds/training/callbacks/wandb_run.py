@@ -1,7 +1,7 @@
 """A run's records on Weights & Biases; that never delays or ends the run.
 
 Every call into wandb waits on a service process, and a service that hangs must not hang the training loop: all of them
-happen on one daemon thread. What fails there is reported from the training thread, so that `warn` needs no locks.
+happen on one daemon thread.
 
 wandb's variables (WANDB_MODE, WANDB_PROJECT, WANDB_NAME, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_DIR,
 WANDB_RUN_ID, WANDB_RESUME and the rest) are followed where the run config leaves it to its defaults: wandb reads them
@@ -77,7 +77,7 @@ class WandbRun(Callback):
         output_dir: W&B's files go to its `wandb`, or to that of WANDB_DIR.
         config: Recorded as the run's config.
         run_id: The W&B id of the run to go on with, unless WANDB_RUN_ID names one; None starts a new one.
-        warn: Called on the training thread with one line of text.
+        warn: Called with one line of text, also on that thread.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class WandbRun(Callback):
         self.run_id = run_id
         """The W&B id to resume this run with; the id given at construction where tracking is off."""
         self._warn = warn
-        self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._sent: collections.deque[_Item] = collections.deque(maxlen=QUEUE_LIMIT)
         self._failed = False
@@ -123,7 +122,6 @@ class WandbRun(Callback):
         if not started.wait(START_LIMIT_SECONDS):
             self._fail(f"wandb did not start within {START_LIMIT_SECONDS:.0f} s")
             self._kill_service()
-        self._report()
 
     def on_train(self, record: Record) -> None:
         """Queue the record, without what a skipped step does not have."""
@@ -133,7 +131,6 @@ class WandbRun(Callback):
         """Queue the record; those of one step become one W&B row."""
         if self._queue.qsize() >= QUEUE_LIMIT:
             self._fail(f"wandb has {QUEUE_LIMIT} records waiting")
-        self._report()
         if self._thread is not None and not self._failed:
             self._queue.put(record)
 
@@ -148,17 +145,12 @@ class WandbRun(Callback):
             # wandb waits for its service once more when Python exits, and would wait there for ever.
             self._kill_service()
             self._thread.join(KILLED_LIMIT_SECONDS)
-        self._report()
 
     def _fail(self, reason: str) -> None:
         # Only the first failure is reported: the later ones follow from it.
         if not self._failed:
             self._failed = True
-            self._warnings.put(f"{reason}; wandb tracks this run no longer (metrics.jsonl goes on)")
-
-    def _report(self) -> None:
-        while not self._warnings.empty():
-            self._warn(self._warnings.get())
+            self._warn(f"{reason}; wandb tracks this run no longer (metrics.jsonl goes on)")
 
     def _kill_service(self) -> None:
         """End a service process that hangs; what it wrote to disk so far stays."""
@@ -208,7 +200,7 @@ class WandbRun(Callback):
         if effective != "disabled":
             self._init("offline")
         if reason is not None:
-            self._warnings.put(
+            self._warn(
                 f"wandb: no online run ({reason}); this run is recorded offline under "
                 f"{self._folder / 'wandb'}, `wandb sync` uploads it"
             )
