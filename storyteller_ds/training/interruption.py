@@ -209,8 +209,8 @@ class ProcessInterruption(Interruption):
 
     def _listen(self) -> None:
         while numbers := self._receiver.recv(64):
-            for number in ASKING_TO_END:
-                if number in numbers:
+            for number in numbers:
+                if number in ASKING_TO_END:
                     self.receive(number)
             if self._outside is not None and self._unwinding.ident is None:
                 self._unwinding.start()
