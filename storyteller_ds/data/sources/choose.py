@@ -65,11 +65,8 @@ def choose_sources(data: DataConfig) -> Sources:
         return Sources(train, validation)
     if isinstance(train, BuiltinSource) or (not isinstance(train, TextFileSource) and train.has_split("validation")):
         return Sources(train, _open(data, data.source, "validation"))
-    because = ""
-    if isinstance(train, HuggingFaceSource):
-        because = f"{data.source} has no validation split: a part of its training split is held out"
     fraction = data.validation_fraction
-    return Sources(HeldOutPart(train, fraction, "kept", because), HeldOutPart(train, fraction, "held_out", because))
+    return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
 
 
 _AnySource = BuiltinSource | HuggingFaceSource | TextFileSource | TextFolderSource

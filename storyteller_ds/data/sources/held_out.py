@@ -21,8 +21,6 @@ class HeldOutPart:
     source: Source
     fraction: float
     part: Literal["kept", "held_out"]
-    because: str = ""
-    """The reason, for the log; empty: none is needed."""
 
     @property
     def name(self) -> str:
@@ -43,7 +41,7 @@ class HeldOutPart:
                 yield document
 
     def remarks(self) -> list[str]:
-        """Those of the source, and the reason.
+        """Those of the source.
 
         Raises DataError if there are so few documents that all of them are on one side.
         """
@@ -59,7 +57,7 @@ class HeldOutPart:
                 "text, change data.validation_fraction, or name another text with data.validation"
                 + (f" ({remarks[-1]})" if remarks else "")
             )
-        return remarks + ([self.because] if self.because else [])
+        return remarks
 
     @property
     def _percent(self) -> str:
