@@ -57,7 +57,7 @@ def choose_sources(data: DataConfig) -> Sources:
     if validation is not None:
         # A dataset that is named for validation needs no split of that name, unless it is trained on.
         if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
-            if expand_home(data.validation or "").resolve() == expand_home(data.source).resolve():
+            if expand_home(validation.dataset).resolve() == expand_home(data.source).resolve():
                 raise DataError(
                     f"{data.validation} has no validation split; leave data.validation out, and a part is held out"
                 )
