@@ -91,7 +91,8 @@ def _run(action: Callable[[], object]) -> NoReturn:
     except click.exceptions.Exit as stop:
         _leave(stop.exit_code)
     except click.ClickException as error:
-        _fail(f"{error.format_message().splitlines()[0]} (see --help)", EXIT_USER_ERROR)
+        # As an error of ours, whose text is redacted: what was typed may hold a secret.
+        _fail(str(UserError(f"{error.format_message().splitlines()[0]} (see --help)")), EXIT_USER_ERROR)
     except StorytellerError as error:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
