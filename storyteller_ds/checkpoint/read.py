@@ -132,10 +132,6 @@ class Checkpoint:
         files = sorted(name for name in self.manifest.files if name.startswith(f"{part}-"))
         return TensorFiles([self.folder / name for name in files])
 
-    def open_rng(self, rank: int) -> TensorFiles:
-        """The random streams of one rank."""
-        return TensorFiles([self.folder / names.shard_name("rng", rank, self.world_size)])
-
     def _what_is_left(self, missing: str) -> str:
         weights_only = self.parts == names.WEIGHTS and missing.startswith(names.PARTS[1:])
         return ", it has weights only: enough to generate, not to continue training" if weights_only else ""

@@ -222,8 +222,7 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
     progress = _progress(checkpoint)
     streams = None
     if checkpoint.world_size == world_size:
-        file = checkpoint.open_rng(rank)
-        streams = {name: file[name] for name in file}
+        streams = dict(TensorFiles([checkpoint.folder / names.shard_name("rng", rank, world_size)]))
         now = torch.get_rng_state()
         if "cpu" not in streams or (streams["cpu"].shape, streams["cpu"].dtype) != (now.shape, now.dtype):
             raise CheckpointError(
