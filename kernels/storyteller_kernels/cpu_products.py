@@ -3,8 +3,8 @@
 torch hands a matrix product to its BLAS, and that is MKL on x86, which has AVX-512 code for Intel's processors only:
 others get AVX2. It hands a convolution to oneDNN, whose code depends on what the processor can do. So where there
 is AVX-512 without Intel, a product goes as a convolution with a kernel of one pixel, which is the same sum, and takes
-half the time (docs/experiments.md). Everywhere else it goes to BLAS, on a GPU to cuBLAS. `FASTEST` hides the choice;
-`window_around` makes it for the rows of an expert.
+half the time (docs/experiments.md). Everywhere else it goes to BLAS, on a GPU to cuBLAS. Who needs a product asks
+`row_blocks` or `window_around` for the library, and need not know which it is.
 
 Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels, channels last, without
 a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several threads.)
@@ -90,29 +90,11 @@ class _OneDNN(Products):
         total_HD.copy_(part) if first else total_HD.add_(part)
 
 
-class _Fastest(Products):
-    """The same by the faster library, block by block of rows."""
-
-    def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
-        return _joined(
-            library.product(x_RD[rows], weight_HD, bias_H) for rows, library in row_blocks(len(x_RD), weight_HD)
-        )
-
-    def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
-        return _joined(
-            library.input_gradient(grad_RH[rows], weight_HD) for rows, library in row_blocks(len(grad_RH), weight_HD)
-        )
-
-    def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
-        for rows, library in row_blocks(len(x_RD), total_HD):
-            library.add_weight_gradient(total_HD, grad_RH[rows], x_RD[rows], first and rows.start == 0)
+BLAS, ONEDNN = Products(), _OneDNN()
 
 
-BLAS, ONEDNN, FASTEST = Products(), _OneDNN(), _Fastest()
-
-
-def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, Products]]:
-    """Slices of the rows of a product with this weight, and the library for each; on a GPU all rows, and torch's own.
+def row_blocks(rows: int, weight_HD: Tensor, most: int | None = None) -> Iterator[tuple[slice, Products]]:
+    """Slices of the rows of a product with this weight, at least one, and the library for each; on a GPU torch's own.
 
     oneDNN compiles code for every shape that it has not seen, in about a millisecond, and the rows of an expert are
     hardly ever the same number twice. So it gets a block whose size has few significant bits, 16 sizes between a
@@ -121,13 +103,16 @@ def row_blocks(rows: int, weight_HD: Tensor) -> Iterator[tuple[slice, Products]]
     Args:
         rows: their number.
         weight_HD: [H, D], in the dtype of the rows.
+        most: rows of a slice; None: all.
     """
-    step = _step(rows, BLOCK_BITS)
-    block = rows - rows % step if _suits_onednn(rows, weight_HD) else 0
-    if block:
-        yield slice(0, block), ONEDNN
-    if block < rows or not rows:
-        yield slice(block, rows), BLAS
+    for start in range(0, rows or 1, most or rows or 1):
+        end = min(start + most, rows) if most else rows
+        count = end - start
+        block = count - count % _step(count, BLOCK_BITS) if _suits_onednn(count, weight_HD) else 0
+        if block:
+            yield slice(start, start + block), ONEDNN
+        if block < count or not rows:
+            yield slice(start + block, end), BLAS
 
 
 def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, Products]:
@@ -190,7 +175,7 @@ def _rows(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 2, 3, 1).reshape(-1, pictures.shape[1])
 
 
-def _joined(parts: Iterable[Tensor]) -> Tensor:
+def joined(parts: Iterable[Tensor]) -> Tensor:
     """The rows of all parts; copied only if there are several."""
     first, *others = parts
     return torch.cat([first, *others]) if others else first

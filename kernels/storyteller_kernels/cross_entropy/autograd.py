@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from storyteller_kernels.cpu_products import FASTEST
+from storyteller_kernels.cpu_products import row_blocks
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -34,12 +34,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         # Under autocast the products below would be rounded again.
         with torch.autocast(x_TD.device.type, enabled=False):
-            for first in range(0, len(x_TD), chunk_size):
-                chunk = slice(first, first + chunk_size)
+            for chunk, products in row_blocks(len(x_TD), weight_VD, most=chunk_size):
                 x_CD, target_C = x_TD[chunk], target_T[chunk]
                 ignored_C1 = (target_C == ignore_index)[:, None]
                 target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
-                log_p_CV = F.log_softmax(FASTEST.product(x_CD, weight_VD, None), dim=1, dtype=wide)
+                log_p_CV = F.log_softmax(products.product(x_CD, weight_VD, None), dim=1, dtype=wide)
                 nll_sum -= log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
                 if not (wants_x or wants_weight):
                     continue
@@ -49,11 +48,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 low_CV = grad_CV.to(x_TD.dtype)
                 # An ignored token's gradient is zero: cheaper set in [C, D] than in [C, V].
                 if grad_TD is not None:
-                    grad_TD[chunk] = FASTEST.input_gradient(low_CV, weight_VD).masked_fill_(ignored_C1, 0.0)
+                    grad_TD[chunk] = products.input_gradient(low_CV, weight_VD).masked_fill_(ignored_C1, 0.0)
                 if grad_VD is not None:
                     counted_CD = x_CD.masked_fill(ignored_C1, 0.0)
                     if grad_VD.dtype == low_CV.dtype:
-                        FASTEST.add_weight_gradient(grad_VD, low_CV, counted_CD, first=first == 0)
+                        products.add_weight_gradient(grad_VD, low_CV, counted_CD, first=chunk.start == 0)
                     else:
                         grad_VD += low_CV.t() @ counted_CD
         ctx.save_for_backward(grad_TD, grad_VD)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from storyteller_kernels.cpu_products import FASTEST
+from storyteller_kernels.cpu_products import joined, row_blocks
 
 
 class _Linear(torch.autograd.Function):
@@ -15,7 +15,9 @@ class _Linear(torch.autograd.Function):
         x_RD = x.reshape(-1, x.shape[-1]).contiguous()
         ctx.save_for_backward(x_RD, weight_HD)
         ctx.shape = x.shape
-        y_RH = FASTEST.product(x_RD, weight_HD.contiguous(), bias_H)
+        weight_HD = weight_HD.contiguous()
+        blocks = row_blocks(len(x_RD), weight_HD)
+        y_RH = joined(products.product(x_RD[rows], weight_HD, bias_H) for rows, products in blocks)
         return y_RH.view(*x.shape[:-1], len(weight_HD))
 
     @staticmethod
@@ -24,13 +26,16 @@ class _Linear(torch.autograd.Function):
         x_RD, weight_HD = ctx.saved_tensors
         weight_HD = weight_HD.contiguous()
         grad_RH = grad.reshape(-1, grad.shape[-1]).contiguous()
+        blocks = list(row_blocks(len(grad_RH), weight_HD))
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         grad_x = grad_weight_HD = None
         if wants_x:
-            grad_x = FASTEST.input_gradient(grad_RH, weight_HD).view(ctx.shape)
+            parts = (products.input_gradient(grad_RH[rows], weight_HD) for rows, products in blocks)
+            grad_x = joined(parts).view(ctx.shape)
         if wants_weight:
             grad_weight_HD = torch.empty_like(weight_HD)
-            FASTEST.add_weight_gradient(grad_weight_HD, grad_RH, x_RD, first=True)
+            for rows, products in blocks:
+                products.add_weight_gradient(grad_weight_HD, grad_RH[rows], x_RD[rows], first=rows.start == 0)
         return grad_x, grad_weight_HD, grad_RH.sum(dim=0) if wants_bias else None
 
 
