@@ -41,7 +41,11 @@ class _LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name not in _VERBS:
+            from storyteller_ds.config.nearest import did_you_mean  # which loads all of the configs
+
+            raise UserError(f"no verb is called '{cmd_name}'{did_you_mean(cmd_name, _VERBS)}")
         return _load(cmd_name)
 
     def description(self, ctx: click.Context, name: str) -> str:
@@ -56,9 +60,10 @@ class _LazyGroup(Group):
         return super().resolve_command(ctx, args)
 
 
-def _load(verb: str) -> click.Command | None:
+def _load(verb: str) -> click.Command:
     """The command of a verb, which has the name of its module."""
-    return getattr(importlib.import_module(f"storyteller_ds.cli.{verb}"), verb) if verb in _VERBS else None
+    command: click.Command = getattr(importlib.import_module(f"storyteller_ds.cli.{verb}"), verb)
+    return command
 
 
 @click.group(cls=_LazyGroup, context_settings=SETTINGS)

@@ -1,5 +1,7 @@
 """What a run logs before it trains: model, devices, text, and warnings about settings that are probably mistakes."""
 
+import math
+
 import torch
 from rich.filesize import decimal
 
@@ -22,7 +24,8 @@ def first_lines(
     """All of them; where a run continues (not `is_new`), without what can no longer be changed."""
     lines = [*model_and_devices(loaded, plan, device), text_and_passes(loaded.run, corpus)]
     rows = unused_rows(loaded.run, corpus.tokenizer) if is_new else None
-    return [*lines, *(warning for warning in (rows, only_warm_up(loaded.run)) if warning is not None)]
+    warnings = (rows, only_warm_up(loaded.run), no_patience(loaded.run), no_best(loaded.run))
+    return [*lines, *(warning for warning in warnings if warning is not None)]
 
 
 def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.device) -> list[str]:
@@ -85,4 +88,29 @@ def only_warm_up(run: RunConfig) -> str | None:
     return (
         f"warning: the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning "
         "rate only rises; lower schedule.warmup_steps"
+    )
+
+
+def no_patience(run: RunConfig) -> str | None:
+    """A warning if nothing is validated early enough for train.early_stop_patience."""
+    patience, every, steps = run.train.early_stop_patience, run.train.eval_every_steps, run.train.max_steps
+    if patience == 0 or 0 < every * (patience + 1) <= steps:
+        return None
+    return (
+        f"warning: train.early_stop_patience={patience} has no effect, since it counts validations "
+        f"(train.eval_every_steps={every}, train.max_steps={steps}); validate more often"
+    )
+
+
+def no_best(run: RunConfig) -> str | None:
+    """A warning if no checkpoint before the last will have a score for checkpoint.keep_best."""
+    keep, validated, steps = run.checkpoint, run.train.eval_every_steps, run.train.max_steps
+    if keep.keep_last is None or keep.keep_best == 0 or not 0 < keep.every_steps < steps:
+        return None
+    if validated and math.lcm(keep.every_steps, validated) < steps:
+        return None
+    return (
+        f"warning: checkpoint.keep_best={keep.keep_best} has no effect, since no checkpoint before the last has a score "
+        f"(checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); validate at steps that are "
+        "saved"
     )

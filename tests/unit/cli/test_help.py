@@ -91,3 +91,8 @@ def test_an_installed_command_has_the_same_help():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
     assert done.returncode == 0
     assert done.stdout.partition("Options:")[2] == text_of().partition("Options:")[2]
+
+
+def test_a_verb_with_a_typo_is_answered_with_the_right_one():
+    error = CliRunner().invoke(storyteller, ["trian", "--seed", "3"]).exception
+    assert str(error) == "no verb is called 'trian'; did you mean 'train'?"

@@ -10,7 +10,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.corpus_index import SplitIndex
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.training.announcement import only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.training.announcement import no_best, no_patience, only_warm_up, text_and_passes, unused_rows
 
 STORIES = [f"Story number {i}. There was a dög called Rex{i}." for i in range(40)]
 
@@ -103,3 +103,25 @@ def test_a_run_that_only_warms_up_is_told(tmp_path, warm_up, warns):
 def test_of_no_schedule_is_a_preset_warned(kind):
     for name in preset_names():
         assert only_warm_up(load_config(name, [f"schedule.kind={kind}"]).run) is None
+
+
+@pytest.mark.parametrize(("patience", "every", "warns"), [(2, 0, True), (2, 40, True), (2, 33, False), (0, 0, False)])
+def test_a_patience_that_cannot_end_the_run_is_warned_of(tmp_path, patience, every, warns):
+    settings = (f"train.early_stop_patience={patience}", f"train.eval_every_steps={every}", "train.max_steps=100")
+    warning = no_patience(configured(tmp_path, *settings))
+    assert (warning is not None) == warns
+    if warns:
+        assert f"train.early_stop_patience={patience} has no effect" in warning
+        assert f"train.eval_every_steps={every}" in warning
+
+
+@pytest.mark.parametrize(
+    ("every", "validated", "best", "warns"),
+    [(30, 20, 1, False), (30, 45, 1, False), (30, 50, 1, True), (30, 0, 1, True), (30, 0, 0, False), (0, 0, 1, False)],
+)
+def test_a_best_checkpoint_that_has_no_score_is_warned_of(tmp_path, every, validated, best, warns):
+    settings = (f"checkpoint.every_steps={every}", f"train.eval_every_steps={validated}", "train.max_steps=100")
+    run = configured(tmp_path, *settings, f"checkpoint.keep_best={best}", "checkpoint.keep_last=2")
+    scored = [s for s in range(1, 100) if every and s % every == 0 and validated and s % validated == 0]
+    assert (not scored and bool(every and best)) == warns
+    assert (no_best(run) is not None) == warns
