@@ -110,7 +110,7 @@ def no_best(run: RunConfig) -> str | None:
     if validated and math.lcm(keep.every_steps, validated) < steps:
         return None
     return (
-        f"warning: checkpoint.keep_best={keep.keep_best} has no effect, since no checkpoint before the last has a score "
-        f"(checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); validate at steps that are "
-        "saved"
+        f"warning: checkpoint.keep_best={keep.keep_best} has no effect, since no checkpoint before the last has a "
+        f"score (checkpoint.every_steps={keep.every_steps}, train.eval_every_steps={validated}); validate at "
+        "steps that are saved"
     )
