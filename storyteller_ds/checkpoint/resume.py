@@ -1,15 +1,14 @@
-"""Finding a checkpoint, and putting a run back to where it was."""
+"""Whether a run may continue from a checkpoint, and putting it back to where it was."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
+from storyteller_ds.checkpoint.read import Checkpoint
 from storyteller_ds.checkpoint.rng import seed_rng, set_rng_state
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.checkpoint.train_state import TrainState
@@ -40,52 +39,6 @@ _FIXED_FIELDS = (
 _FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "model.activation_checkpointing")
 # Of the settings of text and tokenizer, these give the same tokens.
 _SAME_TOKENS = ("data.sequence_length", "data.cache_dir", "data.streaming")
-
-
-def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS) -> Checkpoint:
-    """The checkpoint that `path` names: a step folder, or a run folder and then its newest valid step.
-
-    Args:
-        path: of the folder.
-        log: gets a line about each step that is skipped.
-        parts: what is needed of it: names.WEIGHTS to generate, all to continue training; None: what it has.
-
-    Raises:
-        CheckpointError: there is none, or the step folder is damaged or lacks a part.
-    """
-    if (path / names.MANIFEST).exists():
-        checkpoint = open_checkpoint(path)
-        checkpoint.verify(checkpoint.parts if parts is None else parts)
-        return checkpoint
-    found = newest_valid(path / names.CHECKPOINTS, log, parts) or newest_valid(path, log, parts)
-    if found is None:
-        raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no valid checkpoint')}")
-    return found
-
-
-def newest_valid(
-    checkpoints: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS
-) -> Checkpoint | None:
-    """The newest step whose files, those of `parts`, agree with its manifest; others are skipped, with a line.
-
-    See find_checkpoint for the arguments.
-
-    No pointer file (`latest` and the like) is read: it may be old, or written by somebody else.
-    """
-    seen = step_folders(checkpoints)
-    for folder in seen:
-        try:
-            checkpoint = open_checkpoint(folder)
-            checkpoint.verify_name()
-            checkpoint.verify(checkpoint.parts if parts is None else parts)
-        except CheckpointError as error:
-            log(f"passing over a checkpoint: {error}")
-            continue
-        if unknown := checkpoint.unknown_files():
-            log(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
-        return checkpoint
-    # A run that keeps few checkpoints may have replaced all of them meanwhile.
-    return newest_valid(checkpoints, log, parts) if set(step_folders(checkpoints)) - set(seen) else None
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str, resume: str = "auto") -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders, why_none
+from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, open_checkpoint, step_folders, why_none
 from storyteller_ds.checkpoint.retention import delete, steps_to_keep
 from storyteller_ds.cli.group import Group
 from storyteller_ds.cli.paths import UserPath
@@ -162,8 +162,6 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
 def _find(path: Path) -> Checkpoint:
     """The step that `path` means, of a run folder the newest valid one, verified."""
-    from storyteller_ds.checkpoint.resume import find_checkpoint  # torch, for which --help and ls need not wait
-
     return find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
 
 

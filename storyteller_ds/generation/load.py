@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.resume import find_checkpoint
+from storyteller_ds.checkpoint.read import find_checkpoint
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.console import lines_to, stderr_console

@@ -14,7 +14,7 @@ from storyteller_kernels.cpu_memory import keep_freed_memory
 from storyteller_kernels.cpu_sharing import shared_cores
 
 from storyteller_ds.checkpoint import resume as resuming
-from storyteller_ds.checkpoint.read import Checkpoint, step_folders
+from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, newest_valid, step_folders
 from storyteller_ds.checkpoint.rng import rng_state, seed_rng, set_rng_state
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
@@ -284,9 +284,9 @@ class Trainer:
     def _find_checkpoint(self, corpus: Corpus) -> Checkpoint | None:
         checkpoint = None
         if self._resume == "auto":
-            checkpoint = resuming.newest_valid(self.output_dir / records.CHECKPOINTS, self._log)
+            checkpoint = newest_valid(self.output_dir / records.CHECKPOINTS, self._log)
         elif self._resume != "never":
-            checkpoint = resuming.find_checkpoint(Path(self._resume), self._log)
+            checkpoint = find_checkpoint(Path(self._resume), self._log)
         if checkpoint is not None:
             resuming.check_same_run(checkpoint, self.run, corpus.fingerprint, self._resume)
             for change in resuming.changed_settings(checkpoint, self.run):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from storyteller_ds.checkpoint.resume import newest_valid
+from storyteller_ds.checkpoint.read import newest_valid
 from tests.support.distributed import TRAIN, wait_until
 from tests.support.runs import assert_same_numbers, copy_run, read_metrics, read_state
 from tests.support.warm_machine import STORYTELLER, Run, WarmMachine, ds_arguments

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from storyteller_ds.checkpoint.names import MANIFEST, step_folder_name
-from storyteller_ds.checkpoint.resume import check_same_run, find_checkpoint, restore
+from storyteller_ds.checkpoint.read import find_checkpoint
+from storyteller_ds.checkpoint.resume import check_same_run, restore
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.main import storyteller

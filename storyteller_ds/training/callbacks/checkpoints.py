@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from storyteller_ds.checkpoint.resume import newest_valid, restore
+from storyteller_ds.checkpoint.read import newest_valid
+from storyteller_ds.checkpoint.resume import restore
 from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, Save

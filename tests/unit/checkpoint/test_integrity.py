@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from storyteller_ds.checkpoint import rank_state
 from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.names import WEIGHTS as WEIGHTS_ALONE
-from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
-from storyteller_ds.checkpoint.resume import check_tensors, find_checkpoint, newest_valid
+from storyteller_ds.checkpoint.read import find_checkpoint, newest_valid, open_checkpoint, step_folders
+from storyteller_ds.checkpoint.resume import check_tensors
 from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.run import RunConfig

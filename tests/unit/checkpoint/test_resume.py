@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint import rng
 from storyteller_ds.checkpoint.manifest import Topology
-from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
-from storyteller_ds.checkpoint.resume import changed_settings, check_same_run, find_checkpoint, restore
+from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, open_checkpoint
+from storyteller_ds.checkpoint.resume import changed_settings, check_same_run, restore
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.run import RunConfig

@@ -10,8 +10,7 @@ import torch
 
 from storyteller_ds.checkpoint import retention
 from storyteller_ds.checkpoint.manifest import Manifest
-from storyteller_ds.checkpoint.read import open_checkpoint
-from storyteller_ds.checkpoint.resume import newest_valid
+from storyteller_ds.checkpoint.read import newest_valid, open_checkpoint
 from storyteller_ds.checkpoint.retention import clear_leftovers, delete_superseded, put_in_place, steps_to_keep
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents

@@ -13,8 +13,7 @@ import torch
 
 from storyteller_ds.checkpoint import rank_state
 from storyteller_ds.checkpoint import write as writing
-from storyteller_ds.checkpoint.read import open_checkpoint
-from storyteller_ds.checkpoint.resume import newest_valid
+from storyteller_ds.checkpoint.read import newest_valid, open_checkpoint
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents, Save
 from storyteller_ds.config.run import RunConfig
