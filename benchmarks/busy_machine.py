@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from storyteller_ds.distributed.world import free_port
+from storyteller_ds.distributed.ports import free_port
 from tests.support.distributed import DS_CONFIGS, TRAIN
 
 ROUNDS, PHASE_S, SETTLE_S = 5, 5.0, 1.5
