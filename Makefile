@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 OUT ?= runs/quickstart
 comma := ,
 # DeepSpeed has builds for Linux only; elsewhere the same preset trains on one device.
-EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,test
+EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,sweep,test
 
 .PHONY: quickstart install test test-all check bench test-faults test-multinode test-slurm
 .DELETE_ON_ERROR:

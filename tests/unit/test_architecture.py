@@ -19,7 +19,7 @@ def run_python(code: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess
 
 BLOCKED = """
 import sys
-for name in ("deepspeed", "triton", "wandb", "datasets"):
+for name in ("deepspeed", "triton", "wandb", "datasets", "optuna", "matplotlib"):
     sys.modules[name] = None  # import raises ImportError
 """
 
@@ -52,7 +52,7 @@ print(len(list(generate_ids(engine.decoder, run, [1], SamplingConfig(max_new_tok
 def test_help_comes_without_loading_torch():
     done = run_python(
         "import sys, storyteller_ds.cli.main, storyteller_ds.config\n"
-        "print([n for n in ('torch', 'deepspeed', 'wandb', 'datasets') if n in sys.modules])"
+        "print([n for n in ('torch', 'deepspeed', 'wandb', 'datasets', 'optuna', 'matplotlib') if n in sys.modules])"
     )
     assert done.stdout.strip() == "[]", done.stderr
 

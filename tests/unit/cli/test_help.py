@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from storyteller_ds.cli.group import Group, first_sentence
 from storyteller_ds.cli.main import _VERBS, _load, storyteller
 
-HEAVY = ("torch", "numpy", "pydantic", "ruamel.yaml", "rich", "deepspeed", "wandb", "tokenizers")
+HEAVY = ("torch", "numpy", "pydantic", "ruamel.yaml", "rich", "deepspeed", "wandb", "tokenizers", "optuna")
 
 
 def loaded_by(*arguments: str) -> list[str]:

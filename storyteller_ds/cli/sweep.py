@@ -1,0 +1,111 @@
+"""storyteller sweep: train with different settings, and say which learn best."""
+
+import contextlib
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.errors import Interrupted, InterruptedSafely, TrainingStopped, UserError
+
+if TYPE_CHECKING:
+    from storyteller_ds.sweep.results import Result
+    from storyteller_ds.sweep.space import Space
+
+RESULTS, PLOT = "sweep.json", "sweep.png"
+_PIPE_COLUMNS = 500
+"""Width of a table that is not for a terminal; its lines are not broken."""
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=UserPath(or_word=True),
+    metavar="PRESET_OR_FILE",
+    help="Preset name or YAML file.  [default: quickstart]",
+)
+@click.option(
+    "--vary",
+    multiple=True,
+    required=True,
+    metavar="FIELD=V1,V2,V3",
+    help="Values to try; all combinations where given again. FIELD=LOW..HIGH: a range, of which --trials are tried.",
+)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Length of each trial.  [default: its steps]")
+@click.option("--trials", type=click.IntRange(1), metavar="N", help="How many, where there is a range.")
+@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/NAME-sweep]")
+@click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
+def sweep(
+    config: str | None,
+    vary: tuple[str, ...],
+    minutes: float | None,
+    trials: int | None,
+    output_dir: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train once with each of several settings, and compare bits per byte. The same command again continues."""
+    _check_installed()
+    from storyteller_ds.sweep.space import read_space
+
+    if minutes is not None:
+        if any(override.replace("-", "_").startswith("train.max_minutes=") for override in overrides):
+            raise UserError("--minutes is train.max_minutes, which is given too; leave one of them out")
+        overrides = (*overrides, f"train.max_minutes={minutes:g}")
+    space = read_space(config, vary, overrides)
+    if space.has_range and trials is None:
+        raise UserError("--vary has a range; say with --trials how many of its values are tried")
+    if trials is not None and not space.has_range:
+        raise UserError("--trials is for ranges, and --vary lists values: each is tried once; leave --trials out")
+    folder = output_dir or Path("runs") / f"{space.load({}).name}-sweep"
+    results = _run(space, trials, folder)
+    _report(space, results, folder)
+
+
+def _check_installed() -> None:
+    for name in ("optuna", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed; pip install optuna matplotlib")
+
+
+def _run(space: "Space", trials: int | None, folder: Path) -> list["Result"]:
+    """All trials, those of earlier commands too."""
+    # Imported here, with torch: --help and refusals need not wait for it.
+    from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.distributed.world import World
+    from storyteller_ds.sweep.study import Study
+    from storyteller_ds.training.interruption import ProcessInterruption
+
+    if World.from_environment().size > 1:
+        raise UserError("a sweep trains on one device; start it without a launcher")
+    console = stderr_console()
+    log = lines_to(console)
+    with contextlib.closing(Study(space, trials, folder)) as study, ProcessInterruption(log) as interruption:
+        try:
+            study.run(interruption, console, log)
+        except (Interrupted, InterruptedSafely) as error:
+            raise InterruptedSafely(f"{error}: {shlex.join(['storyteller', *sys.argv[1:]])}") from None
+        return study.results
+
+
+def _report(space: "Space", results: list["Result"], folder: Path) -> None:
+    """The table and where everything is on stdout, and the same in files."""
+    from rich.console import Console
+
+    from storyteller_ds.durable import write_atomically
+    from storyteller_ds.sweep.plot import save_plot
+    from storyteller_ds.sweep.results import as_json, best_command, table
+    from storyteller_ds.training.run_folder import written_record
+
+    best = best_command(space, results)
+    with written_record(folder / RESULTS):
+        write_atomically(folder / RESULTS, as_json(space, results, best))
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(table(results), width=None if console.is_terminal else _PIPE_COLUMNS)
+    if best is None:
+        raise TrainingStopped(f"no trial came to its end; the first: {results[0].reason}")
+    save_plot(space, [result for result in results if result.bpb is not None], folder / PLOT)
+    print(f"\nresults: {folder / RESULTS}\nplot:    {folder / PLOT}\nbest:    {best}")
