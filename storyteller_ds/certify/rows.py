@@ -89,7 +89,15 @@ _AUTOEP = {**_zero(3, **_ZERO3), "expert_parallel": {"enabled": True, "autoep_si
 _EP_AUTO, _EP1, _EP2, _EP4 = (f"parallel.ep_size={size}" for size in ("auto", 1, 2, 4))
 _LOCAL, _STOCK = "parallel.strategy=local", "parallel.strategy=stock"
 _BY_SEQUENCE = "moe.balance_scope=sequence"
-_MUON = "optimizer.kind=muon"
+_RECIPE = (
+    "optimizer.kind=muon",
+    "optimizer.embedding_lr_ratio=10",
+    "schedule.decay_fraction=0.65",
+    "model.qk_norm=true",
+    "model.tie_embeddings=false",
+    "data.document_mask=true",
+)
+"""How the presets train."""
 
 ROWS = (
     Row("single", "the reference: one process, no DeepSpeed", ranks=1, reference=None),
@@ -132,12 +140,27 @@ ROWS = (
         ranks=1,
         reference="single_sequence",
     ),
-    Row("single_muon", "the reference of Muon", (_MUON,), ranks=1, reference=None),
+    Row("single_muon", "the reference of Muon, document masks and qk-norm", _RECIPE, ranks=1, reference=None),
     Row(
         "muon",
         "matrices orthogonalised that ZeRO-2 has cut, experts over 2 ranks",
-        (_MUON, _EP2),
+        (*_RECIPE, _EP2),
         _zero(2),
+        reference="single_muon",
+    ),
+    Row(
+        "muon_zero3",
+        "matrices orthogonalised of which ZeRO-3 has left a part on each rank",
+        (*_RECIPE, _EP1),
+        _zero(3, **_ZERO3),
+        reference="single_muon",
+    ),
+    Row(
+        "muon_autoep",
+        "likewise, with experts over 2 of 4 ranks (AutoEP)",
+        (*_RECIPE, _EP2),
+        _AUTOEP,
+        ranks=4,
         reference="single_muon",
     ),
 )

@@ -38,7 +38,7 @@ _FIXED_FIELDS = (
 # These change the training, not what the weights mean.
 _FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "model.activation_checkpointing")
 # Of the settings of text and tokenizer, these give the same tokens.
-_SAME_TOKENS = ("data.sequence_length", "data.cache_dir", "data.streaming")
+_SAME_TOKENS = ("data.sequence_length", "data.document_mask", "data.cache_dir", "data.streaming")
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str, resume: str = "auto") -> None:
@@ -185,12 +185,17 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    # A field that did not exist then is not compared, unless the model depends on it.
-    return [field for field in now if before.get(field) != now[field] and (field in before or _is_fixed(field))]
+    # A field that did not exist then is not compared, unless the model depends on it: it had what is the default now.
+    then = {**{field: value for field, value in _defaults().items() if _is_fixed(field)}, **before}
+    return [field for field in now if field in then and then[field] != now[field]]
+
+
+def _defaults() -> dict[str, Any]:
+    return flatten(RunConfig().model_dump(mode="json"))
 
 
 def _difference(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"{field} was {before.get(field)}, now {now[field]}"
+    return f"{field} was {before.get(field, _defaults()[field])}, now {now[field]}"
 
 
 def _is_dense(settings: Mapping[str, Any]) -> bool:

@@ -19,6 +19,9 @@ class DataConfig(Section):
     """Part held out when validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)
     """Length of a training sequence (tokens)."""
+    document_mask: bool = False
+    """Whether a story in a packed sequence attends to itself only and its positions begin at 0 (Llama 3, 2407.21783,
+    sec. 3.2); in validation too."""
     builtin_stories: int = Field(20_000, ge=1)
     """Number of built-in training stories; a twentieth as many are made for validation."""
     revision: str | None = None

@@ -30,6 +30,9 @@ class ModelConfig(Section):
     """Rotary embeddings (RoFormer, Su et al. 2021) or a learned table as in GPT-2."""
     rope_theta: float = Field(10_000.0, gt=0)
     """Base of the rotary wavelengths (dimensionless)."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised before the rotation, each head by itself, as in Qwen3 (2505.09388); it
+    allows higher learning rates."""
     activation: Literal["swiglu", "gelu", "relu"] = "swiglu"
     """Non-linearity of the feed-forward layer; swiglu is gated and has a third projection."""
     bias: bool = False

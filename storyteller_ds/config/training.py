@@ -14,6 +14,10 @@ class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2019); or Muon for hidden matrices (Jordan et al. 2024), AdamW for the rest."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate (weight units per step)."""
+    embedding_lr_ratio: float = Field(1.0, gt=0)
+    """Learning rate of the embedding, in multiples of lr. A row moves only where its token occurs, and AdamW's step is
+    no larger than the rate, so that it wants a higher one; not with tied embeddings, where it is the output projection
+    too (dimensionless)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment (per step)."""
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -31,13 +35,17 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over the run, as a fraction of optimizer.lr."""
 
-    kind: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to min_lr_ratio at train.max_steps, or at train.max_minutes if that comes
-    first; or constant."""
+    kind: Literal["cosine", "linear", "one_cycle", "constant"] = "cosine"
+    """How it falls to min_lr_ratio at train.max_steps, or at train.max_minutes if that comes first: along half a
+    cosine, along a line, or not at all. one_cycle is a cosine that rises along half a cosine too, from a 25th of the
+    peak (Smith and Topin 2017, in torch's form)."""
     warmup_steps: int = Field(50, ge=0)
-    """Steps of linear warm-up from 0 (optimizer steps)."""
+    """Steps of warm-up, linear from 0 but for one_cycle (optimizer steps)."""
+    decay_fraction: float = Field(1.0, gt=0, le=1)
+    """Last part of the run after the warm-up in which the learning rate falls; before that it stays at the peak
+    (warm-up, stable, decay; Hu et al. 2024, 2404.06395) (fraction)."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the end of the cosine, as a fraction of the peak (dimensionless)."""
+    """Learning rate at the end, as a fraction of the peak (dimensionless)."""
 
 
 class TrainConfig(Section):

@@ -2,6 +2,7 @@
 
 Documents are packed: the stream is cut every sequence_length tokens, also within documents.
 A sequence's targets are its tokens moved by one, so every token of the stream is a target once.
+Each document begins with the end-of-text token, which is the last target of the one before it.
 """
 
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ class MicroBatch(NamedTuple):
     """[B, S] int64."""
     target_BS: Tensor
     """[B, S] int64: the next token of each, IGNORED where there is none."""
+    position_BS: Tensor | None = None
+    """[B, S] int64: the position of each token in its document or, where that begins earlier, in the sequence; None:
+    documents are not told apart."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on a device."""
+        position_BS = None if self.position_BS is None else self.position_BS.to(device)
+        return MicroBatch(self.token_BS.to(device), self.target_BS.to(device), position_BS)
 
 
 class BatchSplit(NamedTuple):
@@ -60,13 +69,20 @@ class TrainBatches:
         seed: of the run.
         sequence_length: S (tokens).
         split: which part of a batch is this rank's.
+        document_start: the id that every document begins with, to tell them apart; None: do not.
 
     Raises:
         DataError: the corpus is smaller than one global batch.
     """
 
     def __init__(
-        self, stream: TokenStream, fingerprint: str, seed: int, sequence_length: int, split: BatchSplit
+        self,
+        stream: TokenStream,
+        fingerprint: str,
+        seed: int,
+        sequence_length: int,
+        split: BatchSplit,
+        document_start: int | None = None,
     ) -> None:
         sequences = (len(stream) - 1) // sequence_length
         if sequences < split.global_batch_size:
@@ -77,6 +93,7 @@ class TrainBatches:
                 "train.gradient_accumulation_steps, ranks)"
             )
         self._stream, self._length, self._split = stream, sequence_length, split
+        self._document_start = document_start
         self.order = SampleOrder(fingerprint, seed, sequences)
 
     def step(self, samples_seen: int) -> list[MicroBatch]:
@@ -89,7 +106,7 @@ class TrainBatches:
 
     def _batch(self, ids: list[int]) -> MicroBatch:
         rows = [self._stream.read(i * self._length, (i + 1) * self._length + 1) for i in ids]
-        return _shifted(np.stack(rows))
+        return _shifted(np.stack(rows), self._document_start)
 
 
 class ValidationBatches:
@@ -100,6 +117,7 @@ class ValidationBatches:
         text: the bytes behind them.
         sequence_length: S (tokens).
         split: which part of a batch is this rank's.
+        document_start: see TrainBatches.
 
     Raises:
         DataError: there are fewer than two tokens.
@@ -111,10 +129,12 @@ class ValidationBatches:
         text: TextBytes,
         sequence_length: int,
         split: BatchSplit,
+        document_start: int | None = None,
     ) -> None:
         if len(stream) < 2:
             raise DataError("the validation text is empty; give a longer one in data.validation")
         self._stream, self._text, self._length, self._split = stream, text, sequence_length, split
+        self._document_start = document_start
         self._sequences = -(-(len(stream) - 1) // sequence_length)
 
     @property
@@ -143,10 +163,18 @@ class ValidationBatches:
         for row, i in zip(rows, ids, strict=True):
             window = self._stream.read(i * self._length, (i + 1) * self._length + 1)
             row[: len(window)] = window
-        return _shifted(rows)
+        return _shifted(rows, self._document_start)
 
 
-def _shifted(row_BL: NDArray[np.int64]) -> MicroBatch:
+def _shifted(row_BL: NDArray[np.int64], document_start: int | None) -> MicroBatch:
     """[B, S + 1] ids to tokens and targets; where a target is IGNORED the token may be any."""
     row = torch.from_numpy(row_BL)
-    return MicroBatch(row[:, :-1].clamp(min=0), row[:, 1:].contiguous())
+    token_BS = row[:, :-1].clamp(min=0)
+    position_BS = None if document_start is None else document_positions(token_BS == document_start)
+    return MicroBatch(token_BS, row[:, 1:].contiguous(), position_BS)
+
+
+def document_positions(begins_BS: Tensor) -> Tensor:
+    """[B, S] bool, true at the first token of each document, to the position of each token in its document."""
+    index_S = torch.arange(begins_BS.shape[1])
+    return index_S - torch.where(begins_BS, index_S, 0).cummax(dim=1).values

@@ -48,11 +48,6 @@ def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = Non
         )
     if run.parallel.zero_stage == 0 and run.precision.dtype == "fp16":
         raise ConfigError("fp16 with loss scaling needs ZeRO-1 or more; use --ds_config ds_configs/zero2_fp16.json")
-    if run.parallel.zero_stage == 3 and run.optimizer.kind == "muon":
-        raise ConfigError(
-            "optimizer.kind=muon needs whole matrices, and ZeRO-3 cuts them all; use --ds_config "
-            "ds_configs/zero2.json, or optimizer.kind=adamw"
-        )
     loaded = loaded or LoadedConfig.of(run)
     strategy = choose_strategy(run, loaded)
     micro, accumulation = _batch_sizes(run, world_size, loaded)

@@ -18,7 +18,13 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.loss import LossModule
 from storyteller_ds.optim.muon import Muon, whole_parameter
-from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
+from storyteller_ds.optim.optimizer import (
+    build_optimizer,
+    muon_stacks,
+    parameter_groups,
+    set_learning_rate,
+    state_kinds,
+)
 
 
 class SingleEngine:
@@ -49,12 +55,8 @@ class SingleEngine:
         stats = []
         for batch in micro_batches:
             with self.autocast:
-                loss_share, one = self.loss_module(
-                    batch.token_BS.to(self.device),
-                    batch.target_BS.to(self.device),
-                    targets,
-                    len(micro_batches),
-                )
+                token_BS, target_BS, position_BS = batch.to(self.device)
+                loss_share, one = self.loss_module(token_BS, target_BS, targets, len(micro_batches), position_BS)
             self.scaler.scale(loss_share).backward()
             stats.append(one)
         self.scaler.unscale_(self.optimizer)
@@ -64,8 +66,7 @@ class SingleEngine:
         lower = self.scaler.is_enabled() and scale > steps.LOWEST_LOSS_SCALE
         non_finite = steps.cause_of_skip(loss, lower) if skipped else None
         if not skipped:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(self.optimizer, lr)
             self.scaler.step(self.optimizer)
         # The scale is not at fault where the loss itself is not finite; given one, the scaler keeps its count too.
         self.scaler.update(scale if non_finite and self.scaler.is_enabled() else None)

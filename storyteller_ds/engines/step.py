@@ -101,8 +101,8 @@ def evaluate_batch(world: World, loss_module: LossModule, batch: MicroBatch, dev
     """[2] fp64 on the CPU: sum of nll (nats) and number of targets, over all ranks."""
     was_training = loss_module.training
     loss_module.eval()
-    target_BS = batch.target_BS.to(device)
-    nll, _ = loss_module.decoder(batch.token_BS.to(device), target_BS=target_BS)
+    token_BS, target_BS, position_BS = batch.to(device)
+    nll, _ = loss_module.decoder(token_BS, target_BS=target_BS, position_BS=position_BS)
     loss_module.train(was_training)
     sums = torch.stack([nll.cpu().double(), (batch.target_BS != IGNORED).sum().double()])
     return world.all_reduce_sum(sums.to(device) if device.type == "cuda" else sums).cpu()

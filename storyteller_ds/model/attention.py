@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from storyteller_ds.config.model import ModelConfig
 from storyteller_ds.model.linear import Linear
+from storyteller_ds.model.norm import RMSNorm
 
 
 class LayerCache(Protocol):
@@ -28,12 +29,23 @@ class RotaryEmbedding(nn.Module):
         self.head_dim, self.theta = head_dim, theta
 
     def forward(self, position_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [S, D], for the int64 positions [S]."""
+        """Cosines and sines, each [..., S, D], for the int64 positions [..., S]."""
         # Computed here, not kept as a buffer: bf16 casts of a module would ruin the angles.
         exponent = torch.arange(0, self.head_dim, 2, device=position_S.device, dtype=torch.float32) / self.head_dim
-        angle_SH = position_S.float()[:, None] * self.theta**-exponent
+        angle_SH = position_S.float()[..., None] * self.theta**-exponent
         angle_SD = torch.cat([angle_SH, angle_SH], dim=-1)
         return angle_SD.cos(), angle_SD.sin()
+
+
+def document_mask(position_BS: Tensor) -> Tensor:
+    """[B, 1, S, S] bool: which positions each one attends to, those of its own document that are not after it.
+
+    Args:
+        position_BS: [B, S] int64, positions within documents (MicroBatch).
+    """
+    index_S = torch.arange(position_BS.shape[1], device=position_BS.device)
+    first_BS1 = (index_S - position_BS)[..., None]
+    return ((index_S >= first_BS1) & (index_S <= index_S[:, None]))[:, None]
 
 
 def rotate(x_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
@@ -55,29 +67,45 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_size, bias=config.bias)
         self.v_proj = Linear(config.hidden_size, kv_size, bias=config.bias)
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.is_grouped = config.kv_heads != config.num_heads
 
-    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None) -> Tensor:
-        """[B, S, D] to [B, S, D]; with a cache, S new positions attend to all earlier ones too."""
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: LayerCache | None = None,
+        mask_BHSS: Tensor | None = None,
+    ) -> Tensor:
+        """[B, S, D] to [B, S, D].
+
+        Args:
+            x_BSD: normalised residual stream.
+            rotary: cosines and sines [S, D] or [B, 1, S, D] of RotaryEmbedding; None: no rotation.
+            cache: with it S new positions attend to all earlier ones too; without a mask.
+            mask_BHSS: [B, 1, S, S] bool of document_mask; None: each position attends to all before it.
+        """
         q_BHSD, k_BHSD, v_BHSD = (
             proj(x_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BHSD, k_BHSD = self.q_norm(q_BHSD), self.k_norm(k_BHSD)
         if rotary is not None:
             q_BHSD, k_BHSD = rotate(q_BHSD, *rotary), rotate(k_BHSD, *rotary)
         if cache is not None:
             k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
         new, total = q_BHSD.shape[2], k_BHSD.shape[2]
-        mask = None
         if 1 < new < total:
-            mask = torch.ones(new, total, dtype=torch.bool, device=x_BSD.device).tril(total - new)
+            mask_BHSS = torch.ones(new, total, dtype=torch.bool, device=x_BSD.device).tril(total - new)
         out_BHSD = F.scaled_dot_product_attention(
             q_BHSD,
             k_BHSD,
             v_BHSD,
-            attn_mask=mask,
+            attn_mask=mask_BHSS,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=new == total,
+            is_causal=mask_BHSS is None and new == total,
             enable_gqa=self.is_grouped,
         )
         out_BSD: Tensor = self.o_proj(out_BHSD.transpose(1, 2).flatten(2))

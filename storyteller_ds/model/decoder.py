@@ -10,7 +10,7 @@ from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import IGNORED
 from storyteller_ds.model.activation_checkpointing import BlockRunner
-from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding
+from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding, document_mask
 from storyteller_ds.model.feed_forward import FeedForward
 from storyteller_ds.model.linear import Embedding, Linear
 from storyteller_ds.model.moe.balance import RouterStats
@@ -33,10 +33,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(
-        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: LayerCache | None,
+        mask_BHSS: Tensor | None,
     ) -> tuple[Tensor, RouterStats | None]:
-        """[B, S, D] to [B, S, D], and the statistics of the router where there is one."""
-        seen_BSD = self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache))
+        """[B, S, D] to [B, S, D], and the statistics of the router where there is one; see Attention."""
+        seen_BSD = self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache, mask_BHSS))
         normal_BSD, x_BSD = self.ffn_norm(seen_BSD, residual=x_BSD)
         out_BSD, stats = self.ffn(normal_BSD)
         return x_BSD + self.dropout(out_BSD), stats
@@ -75,6 +79,7 @@ class Decoder(nn.Module):
         caches: Sequence[LayerCache] | None = None,
         start: int = 0,
         target_BS: Tensor | None = None,
+        position_BS: Tensor | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
         """Token ids to the logits of each next token, or to the loss of these, without ever holding all logits.
 
@@ -83,6 +88,8 @@ class Decoder(nn.Module):
             caches: one per block, for generation; None in training.
             start: position of the first token.
             target_BS: [B, S] int64, the next tokens, IGNORED where there is none; or None.
+            position_BS: [B, S] int64, the position of each token in its document, which attends to itself only; None:
+                one document, which begins at `start`.
 
         Returns:
             Logits [B, S, V], or with targets the sum of -log p(target) (nats) [] fp32 over those that count; and the
@@ -94,18 +101,19 @@ class Decoder(nn.Module):
         end = start + token_BS.shape[1]
         if end > self.context_length:
             raise ValueError(f"{end} tokens do not fit the context of {self.context_length}")
-        position_S = torch.arange(start, end, device=token_BS.device)
+        position = torch.arange(start, end, device=token_BS.device) if position_BS is None else position_BS[:, None]
+        mask_BHSS = None if position_BS is None else document_mask(position_BS)
         x_BSD = self.embedding(token_BS)
         if self.position_embedding is not None:
-            x_BSD = x_BSD + self.position_embedding(position_S)
-        rotary = self.rotary(position_S) if self.rotary is not None else None
+            x_BSD = x_BSD + self.position_embedding(position if position_BS is None else position_BS)
+        rotary = self.rotary(position) if self.rotary is not None else None
         x_BSD = self.dropout(x_BSD)
         all_stats = []
         for i, block in enumerate(self.blocks):
             if caches is None:
-                x_BSD, stats = self.run_block(block, x_BSD, rotary, None)
+                x_BSD, stats = self.run_block(block, x_BSD, rotary, None, mask_BHSS)
             else:  # run once only: a cache must not see its positions twice
-                x_BSD, stats = block(x_BSD, rotary, caches[i])
+                x_BSD, stats = block(x_BSD, rotary, caches[i], None)
             if stats is not None:
                 all_stats.append(stats)
         x_BSD = self.final_norm(x_BSD)

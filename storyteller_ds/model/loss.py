@@ -64,7 +64,12 @@ class LossModule(nn.Module):
         self.world_size = world_size
 
     def forward(
-        self, token_BS: Tensor, target_BS: Tensor, targets_in_step: int, accumulation_steps: int
+        self,
+        token_BS: Tensor,
+        target_BS: Tensor,
+        targets_in_step: int,
+        accumulation_steps: int,
+        position_BS: Tensor | None = None,
     ) -> tuple[Tensor, MicroBatchStats]:
         """The loss share of these sequences.
 
@@ -73,11 +78,12 @@ class LossModule(nn.Module):
             target_BS: [B, S] int64, IGNORED where there is none.
             targets_in_step: targets of the whole optimizer step, all ranks together.
             accumulation_steps: of the optimizer step.
+            position_BS: [B, S] int64, positions within documents; None: they are not told apart.
 
         Returns:
             The loss share [] fp32, and the statistics of this accumulation step summed over ranks.
         """
-        nll_sum, layers = self.decoder(token_BS, target_BS=target_BS)
+        nll_sum, layers = self.decoder(token_BS, target_BS=target_BS, position_BS=position_BS)
         sequences, tokens = len(token_BS) * self.world_size, token_BS.numel() * self.world_size
         # Zero where the scope is the batch: its f_i are known only after the all-reduce.
         balance_sums = [

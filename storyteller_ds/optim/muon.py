@@ -9,24 +9,30 @@ learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4).
 matrix is updated by AdamW.
 
 Each linear map is a matrix of its own: each expert of a stack, and gate and up projection, which are stored as
-one tensor. It has to be orthogonalised whole, but ZeRO-1 and ZeRO-2 leave a rank only a
-partition of a flat vector, which cuts some matrices. So the ranks that share a vector add up the pieces of
-just the cut ones: at most one matrix a rank for a model of any size. Adding zeros is exact, so every
-rank orthogonalises the same bits.
+one tensor. It has to be orthogonalised whole, but ZeRO leaves a rank only a partition of a flat vector, which cuts some
+matrices. So the ranks that share a vector add up the pieces of just the cut ones: under ZeRO-1 and 2 at most one matrix
+a rank for a model of any size, under ZeRO-3, which cuts every parameter by itself, a few of each. Adding zeros is
+exact, so every rank orthogonalises the same bits.
+
+Matrices of one shape are multiplied together, however many parameters they come from.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from storyteller_ds.model.canonical import is_decayed
 
+T = TypeVar("T")
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _EPS = 1e-7
+_ENTRIES_AT_ONCE = 2**26
+"""Most entries that are sent or multiplied together, which bounds the memory that a step takes."""
 
 
 class Stack(NamedTuple):
@@ -42,7 +48,7 @@ class Stack(NamedTuple):
         return self.rows * self.columns
 
 
-def hidden_matrices(name: str, shape: torch.Size, gated: bool) -> Stack | None:
+def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Stack | None:
     """The matrices that Muon sees in a parameter; None: it is AdamW's.
 
     AdamW keeps embeddings and output projection, gains and biases, as Muon's authors advise, and the router,
@@ -53,15 +59,12 @@ def hidden_matrices(name: str, shape: torch.Size, gated: bool) -> Stack | None:
     Args:
         name: canonical name.
         shape: of the whole parameter, or of a rank's share of the experts.
-        gated: whether up projections hold a gate above them (swiglu).
+        intermediate_size: rows of an up projection, and of the gate that may be stored above it.
     """
     if not name.startswith("blocks.") or ".router." in name or not is_decayed(name):
         return None
-    *stacked, rows, columns = shape
-    number = math.prod(stacked)
-    if gated and "gate_up_proj" in name:
-        number, rows = 2 * number, rows // 2
-    return Stack(number, rows, columns)
+    rows = intermediate_size if "gate_up_proj" in name else shape[-2]
+    return Stack(math.prod(shape[:-1]) // rows, rows, shape[-1])
 
 
 def newton_schulz(x_NRC: Tensor) -> Tensor:
@@ -190,10 +193,11 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's returns the closure's loss
         """Update the groups of `param_groups`, of which ZeRO leaves one at a time."""
         groups = self.param_groups
-        for group in groups:
-            for vector in group["params"]:
-                if vector in self.layouts and vector.grad is not None:
-                    self._orthogonal_step(vector, group["lr"], group["weight_decay"])
+        hidden = [(v, g) for g in groups for v in g["params"] if v in self.layouts and v.grad is not None]
+        for matrices in _batched(each for vector, group in hidden for each in self._matrices(vector, group)):
+            orthogonal_NRC = newton_schulz(torch.cat([m.update_NRC for m in matrices]).float())
+            for one, x_NRC in zip(matrices, orthogonal_NRC.split([len(m.update_NRC) for m in matrices]), strict=True):
+                one.apply(x_NRC)
         rest = [{**group, "params": [p for p in group["params"] if p not in self.layouts]} for group in groups]
         self.param_groups = [group for group in rest if group["params"]]
         try:
@@ -201,31 +205,77 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups = groups
 
-    def _orthogonal_step(self, vector: Tensor, lr: float, weight_decay: float) -> None:
+    def _matrices(self, vector: Tensor, group: Mapping[str, Any]) -> Iterator["_Matrices"]:
+        """The matrices of a vector, after its momentum and its weight decay, none of them in pieces."""
         layout, average = self.layouts[vector], start_moments(self, vector)["exp_avg"]
         assert vector.grad is not None
         average.lerp_(vector.grad, 1 - self.momentum)
         update_N, weight_N = vector.grad.lerp(average, self.momentum).view(-1), vector.view(-1)
-        weight_N.mul_(1 - lr * weight_decay)
-        for (stack, begin, end, _), orthogonal_N in self._orthogonalised(update_N, layout):
-            scale = 0.2 * max(stack.rows, stack.columns) ** 0.5
-            weight_N[begin:end].add_(orthogonal_N.to(weight_N), alpha=-lr * scale)
-
-    def _orthogonalised(self, update_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
-        """Each piece that is here, with its orthogonalised entries."""
-        for piece in layout.cut:
-            mine = slice(piece.offset, piece.offset + piece.end - piece.begin)
-            matrix = torch.zeros(piece.stack.numel, dtype=update_N.dtype, device=layout.device)
-            matrix[mine] = update_N[piece.begin : piece.end]
-            layout.sum_over_holders(matrix)
+        weight_N.mul_(1 - group["lr"] * group["weight_decay"])
+        for piece, matrix_N in _joined(update_N, layout):
             if piece.begin < piece.end:
-                yield piece, self._multiply(matrix, piece.stack)[mine]
+                yield _Matrices.of(piece, matrix_N, weight_N, group["lr"])
         for piece in layout.whole:
-            yield piece, self._multiply(update_N[piece.begin : piece.end].to(layout.device), piece.stack)
+            yield _Matrices.of(piece, update_N[piece.begin : piece.end].to(layout.device), weight_N, group["lr"])
 
-    def _multiply(self, matrices_N: Tensor, stack: Stack) -> Tensor:
-        # In fp32: bf16, which is usual on GPUs, is not reproduced by other topologies.
-        return newton_schulz(matrices_N.float().view(-1, stack.rows, stack.columns)).flatten()
+
+class _Matrices(NamedTuple):
+    """Matrices of one shape, and where their orthogonalised entries go."""
+
+    update_NRC: Tensor
+    """Wide: R <= C."""
+    is_turned: bool
+    """Whether the parameter has them the other way round."""
+    weight_N: Tensor
+    """The entries of the parameter that are here."""
+    offset: int
+    """Of the first of them in the matrices."""
+    rate: float
+
+    @classmethod
+    def of(cls, piece: Piece, matrix_N: Tensor, weight_N: Tensor, lr: float) -> Self:
+        stack = piece.stack
+        x_NRC = matrix_N.view(-1, stack.rows, stack.columns)
+        is_tall = stack.rows > stack.columns
+        rate = lr * 0.2 * max(stack.rows, stack.columns) ** 0.5
+        return cls(x_NRC.mT if is_tall else x_NRC, is_tall, weight_N[piece.begin : piece.end], piece.offset, rate)
+
+    def apply(self, x_NRC: Tensor) -> None:
+        x_N = (x_NRC.mT if self.is_turned else x_NRC).flatten()[self.offset : self.offset + len(self.weight_N)]
+        self.weight_N.add_(x_N.to(self.weight_N), alpha=-self.rate)
+
+
+def _joined(update_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
+    """The cut matrices, added up over the ranks that hold parts of them; called by all of these."""
+    for pieces in _at_most(layout.cut, lambda piece: piece.stack.numel):
+        sizes = [piece.stack.numel for piece in pieces]
+        whole_N = torch.zeros(sum(sizes), dtype=update_N.dtype, device=layout.device)
+        for piece, matrix_N in zip(pieces, whole_N.split(sizes), strict=True):
+            matrix_N[piece.offset : piece.offset + piece.end - piece.begin] = update_N[piece.begin : piece.end]
+        yield from zip(pieces, layout.sum_over_holders(whole_N).split(sizes), strict=True)
+
+
+def _batched(all_matrices: Iterable[_Matrices]) -> Iterator[list[_Matrices]]:
+    """Those of one shape together."""
+    by_shape: dict[tuple[torch.Size, torch.device], list[_Matrices]] = {}
+    for one in all_matrices:
+        by_shape.setdefault((one.update_NRC.shape[1:], one.update_NRC.device), []).append(one)
+    for same in by_shape.values():
+        yield from _at_most(same, lambda one: one.update_NRC.numel())
+
+
+def _at_most(items: Iterable[T], entries: Callable[[T], int]) -> Iterator[list[T]]:
+    """Runs of items that have no more than _ENTRIES_AT_ONCE together; an item of its own may have more."""
+    run: list[T] = []
+    total = 0
+    for item in items:
+        if run and total + entries(item) > _ENTRIES_AT_ONCE:
+            yield run
+            run, total = [], 0
+        run.append(item)
+        total += entries(item)
+    if run:
+        yield run
 
 
 def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str, Tensor]:

@@ -8,9 +8,10 @@ from torch import nn
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import OptimizerConfig
-from storyteller_ds.model.canonical import is_decayed, placed_parameters
+from storyteller_ds.model.canonical import full_shape, is_decayed, placed_parameters
 from storyteller_ds.optim.muon import Muon, Stack, hidden_matrices
 
+EMBEDDING = "embedding.weight"
 STATE_KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: its value and AdamW's two moments."""
 
@@ -19,26 +20,35 @@ def muon_stacks(module: nn.Module, run: RunConfig) -> dict[nn.Parameter, Stack]:
     """The parameters of hidden matrices, where optimizer.kind is muon."""
     if run.optimizer.kind != "muon":
         return {}
-    gated = run.model.activation == "swiglu"
-    stacks = {p: hidden_matrices(name, p.shape, gated) for name, p, *_ in placed_parameters(module)}
+    rows = run.model.intermediate_size
+    stacks = {p: hidden_matrices(name, full_shape(p), rows) for name, p, *_ in placed_parameters(module)}
     return {parameter: stack for parameter, stack in stacks.items() if stack is not None}
 
 
 def parameter_groups(
     module: nn.Module, config: OptimizerConfig, stacks: Mapping[nn.Parameter, Stack]
 ) -> list[dict[str, Any]]:
-    """Matrices, which are decayed, gains and biases, which are not, and Muon's matrices in a group of their own."""
-    hidden: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    """Parameters with the same settings: Muon's matrices, others that are decayed, gains and biases, which are not.
+
+    A group's learning rate is `lr_ratio` times that of the step.
+    """
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    # In this order, which decides how ZeRO lays out its vectors.
+    for name in ("hidden", "decayed", "plain"):
+        decay = 0.0 if name == "plain" else config.weight_decay
+        for ratio in (1.0, config.embedding_lr_ratio):
+            groups[name, ratio] = {"name": name, "params": [], "weight_decay": decay, "lr_ratio": ratio}
     for name, parameter, *_ in placed_parameters(module):
-        (hidden if parameter in stacks else decayed if is_decayed(name) else plain).append(parameter)
-    groups = [
-        {"name": "hidden", "params": hidden, "weight_decay": config.weight_decay},
-        {"name": "decayed", "params": decayed, "weight_decay": config.weight_decay},
-        {"name": "plain", "params": plain, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+        kind = "hidden" if parameter in stacks else "decayed" if is_decayed(name) else "plain"
+        ratio = config.embedding_lr_ratio if name == EMBEDDING else 1.0
+        groups[kind, ratio]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def set_learning_rate(optimizer: Any, lr: float) -> None:
+    """Of the next step, for all groups of an optimizer made of parameter_groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_ratio"]
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -3,15 +3,19 @@
 import math
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.config.training import ScheduleConfig
+
+ONE_CYCLE_START = 25
+"""By what one_cycle divides the peak for its first step, as torch does."""
 
 
 def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
     """Learning rate of optimizer step number `step`, counted from 0.
 
-    Linear warm-up to optimizer.lr, then (cosine) half a cosine to min_lr_ratio of it at the last step,
-    as in SGDR (Loshchilov and Hutter 2017, eq. 5) without restarts, or (constant) no change.
+    Warm-up to optimizer.lr, then, in the last schedule.decay_fraction of what is left, down to min_lr_ratio of it at
+    the last step: along half a cosine, as in SGDR (Loshchilov and Hutter 2017, eq. 5) without restarts, or a line.
 
-    With train.max_minutes the cosine follows max_steps or max_minutes, of which a larger part is used up. So the rate
+    With train.max_minutes the decay follows max_steps or max_minutes, of which a larger part is used up. So the rate
     has fallen when the run ends, by steps or by time, and a limit that is not reached changes nothing. The warm-up
     follows steps only; where time overtakes it, the lower of the two rates counts.
 
@@ -21,12 +25,24 @@ def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
         elapsed_s: training time spent, the same on every rank (s).
     """
     schedule, peak, steps, minutes = run.schedule, run.optimizer.lr, run.train.max_steps, run.train.max_minutes
-    warming = peak * (step + 1) / schedule.warmup_steps if step < schedule.warmup_steps else peak
+    warming = peak * _warm_up(schedule, step)
     place = step if minutes is None else max(step, elapsed_s / (60 * minutes) * steps)
     if schedule.kind == "constant" or place < schedule.warmup_steps:
         return warming
     # The last step, max_steps - 1, gets the lowest rate.
     span = max(1, steps - 1 - schedule.warmup_steps)
-    progress = min(1.0, (place - schedule.warmup_steps) / span)
+    used = min(1.0, (place - schedule.warmup_steps) / span)
+    progress = max(0.0, (used - (1 - schedule.decay_fraction)) / schedule.decay_fraction)
+    left = 1 - progress if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     floor = schedule.min_lr_ratio
-    return min(warming, peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))))
+    return min(warming, peak * (floor + (1 - floor) * left))
+
+
+def _warm_up(schedule: ScheduleConfig, step: int) -> float:
+    """Fraction of the peak."""
+    if step >= schedule.warmup_steps:
+        return 1.0
+    if schedule.kind == "one_cycle":
+        risen = 0.5 * (1 - math.cos(math.pi * step / schedule.warmup_steps))
+        return (1 + (ONE_CYCLE_START - 1) * risen) / ONE_CYCLE_START
+    return (step + 1) / schedule.warmup_steps

@@ -255,9 +255,10 @@ class Trainer:
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
         plan, length = self.plan, self.run.data.sequence_length
         split = BatchSplit(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
+        document_start = corpus.tokenizer.end_of_text if self.run.data.document_mask else None
         return (
-            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, split),
-            ValidationBatches(corpus.validation, corpus.validation_bytes, length, split),
+            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, split, document_start),
+            ValidationBatches(corpus.validation, corpus.validation_bytes, length, split, document_start),
         )
 
     def _open_folder(self, corpus: Corpus, stack: contextlib.ExitStack) -> tuple[Checkpoint | None, RunFolder | None]:

@@ -14,6 +14,8 @@ TOLERANCE = 1e-5
 RUN = (
     *TINY_RUN,
     "optimizer.kind=muon",
+    # What goes with it in the presets.
+    *("optimizer.embedding_lr_ratio=5", "model.tie_embeddings=false", "model.qk_norm=true", "data.document_mask=true"),
     # Sizes of which no power of two is a multiple, so that partitions end inside of matrices.
     *("model.hidden_size=72", "model.num_layers=3", "model.intermediate_size=50"),
     *(f"train.max_steps={STEPS}", "train.eval_batches=2", "train.eval_every_steps=6", "train.sample_tokens=2"),
@@ -25,6 +27,8 @@ TOPOLOGIES = {
     "zero2_ep2": (2, "zero2", "parallel.ep_size=2"),
     "zero2_two_expert_groups": (4, "zero2", "parallel.ep_size=2"),
     "zero2_offload": (2, "zero2_offload", "parallel.ep_size=2"),
+    "zero3": (2, "zero3", "parallel.ep_size=1"),
+    "zero3_autoep": (4, "zero3_autoep", "parallel.ep_size=2"),
 }
 
 

@@ -28,7 +28,13 @@ from storyteller_ds.model.decoder import Decoder, MoEFactory
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.loss import LossModule
 from storyteller_ds.model.moe.local import LocalMoE
-from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, state_kinds
+from storyteller_ds.optim.optimizer import (
+    build_optimizer,
+    muon_stacks,
+    parameter_groups,
+    set_learning_rate,
+    state_kinds,
+)
 
 
 class DeepSpeedEngine:
@@ -69,8 +75,7 @@ class DeepSpeedEngine:
         # AutoEP takes its share out of all experts.
         init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
-        self.stacks = muon_stacks(self.decoder, run)
-        groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
+        groups = parameter_groups(self.decoder, run.optimizer, muon_stacks(self.decoder, run))
         if plan.strategy in ("expert_parallel", "stock"):
             groups = deepspeed.moe.utils.split_params_into_different_moe_groups_for_optimizer(groups)
         self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
@@ -87,6 +92,7 @@ class DeepSpeedEngine:
                 config=self.passed_config,
                 dist_init_required=False,
             )
+        self.stacks = muon_stacks(self.decoder, run)  # AutoEP has put other parameters in place of the experts'
         if self.stacks:
             lay_out_muon(self.optimizer, self.stage, self.stacks, device)
         self.state = zero_state(self.optimizer, self.stage)
@@ -98,14 +104,12 @@ class DeepSpeedEngine:
         """One optimizer step over this rank's part of the global batch."""
         self.engine.train()
         targets = steps.count_targets(self.world, micro_batches, self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         stats = []
         for number, batch in enumerate(micro_batches, start=1):
             with self.autocast:
-                loss_share, one = self.engine(
-                    batch.token_BS.to(self.device), batch.target_BS.to(self.device), targets, len(micro_batches)
-                )
+                token_BS, target_BS, position_BS = batch.to(self.device)
+                loss_share, one = self.engine(token_BS, target_BS, targets, len(micro_batches), position_BS)
             # DeepSpeed takes the mean over ranks and accumulation steps; our shares are to be added up.
             self.engine.backward(loss_share * (self.world.size * len(micro_batches)))
             stats.append(one)

@@ -245,6 +245,19 @@ def sub_groups(zero: Any) -> list[Tensor]:
     return vectors
 
 
+def sub_group_partitions(zero: Any) -> Iterator[tuple[Tensor, list[tuple[nn.Parameter, Fragment]], dist.ProcessGroup]]:
+    """Each sub-group's vector, the part of each of its parameters that lies there, and the ranks that share these."""
+    for vector, parameters in zip(sub_groups(zero), zero.fp16_groups, strict=True):
+        fragments, start_in_vector = [], 0
+        for parameter in parameters:
+            size = parameter.ds_tensor.ds_numel  # the same on all ranks; what is left of the last one's is padding
+            start = zero._get_param_partition_rank(parameter) * size
+            numel = max(0, min(size, parameter.ds_numel - start))
+            fragments.append((parameter, Fragment(start, start_in_vector, numel) if numel else Fragment(0, 0, 0)))
+            start_in_vector += size
+        yield vector, fragments, parameters[0].ds_process_group
+
+
 @contextlib.contextmanager
 def in_memory(zero: Any, number: int, changed: bool) -> Iterator[None]:
     """A sub-group's weights and moments, fetched from NVMe where they are there. No documented call does it.

@@ -61,16 +61,26 @@ class ZeroState:
 
 
 def lay_out_muon(optimizer: Any, stage: int, stacks: Mapping[nn.Parameter, Stack], device: torch.device) -> None:
-    """Tell Muon where its matrices are: whole under ZeRO-0, in flat partitions under ZeRO-1 and 2."""
+    """Tell Muon where its matrices are: whole under ZeRO-0, in flat partitions otherwise."""
     if stage == 0:
         optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in stacks.items()})
         return
-    layouts = {}
-    for vector, parameters, ranks in private.flat_partitions(optimizer):
-        if parameters[0] in stacks:
-            held = [Held(stacks[p], *private.fragment_of(p)) for p in parameters]
-            layouts[vector] = zero_partition(held, partial(_sum_over, ranks), device)
-    optimizer.optimizer.lay_out(layouts)
+    if stage == 3:
+        partitions = private.sub_group_partitions(optimizer)
+    else:
+        partitions = (
+            (part.vector, [(p, private.fragment_of(p)) for p in part.parameters], part.ranks)
+            for part in private.flat_partitions(optimizer)
+        )
+    optimizer.optimizer.lay_out(
+        {
+            vector: zero_partition(
+                [Held(stacks[p], *fragment) for p, fragment in fragments], partial(_sum_over, ranks), device
+            )
+            for vector, fragments, ranks in partitions
+            if fragments[0][0] in stacks
+        }
+    )
 
 
 def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:

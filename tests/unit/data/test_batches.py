@@ -56,6 +56,22 @@ def test_any_topology_reads_the_same_batch(samples_seen):
     assert train_rows(1, 1, samples_seen) != train_rows(1, 1, samples_seen + 1)
 
 
+def test_documents_are_told_apart_by_what_they_begin_with():
+    starts = {3, 10, 11, 17}
+    ids = np.array([0 if i in starts else i + 1 for i in range(41)])
+    expected = {}
+    for i in range(40):
+        begin = max([i // LENGTH * LENGTH, *(s for s in starts if s <= i)])  # or where the sequence begins
+        expected[i // LENGTH, i % LENGTH] = i - begin
+    train = TrainBatches(TokenStream([ids]), "c", 0, LENGTH, ONE_RANK, document_start=0)
+    for number, position_S in zip(train.order.sequence_ids(0, 8), train.step(0)[0].position_BS, strict=True):
+        assert position_S.tolist() == [expected[number, s] for s in range(LENGTH)]
+    validation = ValidationBatches(TokenStream([ids]), NO_TEXT, LENGTH, ONE_RANK, document_start=0)
+    for number, position_S in enumerate(next(validation.batches(None)).position_BS):
+        assert position_S.tolist() == [expected[number, s] for s in range(LENGTH)]
+    assert next(ValidationBatches(stream(), NO_TEXT, LENGTH, ONE_RANK).batches(None)).position_BS is None
+
+
 def test_an_epoch_trains_on_every_whole_sequence_once():
     batches = TrainBatches(stream(), "corpus", 1, LENGTH, ONE_RANK)
     seen = [row[0] for first in range(0, 40, 8) for b in batches.step(first) for row in b.token_BS.tolist()]

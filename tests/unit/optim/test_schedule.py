@@ -3,15 +3,16 @@
 import math
 
 import pytest
+import torch
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.optim.schedule import learning_rate
 
 
-def run(kind="cosine", warmup=4, steps=25, floor=0.1, lr=2e-3, minutes=None) -> RunConfig:
+def run(kind="cosine", warmup=4, steps=25, floor=0.1, lr=2e-3, minutes=None, decay=1.0) -> RunConfig:
     return RunConfig.model_validate(
         {
-            "schedule": {"kind": kind, "warmup_steps": warmup, "min_lr_ratio": floor},
+            "schedule": {"kind": kind, "warmup_steps": warmup, "min_lr_ratio": floor, "decay_fraction": decay},
             "optimizer": {"lr": lr},
             "train": {"max_steps": steps, "max_minutes": minutes},
         }
@@ -34,6 +35,40 @@ def test_cosine_at_places_that_are_known_without_a_cosine():
     assert rate[24] == pytest.approx(0.1)
     assert rate[29] == pytest.approx(0.1)  # beyond the end it stays
     assert all(rate[i] > rate[i + 1] for i in range(4, 24))
+
+
+def rates_of(scheduler: type[torch.optim.lr_scheduler.LRScheduler], steps: int, **settings: object) -> list[float]:
+    """What one of torch's schedulers gives."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    schedule, rates = scheduler(optimizer, **settings), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_one_cycle_is_torchs():
+    ours = [learning_rate(run("one_cycle", warmup=29, steps=100, floor=4e-6), step) for step in range(100)]
+    theirs = rates_of(torch.optim.lr_scheduler.OneCycleLR, 100, max_lr=2e-3, total_steps=100, pct_start=0.3)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_linear_is_torchs():
+    ours = [learning_rate(run("linear", warmup=0, steps=31, floor=0.2), step) for step in range(31)]
+    theirs = rates_of(torch.optim.lr_scheduler.LinearLR, 31, start_factor=1.0, end_factor=0.2, total_iters=30)
+    assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_short_decay_begins_late_and_ends_at_the_floor(kind):
+    # 21 steps from 4 to 24; the last quarter are the steps from 19 on.
+    rates = [learning_rate(run(kind, decay=0.25), step) / 2e-3 for step in range(25)]
+    assert rates[4:20] == [1.0] * 16
+    assert rates[24] == pytest.approx(0.1)
+    half_way = (rates[21] + rates[22]) / 2
+    assert half_way == pytest.approx(0.55, abs=1e-3)
+    assert all(rates[i] > rates[i + 1] for i in range(19, 24))
 
 
 def test_constant_stays_at_the_peak():
