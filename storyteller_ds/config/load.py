@@ -107,7 +107,9 @@ def load_config(
                 )
             layers.set(field, value, str(ds_file))
     if isinstance(overrides, Mapping):
-        layers.merge(overrides, OVERRIDES)
+        layers.merge({field: _plain(value) for field, value in flatten(overrides).items()}, OVERRIDES)
+    elif overrides is None or isinstance(overrides, str):
+        raise ConfigError(f'overrides={overrides!r:.60}: give a dict, as in {{"train.max_steps": 200}}')
     else:
         _add_command_line(layers, overrides)
     _settle_batch(layers, ranks)
@@ -147,6 +149,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _plain(value: Any) -> Any:
+    """What a program has in place of a number or a text: numpy's numbers, and paths."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def _add_run_config(layers: "_Layers", config: str | None) -> str:

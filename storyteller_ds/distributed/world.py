@@ -257,7 +257,7 @@ def pick_device(wanted: str, local_rank: int, option: str = "parallel.device") -
     """
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = wanted if wanted != "auto" else next(name for name, there in has.items() if there)
-    if not has[kind]:
+    if not has.get(kind, False):
         there = ", ".join(name for name, available in has.items() if available)
         raise ConfigError(f"{option}={wanted}, but this machine has only: {there}; use one of these or auto")
     if kind == "cuda":

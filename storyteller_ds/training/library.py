@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from storyteller_ds.config.load import load_config
 from storyteller_ds.data.given_stories import keep_stories
 from storyteller_ds.distributed.world import World
+from storyteller_ds.errors import DataError
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.trained_run import TrainedRun
 from storyteller_ds.training.trainer import Trainer
@@ -17,7 +18,7 @@ def train(
     config: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
-    data: str | os.PathLike[str] | Sequence[str] | None = None,
+    data: str | os.PathLike[str] | Iterable[str] | None = None,
     ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] = "auto",
@@ -27,7 +28,8 @@ def train(
 
     Args:
         config, overrides, ds_config: see load_config.
-        data: what data.source may be (`builtin`, a text file, a folder, a Hugging Face name), or a list of stories.
+        data: what data.source may be (`builtin`, a text file, a folder, a Hugging Face name), or stories, one text
+            each; a twentieth of them (data.validation_fraction) is held out, and the rest must fill a batch.
         output_dir, resume, callbacks: see Trainer.
 
     Raises:
@@ -35,6 +37,10 @@ def train(
         UserError, TrainingStopped, InterruptedAfterSave, KeyboardInterrupt: see Trainer.fit.
     """
     ranks = World.from_environment().size
+    if isinstance(data, str) and ("\n" in data or not data.strip()):
+        raise DataError("data is one text; give a list of stories, or the path of a text file")
+    if data is not None and not isinstance(data, str | os.PathLike):
+        data = list(data)
     loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks)
     if data is not None:
         if isinstance(data, str | os.PathLike):

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -80,8 +81,9 @@ def train(
                 raise interruption.after_save(state.step)
         exit_code = EXIT_DONE
     finally:
-        for callback in callbacks:
-            callback.on_end(exit_code)
+        with contextlib.ExitStack() as ends:  # all of them, also where one raises
+            for callback in reversed(callbacks):
+                ends.callback(callback.on_end, exit_code)
     return state
 
 

@@ -25,8 +25,12 @@ class TrainedRun:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, oldest first; the last one is the final validation."""
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
+        """The records of metrics.jsonl, oldest first; the last one is the final validation.
+
+        Those of the run that was over already, where this one had nothing to do.
+        """
+        folder = self.folder if self.finished is None else self.finished.parent.parent
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     @property

@@ -39,7 +39,7 @@ from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 from storyteller_ds.training.callbacks.metrics_file import MetricsFile
-from storyteller_ds.training.callbacks.named import named_callbacks
+from storyteller_ds.training.callbacks.named import checked, named_callbacks
 from storyteller_ds.training.callbacks.pace import Pace
 from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalProgress
 from storyteller_ds.training.callbacks.samples import Samples, check_prompts
@@ -85,7 +85,7 @@ class Trainer:
         self.plan = make_plan(self.run, self.world.size, self.loaded)
         check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name
-        self.callbacks = [*named_callbacks(self.run.train.callbacks), *callbacks]
+        self.callbacks = checked([*named_callbacks(self.run.train.callbacks), *callbacks])
         self._resume = os.fspath(resume)
         self._console = console or stderr_console(quiet=not self.world.is_main)
         self._log = lines_to(self._console)
@@ -296,8 +296,8 @@ class Trainer:
 
     @contextlib.contextmanager
     def _as_before_afterwards(self) -> Iterator[None]:
-        """Leave torch's threads and random streams to the program as they were."""
-        threads, streams = torch.get_num_threads(), rng_state(self.device)
+        """Leave torch's threads and random streams to the program as they were, and no variables of libraries."""
+        threads, streams, variables = torch.get_num_threads(), rng_state(self.device), set(os.environ)
         self.world.limit_threads()
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -306,6 +306,8 @@ class Trainer:
         finally:
             torch.set_num_threads(threads)
             set_rng_state(self.device, streams)
+            for added in set(os.environ) - variables:
+                del os.environ[added]
 
 
 def _set_aside(folder: RunFolder, checkpoint: Checkpoint | None) -> Path | None:

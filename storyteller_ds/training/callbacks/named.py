@@ -1,9 +1,10 @@
-"""Callbacks that a run config names: train.callbacks=["my_module:MyCallback"]."""
+"""Callbacks of a user's own, also those that a run config names: train.callbacks=["my_module:MyCallback"]."""
 
 import pkgutil
 import sys
 from collections.abc import Sequence
 
+from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.training.callbacks.callback import Callback
 
@@ -31,3 +32,21 @@ def _made(name: str) -> Callback:
     if not isinstance(made, Callback):
         raise ConfigError(f"train.callbacks: '{name}' is not a storyteller_ds.Callback")
     return made
+
+
+def checked(callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    """The callbacks, after a look for what would be silently ignored.
+
+    Raises:
+        ConfigError: one is no Callback, or has a method on_... that no event calls.
+    """
+    events = [name for name in vars(Callback) if name.startswith("on_")]
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"callbacks: {callback!r:.60} is not an object of a storyteller_ds.Callback")
+        for name in dir(callback):
+            if name.startswith("on_") and name not in events:
+                raise ConfigError(
+                    f"callbacks: no event calls {type(callback).__name__}.{name}{did_you_mean(name, events)}"
+                )
+    return callbacks

@@ -1,6 +1,7 @@
 """The library: what its calls give back, what a callback gets, and what a run leaves behind in the process."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -254,3 +256,77 @@ def test_ranks_may_keep_the_same_stories_at_once(tmp_path):
         [path] = paths
         assert path.read_text().count(MARKER) == 200
         assert [each.name for each in path.parent.glob("*.tmp")] == []
+
+
+def test_a_run_that_was_over_elsewhere_shows_what_is_there(train, tmp_path):
+    first = train("a")
+    again = st.train(
+        "tiny_test",
+        {**SMALLEST, "train.max_steps": STEPS, "data.sequence_length": 32},
+        data=STORIES,
+        output_dir=tmp_path / "b",
+        resume=tmp_path / "a",
+    )
+    assert again.checkpoint == first.checkpoint
+    assert again.metrics == first.metrics
+
+
+def test_a_callback_that_fails_at_the_end_does_not_keep_others_from_theirs(train):
+    class Fails(st.Callback):
+        def on_end(self, exit_code):
+            raise ValueError("at the end")
+
+    ended: list[int] = []
+
+    class Ends(st.Callback):
+        def on_end(self, exit_code):
+            ended.append(exit_code)
+
+    before = {thread.name for thread in threading.enumerate()}
+    with pytest.raises(ValueError, match="at the end"):
+        train("run", Fails(), Ends())
+    assert ended == [0]
+    assert {thread.name for thread in threading.enumerate()} == before  # the watchdog, which comes last, has ended
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        (type("Typo", (st.Callback,), {"on_evl": lambda self, record: None})(), "Typo.on_evl; did you mean 'on_eval'?"),
+        (st.Callback, "is not an object of a storyteller_ds.Callback"),
+        (object(), "is not an object of a storyteller_ds.Callback"),
+    ],
+)
+def test_a_callback_that_would_never_be_called_is_refused(train, callback, words):
+    with pytest.raises(st.ConfigError, match=re.escape(words)):
+        train("run", callback)
+
+
+def test_stories_may_come_one_by_one(train, tmp_path):
+    settings = {**SMALLEST, "train.max_steps": STEPS, "data.sequence_length": 32}
+    from_list = st.train("tiny_test", settings, data=STORIES, output_dir=tmp_path / "a")
+    one_by_one = st.train("tiny_test", settings, data=(story for story in STORIES), output_dir=tmp_path / "b")
+    assert [r["train_loss"] for r in one_by_one.metrics if "train_loss" in r] == [
+        r["train_loss"] for r in from_list.metrics if "train_loss" in r
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "One story.\n\nAnother one."])
+def test_a_text_is_not_taken_for_a_path(text, tmp_path):
+    with pytest.raises(st.DataError, match="give a list of stories"):
+        st.train("tiny_test", data=text, output_dir=tmp_path / "run")
+
+
+def test_overrides_take_what_programs_have(tmp_path):
+    given = {"train.max_steps": np.int64(7), "optimizer": {"lr": np.float32(0.5)}, "data.source": tmp_path / "a.txt"}
+    run = st.load_config("tiny_test", given).run
+    assert (run.train.max_steps, run.optimizer.lr, run.data.source) == (7, 0.5, str(tmp_path / "a.txt"))
+    for wrong in ("train.max_steps=7", None):
+        with pytest.raises(st.ConfigError, match="give a dict"):
+            st.load_config("tiny_test", wrong)
+
+
+def test_a_device_that_does_not_exist_is_an_error_of_ours(train):
+    folder = train().folder
+    with pytest.raises(st.ConfigError, match="device=gpu, but this machine has only"):
+        st.load(folder, device="gpu")
