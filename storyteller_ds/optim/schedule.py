@@ -33,9 +33,11 @@ def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
     span = max(1, steps - 1 - schedule.warmup_steps)
     used = min(1.0, (place - schedule.warmup_steps) / span)
     progress = max(0.0, (used - (1 - schedule.decay_fraction)) / schedule.decay_fraction)
-    left = 1 - progress if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     floor = schedule.min_lr_ratio
-    return min(warming, peak * (floor + (1 - floor) * left))
+    # In this order of operations, so that earlier runs repeat to the last bit of the rate.
+    if schedule.kind == "linear":
+        return min(warming, peak * (floor + (1 - floor) * (1 - progress)))
+    return min(warming, peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))))
 
 
 def _warm_up(schedule: ScheduleConfig, step: int) -> float:

@@ -29,8 +29,10 @@ class TrainedRun:
 
         Those of the run that was over already, where this one had nothing to do.
         """
-        folder = self.folder if self.finished is None else self.finished.parent.parent
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        path = self.folder / METRICS
+        if self.finished is not None and not path.exists():
+            path = self.finished.parent.parent / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     @property

@@ -297,7 +297,7 @@ class Trainer:
     @contextlib.contextmanager
     def _as_before_afterwards(self) -> Iterator[None]:
         """Leave torch's threads and random streams to the program as they were, and no variables of libraries."""
-        threads, streams, variables = torch.get_num_threads(), rng_state(self.device), set(os.environ)
+        threads, streams, variables = torch.get_num_threads(), rng_state(self.device), set(os.environ.keys())
         self.world.limit_threads()
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -306,7 +306,7 @@ class Trainer:
         finally:
             torch.set_num_threads(threads)
             set_rng_state(self.device, streams)
-            for added in set(os.environ) - variables:
+            for added in os.environ.keys() - variables:
                 del os.environ[added]
 
 

@@ -47,9 +47,9 @@ def in_call(node: ast.Call) -> Iterator[str]:
 
 
 def is_one_variable(node: ast.Attribute, parent: ast.AST, grandparent: ast.AST) -> bool:
-    """os.environ asked for one name, handed to a process or to a check of it; not written down as a whole."""
+    """os.environ asked for one name or for the names, handed to a process or to a check; not written down as a whole."""
     if isinstance(parent, ast.Attribute):
-        return parent.attr in ("get", "setdefault", "update", "pop")
+        return parent.attr in ("get", "setdefault", "update", "pop", "keys")
     if isinstance(parent, ast.Dict):  # env={**os.environ, ...}
         target = grandparent.arg if isinstance(grandparent, ast.keyword) else name_of(grandparent.targets[0])
         return target in ("env", "environment")
