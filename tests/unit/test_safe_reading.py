@@ -47,7 +47,7 @@ def in_call(node: ast.Call) -> Iterator[str]:
 
 
 def is_one_variable(node: ast.Attribute, parent: ast.AST, grandparent: ast.AST) -> bool:
-    """os.environ asked for one name or for the names, handed to a process or to a check; not written down as a whole."""
+    """os.environ asked for one name or for the names, handed to a process or to a check; not written down whole."""
     if isinstance(parent, ast.Attribute):
         return parent.attr in ("get", "setdefault", "update", "pop", "keys")
     if isinstance(parent, ast.Dict):  # env={**os.environ, ...}
