@@ -25,7 +25,7 @@ def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
         elapsed_s: training time spent, the same on every rank (s).
     """
     schedule, peak, steps, minutes = run.schedule, run.optimizer.lr, run.train.max_steps, run.train.max_minutes
-    warming = peak * _warm_up(schedule, step)
+    warming = _warm_up(schedule, peak, step)
     place = step if minutes is None else max(step, elapsed_s / (60 * minutes) * steps)
     if schedule.kind == "constant" or place < schedule.warmup_steps:
         return warming
@@ -40,11 +40,11 @@ def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
     return min(warming, peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))))
 
 
-def _warm_up(schedule: ScheduleConfig, step: int) -> float:
-    """Fraction of the peak."""
+def _warm_up(schedule: ScheduleConfig, peak: float, step: int) -> float:
+    """The rate while it rises, then the peak."""
     if step >= schedule.warmup_steps:
-        return 1.0
+        return peak
     if schedule.kind == "one_cycle":
         risen = 0.5 * (1 - math.cos(math.pi * step / schedule.warmup_steps))
-        return (1 + (ONE_CYCLE_START - 1) * risen) / ONE_CYCLE_START
-    return (step + 1) / schedule.warmup_steps
+        return peak * (1 + (ONE_CYCLE_START - 1) * risen) / ONE_CYCLE_START
+    return peak * (step + 1) / schedule.warmup_steps
