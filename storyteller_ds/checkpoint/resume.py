@@ -53,7 +53,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
     Raises:
         CheckpointError: names every field that differs, with both values.
     """
-    before, now = checkpoint.settings(), flatten(run.model_dump(mode="json"))
+    before, now = _settings_then(checkpoint), flatten(run.model_dump(mode="json"))
     fields = _changed(before, now)
     fixed = [field for field in fields if _is_fixed(field)]
     if _is_dense(before) and _is_dense(now):
@@ -89,7 +89,7 @@ def _changed_in_place(now: Mapping[str, Any]) -> str:
 
 def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
     """What is different from the run that wrote the checkpoint, and may be: `field was OLD, now NEW`."""
-    before, now = checkpoint.settings(), flatten(run.model_dump(mode="json"))
+    before, now = _settings_then(checkpoint), flatten(run.model_dump(mode="json"))
     return [_difference(field, before, now) for field in _changed(before, now) if not _is_fixed(field)]
 
 
@@ -185,17 +185,18 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    # A field that did not exist then is not compared, unless the model depends on it: it had what is the default now.
-    then = {**{field: value for field, value in _defaults().items() if _is_fixed(field)}, **before}
-    return [field for field in now if field in then and then[field] != now[field]]
+    # A field that did not exist then is not compared, unless the model depends on it: see _settings_then.
+    return [field for field in now if field in before and before[field] != now[field]]
 
 
-def _defaults() -> dict[str, Any]:
-    return flatten(RunConfig().model_dump(mode="json"))
+def _settings_then(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings that wrote the checkpoint; a fixed field that did not exist then had what is the default now."""
+    defaults = flatten(RunConfig().model_dump(mode="json"))
+    return {field: value for field, value in defaults.items() if _is_fixed(field)} | checkpoint.settings()
 
 
 def _difference(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"{field} was {before.get(field, _defaults()[field])}, now {now[field]}"
+    return f"{field} was {before[field]}, now {now[field]}"
 
 
 def _is_dense(settings: Mapping[str, Any]) -> bool:

@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
     """What a program has in place of a number or a text: numpy's numbers, and paths."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _add_run_config(layers: "_Layers", config: str | None) -> str:

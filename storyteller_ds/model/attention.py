@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
         Args:
             x_BSD: normalised residual stream.
-            rotary: cosines and sines [S, D] or [B, 1, S, D] of RotaryEmbedding; None: no rotation.
+            rotary: cosines and sines of RotaryEmbedding, which broadcast over the heads; None: no rotation.
             cache: with it S new positions attend to all earlier ones too; without a mask.
             mask_BHSS: [B, 1, S, S] bool of document_mask; None: each position attends to all before it.
         """

@@ -101,12 +101,12 @@ class Decoder(nn.Module):
         end = start + token_BS.shape[1]
         if end > self.context_length:
             raise ValueError(f"{end} tokens do not fit the context of {self.context_length}")
-        position = torch.arange(start, end, device=token_BS.device) if position_BS is None else position_BS[:, None]
+        position = torch.arange(start, end, device=token_BS.device) if position_BS is None else position_BS
         mask_BHSS = None if position_BS is None else document_mask(position_BS)
         x_BSD = self.embedding(token_BS)
         if self.position_embedding is not None:
-            x_BSD = x_BSD + self.position_embedding(position if position_BS is None else position_BS)
-        rotary = self.rotary(position) if self.rotary is not None else None
+            x_BSD = x_BSD + self.position_embedding(position)
+        rotary = self.rotary(position.unsqueeze(-2)) if self.rotary is not None else None
         x_BSD = self.dropout(x_BSD)
         all_stats = []
         for i, block in enumerate(self.blocks):

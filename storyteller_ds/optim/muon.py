@@ -223,9 +223,6 @@ class _Matrices(NamedTuple):
     """Matrices of one shape, and where their orthogonalised entries go."""
 
     update_NRC: Tensor
-    """Wide: R <= C."""
-    is_turned: bool
-    """Whether the parameter has them the other way round."""
     weight_N: Tensor
     """The entries of the parameter that are here."""
     offset: int
@@ -236,12 +233,11 @@ class _Matrices(NamedTuple):
     def of(cls, piece: Piece, matrix_N: Tensor, weight_N: Tensor, lr: float) -> Self:
         stack = piece.stack
         x_NRC = matrix_N.view(-1, stack.rows, stack.columns)
-        is_tall = stack.rows > stack.columns
         rate = lr * 0.2 * max(stack.rows, stack.columns) ** 0.5
-        return cls(x_NRC.mT if is_tall else x_NRC, is_tall, weight_N[piece.begin : piece.end], piece.offset, rate)
+        return cls(x_NRC, weight_N[piece.begin : piece.end], piece.offset, rate)
 
     def apply(self, x_NRC: Tensor) -> None:
-        x_N = (x_NRC.mT if self.is_turned else x_NRC).flatten()[self.offset : self.offset + len(self.weight_N)]
+        x_N = x_NRC.flatten()[self.offset : self.offset + len(self.weight_N)]
         self.weight_N.add_(x_N.to(self.weight_N), alpha=-self.rate)
 
 

@@ -39,14 +39,12 @@ def train(
     ranks = World.from_environment().size
     if isinstance(data, str) and ("\n" in data or not data.strip()):
         raise DataError("data is one text; give a list of stories, or the path of a text file")
-    if data is not None and not isinstance(data, str | os.PathLike):
-        data = list(data)
     loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks)
     if data is not None:
         if isinstance(data, str | os.PathLike):
             source = os.fspath(data)
         else:
-            source = str(keep_stories(data, loaded.run.data.cache_dir))
+            source = str(keep_stories(list(data), loaded.run.data.cache_dir))
         loaded = load_config(config, _with_source(overrides, source), ds_config=ds_config, ranks=ranks)
     return Trainer(loaded, output_dir, callbacks, resume).fit()
 

@@ -299,6 +299,14 @@ def test_all_differences_are_named_at_once_and_another_corpus_is_one(saved):
     assert "its text has changed" in str(caught.value)
 
 
+def test_a_checkpoint_older_than_a_field_of_the_model_had_its_default(saved):
+    settings = json.loads((saved[0].folder / "config.json").read_text())
+    del settings["run"]["model"]["qk_norm"]
+    (saved[0].folder / "config.json").write_text(json.dumps(settings))
+    check_same_run(saved[0], config(), "corpus")
+    assert "model.qk_norm was False, now True" in refusal(saved[0], "corpus", model={"qk_norm": True})
+
+
 def test_the_fields_that_make_another_corpus_are_named(saved):
     with pytest.raises(CheckpointError) as caught:
         check_same_run(saved[0], config(data={"builtin_stories": 77}, tokenizer={"kind": "char"}), "other corpus")
