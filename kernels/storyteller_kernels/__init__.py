@@ -6,7 +6,7 @@ N = T * K rows (routed tokens: a token once for each of its experts), I expert w
 
 import torch
 
-from storyteller_kernels.cross_entropy import linear_cross_entropy
+from storyteller_kernels.cross_entropy import capped, linear_cross_entropy
 from storyteller_kernels.expert_mlp import Activation, activate, expert_mlp
 from storyteller_kernels.linear import linear
 from storyteller_kernels.permute import combine, permute
@@ -29,6 +29,7 @@ __all__ = [
     "Routing",
     "activate",
     "add_rms_norm",
+    "capped",
     "combine",
     "expert_mlp",
     "linear",

@@ -1,22 +1,14 @@
 """The certificate: as a table for people, as JSON for programs, as Markdown for the documentation."""
 
-import datetime
 import json
 import math
-import os
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
-import torch
-from storyteller_kernels.dispatch import instruction_set
-
-from storyteller_ds import __version__
 from storyteller_ds.certify.compare import QUANTITIES
 from storyteller_ds.certify.rows import PRESET, RUN, STEPS
 from storyteller_ds.certify.run import Verdict
+from storyteller_ds.machine import machine
 
 COLUMNS = ("row", "ranks", *QUANTITIES, "sent/routed", "memory", "step", "result")
 LEGEND = (
@@ -92,21 +84,6 @@ def as_page(verdicts: Sequence[Verdict], seconds: float) -> str:
         f"Every row trains preset `{PRESET}` with `{' '.join(RUN)}`.\n\n"
         f"{why}\n"
     )
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "storyteller_ds": __version__,
-        "processor": f"{os.cpu_count()} x {platform.machine()}, {instruction_set()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deepspeed": version("deepspeed") if find_spec("deepspeed") else "not installed",
-    }
-    if torch.cuda.is_available():
-        facts["cuda"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return facts
 
 
 def _row_json(verdict: Verdict) -> dict[str, Any]:

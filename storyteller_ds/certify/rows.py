@@ -92,6 +92,8 @@ _BY_SEQUENCE = "moe.balance_scope=sequence"
 _RECIPE = (
     "optimizer.kind=muon",
     "optimizer.embedding_lr_ratio=10",
+    "optimizer.output_lr_ratio=0.4",
+    "optimizer.expert_period=2",
     "schedule.decay_fraction=0.65",
     "model.qk_norm=true",
     "model.tie_embeddings=false",

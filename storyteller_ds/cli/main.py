@@ -21,6 +21,7 @@ from storyteller_ds.streams import OutputLost, secure_output
 _VERBS = {
     "train": "Train a story model.",
     "sweep": "Train once with each of several settings, and compare bits per byte.",
+    "bench": "Measure on this machine what the documentation claims.",
     "launch": "Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).",
     "generate": "Continue a prompt.",
     "config": "Show resolved configs, explain settings, list the presets.",

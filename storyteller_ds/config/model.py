@@ -33,14 +33,23 @@ class ModelConfig(Section):
     qk_norm: bool = False
     """Whether queries and keys are normalised before the rotation, each head by itself, as in Qwen3 (2505.09388); it
     allows higher learning rates."""
-    activation: Literal["swiglu", "gelu", "relu"] = "swiglu"
-    """Non-linearity of the feed-forward layer; swiglu is gated and has a third projection."""
+    activation: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
+    """Non-linearity of the feed-forward layer; swiglu is gated and has a third projection, relu2 is the square of relu
+    (Primer, 2109.08668)."""
     bias: bool = False
     """Whether linear layers, and LayerNorm, carry a bias."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
     tie_embeddings: bool = True
     """Whether the output projection is the token embedding."""
+    logit_softcap: float | None = Field(None, gt=0)
+    """Bound c of the logits, which become c tanh(logits / c), as in Gemma 2 (2408.00118); null: none (logit units)."""
+    value_embeddings: bool = False
+    """Whether every second block, the last among them, adds a token's own embedding, times a gate, to its values, as in
+    nanochat."""
+    residual_scales: bool = False
+    """Whether each block scales the residual stream and adds a part of the embedding to it, by two learned numbers,
+    as in nanochat."""
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """What the backward pass computes again instead of keeping: nothing, whole blocks, or all but their matrix
     products and attention; less memory for more time, the same numbers."""
@@ -65,6 +74,10 @@ class ModelConfig(Section):
                 f"change num_heads or set position=learned"
             )
         return self
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether block number `layer`, counted from 0, has a value embedding."""
+        return self.value_embeddings and (self.num_layers - 1 - layer) % 2 == 0
 
     @property
     def head_dim(self) -> int:

@@ -15,15 +15,20 @@ class OptimizerConfig(Section):
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate (weight units per step)."""
     embedding_lr_ratio: float = Field(1.0, gt=0)
-    """Learning rate of the embedding, in multiples of lr. A row moves only where its token occurs, and AdamW's step is
+    """Learning rate of embeddings, in multiples of lr. A row moves only where its token occurs, and AdamW's step is
     no larger than the rate, so that it wants a higher one; not with tied embeddings, where it is the output projection
     too (dimensionless)."""
+    output_lr_ratio: float = Field(1.0, gt=0)
+    """Learning rate of an output projection that is not tied to the embedding, in multiples of lr (dimensionless)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment (per step)."""
     beta2: float = Field(0.95, ge=0, lt=1)
     """Decay of the second moment (per step)."""
     momentum: float = Field(0.95, ge=0, lt=1)
     """Decay of Muon's momentum (per step)."""
+    expert_period: int = Field(1, ge=1)
+    """Steps between two updates of the experts' matrices by Muon, each as many times as large; the momentum takes every
+    gradient. A token trains two experts, and to orthogonalise all of them costs more than it does (optimizer steps)."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment (gradient units)."""
     weight_decay: float = Field(0.1, ge=0)

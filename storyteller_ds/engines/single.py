@@ -101,7 +101,7 @@ class SingleEngine:
         for name, parameter, *_ in placed_parameters(self.decoder):
             parameter.copy_(read("weight", name))
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(updates), device=self.device),
+                "step": torch.tensor(float(updates), device="cpu" if parameter in self.stacks else self.device),
                 **{kind: read(kind, name).to(self.device) for kind in state_kinds(parameter, self.stacks)[1:]},
             }
         if loss_scale is not None and self.scaler.is_enabled():

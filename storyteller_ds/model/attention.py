@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from storyteller_ds.config.model import ModelConfig
-from storyteller_ds.model.linear import Linear
+from storyteller_ds.model.linear import Embedding, Linear
 from storyteller_ds.model.norm import RMSNorm
 
 
@@ -55,10 +55,39 @@ def rotate(x_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
     return rotated.to(x_BHSD.dtype)
 
 
-class Attention(nn.Module):
-    """Multi-head causal attention; several query heads share a key/value head (GQA, Ainslie et al. 2023)."""
+class ValueEmbedding(nn.Module):
+    """A vector of each token for the values of attention, scaled by a gate for each head: 2 sigmoid(W x[:GATE_INPUTS]).
 
-    def __init__(self, config: ModelConfig) -> None:
+    As in nanochat; what a token is stays in reach of every position that attends to it.
+    """
+
+    GATE_INPUTS = 32
+    """Features of the residual stream that the gate sees."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.inputs = min(self.GATE_INPUTS, config.hidden_size)
+        self.embedding = Embedding(vocab_size, config.kv_heads * config.head_dim)
+        self.gate = Linear(self.inputs, config.kv_heads, bias=False)
+
+    def forward(self, token_BS: Tensor, x_BSD: Tensor) -> Tensor:
+        """[B, S] int64 tokens, and the normalised residual stream [B, S, D], to [B, H, S, head size]."""
+        value_BSHD = self.embedding(token_BS).unflatten(-1, (-1, self.head_dim))
+        gate_BSH = 2 * torch.sigmoid(self.gate(x_BSD[..., : self.inputs]))
+        gated_BHSD: Tensor = (gate_BSH[..., None] * value_BSHD).transpose(1, 2)
+        return gated_BHSD
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention; several query heads share a key/value head (GQA, Ainslie et al. 2023).
+
+    Args:
+        config: sizes and options.
+        value_vocabulary: tokens that have a value embedding; 0: there is none.
+    """
+
+    def __init__(self, config: ModelConfig, value_vocabulary: int = 0) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.dropout = config.dropout
@@ -69,6 +98,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.value_embedding = ValueEmbedding(config, value_vocabulary) if value_vocabulary else None
         self.is_grouped = config.kv_heads != config.num_heads
 
     def forward(
@@ -77,6 +107,7 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         cache: LayerCache | None = None,
         mask_BHSS: Tensor | None = None,
+        token_BS: Tensor | None = None,
     ) -> Tensor:
         """[B, S, D] to [B, S, D].
 
@@ -85,11 +116,14 @@ class Attention(nn.Module):
             rotary: cosines and sines of RotaryEmbedding, which broadcast over the heads; None: no rotation.
             cache: with it S new positions attend to all earlier ones too; without a mask.
             mask_BHSS: [B, 1, S, S] bool of document_mask; None: each position attends to all before it.
+            token_BS: [B, S] int64, for the value embedding.
         """
         q_BHSD, k_BHSD, v_BHSD = (
             proj(x_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.value_embedding is not None:
+            v_BHSD = v_BHSD + self.value_embedding(token_BS, x_BSD)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHSD, k_BHSD = self.q_norm(q_BHSD), self.k_norm(k_BHSD)
         if rotary is not None:

@@ -69,8 +69,13 @@ def is_expert(name: str) -> bool:
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies: to matrices, not to gains and biases (Loshchilov and Hutter's usual form)."""
-    return not (name.endswith("bias") or "norm." in name)
+    """Whether weight decay applies: to matrices, not to gains, scales and biases (the usual form)."""
+    return not (name.endswith(("bias", ".scale")) or "norm." in name)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a canonical name is a table that is looked up by tokens: the embedding or a value embedding."""
+    return name == "embedding.weight" or name.endswith(".embedding.weight")
 
 
 def placed_parameters(module: nn.Module, first_expert: int = 0) -> Iterator[Placed]:

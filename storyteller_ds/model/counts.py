@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.model.canonical import is_expert
+from storyteller_ds.model.canonical import is_embedding, is_expert
 from storyteller_ds.model.decoder import empty_decoder
 
 
@@ -36,8 +36,9 @@ def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float
     for name, parameter in empty_decoder(run).named_parameters():
         if parameter.dim() < 2 or name.endswith("bias") or name.startswith("position_embedding"):
             continue
-        if name == "embedding.weight" and not run.model.tie_embeddings:
-            continue  # a look-up; tied, the same table is the output projection
+        is_output = name == "embedding.weight" and run.model.tie_embeddings
+        if is_embedding(name) and not is_output:
+            continue  # a look-up
         share = run.moe.top_k / run.moe.num_experts if is_expert(name) else 1.0
         weights += parameter.numel() * share
     attention = 2 * 2 * run.model.num_layers * run.model.hidden_size * (length + 1) / 2

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from storyteller_kernels import linear, linear_cross_entropy
+from storyteller_kernels import capped, linear, linear_cross_entropy
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
@@ -21,26 +21,49 @@ MoEFactory = Callable[[ModelConfig, MoEConfig], nn.Module]
 """Builds an MoE layer: [B, S, D] to ([B, S, D], RouterStats)."""
 
 
+class ResidualScale(nn.Module):
+    """a x + b x_0 with two learned numbers: the residual stream, and a part of the embedding that it began with.
+
+    As in nanochat and modded-nanogpt.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(2))
+
+    def forward(self, x_BSD: Tensor, first_BSD: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        return self.scale[0] * x_BSD + self.scale[1] * first_BSD
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x))."""
 
-    def __init__(self, model: ModelConfig, ffn: nn.Module) -> None:
+    def __init__(self, model: ModelConfig, ffn: nn.Module, value_vocabulary: int) -> None:
         super().__init__()
+        self.residual = ResidualScale() if model.residual_scales else None
         self.attention_norm = build_norm(model)
-        self.attention = Attention(model)
+        self.attention = Attention(model, value_vocabulary)
         self.ffn_norm = build_norm(model)
         self.ffn = ffn
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(
         self,
+        first_BSD: Tensor,
         x_BSD: Tensor,
+        token_BS: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         cache: LayerCache | None,
         mask_BHSS: Tensor | None,
     ) -> tuple[Tensor, RouterStats | None]:
-        """[B, S, D] to [B, S, D], and the statistics of the router where there is one; see Attention."""
-        seen_BSD = self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache, mask_BHSS))
+        """[B, S, D] to [B, S, D], and the statistics of the router where there is one; see Attention.
+
+        `first_BSD` is the stream before the first block.
+        """
+        if self.residual is not None:
+            x_BSD = self.residual(x_BSD, first_BSD)
+        seen_BSD = self.dropout(self.attention(self.attention_norm(x_BSD), rotary, cache, mask_BHSS, token_BS))
         normal_BSD, x_BSD = self.ffn_norm(seen_BSD, residual=x_BSD)
         out_BSD, stats = self.ffn(normal_BSD)
         return x_BSD + self.dropout(out_BSD), stats
@@ -59,6 +82,7 @@ class Decoder(nn.Module):
         model, moe = run.model, run.moe
         self.context_length = run.context_length
         self.vocab_size = run.tokenizer.vocab_size
+        self.softcap = model.logit_softcap
         self.run_block = BlockRunner(model)
         self.embedding = Embedding(self.vocab_size, model.hidden_size)
         self.rotary = RotaryEmbedding(model.head_dim, model.rope_theta) if model.position == "rope" else None
@@ -67,7 +91,11 @@ class Decoder(nn.Module):
         )
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
-            Block(model, make_moe(model, moe) if moe.is_moe_layer(i) else FeedForward(model))
+            Block(
+                model,
+                make_moe(model, moe) if moe.is_moe_layer(i) else FeedForward(model),
+                self.vocab_size if model.has_value_embedding(i) else 0,
+            )
             for i in range(model.num_layers)
         )
         self.final_norm = build_norm(model)
@@ -107,20 +135,22 @@ class Decoder(nn.Module):
         if self.position_embedding is not None:
             x_BSD = x_BSD + self.position_embedding(position)
         rotary = self.rotary(position.unsqueeze(-2)) if self.rotary is not None else None
-        x_BSD = self.dropout(x_BSD)
+        x_BSD = first_BSD = self.dropout(x_BSD)
         all_stats = []
         for i, block in enumerate(self.blocks):
             if caches is None:
-                x_BSD, stats = self.run_block(block, x_BSD, rotary, None, mask_BHSS)
+                x_BSD, stats = self.run_block(block, first_BSD, x_BSD, token_BS, rotary, None, mask_BHSS)
             else:  # run once only: a cache must not see its positions twice
-                x_BSD, stats = block(x_BSD, rotary, caches[i], None)
+                x_BSD, stats = block(first_BSD, x_BSD, token_BS, rotary, caches[i], None)
             if stats is not None:
                 all_stats.append(stats)
         x_BSD = self.final_norm(x_BSD)
         head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
         if target_BS is None:
-            return linear(x_BSD, head), all_stats
-        nll_sum = linear_cross_entropy(x_BSD.flatten(0, 1), head, target_BS.flatten(), ignore_index=IGNORED)
+            return capped(linear(x_BSD, head), self.softcap), all_stats
+        nll_sum = linear_cross_entropy(
+            x_BSD.flatten(0, 1), head, target_BS.flatten(), ignore_index=IGNORED, softcap=self.softcap
+        )
         return nll_sum, all_stats
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from storyteller_ds.config.model import ModelConfig
 from storyteller_ds.model.canonical import placed_parameters
 
+_RESIDUAL_SCALES = (1.0, 0.1)
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj", "down_proj.weight")
 
 
@@ -20,7 +21,8 @@ def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_exp
     """Fill every parameter of a decoder in place.
 
     Normal with init_std; what writes into the residual stream with init_std / sqrt(2 * num_layers)
-    (GPT-2, Radford et al. 2019, sec. 2.3); gains 1, biases 0; the noise of noisy gating starts at 0.
+    (GPT-2, Radford et al. 2019, sec. 2.3); gains 1, biases 0; the noise of noisy gating and the gates of value
+    embeddings start at 0, residual scales at 1 and 0.1, as in nanochat.
 
     Args:
         module: a Decoder, or a module that wraps one, on any device.
@@ -29,8 +31,10 @@ def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_exp
         first_expert: canonical index of the first expert that this rank holds.
     """
     for name, parameter, first, _ in placed_parameters(module, first_expert):
-        if name.endswith("bias") or name.endswith("noise_weight"):
+        if name.endswith(("bias", "noise_weight", "value_embedding.gate.weight")):
             parameter.zero_()
+        elif name.endswith("residual.scale"):
+            parameter.copy_(torch.tensor(_RESIDUAL_SCALES))
         elif "norm." in name:
             parameter.fill_(1.0)
         else:

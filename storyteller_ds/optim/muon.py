@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from storyteller_ds.model.canonical import is_decayed
+from storyteller_ds.model.canonical import is_decayed, is_embedding
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Sta
         shape: of the whole parameter, or of a rank's share of the experts.
         intermediate_size: rows of an up projection, and of the gate that may be stored above it.
     """
-    if not name.startswith("blocks.") or ".router." in name or not is_decayed(name):
+    if not name.startswith("blocks.") or ".router." in name or is_embedding(name) or not is_decayed(name):
         return None
     rows = intermediate_size if "gate_up_proj" in name else shape[-2]
     return Stack(math.prod(shape[:-1]) // rows, rows, shape[-1])
@@ -194,7 +194,8 @@ class Muon(torch.optim.AdamW):
         """Update the groups of `param_groups`, of which ZeRO leaves one at a time."""
         groups = self.param_groups
         hidden = [(v, g) for g in groups for v in g["params"] if v in self.layouts and v.grad is not None]
-        for matrices in _batched(each for vector, group in hidden for each in self._matrices(vector, group)):
+        due = [(v, g) for v, g in hidden if self._add_gradient(v, g)]
+        for matrices in _batched(each for vector, group in due for each in self._matrices(vector, group)):
             orthogonal_NRC = newton_schulz(torch.cat([m.update_NRC for m in matrices]).float())
             for one, x_NRC in zip(matrices, orthogonal_NRC.split([len(m.update_NRC) for m in matrices]), strict=True):
                 one.apply(x_NRC)
@@ -205,18 +206,26 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups = groups
 
-    def _matrices(self, vector: Tensor, group: Mapping[str, Any]) -> Iterator["_Matrices"]:
-        """The matrices of a vector, after its momentum and its weight decay, none of them in pieces."""
-        layout, average = self.layouts[vector], start_moments(self, vector)["exp_avg"]
+    def _add_gradient(self, vector: Tensor, group: Mapping[str, Any]) -> bool:
+        """Momentum and weight decay of a vector; whether its matrices are due."""
         assert vector.grad is not None
-        average.lerp_(vector.grad, 1 - self.momentum)
-        update_N, weight_N = vector.grad.lerp(average, self.momentum).view(-1), vector.view(-1)
-        weight_N.mul_(1 - group["lr"] * group["weight_decay"])
+        state = start_moments(self, vector)
+        state["step"] += 1
+        state["exp_avg"].lerp_(vector.grad, 1 - self.momentum)
+        vector.mul_(1 - group["lr"] * group["weight_decay"])
+        period: int = group["period"]
+        return int(state["step"]) % period == 0
+
+    def _matrices(self, vector: Tensor, group: Mapping[str, Any]) -> Iterator["_Matrices"]:
+        """The matrices of a vector, none of them in pieces."""
+        assert vector.grad is not None
+        layout, rate = self.layouts[vector], group["lr"] * group["period"]
+        update_N, weight_N = vector.grad.lerp(self.state[vector]["exp_avg"], self.momentum).view(-1), vector.view(-1)
         for piece, matrix_N in _joined(update_N, layout):
             if piece.begin < piece.end:
-                yield _Matrices.of(piece, matrix_N, weight_N, group["lr"])
+                yield _Matrices.of(piece, matrix_N, weight_N, rate)
         for piece in layout.whole:
-            yield _Matrices.of(piece, update_N[piece.begin : piece.end].to(layout.device), weight_N, group["lr"])
+            yield _Matrices.of(piece, update_N[piece.begin : piece.end].to(layout.device), weight_N, rate)
 
 
 class _Matrices(NamedTuple):
@@ -278,8 +287,10 @@ def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str,
     """The state of a parameter or partition of AdamW's or Muon's, made of zeros where there is none yet."""
     state: dict[str, Tensor] = optimizer.state[vector]
     if "exp_avg" not in state:
-        state["step"] = torch.zeros((), device=vector.device)
+        is_hidden = isinstance(optimizer, Muon) and vector in optimizer.layouts
+        # Muon asks for the number of the step: on the host it waits for no device.
+        state["step"] = torch.zeros((), device="cpu" if is_hidden else vector.device)
         state["exp_avg"] = torch.zeros_like(vector)
-        if not isinstance(optimizer, Muon) or vector not in optimizer.layouts:
+        if not is_hidden:
             state["exp_avg_sq"] = torch.zeros_like(vector)
     return state

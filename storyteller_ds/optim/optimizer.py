@@ -8,10 +8,9 @@ from torch import nn
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import OptimizerConfig
-from storyteller_ds.model.canonical import full_shape, is_decayed, placed_parameters
+from storyteller_ds.model.canonical import full_shape, is_decayed, is_embedding, is_expert, placed_parameters
 from storyteller_ds.optim.muon import Muon, Stack, hidden_matrices
 
-EMBEDDING = "embedding.weight"
 STATE_KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: its value and AdamW's two moments."""
 
@@ -30,19 +29,27 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameters with the same settings: Muon's matrices, others that are decayed, gains and biases, which are not.
 
-    A group's learning rate is `lr_ratio` times that of the step.
+    A group's learning rate is `lr_ratio` times that of the step; Muon's are updated every `period` steps.
     """
-    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    groups: dict[tuple[str, float, int], dict[str, Any]] = {}
     # In this order, which decides how ZeRO lays out its vectors.
     for name in ("hidden", "decayed", "plain"):
         decay = 0.0 if name == "plain" else config.weight_decay
-        for ratio in (1.0, config.embedding_lr_ratio):
-            groups[name, ratio] = {"name": name, "params": [], "weight_decay": decay, "lr_ratio": ratio}
+        for ratio in (1.0, config.embedding_lr_ratio, config.output_lr_ratio):
+            for period in (1, config.expert_period):
+                settings = {"weight_decay": decay, "lr_ratio": ratio, "period": period}
+                groups[name, ratio, period] = {"name": name, "params": [], **settings}
     for name, parameter, *_ in placed_parameters(module):
         kind = "hidden" if parameter in stacks else "decayed" if is_decayed(name) else "plain"
-        ratio = config.embedding_lr_ratio if name == EMBEDDING else 1.0
-        groups[kind, ratio]["params"].append(parameter)
+        period = config.expert_period if parameter in stacks and is_expert(name) else 1
+        groups[kind, _lr_ratio(name, config), period]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def _lr_ratio(name: str, config: OptimizerConfig) -> float:
+    if is_embedding(name):
+        return config.embedding_lr_ratio
+    return config.output_lr_ratio if name == "lm_head.weight" else 1.0
 
 
 def set_learning_rate(optimizer: Any, lr: float) -> None:

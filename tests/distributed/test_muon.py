@@ -15,7 +15,13 @@ RUN = (
     *TINY_RUN,
     "optimizer.kind=muon",
     # What goes with it in the presets.
-    *("optimizer.embedding_lr_ratio=5", "model.tie_embeddings=false", "model.qk_norm=true", "data.document_mask=true"),
+    *(
+        "optimizer.embedding_lr_ratio=5",
+        "optimizer.expert_period=2",
+        "model.tie_embeddings=false",
+        "model.qk_norm=true",
+        "data.document_mask=true",
+    ),
     # Sizes of which no power of two is a multiple, so that partitions end inside of matrices.
     *("model.hidden_size=72", "model.num_layers=3", "model.intermediate_size=50"),
     *(f"train.max_steps={STEPS}", "train.eval_batches=2", "train.eval_every_steps=6", "train.sample_tokens=2"),

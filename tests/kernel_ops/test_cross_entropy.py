@@ -27,12 +27,15 @@ def inputs(tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.
     return [x_TD.requires_grad_(), weight_VD.requires_grad_(), target_T]
 
 
-def by_hand(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+def by_hand(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, softcap: float | None = None) -> Tensor:
     """Token by token, in fp64."""
     nll_sum = x_TD.double().sum() * 0 + weight_VD.double().sum() * 0
     for x_D, target in zip(x_TD.double(), target_T.tolist(), strict=True):
         if target != IGNORED:
             logits_V = (weight_VD.double() * x_D).sum(dim=1)
+            if softcap is not None:
+                doubled_V = (2 * logits_V / softcap).exp()
+                logits_V = softcap * (doubled_V - 1) / (doubled_V + 1)
             nll_sum = nll_sum + (logits_V - logits_V.max()).exp().sum().log() + logits_V.max() - logits_V[target]
     return nll_sum
 
@@ -52,6 +55,20 @@ def test_loss_and_gradients(poisoned_memory, tokens, width, vocabulary, chunk_si
     expected = value_and_gradients(by_hand(x_TD, weight_VD, target_T), x_TD, weight_VD)
     for one, wanted in zip(actual, expected, strict=True):
         assert_within(one, wanted, SIMPLE)
+
+
+@every_size
+@pytest.mark.parametrize("chunk_size", [3, None])
+@pytest.mark.parametrize("softcap", [0.7, 15.0])
+def test_capped_logits(poisoned_memory, tokens, width, vocabulary, chunk_size, softcap):
+    x_TD, weight_VD, target_T = inputs(tokens, width, vocabulary)
+    expected = value_and_gradients(by_hand(x_TD, weight_VD, target_T, softcap), x_TD, weight_VD)
+    for actual in (
+        linear_cross_entropy(x_TD, weight_VD, target_T, IGNORED, chunk_size, softcap),
+        reference.linear_cross_entropy(x_TD, weight_VD, target_T, IGNORED, softcap),
+    ):
+        for one, wanted in zip(value_and_gradients(actual, x_TD, weight_VD), expected, strict=True):
+            assert_within(one, wanted, SIMPLE)
 
 
 @every_size

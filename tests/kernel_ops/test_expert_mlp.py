@@ -20,7 +20,7 @@ COUNTS = {
     "many tiles": [40, 0, 16, 33],
 }
 every_count = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-every_activation = pytest.mark.parametrize("activation", ["swiglu", "gelu", "relu"])
+every_activation = pytest.mark.parametrize("activation", ["swiglu", "gelu", "relu", "relu2"])
 as_list_or_tensor = pytest.mark.parametrize("as_counts", [list, torch.tensor], ids=["list", "tensor"])
 pytestmark = [
     pytest.mark.parametrize("implementation", ["reference", "cpu", "onednn", "triton"], indirect=True),
@@ -48,7 +48,7 @@ def reference_activation(hidden_H: Tensor, activation: str) -> Tensor:
     if activation == "gelu":
         inner_I = math.sqrt(2 / math.pi) * (hidden_H + 0.044715 * hidden_H**3)
         return 0.5 * hidden_H * (1 + torch.tanh(inner_I))
-    return torch.where(hidden_H > 0, hidden_H, 0.0)
+    return torch.where(hidden_H > 0, hidden_H, 0.0) ** (2 if activation == "relu2" else 1)
 
 
 def reference(tensors: list[Tensor], counts: list[int], activation: str) -> Tensor:

@@ -26,6 +26,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         wants_x: bool,
         wants_weight: bool,
+        softcap: float | None,
     ) -> Tensor:
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         nll_sum = x_TD.new_zeros((), dtype=wide)
@@ -38,13 +39,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 x_CD, target_C = x_TD[chunk], target_T[chunk]
                 ignored_C1 = (target_C == ignore_index)[:, None]
                 target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
-                log_p_CV = F.log_softmax(products.product(x_CD, weight_VD, None), dim=1, dtype=wide)
+                logits_CV = products.product(x_CD, weight_VD, None)
+                slope_CV = None
+                if softcap is not None:
+                    squashed_CV = logits_CV.to(wide).div_(softcap).tanh_()
+                    logits_CV, slope_CV = squashed_CV * softcap, squashed_CV.square_().neg_().add_(1)
+                log_p_CV = F.log_softmax(logits_CV, dim=1, dtype=wide)
                 nll_sum -= log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
                 if not (wants_x or wants_weight):
                     continue
                 # d loss / d logits = p - one_hot(target), made in the memory of log p.
                 grad_CV = log_p_CV.exp_()
                 grad_CV.scatter_(1, target_C1, grad_CV.gather(1, target_C1) - 1.0)
+                if slope_CV is not None:
+                    grad_CV.mul_(slope_CV)
                 low_CV = grad_CV.to(x_TD.dtype)
                 # An ignored token's gradient is zero: cheaper set in [C, D] than in [C, V].
                 if grad_TD is not None:
@@ -68,11 +76,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_TD.mul_(grad)
         if grad_VD is not None:
             grad_VD = grad_VD.mul_(grad).to(ctx.weight_dtype)
-        return grad_TD, grad_VD, None, None, None, None, None
+        return grad_TD, grad_VD, None, None, None, None, None, None
 
 
 def linear_cross_entropy(
-    x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, ignore_index: int = -100, chunk_size: int | None = None
+    x_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """See reference.linear_cross_entropy.
 
@@ -83,6 +96,7 @@ def linear_cross_entropy(
         ignore_index: targets of this value do not count.
         chunk_size: tokens a chunk; None: as many as make the logits of a chunk no larger than x, but at least
             MIN_CHUNK, below which the products grow slow.
+        softcap: logits are softcap * tanh(logits / softcap); None: as they are.
     """
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
@@ -92,7 +106,7 @@ def linear_cross_entropy(
         chunk_size = max(MIN_CHUNK, x_TD.numel() // weight_VD.shape[0])
     records = torch.is_grad_enabled()
     wants = (records and x_TD.requires_grad, records and weight_VD.requires_grad)
-    arguments = (x_TD, weight_VD, target_T, ignore_index, chunk_size, *wants)
+    arguments = (x_TD, weight_VD, target_T, ignore_index, chunk_size, *wants, softcap)
     nll_sum: Tensor = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]  # torch's stub
     return nll_sum
 

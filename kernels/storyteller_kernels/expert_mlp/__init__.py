@@ -36,7 +36,7 @@ def expert_mlp(
         count_E: as the weights, biases and activation, see `reference.expert_mlp`.
         up_EHD: [E, H, D].
         down_EDI: [E, D, I].
-        activation: swiglu, gelu or relu.
+        activation: swiglu, gelu, relu or relu2.
         up_bias_EH: [E, H] or None.
         down_bias_ED: [E, D] or None.
         token_N: [N] int64, token of each row.

@@ -124,6 +124,9 @@ def _activation_gradient(grad_act: Tensor, hidden: Tensor, activation: Activatio
         return grad_hidden, activate(hidden, activation)
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad_act, hidden, 0), activate(hidden, activation)
+    if activation == "relu2":
+        positive = F.relu(hidden)
+        return grad_act.mul_(positive).mul_(2), positive.square_()
     gate, up = hidden.chunk(2, dim=-1)
     act = F.silu(gate)
     grad_hidden = torch.empty_like(hidden)

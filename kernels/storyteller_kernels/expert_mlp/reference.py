@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Activation = Literal["swiglu", "gelu", "relu"]
+Activation = Literal["swiglu", "gelu", "relu", "relu2"]
 
 
 def expert_mlp(
@@ -29,7 +29,7 @@ def expert_mlp(
             the Triton path does not need.
         up_EHD: [E, H, D] stacked weights.
         down_EDI: [E, D, I] stacked weights.
-        activation: swiglu, gelu (tanh form, as GPT-2) or relu.
+        activation: swiglu, gelu (tanh form, as GPT-2), relu, or relu2, its square (So et al. 2021, 2109.08668).
         up_bias_EH: [E, H] or None.
         down_bias_ED: [E, D] or None.
 
@@ -55,4 +55,4 @@ def activate(hidden: Tensor, activation: Activation) -> Tensor:
         return F.silu(gate) * up
     if activation == "gelu":
         return F.gelu(hidden, approximate="tanh")
-    return F.relu(hidden)
+    return F.relu(hidden).square() if activation == "relu2" else F.relu(hidden)

@@ -14,6 +14,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "dense rope": {"moe": {"num_experts": 0}},
     "dense learned": {"moe": {"num_experts": 0}, "model": {"position": "learned", "norm": "layernorm"}},
     "mixture rope": {"model": {"num_kv_heads": 2}},
+    "mixture like nanochat": {
+        "model": {"activation": "relu2", "logit_softcap": 9.0, "value_embeddings": True, "residual_scales": True}
+    },
     "mixture learned": {"model": {"position": "learned"}, "moe": {"top_k": 1, "num_experts": 8}},
 }
 

@@ -12,6 +12,7 @@ from storyteller_ds.model.canonical import (
     Part,
     canonical_name,
     is_decayed,
+    is_embedding,
     is_expert,
     join_pieces,
     pieces_by_name,
@@ -53,6 +54,7 @@ GPT2_SHAPES = {
     "final_norm.bias": (D,),
     "lm_head.weight": (V, D),
 }
+SCALE, VALUES = "blocks.0.residual.scale", "blocks.0.attention.value_embedding.embedding.weight"
 GPT2 = {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias": True, "tie_embeddings": False}
 
 
@@ -99,12 +101,16 @@ def test_wrappers_do_not_change_names(make_run):
 
 def test_what_is_an_expert_and_what_is_decayed():
     names = (
-        MIXTURE_SHAPES | GPT2_SHAPES | {"blocks.0.ffn.experts.down_bias": (), "blocks.0.ffn.router.noise_weight": ()}
+        MIXTURE_SHAPES
+        | GPT2_SHAPES
+        | dict.fromkeys(["blocks.0.ffn.experts.down_bias", "blocks.0.ffn.router.noise_weight", SCALE, VALUES], ())
     )
     assert {name for name in names if is_expert(name)} == {
         f"blocks.0.ffn.experts.{part}" for part in ("gate_up_proj", "down_proj", "down_bias")
     }
-    assert {name for name in names if not is_decayed(name)} == {n for n in names if "norm." in n or n.endswith("bias")}
+    plain = {name for name in names if "norm." in name or name.endswith("bias")} | {SCALE}
+    assert {name for name in names if not is_decayed(name)} == plain
+    assert {name for name in names if is_embedding(name)} == {"embedding.weight", VALUES}
 
 
 def test_placed_parameters_know_their_first_expert(make_run):

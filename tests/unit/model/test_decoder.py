@@ -170,8 +170,11 @@ def test_the_comparison_sees_a_gate_below_the_up_projection(make_run, fill, toke
         assert_same(Decoder(run), other, swapped, token_BS)
 
 
+NANOCHAT = {"activation": "relu2", "logit_softcap": 9.0, "value_embeddings": True, "residual_scales": True}
 every_kind = pytest.mark.parametrize(
-    ("model", "moe"), [({}, DENSE), ({}, {}), (GPT2, DENSE), (GPT2, {"top_k": 1})], ids=str
+    ("model", "moe"),
+    [({}, DENSE), ({}, {}), (GPT2, DENSE), (GPT2, {"top_k": 1}), (NANOCHAT, DENSE), (NANOCHAT, {})],
+    ids=str,
 )
 
 

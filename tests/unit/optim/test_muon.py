@@ -71,33 +71,36 @@ def test_an_expert_without_a_gradient_is_not_moved():
     assert_within(newton_schulz(x_NRC)[1], torch.zeros(4, 6), EXACT)
 
 
-def optimizer_of(vectors: list[Tensor], momentum: float = MOMENTUM) -> Muon:
-    groups = [{"params": vectors, "weight_decay": DECAY}]
+def optimizer_of(vectors: list[Tensor], momentum: float = MOMENTUM, period: int = 1) -> Muon:
+    groups = [{"params": vectors, "weight_decay": DECAY, "period": period}]
     return Muon(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8, momentum=momentum)
 
 
-def by_formula(weight: Tensor, gradients: list[Tensor], stack: Stack) -> tuple[Tensor, Tensor]:
+def by_formula(weight: Tensor, gradients: list[Tensor], stack: Stack, period: int = 1) -> tuple[Tensor, Tensor]:
     """Weight and momentum after the steps, in fp64, from the formulas of the module."""
     weight_NRC = weight.double().reshape(stack)
     average_NRC = torch.zeros_like(weight_NRC)
-    for gradient in gradients:
+    for number, gradient in enumerate(gradients, start=1):
         g_NRC = gradient.double().reshape(stack)
         average_NRC = MOMENTUM * average_NRC + (1 - MOMENTUM) * g_NRC
         u_NRC = MOMENTUM * average_NRC + (1 - MOMENTUM) * g_NRC
         step_NRC = torch.stack([by_singular_values(u_RC) for u_RC in u_NRC])
         scale = 0.2 * max(stack.rows, stack.columns) ** 0.5
-        weight_NRC = (1 - LR * DECAY) * weight_NRC - LR * scale * step_NRC
+        weight_NRC = (1 - LR * DECAY) * weight_NRC
+        if number % period == 0:
+            weight_NRC = weight_NRC - period * LR * scale * step_NRC
     return weight_NRC.reshape(weight.shape), average_NRC.reshape(weight.shape)
 
 
 @pytest.mark.parametrize(
     ("shape", "stack"), [((6, 10), Stack(1, 6, 10)), ((3, 8, 5), Stack(3, 8, 5)), ((3, 8, 5), Stack(6, 4, 5))], ids=str
 )
-def test_steps_follow_the_formula(shape, stack):
+@pytest.mark.parametrize("period", [1, 2, 3])
+def test_steps_follow_the_formula(shape, stack, period):
     parameter = nn.Parameter(random(*shape))
     gradients = [random(*shape, seed=seed) for seed in (1, 2, 3, 4)]
-    expected, average = by_formula(parameter.detach(), gradients, stack)
-    optimizer = optimizer_of([parameter])
+    expected, average = by_formula(parameter.detach(), gradients, stack, period)
+    optimizer = optimizer_of([parameter], period=period)
     optimizer.lay_out({parameter: whole_parameter(parameter, stack)})
     for gradient in gradients:
         parameter.grad = gradient.clone()

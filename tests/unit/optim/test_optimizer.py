@@ -9,13 +9,22 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, set_learning_rate
 
-RATIO = 7.0
+RATIO, OUTPUT_RATIO = 7.0, 0.5
+EMBEDDINGS = ("embedding.weight", "blocks.0.attention.value_embedding.embedding.weight")
 
 
-def built(kind: str, ratio: float) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
+def built(
+    kind: str, ratio: float, output_ratio: float = OUTPUT_RATIO, **settings: object
+) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
     run = RunConfig.model_validate({
-        "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tie_embeddings": False, "qk_norm": True},
-        "optimizer": {"kind": kind, "embedding_lr_ratio": ratio, "weight_decay": 0.2},
+        "model": {
+            **{"hidden_size": 16, "num_layers": 1, "num_heads": 2, "tie_embeddings": False, "qk_norm": True},
+            **{"value_embeddings": True, "residual_scales": True},
+        },
+        "optimizer": {
+            **{"kind": kind, "embedding_lr_ratio": ratio, "output_lr_ratio": output_ratio, "weight_decay": 0.2},
+            **settings,
+        },
         "tokenizer": {"vocab_size": 32},
     })  # fmt: skip
     decoder = Decoder(run)
@@ -31,15 +40,17 @@ def test_every_parameter_is_in_one_group_with_its_settings(kind):
     found = {p: group for group in optimizer.param_groups for p in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in optimizer.param_groups) == len(parameters)
     for name, parameter in parameters.items():
-        assert found[parameter]["lr"] == (0.5 * RATIO if name == "embedding.weight" else 0.5), name
-        assert found[parameter]["weight_decay"] == (0.0 if "norm" in name else 0.2), name
+        ratio = RATIO if name in EMBEDDINGS else OUTPUT_RATIO if name == "lm_head.weight" else 1.0
+        assert found[parameter]["lr"] == 0.5 * ratio, name
+        assert found[parameter]["weight_decay"] == (0.0 if "norm" in name or "scale" in name else 0.2), name
+    assert set(EMBEDDINGS) < parameters.keys()
     gains = [name for name in parameters if "norm" in name]
     assert {"blocks.0.attention.q_norm.weight", "final_norm.weight"} <= set(gains)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_without_a_ratio_there_are_no_more_groups_than_kinds(kind):
-    parameters, optimizer = built(kind, 1.0)
+    parameters, optimizer = built(kind, 1.0, 1.0)
     assert len(optimizer.param_groups) == {"adamw": 2, "muon": 3}[kind]
     decayed = next(group for group in optimizer.param_groups if group["name"] == "decayed")
     assert any(p is parameters["embedding.weight"] for p in decayed["params"])
@@ -52,6 +63,13 @@ def test_adamw_moves_a_row_by_the_rate_of_its_group():
         parameter.grad = torch.ones_like(parameter)
     set_learning_rate(optimizer, 1e-3)
     optimizer.step()
-    for name, rate in (("embedding.weight", 7e-3), ("lm_head.weight", 1e-3)):
+    for name, rate in (("embedding.weight", 7e-3), ("lm_head.weight", 1e-3 * OUTPUT_RATIO)):
         # The first step of AdamW is the rate, after the decay.
         torch.testing.assert_close(parameters[name].detach(), before[name] * (1 - 0.2 * rate) - rate, rtol=0, atol=1e-6)
+
+
+def test_only_the_matrices_of_experts_have_a_period():
+    parameters, optimizer = built("muon", RATIO, expert_period=3)
+    periods = {p: group["period"] for group in optimizer.param_groups for p in group["params"]}
+    experts = {f"blocks.0.ffn.experts.{name}" for name in ("gate_up_proj", "down_proj")}
+    assert {name: periods[p] for name, p in parameters.items()} == {n: 3 if n in experts else 1 for n in parameters}

@@ -1,0 +1,71 @@
+"""The recipes that `storyteller bench quality` compares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyteller_ds.config.load import LoadedConfig, load_config
+
+WARMUP_STEPS = 30
+"""Longest warm-up: some recipes are for days, and in minutes their rate would never have risen."""
+_TUNED, _FOR_DAYS = (0.5, 1.0, 2.0), (1.0, 3.0, 10.0)
+"""Factors of a recipe's learning rate that are tried. What was made for longer runs and larger batches wants more."""
+_FILES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and how it is trained."""
+
+    name: str
+    what: str
+    """For the table."""
+    factors: tuple[float, ...] = _FOR_DAYS
+    preset: str | None = None
+    """None: a preset or a file of its name."""
+
+    @property
+    def config(self) -> str:
+        """What `--config` takes."""
+        file = _FILES / f"{self.name}.yaml"
+        return self.preset or (str(file) if file.exists() else self.name)
+
+    def load(self, overrides: Sequence[str]) -> LoadedConfig:
+        """Its run config.
+
+        Raises:
+            ConfigError: an override is none.
+        """
+        return load_config(self.config, overrides)
+
+    def rates(self) -> list[float]:
+        """The learning rates that are tried (weight units per step)."""
+        return [float(f"{factor * self.load([]).run.optimizer.lr:.3g}") for factor in self.factors]
+
+    def overrides(self, minutes: float, lr: float, seed: int) -> list[str]:
+        """What a run of it changes: it ends by the clock, and nothing but training happens until then."""
+        return [
+            f"train.max_minutes={minutes:g}",
+            f"train.max_steps={10**7}",
+            f"schedule.warmup_steps={min(WARMUP_STEPS, self.load([]).run.schedule.warmup_steps)}",
+            f"optimizer.lr={lr:g}",
+            f"seed={seed}",
+            *("train.eval_every_steps=0", "train.early_stop_patience=0", "checkpoint.every_steps=0"),
+            *("train.sample_every_steps=0", "train.sample_prompts=[]", "tracking.wandb=disabled"),
+        ]
+
+
+RECIPES = (
+    Recipe("mixture", "our default: 8 experts, top-2", _TUNED, "quickstart"),
+    Recipe("dense", "our dense default", _TUNED, "quickstart_dense"),
+    Recipe("nanochat", "nanochat's dense model and optimizer", _TUNED, "nanochat_dense"),
+    Recipe("adamw_mixture", "our default before it was tuned", _TUNED),
+    Recipe("gpt2_adamw", "GPT-2 of this size, AdamW, cosine"),
+    Recipe("tok105", "TinyStories on Modal"),
+    Recipe("basic", "Basic LLM Training"),
+    Recipe("storyllm", "StoryLLM"),
+    Recipe("nanogpt_dense", "dense twin of NanoGPT with Mixture of Experts"),
+    Recipe("nanogpt_moe", "NanoGPT with Mixture of Experts"),
+)
+SUPERSEDED = ("tok105", "basic", "storyllm", "nanogpt_dense", "nanogpt_moe")
+"""Those of the systems that this one replaces."""

@@ -1,0 +1,91 @@
+"""storyteller bench: measure on this machine what the documentation claims."""
+
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from storyteller_ds.cli.group import Group
+from storyteller_ds.cli.paths import UserPath
+from storyteller_ds.config.nearest import did_you_mean
+from storyteller_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from storyteller_ds.bench.compared import Recipe
+
+PAGE, PLOT, RESULTS = "quality.md", "quality.png", "quality.json"
+
+
+@click.group(cls=Group)
+def bench() -> None:
+    """Measure on this machine what the documentation claims."""
+
+
+@bench.command()
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Training time of each run.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs with the best learning rate.")
+@click.option("--only", metavar="RECIPE[,RECIPE...]", help="Only these recipes.  [default: all]")
+@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/bench-quality]")
+@click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
+def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train our recipes and those of others for the same time, and compare bits per byte.
+
+    Each recipe runs with three learning rates. Overrides are for all of them: data.source=FILE data.validation=FILE.
+    The same command again continues.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("matplotlib is not installed; pip install matplotlib")
+    # Imported here, with torch: --help need not wait for it.
+    from rich.console import Console
+
+    from storyteller_ds.bench import report
+    from storyteller_ds.bench.compared import RECIPES
+    from storyteller_ds.bench.quality import Comparison
+    from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.durable import write_atomically
+    from storyteller_ds.training.run_folder import written_record
+
+    recipes = _chosen(only, RECIPES)
+    folder = output_dir or Path("runs") / "bench-quality"
+    for recipe in recipes:
+        recipe.load(overrides)  # a typo ends the command before the first of many minutes
+    comparison = Comparison(recipes, minutes, seeds, overrides, folder)
+    runs = sum(len(recipe.factors) + seeds - 1 for recipe in recipes)
+    log = lines_to(stderr_console())
+    log(f"{runs} runs of {minutes:g} min, {runs * minutes / 60:.1f} h, in {folder}")
+    found = comparison.run(log)
+    command = shlex.join(["storyteller", *sys.argv[1:]])
+    rows = report.table(comparison, found)
+    page = report.as_page(comparison, found, report.as_markdown(rows), command, PLOT)
+    for name, text in ((PAGE, page), (RESULTS, report.as_json(comparison, found, command))):
+        with written_record(folder / name):
+            write_atomically(folder / name, text)
+    report.save_plot(comparison, found, folder / PLOT)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(rows, width=None if console.is_terminal else report.PAGE_COLUMNS)
+    for line in report.verdict(comparison, found):
+        print(line)
+    print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")
+
+
+def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
+    """The recipes that were asked for, in the order of the list.
+
+    Raises:
+        UserError: one is not known.
+    """
+    names = [recipe.name for recipe in recipes]
+    wanted = names if only is None else [name.strip() for name in only.split(",")]
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"no recipe is called '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}")
+    return [recipe for recipe in recipes if recipe.name in wanted]

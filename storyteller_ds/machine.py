@@ -1,0 +1,27 @@
+"""The machine that figures were measured on."""
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import torch
+from storyteller_kernels.dispatch import instruction_set
+
+from storyteller_ds import __version__
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "storyteller_ds": __version__,
+        "processor": f"{os.cpu_count()} x {platform.machine()}, {instruction_set()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed") if find_spec("deepspeed") else "not installed",
+    }
+    if torch.cuda.is_available():
+        facts["cuda"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return facts
