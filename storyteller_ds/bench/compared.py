@@ -67,5 +67,6 @@ RECIPES = (
     Recipe("nanogpt_dense", "dense twin of NanoGPT with Mixture of Experts"),
     Recipe("nanogpt_moe", "NanoGPT with Mixture of Experts"),
 )
+OURS = "mixture"
 SUPERSEDED = ("tok105", "basic", "storyllm", "nanogpt_dense", "nanogpt_moe")
 """Those of the systems that this one replaces."""

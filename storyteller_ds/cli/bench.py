@@ -64,15 +64,17 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
     log(f"{runs} runs of {minutes:g} min, {runs * minutes / 60:.1f} h, in {folder}")
     found = comparison.run(log)
     command = shlex.join(["storyteller", *sys.argv[1:]])
-    rows = report.table(comparison, found)
-    page = report.as_page(comparison, found, report.as_markdown(rows), command, PLOT)
-    for name, text in ((PAGE, page), (RESULTS, report.as_json(comparison, found, command))):
+    texts = {
+        PAGE: report.as_page(comparison, found, command, PLOT),
+        RESULTS: report.as_json(comparison, found, command),
+    }
+    for name, text in texts.items():
         with written_record(folder / name):
             write_atomically(folder / name, text)
-    report.save_plot(comparison, found, folder / PLOT)
+    report.save_plot(minutes, found, folder / PLOT)
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(rows, width=None if console.is_terminal else report.PAGE_COLUMNS)
-    for line in report.verdict(comparison, found):
+    console.print(report.table(comparison, found), width=None if console.is_terminal else report.PAGE_COLUMNS)
+    for line in report.verdict(found):
         print(line)
     print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")
 

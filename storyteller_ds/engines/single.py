@@ -39,10 +39,11 @@ class SingleEngine:
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
         self.loss_module.train()
         self.stacks = muon_stacks(self.decoder, run)
-        self.optimizer = build_optimizer(parameter_groups(self.decoder, run.optimizer, self.stacks), run.optimizer)
+        dtype = run_dtype(run, device)
+        groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
+        self.optimizer = build_optimizer(groups, run.optimizer, dtype)
         if isinstance(self.optimizer, Muon):
             self.optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in self.stacks.items()})
-        dtype = run_dtype(run, device)
         self.autocast = autocast(device, dtype)
         # The same start and growth as in ds_configs/zero2_fp16.json.
         self.scaler = torch.amp.GradScaler(

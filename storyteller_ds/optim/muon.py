@@ -2,7 +2,7 @@
 
 For a hidden weight matrix W [R, C] with gradient g, in this order (kellerjordan.github.io/posts/muon):
 
-    m = mu m + (1 - mu) g;    u = mu m + (1 - mu) g;    W = (1 - lr lambda) W - lr s NewtonSchulz(u)
+    m = mu m + (1 - mu) g;    u = mu m + (1 - mu) g;    W = (1 - lr lambda) W - lr s orthogonal(u)
 
 with s = 0.2 sqrt(max(R, C)), which gives the update the root mean square that AdamW's usually has, so that
 learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4). Every parameter that is no hidden
@@ -28,8 +28,12 @@ from storyteller_ds.model.canonical import is_decayed, is_embedding
 
 T = TypeVar("T")
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_ITERATIONS = 5
+_COEFFICIENTS = (
+    (7.7110, -22.1136, 16.2484),
+    (3.2155, -2.4114, 0.5013),
+    (2.2185, -1.5941, 0.4108),
+)
+"""a, b and c of each iteration a s + b s^3 + c s^5: the best for what the last one leaves of [0.02, 1]."""
 _EPS = 1e-7
 _ENTRIES_AT_ONCE = 2**26
 """Most entries that are sent or multiplied together, which bounds the memory that a step takes."""
@@ -67,11 +71,12 @@ def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Sta
     return Stack(math.prod(shape[:-1]) // rows, rows, shape[-1])
 
 
-def newton_schulz(x_NRC: Tensor) -> Tensor:
+def orthogonalised(x_NRC: Tensor) -> Tensor:
     """Each matrix with its singular values brought near 1: U f(S) V^T of U S V^T.
 
-    f is the fifth iterate of 3.4445 s - 4.7750 s^3 + 2.0315 s^5 (Jordan et al. 2024), started at S over its
-    Frobenius norm; f(s) is between 0.7 and 1.2 for s above 0.01 or so. A matrix of zeros stays zero.
+    f is three minimax polynomials, one after the other (Polar Express, Amsel et al. 2025, 2505.16932, Algorithm 1),
+    started at S over its Frobenius norm; f(s) is between 0.9 and 1.1 for s above 0.02. They train as well as the five
+    Newton-Schulz iterations of Jordan et al. do (docs/experiments.md). A matrix of zeros stays zero.
 
     Args:
         x_NRC: [N, R, C], in the dtype in which it is to be computed.
@@ -79,12 +84,11 @@ def newton_schulz(x_NRC: Tensor) -> Tensor:
     Returns:
         [N, R, C], same dtype.
     """
-    a, b, c = _COEFFICIENTS
     is_tall = x_NRC.shape[1] > x_NRC.shape[2]
     if is_tall:
         x_NRC = x_NRC.mT
     x_NRC = x_NRC / torch.linalg.matrix_norm(x_NRC, keepdim=True).clamp(min=_EPS)
-    for _ in range(_ITERATIONS):
+    for a, b, c in _COEFFICIENTS:
         gram_NRR = x_NRC @ x_NRC.mT
         gram_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
         x_NRC = torch.baddbmm(x_NRC, gram_NRR, x_NRC, beta=a)
@@ -169,6 +173,7 @@ class Muon(torch.optim.AdamW):
         betas: AdamW's.
         eps: AdamW's.
         momentum: mu of Muon.
+        dtype: format of its matrix products.
     """
 
     def __init__(
@@ -178,11 +183,12 @@ class Muon(torch.optim.AdamW):
         betas: tuple[float, float],
         eps: float,
         momentum: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         # Fused AdamW asks a GradScaler to leave infinite gradients to it; ours have to be skipped before step().
         self._step_supports_amp_scaling = False
-        self.momentum = momentum
+        self.momentum, self.dtype = momentum, dtype
         self.layouts: dict[Tensor, Layout] = {}
 
     def lay_out(self, layouts: Mapping[Tensor, Layout]) -> None:
@@ -196,7 +202,7 @@ class Muon(torch.optim.AdamW):
         hidden = [(v, g) for g in groups for v in g["params"] if v in self.layouts and v.grad is not None]
         due = [(v, g) for v, g in hidden if self._add_gradient(v, g)]
         for matrices in _batched(each for vector, group in due for each in self._matrices(vector, group)):
-            orthogonal_NRC = newton_schulz(torch.cat([m.update_NRC for m in matrices]).float())
+            orthogonal_NRC = orthogonalised(torch.cat([m.update_NRC for m in matrices]).to(self.dtype))
             for one, x_NRC in zip(matrices, orthogonal_NRC.split([len(m.update_NRC) for m in matrices]), strict=True):
                 one.apply(x_NRC)
         rest = [{**group, "params": [p for p in group["params"] if p not in self.layouts]} for group in groups]

@@ -40,10 +40,14 @@ def parameter_groups(
                 settings = {"weight_decay": decay, "lr_ratio": ratio, "period": period}
                 groups[name, ratio, period] = {"name": name, "params": [], **settings}
     for name, parameter, *_ in placed_parameters(module):
-        kind = "hidden" if parameter in stacks else "decayed" if is_decayed(name) else "plain"
+        kind = "hidden" if parameter in stacks else "decayed" if _decays(name, config) else "plain"
         period = config.expert_period if parameter in stacks and is_expert(name) else 1
         groups[kind, _lr_ratio(name, config), period]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def _decays(name: str, config: OptimizerConfig) -> bool:
+    return is_decayed(name) and (config.decay_embeddings or not is_embedding(name))
 
 
 def _lr_ratio(name: str, config: OptimizerConfig) -> float:
@@ -58,11 +62,19 @@ def set_learning_rate(optimizer: Any, lr: float) -> None:
         group["lr"] = lr * group["lr_ratio"]
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the groups, in torch's fused form, or Muon, which needs `lay_out` before its first step."""
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.AdamW:
+    """AdamW over the groups, in torch's fused form, or Muon, which needs `lay_out` before its first step.
+
+    Args:
+        groups: see parameter_groups.
+        config: the rule.
+        dtype: format of Muon's matrix products.
+    """
     betas = (config.beta1, config.beta2)
     if config.kind == "muon":
-        return Muon(groups, config.lr, betas, config.eps, config.momentum)
+        return Muon(groups, config.lr, betas, config.eps, config.momentum, dtype)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 

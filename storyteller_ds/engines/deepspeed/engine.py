@@ -88,7 +88,7 @@ class DeepSpeedEngine:
                 deepspeed.zero.Init(module=self.loss_module, config_dict_or_path=self.passed_config)
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=self.loss_module,
-                optimizer=build_optimizer(groups, run.optimizer),
+                optimizer=build_optimizer(groups, run.optimizer, run_dtype(run, device)),
                 config=self.passed_config,
                 dist_init_required=False,
             )
