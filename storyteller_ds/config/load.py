@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import ValidationError
 
@@ -24,6 +24,8 @@ from storyteller_ds.config.deepspeed_types import KEYS as DEEPSPEED_KEYS
 from storyteller_ds.config.files import as_mapping, parse_yaml, preset_names, read_preset, read_text
 from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.config.size import Size, settings_of
+from storyteller_ds.config.training import OptimizerConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
 from storyteller_ds.user_paths import is_utf8
@@ -112,6 +114,7 @@ def load_config(
         raise ConfigError(f'overrides={overrides!r:.60}: give a dict, as in {{"train.max_steps": 200}}')
     else:
         _add_command_line(layers, overrides)
+    _settle_size(layers)
     _settle_batch(layers, ranks)
     run = layers.validate()
     if ds is None and run.parallel.zero_stage is not None:
@@ -209,6 +212,21 @@ def _flag_for(argument: str) -> str:
     if argument in preset_names() or argument.endswith((".yaml", ".yml")):
         return f"; did you mean '--config {argument}'?"
     return f"; did you mean '--ds_config {argument}'?" if argument.endswith(".json") else ""
+
+
+def _settle_size(layers: "_Layers") -> None:
+    """What model.size decides, unless the same source or a later one sets it."""
+    size: Any = layers.values.get("model.size")
+    optimizer: Any = layers.values.get("optimizer.kind", "adamw")
+    if size not in get_args(Size) or optimizer not in get_args(OptimizerConfig.model_fields["kind"].annotation):
+        return  # validation will say so
+    source, order = layers.sources["model.size"], list(layers.sources)
+    same = (source, str(layers.ds_config))
+    stays = {f for f in order if layers.sources[f] in same or order.index(f) > order.index("model.size")}
+    for field, value in settings_of(size, optimizer).items():
+        if field not in stays:
+            # As from a preset: the parts of a batch that the user gives go before it.
+            layers.set(field, value, f"{PRESET}model.size={size}")
 
 
 def _settle_batch(layers: "_Layers", ranks: int) -> None:

@@ -5,11 +5,15 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from storyteller_ds.config.base import Section
+from storyteller_ds.config.size import Size
 
 
 class ModelConfig(Section):
     """A decoder-only transformer. The defaults give Llama's block; GPT-2's is a choice of options."""
 
+    size: Size | None = None
+    """Parameters of the whole model, about: one dial for width, depth, experts, batch and learning rates. What is set
+    beside it or after it stays as it is set."""
     hidden_size: int = Field(128, ge=1)
     """Width of the residual stream, D (features)."""
     num_layers: int = Field(4, ge=1, le=10_000)
