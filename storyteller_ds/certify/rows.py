@@ -99,8 +99,11 @@ _RECIPE = (
     "model.qk_norm=true",
     "model.tie_embeddings=false",
     "data.document_mask=true",
+    "model.value_embeddings=true",
+    "model.residual_scales=true",
+    "model.logit_softcap=15",
 )
-"""How the presets train."""
+"""What touches optimizer and gradients beyond the default, all of it at once."""
 
 ROWS = (
     Row("single", "the reference: one process, no DeepSpeed", ranks=1, reference=None),
