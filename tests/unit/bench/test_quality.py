@@ -122,4 +122,4 @@ def test_every_recipe_can_be_run(recipe):
 
 def test_an_unknown_recipe_is_refused():
     result = CliRunner().invoke(bench, ["quality", "--only", "mixtur"])
-    assert "no recipe is called 'mixtur'; did you mean mixture?" in str(result.exception)
+    assert "no recipe is called 'mixtur'; did you mean 'mixture'?" in str(result.exception)

@@ -64,7 +64,7 @@ def test_a_setting_is_explained_with_all_that_there_is_to_say():
         "set by optimizer.lr=VALUE; `optimizer: {lr: VALUE}` in a YAML file; optimizer.params.lr in the DeepSpeed JSON "
         "presets "
     )
-    assert "0.003 in quickstart, tiny_test" in stdout("explain", "optimizer.lr")
+    assert "0.01 in nanochat_dense, quickstart, quickstart_dense" in stdout("explain", "optimizer.lr")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_nothing_given_means_quickstart():
 @pytest.mark.parametrize(
     ("yaml_text", "json_lr", "override", "expected", "said_by"),
     [
-        ("preset: quickstart", None, None, 3e-3, "preset quickstart"),
+        ("preset: quickstart", None, None, 1e-2, "preset quickstart"),
         ("preset: quickstart\noptimizer: {lr: 5e-4}", None, None, 5e-4, "run.yaml"),
         ("preset: quickstart", 7e-4, None, 7e-4, "ds.json"),
         ("preset: quickstart\noptimizer: {lr: 5e-4}", "auto", None, 5e-4, "run.yaml"),

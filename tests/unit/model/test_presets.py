@@ -31,6 +31,8 @@ NAMED_SIZE = {
     "nanogpt_moe": 55e6,
     "nanogpt_dense": 10e6,
     "tok105": 1e6,
+    "nanochat_dense": 1.84e6,
+    "quickstart_dense": 1.5e6,
 }
 MIXTURES = {"quickstart", "tiny_test", "fast_train", "moe_model", "nanogpt_moe"}
 
