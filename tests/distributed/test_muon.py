@@ -11,6 +11,7 @@ from tests.support.warm_machine import MainJob
 
 STEPS = 12
 TOLERANCE = 1e-5
+HALF_PRECISION_TOLERANCE = 2e-3
 RUN = (
     *TINY_RUN,
     "optimizer.kind=muon",
@@ -34,6 +35,7 @@ TOPOLOGIES = {
     "zero2_two_expert_groups": (4, "zero2", "parallel.ep_size=2"),
     "zero2_offload": (2, "zero2_offload", "parallel.ep_size=2"),
     "zero3": (2, "zero3", "parallel.ep_size=1"),
+    "zero3_offload": (2, "zero3_offload", "parallel.ep_size=1"),
     "zero3_autoep": (4, "zero3_autoep", "parallel.ep_size=2"),
 }
 
@@ -60,6 +62,13 @@ def assert_same_run(ours: Path, reference: Path) -> None:
 def test_every_topology_agrees_with_one_device(name: str, single: Path, main_job: MainJob, tmp_path: Path):
     ranks, ds_config, ep_size = TOPOLOGIES[name]
     assert_same_run(main_job(tmp_path, ranks, ds_config, *RUN, ep_size), single)
+
+
+def test_in_fp16_the_losses_agree_to_its_precision(single: Path, main_job: MainJob, tmp_path: Path):
+    expected = {line["step"]: line["train_loss"] for line in read_metrics(single) if "train_loss" in line}
+    lines = read_metrics(main_job(tmp_path, 2, "zero2_fp16", *RUN, "parallel.ep_size=2"))
+    found = {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
+    assert found == pytest.approx(expected, rel=HALF_PRECISION_TOLERANCE)
 
 
 def test_a_checkpoint_continues_on_another_topology(single: Path, main_job: MainJob, tmp_path: Path):

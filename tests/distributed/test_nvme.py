@@ -74,6 +74,16 @@ def test_training_through_files_has_the_losses_of_one_process(single: Path, tmp_
     assert not list((tmp_path / "disk").iterdir()), "the run's own folder is removed at its end"
 
 
+def test_muon_through_files_has_the_losses_of_one_process(tmp_path: Path):
+    muon = ("optimizer.kind=muon", "optimizer.lr=5e-3", "optimizer.expert_period=2")
+    one, files = tmp_path / "one", tmp_path / "files"
+    outcome = run_command(train_command(1, None, "--output_dir", str(one), *RUN, *muon), 240)
+    assert outcome.exit_code == 0, outcome.stderr
+    outcome = run_command(nvme_command(tmp_path, files, *muon), COMPILING_S)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert_same_losses(files, one)
+
+
 def test_a_checkpoint_goes_into_the_files_and_out_of_them(single: Path, tmp_path: Path):
     into, out_of = tmp_path / "into", tmp_path / "out"
     half = single / "checkpoints" / "step_00000010"
