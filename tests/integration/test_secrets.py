@@ -42,7 +42,7 @@ def with_sentinels(folder: Path) -> list[Path]:
 
 LIMITED = """
 import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 os.execv(sys.argv[1], sys.argv[1:])
 """
 

@@ -119,8 +119,10 @@ def draw(shape: DecoderShape) -> Problem:
 
 
 def overrides(shape: DecoderShape) -> list[str]:
-    """What a user would write on the command line for this model and batch."""
+    """What a user would write on the command line for this model and batch: Mixtral's block, and AdamW."""
     return [
+        *("model.qk_norm=false", "model.tie_embeddings=true", "optimizer.kind=adamw"),
+        *("optimizer.embedding_lr_ratio=1", "optimizer.output_lr_ratio=1"),
         f"model.hidden_size={shape.D}",
         f"model.num_layers={shape.layers}",
         f"model.num_heads={shape.heads}",
