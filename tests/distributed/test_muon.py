@@ -14,7 +14,7 @@ TOLERANCE = 1e-5
 HALF_PRECISION_TOLERANCE = 2e-3
 RUN = (
     *TINY_RUN,
-    "optimizer.kind=muon",
+    *("optimizer.kind=muon", "optimizer.lr=3e-3"),
     # What goes with it in the presets.
     *(
         "optimizer.embedding_lr_ratio=5",

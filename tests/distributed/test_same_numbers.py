@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.distributed import DS_CONFIGS, run_command, torchrun_command
+from tests.support.distributed import ADAMW, DS_CONFIGS, run_command, torchrun_command
 from tests.support.runs import assert_same_numbers, read_metrics
 from tests.support.warm_machine import MainJob
 
@@ -29,6 +29,7 @@ RUN = (
     "model.num_layers=2",
     "model.intermediate_size=96",
     "schedule.warmup_steps=5",
+    *ADAMW,
 )
 # Every JSON of ds_configs/ is here, or in HALF_PRECISION, or has a test file of its own.
 TOPOLOGIES = {

@@ -26,6 +26,13 @@ TINY_RUN = (
     "train.global_batch_size=8",
 )
 """Overrides of the quickstart preset with which a step takes milliseconds."""
+ADAMW = (
+    *("model.qk_norm=false", "model.tie_embeddings=true"),
+    *("optimizer.kind=adamw", "optimizer.lr=3e-3", "optimizer.eps=1e-8"),
+    *("optimizer.embedding_lr_ratio=1", "optimizer.output_lr_ratio=1", "optimizer.expert_period=1"),
+    *("schedule.kind=cosine", "schedule.decay_fraction=1", "schedule.min_lr_ratio=0.1"),
+)
+"""Overrides that make the quickstart preset a Mixtral in AdamW's hands; see test_muon.py for its own recipe."""
 SMALLEST_RUN = (
     "model.hidden_size=16",
     "model.num_layers=1",

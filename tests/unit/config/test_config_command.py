@@ -31,7 +31,7 @@ def test_show_prints_a_config_that_gives_the_same_run_again(tmp_path):
     assert "lr: 0.0005  # the command line" in lines
     assert "num_kv_heads: 2  # preset quickstart" in lines
     assert f"zero_stage: 1  # {ds}" in lines
-    assert "eps: 1e-08" in lines  # a default has no source
+    assert "momentum: 0.95" in lines  # a default has no source
 
 
 def test_show_takes_dashes_and_refuses_what_load_config_refuses():
