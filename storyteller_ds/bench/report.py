@@ -16,11 +16,10 @@ from storyteller_ds.bench.compared import OURS, SUPERSEDED
 from storyteller_ds.bench.quality import Comparison, Outcome
 from storyteller_ds.machine import machine
 from storyteller_ds.model.counts import count_parameters
-from storyteller_ds.training.run_folder import written_record
+from storyteller_ds.sweep.plot import save_figure
+from storyteller_ds.sweep.results import PAGE_COLUMNS
 
 Found = Mapping[str, Outcome]
-PAGE_COLUMNS = 500
-"""Width of a table that is not for a terminal; its lines are not broken."""
 _LEFT = ("recipe", "what")
 _RIGHT = ("parameters", "active", "learning rate", "steps", "tokens", "bits per byte", "to the first")
 
@@ -117,7 +116,4 @@ def save_plot(minutes: float, found: Found, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"bits per byte after {minutes:g} minutes (pale: other learning rates)")
     axes.grid(axis="x", alpha=0.3)
-    beside = path.with_name(f"{path.name}.tmp")
-    with written_record(path):
-        figure.savefig(beside, format="png", dpi=150)
-        beside.replace(path)
+    save_figure(figure, path)

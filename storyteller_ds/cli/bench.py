@@ -52,6 +52,7 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
     from storyteller_ds.bench.quality import Comparison
     from storyteller_ds.console import lines_to, stderr_console
     from storyteller_ds.durable import write_atomically
+    from storyteller_ds.sweep.results import PAGE_COLUMNS
     from storyteller_ds.training.run_folder import written_record
 
     recipes = _chosen(only, RECIPES)
@@ -73,7 +74,7 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
             write_atomically(folder / name, text)
     report.save_plot(minutes, found, folder / PLOT)
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(report.table(comparison, found), width=None if console.is_terminal else report.PAGE_COLUMNS)
+    console.print(report.table(comparison, found), width=None if console.is_terminal else PAGE_COLUMNS)
     for line in report.verdict(found):
         print(line)
     print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")

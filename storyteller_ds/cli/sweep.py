@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from storyteller_ds.sweep.space import Space
 
 RESULTS, PLOT = "sweep.json", "sweep.png"
-_PIPE_COLUMNS = 500
-"""Width of a table that is not for a terminal; its lines are not broken."""
 
 
 @click.command()
@@ -97,14 +95,14 @@ def _report(space: "Space", results: list["Result"], folder: Path) -> None:
 
     from storyteller_ds.durable import write_atomically
     from storyteller_ds.sweep.plot import save_plot
-    from storyteller_ds.sweep.results import as_json, best_command, table
+    from storyteller_ds.sweep.results import PAGE_COLUMNS, as_json, best_command, table
     from storyteller_ds.training.run_folder import written_record
 
     best = best_command(space, results)
     with written_record(folder / RESULTS):
         write_atomically(folder / RESULTS, as_json(space, results, best))
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table(results), width=None if console.is_terminal else _PIPE_COLUMNS)
+    console.print(table(results), width=None if console.is_terminal else PAGE_COLUMNS)
     if best is None:
         raise TrainingStopped(f"no trial came to its end; the first: {results[0].reason}")
     save_plot(space, [result for result in results if result.bpb is not None], folder / PLOT)

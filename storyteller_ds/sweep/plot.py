@@ -40,6 +40,15 @@ def save_plot(space: Space, results: Sequence[Result], path: Path) -> None:
         _label(axes, field)
     panels[0].set_ylabel("bits per byte")
     panels[0].legend()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, which replaces the one that is there when it is whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     beside = path.with_name(f"{path.name}.tmp")
     with written_record(path):
         figure.savefig(beside, format="png", dpi=150)
