@@ -1,13 +1,15 @@
 """Matrix products, each by the faster of the two libraries inside torch: a choice for fp32 on the CPU alone.
 
 torch hands a matrix product to its BLAS, and that is MKL on x86, which has AVX-512 code for Intel's processors only:
-others get AVX2. It hands a convolution to oneDNN, whose code depends on what the processor can do. So where there
-is AVX-512 without Intel, a product goes as a convolution with a kernel of one pixel, which is the same sum, and takes
-half the time (docs/experiments.md). Everywhere else it goes to BLAS, on a GPU to cuBLAS. Who needs a product asks
-`row_blocks` or `window_around` for the library, and need not know which it is.
+others get AVX2. oneDNN, which torch carries too, runs what the processor can do. So where there is AVX-512 without
+Intel, oneDNN multiplies, and takes half the time (docs/experiments.md). Everywhere else it is BLAS, on a GPU cuBLAS.
+Who needs a product asks `row_blocks` or `window_around` for the library, and need not know which it is.
 
-Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels, channels last, without
-a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several threads.)
+torch's door to oneDNN's inner product is the operation that its compiler uses for linear layers. It is not public: BLAS
+multiplies where a torch lacks it. The gradient of a weight goes as that of a convolution with a kernel of one pixel,
+which is the same sum. Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels,
+channels last, without a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several
+threads.)
 """
 
 import functools
@@ -16,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 PROCESSOR = Path("/proc/cpuinfo")
 IMAGES = 16
@@ -45,6 +46,7 @@ def onednn_is_faster() -> bool:
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and "GenuineIntel" not in processor
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
@@ -65,28 +67,28 @@ class Products:
 
 
 class _OneDNN(Products):
-    """The same as convolutions with a kernel of one pixel."""
+    """The same by oneDNN."""
 
     def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
         first, *others = _short_sums(weight_HD.shape[1])
-        y_RH = _rows(F.conv2d(_pixels(x_RD[:, first]), weight_HD[:, first, None, None], bias_H))
+        y_RH = _inner_product(x_RD[:, first], weight_HD[:, first].contiguous(), bias_H)
         for part in others:
-            y_RH += _rows(F.conv2d(_pixels(x_RD[:, part]), weight_HD[:, part, None, None]))
+            y_RH += _inner_product(x_RD[:, part], weight_HD[:, part].contiguous())
         return y_RH
 
     def input_gradient(self, grad_RH: Tensor, weight_HD: Tensor) -> Tensor:
-        # A convolution's gradient asks for its input, of which only the shape is used.
-        x_RD = grad_RH.new_empty(len(grad_RH), weight_HD.shape[1])
-        first, *others = (
-            _rows(_convolution_gradient(grad_RH[:, part], x_RD, weight_HD[part], [True, False, False])[0])
-            for part in _short_sums(len(weight_HD))
-        )
+        first, *others = _short_sums(len(weight_HD))
+        grad_RD = _inner_product(grad_RH[:, first], weight_HD[first].t())
         for part in others:
-            first += part
-        return first
+            grad_RD += _inner_product(grad_RH[:, part], weight_HD[part].t())
+        return grad_RD
 
     def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
-        part = _convolution_gradient(grad_RH, x_RD, torch.empty_like(total_HD), [False, True, False])[1][:, :, 0, 0]
+        one, none = [1, 1], [0, 0]
+        # A convolution's gradient asks for its weight, of which only the shape is used.
+        tensors = (_pixels(grad_RH), _pixels(x_RD), torch.empty_like(total_HD)[:, :, None, None])
+        settings = (None, one, none, one, False, none, 1, [False, True, False])
+        part = torch.ops.aten.convolution_backward(*tensors, *settings)[1][:, :, 0, 0]
         total_HD.copy_(part) if first else total_HD.add_(part)
 
 
@@ -158,21 +160,15 @@ def _short_sums(length: int) -> list[slice]:
     return [slice(i * length // parts, (i + 1) * length // parts) for i in range(parts)]
 
 
-def _convolution_gradient(grad_RH: Tensor, x_RD: Tensor, weight_HD: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-    one, none = [1, 1], [0, 0]
-    arguments = (_pixels(grad_RH), _pixels(x_RD), weight_HD[:, :, None, None], None, one, none, one, False, none, 1)
-    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(*arguments, wanted)
-    return gradients
+def _inner_product(x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None = None) -> Tensor:
+    """x W^T + b: [R, H]. Parts of rows are copied, for oneDNN would compile for every stride."""
+    y_RH: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD.contiguous(), weight_HD, bias_H, "none", [], "")
+    return y_RH
 
 
 def _pixels(x_RD: Tensor) -> Tensor:
     """[R, D] as pictures: [IMAGES, D, R / IMAGES, 1]."""
     return x_RD.view(IMAGES, -1, 1, x_RD.shape[1]).permute(0, 3, 1, 2)
-
-
-def _rows(pictures: Tensor) -> Tensor:
-    """The way back."""
-    return pictures.permute(0, 2, 3, 1).reshape(-1, pictures.shape[1])
 
 
 def joined(parts: Iterable[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,8 +108,8 @@ def test_onednn_really_has_the_products(implementation):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         linear(*tensors).sum().backward()
     counts = {event.key: event.count for event in profile.key_averages()}
-    assert counts.get("aten::mkldnn_convolution") == 1
-    assert counts.get("aten::convolution_backward") == 2
+    assert counts.get("mkldnn::_linear_pointwise") == 2
+    assert counts.get("aten::convolution_backward") == 1
     assert "aten::mm" not in counts
 
 
@@ -178,6 +179,12 @@ def test_which_processors_gain(monkeypatch, tmp_path, vendor, capability, faster
         description.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
     monkeypatch.setattr(cpu_products, "PROCESSOR", description)
     assert cpu_products.onednn_is_faster.__wrapped__() == faster
+
+
+def test_a_torch_without_the_private_operation_has_blas(monkeypatch, tmp_path):
+    test_which_processors_gain(monkeypatch, tmp_path, "AuthenticAMD", "AVX512", True)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert not cpu_products.onednn_is_faster.__wrapped__()
 
 
 def test_numbers_do_not_depend_on_how_many_threads_share_the_work():
