@@ -94,7 +94,6 @@ _RECIPE = (
     "optimizer.embedding_lr_ratio=10",
     "optimizer.output_lr_ratio=0.4",
     "optimizer.expert_period=2",
-    "optimizer.decay_embeddings=false",
     "schedule.decay_fraction=0.65",
     "model.qk_norm=true",
     "model.tie_embeddings=false",

@@ -33,8 +33,6 @@ class OptimizerConfig(Section):
     """Added to the root of the second moment (gradient units)."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled decay of matrices, times lr (per step); norms and biases are never decayed."""
-    decay_embeddings: bool = True
-    """Whether embeddings are decayed, at their own rate. Without it rows of rare tokens keep what they have learned."""
     grad_clip_norm: float = Field(1.0, ge=0)
     """Largest norm of the whole gradient before a step (gradient units); 0: no clipping."""
 

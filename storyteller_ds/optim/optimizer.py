@@ -40,14 +40,10 @@ def parameter_groups(
                 settings = {"weight_decay": decay, "lr_ratio": ratio, "period": period}
                 groups[name, ratio, period] = {"name": name, "params": [], **settings}
     for name, parameter, *_ in placed_parameters(module):
-        kind = "hidden" if parameter in stacks else "decayed" if _decays(name, config) else "plain"
+        kind = "hidden" if parameter in stacks else "decayed" if is_decayed(name) else "plain"
         period = config.expert_period if parameter in stacks and is_expert(name) else 1
         groups[kind, _lr_ratio(name, config), period]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
-
-
-def _decays(name: str, config: OptimizerConfig) -> bool:
-    return is_decayed(name) and (config.decay_embeddings or not is_embedding(name))
 
 
 def _lr_ratio(name: str, config: OptimizerConfig) -> float:
