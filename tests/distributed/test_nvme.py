@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.distributed import (
+    ADAMW,
     TINY_RUN,
     marked_run,
     run_command,
@@ -22,6 +23,7 @@ TOLERANCE = 1e-5
 # DeepSpeed swaps only what is 1 MiB or more on a rank: with these sizes the experts are.
 RUN = (
     *TINY_RUN,
+    *ADAMW,
     *("model.hidden_size=128", "model.intermediate_size=512"),
     *(f"train.max_steps={STEPS}", "train.eval_batches=2", "train.sample_tokens=2", "checkpoint.every_steps=10"),
     *("schedule.warmup_steps=5", "tracking.wandb=disabled", "--quiet"),
@@ -75,7 +77,7 @@ def test_training_through_files_has_the_losses_of_one_process(single: Path, tmp_
 
 
 def test_muon_through_files_has_the_losses_of_one_process(tmp_path: Path):
-    muon = ("optimizer.kind=muon", "optimizer.lr=5e-3", "optimizer.expert_period=2")
+    muon = ("optimizer.kind=muon", "optimizer.lr=3e-3", "optimizer.expert_period=2")
     one, files = tmp_path / "one", tmp_path / "files"
     outcome = run_command(train_command(1, None, "--output_dir", str(one), *RUN, *muon), 240)
     assert outcome.exit_code == 0, outcome.stderr
