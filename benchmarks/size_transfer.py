@@ -1,0 +1,76 @@
+"""Whether model.size carries the learning rate over: python -m benchmarks.size_transfer TEXT VALIDATION
+
+Each size is trained on the same number of tokens with several multiples of its learning rate. The best multiple of a
+size is the lowest point of a parabola through its losses over the logarithm of the rate. A record goes to
+benchmarks/results/size_transfer.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import storyteller_ds as st
+from benchmarks.operations.record import describe, machine_name, slug
+from storyteller_ds.durable import write_atomically
+
+RECORDS = Path(__file__).resolve().parent / "results" / "size_transfer"
+SIZES = ("1M", "4M", "14M")
+MULTIPLES = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0)
+SEEDS = (0, 1)
+TOKENS = 800_000
+"""Of training: each is seen once."""
+BOUND = 1.2
+"""The best multiple of a size may be so far from that of the smallest."""
+
+
+def bits_per_byte(size: str, multiple: float, seed: int, text: str, validation: str) -> float:
+    """Train a model, and score it on the validation text."""
+    chosen = {"model.size": size, "data.source": text, "data.validation": validation, "seed": seed}
+    run = st.load_config("quickstart", chosen).run
+    steps = TOKENS // (run.train.global_batch_size * run.data.sequence_length)
+    quiet = {"tracking.wandb": "disabled", "train.eval_every_steps": 0, "train.sample_every_steps": 0}
+    quiet |= {"train.sample_prompts": [], "checkpoint.every_steps": 0}
+    settings = {**chosen, **quiet, "train.max_steps": steps, "optimizer.lr": run.optimizer.lr * multiple}
+    with tempfile.TemporaryDirectory() as folder:
+        done = st.train("quickstart", settings, output_dir=folder)
+        return float(done.metrics[-1]["final_val_bpb"])
+
+
+def best_multiple(losses: dict[float, float]) -> float:
+    """Where a parabola through losses over log multiple is lowest; by the points at and beside the lowest."""
+    multiples = sorted(losses)
+    at = min(max(multiples.index(min(losses, key=losses.__getitem__)), 1), len(multiples) - 2)
+    near = multiples[max(at - 2, 0) : at + 3]
+    curve = np.polynomial.Polynomial.fit(np.log(near), [losses[m] for m in near], 2).convert()
+    return float(np.exp(-curve.coef[1] / (2 * curve.coef[2])))
+
+
+def main() -> None:
+    """Measure, print a table, and write the record."""
+    text, validation = sys.argv[1:]
+    results: dict[str, dict[str, list[float]]] = {}
+    best = {}
+    for size in SIZES:
+        results[size] = {}
+        for multiple in MULTIPLES:
+            found = [bits_per_byte(size, multiple, seed, text, validation) for seed in SEEDS]
+            results[size][f"{multiple:g}"] = found
+            print(
+                f"{size} at {multiple:g} times its rate: {statistics.mean(found):.4f} bits per byte {found}", flush=True
+            )
+        best[size] = best_multiple({float(m): statistics.mean(found) for m, found in results[size].items()})
+        print(f"{size}: best at {best[size]:.2f} times its rate", flush=True)
+    apart = {size: max(at / best[SIZES[0]], best[SIZES[0]] / at) for size, at in best.items()}
+    print(f"apart from {SIZES[0]}: {apart}; at most {BOUND}")
+    machine = describe("cpu", None)
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    record = {"tokens": TOKENS, "bits_per_byte": results, "best_multiple": best, "apart": apart, "machine": machine}
+    write_atomically(RECORDS / f"{slug(machine_name(machine))}.json", json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
