@@ -58,6 +58,7 @@ class Recipe:
 RECIPES = (
     Recipe("mixture", "our default: 8 experts, top-2", _TUNED, "quickstart"),
     Recipe("dense", "our dense default", _TUNED, "quickstart_dense"),
+    Recipe("nanochat_mixture", "our default with nanochat's value embeddings", _TUNED),
     Recipe("nanochat", "nanochat's dense model and optimizer", _TUNED, "nanochat_dense"),
     Recipe("adamw_mixture", "our default before it was tuned", _TUNED),
     Recipe("gpt2_adamw", "GPT-2 of this size, AdamW, cosine"),

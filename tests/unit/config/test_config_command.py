@@ -29,7 +29,7 @@ def test_show_prints_a_config_that_gives_the_same_run_again(tmp_path):
     assert parse_run_config(YAML(typ="safe", pure=True).load(text), "shown") == expected
     lines = [line.strip() for line in text.splitlines()]
     assert "lr: 0.0005  # the command line" in lines
-    assert "num_kv_heads: 2  # preset quickstart" in lines
+    assert "intermediate_size: 256  # preset quickstart" in lines
     assert f"zero_stage: 1  # {ds}" in lines
     assert "momentum: 0.95" in lines  # a default has no source
 
@@ -64,7 +64,7 @@ def test_a_setting_is_explained_with_all_that_there_is_to_say():
         "set by optimizer.lr=VALUE; `optimizer: {lr: VALUE}` in a YAML file; optimizer.params.lr in the DeepSpeed JSON "
         "presets "
     )
-    assert "0.01 in nanochat_dense, quickstart, quickstart_dense" in stdout("explain", "optimizer.lr")
+    assert "0.01 in nanochat_dense, nanochat_mixture, quickstart," in stdout("explain", "optimizer.lr")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_file_without_a_preset_builds_on_the_defaults_field_by_field(tmp_path)
     # Negative control: with the preset the same file gives another run.
     with_preset = load_config(write_yaml(tmp_path, "preset: quickstart\nmodel: {num_layers: 2}")).run
     assert with_preset.model.num_layers == 2
-    assert with_preset.model.num_kv_heads == 2
+    assert with_preset.model.qk_norm
     assert with_preset != run
 
 

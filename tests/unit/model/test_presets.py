@@ -32,9 +32,10 @@ NAMED_SIZE = {
     "nanogpt_dense": 10e6,
     "tok105": 1e6,
     "nanochat_dense": 1.84e6,
-    "quickstart_dense": 1.5e6,
+    "quickstart_dense": 1.57e6,
+    "nanochat_mixture": 4.46e6,
 }
-MIXTURES = {"quickstart", "tiny_test", "fast_train", "moe_model", "nanogpt_moe"}
+MIXTURES = {"quickstart", "nanochat_mixture", "tiny_test", "fast_train", "moe_model", "nanogpt_moe"}
 
 every_preset = pytest.mark.parametrize("name", preset_names())
 
