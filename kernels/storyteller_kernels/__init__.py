@@ -6,6 +6,7 @@ N = T * K rows (routed tokens: a token once for each of its experts), I expert w
 
 import torch
 
+from storyteller_kernels.cpu_products import ONEDNN_PRODUCTS
 from storyteller_kernels.cross_entropy import capped, linear_cross_entropy
 from storyteller_kernels.expert_mlp import Activation, activate, expert_mlp
 from storyteller_kernels.linear import linear
@@ -14,11 +15,9 @@ from storyteller_kernels.rms_norm import add_rms_norm, rms_norm
 from storyteller_kernels.routing import Routing, route
 
 _aten = torch.ops.aten
-MATRIX_PRODUCTS = frozenset(
-    {_aten.mm.default, _aten.addmm.default, _aten.convolution.default, _aten._grouped_mm.default}
-)
+MATRIX_PRODUCTS = frozenset({_aten.mm.default, _aten.addmm.default, _aten._grouped_mm.default, *ONEDNN_PRODUCTS})
 """What torch's dispatcher sees of the products with weights (attention's projections, the router, the experts), for
-activation checkpointing, which keeps their results; a convolution is a product on some CPUs (cpu_products.py).
+activation checkpointing, which keeps their results.
 
 Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
 """

@@ -15,6 +15,7 @@ threads.)
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ MIN_MULTIPLICATIONS = 2**23
 LONGEST_SUM = 256
 """oneDNN adds one product after the other in fp32, so that the rounding error grows with the square root of their
 number; BLAS starts over every few hundred. Longer sums are cut, and the parts added."""
+ONEDNN_PRODUCTS: tuple[Any, ...] = (
+    (torch.ops.mkldnn._linear_pointwise.default,) if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ()
+)
+"""The operation that is oneDNN's inner product; none in a torch without it."""
 BLOCK_BITS, WINDOW_BITS = 5, 6
 """Significant bits of the number of rows in a product: of those that are cut to a block, and of those that get
 neighbours to fill a window."""
@@ -46,7 +51,7 @@ def onednn_is_faster() -> bool:
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and "GenuineIntel" not in processor
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and bool(ONEDNN_PRODUCTS)
     )
 
 
@@ -162,7 +167,7 @@ def _short_sums(length: int) -> list[slice]:
 
 def _inner_product(x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None = None) -> Tensor:
     """x W^T + b: [R, H]. Parts of rows are copied, for oneDNN would compile for every stride."""
-    y_RH: Tensor = torch.ops.mkldnn._linear_pointwise(x_RD.contiguous(), weight_HD, bias_H, "none", [], "")
+    y_RH: Tensor = ONEDNN_PRODUCTS[0](x_RD.contiguous(), weight_HD, bias_H, "none", [], "")
     return y_RH
 
 

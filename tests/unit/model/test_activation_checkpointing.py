@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from storyteller_kernels import cpu_products
 from torch import Tensor, nn
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -209,16 +210,29 @@ def test_evaluation_runs_every_block_once(make_run, make_decoder, token_BS, mode
     assert calls.begun["blocks.0"] == 1
 
 
-class Exchanges(TorchDispatchMode):
-    """Counts the messages that really go out."""
+class Counted(TorchDispatchMode):
+    """Counts how often some operations really run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *operations: Any) -> None:
         super().__init__()
-        self.number = 0
+        self.operations, self.number = operations, 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += operation is torch.ops._c10d_functional.all_to_all_single.default
+        self.number += operation in self.operations
         return operation(*args, **(kwargs or {}))
+
+
+def test_selective_multiplies_no_product_again(make_run, make_decoder, monkeypatch):
+    monkeypatch.setattr(cpu_products, "MIN_MULTIPLICATIONS", 0)  # oneDNN's too, on processors that have them
+    operations = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, *cpu_products.ONEDNN_PRODUCTS)
+    products = {}
+    for mode in ("none", "selective", "block"):
+        run = in_mode(make_run, mode, {"hidden_size": 64, "intermediate_size": 64}, {})
+        decoder = make_decoder(run).train()
+        with Counted(*operations) as counted:
+            decoder(torch.zeros(8, run.context_length, dtype=torch.int64))[0].sum().backward()
+        products[mode] = counted.number
+    assert products["selective"] == products["none"] < products["block"]
 
 
 class Exchange(torch.autograd.Function):
@@ -249,7 +263,7 @@ def test_selective_keeps_the_rows_that_came_from_other_ranks(mode, sent):
     """There and back, forward and backward; only whole blocks send rows there and back once more."""
     x_ND = torch.randn(5, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
     run_block = activation_checkpointing.BlockRunner(ModelConfig(activation_checkpointing=mode))
-    with Exchanges() as exchanges:
+    with Counted(torch.ops._c10d_functional.all_to_all_single.default) as exchanges:
         y_ND = run_block(lambda x_ND: Exchange.apply(Exchange.apply(x_ND.sin()).sin()).sin(), x_ND)
         (grad_ND,) = torch.autograd.grad(y_ND.sum(), x_ND)
     assert exchanges.number == sent
