@@ -1,6 +1,7 @@
 """Where, when and with what a measurement was made."""
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -33,7 +34,7 @@ def describe(suite: str, commit: str | None) -> dict[str, Any]:
         "format": FORMAT,
         "suite": suite,
         "device": device_name(suite),
-        "instruction_set": instruction_set() if suite == "cpu" else None,
+        "instruction_set": _instruction_set() if suite == "cpu" else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -45,6 +46,12 @@ def describe(suite: str, commit: str | None) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernels": {"backend": chosen.name, "reason": chosen.reason},
     }
+
+
+def _instruction_set() -> str:
+    """The instructions that torch uses; they may be fewer than the processor has, to imitate an older one."""
+    imitated = ", imitated" if os.environ.get("ATEN_CPU_CAPABILITY") else ""
+    return instruction_set() + imitated
 
 
 def device_name(suite: str) -> str:
