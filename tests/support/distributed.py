@@ -27,7 +27,7 @@ TINY_RUN = (
 )
 """Overrides of the quickstart preset with which a step takes milliseconds."""
 ADAMW = (
-    *("model.qk_norm=false", "model.tie_embeddings=true"),
+    *("model.num_kv_heads=2", "model.qk_norm=false", "model.tie_embeddings=true"),
     *("optimizer.kind=adamw", "optimizer.lr=3e-3", "optimizer.eps=1e-8"),
     *("optimizer.embedding_lr_ratio=1", "optimizer.output_lr_ratio=1", "optimizer.expert_period=1"),
     *("schedule.kind=cosine", "schedule.decay_fraction=1", "schedule.min_lr_ratio=0.1"),
