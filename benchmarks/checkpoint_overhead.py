@@ -31,6 +31,7 @@ from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, pick_device
 from storyteller_ds.engines.build import build_engine
+from storyteller_ds.engines.step import train_step
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 
 EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 20, 10, 1e-3
@@ -113,7 +114,7 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
             began = time.perf_counter()
             if kind in hooks:
                 hooks[kind].on_step_end(state, last=False)
-            engine.train_step(batches.step(state.samples), LR)
+            train_step(engine, batches.step(state.samples), LR)
             state = state.after_step(
                 run.train.global_batch_size, run.train.global_batch_size * run.data.sequence_length
             )

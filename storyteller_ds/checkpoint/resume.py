@@ -133,6 +133,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
     opened = files[0]
     engine.load_named_state(
         lambda kind, name: opened.weights[name] if kind == "weight" else opened.optimizer[f"{kind}/{name}"],
+        opened.progress.state.step,
         opened.progress.state.updates,
         opened.progress.loss_scale,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.loss import MicroBatchStats
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,20 @@ class StepResult:
     grad_norm: float
     """Norm of the whole gradient before clipping; undefined if the step was skipped."""
     router: RouterMetrics | None
-    """None for a dense model."""
+    """None for a dense model; on a GPU also for the steps before the one whose record is logged."""
     skipped: bool = False
     """No weight and no moment was changed, on no rank: the scaled gradient of fp16 overflowed, or see non_finite."""
     non_finite: Literal["loss", "gradient"] | None = None
     """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would fix."""
+
+
+class PendingStep(NamedTuple):
+    """An optimizer step that a GPU may still be computing: nobody has waited for what it came to (step.finished)."""
+
+    figures: Tensor
+    """[3] fp64: loss, norm of the gradient, and the number of a verdict (step.VERDICTS)."""
+    stats: Sequence[MicroBatchStats]
+    """Of its accumulation steps."""
 
 
 class LossScale(NamedTuple):
@@ -89,8 +99,8 @@ class Engine(Protocol):
     def loss_scale(self) -> LossScale | None:
         """None where the loss is not scaled, that is, except in fp16."""
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-        """One optimizer step over this rank's part of the global batch.
+    def begin_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> PendingStep:
+        """One optimizer step over this rank's part of the global batch, without waiting for a GPU to have done it.
 
         All ranks agree that loss and gradient are finite before any changes a weight; else the step is skipped.
         """
@@ -105,10 +115,12 @@ class Engine(Protocol):
             owner: gives each tensor to one rank only, which saves most of the messages; None: all get all.
         """
 
-    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+    def load_named_state(
+        self, read: Callable[[str, str], Tensor], steps: int, updates: int, loss_scale: LossScale | None
+    ) -> None:
         """Replace all weights and moments by read(kind, name), and the loss scale where there is one.
 
-        `updates` is how often the optimizer has changed the weights: steps without the skipped ones.
+        `updates` is how often the optimizer has changed the weights: `steps` without the skipped ones.
         """
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from storyteller_ds.engines.build import build_engine
 from storyteller_ds.engines.differences import differences, largest
 from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.engines.step import train_step
 from storyteller_ds.errors import TrainingStopped
 
 TOKENS = 64
@@ -79,7 +80,7 @@ def _batch(run: RunConfig) -> MicroBatch:
 
 
 def _one_step(engine: Engine, batch: MicroBatch, run: RunConfig) -> dict[str, torch.Tensor]:
-    result = engine.train_step([batch], run.optimizer.lr)
+    result = train_step(engine, [batch], run.optimizer.lr)
     gradient = {
         f"gradient of {name}": tensor.double() for kind, name, tensor in engine.named_state() if kind == "exp_avg"
     }

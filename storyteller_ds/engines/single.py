@@ -1,6 +1,5 @@
 """One process, one device: CUDA, MPS or CPU. No DeepSpeed."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
-from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
+from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor
+from storyteller_ds.engines.loss_scaling import LossScaling
 from storyteller_ds.engines.precision import autocast, run_dtype
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
@@ -22,7 +22,7 @@ from storyteller_ds.optim.optimizer import (
     build_optimizer,
     muon_stacks,
     parameter_groups,
-    set_learning_rate,
+    set_step,
     state_kinds,
 )
 
@@ -44,42 +44,36 @@ class SingleEngine:
         self.optimizer = build_optimizer(groups, run.optimizer, dtype)
         if isinstance(self.optimizer, Muon):
             self.optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in self.stacks.items()})
+        self.steps = 0
         self.autocast = autocast(device, dtype)
-        # The same start and growth as in ds_configs/zero2_fp16.json.
-        self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=2.0**16, growth_interval=1000, enabled=dtype == torch.float16
-        )
+        self.scaling = LossScaling(device) if dtype == torch.float16 else None
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+    def begin_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> PendingStep:
         """One optimizer step over the whole global batch."""
         targets = steps.count_targets(self.world, micro_batches, self.device)
+        scale = self.scaling.scale if self.scaling else None
         stats = []
         for batch in micro_batches:
             with self.autocast:
                 token_BS, target_BS, position_BS = batch.to(self.device)
                 loss_share, one = self.loss_module(token_BS, target_BS, targets, len(micro_batches), position_BS)
-            self.scaler.scale(loss_share).backward()
+            (loss_share if scale is None else loss_share * scale).backward()
             stats.append(one)
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = steps.clip_gradients(self.decoder, self.run.optimizer.grad_clip_norm)
-        loss, scale = steps.mean_loss(stats, targets), self.scaler.get_scale()
-        skipped = not math.isfinite(loss) or not math.isfinite(grad_norm)
-        lower = self.scaler.is_enabled() and scale > steps.LOWEST_LOSS_SCALE
-        non_finite = steps.cause_of_skip(loss, lower) if skipped else None
-        if not skipped:
-            set_learning_rate(self.optimizer, lr)
-            self.scaler.step(self.optimizer)
-        # The scale is not at fault where the loss itself is not finite; given one, the scaler keeps its count too.
-        self.scaler.update(scale if non_finite and self.scaler.is_enabled() else None)
+        loss, norm = steps.mean_loss(stats, targets), steps.gradient_norm(self.decoder)
+        norm = norm if scale is None else norm / scale
+        verdict = steps.verdict(loss, norm, scale)
+        self.steps += 1
+        set_step(self.optimizer, lr, self.steps)
+        steps.update(self.optimizer, norm, verdict, self.run.optimizer.grad_clip_norm, scale)
+        if self.scaling:
+            self.scaling.after(verdict)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
+        return steps.pending(loss, norm, verdict, stats)
 
     @property
     def loss_scale(self) -> LossScale | None:
         """See Engine."""
-        if not self.scaler.is_enabled():
-            return None
-        return LossScale(self.scaler.get_scale(), self.scaler._get_growth_tracker())
+        return self.scaling.read() if self.scaling else None
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets."""
@@ -97,22 +91,19 @@ class SingleEngine:
                     yield StateTensor(kind, name, value.detach().float().cpu())
 
     @torch.no_grad()
-    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+    def load_named_state(
+        self, read: Callable[[str, str], Tensor], steps: int, updates: int, loss_scale: LossScale | None
+    ) -> None:
         """Replace all weights and moments, and the loss scale."""
+        self.steps = steps
         for name, parameter, *_ in placed_parameters(self.decoder):
             parameter.copy_(read("weight", name))
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(updates), device="cpu" if parameter in self.stacks else self.device),
-                **{kind: read(kind, name).to(self.device) for kind in state_kinds(parameter, self.stacks)[1:]},
-            }
-        if loss_scale is not None and self.scaler.is_enabled():
-            self.scaler.load_state_dict(
-                {
-                    **self.scaler.state_dict(),
-                    "scale": loss_scale.scale,
-                    "_growth_tracker": loss_scale.good_steps,
-                }
-            )
+            state = {kind: read(kind, name).to(self.device) for kind in state_kinds(parameter, self.stacks)[1:]}
+            if parameter not in self.stacks:
+                state["step"] = torch.tensor(float(updates), device=self.device)
+            self.optimizer.state[parameter] = state
+        if loss_scale is not None and self.scaling:
+            self.scaling.put_back(loss_scale)
 
     def close(self) -> None:
         """Nothing outlives this engine."""

@@ -1,64 +1,125 @@
-"""The parts of an optimizer step that are the same for every engine."""
+"""The parts of an optimizer step that are the same for every engine.
 
-import math
-from collections.abc import Sequence
-from typing import Literal
+On a GPU nothing here waits for a number: what the host would decide (clip or not, skip or not) is decided on the
+device, and what a step came to is read later, for several steps at once (`finished`). On a CPU a number is there as
+soon as it is asked for, and deciding saves passes over the gradients.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from storyteller_ds.data.batches import IGNORED, MicroBatch
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.base import RouterMetrics
+from storyteller_ds.engines.base import Engine, PendingStep, RouterMetrics, StepResult
 from storyteller_ds.model.loss import LossModule, MicroBatchStats
 
 
-def count_targets(world: World, micro_batches: Sequence[MicroBatch], device: torch.device) -> int:
-    """Targets of an optimizer step, over all its accumulation steps and ranks."""
+def reading_is_free(device: torch.device) -> bool:
+    """Whether the host may look at a number without waiting for the device to have caught up."""
+    return device.type == "cpu"
+
+
+def count_targets(world: World, micro_batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
+    """[] int64: targets of an optimizer step, over all its accumulation steps and ranks."""
     here = sum(int((batch.target_BS != IGNORED).sum()) for batch in micro_batches)
-    return int(world.all_reduce_sum(torch.tensor(here, dtype=torch.int64, device=device)))
+    # Filled on the device: a copy from pageable memory would wait for it.
+    return world.all_reduce_sum(torch.full((), here, dtype=torch.int64, device=device))
 
 
-def mean_loss(stats: Sequence[MicroBatchStats], targets: int) -> float:
-    """Mean negative log-likelihood of the step (nats per target)."""
-    return sum(s.nll_sum.item() for s in stats) / targets
+def mean_loss(stats: Sequence[MicroBatchStats], targets: Tensor) -> Tensor:
+    """[]: mean negative log-likelihood of the step (nats per target)."""
+    return torch.as_tensor(sum(s.nll_sum for s in stats)) / targets
 
 
-def router_metrics(stats: Sequence[MicroBatchStats]) -> RouterMetrics | None:
-    """Summary over the accumulation steps of an optimizer step; None without MoE layers."""
-    if stats[0].count_LE.numel() == 0:
-        return None
-    count_LE = torch.stack([s.count_LE for s in stats]).sum(dim=0)
-    load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
-    spread_L = load_LE.std(dim=1, correction=0) / load_LE.mean(dim=1)
+class _Verdict(NamedTuple):
+    """What became of a step."""
 
-    def mean(name: str) -> float:
-        return torch.stack([getattr(s, name) for s in stats]).mean().item()
-
-    return RouterMetrics(
-        expert_load=load_LE.mean(dim=0).tolist(),
-        expert_load_cv=spread_L.mean().item(),
-        router_entropy=mean("entropy_L"),
-        dead_experts=int((count_LE == 0).sum()),
-        balance_loss=mean("balance_L"),
-        z_loss=mean("z_L"),
-    )
+    skipped: bool
+    non_finite: Literal["loss", "gradient"] | None
 
 
+VERDICTS = (_Verdict(False, None), _Verdict(True, None), _Verdict(True, "loss"), _Verdict(True, "gradient"))
+"""By number: done; skipped, and a lower loss scale will do; skipped for the loss; skipped for the gradient."""
 LOWEST_LOSS_SCALE = 1.0
 """Below it fp16 would lose small gradients: an overflow at this scale counts as a non-finite gradient."""
 
 
-def cause_of_skip(loss: float, scale_can_fall: bool) -> Literal["loss", "gradient"] | None:
-    """What was not finite in a step that was skipped; None for an overflow that a lower loss scale fixes.
+def verdict(loss: Tensor, norm: Tensor, scale: Tensor | None = None) -> Tensor:
+    """[] int64, the number of a verdict: a step is done if loss and gradient are finite.
 
     Args:
-        loss: mean negative log-likelihood of the global batch, the same on every rank.
-        scale_can_fall: whether the loss was scaled, and by more than the least.
+        loss: [] mean negative log-likelihood of the global batch, the same on every rank.
+        norm: [] norm of the whole gradient, likewise.
+        scale: [] what the loss was multiplied by; None: nothing.
     """
-    if not math.isfinite(loss):
-        return "loss"
-    return None if scale_can_fall else "gradient"
+    can_fall = torch.zeros_like(loss, dtype=torch.bool) if scale is None else scale > LOWEST_LOSS_SCALE
+    of_gradient = torch.where(norm.isfinite(), 0, torch.where(can_fall, 1, 3))
+    return torch.where(loss.isfinite(), of_gradient, 2)
+
+
+def pending(loss: Tensor, norm: Tensor, verdict: Tensor, stats: Sequence[MicroBatchStats]) -> PendingStep:
+    """A step with these figures."""
+    return PendingStep(torch.stack([loss, norm.to(loss), verdict.to(loss)]), stats)
+
+
+def known(
+    loss: float, norm: float, skipped: bool, non_finite: str | None, stats: Sequence[MicroBatchStats] = ()
+) -> PendingStep:
+    """A step whose figures the host knows already."""
+    number = [tuple(one) for one in VERDICTS].index((skipped, non_finite))
+    return PendingStep(torch.tensor([loss, norm, number], dtype=torch.float64), stats)
+
+
+def finished(steps: Sequence[PendingStep]) -> list[StepResult]:
+    """What steps came to, read in one transfer; only the last one has the figures of its routers."""
+    router = _router_figures(steps[-1].stats)
+    figures = torch.stack([step.figures for step in steps])
+    *rows, metrics = _read([*figures, router])
+    results = []
+    for loss, norm, number in rows:
+        skipped, non_finite = VERDICTS[int(number)]
+        results.append(StepResult(loss, norm, None, skipped, non_finite))
+    if metrics:
+        results[-1] = dataclasses.replace(results[-1], router=_as_metrics(metrics))
+    return results
+
+
+def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+    """One optimizer step, and what it came to."""
+    return finished([engine.begin_step(micro_batches, lr)])[0]
+
+
+def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
+    sizes = [tensor.numel() for tensor in tensors]
+    device = tensors[-1].device
+    flat = torch.cat([tensor.to(device) for tensor in tensors]).tolist()
+    ends = itertools.accumulate(sizes)
+    return [flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _router_figures(stats: Sequence[MicroBatchStats]) -> Tensor:
+    """[E + 5] fp64: the fields of RouterMetrics, over the accumulation steps of a step; [0] without MoE layers."""
+    if not stats or stats[0].count_LE.numel() == 0:
+        return torch.zeros(0, dtype=torch.float64, device=stats[0].count_LE.device if stats else "cpu")
+    count_LE = torch.stack([s.count_LE for s in stats]).sum(dim=0)
+    load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
+    spread_L = load_LE.std(dim=1, correction=0) / load_LE.mean(dim=1)
+
+    def mean(name: str) -> Tensor:
+        return torch.stack([getattr(s, name) for s in stats]).mean()
+
+    scalars = [spread_L.mean(), mean("entropy_L"), (count_LE == 0).sum(), mean("balance_L"), mean("z_L")]
+    return torch.cat([load_LE.mean(dim=0), *(one.to(load_LE.dtype).reshape(1) for one in scalars)])
+
+
+def _as_metrics(figures: Sequence[float]) -> RouterMetrics:
+    *load, spread, entropy, dead, balance, z = figures
+    return RouterMetrics(load, spread, entropy, int(dead), balance, z)
 
 
 def squared_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -81,19 +142,47 @@ _PIECE = 2**17
 """Entries; in fp64 one megabyte."""
 
 
-def clip_gradients(module: nn.Module, limit: float, squares: Tensor | None = None) -> float:
-    """Scale all gradients down so that their common norm is at most `limit` (0: no limit); the norm before.
+def gradient_norm(module: nn.Module) -> Tensor:
+    """[] norm of the whole gradient."""
+    return squared_norm(list(module.parameters())).sqrt()
+
+
+@torch.no_grad()
+def update(
+    optimizer: torch.optim.Optimizer,
+    norm: Tensor,
+    verdict: Tensor,
+    limit: float,
+    scale: Tensor | None = None,
+    step: Callable[[], object] | None = None,
+) -> None:
+    """Clip the gradients and step, unless the verdict is to skip; then nothing changes.
 
     Args:
-        module: holds the parameters.
-        limit: largest norm.
-        squares: the squared norm of the whole gradient, where other ranks hold a part of it.
+        optimizer: AdamW in torch's fused form or Muon, which both skip where their `found_inf` is 1.
+        norm: [] of the whole gradient, unscaled.
+        verdict: [] its number.
+        limit: largest norm; 0: no limit.
+        scale: [] what the gradients are still multiplied by; None: nothing.
+        step: the optimizer's step; None: its own.
     """
-    parameters = list(module.parameters())
-    norm = float((squared_norm(parameters) if squares is None else squares).sqrt())
-    if limit and norm > limit:
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], limit / (norm + 1e-6))
-    return norm
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters]
+    factor = torch.where(norm > limit, limit / (norm + 1e-6), 1.0) if limit else torch.ones_like(norm)
+    factor = factor if scale is None else factor / scale
+    step = step or optimizer.step
+    if reading_is_free(norm.device):
+        if int(verdict):
+            for parameter in parameters:
+                parameter.grad = None  # what has no gradient is not changed
+        elif float(factor) != 1:
+            torch._foreach_mul_(gradients, float(factor))
+        step()
+        return
+    if limit or scale is not None:
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    optimizer.found_inf = (verdict != 0).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+    step()
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ class LossModule(nn.Module):
         self,
         token_BS: Tensor,
         target_BS: Tensor,
-        targets_in_step: int,
+        targets_in_step: Tensor | int,
         accumulation_steps: int,
         position_BS: Tensor | None = None,
     ) -> tuple[Tensor, MicroBatchStats]:

@@ -186,8 +186,6 @@ class Muon(torch.optim.AdamW):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
-        # Fused AdamW asks a GradScaler to leave infinite gradients to it; ours have to be skipped before step().
-        self._step_supports_amp_scaling = False
         self.momentum, self.dtype = momentum, dtype
         self.layouts: dict[Tensor, Layout] = {}
 
@@ -200,11 +198,16 @@ class Muon(torch.optim.AdamW):
         """Update the groups of `param_groups`, of which ZeRO leaves one at a time."""
         groups = self.param_groups
         hidden = [(v, g) for g in groups for v in g["params"] if v in self.layouts and v.grad is not None]
-        due = [(v, g) for v, g in hidden if self._add_gradient(v, g)]
+        # As in torch's fused AdamW: on a device where nobody has waited for it, 1 where this step is to change nothing.
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        forbidden = None if found_inf is None else found_inf > 0
+        for vector, group in hidden:
+            self._add_gradient(vector, group, forbidden)
+        due = [(v, g) for v, g in hidden if g["number"] % g["period"] == 0]
         for matrices in _batched(each for vector, group in due for each in self._matrices(vector, group)):
             orthogonal_NRC = orthogonalised(torch.cat([m.update_NRC for m in matrices]).to(self.dtype))
             for one, x_NRC in zip(matrices, orthogonal_NRC.split([len(m.update_NRC) for m in matrices]), strict=True):
-                one.apply(x_NRC)
+                one.apply(x_NRC, forbidden)
         rest = [{**group, "params": [p for p in group["params"] if p not in self.layouts]} for group in groups]
         self.param_groups = [group for group in rest if group["params"]]
         try:
@@ -212,15 +215,18 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups = groups
 
-    def _add_gradient(self, vector: Tensor, group: Mapping[str, Any]) -> bool:
-        """Momentum and weight decay of a vector; whether its matrices are due."""
+    def _add_gradient(self, vector: Tensor, group: Mapping[str, Any], forbidden: Tensor | None) -> None:
+        """Momentum and weight decay of a vector."""
         assert vector.grad is not None
-        state = start_moments(self, vector)
-        state["step"] += 1
-        state["exp_avg"].lerp_(vector.grad, 1 - self.momentum)
-        vector.mul_(1 - group["lr"] * group["weight_decay"])
-        period: int = group["period"]
-        return int(state["step"]) % period == 0
+        average = start_moments(self, vector)["exp_avg"]
+        new, kept = 1 - self.momentum, 1 - group["lr"] * group["weight_decay"]
+        if forbidden is None:
+            average.lerp_(vector.grad, new)
+            vector.mul_(kept)
+        else:
+            vector.grad.masked_fill_(forbidden, 0.0)  # 0 times what is not finite would not be 0
+            average.lerp_(vector.grad, torch.where(forbidden, 0.0, new))
+            vector.mul_(torch.where(forbidden, 1.0, kept))
 
     def _matrices(self, vector: Tensor, group: Mapping[str, Any]) -> Iterator["_Matrices"]:
         """The matrices of a vector, none of them in pieces."""
@@ -251,9 +257,9 @@ class _Matrices(NamedTuple):
         rate = lr * 0.2 * max(stack.rows, stack.columns) ** 0.5
         return cls(x_NRC, weight_N[piece.begin : piece.end], piece.offset, rate)
 
-    def apply(self, x_NRC: Tensor) -> None:
-        x_N = x_NRC.flatten()[self.offset : self.offset + len(self.weight_N)]
-        self.weight_N.add_(x_N.to(self.weight_N), alpha=-self.rate)
+    def apply(self, x_NRC: Tensor, forbidden: Tensor | None) -> None:
+        x_N = x_NRC.flatten()[self.offset : self.offset + len(self.weight_N)].to(self.weight_N)
+        self.weight_N.add_(x_N if forbidden is None else x_N.masked_fill(forbidden, 0.0), alpha=-self.rate)
 
 
 def _joined(update_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
@@ -294,9 +300,8 @@ def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str,
     state: dict[str, Tensor] = optimizer.state[vector]
     if "exp_avg" not in state:
         is_hidden = isinstance(optimizer, Muon) and vector in optimizer.layouts
-        # Muon asks for the number of the step: on the host it waits for no device.
-        state["step"] = torch.zeros((), device="cpu" if is_hidden else vector.device)
         state["exp_avg"] = torch.zeros_like(vector)
         if not is_hidden:
             state["exp_avg_sq"] = torch.zeros_like(vector)
+            state["step"] = torch.zeros((), device=vector.device)
     return state

@@ -29,7 +29,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameters with the same settings: Muon's matrices, others that are decayed, gains and biases, which are not.
 
-    A group's learning rate is `lr_ratio` times that of the step; Muon's are updated every `period` steps.
+    A group's learning rate is `lr_ratio` times that of the step; Muon's are updated every `period` steps, by the
+    `number` of the step (set_step).
     """
     groups: dict[tuple[str, float, int], dict[str, Any]] = {}
     # In this order, which decides how ZeRO lays out its vectors.
@@ -37,7 +38,7 @@ def parameter_groups(
         decay = 0.0 if name == "plain" else config.weight_decay
         for ratio in (1.0, config.embedding_lr_ratio, config.output_lr_ratio):
             for period in (1, config.expert_period):
-                settings = {"weight_decay": decay, "lr_ratio": ratio, "period": period}
+                settings = {"weight_decay": decay, "lr_ratio": ratio, "period": period, "number": 1}
                 groups[name, ratio, period] = {"name": name, "params": [], **settings}
     for name, parameter, *_ in placed_parameters(module):
         kind = "hidden" if parameter in stacks else "decayed" if is_decayed(name) else "plain"
@@ -52,10 +53,10 @@ def _lr_ratio(name: str, config: OptimizerConfig) -> float:
     return config.output_lr_ratio if name == "lm_head.weight" else 1.0
 
 
-def set_learning_rate(optimizer: Any, lr: float) -> None:
-    """Of the next step, for all groups of an optimizer made of parameter_groups."""
+def set_step(optimizer: Any, lr: float, number: int) -> None:
+    """The learning rate and the number of the next step, from 1, for all groups of parameter_groups."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_ratio"]
+        group["lr"], group["number"] = lr * group["lr_ratio"], number
 
 
 def build_optimizer(

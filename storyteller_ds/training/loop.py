@@ -5,13 +5,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import TrainBatches, ValidationBatches
-from storyteller_ds.engines.base import Engine, LossScale, StepResult
+from storyteller_ds.engines.base import Engine, LossScale, PendingStep, StepResult
+from storyteller_ds.engines.step import finished, reading_is_free
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.callbacks.anomalies import AGAIN
@@ -45,21 +47,9 @@ def train(
             callback.on_start(state)
         while state.step < run.train.max_steps and not last:
             _busy(callbacks, "training", last)
-            started = clock()
-            lr = learning_rate(run, state.step, state.elapsed_s)
-            result = engine.train_step(batches.step(state.samples), lr)
-            samples = run.train.global_batch_size
-            state = state.after_step(samples, samples * run.data.sequence_length, result.skipped)
-            for callback in callbacks:
-                state = callback.on_result(state, result)
-            if state.step % run.train.log_every_steps == 0:
-                record = _train_record(run, state, result, engine.loss_scale, lr, clock() - started)
-                for callback in callbacks:
-                    callback.on_train(record)
-            before = state
-            for callback in callbacks:
-                state = callback.recover(state)
-            if state is not before:
+            begun = _begin_steps(run, engine, batches, state, callbacks, clock)
+            state, recovered = _finish_steps(run, engine, state, begun, callbacks, clock)
+            if recovered:
                 continue
             state = _with_time(run, engine, state, clock() - began)
             last = why_over(run, state) is not None
@@ -85,6 +75,77 @@ def train(
             for callback in reversed(callbacks):
                 ends.callback(callback.on_end, exit_code)
     return state
+
+
+class _Begun(NamedTuple):
+    """Steps of which nothing is known yet."""
+
+    steps: list[PendingStep]
+    lr: float
+    """Of the last of them."""
+    since: float
+    """When the first began."""
+
+
+def _begin_steps(
+    run: RunConfig,
+    engine: Engine,
+    batches: TrainBatches,
+    state: TrainState,
+    callbacks: Sequence[Callback],
+    clock: Callable[[], float],
+) -> _Begun:
+    """One step; on a GPU all until one after which something is to be done, so that it never waits for the host."""
+    steps: list[PendingStep] = []
+    since = clock()
+    while True:
+        lr = learning_rate(run, state.step, state.elapsed_s)
+        steps.append(engine.begin_step(batches.step(state.samples), lr))
+        state = _after_step(run, state, skipped=False)
+        is_due = (
+            reading_is_free(engine.device)
+            or state.step >= run.train.max_steps
+            or _due(state.step, run.train.log_every_steps)
+            or _due(state.step, run.train.eval_every_steps)
+            or any(callback.acts_after(state) for callback in callbacks)
+        )
+        if is_due:
+            return _Begun(steps, lr, since)
+
+
+def _finish_steps(
+    run: RunConfig,
+    engine: Engine,
+    state: TrainState,
+    begun: _Begun,
+    callbacks: Sequence[Callback],
+    clock: Callable[[], float],
+) -> tuple[TrainState, bool]:
+    """What the steps came to, one after the other.
+
+    Returns:
+        The state after them, and whether a callback has put the run back, which undoes the steps behind it.
+    """
+    for result in finished(begun.steps):
+        state = _after_step(run, state, result.skipped)
+        for callback in callbacks:
+            state = callback.on_result(state, result)
+        if _due(state.step, run.train.log_every_steps):
+            seconds = (clock() - begun.since) / len(begun.steps)
+            record = _train_record(run, state, result, engine.loss_scale, begun.lr, seconds)
+            for callback in callbacks:
+                callback.on_train(record)
+        before = state
+        for callback in callbacks:
+            state = callback.recover(state)
+        if state is not before:
+            return state, True
+    return state, False
+
+
+def _after_step(run: RunConfig, state: TrainState, skipped: bool) -> TrainState:
+    samples = run.train.global_batch_size
+    return state.after_step(samples, samples * run.data.sequence_length, skipped)
 
 
 def _evaluate(

@@ -20,6 +20,7 @@ from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine
 from storyteller_ds.engines.deepspeed import engine as guarded
 from storyteller_ds.engines.deepspeed import private
+from storyteller_ds.engines.step import train_step
 from storyteller_ds.model.canonical import placed_parameters
 from tests.support.cases import run_cases
 from tests.support.distributed import DS_CONFIGS
@@ -63,11 +64,11 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
         if not case.guarded:
             stack.enter_context(without_guard())
         engine = start()
-        engine.train_step(_batches(loaded.run, split, SOUND), LR)
+        train_step(engine, _batches(loaded.run, split, SOUND), LR)
         before = _state(engine)
         switch = _arm(engine, case.fault)
         switch["pass"] = 0 if world.rank == FAULTY_RANK else None
-        result = engine.train_step(_batches(loaded.run, split, FAULTY), LR)
+        result = train_step(engine, _batches(loaded.run, split, FAULTY), LR)
         switch["pass"] = None
         after = _state(engine)
     report = {
@@ -78,10 +79,10 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
         "all_finite": all(bool(tensor.isfinite().all()) for tensor in after.values()),
     }
     if case.guarded:
-        last = engine.train_step(_batches(loaded.run, split, AFTER), LR)
+        last = train_step(engine, _batches(loaded.run, split, AFTER), LR)
         whole = start()
-        whole.train_step(_batches(loaded.run, split, SOUND), LR)
-        expected = whole.train_step(_batches(loaded.run, split, AFTER), LR)
+        train_step(whole, _batches(loaded.run, split, SOUND), LR)
+        expected = train_step(whole, _batches(loaded.run, split, AFTER), LR)
         report["forgotten"] = last == expected and _same(_state(engine), _state(whole))
     return report
 

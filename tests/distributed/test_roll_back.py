@@ -20,7 +20,7 @@ from storyteller_ds.cli.train import train
 from storyteller_ds.engines.deepspeed.engine import DeepSpeedEngine
 
 told = json.loads({told!r})
-train_step, restore = DeepSpeedEngine.train_step, resuming.restore
+begin_step, restore = DeepSpeedEngine.begin_step, resuming.restore
 calls = 0
 
 def faulty_step(self, *args):
@@ -29,12 +29,12 @@ def faulty_step(self, *args):
     if calls in told["bad_steps"] and os.environ["RANK"] == "1":
         hook = self.decoder.blocks[1].attention.parameters().__next__().register_hook(lambda g: g * float("nan"))
         try:
-            return train_step(self, *args)
+            return begin_step(self, *args)
         finally:
             hook.remove()
-    return train_step(self, *args)
+    return begin_step(self, *args)
 
-DeepSpeedEngine.train_step = faulty_step
+DeepSpeedEngine.begin_step = faulty_step
 resuming.restore = lambda *args: dataclasses.replace(restore(*args), **told["state"])
 run_command(train)
 """

@@ -234,20 +234,20 @@ def digest_state(step: int, path: str) -> None:
             whole.update(f"{kind}/{name}".encode() + tensor.numpy().tobytes())
         return whole.hexdigest()
 
-    def watched(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(begin_step: Callable[..., Any]) -> Callable[..., Any]:
         def training(self: Any, *arguments: Any) -> Any:
             if not due:
-                return train_step(self, *arguments)
+                return begin_step(self, *arguments)
             due.clear()
             before = digest(self)
-            result = train_step(self, *arguments)
+            result = begin_step(self, *arguments)
             Path(f"{path}.{self.world.rank}").write_text(f"{before} {digest(self)}")
             return result
 
         return training
 
     for engine in (SingleEngine, DeepSpeedEngine):
-        engine.train_step = watched(engine.train_step)
+        engine.begin_step = watched(engine.begin_step)
     _before_step(step, lambda: due.append(True))
 
 

@@ -8,7 +8,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 
 LR = 1e-2
-_SETTINGS = {
+SETTINGS = {
     "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 16},
     "moe": {"num_experts": 4},
     "data": {"sequence_length": 8},
@@ -18,7 +18,7 @@ _SETTINGS = {
 
 def make_engine(dtype: str, kind: str = "adamw") -> SingleEngine:
     """The engine with this precision.dtype and optimizer.kind."""
-    run = RunConfig.model_validate({**_SETTINGS, "precision": {"dtype": dtype}, "optimizer": {"kind": kind}})
+    run = RunConfig.model_validate({**SETTINGS, "precision": {"dtype": dtype}, "optimizer": {"kind": kind}})
     return SingleEngine(run, World(0, 0, 1, 1), torch.device("cpu"))
 
 

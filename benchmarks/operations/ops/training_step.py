@@ -153,6 +153,7 @@ def ours(problem: Problem) -> Candidate:
     from storyteller_ds.data.batches import MicroBatch
     from storyteller_ds.distributed.world import World
     from storyteller_ds.engines.single import SingleEngine
+    from storyteller_ds.engines.step import train_step
     from storyteller_ds.model.canonical import placed_parameters
 
     engine = SingleEngine(problem.run, World(0, 0, 1, 1), problem.token_BS.device)
@@ -163,7 +164,7 @@ def ours(problem: Problem) -> Candidate:
         share, _ = engine.loss_module(problem.token_BS, problem.target_BS, problem.target_BS.numel(), 1)
         return {"loss": share}
 
-    return Candidate(forward, leaves, step=lambda: engine.train_step([MicroBatch(*next(batches))], LR))
+    return Candidate(forward, leaves, step=lambda: train_step(engine, [MicroBatch(*next(batches))], LR))
 
 
 def mixtral(problem: Problem, experts: str) -> Candidate:

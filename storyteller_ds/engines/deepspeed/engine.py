@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
-from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, StateTensor, StepResult
+from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE, autoep_layers
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
@@ -32,7 +31,7 @@ from storyteller_ds.optim.optimizer import (
     build_optimizer,
     muon_stacks,
     parameter_groups,
-    set_learning_rate,
+    set_step,
     state_kinds,
 )
 
@@ -61,7 +60,7 @@ class DeepSpeedEngine:
     ) -> None:
         check_same_dtype(run, device, world)
         self.run, self.world, self.device, self.plan = run, world, device, plan
-        self.stage = run.parallel.zero_stage or 0
+        self.stage, self.steps = run.parallel.zero_stage or 0, 0
         self.passed_config: dict[str, Any] | None = passed_json(run, ds_config, plan, device)
         dtype = held_dtype(run, device)
         self.autocast = autocast(device, run_dtype(run, device) if self.stage == 0 else torch.float32)
@@ -100,11 +99,12 @@ class DeepSpeedEngine:
             private.prepare_skipping(self.optimizer, self.stage)
         self.expert_group = private.expert_group(plan.ep_size)
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+    def begin_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> PendingStep:
         """One optimizer step over this rank's part of the global batch."""
         self.engine.train()
         targets = steps.count_targets(self.world, micro_batches, self.device)
-        set_learning_rate(self.optimizer, lr)
+        self.steps += 1
+        set_step(self.optimizer, lr, self.steps)
         stats = []
         for number, batch in enumerate(micro_batches, start=1):
             with self.autocast:
@@ -117,19 +117,16 @@ class DeepSpeedEngine:
                 self.engine.step()  # counts the accumulation step
         loss = steps.mean_loss(stats, targets)
         if self.stage == 0:
-            grad_norm = self._clip_gradients()
-            skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
-            if skipped:
-                # AdamW and Muon do not change what has no gradient.
-                self.engine.zero_grad()
-            self.engine.step()
-            non_finite = steps.cause_of_skip(loss, False) if skipped else None
-        else:
-            skipped, non_finite = self._finite_step(loss)
-            grad_norm = float(self.engine.get_global_grad_norm())
-        return StepResult(loss, grad_norm, steps.router_metrics(stats), skipped, non_finite)
+            norm = self._gradient_norm()
+            verdict = steps.verdict(loss, norm)
+            limit = self.run.optimizer.grad_clip_norm
+            steps.update(self.optimizer, norm, verdict, limit, step=self.engine.step)
+            return steps.pending(loss, norm, verdict, stats)
+        # DeepSpeed waits for the device at every step: it takes the norm on the host.
+        skipped, non_finite = self._finite_step(bool(loss.isfinite()))
+        return steps.known(float(loss), float(self.engine.get_global_grad_norm()), skipped, non_finite, stats)
 
-    def _finite_step(self, loss: float) -> tuple[bool, Literal["loss", "gradient"] | None]:
+    def _finite_step(self, is_loss_finite: bool) -> tuple[bool, Literal["loss", "gradient"] | None]:
         """DeepSpeed's step (ZeRO-1, 2, 3); none if the loss or the gradient is not finite, in every number format.
 
         The norm that DeepSpeed takes anyway is checked at every step, and it is infinite if the loss is not finite
@@ -141,14 +138,14 @@ class DeepSpeedEngine:
         """
         can_fall = private.scale_can_fall(self.optimizer)
         set_scale_back = private.remember_loss_scale(self.optimizer)
-        with private.guarded_norm(self.optimizer, self.stage, math.isfinite(loss)):
+        with private.guarded_norm(self.optimizer, self.stage, is_loss_finite):
             self.engine.step()
         if self.engine.was_step_applied():
             return False, None
-        cause = steps.cause_of_skip(loss, can_fall)
-        if cause is not None:
-            set_scale_back()  # the scale is not at fault
-        return True, cause
+        if is_loss_finite and can_fall:
+            return True, None
+        set_scale_back()  # the scale is not at fault
+        return True, "gradient" if is_loss_finite else "loss"
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
@@ -195,8 +192,11 @@ class DeepSpeedEngine:
         return stack
 
     @torch.no_grad()
-    def load_named_state(self, read: Callable[[str, str], Tensor], updates: int, loss_scale: LossScale | None) -> None:
+    def load_named_state(
+        self, read: Callable[[str, str], Tensor], steps: int, updates: int, loss_scale: LossScale | None
+    ) -> None:
         """Replace all weights and moments; a rank keeps its own experts and its ZeRO partition."""
+        self.steps = steps
         self.state.prepare()
         for piece in placed_parameters(self.decoder, self.first_expert):
             for kind in state_kinds(piece.parameter, self.stacks):
@@ -210,8 +210,8 @@ class DeepSpeedEngine:
         """Leave the process group: DeepSpeed's globals hold groups made of it, which the next one could not use."""
         self._leave_process_group()
 
-    def _clip_gradients(self) -> float:
-        """Clip by the norm over all ranks' experts (ZeRO-0, where DeepSpeed averages it); returns the norm."""
+    def _gradient_norm(self) -> Tensor:
+        """[] over all ranks' experts (ZeRO-0, where DeepSpeed averages it)."""
         expert: list[nn.Parameter] = []
         shared: list[nn.Parameter] = []
         for piece in placed_parameters(self.decoder):
@@ -219,9 +219,7 @@ class DeepSpeedEngine:
         squares = steps.squared_norm(expert)
         if self.plan.ep_size > 1:
             dist.all_reduce(squares, group=self.expert_group)
-        return steps.clip_gradients(
-            self.decoder, self.run.optimizer.grad_clip_norm, squares + steps.squared_norm(shared)
-        )
+        return (squares + steps.squared_norm(shared)).sqrt()
 
 
 def _moe_layers(plan: ParallelPlan) -> MoEFactory:

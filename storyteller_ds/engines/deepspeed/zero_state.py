@@ -167,4 +167,5 @@ class _AllPartitions(_Partitions):
 
 def _set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
     for state in optimizer.state.values():
-        state["step"] = torch.full_like(state["step"], float(step))
+        if "step" in state:
+            state["step"] = torch.full_like(state["step"], float(step))

@@ -47,6 +47,11 @@ class Callback:
         """What on_step_end is about to do, for on_busy of all callbacks; None if it takes no time."""
         return None
 
+    def acts_after(self, state: TrainState) -> bool:
+        """Whether on_step_end has something to do after this step. Until one has, a GPU is not waited for, and the
+        events of several steps come together; so the default is yes for whoever has an on_step_end."""
+        return type(self).on_step_end is not Callback.on_step_end
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """After every optimizer step and its validation; `last`: the run ends here."""
 

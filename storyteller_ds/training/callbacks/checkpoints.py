@@ -58,6 +58,10 @@ class Checkpoints(Callback):
         """A checkpoint, if it is time."""
         return f"saving step {state.step}" if self._due(state, last) else None
 
+    def acts_after(self, state: TrainState) -> bool:
+        """Where a checkpoint is due."""
+        return self._due(state, False)
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Save if it is time; log the result of the save before, as soon as it is known.
 

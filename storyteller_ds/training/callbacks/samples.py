@@ -64,6 +64,10 @@ class Samples(Callback):
         """Stories, if it is time."""
         return f"generating {len(self.run.train.sample_prompts)} stories" if self._due(state, last) else None
 
+    def acts_after(self, state: TrainState) -> bool:
+        """Where samples are due."""
+        return self._due(state, False)
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """Write stories if it is time."""
         if not self._due(state, last):

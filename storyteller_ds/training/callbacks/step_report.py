@@ -12,6 +12,10 @@ class StepReport(Callback):
         """The step to continue from."""
         report_step(state.step)
 
+    def acts_after(self, state: TrainState) -> bool:
+        """Nowhere: it can wait."""
+        return False
+
     def on_step_end(self, state: TrainState, last: bool) -> None:
         """The step just done."""
         report_step(state.step)

@@ -23,6 +23,7 @@ from storyteller_ds.data.batches import BatchSplit, TrainBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.engines.step import train_step
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 from tests.support.checkpoints import write_checkpoint
@@ -56,7 +57,7 @@ def make_batches() -> TrainBatches:
 def advance(engine: SingleEngine, state: TrainState, steps: int) -> tuple[TrainState, list[tuple[float, float]]]:
     results = []
     for _ in range(steps):
-        result = engine.train_step(make_batches().step(state.samples), 1e-2)
+        result = train_step(engine, make_batches().step(state.samples), 1e-2)
         results.append((result.loss, result.grad_norm))
         state = state.after_step(BATCH, BATCH * LENGTH)
     return state, results
@@ -114,6 +115,7 @@ def test_leaving_out_any_part_would_be_noticed(saved, left_out):
     now = snapshot(engine)
     engine.load_named_state(
         lambda kind, name: now[kind, name] * 0.5 if kind in kinds else now[kind, name],
+        state.step,
         1 if left_out == "step count" else state.step,
         None,
     )
@@ -129,8 +131,8 @@ def test_leaving_out_any_part_would_be_noticed(saved, left_out):
 def without_moments(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
     load = engine.load_named_state
 
-    def load_weights_only(read, updates, scale):
-        load(lambda kind, name: read(kind, name) * (kind == "weight"), updates, scale)
+    def load_weights_only(read, *rest):
+        load(lambda kind, name: read(kind, name) * (kind == "weight"), *rest)
 
     patch.setattr(engine, "load_named_state", load_weights_only)
 
@@ -140,15 +142,15 @@ def without_weights(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         engine,
         "load_named_state",
-        lambda read, updates, scale: load(
-            lambda kind, name: now[kind, name] if kind == "weight" else read(kind, name), updates, scale
+        lambda read, *rest: load(
+            lambda kind, name: now[kind, name] if kind == "weight" else read(kind, name), *rest
         ),
     )
 
 
 def without_step_count(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
     load = engine.load_named_state
-    patch.setattr(engine, "load_named_state", lambda read, updates, scale: load(read, 0, scale))
+    patch.setattr(engine, "load_named_state", lambda read, steps, updates, scale: load(read, steps, 0, scale))
 
 
 def without_random_streams(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:

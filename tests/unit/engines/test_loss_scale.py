@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
+from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import LossScale
 from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.engines.step import train_step
 from tests.support.small_engine import LR, batch, make_engine, state
+
+
+@pytest.fixture(params=["host", "device"], autouse=True)
+def decided_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "reading_is_free", lambda device: request.param == "host")
 
 
 def weights(engine: SingleEngine) -> dict[str, torch.Tensor]:
@@ -21,7 +28,7 @@ def updates(engine: SingleEngine) -> float:
 def test_fp16_trains_and_the_norm_is_of_the_unscaled_gradient():
     engine, exact = make_engine("fp16"), make_engine("fp32")
     before = weights(engine)
-    ours, expected = engine.train_step([batch(3)], LR), exact.train_step([batch(3)], LR)
+    ours, expected = train_step(engine, [batch(3)], LR), train_step(exact, [batch(3)], LR)
     assert not ours.skipped
     assert ours.loss == pytest.approx(expected.loss, rel=1e-3)
     assert ours.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
@@ -31,11 +38,11 @@ def test_fp16_trains_and_the_norm_is_of_the_unscaled_gradient():
 
 def test_an_overflow_skips_the_step_and_halves_the_scale():
     engine = make_engine("fp16")
-    engine.train_step([batch(3)], LR)
+    train_step(engine, [batch(3)], LR)
     read = state(engine)
-    engine.load_named_state(lambda kind, name: read[kind, name], 1, LossScale(2.0**40, 7))
+    engine.load_named_state(lambda kind, name: read[kind, name], 1, 1, LossScale(2.0**40, 7))
     before = weights(engine)
-    result = engine.train_step([batch(3)], LR)
+    result = train_step(engine, [batch(3)], LR)
     assert result.skipped
     assert math.isfinite(result.loss), "the forward pass is not scaled"
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(engine).items())
@@ -45,9 +52,9 @@ def test_an_overflow_skips_the_step_and_halves_the_scale():
 
 def test_the_scale_is_put_back_with_the_weights():
     engine, other = make_engine("fp16"), make_engine("fp16")
-    engine.train_step([batch(3)], LR)
+    train_step(engine, [batch(3)], LR)
     read = state(engine)
-    other.load_named_state(lambda kind, name: read[kind, name], 1, LossScale(2.0**10, 5))
+    other.load_named_state(lambda kind, name: read[kind, name], 1, 1, LossScale(2.0**10, 5))
     assert other.loss_scale == LossScale(2.0**10, 5)
     assert updates(other) == 1
 
@@ -55,5 +62,5 @@ def test_the_scale_is_put_back_with_the_weights():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_other_formats_have_no_scale(dtype):
     engine = make_engine(dtype)
-    engine.train_step([batch(3)], LR)
+    train_step(engine, [batch(3)], LR)
     assert engine.loss_scale is None

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
+from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import LossScale
 from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.engines.step import train_step
 from tests.support.small_engine import LR, batch, make_engine, state
+
+
+@pytest.fixture(params=["host", "device"], autouse=True)
+def decided_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "reading_is_free", lambda device: request.param == "host")
 
 
 def same(one: dict, other: dict) -> bool:
@@ -23,13 +30,13 @@ def faulty_step(engine: SingleEngine, fault: str):
             return nll + math.nan * nll.detach(), layers  # its value only, the gradient is sound
 
         engine.decoder.forward = undefined
-        result = engine.train_step([batch(9)], LR)
+        result = train_step(engine, [batch(9)], LR)
         engine.decoder.forward = forward
         return result
     value = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[fault]
     weight = engine.decoder.blocks[1].ffn.experts.down_proj
     hook = weight.register_hook(lambda g: torch.cat([g[:3], torch.full_like(g[3:], value)]))
-    result = engine.train_step([batch(9)], LR)
+    result = train_step(engine, [batch(9)], LR)
     hook.remove()
     return result
 
@@ -39,30 +46,30 @@ def faulty_step(engine: SingleEngine, fault: str):
 @pytest.mark.parametrize("fault", ["loss", "nan", "inf", "-inf"])
 def test_the_step_is_skipped_and_forgotten(fault: str, dtype: str, kind: str):
     engine, whole = make_engine(dtype, kind), make_engine(dtype, kind)
-    engine.train_step([batch(1)], LR)
+    train_step(engine, [batch(1)], LR)
     before = state(engine)
     result = faulty_step(engine, fault)
     assert result.skipped
     assert result.non_finite == ("loss" if fault == "loss" else "gradient")
     assert same(before, state(engine))
     assert all(parameter.grad is None for parameter in engine.decoder.parameters())
-    whole.train_step([batch(1)], LR)
-    assert engine.train_step([batch(2)], LR) == whole.train_step([batch(2)], LR)
+    train_step(whole, [batch(1)], LR)
+    assert train_step(engine, [batch(2)], LR) == train_step(whole, [batch(2)], LR)
     assert same(state(engine), state(whole))
 
 
 def test_the_first_step_may_be_the_bad_one():
     engine, whole = make_engine("fp32"), make_engine("fp32")
     assert faulty_step(engine, "nan").skipped
-    assert engine.train_step([batch(2)], LR) == whole.train_step([batch(2)], LR)
+    assert train_step(engine, [batch(2)], LR) == train_step(whole, [batch(2)], LR)
     assert same(state(engine), state(whole))
 
 
 def with_scale(scale: float) -> SingleEngine:
     engine = make_engine("fp16")
-    engine.train_step([batch(1)], LR)
+    train_step(engine, [batch(1)], LR)
     read = state(engine)
-    engine.load_named_state(lambda kind, name: read[kind, name], 1, LossScale(scale, 5))
+    engine.load_named_state(lambda kind, name: read[kind, name], 1, 1, LossScale(scale, 5))
     return engine
 
 
@@ -84,13 +91,13 @@ def test_fp16_blames_the_scale_only_while_it_can_fall(fault: str, scale: float, 
     assert result.non_finite == cause
     assert engine.loss_scale == after
     assert same(before, state(engine))
-    assert not engine.train_step([batch(2)], LR).skipped
+    assert not train_step(engine, [batch(2)], LR).skipped
     assert not same(before, state(engine))
 
 
 def test_negative_control_without_the_guard_the_weights_are_lost(monkeypatch: pytest.MonkeyPatch):
     engine = make_engine("fp32")
-    monkeypatch.setattr("storyteller_ds.engines.single.math.isfinite", lambda value: True)
+    monkeypatch.setattr("storyteller_ds.engines.step.verdict", lambda loss, *rest: torch.zeros_like(loss))
     faulty_step(engine, "nan")
     monkeypatch.undo()
     assert not all(tensor.isfinite().all() for tensor in state(engine).values())

@@ -83,7 +83,7 @@ def test_an_expert_without_a_gradient_is_not_moved():
 
 
 def optimizer_of(vectors: list[Tensor], momentum: float = MOMENTUM, period: int = 1) -> Muon:
-    groups = [{"params": vectors, "weight_decay": DECAY, "period": period}]
+    groups = [{"params": vectors, "weight_decay": DECAY, "period": period, "number": 1}]
     return Muon(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8, momentum=momentum)
 
 
@@ -113,8 +113,9 @@ def test_steps_follow_the_formula(shape, stack, period):
     expected, average = by_formula(parameter.detach(), gradients, stack, period)
     optimizer = optimizer_of([parameter], period=period)
     optimizer.lay_out({parameter: whole_parameter(parameter, stack)})
-    for gradient in gradients:
+    for number, gradient in enumerate(gradients, start=1):
         parameter.grad = gradient.clone()
+        optimizer.param_groups[0]["number"] = number
         optimizer.step()
         assert_within(parameter.grad, gradient, EXACT)
     assert_within(parameter.detach(), expected, SIMPLE)
@@ -154,27 +155,30 @@ def test_what_has_no_layout_is_adamws():
     assert [group["params"] for group in optimizer.param_groups] == [[matrix, ours]]
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_step_that_the_loss_scale_spoilt_changes_nothing(bad):
-    matrix, gain = nn.Parameter(random(4, 4)), nn.Parameter(random(4))
-    optimizer = optimizer_of([matrix, gain])
-    optimizer.lay_out({matrix: whole_parameter(matrix, Stack(1, 4, 4))})
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-
-    def step(factor: float) -> None:
-        scaler.scale((matrix.sin().sum() + gain.sin().sum()) * factor).backward()
-        scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-    step(1.0)
-    before = [t.clone() for t in (matrix, gain, optimizer.state[matrix]["exp_avg"])]
-    step(bad)
-    for now, then in zip((matrix, gain, optimizer.state[matrix]["exp_avg"]), before, strict=True):
-        assert_within(now.detach(), then, EXACT)
-    step(1.0)
-    assert not torch.equal(matrix, before[0])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1.0])
+def test_a_step_that_the_device_forbids_changes_nothing(bad):
+    """found_inf, as torch's fused AdamW has it: nobody has waited for it."""
+    steps = {}
+    for forbids in (None, 0.0, 1.0):
+        matrix, gain = nn.Parameter(random(4, 4)), nn.Parameter(random(4))
+        optimizer = optimizer_of([matrix, gain])
+        optimizer.lay_out({matrix: whole_parameter(matrix, Stack(1, 4, 4))})
+        for factor, found_inf in ((1.0, 0.0), (bad, forbids), (1.0, 0.0)):
+            matrix.grad, gain.grad = factor * random(4, 4, seed=1), factor * random(4, seed=2)
+            if forbids is not None:
+                optimizer.found_inf = torch.tensor(found_inf)
+            elif found_inf is None and factor != 1.0:
+                continue
+            optimizer.step()
+        steps[forbids] = [matrix.detach(), gain.detach(), optimizer.state[matrix]["exp_avg"]]
+    if bad == 1.0:  # allowed, it is the step that it would be without
+        for one, other in zip(steps[None], steps[0.0], strict=True):
+            assert_within(one, other, EXACT)
+        assert not torch.equal(steps[None][0], steps[1.0][0])
+    else:  # forbidden, it is as if it had not been
+        for one, other in zip(steps[None], steps[1.0], strict=True):
+            assert_within(one, other, EXACT)
+        assert not steps[0.0][0].isfinite().all()
 
 
 class Ranks:
@@ -333,7 +337,7 @@ def test_products_in_bf16_move_the_weights_alike():
     weights = []
     for dtype in (torch.float32, torch.bfloat16):
         parameter = nn.Parameter(random(24, 32))
-        optimizer = Muon([{"params": [parameter], "weight_decay": 0.0, "period": 1}], LR, (0.9, 0.95), 1e-8, 0.9, dtype)
+        optimizer = Muon([{"params": [parameter], "weight_decay": 0.0, "period": 1, "number": 1}], LR, (0.9, 0.95), 1e-8, 0.9, dtype)
         optimizer.lay_out({parameter: whole_parameter(parameter, Stack(1, 24, 32))})
         parameter.grad = random(24, 32, seed=1)
         optimizer.step()

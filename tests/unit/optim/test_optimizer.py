@@ -7,7 +7,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
-from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, set_learning_rate
+from storyteller_ds.optim.optimizer import build_optimizer, muon_stacks, parameter_groups, set_step
 
 RATIO, OUTPUT_RATIO = 7.0, 0.5
 EMBEDDINGS = ("embedding.weight", "blocks.0.attention.value_embedding.embedding.weight")
@@ -36,7 +36,7 @@ def built(
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_every_parameter_is_in_one_group_with_its_settings(kind):
     parameters, optimizer = built(kind, RATIO)
-    set_learning_rate(optimizer, 0.5)
+    set_step(optimizer, 0.5, 1)
     found = {p: group for group in optimizer.param_groups for p in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in optimizer.param_groups) == len(parameters)
     for name, parameter in parameters.items():
@@ -62,7 +62,7 @@ def test_adamw_moves_a_row_by_the_rate_of_its_group():
     before = {name: p.detach().clone() for name, p in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
-    set_learning_rate(optimizer, 1e-3)
+    set_step(optimizer, 1e-3, 1)
     optimizer.step()
     for name, rate in (("embedding.weight", 7e-3), ("lm_head.weight", 1e-3 * OUTPUT_RATIO)):
         # The first step of AdamW is the rate, after the decay.

@@ -13,7 +13,9 @@ from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatc
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.base import RouterMetrics, StepResult
+from storyteller_ds.engines.base import PendingStep, RouterMetrics
+from storyteller_ds.engines.step import known
+from storyteller_ds.model.loss import MicroBatchStats
 from storyteller_ds.errors import (
     InterruptedAfterSave,
     TrainingStopped,
@@ -27,6 +29,9 @@ LENGTH, BATCH = 4, 2
 FINAL = {"final_val_loss", "final_val_ppl", "final_val_bpb"}
 """Scores of the whole text, in the record of the last validation."""
 ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)
+_ONE = torch.tensor([1.0], dtype=torch.float64)
+STATS = MicroBatchStats(_ONE[0], 4 * torch.tensor([ROUTER.expert_load]).double(), _ONE, 1.1 * _ONE, 0.2 * _ONE, 0.6 * _ONE)
+"""What ROUTER is the summary of."""
 
 
 class CountingEngine:
@@ -37,10 +42,10 @@ class CountingEngine:
     loss_scale = None
 
     def __init__(
-        self, losses=None, val_losses=(), seconds=1.0, router=None, grad_norm=1.0, whole_val_loss=None, eval_seconds=0.0
+        self, losses=None, val_losses=(), seconds=1.0, has_router=False, grad_norm=1.0, whole_val_loss=None, eval_seconds=0.0
     ):
         self.losses, self.val_losses = losses, list(val_losses)
-        self.seconds, self.router, self.grad_norm = seconds, router, grad_norm
+        self.seconds, self.has_router, self.grad_norm = seconds, has_router, grad_norm
         self.eval_seconds, self.whole_val_loss = eval_seconds, whole_val_loss
         """Of what a limited validation does not reach: its batches after the second."""
         self.time = 0.0
@@ -51,12 +56,13 @@ class CountingEngine:
     def clock(self) -> float:
         return self.time
 
-    def train_step(self, micro_batches: Sequence[Any], lr: float) -> StepResult:
+    def begin_step(self, micro_batches: Sequence[Any], lr: float) -> PendingStep:
         self.time += self.seconds
         self.first_tokens.append(int(micro_batches[0].token_BS[0, 0]))
         self.rates.append(lr)
         step = len(self.rates)
-        return StepResult(self.losses[step - 1] if self.losses else 1.0 / step, self.grad_norm, self.router)
+        loss = self.losses[step - 1] if self.losses else 1.0 / step
+        return known(loss, self.grad_norm, False, None, [STATS] if self.has_router else [])
 
     def eval_step(self, batch: Any) -> torch.Tensor:
         self.time += self.eval_seconds
@@ -141,8 +147,8 @@ class SignalledAt(CountingEngine):
         super().__init__(seconds=seconds)
         self.step, self.interruption = step, Interruption(clock=self.clock)
 
-    def train_step(self, micro_batches, lr):
-        result = super().train_step(micro_batches, lr)
+    def begin_step(self, micro_batches, lr):
+        result = super().begin_step(micro_batches, lr)
         if len(self.rates) == self.step:
             self.interruption.receive(signal.SIGTERM)
         return result

@@ -116,7 +116,7 @@ def test_log_cadence():
 
 
 def test_train_and_eval_lines_say_what_the_contract_names():
-    engine = CountingEngine(val_losses=[math.log(4)], seconds=2.0, router=ROUTER, grad_norm=0.25)
+    engine = CountingEngine(val_losses=[math.log(4)], seconds=2.0, has_router=True, grad_norm=0.25)
     run, (recorder,), _, _ = go(engine, max_steps=2)
     line = dict(recorder.train[1])
     line.pop("memory_peak_bytes", None)

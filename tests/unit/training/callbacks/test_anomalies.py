@@ -17,7 +17,8 @@ from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatc
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.distributed.world import World
-from storyteller_ds.engines.base import StepResult
+from storyteller_ds.engines.base import PendingStep, StepResult
+from storyteller_ds.engines.step import known
 from storyteller_ds.errors import EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
@@ -42,13 +43,13 @@ class ScriptedEngine:
     def __init__(self, script: str) -> None:
         self.script, self.updates, self.seen, self.rates = script, 0, [], []
 
-    def train_step(self, micro_batches: Any, lr: float) -> StepResult:
+    def begin_step(self, micro_batches: Any, lr: float) -> PendingStep:
         sample = int(micro_batches)
         self.seen.append(sample)
         self.rates.append(lr)
         result = RESULTS[self.script[sample] if sample < len(self.script) else GOOD]
         self.updates += not result.skipped
-        return result
+        return known(result.loss, result.grad_norm, result.skipped, result.non_finite)
 
     def eval_step(self, batch: Any) -> torch.Tensor:
         targets = int((batch.target_BS >= 0).sum())
