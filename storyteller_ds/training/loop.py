@@ -21,6 +21,8 @@ from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.validation import validate
 
+MOST_BEGUN = 16
+"""Steps that a GPU may be behind: so long a signal, or the end of train.max_minutes, may have to wait."""
 COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")
 """Fields of the state in every train line: see TrainState."""
 
@@ -104,6 +106,7 @@ def _begin_steps(
         state = _after_step(run, state, skipped=False)
         is_due = (
             reading_is_free(engine.device)
+            or len(steps) == MOST_BEGUN
             or state.step >= run.train.max_steps
             or _due(state.step, run.train.log_every_steps)
             or _due(state.step, run.train.eval_every_steps)
