@@ -12,7 +12,7 @@ from storyteller_kernels.expert_mlp import Activation, activate, expert_mlp
 from storyteller_kernels.linear import linear
 from storyteller_kernels.permute import combine, permute
 from storyteller_kernels.rms_norm import add_rms_norm, rms_norm
-from storyteller_kernels.routing import Routing, route
+from storyteller_kernels.routing import Routing, counted, route
 
 _aten = torch.ops.aten
 MATRIX_PRODUCTS = frozenset({_aten.mm.default, _aten.addmm.default, _aten._grouped_mm.default, *ONEDNN_PRODUCTS})
@@ -30,6 +30,7 @@ __all__ = [
     "add_rms_norm",
     "capped",
     "combine",
+    "counted",
     "expert_mlp",
     "linear",
     "linear_cross_entropy",

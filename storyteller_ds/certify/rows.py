@@ -15,6 +15,8 @@ PRESET = "tiny_test"
 STEPS = 8
 TOLERANCE = 1e-5
 """Largest relative difference in fp32 (docs/decisions/0003)."""
+BF16_TOLERANCE = 2**-8
+"""The same in bf16, which has 8 significant bits: one unit in the last place (docs/precision.md)."""
 TRAFFIC_LIMIT = 1.02
 """Most bytes that an exchange may send for each byte that the routing needs."""
 
@@ -88,6 +90,7 @@ _CPU = {"device": "cpu"}
 _AUTOEP = {**_zero(3, **_ZERO3), "expert_parallel": {"enabled": True, "autoep_size": 2}}
 _EP_AUTO, _EP1, _EP2, _EP4 = (f"parallel.ep_size={size}" for size in ("auto", 1, 2, 4))
 _LOCAL, _STOCK = "parallel.strategy=local", "parallel.strategy=stock"
+_BF16 = "precision.dtype=bf16"
 _BY_SEQUENCE = "moe.balance_scope=sequence"
 _RECIPE = (
     "optimizer.kind=muon",
@@ -167,6 +170,23 @@ ROWS = (
         _AUTOEP,
         ranks=4,
         reference="single_muon",
+    ),
+    Row("single_bf16", "the reference in bf16", (_BF16,), ranks=1, reference=None),
+    *(
+        Row(
+            f"{name}_bf16",
+            f"{what}, in bf16",
+            (_BF16, ranks),
+            _zero(stage, **more),
+            reference="single_bf16",
+            tolerance=BF16_TOLERANCE,
+        )
+        for name, what, ranks, stage, more in (
+            ("zero0", "fp32 weights that are cast, experts over 2 ranks", _EP_AUTO, 0, {}),
+            ("zero1", "bf16 weights beside fp32 ones, experts over 2 ranks", _EP_AUTO, 1, {}),
+            ("zero2", "likewise, gradients sharded", _EP_AUTO, 2, {}),
+            ("zero3", "likewise, every parameter sharded", _EP1, 3, _ZERO3),
+        )
     ),
 )
 

@@ -93,7 +93,6 @@ def certify(placements: Sequence[Placement], log: Callable[[str], None]) -> Iter
     with tempfile.TemporaryDirectory(prefix="storyteller-certify-") as temporary:
         run = load_config(PRESET, RUN).run
         names = [name for name, _ in Decoder(run).named_parameters()]
-        routed = routed_bytes(run, STEPS)
         key = prepare_corpus(run, log)
         if any(placement.device == "cpu" for placement in placements):
             # The process that all CPU ranks are forked from imports everything now, outside of any row's time.
@@ -112,6 +111,7 @@ def certify(placements: Sequence[Placement], log: Callable[[str], None]) -> Iter
             results = read_results(TrainedRun(folder, STEPS), placement.ranks, names)
             references[row.name, placement.device] = results
             reference = references.get((row.reference, placement.device))
+            routed = routed_bytes(load_config(PRESET, [*RUN, *row.overrides]).run, STEPS)
             yield _judge(placement, results, reference, routed, time.monotonic() - began)
 
 

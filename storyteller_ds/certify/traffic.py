@@ -44,10 +44,18 @@ def counted() -> Iterator[Traffic]:
 
 
 def routed_bytes(run: RunConfig, steps: int) -> int:
-    """Bytes that dropless top-k routing has to move in `steps` steps of training in fp32, over all ranks.
+    """Bytes that dropless top-k routing has to move in `steps` steps of training, over all ranks.
 
-    tokens * K choices * D features * 4 bytes, to the experts and back, forward and backward, in every MoE
+    tokens * K choices * D features * bytes of a number, to the experts and back, forward and backward, in every MoE
     layer. It follows from the run config alone, so it is independent of the exchange that it judges.
+
+    Args:
+        run: its precision.dtype is not auto.
+        steps: optimizer steps.
     """
     tokens = steps * run.train.global_batch_size * run.data.sequence_length
-    return tokens * run.moe.top_k * run.model.hidden_size * 4 * 2 * 2 * run.moe_layers
+    width = run.model.hidden_size * _BYTES[run.precision.dtype]
+    return tokens * run.moe.top_k * width * 2 * 2 * run.moe_layers
+
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from storyteller_ds.config.base import Section
 
@@ -99,10 +99,32 @@ class TrainConfig(Section):
     """Longest sample story (tokens); null: to its end, or as long as the context has room."""
     callbacks: tuple[str, ...] = ()
     """Callbacks of your own, as module:Class each; a module may lie in the working directory."""
+    profile_steps: str | None = Field(None, pattern=r"^[1-9]\d*(-[1-9]\d*)?$")
+    """Steps, as 10-13, of which rank 0 writes a trace (for chrome://tracing or ui.perfetto.dev) and a table of its most
+    expensive operators into the folder `profile` of the run; null: none."""
     hang_timeout_minutes: float = Field(20.0, ge=0)
     """How long a rank may stand still before all are ended, with the stacks of their threads (minutes); 0: for ever.
     A save and the first step, with what it compiles, must fit in. Below parallel.timeout_minutes, so that there are
     stacks before a collective gives up."""
+
+    @field_validator("profile_steps", mode="before")
+    @classmethod
+    def _one_step_is_a_number(cls, value: object) -> object:
+        return str(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _profile_in_order(self) -> Self:
+        if self.profiled is not None and self.profiled[0] > self.profiled[1]:
+            raise ValueError(f"profile_steps={self.profile_steps} ends before it begins; use FIRST-LAST, as 10-13")
+        return self
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step of profile_steps."""
+        if self.profile_steps is None:
+            return None
+        first, _, last = self.profile_steps.partition("-")
+        return int(first), int(last or first)
 
 
 class ParallelConfig(Section):
@@ -137,12 +159,11 @@ class PrecisionConfig(Section):
     """Number formats."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Format of matrix products. auto: bf16 on CUDA cards whose matrix units take it (compute capability 8.0, Ampere,
-    and newer), fp16 on those of 7.0 and 7.5 (Volta, Turing; fp32 under ZeRO-0, which does not scale the loss), fp32
-    elsewhere. Without DeepSpeed and under ZeRO-0 weights and the residual stream are fp32, and products run under
-    autocast. ZeRO-1 to 3 hold the whole model in this format, the router's weight and norm gains included, beside fp32
-    master weights; ZeRO-1 also adds up the gradients of several micro-batches in it. Moments, the router's logits and
-    the loss are fp32 everywhere. fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
+    """Format of the residual stream and of matrix products. auto: bf16 on CUDA cards whose matrix units take it
+    (compute capability 8.0, Ampere, and newer), fp16 on those of 7.0 and 7.5 (Volta, Turing; fp32 under ZeRO-0, which
+    does not scale the loss), fp32 elsewhere. Weights are rounded to it where they are used; master weights, moments,
+    statistics of norms, the router's logits, softmax and the loss are fp32, on one device and under every ZeRO stage
+    (table: docs/precision.md). fp16 scales the loss (Micikevicius et al. 2018, sec. 3.2)."""
 
 
 class CheckpointConfig(Section):

@@ -35,8 +35,13 @@ class MicroBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on a device."""
-        position_BS = None if self.position_BS is None else self.position_BS.to(device)
-        return MicroBatch(self.token_BS.to(device), self.target_BS.to(device), position_BS)
+
+        def moved(tensor: Tensor) -> Tensor:
+            # From pinned memory a GPU copies while the host goes on.
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+        position_BS = None if self.position_BS is None else moved(self.position_BS)
+        return MicroBatch(moved(self.token_BS), moved(self.target_BS), position_BS)
 
 
 class BatchSplit(NamedTuple):

@@ -97,6 +97,8 @@ class World(Ranks):
                     rank=self.rank,
                     world_size=self.size,
                     timeout=timeout,
+                    # NCCL connects at once, and knows which card is meant before the first collective.
+                    device_id=device if device.type == "cuda" else None,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

@@ -2,7 +2,6 @@
 
 import torch
 from storyteller_kernels.dispatch import choice_for
-from storyteller_kernels.expert_mlp import triton_has
 from storyteller_kernels.rms_norm import MAX_WIDTH
 from storyteller_kernels.routing import MAX_EXPERTS
 
@@ -41,9 +40,4 @@ def _why_experts_are_slow(run: RunConfig, device: torch.device, strategy: Strate
         held = held_dtype(run, device)
         return None if held == torch.bfloat16 else f"AutoEP has a grouped product for bf16, not for {DTYPE_NAMES[held]}"
     chosen = choice_for(device)
-    if chosen.name != "triton":
-        return chosen.reason
-    activation, bias = run.model.activation, run.model.bias
-    if triton_has(activation, bias):
-        return None
-    return f"the kernels are for swiglu without biases, and these have {activation}{' and biases' if bias else ''}"
+    return None if chosen.name == "triton" else chosen.reason

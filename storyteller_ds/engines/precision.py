@@ -1,4 +1,4 @@
-"""Number formats: which one a run computes in on its device, and autocast."""
+"""Number formats: which one a run computes in on its device, and holds its weights in."""
 
 import torch
 
@@ -57,9 +57,3 @@ def check_same_dtype(run: RunConfig, device: torch.device, world: World) -> None
             f"precision.dtype=auto means {' and '.join(sorted(names))} on the cards of different ranks, and all must "
             "compute in one format; set precision.dtype=fp32, or one that all of them are fast at"
         )
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products in `dtype` over fp32 weights; does nothing for fp32."""
-    on = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on)

@@ -12,7 +12,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor
 from storyteller_ds.engines.loss_scaling import LossScaling
-from storyteller_ds.engines.precision import autocast, run_dtype
+from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
@@ -28,7 +28,7 @@ from storyteller_ds.optim.optimizer import (
 
 
 class SingleEngine:
-    """See Engine. Weights stay fp32; bf16 and fp16 are autocast around the forward pass."""
+    """See Engine. Weights stay fp32, and are cast where they are used (docs/precision.md)."""
 
     def __init__(self, run: RunConfig, world: World, device: torch.device) -> None:
         self.run, self.world, self.device = run, world, device
@@ -39,13 +39,12 @@ class SingleEngine:
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
         self.loss_module.train()
         self.stacks = muon_stacks(self.decoder, run)
-        dtype = run_dtype(run, device)
+        dtype = self.decoder.dtype = run_dtype(run, device)
         groups = parameter_groups(self.decoder, run.optimizer, self.stacks)
         self.optimizer = build_optimizer(groups, run.optimizer, dtype)
         if isinstance(self.optimizer, Muon):
             self.optimizer.lay_out({p: whole_parameter(p, stack) for p, stack in self.stacks.items()})
         self.steps = 0
-        self.autocast = autocast(device, dtype)
         self.scaling = LossScaling(device) if dtype == torch.float16 else None
 
     def begin_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> PendingStep:
@@ -54,9 +53,8 @@ class SingleEngine:
         scale = self.scaling.scale if self.scaling else None
         stats = []
         for batch in micro_batches:
-            with self.autocast:
-                token_BS, target_BS, position_BS = batch.to(self.device)
-                loss_share, one = self.loss_module(token_BS, target_BS, targets, len(micro_batches), position_BS)
+            token_BS, target_BS, position_BS = batch.to(self.device)
+            loss_share, one = self.loss_module(token_BS, target_BS, targets, len(micro_batches), position_BS)
             (loss_share if scale is None else loss_share * scale).backward()
             stats.append(one)
         loss, norm = steps.mean_loss(stats, targets), steps.gradient_norm(self.decoder)
@@ -77,8 +75,7 @@ class SingleEngine:
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets."""
-        with self.autocast:
-            return steps.evaluate_batch(self.world, self.loss_module, batch, self.device)
+        return steps.evaluate_batch(self.world, self.loss_module, batch, self.device)
 
     def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
         """Weights and moments, one tensor at a time."""

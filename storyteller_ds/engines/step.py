@@ -71,10 +71,14 @@ def pending(loss: Tensor, norm: Tensor, verdict: Tensor, stats: Sequence[MicroBa
 
 
 def known(
-    loss: float, norm: float, skipped: bool, non_finite: str | None, stats: Sequence[MicroBatchStats] = ()
+    loss: float,
+    norm: float,
+    skipped: bool,
+    non_finite: Literal["loss", "gradient"] | None,
+    stats: Sequence[MicroBatchStats] = (),
 ) -> PendingStep:
     """A step whose figures the host knows already."""
-    number = [tuple(one) for one in VERDICTS].index((skipped, non_finite))
+    number = VERDICTS.index(_Verdict(skipped, non_finite))
     return PendingStep(torch.tensor([loss, norm, number], dtype=torch.float64), stats)
 
 

@@ -56,7 +56,7 @@ def generate_ids(
     most = most_new_ids(decoder, prompt, config)
     parameter = decoder.embedding.weight
     length = len(prompt) + min(most, _CACHED_AT_FIRST)
-    caches = make_caches(run, 1, length, parameter.dtype, parameter.device)
+    caches = make_caches(run, 1, length, decoder.dtype or parameter.dtype, parameter.device)
     generator = torch.Generator().manual_seed(config.seed)
     token_BS = torch.tensor([list(prompt)], device=parameter.device)
     position = 0

@@ -73,7 +73,7 @@ class ValueEmbedding(nn.Module):
 
     def forward(self, token_BS: Tensor, x_BSD: Tensor) -> Tensor:
         """[B, S] int64 tokens, and the normalised residual stream [B, S, D], to [B, H, S, head size]."""
-        value_BSHD = self.embedding(token_BS).unflatten(-1, (-1, self.head_dim))
+        value_BSHD = self.embedding(token_BS).to(x_BSD.dtype).unflatten(-1, (-1, self.head_dim))
         gate_BSH = 2 * torch.sigmoid(self.gate(x_BSD[..., : self.inputs]))
         gated_BHSD: Tensor = (gate_BSH[..., None] * value_BSHD).transpose(1, 2)
         return gated_BHSD

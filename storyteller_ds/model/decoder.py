@@ -33,7 +33,8 @@ class ResidualScale(nn.Module):
 
     def forward(self, x_BSD: Tensor, first_BSD: Tensor) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        return self.scale[0] * x_BSD + self.scale[1] * first_BSD
+        scale: Tensor = self.scale.to(x_BSD.dtype)
+        return scale[0] * x_BSD + scale[1] * first_BSD
 
 
 class Block(nn.Module):
@@ -75,6 +76,10 @@ class Decoder(nn.Module):
     Args:
         run: its model, moe and tokenizer sections decide the shapes.
         make_moe: builds the MoE layers; the default keeps all experts on this device.
+
+    Attributes:
+        dtype: format of the residual stream and of all products, to which weights are cast (docs/precision.md); None:
+            that of the weights.
     """
 
     def __init__(self, run: RunConfig, make_moe: MoEFactory = LocalMoE) -> None:
@@ -83,6 +88,7 @@ class Decoder(nn.Module):
         self.context_length = run.context_length
         self.vocab_size = run.tokenizer.vocab_size
         self.softcap = model.logit_softcap
+        self.dtype: torch.dtype | None = None
         self.run_block = BlockRunner(model)
         self.embedding = Embedding(self.vocab_size, model.hidden_size)
         self.rotary = RotaryEmbedding(model.head_dim, model.rope_theta) if model.position == "rope" else None
@@ -132,8 +138,9 @@ class Decoder(nn.Module):
         position = torch.arange(start, end, device=token_BS.device) if position_BS is None else position_BS
         mask_BHSS = None if position_BS is None else document_mask(position_BS)
         x_BSD = self.embedding(token_BS)
+        x_BSD = x_BSD.to(self.dtype or x_BSD.dtype)
         if self.position_embedding is not None:
-            x_BSD = x_BSD + self.position_embedding(position)
+            x_BSD = x_BSD + self.position_embedding(position).to(x_BSD.dtype)
         rotary = self.rotary(position.unsqueeze(-2)) if self.rotary is not None else None
         x_BSD = first_BSD = self.dropout(x_BSD)
         all_stats = []
@@ -145,7 +152,7 @@ class Decoder(nn.Module):
             if stats is not None:
                 all_stats.append(stats)
         x_BSD = self.final_norm(x_BSD)
-        head = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        head = (self.embedding if self.lm_head is None else self.lm_head).weight.to(x_BSD.dtype)
         if target_BS is None:
             return capped(linear(x_BSD, head), self.softcap), all_stats
         nll_sum = linear_cross_entropy(

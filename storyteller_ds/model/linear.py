@@ -1,4 +1,4 @@
-"""Dense layers and embeddings.
+"""Dense layers and embeddings. Weights are cast to the format of what they are multiplied with (docs/precision.md).
 
 They are made without initial weights, which init.py or a checkpoint gives them: torch's own would cost time, a second
 of it for the compiler that torch loads to fill tensors on the meta device.
@@ -16,7 +16,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Embedding(nn.Embedding):

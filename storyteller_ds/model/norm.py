@@ -3,6 +3,7 @@
 import torch
 from storyteller_kernels import add_rms_norm, rms_norm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from storyteller_ds.config.model import ModelConfig
 
@@ -17,9 +18,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """[..., D] to [..., D]; with `residual` the normalised sum of both, and the sum."""
+        weight = self.weight.to(x.dtype)
         if residual is None:
-            return rms_norm(x, self.weight, self.eps)
-        return add_rms_norm(x, residual, self.weight, self.eps)
+            return rms_norm(x, weight, self.eps)
+        return add_rms_norm(x, residual, weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -27,10 +29,10 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """[..., D] to [..., D]; with `residual` the normalised sum of both, and the sum."""
-        if residual is None:
-            return super().forward(x)
-        total = x + residual
-        return super().forward(total), total
+        total = x if residual is None else x + residual
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        normal = F.layer_norm(total, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+        return normal if residual is None else (normal, total)
 
 
 def build_norm(config: ModelConfig) -> nn.Module:

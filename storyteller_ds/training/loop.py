@@ -12,19 +12,18 @@ import torch
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import TrainBatches, ValidationBatches
-from storyteller_ds.engines.base import Engine, LossScale, PendingStep, StepResult
+from storyteller_ds.engines.base import Engine, PendingStep
 from storyteller_ds.engines.step import finished, reading_is_free
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.callbacks.anomalies import AGAIN
 from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.interruption import Interruption
+from storyteller_ds.training.train_record import StepTime, TrainRecords
 from storyteller_ds.training.validation import validate
 
 MOST_BEGUN = 16
 """Steps that a GPU may be behind: so long a signal, or the end of train.max_minutes, may have to wait."""
-COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")
-"""Fields of the state in every train line: see TrainState."""
 
 
 def train(
@@ -36,21 +35,34 @@ def train(
     callbacks: Sequence[Callback],
     clock: Callable[[], float] = time.monotonic,
     interruption: Interruption | None = None,
+    product_rate: float | None = None,
 ) -> TrainState:
     """Train until max_steps, max_minutes or an early stop; called by every rank.
+
+    Args:
+        run: its config.
+        engine: model and optimizer, where `state` has them.
+        batches: of this rank.
+        validation: of this rank.
+        state: what is behind the run.
+        callbacks: get every event, in this order.
+        clock: seconds.
+        interruption: signals that end the run early.
+        product_rate: see TrainRecords.
 
     Raises:
         InterruptedAfterSave: a signal has asked for it.
         TrainingStopped: loss or gradient were not finite too often, or the validation loss is not.
     """
     exit_code, began, last = EXIT_TRAINING_STOPPED, clock() - state.elapsed_s, False
+    records = TrainRecords(run, engine.world.size, product_rate)
     try:
         for callback in callbacks:
             callback.on_start(state)
         while state.step < run.train.max_steps and not last:
             _busy(callbacks, "training", last)
             begun = _begin_steps(run, engine, batches, state, callbacks, clock)
-            state, recovered = _finish_steps(run, engine, state, begun, callbacks, clock)
+            state, recovered = _finish_steps(run, engine, state, begun, callbacks, clock, records)
             if recovered:
                 continue
             state = _with_time(run, engine, state, clock() - began)
@@ -87,6 +99,8 @@ class _Begun(NamedTuple):
     """Of the last of them."""
     since: float
     """When the first began."""
+    waited: float
+    """For their batches [s]."""
 
 
 def _begin_steps(
@@ -99,10 +113,12 @@ def _begin_steps(
 ) -> _Begun:
     """One step; on a GPU all until one after which something is to be done, so that it never waits for the host."""
     steps: list[PendingStep] = []
-    since = clock()
+    since, waited = clock(), 0.0
     while True:
-        lr = learning_rate(run, state.step, state.elapsed_s)
-        steps.append(engine.begin_step(batches.step(state.samples), lr))
+        lr, asked = learning_rate(run, state.step, state.elapsed_s), clock()
+        micro_batches = batches.step(state.samples)
+        waited += clock() - asked
+        steps.append(engine.begin_step(micro_batches, lr))
         state = _after_step(run, state, skipped=False)
         is_due = (
             reading_is_free(engine.device)
@@ -113,7 +129,7 @@ def _begin_steps(
             or any(callback.acts_after(state) for callback in callbacks)
         )
         if is_due:
-            return _Begun(steps, lr, since)
+            return _Begun(steps, lr, since, waited)
 
 
 def _finish_steps(
@@ -123,6 +139,7 @@ def _finish_steps(
     begun: _Begun,
     callbacks: Sequence[Callback],
     clock: Callable[[], float],
+    records: TrainRecords,
 ) -> tuple[TrainState, bool]:
     """What the steps came to, one after the other.
 
@@ -134,8 +151,8 @@ def _finish_steps(
         for callback in callbacks:
             state = callback.on_result(state, result)
         if _due(state.step, run.train.log_every_steps):
-            seconds = (clock() - begun.since) / len(begun.steps)
-            record = _train_record(run, state, result, engine.loss_scale, begun.lr, seconds)
+            took = StepTime(*(of_all / len(begun.steps) for of_all in (clock() - begun.since, begun.waited)))
+            record = records.record(state, result, engine.loss_scale, begun.lr, took)
             for callback in callbacks:
                 callback.on_train(record)
         before = state
@@ -210,28 +227,6 @@ def why_over(run: RunConfig, state: TrainState) -> str | None:
             f"raise it to go on{in_warm_up}"
         )
     return None
-
-
-def _train_record(
-    run: RunConfig, state: TrainState, result: StepResult, scale: LossScale | None, lr: float, seconds: float
-) -> Record:
-    record = {
-        "step": state.step,
-        "tokens": state.tokens,
-        "train_loss": result.loss,
-        "lr": lr,
-        "grad_norm": None if result.skipped else result.grad_norm,
-        **(dataclasses.asdict(result.router) if result.router else {}),
-        "tokens_per_s": run.train.global_batch_size * run.data.sequence_length / seconds,
-        "step_time_s": seconds,
-        **{name: getattr(state, name) for name in COUNTS},
-    }
-    if scale is not None:
-        record["loss_scale"] = scale.scale
-    if torch.cuda.is_available():
-        record["memory_peak_bytes"] = torch.cuda.max_memory_allocated()
-    # JSON has no non-finite numbers.
-    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
 
 
 def _with_time(run: RunConfig, engine: Engine, state: TrainState, seconds: float) -> TrainState:

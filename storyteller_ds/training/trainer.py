@@ -30,6 +30,8 @@ from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine, check_engine, prepared_machine
 from storyteller_ds.engines.gradient_check import check_gradients
 from storyteller_ds.engines.memory import what_to_lower
+from storyteller_ds.engines.precision import run_dtype
+from storyteller_ds.engines.product_rate import product_rate
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
@@ -41,6 +43,8 @@ from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 from storyteller_ds.training.callbacks.metrics_file import MetricsFile
 from storyteller_ds.training.callbacks.named import checked, named_callbacks
 from storyteller_ds.training.callbacks.pace import Pace
+from storyteller_ds.training.callbacks.profile import FOLDER as PROFILE
+from storyteller_ds.training.callbacks.profile import Profile
 from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalProgress
 from storyteller_ds.training.callbacks.samples import Samples, check_prompts
 from storyteller_ds.training.callbacks.slow_steps import SlowSteps
@@ -170,7 +174,8 @@ class Trainer:
             callbacks = self._all_callbacks(corpus, folder, may_end, stack)
             for callback in callbacks:
                 callback.trainer = self
-            state = train(run, self.engine, *batches, state, callbacks, interruption=interruption)
+            rate = product_rate(self.device, run_dtype(run, self.device))
+            state = train(run, self.engine, *batches, state, callbacks, interruption=interruption, product_rate=rate)
         if state.step < run.train.max_steps:
             log(f"training {why_over(run, state)}")
         return TrainedRun(self.output_dir, state.step)
@@ -198,6 +203,8 @@ class Trainer:
         )
         callbacks = [] if folder is None else self._records(folder, contents)
         callbacks.append(StepReport())
+        if folder is not None and (profiled := self.run.train.profiled) is not None:
+            callbacks.append(Profile(*profiled, folder.path / PROFILE))
         if self.device.type == "cpu":
             callbacks.append(SlowSteps(stack.enter_context(shared_cores(self.world.local_size)), self._log))
         return [

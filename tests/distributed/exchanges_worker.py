@@ -20,6 +20,7 @@ from storyteller_ds.engines.step import train_step
 from storyteller_ds.model.moe.router import Router
 from tests.support.cases import run_cases
 from tests.support.distributed import DS_CONFIGS
+from tests.support.host_reads import HostReads
 
 OVERRIDES = (
     "data.sequence_length=16",
@@ -74,9 +75,17 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
         with Exchanges() as exchanges:
             losses.append(train_step(engine, _batch(loaded.run, world, step), 0.0 if case.idle_rank else 1e-2).loss)
         sent.append(exchanges.number)
+    with HostReads() as reads:
+        engine.decoder.blocks[0].ffn(torch.randn(2, 16, loaded.run.model.hidden_size))[0].sum().backward()
     state = {f"{kind}/{name}": tensor.numpy().tobytes() for kind, name, tensor in engine.named_state()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in state.items()}
-    return {"sent": sent, "fewest_rows": min(exchanges.rows), "losses": losses, "digests": digests}
+    return {
+        "reads": reads.number,
+        "sent": sent,
+        "fewest_rows": min(exchanges.rows),
+        "losses": losses,
+        "digests": digests,
+    }
 
 
 def _batch(run: Any, world: World, step: int) -> list[MicroBatch]:

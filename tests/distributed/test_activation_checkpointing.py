@@ -1,4 +1,4 @@
-"""Recomputed blocks under expert parallelism: all ranks repeat the same exchanges, and nothing changes."""
+"""Expert parallelism: what ranks exchange and read; also where blocks are computed again, which changes nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +88,11 @@ def test_the_layer_repeats_its_exchanges_only_where_whole_blocks_run_again(case:
     repeated = FORWARD if case.mode == "block" else 0
     for of_rank in reports:
         assert of_rank[CASES.index(case)]["sent"] == [LAYERS * (FORWARD + BACKWARD + repeated)] * 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_host_reads_once_in_a_layer(case: Case, reports: list[list[dict]]):
+    assert [of_rank[CASES.index(case)]["reads"] for of_rank in reports] == [1, 1]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

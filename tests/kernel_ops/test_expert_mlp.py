@@ -130,15 +130,18 @@ def test_counts_may_be_a_list_or_a_tensor(as_counts):
     [([3, 0, 5, 1], 1), ([40, 0, 16, 34], 2), ([0, 8, 0, 0], 4), (COUNTS["64 experts"], 4)],
     ids=["one choice", "two choices", "one expert", "64 experts"],
 )
-def test_of_tokens(poisoned_memory, counts, top_k):
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_of_tokens(poisoned_memory, counts, top_k, activation):
     rows = sum(counts)
-    tensors = inputs(counts, "swiglu", bias=False, width=20)
+    tensors = inputs(counts, activation, bias=activation != "swiglu", width=20)
     row_TK = torch.randperm(rows).view(-1, top_k)
     token_N = row_TK.flatten().argsort() // top_k
     x_TD = torch.randn(rows // top_k, 20, requires_grad=True)
     arguments = [x_TD, *tensors[1:]]
-    actual_ND = expert_mlp(x_TD, torch.tensor(counts), *tensors[1:], "swiglu", token_N=token_N, row_TK=row_TK)
-    expected_ND = reference([x_TD[token_N], *tensors[1:]], counts, "swiglu")
+    actual_ND = expert_mlp(
+        x_TD, torch.tensor(counts), *tensors[1:3], activation, *tensors[3:], token_N=token_N, row_TK=row_TK
+    )
+    expected_ND = reference([x_TD[token_N], *tensors[1:]], counts, activation)
     assert_within(actual_ND, expected_ND, SIMPLE)
     cotangent_ND = torch.randn_like(actual_ND)
     grads = torch.autograd.grad(actual_ND, arguments, cotangent_ND)
@@ -146,7 +149,7 @@ def test_of_tokens(poisoned_memory, counts, top_k):
     for grad, expected in zip(grads, expected_grads, strict=True):
         assert_within(grad, expected, SIMPLE)
     with pytest.raises(AssertionError, match="difference"):
-        assert_within(actual_ND, reference([x_TD[token_N.roll(top_k)], *tensors[1:]], counts, "swiglu"), SIMPLE)
+        assert_within(actual_ND, reference([x_TD[token_N.roll(top_k)], *tensors[1:]], counts, activation), SIMPLE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

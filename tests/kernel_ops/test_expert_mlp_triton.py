@@ -3,6 +3,7 @@
 import pytest
 import torch
 from storyteller_kernels import expert_mlp, permute
+from storyteller_kernels.expert_mlp import reference
 from torch import Tensor
 
 from tests.support.tolerances import BF16, EXACT, SIMPLE, assert_within
@@ -25,6 +26,28 @@ def operands(rows: int, experts: int, width: int, inner: int, dtype: torch.dtype
     shapes = [(rows, width), (experts, 2 * inner, width), (experts, width, inner)]
     scales = [1.0, width**-0.5, inner**-0.5]
     return [torch.randn(s).mul(scale).to(dtype).requires_grad_() for s, scale in zip(shapes, scales, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("library", [False, True], ids=["own product", "torch's product"])
+def test_other_activations_and_biases_on_both_products(poisoned_memory, triton_device, library, dtype):
+    from storyteller_kernels.expert_mlp import grouped
+
+    if library and triton_device == "cuda" and dtype != torch.bfloat16:
+        pytest.skip("torch's product is for bf16 on a GPU")
+    with torch.device(triton_device):
+        x_ND, up_EHD, down_EDI = (t.detach() for t in operands(sum(COUNTS), len(COUNTS), 136, 72, dtype))
+        biases = [torch.randn(len(COUNTS), width).to(dtype) for width in (72, 136)]
+        tensors = [t.requires_grad_() for t in (x_ND, up_EHD[:, :72].contiguous(), down_EDI, *biases)]
+        cotangent_ND = torch.randn(sum(COUNTS), 136).to(dtype)
+        end_E = torch.tensor(COUNTS).cumsum(0, dtype=torch.int32)
+        out_ND = grouped.expert_mlp(*tensors[:3], end_E, "gelu", *tensors[3:], library=library)
+        actual = value_and_gradients(out_ND, tensors, cotangent_ND)
+        wide = [t.double() for t in tensors]
+        expected_ND = reference.expert_mlp(wide[0], COUNTS, wide[1], wide[2], "gelu", wide[3], wide[4])
+        expected = value_and_gradients(expected_ND, tensors, cotangent_ND)
+    for one, wanted in zip(actual, expected, strict=True):
+        assert_within(one, wanted, SIMPLE if dtype == torch.float32 else BF16)
 
 
 def value_and_gradients(out_ND: Tensor, tensors: list[Tensor], cotangent_ND: Tensor) -> list[Tensor]:
@@ -94,21 +117,22 @@ def test_what_is_kept_for_the_backward_pass(triton_device):
 
 
 def test_which_calls_go_to_triton(triton_device, monkeypatch):
-    from storyteller_kernels.expert_mlp import autograd
+    from storyteller_kernels.expert_mlp import autograd, grouped
 
     calls: list[torch.dtype] = []
-    monkeypatch.setattr(autograd, "expert_mlp", lambda x, *_: calls.append(x.dtype))
+    for module in (autograd, grouped):
+        monkeypatch.setattr(module, "expert_mlp", lambda x, *_, **__: calls.append(x.dtype))
     with torch.device(triton_device):
         x_ND, up_EHD, down_EDI = operands(6, 2, 5, 4, torch.float32)
         wide = [tensor.double() for tensor in (x_ND, up_EHD, down_EDI)]
         expert_mlp(x_ND, [4, 2], up_EHD, down_EDI, "swiglu")
         with torch.autocast(triton_device, dtype=torch.bfloat16):
             expert_mlp(x_ND, [4, 2], up_EHD, down_EDI, "swiglu")
-        assert calls == [torch.float32, torch.bfloat16]
-        expert_mlp(wide[0], [4, 2], *wide[1:], "swiglu")
         expert_mlp(x_ND, [4, 2], up_EHD[:, :4], down_EDI, "relu")
         expert_mlp(x_ND, [4, 2], up_EHD, down_EDI, "swiglu", torch.zeros(2, 8), torch.zeros(2, 5))
-    assert len(calls) == 2
+        assert calls == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+        expert_mlp(wide[0], [4, 2], *wide[1:], "swiglu")
+    assert len(calls) == 4
 
 
 def test_the_host_never_reads_the_counts(triton_device, monkeypatch):
@@ -119,8 +143,10 @@ def test_the_host_never_reads_the_counts(triton_device, monkeypatch):
         tensors, count_E = operands(6, 2, 5, 4, torch.float32), torch.tensor([4, 2])
         monkeypatch.setattr(Tensor, "tolist", refuse)
         with pytest.raises(AssertionError, match="the host read"):
-            expert_mlp(*[tensors[0], count_E, tensors[1][:, :4], tensors[2]], "relu")
+            expert_mlp(tensors[0].double(), count_E, *(tensor.double() for tensor in tensors[1:]), "swiglu")
         expert_mlp(tensors[0], count_E, *tensors[1:], "swiglu").sum().backward()
+        biases = torch.zeros(2, 4, requires_grad=True), torch.zeros(2, 5, requires_grad=True)
+        expert_mlp(tensors[0], count_E, tensors[1][:, :4], tensors[2], "gelu", *biases).sum().backward()
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """The experts themselves: one small feed-forward network each, over contiguous rows.
 
-Triton takes SwiGLU without biases, where rows and weights have one dtype, or get one from autocast. Everything
-else takes the reference. On Triton `count_E` stays on the device: pass `Routing.count_E` as it is.
+Triton takes rows and weights of one dtype, or that get one from autocast; everything else takes the reference. On
+Triton `count_E` stays on the device: pass `Routing.count_E` as it is.
 """
 
 import itertools
@@ -28,8 +28,9 @@ def expert_mlp(
 ) -> Tensor:
     """Each row through its expert; with token_N and row_TK that of permute(x, token_N, row_TK).
 
-    Our own Triton products gather the tokens as they load them, forward and backward; torch's grouped product cannot,
-    and gets a [N, D] copy. On Triton a tensor of counts is never read by the host; a list is copied to the device.
+    Our own Triton products gather the tokens as they load them, forward and backward, where the activation is SwiGLU
+    and there are no biases; otherwise, and for torch's grouped product, there is a [N, D] copy. On Triton a tensor of
+    counts is never read by the host; a list is copied to the device.
 
     Args:
         x: [N, D] rows in expert order; with token_N and row_TK [T, D] tokens.
@@ -45,44 +46,53 @@ def expert_mlp(
     Returns:
         [N, D], in the dtype of the matrix product.
     """
-    low = _triton_operands(x, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
-    if low is not None:
-        from storyteller_kernels.expert_mlp import autograd
+    low = _triton_operands(x, up_EHD, down_EDI, up_bias_EH, down_bias_ED)
+    if low is None:
+        if token_N is not None and row_TK is not None:
+            x = permute(x, token_N, row_TK)
+        plain = cpu.expert_mlp if runs_on_cpu(x, up_EHD, down_EDI) else reference.expert_mlp
+        return plain(x, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
+    from storyteller_kernels.expert_mlp import autograd, grouped
 
-        end_E = _row_ends(count_E, x.device)
-        if token_N is not None and row_TK is not None and autograd.library_serves(*low):
-            # Rounded by autocast before it is copied K times.
-            return autograd.expert_mlp(permute(low[0], token_N, row_TK), *low[1:], end_E)
-        return autograd.expert_mlp(*low, end_E, token_N, row_TK)
+    # Rounded by autocast before it is copied K times.
+    x, up_EHD, down_EDI, up_bias_EH, down_bias_ED = low
+    end_E = _row_ends(count_E, x.device)
+    library = autograd.library_serves(x, up_EHD, down_EDI)
+    has_kernels = activation == "swiglu" and up_bias_EH is None and down_bias_ED is None
+    if has_kernels and not library:
+        return autograd.expert_mlp(x, up_EHD, down_EDI, end_E, token_N, row_TK)
     if token_N is not None and row_TK is not None:
         x = permute(x, token_N, row_TK)
-    plain = cpu.expert_mlp if runs_on_cpu(x, up_EHD, down_EDI) else reference.expert_mlp
-    return plain(x, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
+    if has_kernels:
+        return autograd.expert_mlp(x, up_EHD, down_EDI, end_E)
+    return grouped.expert_mlp(x, up_EHD, down_EDI, end_E, activation, up_bias_EH, down_bias_ED, library)
 
 
-def triton_has(activation: Activation, has_biases: bool) -> bool:
-    """Whether there are Triton kernels for such experts. On a GPU the others go one after the other in plain torch,
-    and the host waits for their counts."""
-    return activation == "swiglu" and not has_biases
+_Operands = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+"""Rows, up, down and the two biases."""
 
 
-def _triton_operands(
-    x: Tensor, up_EHD: Tensor, down_EDI: Tensor, activation: Activation, *biases: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Rows and weights in the one dtype of the product, or None where Triton does not take the call."""
-    if not triton_has(activation, any(bias is not None for bias in biases)) or not runs_on_triton(x, up_EHD, down_EDI):
+def _triton_operands(*operands: *_Operands) -> _Operands | None:
+    """All of them in the one dtype of the product, or None where Triton does not take the call."""
+    given = [tensor for tensor in operands if tensor is not None]
+    if not runs_on_triton(*given):
         return None
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        return x.to(dtype), up_EHD.to(dtype), down_EDI.to(dtype)
-    return (x, up_EHD, down_EDI) if x.dtype == up_EHD.dtype == down_EDI.dtype else None
+    device = given[0].device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, up_EHD, down_EDI, *biases = operands
+        up_bias_EH, down_bias_ED = (None if bias is None else bias.to(dtype) for bias in biases)
+        return x.to(dtype), up_EHD.to(dtype), down_EDI.to(dtype), up_bias_EH, down_bias_ED
+    return operands if len({tensor.dtype for tensor in given}) == 1 else None
 
 
 def _row_ends(count_E: Tensor | list[int], device: torch.device) -> Tensor:
     """[E] int32: the row after each expert's last."""
     if isinstance(count_E, Tensor):
         return count_E.cumsum(0, dtype=torch.int32)
-    return torch.tensor(list(itertools.accumulate(count_E)), dtype=torch.int32, device=device)
+    # From pinned memory, for the host need not wait until the device has it.
+    ends = torch.tensor(list(itertools.accumulate(count_E)), dtype=torch.int32, pin_memory=device.type == "cuda")
+    return ends.to(device, non_blocking=True)
 
 
-__all__ = ["Activation", "activate", "expert_mlp", "triton_has"]
+__all__ = ["Activation", "activate", "expert_mlp"]

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from storyteller_kernels.dispatch import runs_on_triton
 from storyteller_kernels.routing import reference
-from storyteller_kernels.routing.reference import Routing
+from storyteller_kernels.routing.reference import Routing, counted
 
 MAX_EXPERTS = 256
 """Most experts whose logits a Triton program holds in its registers; more take the reference."""
@@ -24,4 +24,4 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
     return reference.route(x_TD, weight_ED, top_k, noise_TE)
 
 
-__all__ = ["MAX_EXPERTS", "Routing", "route"]
+__all__ = ["MAX_EXPERTS", "Routing", "counted", "route"]

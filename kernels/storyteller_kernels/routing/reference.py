@@ -62,7 +62,7 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
     return Routing(
         weight_TK=weight_TK,
         expert_TK=expert_TK,
-        count_E=torch.bincount(expert_N, minlength=weight_ED.shape[0]),
+        count_E=counted(expert_N, weight_ED.shape[0]),
         row_TK=row_N.view_as(expert_TK),
         token_N=order_N // top_k,
         prob_TE=prob_TE,
@@ -70,3 +70,8 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
         z_sum=log_z_T.square().sum(),
         entropy_sum=entropy_sum,
     )
+
+
+def counted(index_N: Tensor, size: int) -> Tensor:
+    """[size] int64: how often each number from 0 to size - 1 occurs; a bincount for which a GPU need not be asked."""
+    return index_N.new_zeros(size).scatter_add_(0, index_N, torch.ones_like(index_N))

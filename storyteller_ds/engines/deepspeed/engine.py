@@ -21,7 +21,7 @@ from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE, autoep_layers
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
 from storyteller_ds.engines.deepspeed.nvme.settings import swaps_weights, with_nvme_settings
-from storyteller_ds.engines.precision import autocast, check_same_dtype, held_dtype, run_dtype
+from storyteller_ds.engines.precision import check_same_dtype, held_dtype, run_dtype
 from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
 from storyteller_ds.model.decoder import Decoder, MoEFactory
 from storyteller_ds.model.init import init_parameters
@@ -63,7 +63,6 @@ class DeepSpeedEngine:
         self.stage, self.steps = run.parallel.zero_stage or 0, 0
         self.passed_config: dict[str, Any] | None = passed_json(run, ds_config, plan, device)
         dtype = held_dtype(run, device)
-        self.autocast = autocast(device, run_dtype(run, device) if self.stage == 0 else torch.float32)
         deepspeed = _start_deepspeed(device, dtype)
         self._leave_process_group = deepspeed.comm.destroy_process_group
         from storyteller_ds.engines.deepspeed.zero_state import lay_out_muon, zero_state
@@ -71,6 +70,7 @@ class DeepSpeedEngine:
         # DeepSpeed's expert groups are runs of consecutive ranks.
         self.first_expert = world.rank % plan.ep_size * run.moe.num_experts // plan.ep_size
         self.decoder = Decoder(run, _moe_layers(plan))
+        self.decoder.dtype = run_dtype(run, device)
         # AutoEP takes its share out of all experts.
         init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
@@ -107,9 +107,8 @@ class DeepSpeedEngine:
         set_step(self.optimizer, lr, self.steps)
         stats = []
         for number, batch in enumerate(micro_batches, start=1):
-            with self.autocast:
-                token_BS, target_BS, position_BS = batch.to(self.device)
-                loss_share, one = self.engine(token_BS, target_BS, targets, len(micro_batches), position_BS)
+            token_BS, target_BS, position_BS = batch.to(self.device)
+            loss_share, one = self.engine(token_BS, target_BS, targets, len(micro_batches), position_BS)
             # DeepSpeed takes the mean over ranks and accumulation steps; our shares are to be added up.
             self.engine.backward(loss_share * (self.world.size * len(micro_batches)))
             stats.append(one)
@@ -149,8 +148,7 @@ class DeepSpeedEngine:
 
     def eval_step(self, batch: MicroBatch) -> Tensor:
         """[2] fp64: sum of nll (nats) and number of targets, over all ranks."""
-        with self.autocast:
-            return steps.evaluate_batch(self.world, self.loss_module, batch, self.device)
+        return steps.evaluate_batch(self.world, self.loss_module, batch, self.device)
 
     @property
     def loss_scale(self) -> LossScale | None:

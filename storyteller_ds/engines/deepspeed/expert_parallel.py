@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.moe.layer import MoE
-from storyteller_kernels import combine, permute
+from storyteller_kernels import Routing, combine, permute
 from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
@@ -38,45 +38,56 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         if self.ep_size == 1:
             expert_out_ND = self.experts(x_TD, routing.count_E, routing.token_N, routing.row_TK)
         else:
-            routed_ND = permute(x_TD, routing.token_N, routing.row_TK)
-            expert_out_ND = self._experts_of_all_ranks(routed_ND, routing.count_E)
+            expert_out_ND = self._experts_of_all_ranks(x_TD, routing)
         out_TD = combine(expert_out_ND, routing.weight_TK, routing.token_N, routing.row_TK)
         return out_TD.view_as(x_BSD), stats_of(routing)
 
-    def _experts_of_all_ranks(self, routed_ND: Tensor, count_E: Tensor) -> Tensor:
-        """Dispatch tokens to the ranks that hold their experts; the expert outputs come back in the same order."""
+    def _experts_of_all_ranks(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """[N, D] in expert order: routed tokens are dispatched to the ranks that hold their experts, and come back."""
         group = private.expert_group(self.ep_size)
         assert group is not None, "deepspeed.initialize has run"
-        # R ranks of the group, X experts on each. Tokens are in expert order, so those for one rank are contiguous.
-        sent_RX = count_E.view(self.ep_size, -1)
+        # R ranks of the group, X experts on each.
+        sent_RX = routing.count_E.view(self.ep_size, -1)
         one_each = [1] * self.ep_size
-        received_RX = _exchange(sent_RX, one_each, one_each, group)
-        sent, received = sent_RX.sum(dim=1).tolist(), received_RX.sum(dim=1).tolist()
+        counts = _begin_exchange(sent_RX, one_each, one_each, group)
+        # While the counts travel. In expert order, so that the rows for one rank are contiguous.
+        routed_ND = permute(x_TD, routing.token_N, routing.row_TK)
+        received_RX = _arrived(counts)
+        # The layer's only number that the host waits for: it has to give sizes to the next two exchanges.
+        counts_of_ranks = torch.stack([sent_RX, received_RX]).tolist()
+        sent, received = ([sum(counts_X) for counts_X in counts_RX] for counts_RX in counts_of_ranks)
+        count_X = [sum(counts_R) for counts_R in zip(*counts_of_ranks[1], strict=True)]
         arrived_MD = _AllToAll.apply(routed_ND, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
-        by_expert_M, by_source_M = _expert_order(received_RX)
+        by_expert_M, by_source_M = _expert_order(received_RX, sum(received))
         in_order_MD = permute(arrived_MD, by_expert_M, by_source_M[:, None])
-        expert_out_MD = self.experts(in_order_MD, received_RX.sum(dim=0))
+        expert_out_MD = self.experts(in_order_MD, count_X)
         back_MD = permute(expert_out_MD, by_source_M, by_expert_M[:, None])
         expert_out_ND: Tensor = _AllToAll.apply(back_MD, received, sent, group)  # type: ignore[no-untyped-call]  # torch's stub
         return expert_out_ND
 
 
-def _expert_order(count_RX: Tensor) -> tuple[Tensor, Tensor]:
+def _expert_order(count_RX: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Permutations between arrival order (by source rank, then expert) and expert order (then source).
+
+    Both orders are sequences of the same blocks, so a row's new place is its old one plus how far its block moves.
 
     Args:
         count_RX: [R, X] routed tokens that arrived from each rank for each expert here.
+        rows: their sum M.
 
     Returns:
         by_expert [M]: arrival index of each routed token in expert order; by_source [M]: its inverse.
     """
-    num_experts = count_RX.shape[1]
-    expert_RX = torch.arange(num_experts, device=count_RX.device).expand_as(count_RX)
-    expert_M = torch.repeat_interleave(expert_RX.flatten(), count_RX.flatten())
-    by_expert_M = torch.argsort(expert_M, stable=True)
-    by_source_M = torch.empty_like(by_expert_M)
-    by_source_M[by_expert_M] = torch.arange(by_expert_M.numel(), device=by_expert_M.device)
-    return by_expert_M, by_source_M
+    count_XR = count_RX.t().contiguous()
+    arrival_RX = (count_RX.flatten().cumsum(0) - count_RX.flatten()).view_as(count_RX)
+    place_XR = (count_XR.flatten().cumsum(0) - count_XR.flatten()).view_as(count_XR)
+    move_RX = place_XR.t() - arrival_RX
+    row_M = torch.arange(rows, device=count_RX.device)
+
+    def moved(move: Tensor, count: Tensor) -> Tensor:
+        return row_M + torch.repeat_interleave(move.flatten(), count.flatten(), output_size=rows)
+
+    return moved(-move_RX.t(), count_XR), moved(move_RX, count_RX)
 
 
 class _AllToAll(torch.autograd.Function):
@@ -93,12 +104,22 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Send and receive rows: so many to and from each rank of the group, in rank order.
+    """Send and receive rows: so many to and from each rank of the group, in rank order."""
+    return _arrived(_begin_exchange(rows, sent, received, group))
+
+
+def _begin_exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    """_exchange, whose result is not there yet: see _arrived.
 
     A functional collective: selective activation checkpointing keeps its result, where one that fills a buffer of the
     caller's is repeated in the backward pass (model/activation_checkpointing.py).
     """
     collectives = torch.ops._c10d_functional
-    moved = collectives.all_to_all_single(rows.contiguous(), received, sent, group.group_name)
-    arrived: Tensor = collectives.wait_tensor(moved)
+    moving: Tensor = collectives.all_to_all_single(rows.contiguous(), received, sent, group.group_name)
+    return moving
+
+
+def _arrived(moving: Tensor) -> Tensor:
+    """The rows, when they are there."""
+    arrived: Tensor = torch.ops._c10d_functional.wait_tensor(moving)
     return arrived

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from storyteller_kernels import Routing
+from storyteller_kernels import Routing, counted
 from torch import Tensor
 
 
@@ -46,7 +46,7 @@ def sequence_balance(stats: RouterStats, sequences: int) -> Tensor:
     # Counted as whole numbers: (sequence, expert) pairs as one index.
     first_B1 = num_experts * torch.arange(sequences, device=prob_BSE.device)[:, None]
     pair_N = (stats.expert_TK.view(sequences, -1) + first_B1).flatten()
-    count_BE = pair_N.bincount(minlength=sequences * num_experts).view(sequences, num_experts)
+    count_BE = counted(pair_N, sequences * num_experts).view(sequences, num_experts)
     load_BE = count_BE / count_BE.sum(dim=1, keepdim=True)
     balance_B: Tensor = num_experts * (load_BE * prob_BSE.mean(dim=1)).sum(dim=1)
     return balance_B

@@ -34,5 +34,8 @@ class StackedExperts(nn.Module):
             token_N: [N] int64, token of each row.
             row_TK: [T, K] int64, row of each (token, choice).
         """
-        weights = (self.gate_up_proj, self.down_proj, self.activation, self.gate_up_bias, self.down_bias)
-        return expert_mlp(x, count_E, *weights, token_N, row_TK)
+        up, down, up_bias, down_bias = (
+            None if weight is None else weight.to(x.dtype)
+            for weight in (self.gate_up_proj, self.down_proj, self.gate_up_bias, self.down_bias)
+        )
+        return expert_mlp(x, count_E, up, down, self.activation, up_bias, down_bias, token_N, row_TK)

@@ -1,6 +1,6 @@
 """The router: which experts a token goes to, and the gate weight of each.
 
-The rule is Mixtral's (Jiang et al. 2024, sec. 2.1), all of it in fp32:
+The rule is Mixtral's (Jiang et al. 2024, sec. 2.1), all of it in fp32, from x and W in the format of the stream:
 
     logits = x W^T, plus noise in training with moe.noisy_gating (Shazeer et al. 2017, eq. 4)
     p      = softmax(logits) over all experts
@@ -22,7 +22,7 @@ from storyteller_ds.config.model import ModelConfig, MoEConfig
 
 
 class Router(nn.Module):
-    """Holds the router's weight W [E, D]. Logits and all after them are fp32 for every dtype of x and of W."""
+    """Holds the router's weight W [E, D]. Logits and all after them are fp32 for every dtype of x."""
 
     def __init__(self, model: ModelConfig, moe: MoEConfig) -> None:
         super().__init__()
@@ -37,7 +37,6 @@ class Router(nn.Module):
         """[T, D] to the routing of its tokens."""
         noise_TE = None
         if self.noise_weight is not None and self.training:
-            with torch.autocast(x_TD.device.type, enabled=False):
-                scale_TE = F.softplus(x_TD.float() @ self.noise_weight.float().t())
+            scale_TE = F.softplus(x_TD.float() @ self.noise_weight.to(x_TD.dtype).float().t())
             noise_TE = torch.randn_like(scale_TE) * scale_TE
-        return route(x_TD, self.weight, self.top_k, noise_TE)
+        return route(x_TD, self.weight.to(x_TD.dtype), self.top_k, noise_TE)

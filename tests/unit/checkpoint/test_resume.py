@@ -142,9 +142,7 @@ def without_weights(engine: SingleEngine, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         engine,
         "load_named_state",
-        lambda read, *rest: load(
-            lambda kind, name: now[kind, name] if kind == "weight" else read(kind, name), *rest
-        ),
+        lambda read, *rest: load(lambda kind, name: now[kind, name] if kind == "weight" else read(kind, name), *rest),
     )
 
 

@@ -8,7 +8,6 @@ from storyteller_kernels import dispatch
 from storyteller_kernels.dispatch import ASKED_FOR, Backend
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.engines import kernel_choice as choosing
 from storyteller_ds.engines.kernel_choice import kernel_choice
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -41,28 +40,11 @@ def run(model=None, moe=None, dtype="auto", zero_stage=None) -> RunConfig:
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "fp16"])
 @pytest.mark.parametrize("moe", [{}, {"num_experts": 0}, {"noisy_gating": True}])
-def test_nothing_is_added_where_everything_follows_the_choice(chosen, moe, dtype):
-    chosen(TRITON)
-    assert kernel_choice(run(moe=moe, dtype=dtype), GPU, "local") == ("triton (auto on Imaginary 100)", None)
-
-
-@pytest.mark.parametrize(
-    ("model", "have"),
-    [
-        ({"activation": "gelu"}, "gelu"),
-        ({"activation": "relu"}, "relu"),
-        ({"bias": True}, "swiglu and biases"),
-        ({"activation": "gelu", "bias": True}, "gelu and biases"),
-    ],
-)
+@pytest.mark.parametrize("model", [{}, {"activation": "gelu", "bias": True}, {"activation": "relu2"}])
 @pytest.mark.parametrize("strategy", ["local", "expert_parallel", "stock"])
-def test_experts_that_triton_has_not_are_named_and_warned_of(chosen, model, have, strategy):
+def test_nothing_is_added_where_everything_follows_the_choice(chosen, model, moe, dtype, strategy):
     chosen(TRITON)
-    description, warning = kernel_choice(run(model), GPU, strategy)
-    assert description == "triton (auto on Imaginary 100), but experts one after the other in plain torch"
-    assert warning == f"{SLOW}the kernels are for swiglu without biases, and these have {have}"
-    # Dense layers are products of torch in any case.
-    assert kernel_choice(run(model, {"num_experts": 0}), GPU, strategy) == ("triton (auto on Imaginary 100)", None)
+    assert kernel_choice(run(model, moe, dtype), GPU, strategy) == ("triton (auto on Imaginary 100)", None)
 
 
 def test_a_card_without_kernels_is_warned_of_too(chosen):
@@ -102,15 +84,14 @@ def test_on_a_cpu_half_precision_takes_the_plain_definitions(chosen, dtype):
     assert kernel_choice(run(), CPU, "local")[0] == f"reference ({ASKED_FOR.reason})"
 
 
-def test_what_is_said_of_experts_is_what_they_do(chosen, monkeypatch):
+@pytest.mark.parametrize("activation", ["swiglu", "gelu", "relu", "relu2"])
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_what_is_said_of_experts_is_what_they_do(chosen, monkeypatch, activation, has_biases):
     """The operation itself asks the same question, before any tensor."""
     operation = importlib.import_module("storyteller_kernels.expert_mlp")
     monkeypatch.setattr(operation, "runs_on_triton", lambda *_: True)
-    x_ND, up_EHD, down_EDI = torch.zeros(3, 8), torch.zeros(2, 8, 8), torch.zeros(2, 8, 4)
-    bias = torch.zeros(2, 8)
+    biases = (torch.zeros(2, 8), torch.zeros(2, 8)) if has_biases else (None, None)
     chosen(TRITON)
-    for activation in ("swiglu", "gelu", "relu"):
-        for biases in ((None, None), (bias, bias)):
-            model = {"activation": activation, "bias": biases[0] is not None}
-            taken = operation._triton_operands(x_ND, up_EHD, down_EDI, activation, *biases)
-            assert (taken is None) == (choosing.kernel_choice(run(model), GPU, "local")[1] is not None)
+    taken = operation._triton_operands(torch.zeros(3, 8), torch.zeros(2, 8, 8), torch.zeros(2, 8, 4), *biases)
+    assert taken is not None
+    assert kernel_choice(run({"activation": activation, "bias": has_biases}), GPU, "local")[1] is None

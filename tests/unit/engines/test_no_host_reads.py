@@ -1,61 +1,68 @@
 """A step on a GPU waits for no number: nothing is read by the host, and the bits are those of a step that reads."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from storyteller_kernels import permute
+from storyteller_kernels.expert_mlp.reference import activate
+from torch import Tensor
+from torch.nn import functional as F
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.model.moe import experts
+from tests.support.host_reads import HostReads
 from tests.support.small_engine import LR, SETTINGS, batch, state
 
-_aten = torch.ops.aten
-READS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default, _aten.equal.default}
-"""What makes the host wait for a GPU: numbers, and shapes that depend on numbers."""
-LAYERS = 2
+TARGETS_ON_THE_HOST = 1
+"""Batches come from the host, which counts their targets."""
+ONE_TRANSFER = 1
 
 
-class Reads(TorchDispatchMode):
-    """Counts what the host reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += operation in READS
-        return operation(*args, **(kwargs or {}))
+def engine_of(dtype: str, kind: str, moe: dict[str, object]) -> SingleEngine:
+    settings = {**SETTINGS, "moe": moe, "precision": {"dtype": dtype}, "optimizer": {"kind": kind}}
+    return SingleEngine(RunConfig.model_validate(settings), World(0, 0, 1, 1), torch.device("cpu"))
 
 
-def engine_of(dtype: str, kind: str, experts: int) -> SingleEngine:
-    settings = {**SETTINGS, "moe": {"num_experts": experts}}
-    run = RunConfig.model_validate({**settings, "precision": {"dtype": dtype}, "optimizer": {"kind": kind}})
-    return SingleEngine(run, World(0, 0, 1, 1), torch.device("cpu"))
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "reading_is_free", lambda device: False)
+
+    def grouped_experts(x: Tensor, count_E: Tensor, up: Tensor, down: Tensor, activation, *others) -> Tensor:
+        """On a CPU ours go by the counts, one expert after the other."""
+        *_, token_N, row_TK = others
+        end_E = count_E.cumsum(0, dtype=torch.int32)
+        hidden = F.grouped_mm(permute(x, token_N, row_TK).bfloat16(), up.bfloat16().transpose(1, 2), offs=end_E)
+        return F.grouped_mm(activate(hidden, activation), down.bfloat16().transpose(1, 2), offs=end_E)
+
+    monkeypatch.setattr(experts, "expert_mlp", grouped_experts)
 
 
+MODELS = {
+    "dense": {"num_experts": 0},
+    "mixture": {"num_experts": 4, "balance_scope": "batch"},
+    "balanced by sequence": {"num_experts": 4, "balance_scope": "sequence", "noisy_gating": True},
+}
+
+
+@pytest.mark.parametrize("moe", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_nothing_is_read_in_a_step(dtype, kind, monkeypatch):
-    monkeypatch.setattr(steps, "reading_is_free", lambda device: False)
-    engine = engine_of(dtype, kind, experts=0)
-    with Reads() as reads:
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_nothing_is_read_in_a_step(dtype, kind, moe):
+    engine = engine_of(dtype, kind, moe)
+    with HostReads() as reads:
         begun = [engine.begin_step([batch(seed)], LR) for seed in range(3)]
         assert reads.number == 3 * TARGETS_ON_THE_HOST
         reads.number = 0
         assert len(steps.finished(begun)) == 3
-    assert reads.number == 0  # one transfer, of a tensor
-
-
-TARGETS_ON_THE_HOST = 1
-"""Batches come from the host, which counts their targets."""
+    assert reads.number == ONE_TRANSFER
 
 
 def test_negative_control_a_cpu_reads():
-    engine = engine_of("fp32", "adamw", experts=0)
-    with Reads() as reads:
+    engine = engine_of("fp32", "adamw", {"num_experts": 0})
+    with HostReads() as reads:
         engine.begin_step([batch(0)], LR)
     assert reads.number > TARGETS_ON_THE_HOST
 
@@ -66,7 +73,7 @@ def test_the_bits_are_the_same(dtype, kind, monkeypatch):
     states, results = [], []
     for free in (True, False):
         monkeypatch.setattr(steps, "reading_is_free", lambda device, free=free: free)
-        engine = engine_of(dtype, kind, experts=4)
+        engine = engine_of(dtype, kind, {"num_experts": 4})
         begun = [engine.begin_step([batch(seed)], LR) for seed in range(5)]
         results.append(steps.finished(begun))
         states.append(state(engine))

@@ -337,7 +337,9 @@ def test_products_in_bf16_move_the_weights_alike():
     weights = []
     for dtype in (torch.float32, torch.bfloat16):
         parameter = nn.Parameter(random(24, 32))
-        optimizer = Muon([{"params": [parameter], "weight_decay": 0.0, "period": 1, "number": 1}], LR, (0.9, 0.95), 1e-8, 0.9, dtype)
+        optimizer = Muon(
+            [{"params": [parameter], "weight_decay": 0.0, "period": 1, "number": 1}], LR, (0.9, 0.95), 1e-8, 0.9, dtype
+        )
         optimizer.lay_out({parameter: whole_parameter(parameter, Stack(1, 24, 32))})
         parameter.grad = random(24, 32, seed=1)
         optimizer.step()

@@ -15,11 +15,11 @@ from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import PendingStep, RouterMetrics
 from storyteller_ds.engines.step import known
-from storyteller_ds.model.loss import MicroBatchStats
 from storyteller_ds.errors import (
     InterruptedAfterSave,
     TrainingStopped,
 )
+from storyteller_ds.model.loss import MicroBatchStats
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.interruption import Interruption
@@ -30,7 +30,9 @@ FINAL = {"final_val_loss", "final_val_ppl", "final_val_bpb"}
 """Scores of the whole text, in the record of the last validation."""
 ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)
 _ONE = torch.tensor([1.0], dtype=torch.float64)
-STATS = MicroBatchStats(_ONE[0], 4 * torch.tensor([ROUTER.expert_load]).double(), _ONE, 1.1 * _ONE, 0.2 * _ONE, 0.6 * _ONE)
+STATS = MicroBatchStats(
+    _ONE[0], 4 * torch.tensor([ROUTER.expert_load]).double(), _ONE, 1.1 * _ONE, 0.2 * _ONE, 0.6 * _ONE
+)
 """What ROUTER is the summary of."""
 
 
@@ -42,7 +44,14 @@ class CountingEngine:
     loss_scale = None
 
     def __init__(
-        self, losses=None, val_losses=(), seconds=1.0, has_router=False, grad_norm=1.0, whole_val_loss=None, eval_seconds=0.0
+        self,
+        losses=None,
+        val_losses=(),
+        seconds=1.0,
+        has_router=False,
+        grad_norm=1.0,
+        whole_val_loss=None,
+        eval_seconds=0.0,
     ):
         self.losses, self.val_losses = losses, list(val_losses)
         self.seconds, self.has_router, self.grad_norm = seconds, has_router, grad_norm

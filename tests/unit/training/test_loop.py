@@ -13,7 +13,7 @@ from storyteller_ds.errors import (
 from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.loop import why_over
 
-from .counting_engine import BATCH, FINAL, LENGTH, ROUTER, CountingEngine, go
+from .counting_engine import BATCH, FINAL, LENGTH, CountingEngine, go
 
 
 def test_callbacks_are_called_in_order():
@@ -133,7 +133,9 @@ def test_train_and_eval_lines_say_what_the_contract_names():
         "balance_loss": 1.1,
         "z_loss": 0.2,
         "tokens_per_s": BATCH * LENGTH / 2.0,
+        "tokens_per_s_per_device": BATCH * LENGTH / 2.0,
         "step_time_s": 2.0,
+        "data_wait": 0.0,
         "skipped_steps": 0,
         "bad_steps": 0,
         "loss_spikes": 0,

@@ -1,0 +1,31 @@
+"""How fast the models that the part `training` has left tell stories."""
+
+import time
+from typing import Any
+
+import storyteller_ds as st
+from benchmarks.gpu_check.part import Options, run_part
+from storyteller_ds.generation.decode import generate_ids, prompt_ids
+from storyteller_ds.generation.sampling import SamplingConfig
+
+TOKENS, QUICK_TOKENS = 256, 32
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Tokens a second of each, one story at a time."""
+    found: dict[str, Any] = {}
+    for folder in sorted((options.out / "runs").iterdir()):
+        model = st.load(folder, device=options.device.type)
+        wanted = QUICK_TOKENS if options.quick else TOKENS
+        config = SamplingConfig(seed=1, max_new_tokens=wanted)
+        prompt = prompt_ids(model.tokenizer, "Once upon a time")
+        for _ in range(2):  # the first time compiles
+            began = time.perf_counter()
+            ids = list(generate_ids(model.decoder, model.run, prompt, config, None))
+            seconds = time.perf_counter() - began
+        found[folder.name] = {"tokens": len(ids), "tokens_per_s": len(ids) / seconds}
+    return found
+
+
+if __name__ == "__main__":
+    run_part("decoding", measure)

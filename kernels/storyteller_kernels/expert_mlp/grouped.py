@@ -1,0 +1,86 @@
+"""expert_mlp with any activation, and with biases, on grouped products; the contract is that of reference.py.
+
+What lies between the products is plain torch. SwiGLU without biases has kernels of its own (autograd.py).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from storyteller_kernels.dispatch import on_device_of
+from storyteller_kernels.expert_mlp import kernel
+from storyteller_kernels.expert_mlp.reference import Activation, activate
+
+
+class _Product(torch.autograd.Function):
+    """Each row times the transposed matrix of its expert, by torch's grouped product or by ours."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, weight_EOC: Tensor, end_E: Tensor, library: bool) -> Tensor:
+        ctx.save_for_backward(x_NC, weight_EOC, end_E)
+        ctx.library = library
+        with on_device_of(x_NC):
+            if library:
+                return F.grouped_mm(x_NC, weight_EOC.transpose(1, 2), offs=end_E)
+            return kernel.row_product(x_NC, weight_EOC, end_E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x_NC, weight_EOC, end_E = ctx.saved_tensors
+        grad_NO = grad_NO.contiguous()
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        grad_x = grad_weight = None
+        with on_device_of(grad_NO):
+            if ctx.library:
+                grad_x = F.grouped_mm(grad_NO, weight_EOC, offs=end_E) if wants_x else None
+                grad_weight = F.grouped_mm(grad_NO.t(), x_NC, offs=end_E) if wants_weight else None
+            else:
+                grad_x = kernel.row_product(grad_NO, weight_EOC.transpose(1, 2), end_E) if wants_x else None
+                grad_weight = kernel.weight_gradient(grad_NO, x_NC, end_E, None) if wants_weight else None
+        return grad_x, grad_weight, None, None
+
+
+def expert_mlp(
+    x_ND: Tensor,
+    up_EHD: Tensor,
+    down_EDI: Tensor,
+    end_E: Tensor,
+    activation: Activation,
+    up_bias_EH: Tensor | None,
+    down_bias_ED: Tensor | None,
+    library: bool,
+) -> Tensor:
+    """See reference.expert_mlp for the rest.
+
+    Args:
+        x_ND: [N, D].
+        up_EHD: as all weights and biases in the dtype of x.
+        down_EDI: [E, D, I].
+        end_E: [E] int32, the row after each expert's last, on the device of x.
+        activation: of the hidden rows.
+        up_bias_EH: [E, H] or None.
+        down_bias_ED: [E, D] or None.
+        library: take torch's grouped product.
+
+    Returns:
+        [N, D], in the dtype of x.
+    """
+
+    def linear(x_NC: Tensor, weight_EOC: Tensor, bias_EO: Tensor | None) -> Tensor:
+        rows = (x_NC.contiguous(), weight_EOC.contiguous(), end_E, library)
+        y_NO: Tensor = _Product.apply(*rows)  # type: ignore[no-untyped-call]  # torch's stub
+        return y_NO if bias_EO is None else torch.addmm(y_NO, _one_hot(end_E, x_NC), bias_EO)
+
+    return linear(activate(linear(x_ND, up_EHD, up_bias_EH), activation), down_EDI, down_bias_ED)
+
+
+def _one_hot(end_E: Tensor, x_NC: Tensor) -> Tensor:
+    """[N, E] in the dtype of x: 1 for the expert of a row. The gradient of a bias, a sum over rows, is so a product
+    too, whose order is fixed; that of an index would be added by atomics."""
+    row_N1 = torch.arange(len(x_NC), device=x_NC.device)[:, None]
+    start_E = F.pad(end_E[:-1], (1, 0))
+    return ((start_E <= row_N1) & (row_N1 < end_E)).to(x_NC.dtype)
