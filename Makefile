@@ -4,6 +4,7 @@
 # make check        lint, format, types, architecture
 # make test-faults  everything that can go wrong, and whether it goes as docs/reliability.md promises; NVMe (15 minutes)
 # make bench        the mixture layer against its peers and its limit
+# make test-gpu     tests and certify on one CUDA card            make bench-gpu   kernels, a real run, a profile there
 # make test-multinode   two nodes on this machine, over ssh      make test-slurm   likewise, under Slurm
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ comma := ,
 # DeepSpeed has builds for Linux only; elsewhere the same preset trains on one device.
 EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,sweep,test
 
-.PHONY: quickstart install test test-all check bench test-faults test-multinode test-slurm
+.PHONY: quickstart install test test-all check bench test-gpu bench-gpu test-faults test-multinode test-slurm
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -59,6 +60,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Without installation, too: a machine with a card often has a torch of its own (PYTHON=python3 make test-gpu).
+test-gpu:
+	sh launch/gpu_check.sh --parts environment,tests,parity,presets,certify
+
+bench-gpu:
+	sh launch/gpu_check.sh --parts environment,kernels,training,decoding
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/operations/run.py --suite cpu

@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import subprocess
-import time
 from typing import Any
 
 import torch
 from storyteller_kernels.dispatch import choice_for
 
 from benchmarks.gpu_check.part import Options, run_part
-from storyteller_ds.engines.product_rate import product_rate
+from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "liger-kernel", "pydantic", "tokenizers", "safetensors")
 
@@ -23,27 +22,9 @@ def measure(options: Options) -> dict[str, Any]:
         "driver": _driver(),
         "kernels": choice_for(device)._asdict(),
         "product_tflops": {str(dtype): product_rate(device, dtype) / 1e12 for dtype in formats},
-        "copy_gb_per_s": copy_rate(device, 2**24 if options.quick else 2**30) / 1e9,
+        "copy_gb_per_s": copy_rate(device) / 1e9,
+        "launch_us": launch_time(device) * 1e6,
     }
-
-
-def copy_rate(device: torch.device, size: int) -> float:
-    """Bytes a second that are read or written by a copy of `size` bytes, the fastest of a few."""
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(5):
-        _wait(device)
-        began = time.perf_counter()
-        target.copy_(source)
-        _wait(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size / min(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _version(package: str) -> str | None:

@@ -14,8 +14,15 @@ from storyteller_kernels.permute import combine, permute
 from storyteller_kernels.rms_norm import add_rms_norm, rms_norm
 from storyteller_kernels.routing import Routing, counted, route
 
-_aten = torch.ops.aten
-MATRIX_PRODUCTS = frozenset({_aten.mm.default, _aten.addmm.default, _aten._grouped_mm.default, *ONEDNN_PRODUCTS})
+_aten, _ours = torch.ops.aten, torch.ops.storyteller
+MATRIX_PRODUCTS = frozenset({
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._grouped_mm.default,
+    _ours.swiglu_experts.default,
+    _ours.grouped_product.default,
+    *ONEDNN_PRODUCTS,
+})  # fmt: skip
 """What torch's dispatcher sees of the products with weights (attention's projections, the router, the experts), for
 activation checkpointing, which keeps their results.
 

@@ -78,9 +78,9 @@ def backend() -> Backend:
 def runs_on_triton(*tensors: Tensor) -> bool:
     """Whether a call with these floating-point tensors goes to Triton; the rule is at the head of this file."""
     device = tensors[0].device
-    if device.type != ("cpu" if interpreting() else "cuda"):
+    if device.type != _triton_device():
         return False
-    return backend().name == "triton" and all(t.device == device and t.dtype in FLOATS for t in tensors)
+    return _chosen() == "triton" and all(t.device == device and t.dtype in FLOATS for t in tensors)
 
 
 def runs_on_cpu(*tensors: Tensor) -> bool:
@@ -94,8 +94,20 @@ def runs_on_cpu(*tensors: Tensor) -> bool:
         and first.dtype in (torch.float32, torch.float64)
         and all(t.device == first.device and t.dtype == first.dtype for t in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and backend() is not ASKED_FOR
+        and _chosen() != ASKED_FOR.reason
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _chosen() -> str:
+    """The name of the backend, or the reason where the reference was asked for; a compiler need not look inside."""
+    return ASKED_FOR.reason if backend() is ASKED_FOR else backend().name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _triton_device() -> str:
+    """Of the tensors that Triton takes."""
+    return "cpu" if interpreting() else "cuda"
 
 
 def choice_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from storyteller_ds.certify.rows import Tolerances
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.engines.differences import differences, largest, relative_difference
 from storyteller_ds.training.trained_run import TrainedRun
@@ -21,7 +22,7 @@ _OF_STEPS = {
     "router": ("balance_loss", "z_loss", "router_entropy"),
 }
 """Quantity -> the fields of metrics.jsonl that each step has of it."""
-QUANTITIES = (*_OF_STEPS, "weights", "logits")
+QUANTITIES = Tolerances._fields
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,18 @@ class Difference:
         """The first tensor that differs by more."""
         return next((name for name, value in self.by_weight.items() if not value <= tolerance), None)
 
-    def problem(self, tolerance: float) -> str | None:
-        """One line on what is beyond the tolerance, with the first tensor that differs; None if nothing is."""
-        quantity, value = largest(self.largest)
-        if value <= tolerance:
+    def problem(self, tolerances: Tolerances) -> str | None:
+        """One line on what is beyond its tolerance, with the first tensor that differs; None if nothing is."""
+        allowed = tolerances._asdict()
+        wrong = {quantity: value for quantity, value in self.largest.items() if not value <= allowed[quantity]}
+        if not wrong:
             return None
-        name = self.first_weight_beyond(tolerance)
+        quantity, value = largest(wrong)
+        name = self.first_weight_beyond(tolerances.weights)
         tensor = (
             f"first tensor that differs: {name} ({self.by_weight[name]:.1e})" if name else "every weight tensor agrees"
         )
-        return f"largest difference {value:.1e} ({quantity}), allowed {tolerance:g}; {tensor}"
+        return f"largest difference {value:.1e} ({quantity}), allowed {allowed[quantity]:g}; {tensor}"
 
 
 def compare(ours: Results, reference: Results) -> Difference:

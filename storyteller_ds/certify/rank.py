@@ -19,8 +19,8 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import open_corpus
+from storyteller_ds.distributed.failures import says_peer_is_lost
 from storyteller_ds.distributed.supervision.processes import ON_LINUX, signal_at_death_of_parent
-from storyteller_ds.distributed.world import says_peer_is_lost
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import StorytellerError
 from storyteller_ds.training.callbacks.callback import Callback

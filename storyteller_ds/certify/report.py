@@ -15,8 +15,8 @@ LEGEND = (
     "loss, grad_norm, router: largest relative difference of any step (router: balance loss, z-loss, entropy); "
     "weights: of any tensor after the last step, |a - b| / |b| in Frobenius norm; logits: of a batch held back. "
     "sent/routed: bytes handed to all-to-all (tokens, their gradients and the counts that announce them; all ranks; "
-    "tokens that stay on their own rank included) over tokens x top_k x width x 4 bytes x 2 ways x forward and "
-    "backward x layers. memory: peak of the largest rank (CPU: resident, with all that is imported; CUDA: "
+    "tokens that stay on their own rank included) over tokens x top_k x width x bytes of a number x 2 ways x forward "
+    "and backward x layers. memory: peak of the largest rank (CPU: resident, with all that is imported; CUDA: "
     "allocated). step: median; ranks share the cores."
 )
 
@@ -90,14 +90,15 @@ def _row_json(verdict: Verdict) -> dict[str, Any]:
     placement, difference, results = verdict.placement, verdict.difference, verdict.results
     row = placement.row
     return {
-        **{name: getattr(row, name) for name in ("name", "why", "reference", "tolerance", "deepspeed", "overrides")},
+        **{name: getattr(row, name) for name in ("name", "why", "reference", "deepspeed", "overrides")},
+        "tolerances": row.tolerances._asdict(),
         "ranks": placement.ranks,
         "device": placement.device,
         "outcome": verdict.outcome,
         "problem": verdict.problem,
         "seconds": verdict.seconds,
         "difference": difference and {**difference.largest, "by_weight": difference.by_weight},
-        "first_tensor": difference and difference.first_weight_beyond(row.tolerance),
+        "first_tensor": difference and difference.first_weight_beyond(row.tolerances.weights),
         "traffic": results and {"sent_bytes": results.sent_bytes, "sent_over_routed": verdict.traffic_ratio},
         "peak_memory_bytes": results and results.peak_memory_bytes,
         "step_time_s": results and results.step_time_s,

@@ -122,7 +122,7 @@ def _judge(placement: Placement, results: Results, reference: Results | None, ro
     difference = problem = None
     if reference is not None:
         difference = compare(results, reference)
-        problem = difference.problem(row.tolerance) or traffic_problem(row, placement.ranks, ratio)
+        problem = difference.problem(row.tolerances) or traffic_problem(row, placement.ranks, ratio)
         outcome = "differs" if problem else "passed"
     elif row.reference is not None:
         outcome, problem = "failed", f"its reference '{row.reference}' did not run"

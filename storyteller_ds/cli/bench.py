@@ -80,6 +80,43 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
     print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")
 
 
+@bench.command()
+@click.option(
+    "--config",
+    type=UserPath(or_word=True),
+    metavar="PRESET_OR_FILE",
+    help="Preset name or YAML file.  [default: quickstart]",
+)
+@click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
+def train(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Time training steps on this device, and what their parts would take at its own rates.
+
+    Without data: on random tokens. Products, traffic and launches overlap on a GPU, where the longest of them is the
+    least that a step can take.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from storyteller_ds.bench.roofline import measure
+    from storyteller_ds.config import load_config
+    from storyteller_ds.distributed.world import pick_device
+
+    run = load_config(config, overrides).run
+    found = measure(run, pick_device(run.parallel.device, 0))
+    rows = Table(box=box.MARKDOWN)
+    for column in ("part of a step", "work", "alone", "of the step"):
+        rows.add_column(column, justify="left" if column == "part of a step" else "right")
+    for name, work, seconds in (
+        ("matrix products", f"{found.products_flop / 1e9:,.1f} GFLOP", found.products_s),
+        ("reads and writes of other operators", f"{found.traffic_bytes / 1e9:,.2f} GB", found.traffic_s),
+        ("launches of operators", f"{found.launches:,}", found.launches_s),
+        ("the whole step, measured", f"{found.tokens:,} tokens", found.step_s),
+    ):
+        rows.add_row(name, work, f"{1000 * seconds:,.1f} ms", f"{seconds / found.step_s:.0%}")
+    Console(markup=False, emoji=False, highlight=False).print(rows)
+
+
 def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
     """The recipes that were asked for, in the order of the list.
 

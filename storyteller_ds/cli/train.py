@@ -86,6 +86,7 @@ def train(
     from storyteller_ds.cli.main import print_end
     from storyteller_ds.config import load_config
     from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.distributed.failures import backend_failure
     from storyteller_ds.distributed.world import World
     from storyteller_ds.home import home_notice
     from storyteller_ds.training.interruption import ProcessInterruption
@@ -116,6 +117,8 @@ def train(
             raise
         except RuntimeError as error:
             world.wait_if_peer_lost(error, SECONDS_FOR_RANK_0)
+            if (failure := backend_failure(error)) is not None:
+                raise UserError(f"rank {world.rank}: {failure}") from None
             raise
 
 

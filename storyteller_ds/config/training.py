@@ -1,5 +1,6 @@
 """How the model is trained: optimizer, schedule, batches, precision, records."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -99,7 +100,11 @@ class TrainConfig(Section):
     """Longest sample story (tokens); null: to its end, or as long as the context has room."""
     callbacks: tuple[str, ...] = ()
     """Callbacks of your own, as module:Class each; a module may lie in the working directory."""
-    profile_steps: str | None = Field(None, pattern=r"^[1-9]\d*(-[1-9]\d*)?$")
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each block with torch.compile; auto: on CUDA cards with Triton, but not under ZeRO-3, whose hooks gather
+    weights inside a block, nor with layers of DeepSpeed's own. The first steps then take a minute. On a CPU a compiled
+    step is not faster."""
+    profile_steps: str | None = None
     """Steps, as 10-13, of which rank 0 writes a trace (for chrome://tracing or ui.perfetto.dev) and a table of its most
     expensive operators into the folder `profile` of the run; null: none."""
     hang_timeout_minutes: float = Field(20.0, ge=0)
@@ -113,9 +118,12 @@ class TrainConfig(Section):
         return str(value) if type(value) is int else value
 
     @model_validator(mode="after")
-    def _profile_in_order(self) -> Self:
+    def _profile_is_possible(self) -> Self:
+        written = self.profile_steps
+        if written is not None and re.fullmatch(r"[1-9]\d{0,15}(-[1-9]\d{0,15})?", written) is None:
+            raise ValueError(f"profile_steps={written} is neither a step nor FIRST-LAST; write it as 10-13")
         if self.profiled is not None and self.profiled[0] > self.profiled[1]:
-            raise ValueError(f"profile_steps={self.profile_steps} ends before it begins; use FIRST-LAST, as 10-13")
+            raise ValueError(f"profile_steps={written} ends before it begins; write it as 10-13")
         return self
 
     @property

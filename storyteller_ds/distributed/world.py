@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from storyteller_ds.distributed.barrier import Barrier
+from storyteller_ds.distributed.failures import says_peer_is_lost
 from storyteller_ds.distributed.heartbeat import make_progress
 from storyteller_ds.distributed.ports import free_port, listener_on
 from storyteller_ds.distributed.ranks import Ranks
@@ -40,9 +41,6 @@ SECONDS_FOR_TORCH_TO_GIVE_UP = 10
 _MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", _MPI_LOCAL_RANK)
 """What torch's env:// rendezvous reads, and DeepSpeed."""
-_LOST_PEER = ("by peer", "Broken pipe", "remote process exited", "Connection was likely closed")
-"""In the errors of gloo (the first two), NCCL and torch's store when the other end is gone."""
-
 # Facts about the process, like the process group itself.
 _connections = 0
 """Process groups that this process has joined."""
@@ -219,11 +217,6 @@ class World(Ranks):
         lost = self.size > 1 and says_peer_is_lost(error)
         if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
-
-
-def says_peer_is_lost(error: BaseException) -> bool:
-    """Whether an error only says that the other end of a connection is gone, as that of another rank."""
-    return any(words in str(error) for words in _LOST_PEER)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
+from storyteller_ds.engines.compiling import compiles
 from storyteller_ds.engines.deepspeed.nvme.compile import build_ahead
 from storyteller_ds.engines.deepspeed.nvme.folders import check_nvme, own_swap_folders
 from storyteller_ds.engines.deepspeed.nvme.settings import nvme_sections
@@ -52,8 +53,10 @@ def check_engine(
     """Refuse an engine that cannot work, before any rank waits for another.
 
     Raises:
-        ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder that it names.
+        ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder that it names; or
+            blocks are to be compiled that cannot be.
     """
+    compiles(run, device, plan.strategy)
     if ds_config is None:
         return
     from storyteller_ds.engines.deepspeed.config import check_json, import_deepspeed, passed_json

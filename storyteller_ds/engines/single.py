@@ -11,6 +11,7 @@ from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor
+from storyteller_ds.engines.compiling import compiles
 from storyteller_ds.engines.loss_scaling import LossScaling
 from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.model.canonical import placed_parameters
@@ -36,6 +37,8 @@ class SingleEngine:
         self.decoder = Decoder(run)
         init_parameters(self.decoder, run.model, run.seed)
         self.decoder.to(device)
+        if compiles(run, device, "local"):
+            self.decoder.run_block.compile()
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
         self.loss_module.train()
         self.stacks = muon_stacks(self.decoder, run)

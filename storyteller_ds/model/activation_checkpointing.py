@@ -5,6 +5,7 @@ gating noise are drawn from the same random state again, tokens go to the same e
 statistics are those of the first pass, which are the outputs of the block, so nothing is counted twice.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -12,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from storyteller_kernels import MATRIX_PRODUCTS
 from torch.utils import checkpoint as torch_checkpoint
-from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext
 
 from storyteller_ds.config.model import ModelConfig
 
@@ -43,8 +43,7 @@ class BlockRunner:
     - selective: the inputs, the results of all matrix products with weights, of fused attention (output and
       logsumexp), and of exchanges with other ranks, as torchtitan does; norms, rotations, activations, the
       sorting of tokens and the combination are computed again. The router's logits are among the products,
-      so its choice is taken from the same bits. Products in Triton kernels of our own (experts where torch's
-      grouped product does not serve, and the router) are no operations of torch, and are computed again.
+      so its choice is taken from the same bits. On a GPU the router's own kernel is computed again.
       Products of attention without a fused kernel are computed again, and so is fused attention with dropout:
       what is not run again does not draw its random numbers again, and all later draws of the block would be
       others.
@@ -55,21 +54,31 @@ class BlockRunner:
 
     def __init__(self, config: ModelConfig) -> None:
         self.mode = config.activation_checkpointing
-        self.kept = MATRIX_PRODUCTS | _EXCHANGES | (_ATTENTION if config.dropout == 0 else frozenset())
+        self._compiled: Callable[..., Any] | None = None
+        self.kept = [*MATRIX_PRODUCTS, *_EXCHANGES, *(_ATTENTION if config.dropout == 0 else ())]
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile blocks from now on, each as a whole (torch.compile), once for all that are alike."""
+        # It warns of in-place operations under selective checkpointing, of which blocks have none.
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+        self._compiled = torch.compile(self._run, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, block: Callable[..., T], *inputs: Any) -> T:
         """block(*inputs); its outputs may depend on these, on parameters and on the random state only."""
-        if self.mode == "none" or not torch.is_grad_enabled():
-            return block(*inputs)
-        contexts = torch_checkpoint.noop_context_fn
-        if self.mode == "selective":
-            contexts = partial(torch_checkpoint.create_selective_checkpoint_contexts, self._policy)
-        result: T = torch_checkpoint.checkpoint(
-            block, *inputs, use_reentrant=False, preserve_rng_state=True, early_stop=False, context_fn=contexts
-        )
+        if self._compiled is None:
+            return self._run(block, *inputs)
+        # Under expert parallelism the host asks for counts, which become sizes of tensors.
+        with torch._dynamo.config.patch(capture_scalar_outputs=True):
+            result: T = self._compiled(block, *inputs)
         return result
 
-    def _policy(
-        self, context: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any
-    ) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if operation in self.kept else CheckpointPolicy.PREFER_RECOMPUTE
+    def _run(self, block: Callable[..., T], *inputs: Any) -> T:
+        if self.mode == "none" or not torch.is_grad_enabled():
+            return block(*inputs)
+        again = partial(torch_checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=True, early_stop=False)
+        if self.mode == "block":
+            result: T = again(block, *inputs)
+        else:
+            contexts = partial(torch_checkpoint.create_selective_checkpoint_contexts, self.kept)
+            result = again(block, *inputs, context_fn=contexts)
+        return result

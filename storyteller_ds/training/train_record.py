@@ -30,7 +30,7 @@ class TrainRecords:
     Args:
         run: its batch and its model decide what a step is worth.
         devices: ranks of the run.
-        product_rate: of this rank's device [FLOP/s], see engines/product_rate.py; None: no record has "mfu".
+        product_rate: of this rank's device [FLOP/s], see engines/device_rates.py; None: no record has "mfu".
     """
 
     def __init__(self, run: RunConfig, devices: int, product_rate: float | None) -> None:

@@ -28,10 +28,10 @@ from storyteller_ds.distributed.world import World, pick_device
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine, check_engine, prepared_machine
+from storyteller_ds.engines.device_rates import product_rate
 from storyteller_ds.engines.gradient_check import check_gradients
 from storyteller_ds.engines.memory import what_to_lower
 from storyteller_ds.engines.precision import run_dtype
-from storyteller_ds.engines.product_rate import product_rate
 from storyteller_ds.errors import Interrupted, InterruptedAfterSave
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint

@@ -3,6 +3,7 @@
 Usage: torchrun exchanges_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json that of reports.
 """
 
+import contextlib
 import hashlib
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ class Case(NamedTuple):
     idle_rank: bool = False
     """Whether every token goes to the experts of rank 0, so that rank 1 gets no rows."""
     dropout: float = 0.0
+    compiler: str = ""
+    """A backend of torch.compile, for the blocks; none: they are not compiled."""
 
 
 class Exchanges(TorchDispatchMode):
@@ -65,6 +68,8 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
     loaded = load_config(overrides=(*OVERRIDES, *settings), ds_config=DS_CONFIGS / "zero0.json")
     plan = make_plan(loaded.run, world.size)
     engine = build_engine(loaded.run, loaded.deepspeed, plan, world, device)
+    if case.compiler:
+        engine.decoder.run_block.compile(case.compiler)
     if case.idle_rank:
         for router in (module for module in engine.decoder.modules() if isinstance(module, Router)):
             # Without a difference between experts the first two have every token.
@@ -72,7 +77,9 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
     torch.manual_seed(world.rank)
     losses, sent = [], []
     for step in range(STEPS):
-        with Exchanges() as exchanges:
+        exchanges = Exchanges()
+        # torch.compile refuses to work under a mode.
+        with contextlib.nullcontext() if case.compiler else exchanges:
             losses.append(train_step(engine, _batch(loaded.run, world, step), 0.0 if case.idle_rank else 1e-2).loss)
         sent.append(exchanges.number)
     with HostReads() as reads:
@@ -82,7 +89,7 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
     return {
         "reads": reads.number,
         "sent": sent,
-        "fewest_rows": min(exchanges.rows),
+        "fewest_rows": min(exchanges.rows, default=None),
         "losses": losses,
         "digests": digests,
     }

@@ -72,6 +72,9 @@ CASES = [
     for mode in ("none", "selective", "block")
     for idle_rank, dropout in ((False, 0.0), (True, 0.0), (False, 0.2))
 ]
+COMPILED = [
+    Case("none", idle_rank, compiler=compiler) for compiler in ("eager", "aot_eager") for idle_rank in (False, True)
+]
 FORWARD, BACKWARD = 3, 2
 """All-to-alls of an MoE layer: counts, dispatch and combine; the gradients of both."""
 LAYERS = 2
@@ -79,8 +82,15 @@ LAYERS = 2
 
 @pytest.fixture(scope="module")
 def reports(machine: WarmMachine, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
-    """Of each rank, in the order of CASES; all in one launch."""
-    return reports_of(machine, WORKER, CASES, tmp_path_factory.mktemp("exchanges"))
+    """Of each rank, in the order of CASES and COMPILED; all in one launch."""
+    return reports_of(machine, WORKER, [*CASES, *COMPILED], tmp_path_factory.mktemp("exchanges"))
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_whole_blocks_compile_to_the_same_losses(case: Case, reports: list[list[dict]]):
+    for of_rank in reports:
+        ours = of_rank[len(CASES) + COMPILED.index(case)]
+        assert ours["losses"] == pytest.approx(of_rank[CASES.index(case._replace(compiler=""))]["losses"], rel=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -59,6 +59,12 @@ def expert_mlp(T: int, K: int, E: int, D: int, I: int, dtype: torch.dtype, gathe
     swiglu.backward(swiglu.forward(hidden_NH), hidden_NH)
 
 
+def cross_entropy(C: int, V: int, dtype: torch.dtype, softcap: float | None = None) -> None:
+    from storyteller_kernels.cross_entropy.kernel import loss_and_gradient
+
+    loss_and_gradient(meta(C, V, dtype=dtype), meta(C, dtype=torch.int64), -100, softcap, True)
+
+
 def routing(T: int, D: int, E: int, K: int, dtype: torch.dtype, weight_dtype: torch.dtype = torch.float32) -> None:
     from storyteller_kernels.routing.kernel import launch_forward, launch_logit_gradient, launch_product_gradient
 
@@ -98,6 +104,8 @@ CALLS: dict[str, Callable[[], None]] = {
     "expert_mlp bf16 1024 gather": functools.partial(expert_mlp, 16384, 2, 8, 1024, 2048, BF16, gather=True),
     "expert_mlp fp32 256": functools.partial(expert_mlp, 2048, 2, 64, 256, 512, FP32),
     "expert_mlp fp16 129": functools.partial(expert_mlp, 33, 4, 5, 129, 77, torch.float16, gather=True),
+    "cross_entropy bf16 50304": functools.partial(cross_entropy, 512, 50304, BF16),
+    "cross_entropy fp32 4096 capped": functools.partial(cross_entropy, 512, 4096, FP32, 15.0),
     "expert_mlp bf16 1": functools.partial(expert_mlp, 1, 1, 1, 1, 1, BF16),
 }
 BROKEN = "broken"

@@ -12,7 +12,7 @@ IGNORED = -100
 SIZES = [(1, 3, 5), (7, 4, 11), (13, 33, 17), (64, 8, 100), (5, 1, 1)]
 every_size = pytest.mark.parametrize(("tokens", "width", "vocabulary"), SIZES)
 pytestmark = [
-    pytest.mark.parametrize("implementation", ["cpu", "onednn"], indirect=True),
+    pytest.mark.parametrize("implementation", ["cpu", "onednn", "triton"], indirect=True),
     pytest.mark.usefixtures("implementation"),
 ]
 every_chunk = pytest.mark.parametrize("chunk_size", [1, 3, 5, 13, 64, None])

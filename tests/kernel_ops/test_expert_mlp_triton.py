@@ -57,7 +57,7 @@ def value_and_gradients(out_ND: Tensor, tensors: list[Tensor], cotangent_ND: Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("library", [False, True], ids=["own product", "torch's product"])
 def test_both_products_on_whole_tiles(poisoned_memory, triton_device, library, dtype):
-    from storyteller_kernels.expert_mlp import autograd
+    from storyteller_kernels.expert_mlp import operators
 
     if library and triton_device == "cuda" and dtype != torch.bfloat16:
         pytest.skip("torch's product is for bf16 on a GPU")
@@ -65,7 +65,7 @@ def test_both_products_on_whole_tiles(poisoned_memory, triton_device, library, d
         tensors = operands(sum(COUNTS), len(COUNTS), 136, 72, dtype)
         cotangent_ND = torch.randn(sum(COUNTS), 136).to(dtype)
         end_E = torch.tensor(COUNTS).cumsum(0, dtype=torch.int32)
-        out_ND = autograd.expert_mlp(*tensors, end_E, library=library)
+        out_ND = operators.expert_mlp(*tensors, end_E, library=library)
         actual = value_and_gradients(out_ND, tensors, cotangent_ND)
         expected = value_and_gradients(plain(*tensors, COUNTS), tensors, cotangent_ND)
     for one, wanted in zip(actual, expected, strict=True):
@@ -80,9 +80,9 @@ def test_both_products_on_whole_tiles(poisoned_memory, triton_device, library, d
 def test_gathering_in_the_load_changes_no_bit(triton_device, monkeypatch, copy_first):
     if copy_first:
         # As where torch's product serves: the tokens are copied, and here our own product takes the copy.
-        from storyteller_kernels.expert_mlp import autograd
+        from storyteller_kernels.expert_mlp import operators
 
-        monkeypatch.setattr(autograd, "library_serves", lambda x, *_: x.shape[0] == 50)
+        monkeypatch.setattr(operators, "library_serves", lambda x, *_: x.shape[0] == 50)
     with torch.device(triton_device):
         x_TD, *weights = operands(50, 4, 40, 24, torch.float32)
         row_TK = torch.randperm(100).view(50, 2)
@@ -117,10 +117,10 @@ def test_what_is_kept_for_the_backward_pass(triton_device):
 
 
 def test_which_calls_go_to_triton(triton_device, monkeypatch):
-    from storyteller_kernels.expert_mlp import autograd, grouped
+    from storyteller_kernels.expert_mlp import grouped, operators
 
     calls: list[torch.dtype] = []
-    for module in (autograd, grouped):
+    for module in (operators, grouped):
         monkeypatch.setattr(module, "expert_mlp", lambda x, *_, **__: calls.append(x.dtype))
     with torch.device(triton_device):
         x_ND, up_EHD, down_EDI = operands(6, 2, 5, 4, torch.float32)

@@ -91,9 +91,9 @@ def _reference(x_ND: Tensor, count_E: Tensor, gate_up_EHD: Tensor, down_EDI: Ten
 
 def _on_triton(library: bool, x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor) -> Tensor:
     """Our Triton path with a choice of the products, so that the two can be compared."""
-    from storyteller_kernels.expert_mlp import autograd
+    from storyteller_kernels.expert_mlp import operators
 
-    return autograd.expert_mlp(x_ND, gate_up_EHD, down_EDI, end_E, library=library)
+    return operators.expert_mlp(x_ND, gate_up_EHD, down_EDI, end_E, library=library)
 
 
 def _exact(problem: MoEProblem, rows_ND: Tensor, counts: list[int]) -> Candidate:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from storyteller_kernels.permute import autograd, combine, permute, reference
+from storyteller_kernels.permute import combine, permute, reference
 from torch import Tensor
 
 from benchmarks.operations.case import DTYPE_NAMES, Candidate, Case, Direction, Implementation, Named, Role, Size, leaf
@@ -55,8 +55,12 @@ def _combine_by(function: Callable[..., Any]) -> Move:
     return lambda of, index: function(of["x"], of["weight"], index["token_N"], index["row_TK"])
 
 
-_reference_permute = partial(autograd.permute, moves=reference)
-_reference_combine = partial(autograd.combine, moves=reference)
+def _reference_permute(x_TD: Tensor, token_N: Tensor, _: Tensor) -> Tensor:
+    return reference.gather(x_TD, token_N)
+
+
+def _reference_combine(y_ND: Tensor, weight_TK: Tensor, _: Tensor, row_TK: Tensor) -> Tensor:
+    return reference.scatter_sum(y_ND, weight_TK, row_TK)
 
 
 def _permutes(size: Size) -> list[Mover]:

@@ -2,7 +2,7 @@
 
 The gradients are made in the forward pass, while a chunk's logits are there, and only scaled in the backward pass
 (the idea of Liger Kernel, Hsu et al. 2024, sec. 3.2): logits are computed once, and all that is kept is dx and dW.
-Plain torch, on any device.
+What stands between the products is plain torch, or on a GPU one kernel.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from storyteller_kernels.cpu_products import row_blocks
+from storyteller_kernels.dispatch import runs_on_triton
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,23 +38,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(x_TD.device.type, enabled=False):
             for chunk, products in row_blocks(len(x_TD), weight_VD, most=chunk_size):
                 x_CD, target_C = x_TD[chunk], target_T[chunk]
-                ignored_C1 = (target_C == ignore_index)[:, None]
-                target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
                 logits_CV = products.product(x_CD, weight_VD, None)
-                slope_CV = None
-                if softcap is not None:
-                    squashed_CV = logits_CV.to(wide).div_(softcap).tanh_()
-                    logits_CV, slope_CV = squashed_CV * softcap, squashed_CV.square_().neg_().add_(1)
-                log_p_CV = F.log_softmax(logits_CV, dim=1, dtype=wide)
-                nll_sum -= log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
+                parts = _by_triton if runs_on_triton(logits_CV) and len(x_CD) else _loss_and_gradient
+                nll, low_CV = parts(logits_CV, target_C, ignore_index, softcap, wants_x or wants_weight)
+                nll_sum += nll
                 if not (wants_x or wants_weight):
                     continue
-                # d loss / d logits = p - one_hot(target), made in the memory of log p.
-                grad_CV = log_p_CV.exp_()
-                grad_CV.scatter_(1, target_C1, grad_CV.gather(1, target_C1) - 1.0)
-                if slope_CV is not None:
-                    grad_CV.mul_(slope_CV)
-                low_CV = grad_CV.to(x_TD.dtype)
+                ignored_C1 = (target_C == ignore_index)[:, None]
                 # An ignored token's gradient is zero: cheaper set in [C, D] than in [C, V].
                 if grad_TD is not None:
                     grad_TD[chunk] = products.input_gradient(low_CV, weight_VD).masked_fill_(ignored_C1, 0.0)
@@ -77,6 +68,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_VD is not None:
             grad_VD = grad_VD.mul_(grad).to(ctx.weight_dtype)
         return grad_TD, grad_VD, None, None, None, None, None, None
+
+
+def _by_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from storyteller_kernels.cross_entropy.kernel import loss_and_gradient
+
+    return loss_and_gradient(*arguments)
+
+
+def _loss_and_gradient(
+    logits_CV: Tensor, target_C: Tensor, ignore_index: int, softcap: float | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """kernel.loss_and_gradient in plain torch, fp64 for fp64 logits; they are not overwritten."""
+    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    ignored_C1 = (target_C == ignore_index)[:, None]
+    target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
+    capped_CV, slope_CV = logits_CV, None
+    if softcap is not None:
+        squashed_CV = logits_CV.to(wide).div_(softcap).tanh_()
+        capped_CV, slope_CV = squashed_CV * softcap, squashed_CV.square_().neg_().add_(1)
+    log_p_CV = F.log_softmax(capped_CV, dim=1, dtype=wide)
+    nll = -log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
+    if not wants_gradient:
+        return nll, logits_CV
+    # d loss / d logits = p - one_hot(target), made in the memory of log p.
+    grad_CV = log_p_CV.exp_()
+    grad_CV.scatter_(1, target_C1, grad_CV.gather(1, target_C1) - 1.0)
+    if slope_CV is not None:
+        grad_CV.mul_(slope_CV)
+    return nll, grad_CV.to(logits_CV.dtype)
 
 
 def linear_cross_entropy(

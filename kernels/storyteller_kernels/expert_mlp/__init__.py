@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from storyteller_kernels.dispatch import runs_on_cpu, runs_on_triton
-from storyteller_kernels.expert_mlp import cpu, reference
+from storyteller_kernels.expert_mlp import cpu, grouped, operators, reference
 from storyteller_kernels.expert_mlp.reference import Activation, activate
 from storyteller_kernels.permute import permute
 
@@ -51,21 +51,20 @@ def expert_mlp(
         if token_N is not None and row_TK is not None:
             x = permute(x, token_N, row_TK)
         plain = cpu.expert_mlp if runs_on_cpu(x, up_EHD, down_EDI) else reference.expert_mlp
+        if torch.compiler.is_compiling():
+            plain = cpu.compilable_expert_mlp
         return plain(x, count_E, up_EHD, down_EDI, activation, up_bias_EH, down_bias_ED)
-    from storyteller_kernels.expert_mlp import autograd, grouped
-
     # Rounded by autocast before it is copied K times.
     x, up_EHD, down_EDI, up_bias_EH, down_bias_ED = low
     end_E = _row_ends(count_E, x.device)
-    library = autograd.library_serves(x, up_EHD, down_EDI)
     has_kernels = activation == "swiglu" and up_bias_EH is None and down_bias_ED is None
-    if has_kernels and not library:
-        return autograd.expert_mlp(x, up_EHD, down_EDI, end_E, token_N, row_TK)
+    if has_kernels and token_N is not None and not operators.library_serves(x, up_EHD, down_EDI):
+        return operators.expert_mlp(x, up_EHD, down_EDI, end_E, token_N, row_TK)
     if token_N is not None and row_TK is not None:
         x = permute(x, token_N, row_TK)
     if has_kernels:
-        return autograd.expert_mlp(x, up_EHD, down_EDI, end_E)
-    return grouped.expert_mlp(x, up_EHD, down_EDI, end_E, activation, up_bias_EH, down_bias_ED, library)
+        return operators.expert_mlp(x, up_EHD, down_EDI, end_E)
+    return grouped.expert_mlp(x, up_EHD, down_EDI, end_E, activation, up_bias_EH, down_bias_ED)
 
 
 _Operands = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]

@@ -1,47 +1,66 @@
 """expert_mlp with any activation, and with biases, on grouped products; the contract is that of reference.py.
 
-What lies between the products is plain torch. SwiGLU without biases has kernels of its own (autograd.py).
+What lies between the products is plain torch. SwiGLU without biases has kernels of its own (operators.py).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from storyteller_kernels.dispatch import on_device_of
-from storyteller_kernels.expert_mlp import kernel
+from storyteller_kernels.expert_mlp.operators import takes_library
 from storyteller_kernels.expert_mlp.reference import Activation, activate
 
 
-class _Product(torch.autograd.Function):
-    """Each row times the transposed matrix of its expert, by torch's grouped product or by ours."""
+@torch.library.custom_op("storyteller::grouped_product", mutates_args=())
+def _product(x_NC: Tensor, weight_EOC: Tensor, end_E: Tensor, library: bool | None) -> Tensor:
+    """[N, O]: each row times the transposed matrix of its expert, by torch's grouped product or by ours."""
+    from storyteller_kernels.expert_mlp import kernel
 
-    @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, weight_EOC: Tensor, end_E: Tensor, library: bool) -> Tensor:
-        ctx.save_for_backward(x_NC, weight_EOC, end_E)
-        ctx.library = library
-        with on_device_of(x_NC):
-            if library:
-                return F.grouped_mm(x_NC, weight_EOC.transpose(1, 2), offs=end_E)
-            return kernel.row_product(x_NC, weight_EOC, end_E)
+    with on_device_of(x_NC):
+        if takes_library(library, x_NC, weight_EOC):
+            return F.grouped_mm(x_NC, weight_EOC.transpose(1, 2), offs=end_E)
+        return kernel.row_product(x_NC, weight_EOC, end_E)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x_NC, weight_EOC, end_E = ctx.saved_tensors
-        grad_NO = grad_NO.contiguous()
-        wants_x, wants_weight = ctx.needs_input_grad[:2]
-        grad_x = grad_weight = None
-        with on_device_of(grad_NO):
-            if ctx.library:
-                grad_x = F.grouped_mm(grad_NO, weight_EOC, offs=end_E) if wants_x else None
-                grad_weight = F.grouped_mm(grad_NO.t(), x_NC, offs=end_E) if wants_weight else None
-            else:
-                grad_x = kernel.row_product(grad_NO, weight_EOC.transpose(1, 2), end_E) if wants_x else None
-                grad_weight = kernel.weight_gradient(grad_NO, x_NC, end_E, None) if wants_weight else None
-        return grad_x, grad_weight, None, None
+
+@_product.register_fake
+def _(x_NC: Tensor, weight_EOC: Tensor, end_E: Tensor, library: bool | None) -> Tensor:
+    return x_NC.new_empty(x_NC.shape[0], weight_EOC.shape[1])
+
+
+@torch.library.custom_op("storyteller::grouped_weight_gradient", mutates_args=())
+def _weight_gradient(grad_NO: Tensor, x_NC: Tensor, end_E: Tensor, library: bool | None) -> Tensor:
+    """[E, O, C]: the sum over each expert's rows of grad x^T."""
+    from storyteller_kernels.expert_mlp import kernel
+
+    with on_device_of(grad_NO):
+        if takes_library(library, x_NC, grad_NO):
+            return F.grouped_mm(grad_NO.t(), x_NC, offs=end_E)
+        return kernel.weight_gradient(grad_NO, x_NC, end_E, None)
+
+
+@_weight_gradient.register_fake
+def _(grad_NO: Tensor, x_NC: Tensor, end_E: Tensor, library: bool | None) -> Tensor:
+    return grad_NO.new_empty(end_E.shape[0], grad_NO.shape[1], x_NC.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.library = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x_NC, weight_EOC, end_E = ctx.saved_tensors
+    grad_NO = grad_NO.contiguous()
+    wants_x, wants_weight = ctx.needs_input_grad[:2]
+    grad_x = _product(grad_NO, weight_EOC.transpose(1, 2), end_E, ctx.library) if wants_x else None
+    grad_weight = _weight_gradient(grad_NO, x_NC, end_E, ctx.library) if wants_weight else None
+    return grad_x, grad_weight, None, None
+
+
+_product.register_autograd(_backward, setup_context=_setup_context)
 
 
 def expert_mlp(
@@ -52,7 +71,7 @@ def expert_mlp(
     activation: Activation,
     up_bias_EH: Tensor | None,
     down_bias_ED: Tensor | None,
-    library: bool,
+    library: bool | None = None,
 ) -> Tensor:
     """See reference.expert_mlp for the rest.
 
@@ -64,15 +83,14 @@ def expert_mlp(
         activation: of the hidden rows.
         up_bias_EH: [E, H] or None.
         down_bias_ED: [E, D] or None.
-        library: take torch's grouped product.
+        library: take torch's grouped product; None: see takes_library.
 
     Returns:
         [N, D], in the dtype of x.
     """
 
     def linear(x_NC: Tensor, weight_EOC: Tensor, bias_EO: Tensor | None) -> Tensor:
-        rows = (x_NC.contiguous(), weight_EOC.contiguous(), end_E, library)
-        y_NO: Tensor = _Product.apply(*rows)  # type: ignore[no-untyped-call]  # torch's stub
+        y_NO = _product(x_NC.contiguous(), weight_EOC.contiguous(), end_E, library)
         return y_NO if bias_EO is None else torch.addmm(y_NO, _one_hot(end_E, x_NC), bias_EO)
 
     return linear(activate(linear(x_ND, up_EHD, up_bias_EH), activation), down_EDI, down_bias_ED)

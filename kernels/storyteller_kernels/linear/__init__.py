@@ -1,5 +1,6 @@
 """A dense layer: all products with weights but those of the experts, which have an operation of their own."""
 
+import torch
 from torch import Tensor
 
 from storyteller_kernels.dispatch import runs_on_cpu
@@ -8,7 +9,8 @@ from storyteller_kernels.linear import autograd, reference
 
 def linear(x: Tensor, weight_HD: Tensor, bias_H: Tensor | None = None) -> Tensor:
     """x W^T + b; arguments and result as `reference.linear`."""
-    if runs_on_cpu(x, weight_HD):
+    # torch.compile chooses its own library, and fuses what stands behind the product.
+    if not torch.compiler.is_compiling() and runs_on_cpu(x, weight_HD):
         return autograd.linear(x, weight_HD, bias_H)
     return reference.linear(x, weight_HD, bias_H)
 

@@ -1,11 +1,9 @@
 """Data movement: tokens to expert order and back."""
 
-from types import ModuleType
-
 from torch import Tensor
 
 from storyteller_kernels.dispatch import runs_on_triton
-from storyteller_kernels.permute import autograd, reference
+from storyteller_kernels.permute import autograd, operators
 
 
 def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
@@ -19,7 +17,8 @@ def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
     Returns:
         [N, D], in the dtype of `x_TD`.
     """
-    return autograd.permute(x_TD, token_N, row_TK, _moves(x_TD))
+    permute = operators.permute if runs_on_triton(x_TD) else autograd.permute
+    return permute(x_TD.contiguous(), token_N.contiguous(), row_TK.contiguous())
 
 
 def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
@@ -34,15 +33,8 @@ def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) ->
     Returns:
         [T, D], in the dtype of `y_ND`.
     """
-    return autograd.combine(y_ND, weight_TK, token_N, row_TK, _moves(y_ND, weight_TK))
-
-
-def _moves(*tensors: Tensor) -> ModuleType:
-    if not runs_on_triton(*tensors):
-        return reference
-    from storyteller_kernels.permute import kernel
-
-    return kernel
+    combine = operators.combine if runs_on_triton(y_ND, weight_TK) else autograd.combine
+    return combine(y_ND.contiguous(), weight_TK.contiguous(), token_N.contiguous(), row_TK.contiguous())
 
 
 __all__ = ["combine", "permute"]

@@ -1,53 +1,49 @@
-"""permute and combine bound to autograd, over the functions of reference.py or those of kernel.py.
+"""permute and combine over the functions of reference.py, with their gradients.
 
-Both gradients are gathers too, for `row_TK` inverts `token_N`.
+Both are gathers too, for `row_TK` inverts `token_N`; torch's own gradients of an index would be added up.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from storyteller_kernels.permute import reference
+
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_N: Tensor, row_TK: Tensor, moves: Any) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(row_TK)
-        ctx.moves = moves
-        rows_ND: Tensor = moves.gather(x_TD.contiguous(), token_N.contiguous())
-        return rows_ND
+        return reference.gather(x_TD, token_N)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
         (row_TK,) = ctx.saved_tensors
-        return ctx.moves.scatter_sum(grad_ND.contiguous(), None, row_TK.contiguous()), None, None, None
+        return reference.scatter_sum(grad_ND.contiguous(), None, row_TK), None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor, moves: Any) -> Tensor:
-        y_ND, weight_TK, row_TK = y_ND.contiguous(), weight_TK.contiguous(), row_TK.contiguous()
+    def forward(ctx: Any, y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(y_ND, weight_TK, token_N, row_TK)
-        ctx.moves = moves
-        out_TD: Tensor = moves.scatter_sum(y_ND, weight_TK, row_TK)
-        return out_TD
+        return reference.scatter_sum(y_ND, weight_TK, row_TK)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        return *ctx.moves.combine_backward(grad_TD.contiguous(), *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return *reference.combine_backward(grad_TD.contiguous(), *ctx.saved_tensors), None, None
 
 
-def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor, moves: ModuleType) -> Tensor:
-    """See permute of the package; `moves`: reference or kernel."""
-    rows_ND: Tensor = _Permute.apply(x_TD, token_N, row_TK, moves)  # type: ignore[no-untyped-call]  # torch's stub
+def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
+    """See permute of the package."""
+    rows_ND: Tensor = _Permute.apply(x_TD, token_N, row_TK)  # type: ignore[no-untyped-call]  # torch's stub
     return rows_ND
 
 
-def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor, moves: ModuleType) -> Tensor:
-    """See combine of the package; `moves`: reference or kernel."""
-    out_TD: Tensor = _Combine.apply(y_ND, weight_TK, token_N, row_TK, moves)  # type: ignore[no-untyped-call]  # torch's stub
+def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
+    """See combine of the package."""
+    out_TD: Tensor = _Combine.apply(y_ND, weight_TK, token_N, row_TK)  # type: ignore[no-untyped-call]  # torch's stub
     return out_TD

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from storyteller_kernels.dispatch import runs_on_triton
-from storyteller_kernels.routing import reference
+from storyteller_kernels.routing import operators, reference
 from storyteller_kernels.routing.reference import Routing, counted
 
 MAX_EXPERTS = 256
@@ -18,9 +18,7 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
     (T, _), E = x_TD.shape, weight_ED.shape[0]
     suits = 0 < T * top_k <= MAX_ROWS and E <= MAX_EXPERTS and (noise_TE is None or noise_TE.shape == (T, E))
     if runs_on_triton(*floats) and suits:
-        from storyteller_kernels.routing import autograd
-
-        return autograd.route(x_TD, weight_ED, top_k, noise_TE)
+        return operators.route(x_TD, weight_ED, top_k, noise_TE)
     return reference.route(x_TD, weight_ED, top_k, noise_TE)
 
 

@@ -17,6 +17,7 @@ from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor
+from storyteller_ds.engines.compiling import compiles
 from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE, autoep_layers
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
@@ -71,6 +72,8 @@ class DeepSpeedEngine:
         self.first_expert = world.rank % plan.ep_size * run.moe.num_experts // plan.ep_size
         self.decoder = Decoder(run, _moe_layers(plan))
         self.decoder.dtype = run_dtype(run, device)
+        if compiles(run, device, plan.strategy):
+            self.decoder.run_block.compile()
         # AutoEP takes its share out of all experts.
         init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)

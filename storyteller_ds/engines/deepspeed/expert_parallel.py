@@ -8,7 +8,7 @@ all-to-all of exactly the routed tokens (no capacity, no padding, no token dropp
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed._functional_collectives  # registers the gradients of the operations below
 from deepspeed.moe.layer import MoE
 from storyteller_kernels import Routing, combine, permute
 from torch import Tensor, nn
@@ -44,8 +44,7 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
 
     def _experts_of_all_ranks(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """[N, D] in expert order: routed tokens are dispatched to the ranks that hold their experts, and come back."""
-        group = private.expert_group(self.ep_size)
-        assert group is not None, "deepspeed.initialize has run"
+        group = _group_name(self.ep_size)
         # R ranks of the group, X experts on each.
         sent_RX = routing.count_E.view(self.ep_size, -1)
         one_each = [1] * self.ep_size
@@ -55,15 +54,23 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         received_RX = _arrived(counts)
         # The layer's only number that the host waits for: it has to give sizes to the next two exchanges.
         counts_of_ranks = torch.stack([sent_RX, received_RX]).tolist()
-        sent, received = ([sum(counts_X) for counts_X in counts_RX] for counts_RX in counts_of_ranks)
-        count_X = [sum(counts_R) for counts_R in zip(*counts_of_ranks[1], strict=True)]
-        arrived_MD = _AllToAll.apply(routed_ND, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
+        sent, received = [[sum(counts_X) for counts_X in counts_RX] for counts_RX in counts_of_ranks]
+        arrived_MD = _all_to_all(routed_ND, sent, received, group)
         by_expert_M, by_source_M = _expert_order(received_RX, sum(received))
         in_order_MD = permute(arrived_MD, by_expert_M, by_source_M[:, None])
+        is_compiling = torch.compiler.is_compiling()
+        count_X = received_RX.sum(dim=0) if is_compiling else list(map(sum, zip(*counts_of_ranks[1], strict=True)))
         expert_out_MD = self.experts(in_order_MD, count_X)
         back_MD = permute(expert_out_MD, by_source_M, by_expert_M[:, None])
-        expert_out_ND: Tensor = _AllToAll.apply(back_MD, received, sent, group)  # type: ignore[no-untyped-call]  # torch's stub
-        return expert_out_ND
+        return _all_to_all(back_MD, received, sent, group)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _group_name(ep_size: int) -> str:
+    """Of the ranks that share this rank's experts."""
+    group = private.expert_group(ep_size)
+    assert group is not None, "deepspeed.initialize has run"
+    return group.group_name
 
 
 def _expert_order(count_RX: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -90,11 +97,22 @@ def _expert_order(count_RX: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return moved(-move_RX.t(), count_XR), moved(move_RX, count_RX)
 
 
+def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
+    """_exchange with a gradient."""
+    if torch.compiler.is_compiling():
+        # How many rows there are is not known yet; the operations have gradients that a compiler knows.
+        for count in (*sent, *received):
+            torch._check(count >= 0)
+        return _exchange(rows, sent, received, group)
+    moved: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
+    return moved
+
+
 class _AllToAll(torch.autograd.Function):
     """Routed tokens to other ranks; their gradients take the same way back."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
         return _exchange(rows, sent, received, group)
 
@@ -103,19 +121,19 @@ class _AllToAll(torch.autograd.Function):
         return _exchange(grad, ctx.received, ctx.sent, ctx.group), None, None, None
 
 
-def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Send and receive rows: so many to and from each rank of the group, in rank order."""
+def _exchange(rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
+    """Send and receive rows: so many to and from each rank of the group of this name, in rank order."""
     return _arrived(_begin_exchange(rows, sent, received, group))
 
 
-def _begin_exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+def _begin_exchange(rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
     """_exchange, whose result is not there yet: see _arrived.
 
     A functional collective: selective activation checkpointing keeps its result, where one that fills a buffer of the
     caller's is repeated in the backward pass (model/activation_checkpointing.py).
     """
     collectives = torch.ops._c10d_functional
-    moving: Tensor = collectives.all_to_all_single(rows.contiguous(), received, sent, group.group_name)
+    moving: Tensor = collectives.all_to_all_single(rows.contiguous(), received, sent, group)
     return moving
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from storyteller_ds.certify.compare import Difference, Results, compare, read_results, write_rank
+from storyteller_ds.certify.rows import Tolerances
 from storyteller_ds.training.run_folder import METRICS
 from storyteller_ds.training.trained_run import TrainedRun
 from tests.unit.certify.conftest import train_record
 
-TOLERANCE = 1e-5
+TOLERANCE = Tolerances.same(1e-5)
 
 
 def scaled(results: Results, name: str, scale: float) -> Results:
@@ -23,7 +24,7 @@ def scaled(results: Results, name: str, scale: float) -> Results:
 
 def test_the_same_results_do_not_differ(results: Results):
     difference = compare(results, results)
-    assert difference.problem(0.0) is None
+    assert difference.problem(Tolerances.same(0.0)) is None
     assert difference.by_weight == dict.fromkeys(results.weights, 0.0)
 
 
@@ -43,7 +44,7 @@ def test_the_first_tensor_that_differs_is_named(scale: float, results: Results):
 def test_within_the_tolerance_is_no_problem(results: Results):
     ours = scaled(results, "embedding", 1 + 5e-6)
     assert compare(ours, results).problem(TOLERANCE) is None
-    assert compare(ours, results).problem(1e-6) is not None
+    assert compare(ours, results).problem(Tolerances.same(1e-6)) is not None
 
 
 def with_number(results: Results, step: int, field: str, value: float | None) -> Results:
@@ -89,6 +90,12 @@ def test_the_largest_difference_is_named_whichever_it_is(field: str, value: floa
     assert f"largest difference {value:.1e} ({field})" in problem
 
 
+def test_each_quantity_has_a_tolerance_of_its_own(results: Results):
+    ours = with_number(results, 0, "train_loss", results.records[0]["train_loss"] * 1.001)
+    assert compare(ours, results).problem(TOLERANCE._replace(loss=0.002)) is None
+    assert compare(ours, results).problem(Tolerances.same(0.002)._replace(loss=1e-5)) is not None
+
+
 def test_logits_count(results: Results):
     logits_BSV = results.logits_BSV.clone()
     logits_BSV[1, 2, 4] += 1
@@ -104,8 +111,8 @@ def test_missing_steps_and_tensors_are_infinitely_far(results: Results):
     short = dataclasses.replace(results, records=results.records[:-1])
     assert compare(short, results).largest["loss"] == math.inf
     fewer = dataclasses.replace(results, weights={k: v for k, v in results.weights.items() if k != "embedding"})
-    assert compare(fewer, results).first_weight_beyond(TOLERANCE) == "embedding"
-    assert compare(results, fewer).first_weight_beyond(TOLERANCE) == "embedding"
+    assert compare(fewer, results).first_weight_beyond(1e-5) == "embedding"
+    assert compare(results, fewer).first_weight_beyond(1e-5) == "embedding"
 
 
 def test_what_a_run_and_its_ranks_have_written_is_put_together(

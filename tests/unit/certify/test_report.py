@@ -8,7 +8,7 @@ from storyteller_kernels.dispatch import instruction_set
 
 from storyteller_ds.certify import report
 from storyteller_ds.certify.compare import Results, compare
-from storyteller_ds.certify.rows import ROWS, Placement
+from storyteller_ds.certify.rows import IN_FP32, ROWS, Placement
 from storyteller_ds.certify.run import Verdict
 
 SINGLE, EP2, ZERO1 = (next(row for row in ROWS if row.name == name) for name in ("single", "ep2", "zero1"))
@@ -21,7 +21,7 @@ def verdicts(results: Results) -> list[Verdict]:
     difference = compare(other, results)
     return [
         Verdict(Placement(SINGLE, "cpu", 1), "reference", None, results, None, None, 1.0),
-        Verdict(Placement(EP2, "cuda", 4), "differs", difference.problem(1e-5), other, difference, 1.00049, 2.0),
+        Verdict(Placement(EP2, "cuda", 4), "differs", difference.problem(IN_FP32), other, difference, 1.00049, 2.0),
         Verdict(Placement(ZERO1, "cpu", 2), "failed", "ConfigError: no", None, None, None, 3.0),
     ]
 

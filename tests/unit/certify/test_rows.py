@@ -2,7 +2,7 @@
 
 import pytest
 
-from storyteller_ds.certify.rows import PRESET, ROWS, RUN, STEPS, Row, place, select
+from storyteller_ds.certify.rows import IN_BF16, IN_FP32, PRESET, ROWS, RUN, STEPS, Row, Tolerances, place, select
 from storyteller_ds.certify.run import traffic_problem
 from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.cli.certify import certify
@@ -40,10 +40,10 @@ def test_the_table_has_every_topology():
     stages = {row.deepspeed["zero_optimization"]["stage"] for row in ROWS if row.deepspeed is not None}
     assert stages == {0, 1, 2, 3}
     assert {"ep1", "ep2", "ep4", "autoep", "stock", "passes2", "passes4"} <= set(names)
-    assert {row.tolerance for row in ROWS if "precision.dtype=bf16" not in row.overrides} == {0.0, 1e-5}
-    in_bf16 = [row for row in ROWS if "precision.dtype=bf16" in row.overrides]
-    # The spacing of bf16 numbers beside 1: 8 significant bits.
-    assert {row.tolerance for row in in_bf16 if row.reference} == {torch.finfo(torch.bfloat16).eps / 2}
+    in_bf16 = {row.name for row in ROWS if "precision.dtype=bf16" in row.overrides and row.reference}
+    assert {row.name for row in ROWS if row.tolerances == IN_BF16} == in_bf16
+    assert {row.tolerances for row in ROWS if row.name not in in_bf16} == {IN_FP32, Tolerances.same(0.0)}
+    assert set(IN_FP32) == {1e-5}
     for number, row in enumerate(ROWS):
         assert row.reference is None or row.reference in names[:number], "a reference runs first"
 

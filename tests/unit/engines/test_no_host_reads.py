@@ -80,3 +80,21 @@ def test_the_bits_are_the_same(dtype, kind, monkeypatch):
     assert results[0] == results[1]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("moe", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("compiled", ["on", "off"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_on_a_gpu_nothing_is_waited_for(kind, compiled, moe):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    settings = {**SETTINGS, "moe": moe, "optimizer": {"kind": kind}, "train": {"compile": compiled}}
+    engine = SingleEngine(RunConfig.model_validate(settings), World(0, 0, 1, 1), torch.device("cuda", 0))
+    steps.finished([engine.begin_step([batch(seed)], LR) for seed in range(3)])  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        begun = [engine.begin_step([batch(seed)], LR) for seed in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps.finished(begun)) == 3

@@ -1,5 +1,7 @@
 """The MoE layer against a loop over tokens in fp64, and noisy gating."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn

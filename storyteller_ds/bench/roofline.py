@@ -1,0 +1,104 @@
+"""Where the time of a training step can go: products, memory traffic, launches (`storyteller bench train`)."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import MicroBatch
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate
+from storyteller_ds.engines.precision import run_dtype
+from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.engines.step import train_step
+from storyteller_ds.model.counts import flops_per_token
+
+_WARM_UP, _MEASURED = 3, 10
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "convolution_backward", "_linear_pointwise")
+_FUSED = ("scaled_dot_product", "swiglu_experts", "grouped_product", "grouped_weight_gradient", "plain_experts")
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """One step, and the least that its parts would take each by itself [s]."""
+
+    step_s: float
+    """Measured, median."""
+    tokens: int
+    products_flop: float
+    products_s: float
+    """At the rate of a large product on this device."""
+    traffic_bytes: int
+    """Read and written by the operators that are no products, each by itself, as without a compiler."""
+    traffic_s: float
+    """At the rate of a large copy."""
+    launches: int
+    """Operators."""
+    launches_s: float
+    """That the host needs to begin them."""
+
+
+def measure(run: RunConfig, device: torch.device) -> Roofline:
+    """Train some steps on random tokens on one device.
+
+    Raises:
+        UserError: it needs more memory than there is.
+    """
+    plan, world = make_plan(run, 1), World(0, 0, 1, 1)
+    engine = SingleEngine(run, world, device)
+    token = torch.randint(run.tokenizer.vocab_size, (plan.micro_batch_size, run.data.sequence_length + 1))
+    batches = [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
+    seconds = []
+    for _ in range(_WARM_UP + _MEASURED):
+        began = time.perf_counter()
+        train_step(engine, batches, run.optimizer.lr)  # which waits for the device
+        seconds.append(time.perf_counter() - began)
+    eager = SingleEngine(
+        run.model_copy(update={"train": run.train.model_copy(update={"compile": "off"})}), world, device
+    )
+    with Operators() as operators:
+        eager.begin_step(batches, run.optimizer.lr)
+    tokens = run.train.global_batch_size * run.data.sequence_length
+    flop = flops_per_token(run) * tokens
+    return Roofline(
+        step_s=statistics.median(seconds[_WARM_UP:]),
+        tokens=tokens,
+        products_flop=flop,
+        products_s=flop / product_rate(device, run_dtype(run, device)),
+        traffic_bytes=operators.traffic_bytes,
+        traffic_s=operators.traffic_bytes / copy_rate(device),
+        launches=operators.number,
+        launches_s=operators.number * launch_time(device),
+    )
+
+
+class Operators(TorchDispatchMode):
+    """Counts in its context the operators that compute something, and the bytes of those that are no products."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's stub
+        self.number = self.traffic_bytes = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        name = operation.name().partition("::")[2].partition(".")[0]
+        if _computes(operation, result):
+            self.number += 1
+            if name not in _PRODUCTS and not any(fused in name for fused in _FUSED):
+                tensors = [
+                    one for one in torch.utils._pytree.tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)
+                ]
+                self.traffic_bytes += sum({(t.data_ptr(), t.nbytes): t.nbytes for t in tensors}.values())
+        return result
+
+
+def _computes(operation: Any, result: Any) -> bool:
+    """Whether an operator is more than another look at a tensor, or memory that nothing is written to."""
+    is_view = any(alias.alias_info is not None and not alias.alias_info.is_write for alias in operation._schema.returns)
+    return not is_view and "empty" not in operation.name() and result is not None

@@ -1,0 +1,82 @@
+"""Blocks under torch.compile: whole graphs, the numbers of eager ones, and no recompilation when counts change."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.init import init_parameters
+from storyteller_ds.model.loss import LossModule
+from tests.support.tolerances import SIMPLE, assert_within
+
+MODELS: dict[str, dict[str, Any]] = {
+    "dense": {"moe": {"num_experts": 0}},
+    "mixture": {},
+    "noise, balance by sequence": {"moe": {"noisy_gating": True, "balance_scope": "sequence"}},
+    "every second layer": {"model": {"num_layers": 4}, "moe": {"every_n_layers": 2}},
+    "GELU, biases, LayerNorm, learned positions": {
+        "model": {"activation": "gelu", "bias": True, "norm": "layernorm", "position": "learned"}
+    },
+    "all of nanochat": {
+        "model": {
+            "activation": "relu2",
+            "qk_norm": True,
+            "tie_embeddings": False,
+            "value_embeddings": True,
+            "residual_scales": True,
+            "logit_softcap": 15.0,
+        }
+    },
+    "grouped heads, blocks again": {"model": {"num_kv_heads": 1, "activation_checkpointing": "block"}},
+    "products kept": {"model": {"activation_checkpointing": "selective"}},
+}
+SIZES = {"hidden_size": 32, "num_layers": 3, "num_heads": 2, "intermediate_size": 16, "dropout": 0.0}
+
+
+def loss_module(settings: dict[str, Any]) -> LossModule:
+    run = RunConfig.model_validate(
+        {
+            "model": {**SIZES, **settings.get("model", {})},
+            "moe": {"num_experts": 4, "top_k": 2, **settings.get("moe", {})},
+            "data": {"sequence_length": 16},
+            "tokenizer": {"vocab_size": 64},
+        }
+    )
+    decoder = Decoder(run)
+    init_parameters(decoder, run.model, 1)
+    return LossModule(decoder, run.moe, lambda tensor: tensor, 1).train()
+
+
+def passed(module: LossModule, seed: int) -> dict[str, Tensor]:
+    """The loss and all gradients."""
+    token = torch.randint(64, (3, 17), generator=torch.Generator().manual_seed(seed))
+    position = torch.arange(16).expand(3, 16) % 7
+    torch.manual_seed(seed)
+    loss, _ = module(token[:, :-1].contiguous(), token[:, 1:].contiguous(), 48, 1, position)
+    module.zero_grad()
+    loss.backward()
+    return {"loss": loss.detach()} | {
+        name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_whole_blocks_compile_to_the_same_numbers(settings, backend):
+    torch._dynamo.reset()
+    compiled, eager = loss_module(settings), loss_module(settings)
+    counter = CompileCounterWithBackend(backend)
+    compiled.decoder.run_block.compile(counter)
+    for seed in range(3):
+        ours, expected = passed(compiled, seed), passed(eager, seed)
+        assert ours.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert_within(ours[name], tensor, SIMPLE)
+        if seed == 0:
+            graphs = counter.frame_count
+    assert 1 <= graphs <= 3, "blocks that are alike share their code"
+    assert counter.frame_count == graphs, "compiled again for other experts"
