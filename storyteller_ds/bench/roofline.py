@@ -14,11 +14,14 @@ from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate
+from storyteller_ds.engines.memory import what_to_lower
 from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.engines.step import train_step
+from storyteller_ds.memory import memory_hint
 from storyteller_ds.model.counts import flops_per_token
 
+_ALONE = World(0, 0, 1, 1)
 _WARM_UP, _MEASURED = 3, 10
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "convolution_backward", "_linear_pointwise")
 _FUSED = ("scaled_dot_product", "swiglu_experts", "grouped_product", "grouped_weight_gradient", "plain_experts")
@@ -48,26 +51,18 @@ def measure(run: RunConfig, device: torch.device) -> Roofline:
     """Train some steps on random tokens on one device.
 
     Raises:
-        UserError: it needs more memory than there is.
+        OutOfMemory: it needs more memory than there is.
     """
-    plan, world = make_plan(run, 1), World(0, 0, 1, 1)
-    engine = SingleEngine(run, world, device)
+    plan = make_plan(run, 1)
     token = torch.randint(run.tokenizer.vocab_size, (plan.micro_batch_size, run.data.sequence_length + 1))
     batches = [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
-    seconds = []
-    for _ in range(_WARM_UP + _MEASURED):
-        began = time.perf_counter()
-        train_step(engine, batches, run.optimizer.lr)  # which waits for the device
-        seconds.append(time.perf_counter() - began)
-    eager = SingleEngine(
-        run.model_copy(update={"train": run.train.model_copy(update={"compile": "off"})}), world, device
-    )
-    with Operators() as operators:
-        eager.begin_step(batches, run.optimizer.lr)
+    with memory_hint(what_to_lower(run, None, plan, device)):
+        step_s = _step_time(run, batches, device)
+        operators = _operators(run, batches, device)
     tokens = run.train.global_batch_size * run.data.sequence_length
     flop = flops_per_token(run) * tokens
     return Roofline(
-        step_s=statistics.median(seconds[_WARM_UP:]),
+        step_s=step_s,
         tokens=tokens,
         products_flop=flop,
         products_s=flop / product_rate(device, run_dtype(run, device)),
@@ -76,6 +71,24 @@ def measure(run: RunConfig, device: torch.device) -> Roofline:
         launches=operators.number,
         launches_s=operators.number * launch_time(device),
     )
+
+
+def _step_time(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> float:
+    engine, seconds = SingleEngine(run, _ALONE, device), []
+    for _ in range(_WARM_UP + _MEASURED):
+        began = time.perf_counter()
+        train_step(engine, batches, run.optimizer.lr)  # which waits for the device
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[_WARM_UP:])
+
+
+def _operators(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> "Operators":
+    """Of an eager step: a compiled one is not seen by a dispatcher."""
+    eager = run.model_copy(update={"train": run.train.model_copy(update={"compile": "off"})})
+    engine = SingleEngine(eager, _ALONE, device)
+    with Operators() as operators:
+        engine.begin_step(batches, run.optimizer.lr)
+    return operators
 
 
 class Operators(TorchDispatchMode):

@@ -38,7 +38,7 @@ class SingleEngine:
         init_parameters(self.decoder, run.model, run.seed)
         self.decoder.to(device)
         if compiles(run, device, "local"):
-            self.decoder.run_block.compile()
+            self.decoder.run_block.compile(is_needed=run.train.compile == "on")
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
         self.loss_module.train()
         self.stacks = muon_stacks(self.decoder, run)

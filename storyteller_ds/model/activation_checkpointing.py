@@ -6,6 +6,7 @@ statistics are those of the first pass, which are the outputs of the block, so n
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -55,10 +56,17 @@ class BlockRunner:
     def __init__(self, config: ModelConfig) -> None:
         self.mode = config.activation_checkpointing
         self._compiled: Callable[..., Any] | None = None
+        self._needs_compiler = True
         self.kept = [*MATRIX_PRODUCTS, *_EXCHANGES, *(_ATTENTION if config.dropout == 0 else ())]
 
-    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile blocks from now on, each as a whole (torch.compile), once for all that are alike."""
+    def compile(self, backend: str | Callable[..., Any] = "inductor", is_needed: bool = True) -> None:
+        """Compile blocks from now on, each as a whole (torch.compile), once for all that are alike.
+
+        Args:
+            backend: of torch.compile.
+            is_needed: a failure is raised; else warned of, and blocks run as before.
+        """
+        self._needs_compiler = is_needed
         # It warns of in-place operations under selective checkpointing, of which blocks have none.
         logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         self._compiled = torch.compile(self._run, fullgraph=True, dynamic=False, backend=backend)
@@ -68,8 +76,16 @@ class BlockRunner:
         if self._compiled is None:
             return self._run(block, *inputs)
         # Under expert parallelism the host asks for counts, which become sizes of tensors.
-        with torch._dynamo.config.patch(capture_scalar_outputs=True):
-            result: T = self._compiled(block, *inputs)
+        try:
+            with torch._dynamo.config.patch(capture_scalar_outputs=True):
+                result: T = self._compiled(block, *inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if self._needs_compiler:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"blocks are not compiled, which is slower: {reason}", RuntimeWarning, stacklevel=2)
+            self._compiled = None
+            return self._run(block, *inputs)
         return result
 
     def _run(self, block: Callable[..., T], *inputs: Any) -> T:

@@ -10,6 +10,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.engines.compiling import compiles
 from storyteller_ds.engines.kernel_choice import kernel_choice
 from storyteller_ds.engines.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.model import count_parameters, flops_per_token
@@ -40,11 +41,12 @@ def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.de
         if run.moe_layers:
             engine += f", {plan.description}"
     kernels, slow_kernels = kernel_choice(run, device, plan.strategy)
+    compiled = "; blocks are compiled at the first step" if compiles(run, device, plan.strategy) else ""
     lines = [
         f"{loaded.name}: {counts.total:,} parameters, {counts.active:,} active per token ({experts}); "
         f"{flops_per_token(run) / 1e6:,.1f} MFLOP per token",
         f"{engine}; {plan.micro_batch_size} sequence(s) x {plan.accumulation_steps} accumulation step(s) x "
-        f"{plan.world_size} rank(s) = {run.train.global_batch_size} per step; kernels: {kernels}",
+        f"{plan.world_size} rank(s) = {run.train.global_batch_size} per step; kernels: {kernels}{compiled}",
     ]
     return lines if slow_kernels is None else [*lines, slow_kernels]
 

@@ -37,6 +37,7 @@ def small_tiles(implementation, monkeypatch):
 
         small = kernel.Tile(rows=16, cols=32, depth=16, warps=4, stages=2)
         monkeypatch.setattr(kernel, "TILES", dict.fromkeys(kernel.TILES, small))
+        monkeypatch.setattr(kernel, "SPLIT_BLOCKS", 1)
         monkeypatch.setattr(swiglu, "TILE", (2, 16))
 
 

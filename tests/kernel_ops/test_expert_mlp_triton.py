@@ -76,6 +76,24 @@ def test_both_products_on_whole_tiles(poisoned_memory, triton_device, library, d
             assert not actual[3][e].any()
 
 
+@pytest.mark.parametrize(("counts", "splits"), [([300, 0, 212], 8), ([16, 5, 0], 1), ([0, 0, 90], 1), ([64, 64, 64], 4)])
+def test_a_gradient_of_weights_in_parts(poisoned_memory, triton_device, monkeypatch, counts, splits):
+    from storyteller_kernels.expert_mlp import kernel
+
+    small = kernel.Tile(rows=16, cols=16, depth=16, warps=4, stages=2)
+    monkeypatch.setattr(kernel, "TILES", dict.fromkeys(kernel.TILES, small))
+    monkeypatch.setattr(kernel, "SPLIT_BLOCKS", 1)
+    monkeypatch.setattr(kernel, "processor_count", lambda _: 100)
+    assert kernel._splits(sum(counts) // 3, 6, small, torch.device(triton_device)) == splits
+    torch.manual_seed(0)
+    with torch.device(triton_device):
+        grad_NO, x_NC = torch.randn(sum(counts), 20), torch.randn(sum(counts), 9)
+        end_E = torch.tensor(counts).cumsum(0, dtype=torch.int32)
+        actual_EOC = kernel.weight_gradient(grad_NO, x_NC, end_E, None)
+    expected = [g.double().t() @ x.double() for g, x in zip(grad_NO.split(counts), x_NC.split(counts), strict=True)]
+    assert_within(actual_EOC, torch.stack(expected), SIMPLE)
+
+
 @pytest.mark.parametrize("copy_first", [False, True])
 def test_gathering_in_the_load_changes_no_bit(triton_device, monkeypatch, copy_first):
     if copy_first:

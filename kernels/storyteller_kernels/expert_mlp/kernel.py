@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from storyteller_kernels.dispatch import LAUNCH_OPTIONS
+from storyteller_kernels.dispatch import LAUNCH_OPTIONS, processor_count
 from storyteller_kernels.expert_mlp.swiglu import gradients_of, value_of
 
 
@@ -236,18 +236,27 @@ def weight_gradient_kernel(
     out_ptr: tl.tensor,
     O: tl.tensor,
     C: tl.tensor,
+    E: tl.constexpr,
+    SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """out[e] = sum over the rows n of expert e of grad[n] x[n]^T; zero where it has none. ROWS tile O, COLS C."""
+    """out[s, e] = sum over the s-th of SPLITS parts of the rows n of expert e of grad[n] x[n]^T; zero where it has none.
+
+    ROWS tile O, COLS C.
+    """
     col_tiles = tl.cdiv(C, COLS)
     tiles = tl.cdiv(O, ROWS) * col_tiles
     expert = tl.program_id(0) // tiles
     o = tl.program_id(0) % tiles // col_tiles * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(0) % col_tiles * COLS + tl.arange(0, COLS)
+    split = tl.program_id(1)
     start_row = tl.load(end_ptr + expert - 1, mask=expert > 0, other=0)
     end_row = tl.load(end_ptr + expert)
+    part = tl.cdiv(tl.cdiv(end_row - start_row, SPLITS), DEPTH) * DEPTH
+    start_row += split * part
+    end_row = tl.minimum(start_row + part, end_row)
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
     for first in range(start_row, end_row, DEPTH):
         row = first + tl.arange(0, DEPTH)
@@ -264,7 +273,7 @@ def weight_gradient_kernel(
             other=0.0,
         )
         total = tl.dot(grad, x, total, input_precision="ieee")
-    place = out_ptr + expert.to(tl.int64) * O * C + o[:, None] * C + c[None, :]
+    place = out_ptr + (split * E + expert).to(tl.int64) * O * C + o[:, None] * C + c[None, :]
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=(o < O)[:, None] & (c < C)[None, :])
 
 
@@ -336,13 +345,28 @@ def weight_gradient(grad_NO: Tensor, x_NC: Tensor, end_E: Tensor, token_N: Tenso
         end_E: [E] int32, the row after each expert's last.
         token_N: [N] int64, the row of x of each row, or None.
     """
-    out, cols = grad_NO.shape[1], x_NC.shape[1]
-    out_EOC = grad_NO.new_empty(end_E.numel(), out, cols)
+    experts, out, cols = end_E.numel(), grad_NO.shape[1], x_NC.shape[1]
     tile = TILES[grad_NO.dtype]
-    weight_gradient_kernel[(end_E.numel() * triton.cdiv(out, tile.rows) * triton.cdiv(cols, tile.cols),)](
-        grad_NO, x_NC, token_N, end_E, out_EOC, out, cols, **_blocks(tile)
+    programs = experts * triton.cdiv(out, tile.rows) * triton.cdiv(cols, tile.cols)
+    splits = _splits(len(grad_NO) // experts, programs, tile, grad_NO.device)
+    # The sums of several parts are added in fp32.
+    dtype = grad_NO.dtype if splits == 1 else torch.float32
+    out_SEOC = torch.empty(splits, experts, out, cols, dtype=dtype, device=grad_NO.device)
+    weight_gradient_kernel[(programs, splits)](
+        grad_NO, x_NC, token_N, end_E, out_SEOC, out, cols, experts, splits, **_blocks(tile)
     )
-    return out_EOC
+    return out_SEOC[0] if splits == 1 else out_SEOC.sum(0).to(grad_NO.dtype)
+
+
+MOST_SPLITS = 8
+SPLIT_BLOCKS = 4
+"""Blocks of DEPTH rows of an average expert that a part has at least."""
+
+
+def _splits(rows_of_expert: int, programs: int, tile: Tile, device: torch.device) -> int:
+    """Parts of an expert's rows, so that small experts keep all multiprocessors busy, too."""
+    wanted = triton.cdiv(2 * processor_count(device), programs)
+    return max(1, min(MOST_SPLITS, wanted, rows_of_expert // (SPLIT_BLOCKS * tile.depth)))
 
 
 def _row_grid(rows: int, cols: int, w_EOC: Tensor, tile: Tile) -> tuple[int, tuple[int]]:

@@ -17,8 +17,8 @@ def permute(x_TD: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
     Returns:
         [N, D], in the dtype of `x_TD`.
     """
-    permute = operators.permute if runs_on_triton(x_TD) else autograd.permute
-    return permute(x_TD.contiguous(), token_N.contiguous(), row_TK.contiguous())
+    move = operators.permute if runs_on_triton(x_TD) else autograd.permute
+    return move(x_TD.contiguous(), token_N.contiguous(), row_TK.contiguous())
 
 
 def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ def combine(y_ND: Tensor, weight_TK: Tensor, token_N: Tensor, row_TK: Tensor) ->
     Returns:
         [T, D], in the dtype of `y_ND`.
     """
-    combine = operators.combine if runs_on_triton(y_ND, weight_TK) else autograd.combine
-    return combine(y_ND.contiguous(), weight_TK.contiguous(), token_N.contiguous(), row_TK.contiguous())
+    move = operators.combine if runs_on_triton(y_ND, weight_TK) else autograd.combine
+    return move(y_ND.contiguous(), weight_TK.contiguous(), token_N.contiguous(), row_TK.contiguous())
 
 
 __all__ = ["combine", "permute"]

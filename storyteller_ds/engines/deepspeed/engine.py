@@ -73,7 +73,7 @@ class DeepSpeedEngine:
         self.decoder = Decoder(run, _moe_layers(plan))
         self.decoder.dtype = run_dtype(run, device)
         if compiles(run, device, plan.strategy):
-            self.decoder.run_block.compile()
+            self.decoder.run_block.compile(is_needed=run.train.compile == "on")
         # AutoEP takes its share out of all experts.
         init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)

@@ -11,7 +11,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.loss import LossModule
-from tests.support.tolerances import SIMPLE, assert_within
+from tests.support.tolerances import EXACT, SIMPLE, assert_within
 
 MODELS: dict[str, dict[str, Any]] = {
     "dense": {"moe": {"num_experts": 0}},
@@ -80,3 +80,20 @@ def test_whole_blocks_compile_to_the_same_numbers(settings, backend):
             graphs = counter.frame_count
     assert 1 <= graphs <= 3, "blocks that are alike share their code"
     assert counter.frame_count == graphs, "compiled again for other experts"
+
+
+def broken(*_: Any) -> Any:
+    raise ValueError("no compiler here")
+
+
+def test_a_compiler_that_fails_is_raised_where_it_is_needed_and_else_warned_of():
+    torch._dynamo.reset()
+    module, eager = loss_module({}), loss_module({})
+    module.decoder.run_block.compile(broken)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no compiler here"):
+        passed(module, 0)
+    module.decoder.run_block.compile(broken, is_needed=False)
+    with pytest.warns(RuntimeWarning, match="blocks are not compiled, which is slower"):
+        ours = passed(module, 0)
+    for name, tensor in passed(eager, 0).items():
+        assert_within(ours[name], tensor, EXACT)
