@@ -21,13 +21,16 @@ import os
 import platform
 import subprocess
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from storyteller_kernels.cpu_products import onednn_is_faster
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 NEEDED_CAPABILITY = (8, 0)
 """bf16 on the matrix units came with it (sm_80, Ampere)."""
@@ -98,13 +101,22 @@ def runs_on_cpu(*tensors: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def constant(function: F) -> F:
+    """What torch.compiler.assume_constant_result does: a compiler calls the function once and does not look inside.
+
+    That one loads the compiler, which takes seconds, when it decorates.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def _chosen() -> str:
     """The name of the backend, or the reason where the reference was asked for; a compiler need not look inside."""
     return ASKED_FOR.reason if backend() is ASKED_FOR else backend().name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+@constant
 def _triton_device() -> str:
     """Of the tensors that Triton takes."""
     return "cpu" if interpreting() else "cuda"

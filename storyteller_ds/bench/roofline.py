@@ -86,7 +86,8 @@ def _operators(run: RunConfig, batches: list[MicroBatch], device: torch.device) 
     """Of an eager step: a compiled one is not seen by a dispatcher."""
     eager = run.model_copy(update={"train": run.train.model_copy(update={"compile": "off"})})
     engine = SingleEngine(eager, _ALONE, device)
-    with Operators() as operators:
+    operators = Operators()
+    with operators:
         engine.begin_step(batches, run.optimizer.lr)
     return operators
 

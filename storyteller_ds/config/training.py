@@ -3,7 +3,7 @@
 import re
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from storyteller_ds.config.base import Section
 
@@ -112,16 +112,11 @@ class TrainConfig(Section):
     A save and the first step, with what it compiles, must fit in. Below parallel.timeout_minutes, so that there are
     stacks before a collective gives up."""
 
-    @field_validator("profile_steps", mode="before")
-    @classmethod
-    def _one_step_is_a_number(cls, value: object) -> object:
-        return str(value) if type(value) is int else value
-
     @model_validator(mode="after")
     def _profile_is_possible(self) -> Self:
         written = self.profile_steps
-        if written is not None and re.fullmatch(r"[1-9]\d{0,15}(-[1-9]\d{0,15})?", written) is None:
-            raise ValueError(f"profile_steps={written} is neither a step nor FIRST-LAST; write it as 10-13")
+        if written is not None and re.fullmatch(r"[1-9]\d{0,15}-[1-9]\d{0,15}", written) is None:
+            raise ValueError(f"profile_steps={written} is not FIRST-LAST; write it as 10-13")
         if self.profiled is not None and self.profiled[0] > self.profiled[1]:
             raise ValueError(f"profile_steps={written} ends before it begins; write it as 10-13")
         return self
@@ -132,7 +127,7 @@ class TrainConfig(Section):
         if self.profile_steps is None:
             return None
         first, _, last = self.profile_steps.partition("-")
-        return int(first), int(last or first)
+        return int(first), int(last)
 
 
 class ParallelConfig(Section):

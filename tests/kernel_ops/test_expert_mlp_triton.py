@@ -76,7 +76,9 @@ def test_both_products_on_whole_tiles(poisoned_memory, triton_device, library, d
             assert not actual[3][e].any()
 
 
-@pytest.mark.parametrize(("counts", "splits"), [([300, 0, 212], 8), ([16, 5, 0], 1), ([0, 0, 90], 1), ([64, 64, 64], 4)])
+@pytest.mark.parametrize(
+    ("counts", "splits"), [([300, 0, 212], 8), ([16, 5, 0], 1), ([0, 0, 90], 1), ([64, 64, 64], 4)]
+)
 def test_a_gradient_of_weights_in_parts(poisoned_memory, triton_device, monkeypatch, counts, splits):
     from storyteller_kernels.expert_mlp import kernel
 

@@ -242,7 +242,7 @@ def weight_gradient_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """out[s, e] = sum over the s-th of SPLITS parts of the rows n of expert e of grad[n] x[n]^T; zero where it has none.
+    """out[s, e] = sum over the s-th of SPLITS parts of the rows n of expert e of grad[n] x[n]^T; zero without rows.
 
     ROWS tile O, COLS C.
     """
@@ -365,7 +365,7 @@ SPLIT_BLOCKS = 4
 
 def _splits(rows_of_expert: int, programs: int, tile: Tile, device: torch.device) -> int:
     """Parts of an expert's rows, so that small experts keep all multiprocessors busy, too."""
-    wanted = triton.cdiv(2 * processor_count(device), programs)
+    wanted: int = triton.cdiv(2 * processor_count(device), programs)
     return max(1, min(MOST_SPLITS, wanted, rows_of_expert // (SPLIT_BLOCKS * tile.depth)))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyteller_kernels.dispatch import on_device_of
+from storyteller_kernels.dispatch import constant, on_device_of
 
 
 @torch.library.custom_op("storyteller::swiglu_experts", mutates_args=())
@@ -170,7 +170,7 @@ def library_serves(rows: Tensor, *others: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+@constant
 def _is_sm90() -> bool:
     """Of the current device: a process has one."""
     return torch.cuda.get_device_capability() == (9, 0)

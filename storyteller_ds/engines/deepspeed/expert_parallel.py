@@ -11,7 +11,9 @@ import torch
 import torch.distributed._functional_collectives  # registers the gradients of the operations below
 from deepspeed.moe.layer import MoE
 from storyteller_kernels import Routing, combine, permute
+from storyteller_kernels.dispatch import constant
 from torch import Tensor, nn
+from torch import _check as assume
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.engines.deepspeed import private
@@ -65,7 +67,7 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         return _all_to_all(back_MD, received, sent, group)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+@constant
 def _group_name(ep_size: int) -> str:
     """Of the ranks that share this rank's experts."""
     group = private.expert_group(ep_size)
@@ -102,7 +104,7 @@ def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: str) 
     if torch.compiler.is_compiling():
         # How many rows there are is not known yet; the operations have gradients that a compiler knows.
         for count in (*sent, *received):
-            torch._check(count >= 0)
+            assume(count >= 0)
         return _exchange(rows, sent, received, group)
     moved: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]  # torch's stub
     return moved

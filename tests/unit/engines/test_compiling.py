@@ -31,7 +31,7 @@ def test_auto_is_for_cards_with_triton(monkeypatch, kernels, expected):
 def test_on_and_off_are_obeyed_or_refused():
     assert compiles(run("on"), CPU, "local")
     assert not compiles(run("off"), GPU, "local")
-    with pytest.raises(ConfigError, match="train.compile=on is not possible here: ZeRO-3 gathers"):
+    with pytest.raises(ConfigError, match=r"train\.compile=on is not possible here: ZeRO-3 gathers"):
         compiles(run("on", 3), CPU, "local")
     with pytest.raises(ConfigError, match="strategy autoep are DeepSpeed's own"):
         compiles(run("on", 2), CPU, "autoep")

@@ -58,12 +58,12 @@ def test_an_interrupted_trace_is_dropped(tmp_path):
     assert not (tmp_path / "profile").exists()
 
 
-@pytest.mark.parametrize(("value", "expected"), [("10-13", (10, 13)), (7, (7, 7)), ("7", (7, 7)), (None, None)])
+@pytest.mark.parametrize(("value", "expected"), [("10-13", (10, 13)), ("7-7", (7, 7)), (None, None)])
 def test_how_they_are_written(value, expected):
     assert RunConfig.model_validate({"train": {"profile_steps": value}}).train.profiled == expected
 
 
-@pytest.mark.parametrize("value", ["13-10", "0-3", "3-", "-3", "3..4", True])
+@pytest.mark.parametrize("value", ["13-10", "0-3", "3-", "-3", "3..4", "3", 3, True])
 def test_how_they_are_not(value):
     with pytest.raises(ValueError, match="profile_steps"):
         RunConfig.model_validate({"train": {"profile_steps": value}})
