@@ -73,8 +73,8 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
         with written_record(folder / name):
             write_atomically(folder / name, text)
     report.save_plot(minutes, found, folder / PLOT)
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(report.table(comparison, found), width=None if console.is_terminal else PAGE_COLUMNS)
+    wide = None if sys.stdout.isatty() else PAGE_COLUMNS
+    Console(markup=False, emoji=False, highlight=False, width=wide).print(report.table(comparison, found))
     for line in report.verdict(found):
         print(line)
     print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")
@@ -101,6 +101,7 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
     from storyteller_ds.bench.roofline import measure
     from storyteller_ds.config import load_config
     from storyteller_ds.distributed.world import pick_device
+    from storyteller_ds.sweep.results import PAGE_COLUMNS
 
     run = load_config(config, overrides).run
     found = measure(run, pick_device(run.parallel.device, 0))
@@ -114,7 +115,8 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
         ("the whole step, measured", f"{found.tokens:,} tokens", found.step_s),
     ):
         rows.add_row(name, work, f"{1000 * seconds:,.1f} ms", f"{seconds / found.step_s:.0%}")
-    Console(markup=False, emoji=False, highlight=False).print(rows)
+    wide = None if sys.stdout.isatty() else PAGE_COLUMNS
+    Console(markup=False, emoji=False, highlight=False, width=wide).print(rows)
 
 
 def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":

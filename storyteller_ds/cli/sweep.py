@@ -101,8 +101,8 @@ def _report(space: "Space", results: list["Result"], folder: Path) -> None:
     best = best_command(space, results)
     with written_record(folder / RESULTS):
         write_atomically(folder / RESULTS, as_json(space, results, best))
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table(results), width=None if console.is_terminal else PAGE_COLUMNS)
+    wide = None if sys.stdout.isatty() else PAGE_COLUMNS
+    Console(markup=False, emoji=False, highlight=False, width=wide).print(table(results))
     if best is None:
         raise TrainingStopped(f"no trial came to its end; the first: {results[0].reason}")
     save_plot(space, [result for result in results if result.bpb is not None], folder / PLOT)
