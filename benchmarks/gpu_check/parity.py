@@ -15,9 +15,11 @@ from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.loss import LossModule
 
 ALONE = World(0, 0, 1, 1)
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 """Largest relative difference of the loss, and of the gradient as one vector: some of its tensors, such as the biases
-of keys, are nothing but rounding. In bf16 a rounding may send a token to another expert."""
+of keys, are nothing but rounding."""
+ROUTED = 0.2
+"""In bf16 with experts: a rounding may send a token to another one, and there are 256 tokens."""
 SMALL = ("model.num_layers=2", "data.sequence_length=64", "tokenizer.vocab_size=512", "model.dropout=0")
 MODELS = {
     "mixture": ("quickstart", ()),
@@ -34,9 +36,10 @@ def measure(options: Options) -> dict[str, Any]:
     for name, (preset, overrides) in MODELS.items():
         run = load_config(preset, [*SMALL, *overrides]).run
         expected = _loss_and_gradient(run, torch.device("cpu"), torch.float64)
-        for dtype in TOLERANCES:
+        for dtype, tolerance in TOLERANCES.items():
+            allowed = ROUTED if dtype == torch.bfloat16 and run.moe_layers else tolerance
             apart = differences(_loss_and_gradient(run, options.device, dtype), expected)
-            found[f"{name}, {dtype}"] = {**apart, "passed": largest(apart)[1] <= TOLERANCES[dtype]}
+            found[f"{name}, {dtype}"] = {**apart, "passed": largest(apart)[1] <= allowed}
     return {"passed": all(each["passed"] for each in found.values()), "models": found}
 
 

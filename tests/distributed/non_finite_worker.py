@@ -16,6 +16,7 @@ from storyteller_ds.config import load_config
 from storyteller_ds.data.batches import BatchSplit, MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
+from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine
 from storyteller_ds.engines.deepspeed import engine as guarded
@@ -32,6 +33,7 @@ SOUND, FAULTY, AFTER = 0, 1, 2
 
 
 OVERRIDES = (
+    "optimizer.expert_period=1",  # which experts are due goes by the number of the step, skipped ones included
     "data.sequence_length=16",
     "tokenizer.vocab_size=64",
     "model.hidden_size=32",
@@ -90,7 +92,9 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
 def without_guard() -> Any:
     """The engine as it would be without its guard: ZeRO-0 steps always, ZeRO-1 to 3 as DeepSpeed does."""
     stack = ExitStack()
-    stack.enter_context(mock.patch.object(guarded, "math", mock.Mock(isfinite=lambda value: True)))
+    stack.enter_context(mock.patch.object(steps, "verdict", lambda *_: torch.tensor(0)))
+    step = guarded.DeepSpeedEngine._finite_step
+    stack.enter_context(mock.patch.object(guarded.DeepSpeedEngine, "_finite_step", lambda self, _: step(self, True)))
     stack.enter_context(mock.patch.object(private, "guarded_norm", return_value=nullcontext()))
     return stack
 

@@ -212,7 +212,9 @@ def peak_bytes(loss, *tensors: Tensor) -> int:
     return peak
 
 
-def test_whole_logits_are_never_in_memory():
+def test_whole_logits_are_never_in_memory(implementation):
+    if implementation == "triton" and not torch.cuda.is_available():
+        pytest.skip("Triton's interpreter copies what a kernel gets")
     tokens, width, vocabulary, chunk_size = 1024, 8, 512, 32
     tensors = inputs(tokens, width, vocabulary)
     whole = peak_bytes(reference.linear_cross_entropy, *tensors)

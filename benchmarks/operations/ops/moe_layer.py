@@ -9,7 +9,6 @@ from storyteller_kernels import combine, route
 from storyteller_kernels.expert_mlp import expert_mlp
 from storyteller_kernels.expert_mlp import reference as expert_reference
 from storyteller_kernels.permute import autograd as moves
-from storyteller_kernels.permute import reference as permute_reference
 from storyteller_kernels.routing import reference as routing_reference
 from torch import Tensor
 
@@ -110,10 +109,10 @@ def case(shape: MoEShape, dtype: torch.dtype, device: torch.device, size: Size) 
 def reference_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
     """The layer from the plain torch references of our operations."""
     routing = routing_reference.route(x_TD, router_ED, K)
-    rows_ND = moves.permute(x_TD, routing.token_N, routing.row_TK, permute_reference)
+    rows_ND = moves.permute(x_TD, routing.token_N, routing.row_TK)
     expert_out_ND = expert_reference.expert_mlp(rows_ND, routing.count_E, gate_up_EHD, down_EDI, "swiglu")
     order = (routing.token_N, routing.row_TK)
-    return moves.combine(expert_out_ND, routing.weight_TK, *order, permute_reference)
+    return moves.combine(expert_out_ND, routing.weight_TK, *order)
 
 
 def operations_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
