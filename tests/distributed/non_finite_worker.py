@@ -92,7 +92,7 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
 def without_guard() -> Any:
     """The engine as it would be without its guard: ZeRO-0 steps always, ZeRO-1 to 3 as DeepSpeed does."""
     stack = ExitStack()
-    stack.enter_context(mock.patch.object(steps, "verdict", lambda *_: torch.tensor(0)))
+    stack.enter_context(mock.patch.object(steps, "verdict", return_value=torch.tensor(0)))
     step = guarded.DeepSpeedEngine._finite_step
     stack.enter_context(mock.patch.object(guarded.DeepSpeedEngine, "_finite_step", lambda self, _: step(self, True)))
     stack.enter_context(mock.patch.object(private, "guarded_norm", return_value=nullcontext()))
