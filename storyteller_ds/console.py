@@ -1,10 +1,15 @@
-"""Lines of progress on stderr."""
+"""Lines of progress on stderr, and tables on stdout."""
 
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.table import Table
 
 from storyteller_ds.untrusted import for_terminal
+
+PAGE_COLUMNS = 500
+"""Width of a table that is not for a terminal; its lines are not broken."""
 
 
 def stderr_console(quiet: bool = False) -> Console:
@@ -20,3 +25,9 @@ def lines_to(console: Console) -> Callable[[str], None]:
         console.print(for_terminal(line), highlight=False, markup=False, soft_wrap=True)
 
     return log
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout: as wide as the terminal, and not folded at all where it goes into a file or a pipe."""
+    width = None if sys.stdout.isatty() else PAGE_COLUMNS
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table)

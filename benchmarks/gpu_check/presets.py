@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check.part import Options, run_part
+from storyteller_ds.bench.roofline import random_batches
 from storyteller_ds.config import load_config
 from storyteller_ds.config.files import preset_names
-from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
@@ -33,8 +33,7 @@ def _steps(preset: str, options: Options) -> dict[str, Any]:
     if options.quick and count_parameters(run).total > QUICK_PARAMETERS:
         return {"left_out": "too large for --quick"}
     plan, device = make_plan(run, 1), options.device
-    token = torch.randint(run.tokenizer.vocab_size, (plan.micro_batch_size, run.data.sequence_length + 1))
-    batches = [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
+    batches = random_batches(run, plan)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -48,7 +47,7 @@ def _steps(preset: str, options: Options) -> dict[str, Any]:
             seconds.append(time.perf_counter() - began)
     except torch.OutOfMemoryError as error:
         return {"out_of_memory": str(error).splitlines()[0]}
-    tokens = token[:, 1:].numel() * plan.accumulation_steps
+    tokens = run.train.global_batch_size * run.data.sequence_length
     return {
         "finite": all(math.isfinite(loss) for loss in losses),
         "losses": losses,

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from storyteller_ds.bench.compared import OURS, SUPERSEDED
 from storyteller_ds.bench.quality import Comparison, Outcome
+from storyteller_ds.console import PAGE_COLUMNS
 from storyteller_ds.machine import machine
 from storyteller_ds.model.counts import count_parameters
 from storyteller_ds.sweep.plot import save_figure
-from storyteller_ds.sweep.results import PAGE_COLUMNS
 
 Found = Mapping[str, Outcome]
 _LEFT = ("recipe", "what")

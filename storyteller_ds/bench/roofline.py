@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import MicroBatch
-from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate
 from storyteller_ds.engines.memory import what_to_lower
@@ -54,8 +54,7 @@ def measure(run: RunConfig, device: torch.device) -> Roofline:
         OutOfMemory: it needs more memory than there is.
     """
     plan = make_plan(run, 1)
-    token = torch.randint(run.tokenizer.vocab_size, (plan.micro_batch_size, run.data.sequence_length + 1))
-    batches = [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
+    batches = random_batches(run, plan)
     with memory_hint(what_to_lower(run, None, plan, device)):
         step_s = _step_time(run, batches, device)
         operators = _operators(run, batches, device)
@@ -71,6 +70,12 @@ def measure(run: RunConfig, device: torch.device) -> Roofline:
         launches=operators.number,
         launches_s=operators.number * launch_time(device),
     )
+
+
+def random_batches(run: RunConfig, plan: ParallelPlan) -> list[MicroBatch]:
+    """A rank's micro-batches of a step, of random tokens, all the same."""
+    token = torch.randint(run.tokenizer.vocab_size, (plan.micro_batch_size, run.data.sequence_length + 1))
+    return [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
 
 
 def _step_time(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> float:

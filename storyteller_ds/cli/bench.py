@@ -45,14 +45,11 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("matplotlib is not installed; pip install matplotlib")
     # Imported here, with torch: --help need not wait for it.
-    from rich.console import Console
-
     from storyteller_ds.bench import report
     from storyteller_ds.bench.compared import RECIPES
     from storyteller_ds.bench.quality import Comparison
-    from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.console import lines_to, print_table, stderr_console
     from storyteller_ds.durable import write_atomically
-    from storyteller_ds.sweep.results import PAGE_COLUMNS
     from storyteller_ds.training.run_folder import written_record
 
     recipes = _chosen(only, RECIPES)
@@ -73,8 +70,7 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
         with written_record(folder / name):
             write_atomically(folder / name, text)
     report.save_plot(minutes, found, folder / PLOT)
-    wide = None if sys.stdout.isatty() else PAGE_COLUMNS
-    Console(markup=False, emoji=False, highlight=False, width=wide).print(report.table(comparison, found))
+    print_table(report.table(comparison, found))
     for line in report.verdict(found):
         print(line)
     print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")
@@ -95,13 +91,12 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
     least that a step can take.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from storyteller_ds.bench.roofline import measure
     from storyteller_ds.config import load_config
+    from storyteller_ds.console import print_table
     from storyteller_ds.distributed.world import pick_device
-    from storyteller_ds.sweep.results import PAGE_COLUMNS
 
     run = load_config(config, overrides).run
     found = measure(run, pick_device(run.parallel.device, 0))
@@ -115,8 +110,7 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
         ("the whole step, measured", f"{found.tokens:,} tokens", found.step_s),
     ):
         rows.add_row(name, work, f"{1000 * seconds:,.1f} ms", f"{seconds / found.step_s:.0%}")
-    wide = None if sys.stdout.isatty() else PAGE_COLUMNS
-    Console(markup=False, emoji=False, highlight=False, width=wide).print(rows)
+    print_table(rows)
 
 
 def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":

@@ -91,18 +91,16 @@ def _run(space: "Space", trials: int | None, folder: Path) -> list["Result"]:
 
 def _report(space: "Space", results: list["Result"], folder: Path) -> None:
     """The table and where everything is on stdout, and the same in files."""
-    from rich.console import Console
-
+    from storyteller_ds.console import print_table
     from storyteller_ds.durable import write_atomically
     from storyteller_ds.sweep.plot import save_plot
-    from storyteller_ds.sweep.results import PAGE_COLUMNS, as_json, best_command, table
+    from storyteller_ds.sweep.results import as_json, best_command, table
     from storyteller_ds.training.run_folder import written_record
 
     best = best_command(space, results)
     with written_record(folder / RESULTS):
         write_atomically(folder / RESULTS, as_json(space, results, best))
-    wide = None if sys.stdout.isatty() else PAGE_COLUMNS
-    Console(markup=False, emoji=False, highlight=False, width=wide).print(table(results))
+    print_table(table(results))
     if best is None:
         raise TrainingStopped(f"no trial came to its end; the first: {results[0].reason}")
     save_plot(space, [result for result in results if result.bpb is not None], folder / PLOT)

@@ -15,9 +15,6 @@ from storyteller_ds.config.files import parse_yaml
 from storyteller_ds.config.load import DEFAULT_PRESET
 from storyteller_ds.sweep.space import Space, Values
 
-PAGE_COLUMNS = 500
-"""Width of a table that is not for a terminal; its lines are not broken."""
-
 
 @dataclass(frozen=True)
 class Result:
