@@ -42,11 +42,10 @@ class Recipe:
         """The learning rates that are tried (weight units per step)."""
         return [float(f"{factor * self.load([]).run.optimizer.lr:.3g}") for factor in self.factors]
 
-    def overrides(self, minutes: float, lr: float, seed: int) -> list[str]:
-        """What a run of it changes: it ends by the clock, and nothing but training happens until then."""
+    def overrides(self, steps: int, lr: float, seed: int) -> list[str]:
+        """What a run of it changes: its length, and nothing but training happens until the end."""
         return [
-            f"train.max_minutes={minutes:g}",
-            f"train.max_steps={10**7}",
+            f"train.max_steps={steps}",
             f"schedule.warmup_steps={min(WARMUP_STEPS, self.load([]).run.schedule.warmup_steps)}",
             f"optimizer.lr={lr:g}",
             f"seed={seed}",

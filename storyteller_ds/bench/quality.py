@@ -1,29 +1,22 @@
 """The runs of `storyteller bench quality`: every recipe for the same time, on the same text and machine.
 
-A recipe runs once with each of its learning rates, and with the best of them for the other seeds. Each run is an
-ordinary one, in a process and a folder of its own. What is finished is not run again, so that a comparison which was
-interrupted goes on.
+First a step of each recipe is timed, all of them in turn (`pace.py`); the minutes then are a number of steps. So what
+else the machine does meanwhile changes no result, runs may share it, and the same command gives the same numbers again.
+A recipe runs once with each of its learning rates, and with the best of them for the other seeds. What is finished is
+not run again, so that a comparison which was interrupted goes on.
 """
 
-import json
 import statistics
-import subprocess
-import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from storyteller_ds.bench.compared import Recipe
-from storyteller_ds.config.load import flatten
-from storyteller_ds.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_KEYBOARD_INTERRUPT,
-    InterruptedSafely,
-    TrainingStopped,
-    UserError,
-)
-from storyteller_ds.training.run_folder import CONFIG, METRICS
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.bench.ordinary import train
+from storyteller_ds.bench.pace import Pace, find_pace
+from storyteller_ds.errors import InterruptedSafely
 
 
 @dataclass(frozen=True)
@@ -37,8 +30,6 @@ class Run:
     steps: int
     tokens: int
     """Tokens trained on."""
-    seconds_per_step: float
-    """Median."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +65,16 @@ class Comparison:
     """`section.field=value` of all runs, the text above all."""
     folder: Path
     """Of a folder for each run."""
+    at_once: int = 1
+    """Runs that share this machine, each with its part of the cores."""
+
+    def pace(self, log: Callable[[str], None]) -> Pace:
+        """What a step of each recipe takes, measured where the folder does not have it yet.
+
+        Raises:
+            As `run`.
+        """
+        return find_pace(self.recipes, self.overrides, self.folder, log)
 
     def run(self, log: Callable[[str], None]) -> dict[str, Outcome]:
         """Run what is left of it.
@@ -83,49 +84,29 @@ class Comparison:
             TrainingStopped: a run has failed.
             UserError: a folder has a run with other settings.
         """
-        return {recipe.name: self._compare_rates(recipe, log) for recipe in self.recipes}
+        pace, ended = self.pace(log), threading.Event()
 
-    def _compare_rates(self, recipe: Recipe, log: Callable[[str], None]) -> Outcome:
-        tried = [self._train(recipe, lr, 0, log) for lr in recipe.rates()]
-        best = min(tried, key=lambda run: run.bpb)
-        again = [self._train(recipe, best.lr, seed, log) for seed in range(1, self.seeds)]
-        return Outcome([best, *again], [run for run in tried if run is not best])
-
-    def _train(self, recipe: Recipe, lr: float, seed: int, log: Callable[[str], None]) -> Run:
-        folder = self.folder / f"{recipe.name}-lr{lr:g}-seed{seed}"
-        overrides = [*recipe.overrides(self.minutes, lr, seed), *self.overrides]
-        if (done := _finished(folder, lr, seed)) is not None:
-            _check_same(folder, recipe, overrides)
+        def one(recipe: Recipe, lr: float, seed: int) -> Run:
+            if ended.is_set():
+                raise InterruptedSafely("another run of the comparison has ended it")
+            steps = pace.steps(recipe, self.minutes)
+            folder = self.folder / f"{recipe.name}-lr{lr:g}-seed{seed}"
+            records = train(recipe, folder, [*recipe.overrides(steps, lr, seed), *self.overrides], self.at_once)
+            last = next(record for record in reversed(records) if "train_loss" in record)
+            done = Run(lr, seed, records[-1]["final_val_bpb"], last["step"], last["tokens"])
+            log(f"{recipe.name}, lr {lr:g}, seed {seed}: {done.bpb:.4f} bits per byte, {done.steps} steps")
             return done
-        command = [sys.executable, "-m", "storyteller_ds", "train", "--quiet", "--config", recipe.config]
-        code = subprocess.run([*command, "--output_dir", str(folder), *overrides], check=False).returncode
-        if code in (EXIT_INTERRUPTED, EXIT_KEYBOARD_INTERRUPT):
-            raise InterruptedSafely(f"interrupted in {folder}; the same command goes on")
-        if code or (done := _finished(folder, lr, seed)) is None:
-            raise TrainingStopped(f"{folder} ended with exit code {code}; its error is above")
-        log(f"{recipe.name}, lr {lr:g}, seed {seed}: {done.bpb:.4f} bits per byte, {done.steps} steps")
-        return done
 
+        def all_of(recipe: Recipe) -> Outcome:
+            try:
+                tried = [one(recipe, lr, 0) for lr in recipe.rates()]
+                best = min(tried, key=lambda run: run.bpb)
+                again = [one(recipe, best.lr, seed) for seed in range(1, self.seeds)]
+            except BaseException:
+                ended.set()
+                raise
+            return Outcome([best, *again], [run for run in tried if run is not best])
 
-def _finished(folder: Path, lr: float, seed: int) -> Run | None:
-    """What a run has come to; None if it is not over."""
-    if not (folder / METRICS).exists():
-        return None
-    records = TrainedRun(folder, 0).metrics
-    if not records or "final_val_bpb" not in records[-1]:
-        return None
-    steps = [record for record in records if "train_loss" in record]
-    seconds = statistics.median(record["step_time_s"] for record in steps)
-    return Run(lr, seed, records[-1]["final_val_bpb"], steps[-1]["step"], steps[-1]["tokens"], seconds)
-
-
-def _check_same(folder: Path, recipe: Recipe, overrides: Sequence[str]) -> None:
-    """A run with other settings would be taken for this one."""
-    now = flatten(recipe.load(overrides).run.model_dump(mode="json"))
-    before = flatten(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"])
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"{folder} has a run with {name}={before.get(name)}, now {value}; remove it, or choose another "
-                "--output_dir"
-            )
+        with ThreadPoolExecutor(self.at_once) as pool:
+            names = [recipe.name for recipe in self.recipes]
+            return dict(zip(names, pool.map(all_of, self.recipes), strict=True))

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,18 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from storyteller_ds.bench.compared import OURS, SUPERSEDED
+from storyteller_ds.bench.pace import Pace
 from storyteller_ds.bench.quality import Comparison, Outcome
 from storyteller_ds.console import PAGE_COLUMNS
-from storyteller_ds.machine import machine
 from storyteller_ds.model.counts import count_parameters
 from storyteller_ds.sweep.plot import save_figure
 
 Found = Mapping[str, Outcome]
 _LEFT = ("recipe", "what")
-_RIGHT = ("parameters", "active", "learning rate", "steps", "tokens", "bits per byte", "to the first")
+_RIGHT = ("parameters", "active", "learning rate", "ms a step", "steps", "tokens", "bits per byte", "to the first")
 
 
-def table(comparison: Comparison, found: Found) -> Table:
+def table(comparison: Comparison, pace: Pace, found: Found) -> Table:
     """A row for each recipe, in the order in which they ran."""
     rows = Table(box=box.MARKDOWN)
     for column in (*_LEFT, *_RIGHT):
@@ -40,8 +39,9 @@ def table(comparison: Comparison, found: Found) -> Table:
             f"{count.total / 1e6:.1f}M",
             f"{count.active / 1e6:.1f}M",
             f"{outcome.best[0].lr:g} of {', '.join(f'{lr:g}' for lr in outcome.rates)}",
-            f"{statistics.mean(run.steps for run in outcome.best):.0f}",
-            f"{statistics.mean(run.tokens for run in outcome.best) / 1e6:.2f}M",
+            f"{1000 * pace.seconds_per_step[recipe.name]:.0f}",
+            f"{outcome.best[0].steps}",
+            f"{outcome.best[0].tokens / 1e6:.2f}M",
             f"{outcome.bpb:.4f} ± {(max(scores) - min(scores)) / 2:.4f}",
             f"{outcome.bpb / first - 1:+.1%}",
         )
@@ -63,36 +63,38 @@ def _distance(part: float) -> str:
     return f"{abs(part):.1%} {'below' if part < 0 else 'above'}"
 
 
-def as_page(comparison: Comparison, found: Found, command: str, plot: str) -> str:
+def as_page(comparison: Comparison, pace: Pace, found: Found, command: str, plot: str) -> str:
     """The report in Markdown.
 
     Args:
         comparison: what was run.
+        pace: what a step of each recipe took.
         found: what came of it.
         command: that was typed.
         plot: its file, beside the page.
     """
     console = Console(file=io.StringIO(), width=PAGE_COLUMNS)
     with console.capture() as captured:
-        console.print(table(comparison, found))
+        console.print(table(comparison, pace, found))
     rows = "\n".join(line.strip() for line in captured.get().splitlines() if line.strip())
-    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
+    facts = "\n".join(f"- {name}: {value}" for name, value in pace.machine.items())
     minutes, seeds = comparison.minutes, comparison.seeds
     return (
         f"# Bits per byte after {minutes:g} minutes\n\nWritten by `{command}`.\n\n{facts}\n\n"
-        f"Each run trained for {minutes:g} minutes in a process of its own: each recipe with three learning rates on "
-        f"seed 0, and with the best of them on {seeds} seeds. Given are the mean and half of what lies between the "
-        "lowest and the highest; lower is better. Scored on the whole validation text. A recipe whose warm-up is "
-        "longer than 30 steps gets 30.\n\n"
+        f"Each run trained for as many steps as {minutes:g} minutes have on this machine, where all recipes were timed "
+        "in turn before. Each recipe ran with three learning rates on seed 0, and with the best of them on "
+        f"{seeds} seeds. Given are the mean and half of what lies between the lowest and the highest; lower is better. "
+        "Scored on the whole validation text. A recipe whose warm-up is longer than 30 steps gets 30.\n\n"
         f"{rows}\n\n![Bits per byte of each recipe]({plot})\n\n"
     ) + "".join(f"- {line}\n" for line in verdict(found))
 
 
-def as_json(comparison: Comparison, found: Found, command: str) -> str:
+def as_json(comparison: Comparison, pace: Pace, found: Found, command: str) -> str:
     """Everything."""
     document = {
         "command": command,
-        "machine": machine(),
+        "machine": pace.machine,
+        "seconds_per_step": pace.seconds_per_step,
         "minutes": comparison.minutes,
         "seeds": comparison.seeds,
         "recipes": {name: dataclasses.asdict(outcome) for name, outcome in found.items()},

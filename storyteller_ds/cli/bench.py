@@ -33,14 +33,29 @@ def bench() -> None:
     help="Training time of each run.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs with the best learning rate.")
+@click.option(
+    "--at_once",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs at the same time, each with its part of the cores.",
+)
 @click.option("--only", metavar="RECIPE[,RECIPE...]", help="Only these recipes.  [default: all]")
 @click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/bench-quality]")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
-def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | None, overrides: tuple[str, ...]) -> None:
+def quality(
+    minutes: float,
+    seeds: int,
+    at_once: int,
+    only: str | None,
+    output_dir: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Train our recipes and those of others for the same time, and compare bits per byte.
 
-    Each recipe runs with three learning rates. Overrides are for all of them: data.source=FILE data.validation=FILE.
-    The same command again continues.
+    First a step of each recipe is timed: the minutes become steps, and the machine is then free for other work. Each
+    recipe runs with three learning rates. Overrides are for all of them: data.source=FILE data.validation=FILE. The
+    same command again continues.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("matplotlib is not installed; pip install matplotlib")
@@ -56,21 +71,21 @@ def quality(minutes: float, seeds: int, only: str | None, output_dir: Path | Non
     folder = output_dir or Path("runs") / "bench-quality"
     for recipe in recipes:
         recipe.load(overrides)  # a typo ends the command before the first of many minutes
-    comparison = Comparison(recipes, minutes, seeds, overrides, folder)
+    comparison = Comparison(recipes, minutes, seeds, overrides, folder, at_once)
     runs = sum(len(recipe.factors) + seeds - 1 for recipe in recipes)
     log = lines_to(stderr_console())
     log(f"{runs} runs of {minutes:g} min, {runs * minutes / 60:.1f} h, in {folder}")
-    found = comparison.run(log)
+    pace, found = comparison.pace(log), comparison.run(log)
     command = shlex.join(["storyteller", *sys.argv[1:]])
     texts = {
-        PAGE: report.as_page(comparison, found, command, PLOT),
-        RESULTS: report.as_json(comparison, found, command),
+        PAGE: report.as_page(comparison, pace, found, command, PLOT),
+        RESULTS: report.as_json(comparison, pace, found, command),
     }
     for name, text in texts.items():
         with written_record(folder / name):
             write_atomically(folder / name, text)
     report.save_plot(minutes, found, folder / PLOT)
-    print_table(report.table(comparison, found))
+    print_table(report.table(comparison, pace, found))
     for line in report.verdict(found):
         print(line)
     print(f"\nreport: {folder / PAGE}\nplot:   {folder / PLOT}")

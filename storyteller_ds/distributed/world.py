@@ -61,8 +61,7 @@ class World(Ranks):
     def limit_threads(self) -> None:
         """Share the machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
         if not os.environ.get("OMP_NUM_THREADS"):
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // self.local_size))
+            torch.set_num_threads(max(1, usable_cores() // self.local_size))
 
     @contextlib.contextmanager
     def connected(self, device: torch.device, timeout_minutes: float) -> Iterator[None]:
@@ -266,3 +265,8 @@ def pick_device(wanted: str, local_rank: int, option: str = "parallel.device") -
     except (ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
     return device
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

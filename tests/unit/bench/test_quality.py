@@ -1,7 +1,10 @@
 """What bench quality runs, what it makes of the results, and how it goes on; the runs themselves are played."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,14 @@ from storyteller_ds.errors import InterruptedSafely, TrainingStopped, UserError
 
 MIXTURE = Recipe("mixture", "ours", (0.5, 1.0, 2.0), "quickstart")
 OTHER = Recipe("other", "theirs", (1.0, 3.0), "tiny_test")
-SCORES = {("mixture", 0.5): 1.3, ("mixture", 1.0): 1.1, ("mixture", 2.0): 1.2, ("other", 1.0): 2.0, ("other", 3.0): 1.5}
+SCORES = {
+    "mixture": {0.5: 1.3, 1.0: 1.1, 2.0: 1.2},
+    "other": {0.5: 2.1, 1.0: 2.0, 3.0: 1.5},
+}
+"""Of each factor of the learning rate."""
+
+PACES = {"mixture": 0.5, "other": 0.25}
+"""Seconds per step."""
 
 
 class Player:
@@ -25,10 +35,16 @@ class Player:
     def __init__(self) -> None:
         self.played: list[str] = []
         self.code = 0
+        self.threads: list[str | None] = []
+        self.together: threading.Barrier | None = None
 
-    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def __call__(self, command: list[str], check: bool, env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
         folder = Path(command[command.index("--output_dir") + 1])
         self.played.append(folder.name)
+        if "pace" not in folder.parts:
+            self.threads.append(env.get("OMP_NUM_THREADS"))
+            if self.together is not None:
+                self.together.wait(timeout=30)
         if self.code == 0:
             name = folder.name.split("-")[0]
             recipe = next(each for each in (MIXTURE, OTHER) if each.name == name)
@@ -36,8 +52,13 @@ class Player:
             factor = round(run.optimizer.lr / recipe.load([]).run.optimizer.lr, 3)
             folder.mkdir(parents=True)
             (folder / "config.json").write_text(json.dumps({"run": run.model_dump(mode="json")}))
-            records = [{"step": n, "train_loss": 3.0, "step_time_s": n / 10, "tokens": 64 * n} for n in (1, 2, 3)]
-            records.append({"step": 3, "final_val_bpb": SCORES[name, factor] + 0.01 * run.seed})
+            steps = run.train.max_steps
+            # A step alternates, as with optimizer.expert_period=2; ten were disturbed.
+            took = [PACES[name] * (0.5 if n % 2 else 1.5) * (9 if 30 <= n < 40 else 1) for n in range(steps)]
+            records = [
+                {"step": n + 1, "train_loss": 3.0, "step_time_s": took[n], "tokens": 64 * (n + 1)} for n in range(steps)
+            ]
+            records.append({"step": steps, "final_val_bpb": SCORES[name][factor] + 0.01 * run.seed})
             (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         return subprocess.CompletedProcess(command, self.code)
 
@@ -45,14 +66,14 @@ class Player:
 @pytest.fixture
 def player(monkeypatch: pytest.MonkeyPatch) -> Player:
     found = Player()
-    monkeypatch.setattr("storyteller_ds.bench.quality.subprocess.run", found)
+    monkeypatch.setattr("storyteller_ds.bench.ordinary.subprocess.run", found)
     return found
 
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Callable[..., Comparison]:
-    def make(minutes: float = 2, seeds: int = 3) -> Comparison:
-        return Comparison([MIXTURE, OTHER], minutes, seeds, ["data.sequence_length=32"], tmp_path)
+    def make(minutes: float = 2, seeds: int = 3, at_once: int = 1) -> Comparison:
+        return Comparison([MIXTURE, OTHER], minutes, seeds, ["data.sequence_length=32"], tmp_path, at_once)
 
     return make
 
@@ -64,15 +85,49 @@ def test_the_best_rate_gets_the_other_seeds(player, comparison):
     assert found["other"].bpb == pytest.approx(1.51)
     lr = OTHER.load([]).run.optimizer.lr
     assert found["other"].rates == pytest.approx([lr, 3 * lr])
-    assert len(player.played) == 3 + 2 + 2 + 2
-    (run,) = {(r.steps, r.tokens, r.seconds_per_step) for r in found["other"].best}
-    assert run == (3, 192, 0.2)
+    assert len(player.played) == 3 * 2 + 3 + 2 + 2 + 2
+    assert {(run.steps, run.tokens) for run in found["mixture"].best} == {(240, 240 * 64)}
+    assert {(run.steps, run.tokens) for run in found["other"].best} == {(480, 480 * 64)}
+
+
+def test_recipes_are_timed_in_turn_and_what_disturbed_one_window_does_not_count(player, comparison):
+    pace = comparison().pace(lambda _: None)
+    assert player.played == [f"{name}-{turn}" for turn in range(3) for name in ("mixture", "other")]
+    assert pace.seconds_per_step == pytest.approx(PACES)
+    assert comparison().pace(lambda _: None) == pace
+    assert len(player.played) == 6
+
+
+def test_what_was_timed_with_other_settings_is_not_used(player, comparison, tmp_path):
+    comparison().pace(lambda _: None)
+    other = Comparison([MIXTURE], 2, 3, ["data.sequence_length=64"], tmp_path)
+    with pytest.raises(UserError, match=r"pace.json was measured with .*sequence_length=32"):
+        other.pace(lambda _: None)
+
+
+def test_recipes_run_at_once_with_their_share_of_the_cores(player, comparison, monkeypatch):
+    monkeypatch.setattr("storyteller_ds.bench.ordinary.usable_cores", lambda: 6)
+    alone = comparison().run(lambda _: None)
+    for folder in comparison().folder.glob("*-lr*"):
+        shutil.rmtree(folder)
+    player.threads = []
+    player.together = threading.Barrier(2)
+    pair = Comparison(
+        [MIXTURE, dataclasses.replace(OTHER, factors=(1.0, 3.0, 0.5))],
+        2,
+        3,
+        ["data.sequence_length=32"],
+        comparison().folder,
+        2,
+    )
+    assert pair.run(lambda _: None)["mixture"] == alone["mixture"]
+    assert set(player.threads) == {"3"}
 
 
 def test_what_is_finished_is_not_run_again(player, comparison):
     first = comparison().run(lambda _: None)
-    (comparison().folder / player.played[4] / "metrics.jsonl").unlink()
-    interrupted, player.played = player.played[4], []
+    (comparison().folder / player.played[10] / "metrics.jsonl").unlink()
+    interrupted, player.played = player.played[10], []
     (comparison().folder / interrupted / "config.json").unlink()
     (comparison().folder / interrupted).rmdir()
     assert comparison().run(lambda _: None) == first
@@ -81,7 +136,7 @@ def test_what_is_finished_is_not_run_again(player, comparison):
 
 def test_runs_with_other_settings_are_not_taken_for_these(player, comparison):
     comparison().run(lambda _: None)
-    with pytest.raises(UserError, match=r"mixture-lr\S+-seed0 has a run with train.max_minutes=2.0, now 1.0"):
+    with pytest.raises(UserError, match=r"mixture-lr\S+-seed0 has a run with train.max_steps=240, now 120"):
         comparison(minutes=1).run(lambda _: None)
 
 
@@ -89,15 +144,16 @@ def test_runs_with_other_settings_are_not_taken_for_these(player, comparison):
     ("code", "error"), [(75, InterruptedSafely), (130, InterruptedSafely), (2, TrainingStopped), (1, TrainingStopped)]
 )
 def test_a_run_that_ends_early_ends_the_comparison(player, comparison, code, error):
-    player.code = code
+    comparison().pace(lambda _: None)
+    player.played, player.code = [], code
     with pytest.raises(error, match="mixture-lr"):
         comparison().run(lambda _: None)
     assert len(player.played) == 1
 
 
 def test_the_report_has_means_spreads_and_distances(player, comparison, tmp_path):
-    found = comparison().run(lambda _: None)
-    page = report.as_page(comparison(), found, "storyteller bench quality", "quality.png")
+    found, pace = comparison().run(lambda _: None), comparison().pace(lambda _: None)
+    page = report.as_page(comparison(), pace, found, "storyteller bench quality", "quality.png")
     ours = next(line for line in page.splitlines() if line.startswith("| mixture"))
     theirs = next(line for line in page.splitlines() if line.startswith("| other"))
     assert "1.1100 ± 0.0100" in ours
@@ -105,7 +161,7 @@ def test_the_report_has_means_spreads_and_distances(player, comparison, tmp_path
     assert "1.5100 ± 0.0100" in theirs
     assert "+36.0%" in theirs
     assert report.verdict(found) == ["mixture is 26.5% below other"]
-    document = json.loads(report.as_json(comparison(), found, "storyteller bench quality"))
+    document = json.loads(report.as_json(comparison(), pace, found, "storyteller bench quality"))
     assert document["recipes"]["other"]["best"][0]["bpb"] == 1.5
     report.save_plot(2, found, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
@@ -115,9 +171,10 @@ def test_the_report_has_means_spreads_and_distances(player, comparison, tmp_path
 def test_every_recipe_can_be_run(recipe):
     rates = recipe.rates()
     assert len(rates) == 3
-    run = recipe.load([*recipe.overrides(5, rates[0], 1), "data.sequence_length=64", "model.context_length=2048"]).run
+    run = recipe.load([*recipe.overrides(70, rates[0], 1), "data.sequence_length=64", "model.context_length=2048"]).run
     assert run.schedule.warmup_steps <= 30
-    assert (run.train.max_minutes, run.optimizer.lr, run.seed) == (5, rates[0], 1)
+    assert (run.train.max_steps, run.train.max_minutes) == (70, None)
+    assert (run.optimizer.lr, run.seed) == (rates[0], 1)
 
 
 def test_an_unknown_recipe_is_refused():

@@ -64,7 +64,7 @@ def test_a_setting_is_explained_with_all_that_there_is_to_say():
         "set by optimizer.lr=VALUE; `optimizer: {lr: VALUE}` in a YAML file; optimizer.params.lr in the DeepSpeed JSON "
         "presets "
     )
-    assert "0.01 in nanochat_dense, nanochat_mixture, quickstart," in stdout("explain", "optimizer.lr")
+    assert "0.02 in nanochat_dense, nanochat_mixture;" in stdout("explain", "optimizer.lr")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""What a step of each recipe takes, and so how many fit into the minutes (`storyteller bench quality`)."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storyteller_ds.bench.compared import Recipe
+from storyteller_ds.bench.ordinary import train
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.errors import UserError
+from storyteller_ds.machine import machine
+from storyteller_ds.training.run_folder import written_record
+from storyteller_ds.untrusted import read_json
+
+PACE = "pace.json"
+_ROUNDS, _STEPS, _SETTLED, _WINDOW = 3, 60, 20, 10
+"""Every recipe trains so many steps in each round. What is averaged over a window shows steps that do more than their
+neighbours; the median of the windows leaves out what the machine did beside them."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured, and where."""
+
+    seconds_per_step: Mapping[str, float]
+    """Of each recipe."""
+    machine: Mapping[str, str]
+
+    def steps(self, recipe: Recipe, minutes: float) -> int:
+        """That a recipe trains in so many minutes."""
+        return max(1, round(60 * minutes / self.seconds_per_step[recipe.name]))
+
+
+def find_pace(recipes: Sequence[Recipe], overrides: Sequence[str], folder: Path, log: Callable[[str], None]) -> Pace:
+    """Read what the folder has, and measure the rest, recipe after recipe in turn; the machine should be idle.
+
+    Raises:
+        InterruptedSafely: a signal has asked for it; the same call goes on.
+        TrainingStopped: a run has failed.
+        UserError: the folder was measured with other overrides.
+    """
+    file = folder / PACE
+    known: dict[str, Any] = {"overrides": [*overrides], "seconds_per_step": {}}
+    if file.exists():
+        known = read_json(file)
+    if known["overrides"] != [*overrides]:
+        raise UserError(f"{file} was measured with {known['overrides']}; choose another --output_dir")
+    seconds = known["seconds_per_step"]
+    missing = [recipe for recipe in recipes if recipe.name not in seconds]
+    if missing:
+        log(f"timing a step of {len(missing)} recipes, {_ROUNDS} times in turn; let this machine do nothing else")
+        seconds |= _measured(missing, overrides, folder)
+        known |= {"machine": machine(), "seconds_per_step": seconds}
+        with written_record(file):
+            write_atomically(file, json.dumps(known, indent=2) + "\n")
+    return Pace(seconds, known["machine"])
+
+
+def _measured(recipes: Sequence[Recipe], overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    windows: dict[str, list[float]] = {recipe.name: [] for recipe in recipes}
+    for turn in range(_ROUNDS):
+        for recipe in recipes:
+            short = [*recipe.overrides(_STEPS, recipe.rates()[0], turn), "train.eval_batches=1", *overrides]
+            records = train(recipe, folder / "pace" / f"{recipe.name}-{turn}", short)
+            steps = [record["step_time_s"] for record in records if "step_time_s" in record][_SETTLED:]
+            windows[recipe.name] += [
+                statistics.mean(steps[start : start + _WINDOW]) for start in range(0, len(steps), _WINDOW)
+            ]
+    return {name: statistics.median(each) for name, each in windows.items()}
