@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import hash_file
@@ -145,27 +147,7 @@ class Save:
         """Only on rank 0: when the files of all ranks are on disk, make them a checkpoint."""
         self._state.result()
         files = self._wait_for_receipts()
-        contents = self.contents
-        for name, text in (
-            (names.TRAINER, json.dumps(contents.trainer, indent=2)),
-            (names.CONFIG, json.dumps(contents.config, indent=2)),
-            (names.TOKENIZER, contents.tokenizer_json),
-        ):
-            write_flushed(self.unfinished / name, text)
-            files[name] = hash_file(self.unfinished / name).model_dump()
-        manifest = {
-            "format": names.FORMAT_VERSION,
-            "step": self.step,
-            "dataset_fingerprint": contents.dataset_fingerprint,
-            "config_fingerprint": fingerprint_of(contents.config.get("run", {})),
-            "topology": contents.topology,
-            "val_bpb": contents.val_bpb,
-            "val_tokens": contents.val_tokens,
-            "files": dict(sorted(files.items())),
-        }
-        manifest["seal"] = seal_of(manifest)
-        write_flushed(self.unfinished / names.MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        flush_to_disk(self.unfinished)
+        _complete(self.unfinished, self.step, self.contents, files)
         put_in_place(self.unfinished, self.folder)
         self.after()
 
@@ -215,3 +197,61 @@ def _let_training_go_first() -> None:
 def fingerprint_of(run: Mapping[str, Any]) -> str:
     """sha256 of a run config, equal for configs with equal values."""
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def write_weights(checkpoints: Path, step: int, contents: Contents, weights: Mapping[str, Tensor]) -> Path:
+    """A checkpoint of weights alone, which is enough to generate; returns its folder.
+
+    Args:
+        checkpoints: the folder of the step folders.
+        step: its number.
+        contents: what is saved beside the tensors.
+        weights: canonical name -> fp32.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    folder = checkpoints / names.step_folder_name(step)
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    shard = names.shard_name(names.PARTS[0], 0, 1)
+    try:
+        unfinished.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, unfinished / shard)
+        flush_to_disk(unfinished / shard)
+        _complete(unfinished, step, contents, {shard: hash_file(unfinished / shard).model_dump()})
+        put_in_place(unfinished, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(f"{folder} could not be written: {getattr(error, 'strerror', None) or error}") from error
+    return folder
+
+
+def _complete(unfinished: Path, step: int, contents: Contents, files: dict[str, Any]) -> None:
+    """Write what stands beside the tensors, the manifest last.
+
+    Args:
+        unfinished: folder with the tensors.
+        step: its number.
+        contents: what is written.
+        files: manifest entries of the tensors' files.
+    """
+    for name, text in (
+        (names.TRAINER, json.dumps(contents.trainer, indent=2)),
+        (names.CONFIG, json.dumps(contents.config, indent=2)),
+        (names.TOKENIZER, contents.tokenizer_json),
+    ):
+        write_flushed(unfinished / name, text)
+        files[name] = hash_file(unfinished / name).model_dump()
+    manifest = {
+        "format": names.FORMAT_VERSION,
+        "step": step,
+        "dataset_fingerprint": contents.dataset_fingerprint,
+        "config_fingerprint": fingerprint_of(contents.config.get("run", {})),
+        "topology": contents.topology,
+        "val_bpb": contents.val_bpb,
+        "val_tokens": contents.val_tokens,
+        "files": dict(sorted(files.items())),
+    }
+    manifest["seal"] = seal_of(manifest)
+    write_flushed(unfinished / names.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    flush_to_disk(unfinished)

@@ -24,6 +24,8 @@ _VERBS = {
     "bench": "Measure on this machine what the documentation claims.",
     "launch": "Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).",
     "generate": "Continue a prompt.",
+    "export": "Write a model in the format of another tool, read it back, and compare.",
+    "import": "Read a model of another tool into a run folder, from which stories can be generated.",
     "config": "Show resolved configs, explain settings, list the presets.",
     "checkpoint": "List, verify, show, compare and prune checkpoints.",
     "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
@@ -63,8 +65,9 @@ class _LazyGroup(Group):
 
 
 def _load(verb: str) -> click.Command:
-    """The command of a verb, which has the name of its module."""
-    command: click.Command = getattr(importlib.import_module(f"storyteller_ds.cli.{verb}"), verb)
+    """The command of a verb, which has the name of its module, unless Python has taken that."""
+    module, name = ("importing", "import_") if verb == "import" else (verb, verb)
+    command: click.Command = getattr(importlib.import_module(f"storyteller_ds.cli.{module}"), name)
     return command
 
 

@@ -131,6 +131,15 @@ def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new 
         text = read_text(path, FILE_BYTES)
     except (OSError, UntrustedFileError) as error:
         raise DataError(f"tokenizer {path} cannot be read: {error}; {fix}") from None
+    return parse_tokenizer(text, str(path), fix)
+
+
+def parse_tokenizer(text: str, where: str, fix: str) -> Tokenizer:
+    """A tokenizer from the content of a tokenizer.json.
+
+    Raises:
+        DataError: it is none; names `where`, and says what to do (`fix`).
+    """
     try:
         # On a damaged table of such a normalizer the library panics, with lines on stderr.
         if _PRECOMPILED.search(text):
@@ -142,7 +151,7 @@ def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new 
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} is not a tokenizer.json that can be used ({reason}); {fix}") from None
+        raise DataError(f"{where} is not a tokenizer.json that can be used ({reason}); {fix}") from None
     return tokenizer
 
 

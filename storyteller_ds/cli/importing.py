@@ -1,0 +1,23 @@
+"""storyteller import: a model of another tool."""
+
+from pathlib import Path
+
+import click
+
+from storyteller_ds.cli.paths import UserPath
+
+
+@click.command("import")
+@click.option("--from", "form", required=True, type=click.Choice(["hf"]), help="hf: a folder of Hugging Face's layout.")
+@click.option("--model", required=True, type=UserPath(), help="The folder.")
+@click.option("--output_dir", required=True, type=UserPath(), help="Run folder to write; must not exist yet.")
+def import_(form: str, model: Path, output_dir: Path) -> None:
+    """Read a model of another tool into a run folder, from which stories can be generated.
+
+    Weights have to be safetensors: a pickle, which can run code, is never read. What we do not compute is refused.
+    """
+    # Imported here, with torch: --help need not wait for it.
+    from storyteller_ds.interchange.load import import_model
+
+    del form
+    print(f"checkpoint: {import_model(model, output_dir)}")

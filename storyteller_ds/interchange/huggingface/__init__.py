@@ -1,0 +1,4 @@
+"""Hugging Face folders: which family computes exactly what a run config says, and its names.
+
+families.py: the families. names.py: their tensors. export.py and load.py: writing and reading a folder.
+"""

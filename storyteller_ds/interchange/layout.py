@@ -1,0 +1,70 @@
+"""How the tensors of two layouts lie in each other, as data: one table serves both ways."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """A part of a tensor, which can be read and written."""
+
+    index: tuple[int | slice, ...] = ()
+    """Along the first dimensions; none: all of it."""
+    transposed: bool = False
+    """Whether the two dimensions of the part are exchanged."""
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part, which shares the tensor's memory."""
+        part = tensor[self.index] if self.index else tensor
+        return part.t() if self.transposed else part
+
+
+WHOLE = View()
+
+
+class Piece(NamedTuple):
+    """Numbers that both layouts have."""
+
+    ours: str
+    """Canonical name."""
+    theirs: str
+    shape: tuple[int, ...]
+    """Of their tensor, of which this may be a part."""
+    our_view: View = WHOLE
+    their_view: View = WHOLE
+
+
+def to_theirs(pieces: Sequence[Piece], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Their tensors, one at a time, fp32.
+
+    Args:
+        pieces: those of one of their tensors stand together.
+        read: gives the canonical tensor of a name.
+    """
+    for start, piece in enumerate(pieces):
+        if start and pieces[start - 1].theirs == piece.theirs:
+            continue
+        tensor = torch.empty(piece.shape)
+        for part in pieces[start:]:
+            if part.theirs != piece.theirs:
+                break
+            part.their_view.of(tensor).copy_(part.our_view.of(read(part.ours)))
+        yield piece.theirs, tensor
+
+
+def to_ours(
+    pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """All canonical tensors, fp32.
+
+    Args:
+        pieces: together they fill every canonical tensor.
+        shapes: canonical ones.
+        read: gives their tensor of a name, of any floating-point dtype.
+    """
+    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for piece in pieces:
+        piece.our_view.of(tensors[piece.ours]).copy_(piece.their_view.of(read(piece.theirs)))
+    return tensors
