@@ -80,9 +80,10 @@ def test_transformers_computes_the_same(exported):
     line = check_huggingface(model, folder, "fp32")
     assert "read back by transformers" in line
     fast = transformers.AutoTokenizer.from_pretrained(folder)
-    prompt = fast("Once upon a time", return_tensors="pt").input_ids
+    given = fast("Once upon a time", return_tensors="pt")
+    prompt = given.input_ids
     assert prompt[0].tolist() == prompt_ids(model.tokenizer, "Once upon a time")
-    theirs = loaded.generate(prompt, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
+    theirs = loaded.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
     greedy = SamplingConfig(temperature=0, max_new_tokens=64)
     with torch.no_grad():
         ours = list(generate_ids(model.decoder, model.run, prompt[0].tolist(), greedy, None))
