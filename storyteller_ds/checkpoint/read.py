@@ -107,6 +107,10 @@ class Checkpoint:
         Raises:
             CheckpointError: one is not; names it.
         """
+        if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
+            raise CheckpointError(
+                f"checkpoint {self.folder} is an imported model, weights only: enough to generate, not to continue training"
+            )
         for name, expected in self.files(parts):
             try:
                 _refuse_link(self.folder / name)
@@ -209,8 +213,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if world_size > len(files):  # before as many names are made
         raise _no_checkpoint(folder, f"is damaged ({len(files)} files of {world_size} ranks)")
     expected = _expected_files(world_size)
-    if missing := sorted(expected - files.keys()):
-        raise _no_checkpoint(folder, f"has no {missing[0]}")
+    missing = expected - files.keys()
+    # An imported model has weights only.
+    if missing and missing != _shards(names.PARTS[1:], world_size):
+        raise _no_checkpoint(folder, f"has no {min(missing)}")
     # Every name is one that we write, so none leaves the folder.
     if unknown := sorted(files.keys() - expected):
         raise CheckpointError(
@@ -247,7 +253,7 @@ def _refuse_link(path: Path) -> None:
 
 def _expected_files(world_size: int) -> set[str]:
     """Every file that a checkpoint of so many ranks has, its manifest aside."""
-    shards = {names.shard_name(part, rank, world_size) for part in names.PARTS for rank in range(world_size)}
+    shards = _shards(names.PARTS, world_size)
     return {names.TRAINER, names.CONFIG, names.TOKENIZER} | shards
 
 
@@ -276,3 +282,7 @@ def step_folders(checkpoints: Path, after: int = -1) -> list[Path]:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_STEP))
+
+
+def _shards(parts: Sequence[str], world_size: int) -> set[str]:
+    return {names.shard_name(part, rank, world_size) for part in parts for rank in range(world_size)}
