@@ -1,13 +1,15 @@
 """Continuing a text, token by token."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.kv_cache import make_caches
+from storyteller_ds.generation.kv_cache import KVCache, make_caches
 from storyteller_ds.generation.sampling import SamplingConfig, sample
 from storyteller_ds.model.decoder import Decoder
 
@@ -29,7 +31,49 @@ def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig
     return min(room, config.max_new_tokens or room)
 
 
-@torch.no_grad()
+class Stepper(Protocol):
+    """Gives the logits of the next token, one token after the other, for one text at a time."""
+
+    def begin(self, prompt: Sequence[int], length: int) -> Tensor:
+        """[V] behind a prompt of at least one id; valid until the next call. There will be `length` positions at most."""
+
+    def step(self, token: int) -> Tensor:
+        """[V] behind another token."""
+
+
+class TorchStepper:
+    """See Stepper; on every device.
+
+    Args:
+        decoder: in eval mode.
+        run: its config.
+    """
+
+    def __init__(self, decoder: Decoder, run: RunConfig) -> None:
+        self.decoder, self.run = decoder, run
+        self._caches: list[KVCache] = []
+        self._position = 0
+
+    def begin(self, prompt: Sequence[int], length: int) -> Tensor:
+        """Begin a text."""
+        weight = self.decoder.embedding.weight
+        room = min(length, len(prompt) + _CACHED_AT_FIRST)
+        self._caches = make_caches(self.run, 1, room, self.decoder.dtype or weight.dtype, weight.device)
+        self._position = 0
+        return self._forward(prompt)
+
+    def step(self, token: int) -> Tensor:
+        """Go on."""
+        return self._forward([token])
+
+    @torch.no_grad()
+    def _forward(self, tokens: Sequence[int]) -> Tensor:
+        token_BS = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device)
+        logits_BSV, _ = self.decoder(token_BS, self._caches, self._position)
+        self._position += len(tokens)
+        return logits_BSV[0, -1]
+
+
 def generate_ids(
     decoder: Decoder,
     run: RunConfig,
@@ -37,6 +81,7 @@ def generate_ids(
     config: SamplingConfig,
     stop_id: int | None,
     agree: Callable[[int], int] = lambda chosen: chosen,
+    stepper: Stepper | None = None,
 ) -> Iterator[int]:
     """Ids that follow the prompt, one by one, until stop_id, max_new_tokens or the end of the context.
 
@@ -49,25 +94,22 @@ def generate_ids(
         agree: called with each id that was chosen, gives the one to go on with. Where the experts are on several
             ranks, all of them call this with the same arguments, and `agree` gives all of them the same id: in the
             last bit they could disagree, and one would go on while the others stop.
+        stepper: computes the decoder's logits; None: torch.
 
     Raises:
         UserError: the prompt leaves no room in the context.
     """
     most = most_new_ids(decoder, prompt, config)
-    parameter = decoder.embedding.weight
-    length = len(prompt) + min(most, _CACHED_AT_FIRST)
-    caches = make_caches(run, 1, length, decoder.dtype or parameter.dtype, parameter.device)
+    stepper = stepper or TorchStepper(decoder, run)
     generator = torch.Generator().manual_seed(config.seed)
-    token_BS = torch.tensor([list(prompt)], device=parameter.device)
-    position = 0
-    for _ in range(most):
-        logits_BSV, _ = decoder(token_BS, caches, position)
-        position += token_BS.shape[1]
-        chosen = agree(sample(logits_BSV[0, -1], config, generator))
+    logits_V = stepper.begin(prompt, len(prompt) + most)
+    for left in range(most, 0, -1):
+        chosen = agree(sample(logits_V, config, generator))
         if chosen == stop_id:
             return
         yield chosen
-        token_BS = torch.tensor([[chosen]], device=parameter.device)
+        if left > 1:
+            logits_V = stepper.step(chosen)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -14,6 +14,7 @@ from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.data.tokenizer import load_tokenizer
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import CheckpointError
+from storyteller_ds.generation.fast import fast_stepper
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder
@@ -67,4 +68,4 @@ def load_story_model(path: Path, device: torch.device, log: Callable[[str], None
     for name, parameter, *_ in placed_parameters(decoder):
         parameter.copy_(weights[name])
     decoder.eval()
-    return StoryModel(decoder, run, tokenizer, checkpoint.folder)
+    return StoryModel(decoder, run, tokenizer, checkpoint.folder, fast_stepper(decoder, run, log))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.generation.decode import generate_ids, most_new_ids, prompt_ids, stream_text
+from storyteller_ds.generation.decode import Stepper, generate_ids, most_new_ids, prompt_ids, stream_text
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.model.decoder import Decoder
 
@@ -19,6 +19,7 @@ class Story:
         prompt: its beginning.
         config: sampling.
         agree: see generate_ids.
+        stepper: see generate_ids; it has one story at a time.
 
     Raises:
         UserError: the prompt leaves no room in the context.
@@ -32,12 +33,13 @@ class Story:
         prompt: str,
         config: SamplingConfig,
         agree: Callable[[int], int] = lambda chosen: chosen,
+        stepper: Stepper | None = None,
     ) -> None:
         self.prompt = prompt
         start = prompt_ids(tokenizer, prompt)
         self._missing = most_new_ids(decoder, start, config)
         self._context_comes_first = config.max_new_tokens is None or self._missing < config.max_new_tokens
-        self._ids = generate_ids(decoder, run, start, config, tokenizer.end_of_text, agree)
+        self._ids = generate_ids(decoder, run, start, config, tokenizer.end_of_text, agree, stepper)
         self._pieces = stream_text(tokenizer, prompt, self._counted())
 
     def __iter__(self) -> Iterator[str]:

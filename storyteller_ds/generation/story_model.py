@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.generation.decode import Stepper
 from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
@@ -20,6 +21,8 @@ class StoryModel(NamedTuple):
     tokenizer: Tokenizer
     step_folder: Path
     """The checkpoint that it is from."""
+    stepper: Stepper | None = None
+    """What computes one token after the other; None: torch."""
 
     def generate(self, prompt: str, **sampling: Any) -> str:
         """A story: the prompt and its continuation.
@@ -42,4 +45,4 @@ class StoryModel(NamedTuple):
 
     def story(self, prompt: str, config: SamplingConfig) -> Story:
         """A story that is yet to be generated; see Story."""
-        return Story(self.decoder, self.run, self.tokenizer, prompt, config)
+        return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=self.stepper)

@@ -46,13 +46,8 @@ class PackedDecoder:
         self._position = 0
 
     @torch.no_grad()
-    def begin(self, prompt: Sequence[int], length: int) -> NDArray[np.float32]:
-        """The logits behind a prompt, [V]; valid until the next call.
-
-        Args:
-            prompt: at least one id.
-            length: positions that there will be at most.
-        """
+    def begin(self, prompt: Sequence[int], length: int) -> Tensor:
+        """See Stepper."""
         model = self.run.model
         shape = (model.num_layers, model.kv_heads, length, model.head_dim)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -61,13 +56,13 @@ class PackedDecoder:
         logits_BSV, _ = self.decoder(torch.tensor([list(prompt)]), caches, 0)
         self._position = len(prompt)
         self.logits[:] = logits_BSV[0, -1].numpy()
-        return self.logits
+        return torch.from_numpy(self.logits)
 
-    def step(self, token: int) -> NDArray[np.float32]:
-        """The logits behind another token, [V]; valid until the next call."""
+    def step(self, token: int) -> Tensor:
+        """See Stepper."""
         step.decode(token, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
         self._position += 1
-        return self.logits
+        return torch.from_numpy(self.logits)
 
 
 class _Shared:

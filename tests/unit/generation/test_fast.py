@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.generation.decode import generate_ids
+from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 
@@ -62,7 +64,7 @@ def test_every_step_has_the_logits_of_the_whole_text(run_and_decoder):
     tokens = torch.randint(50, (24,), generator=torch.Generator().manual_seed(1)).tolist()
     expected_SV = decoder(torch.tensor([tokens]))[0][0].numpy()
     packed = PackedDecoder(decoder, run)
-    found = [packed.begin(tokens[:5], 24).copy(), *(packed.step(token).copy() for token in tokens[5:])]
+    found = [packed.begin(tokens[:5], 24).numpy().copy(), *(packed.step(token).numpy().copy() for token in tokens[5:])]
     np.testing.assert_allclose(np.stack(found), expected_SV[4:], rtol=0, atol=2e-5 * abs(expected_SV).max())
     # The parameters, now views, are what they were.
     assert np.array_equal(decoder(torch.tensor([tokens]))[0][0].numpy(), expected_SV)
@@ -74,8 +76,19 @@ def test_a_new_prompt_begins_anew(run_and_decoder):
 
     run, decoder = run_and_decoder
     packed = PackedDecoder(decoder, run)
-    first = [packed.begin([1, 2, 3], 10).copy(), packed.step(4).copy()]
+    first = [packed.begin([1, 2, 3], 10).clone(), packed.step(4).clone()]
     packed.begin([9, 8], 20)
     packed.step(7)
-    again = [packed.begin([1, 2, 3], 10).copy(), packed.step(4).copy()]
-    assert np.array_equal(np.stack(first), np.stack(again))
+    again = [packed.begin([1, 2, 3], 10).clone(), packed.step(4).clone()]
+    assert torch.equal(torch.stack(first), torch.stack(again))
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 5}, {"seed": 6, "top_k": 10, "top_p": 0.9}])
+def test_the_same_tokens_as_with_torch(run_and_decoder, sampling):
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    config = SamplingConfig(**sampling)
+    expected = list(generate_ids(decoder, run, [1, 2, 3], config, None))
+    assert list(generate_ids(decoder, run, [1, 2, 3], config, None, stepper=PackedDecoder(decoder, run))) == expected
+    assert len(expected) == 24 - 3 + 1
