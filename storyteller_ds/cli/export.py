@@ -9,7 +9,9 @@ from storyteller_ds.cli.paths import UserPath
 
 @click.command()
 @click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
-@click.option("--to", "form", required=True, type=click.Choice(["hf"]), help="hf: a folder for transformers and its kin.")
+@click.option(
+    "--to", "form", required=True, type=click.Choice(["hf"]), help="hf: a folder for transformers and its kin."
+)
 @click.option("--output", required=True, type=UserPath(), help="Where it goes; must not exist yet.")
 @click.option(
     "--dtype",

@@ -35,7 +35,7 @@ class Stepper(Protocol):
     """Gives the logits of the next token, one token after the other, for one text at a time."""
 
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
-        """[V] behind a prompt of at least one id; valid until the next call. There will be `length` positions at most."""
+        """[V] behind a prompt of at least one id; valid until the next call. At most `length` positions will be."""
 
     def step(self, token: int) -> Tensor:
         """[V] behind another token."""

@@ -173,9 +173,7 @@ def _write_tokenizer(
     writer.add_add_bos_token(True)
 
 
-def _tensors(
-    run: RunConfig, architecture: Architecture, read: Callable[[str], Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(run: RunConfig, architecture: Architecture, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """llama.cpp's names and tensors, in fp32."""
     model = run.model
     both = ("weight", "bias") if model.bias else ("weight",)

@@ -11,8 +11,8 @@ from storyteller_ds.generation.story_model import StoryModel
 
 SEQUENCES, TOKENS = 2, 64
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
-"""Largest difference of a logit, as a part of the largest logit. In half precision a rounding may send a token to another
-expert."""
+"""Largest difference of a logit, as a part of the largest logit. In half precision a rounding may send a token to
+another expert."""
 
 
 def check_huggingface(model: StoryModel, folder: Path, dtype: str) -> str:

@@ -1,6 +1,6 @@
 """A decoder's weights, laid out for step.py, and generation with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ class PackedDecoder:
     """A decoder that generates on the CPU at batch 1: prompts by torch, each token after them by step.decode.
 
     Args:
-        decoder: on the CPU, fp32, in eval mode. Where a layer's weights lie in a stack of all layers, its parameters become
-            views of that, so that nothing is in memory twice.
+        decoder: on the CPU, fp32, in eval mode. Its parameters become views of stacks over all layers, so that nothing
+            is in memory twice.
         run: its config.
     """
 
@@ -51,8 +51,10 @@ class PackedDecoder:
         model = self.run.model
         shape = (model.num_layers, model.kv_heads, length, model.head_dim)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        caches = [_Shared(*(torch.from_numpy(all_of[layer]) for all_of in (self._keys, self._values)))
-                  for layer in range(model.num_layers)]
+        caches = [
+            _Shared(*(torch.from_numpy(all_of[layer]) for all_of in (self._keys, self._values)))
+            for layer in range(model.num_layers)
+        ]
         logits_BSV, _ = self.decoder(torch.tensor([list(prompt)]), caches, 0)
         self._position = len(prompt)
         self.logits[:] = logits_BSV[0, -1].numpy()
@@ -79,7 +81,7 @@ class _Shared:
 
 
 def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
-    model, blocks = run.model, [block for block in decoder.blocks]
+    model, blocks = run.model, list(decoder.blocks)
     depth = len(blocks)
     mixtures = [block for i, block in enumerate(blocks) if run.moe.is_moe_layer(i)]
     dense = [block for i, block in enumerate(blocks) if not run.moe.is_moe_layer(i)]
@@ -97,7 +99,9 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
     scales = _scales(depth, len(dense), len(mixtures), run)
     return step.Layers(
         embedding=_numbers(decoder.embedding.weight),
-        position=_NONE.reshape(0, 0) if decoder.position_embedding is None else _numbers(decoder.position_embedding.weight),
+        position=_NONE.reshape(0, 0)
+        if decoder.position_embedding is None
+        else _numbers(decoder.position_embedding.weight),
         head=_numbers(head.weight),
         first_norm=_norms(blocks, "attention_norm"),
         second_norm=_norms(blocks, "ffn_norm"),
@@ -164,7 +168,9 @@ def _norms(modules: Sequence[Any], name: str) -> NDArray[np.float32]:
     for module in modules:
         norm = getattr(module, name)
         bias = getattr(norm, "bias", None)
-        rows.append(torch.stack([norm.weight.detach(), torch.zeros_like(norm.weight) if bias is None else bias.detach()]))
+        rows.append(
+            torch.stack([norm.weight.detach(), torch.zeros_like(norm.weight) if bias is None else bias.detach()])
+        )
     return _numbers(torch.stack(rows))
 
 

@@ -30,8 +30,10 @@ class Sizes(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Weights, stacked over layers; arrays of what a model has not are empty. Those of products have a scale for each row
-    where they are int8."""
+    """Weights, stacked over layers; arrays of what a model has not are empty.
+
+    Those of products have a scale for each row where they are int8.
+    """
 
     embedding: Floats
     position: Floats

@@ -85,7 +85,11 @@ def _llama_settings(document: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": document["rms_norm_eps"],
         "rope_theta": rope.get("rope_theta", document.get("rope_theta", 10_000.0)),
     }
-    return {"model": model, "moe": {"num_experts": 0}, **_shared_settings(document, document["max_position_embeddings"])}
+    return {
+        "model": model,
+        "moe": {"num_experts": 0},
+        **_shared_settings(document, document["max_position_embeddings"]),
+    }
 
 
 def _shared_settings(document: Mapping[str, Any], context: int) -> dict[str, Any]:

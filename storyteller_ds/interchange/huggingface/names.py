@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.interchange.layout import Piece, View
+from storyteller_ds.interchange.layout import WHOLE, Piece, View
 
 
 def llama(run: RunConfig) -> list[Piece]:
@@ -67,9 +67,7 @@ def gpt2(run: RunConfig) -> list[Piece]:
     return pieces
 
 
-def _both(
-    ours: str, theirs: str, weight: tuple[int, ...], bias: tuple[int, ...], view: View = View()
-) -> list[Piece]:
+def _both(ours: str, theirs: str, weight: tuple[int, ...], bias: tuple[int, ...], view: View = WHOLE) -> list[Piece]:
     """Weight and bias of one layer."""
     return [
         Piece(f"{ours}.weight", f"{theirs}.weight", weight, view),

@@ -117,7 +117,11 @@ def test_negative_control_a_wrong_weight_is_seen(exported):
 @pytest.mark.parametrize(
     ("model", "moe", "named"),
     [
-        ({"logit_softcap": 15.0}, {"num_experts": 4}, "MixtralForCausalLM comes nearest, but has no model.logit_softcap=15.0"),
+        (
+            {"logit_softcap": 15.0},
+            {"num_experts": 4},
+            "MixtralForCausalLM comes nearest, but has no model.logit_softcap=15.0",
+        ),
         ({"activation": "relu2"}, {"num_experts": 0}, "model.activation=relu2"),
         ({}, {"num_experts": 4, "every_n_layers": 2}, "moe.every_n_layers=2"),
         ({"value_embeddings": True, "residual_scales": True}, {"num_experts": 0}, "model.value_embeddings=True"),
