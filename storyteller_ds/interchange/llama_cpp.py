@@ -20,7 +20,8 @@ from storyteller_ds.model.canonical import placed_parameters
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-FORMATS = ("f32", "f16", "q8_0")
+FORMATS = {"fp32": "f32", "fp16": "f16", "q8_0": "q8_0"}
+"""Formats of weights, and GGUF's names for them."""
 _BLOCK = 32
 """Numbers that q8_0 scales together: rows have to be a multiple of it."""
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
@@ -63,7 +64,7 @@ def write_file(model: StoryModel, path: Path, form: str) -> None:
     Args:
         model: what is exported.
         path: of the file.
-        form: one of FORMATS; norms, biases and routers stay f32.
+        form: a value of FORMATS; norms, biases and routers stay f32.
 
     Raises:
         UserError: llama.cpp does not compute this model, or has no such tokenizer.
