@@ -78,7 +78,7 @@ def write_file(model: StoryModel, path: Path, form: str) -> None:
     _write_sizes(writer, run, architecture, form)
     _write_tokenizer(writer, model.tokenizer, vocabulary)
     weights = {placed.name: placed.parameter.detach().float().cpu() for placed in placed_parameters(model.decoder)}
-    for name, tensor in _tensors(run, architecture, weights.__getitem__):
+    for name, tensor in tensors(run, architecture, weights.__getitem__):
         kind = _kind(name, tensor, form)
         numbers = gguf.quants.quantize(tensor.contiguous().numpy(), kind)
         writer.add_tensor(name, numbers, raw_dtype=kind)
@@ -174,7 +174,7 @@ def _write_tokenizer(
     writer.add_add_bos_token(True)
 
 
-def _tensors(run: RunConfig, architecture: Architecture, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+def tensors(run: RunConfig, architecture: Architecture, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """llama.cpp's names and tensors, in fp32."""
     model = run.model
     both = ("weight", "bias") if model.bias else ("weight",)

@@ -1,5 +1,6 @@
 """storyteller export and import: what they print, and what they leave behind."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("tiny_test", SMALLEST, output_dir=tmp_path_factory.mktemp("run with a space") / "run").folder
+
+
+@pytest.fixture(scope="module")
+def bpe_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {**SMALLEST, "tokenizer.kind": "bpe", "tokenizer.vocab_size": 300, "model.hidden_size": 32}
+    return train("tiny_test", settings, output_dir=tmp_path_factory.mktemp("bpe") / "run").folder
 
 
 def call(command, *arguments: object) -> Result:
@@ -45,6 +52,25 @@ def test_nothing_is_left_of_an_export_that_computes_something_else(run: Path, tm
     monkeypatch.setattr(exporting, "check_huggingface", wrong)
     with pytest.raises(UserError, match="does not compute"):
         call(export, "--checkpoint", run, "--to", "hf", "--output", tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reader", ["llama.cpp", "the gguf library"])
+def test_gguf_is_read_back_too(bpe_run: Path, tmp_path: Path, monkeypatch, reader: str):
+    pytest.importorskip("gguf")
+    if reader == "llama.cpp":
+        pytest.importorskip("xllamacpp")
+    else:
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else found(name))
+    outcome = call(export, "--checkpoint", bpe_run, "--to", "gguf", "--output", tmp_path / "export")
+    assert f"read back by {reader}: " in outcome.stdout
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["Modelfile", "README.md", "model.gguf"]
+
+
+def test_formats_that_do_not_go_together_are_refused(run: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--dtype q8_0 is not for --to hf; use fp32, bf16, fp16"):
+        call(export, "--checkpoint", run, "--to", "hf", "--output", tmp_path / "export", "--dtype", "q8_0")
     assert list(tmp_path.iterdir()) == []
 
 
