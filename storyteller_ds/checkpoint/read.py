@@ -109,8 +109,8 @@ class Checkpoint:
         """
         if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
             raise CheckpointError(
-                f"checkpoint {self.folder} is an imported model, with weights only: enough to generate, not to continue "
-                "training"
+                f"checkpoint {self.folder} is an imported model, with weights only: enough to generate, not to "
+                "continue training"
             )
         for name, expected in self.files(parts):
             try:

@@ -71,7 +71,8 @@ class TorchStepper:
         token_BS = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device)
         logits_BSV, _ = self.decoder(token_BS, self._caches, self._position)
         self._position += len(tokens)
-        return logits_BSV[0, -1]
+        last_V: Tensor = logits_BSV[0, -1]
+        return last_V
 
 
 def generate_ids(

@@ -16,7 +16,6 @@ from storyteller_ds.interchange.llama_cpp import write_file
 from storyteller_ds.interchange.verify import check_huggingface, check_llama_cpp
 from storyteller_ds.model.counts import count_parameters
 
-
 MODEL_FILE = "model.gguf"
 
 

@@ -10,14 +10,14 @@ from torch import Tensor
 class View(NamedTuple):
     """A part of a tensor, which can be read and written."""
 
-    index: tuple[int | slice, ...] = ()
+    place: tuple[int | slice, ...] = ()
     """Along the first dimensions; none: all of it."""
     transposed: bool = False
     """Whether the two dimensions of the part are exchanged."""
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part, which shares the tensor's memory."""
-        part = tensor[self.index] if self.index else tensor
+        part = tensor[self.place] if self.place else tensor
         return part.t() if self.transposed else part
 
 

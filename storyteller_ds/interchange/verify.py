@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +47,10 @@ def check_huggingface(model: StoryModel, folder: Path, dtype: str) -> str:
 def _by_transformers(folder: Path, token_BS: Tensor) -> Tensor:
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    library: Any = transformers  # parts of it have no types
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     logits_BSV: Tensor = model(token_BS).logits
     return logits_BSV
 
@@ -78,9 +80,9 @@ def check_llama_cpp(model: StoryModel, path: Path, dtype: str) -> str:
     Raises:
         UserError: it differs by more than rounding.
     """
-    if importlib.util.find_spec("xllamacpp"):
-        what, by, allowed = "log-probability", "llama.cpp", GGUF_TOLERANCES[dtype]
-        difference = _probabilities_apart(model, path)
+    apart = _probabilities_apart(model, path) if importlib.util.find_spec("xllamacpp") else []
+    if apart:
+        what, by, allowed, difference = "log-probability", "llama.cpp", GGUF_TOLERANCES[dtype], max(apart)
     else:
         what, by, allowed = "weight", "the gguf library", WEIGHT_TOLERANCES[dtype]
         difference = _weights_apart(model, path)
@@ -90,7 +92,8 @@ def check_llama_cpp(model: StoryModel, path: Path, dtype: str) -> str:
     return line
 
 
-def _probabilities_apart(model: StoryModel, path: Path) -> float:
+def _probabilities_apart(model: StoryModel, path: Path) -> list[float]:
+    """Differences; none of a model whose likeliest tokens are no text, as one that has not learned."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -103,10 +106,10 @@ def _probabilities_apart(model: StoryModel, path: Path) -> float:
         request = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": TOKENS}
         found = server.handle_completions(request)["choices"][0]["logprobs"]
         ours_V = torch.log_softmax(model.decoder(torch.tensor([ids]))[0][0, -1], dim=-1)
-        if found is not None:  # there are none of a token that is no text
+        if found is not None:
             apart += [abs(float(ours_V[one["id"]]) - one["logprob"]) for one in found["content"][0]["top_logprobs"]]
         ids.append(int(ours_V.argmax()))
-    return max(apart, default=math.nan)
+    return apart
 
 
 def _weights_apart(model: StoryModel, path: Path) -> float:

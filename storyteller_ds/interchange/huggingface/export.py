@@ -103,7 +103,7 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: t
     if len(files) == 1:
         (folder / "part-0.safetensors").rename(folder / "model.safetensors")
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(files):
         file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
         (folder / f"part-{number}.safetensors").rename(folder / file)
