@@ -21,13 +21,10 @@ from storyteller_ds.model.decoder import empty_decoder
 from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
 from storyteller_ds.validation_errors import first_problem
 
+_MODEL_FIELDS = ("model.", "moe.num_experts", "moe.top_k", "moe.every_n_layers", "moe.noisy_gating")
 # What must not change when a run continues: the model's function, and what its ids and targets mean.
 _FIXED_FIELDS = (
-    "model.",
-    "moe.num_experts",
-    "moe.top_k",
-    "moe.every_n_layers",
-    "moe.noisy_gating",
+    *_MODEL_FIELDS,
     "tokenizer.vocab_size",
     # Which moments there are.
     "optimizer.kind",
@@ -36,7 +33,13 @@ _FIXED_FIELDS = (
     "seed",
 )
 # These change the training, not what the weights mean.
-_FREE_FIELDS = ("model.dropout", "model.init_std", "model.context_length", "model.activation_checkpointing")
+_FREE_FIELDS = (
+    "model.size",
+    "model.dropout",
+    "model.init_std",
+    "model.context_length",
+    "model.activation_checkpointing",
+)
 # Of the settings of text and tokenizer, these give the same tokens.
 _SAME_TOKENS = ("data.sequence_length", "data.document_mask", "data.cache_dir", "data.streaming")
 
@@ -53,16 +56,10 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
     Raises:
         CheckpointError: names every field that differs, with both values.
     """
-    before, now = _settings_then(checkpoint), flatten(run.model_dump(mode="json"))
+    before, now = settings_then(checkpoint), flatten(run.model_dump(mode="json"))
     fields = _changed(before, now)
-    fixed = [field for field in fields if _is_fixed(field)]
-    if _is_dense(before) and _is_dense(now):
-        fixed = [field for field in fixed if not field.startswith("moe.")]
-    changed = [_difference(field, before, now) for field in fixed]
-    if run.model.position == "learned":
-        rows = before.get("model.context_length") or before.get("data.sequence_length")
-        if rows != run.context_length:
-            changed.append(f"the table of learned positions had {rows} rows, now {run.context_length}")
+    others = [field for field in fields if _is_fixed(field) and not decides_model(field)]
+    changed = [*model_changes(checkpoint, run), *(_difference(field, before, now) for field in others)]
     if checkpoint.manifest.dataset_fingerprint != dataset_fingerprint:
         causes = [field for field in fields if field.startswith(("data.", "tokenizer.")) and field not in _SAME_TOKENS]
         reasons = [_difference(field, before, now) for field in causes if not _is_fixed(field)]
@@ -80,6 +77,25 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
     check_tensors(checkpoint, run)
 
 
+def model_changes(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
+    """What makes another model than the checkpoint's of a run config: `field was OLD, now NEW`."""
+    before, now = settings_then(checkpoint), flatten(run.model_dump(mode="json"))
+    fields = [field for field in _changed(before, now) if decides_model(field)]
+    if _is_dense(before) and _is_dense(now):
+        fields = [field for field in fields if not field.startswith("moe.")]
+    changed = [_difference(field, before, now) for field in fields]
+    if run.model.position == "learned":
+        rows = before.get("model.context_length") or before.get("data.sequence_length")
+        if rows != run.context_length:
+            changed.append(f"the table of learned positions had {rows} rows, now {run.context_length}")
+    return changed
+
+
+def decides_model(field: str) -> bool:
+    """Whether a field of the run config decides what function the weights are of."""
+    return field.startswith(_MODEL_FIELDS) and field not in _FREE_FIELDS
+
+
 def _changed_in_place(now: Mapping[str, Any]) -> str:
     """The cause if the corpus is another and all of its settings are the same."""
     others = [f"{field}={now[field]}" for field in ("data.validation", "tokenizer.path") if now[field] is not None]
@@ -89,7 +105,7 @@ def _changed_in_place(now: Mapping[str, Any]) -> str:
 
 def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
     """What is different from the run that wrote the checkpoint, and may be: `field was OLD, now NEW`."""
-    before, now = _settings_then(checkpoint), flatten(run.model_dump(mode="json"))
+    before, now = settings_then(checkpoint), flatten(run.model_dump(mode="json"))
     return [_difference(field, before, now) for field in _changed(before, now) if not _is_fixed(field)]
 
 
@@ -186,11 +202,11 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    # A field that did not exist then is not compared, unless the model depends on it: see _settings_then.
+    # A field that did not exist then is not compared, unless the model depends on it: see settings_then.
     return [field for field in now if field in before and before[field] != now[field]]
 
 
-def _settings_then(checkpoint: Checkpoint) -> dict[str, Any]:
+def settings_then(checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings that wrote the checkpoint; a fixed field that did not exist then had what is the default now."""
     defaults = flatten(RunConfig().model_dump(mode="json"))
     return {field: value for field, value in defaults.items() if _is_fixed(field)} | checkpoint.settings()

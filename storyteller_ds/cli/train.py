@@ -67,6 +67,12 @@ class _Train(click.Command):
     show_default=True,
     help="auto, never, or the path of a run or a step.",
 )
+@click.option(
+    "--init_from",
+    type=UserPath(),
+    metavar="RUN",
+    help="Begin with the weights, model and tokenizer of a run or a step; new optimizer and schedule.",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only errors.")
 @click.option(
     "--local_rank", type=int, hidden=True, help="Passed by the deepspeed launcher; LOCAL_RANK has the same value."
@@ -77,6 +83,7 @@ def train(
     ds_config: Path | None,
     output_dir: Path | None,
     resume: str,
+    init_from: Path | None,
     quiet: bool,
     local_rank: int | None,  # noqa: ARG001  # see its help
     overrides: tuple[str, ...],
@@ -89,6 +96,7 @@ def train(
     from storyteller_ds.distributed.failures import backend_failure
     from storyteller_ds.distributed.world import World
     from storyteller_ds.home import home_notice
+    from storyteller_ds.training.initial import load_initial_config
     from storyteller_ds.training.interruption import ProcessInterruption
     from storyteller_ds.training.trainer import Trainer
 
@@ -98,7 +106,12 @@ def train(
         lines_to(console)(notice)
     with ProcessInterruption(lines_to(console), reports=world.is_main) as interruption:
         try:
-            loaded = load_config(config, overrides, ds_config=ds_config, ranks=world.size)
+            if init_from is None:
+                loaded = load_config(config, overrides, ds_config=ds_config, ranks=world.size)
+            else:
+                loaded = load_initial_config(
+                    init_from, config, overrides, ds_config=ds_config, ranks=world.size, log=lines_to(console)
+                )
             run = Trainer(loaded, output_dir, resume=resume, console=console).train(interruption, print_end)
             if world.is_main and not quiet:
                 _print_where(run)

@@ -50,6 +50,8 @@ class LoadedConfig:
     """Dotted field -> the source that decided it; fields that are absent have their default."""
     ds_config: Path | None = None
     """The file of the DeepSpeed JSON."""
+    init_from: Path | None = None
+    """Step folder of the checkpoint whose weights the run begins with."""
 
     @classmethod
     def of(cls, run: RunConfig) -> Self:
@@ -80,6 +82,7 @@ def load_config(
     *,
     ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     ranks: int = 1,
+    model: tuple[str, Mapping[str, Any]] | None = None,
 ) -> LoadedConfig:
     """Merge all sources into one validated config.
 
@@ -90,13 +93,14 @@ def load_config(
             `section.field=value` texts as on a command line, the value in YAML.
         ds_config: a DeepSpeed JSON: its path, the name of one of ours (zero2), or its content; None: one device.
         ranks: processes that will share a batch.
+        model: fields of a model that is there already, and where they are from; they come before those of a preset.
 
     Raises:
         ConfigError: anything in it cannot be used; the message names the source and the fix.
     """
     ds_file = None if ds_config is None else deepspeed.file_or_name(ds_config)
     layers = _Layers(ds_file)
-    name = _add_run_config(layers, None if config is None else os.fspath(config))
+    name = _add_run_config(layers, None if config is None else os.fspath(config), model)
     ds = None
     if ds_config is not None and ds_file is not None:
         ds = deepspeed.read_deepspeed_json(ds_file, ds_config if isinstance(ds_config, Mapping) else None)
@@ -161,11 +165,12 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def _add_run_config(layers: "_Layers", config: str | None) -> str:
+def _add_run_config(layers: "_Layers", config: str | None, model: tuple[str, Mapping[str, Any]] | None = None) -> str:
     name = config or DEFAULT_PRESET
     is_file = name.endswith((".yaml", ".yml")) or "/" in name or (name not in preset_names() and Path(name).exists())
     if not is_file:
         layers.merge(read_preset(name), f"{PRESET}{name}")
+        layers.merge_model(model)
         return name
     values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
     if name.endswith(".json") and values.keys() & (DEEPSPEED_KEYS.keys() - RunConfig.model_fields.keys()):
@@ -179,6 +184,7 @@ def _add_run_config(layers: "_Layers", config: str | None) -> str:
     base = values.pop("preset", None)
     if base is not None:
         layers.merge(read_preset(str(base)), f"{PRESET}{base}")
+    layers.merge_model(model)
     layers.merge(values, name)
     return Path(name).stem
 
@@ -262,6 +268,11 @@ class _Layers:
             if field in RunConfig.model_fields and field != "seed" and value in (None, {}):
                 continue  # a section with nothing in it
             self.set(field, value, source)
+
+    def merge_model(self, model: tuple[str, Mapping[str, Any]] | None) -> None:
+        if model is not None:
+            source, values = model
+            self.merge(values, source)
 
     def set(self, field: str, value: Any, source: str) -> None:
         for fields in (self.values, self.sources):

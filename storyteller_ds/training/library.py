@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from storyteller_ds.config.load import load_config
@@ -10,6 +11,7 @@ from storyteller_ds.data.given_stories import keep_stories
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import DataError
 from storyteller_ds.training.callbacks.callback import Callback
+from storyteller_ds.training.initial import load_initial_config
 from storyteller_ds.training.trained_run import TrainedRun
 from storyteller_ds.training.trainer import Trainer
 
@@ -22,6 +24,7 @@ def train(
     ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] = "auto",
+    init_from: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TrainedRun:
     """Train a story model; the same call again continues, or finds nothing to do.
@@ -31,6 +34,7 @@ def train(
         data: what data.source may be (`builtin`, a text file, a folder, a Hugging Face name), or stories, one text
             each; a twentieth of them (data.validation_fraction) is held out, and the rest must fill a batch.
         output_dir, resume, callbacks: see Trainer.
+        init_from: run folder or step folder; the run has its model and tokenizer, and begins with its weights.
 
     Raises:
         ConfigError: the config cannot be used, or not on this machine.
@@ -39,13 +43,14 @@ def train(
     ranks = World.from_environment().size
     if isinstance(data, str) and ("\n" in data or not data.strip()):
         raise DataError("data is one text; give a list of stories, or the path of a text file")
-    loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks)
+    load = load_config if init_from is None else partial(load_initial_config, init_from)
+    loaded = load(config, overrides, ds_config=ds_config, ranks=ranks)
     if data is not None:
         if isinstance(data, str | os.PathLike):
             source = os.fspath(data)
         else:
             source = str(keep_stories(list(data), loaded.run.data.cache_dir))
-        loaded = load_config(config, _with_source(overrides, source), ds_config=ds_config, ranks=ranks)
+        loaded = load(config, _with_source(overrides, source), ds_config=ds_config, ranks=ranks)
     return Trainer(loaded, output_dir, callbacks, resume).fit()
 
 

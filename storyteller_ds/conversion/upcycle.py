@@ -1,0 +1,113 @@
+"""A dense model as the beginning of a mixture: sparse upcycling (Komatsuzaki et al. 2023, 2212.05055)."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.read import find_checkpoint
+from storyteller_ds.checkpoint.write import Contents, write_weights
+from storyteller_ds.config.files import as_mapping
+from storyteller_ds.config.load import parse_run_config
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import load_tokenizer
+from storyteller_ds.errors import UserError
+from storyteller_ds.model.canonical import placed_parameters
+from storyteller_ds.model.decoder import empty_decoder
+from storyteller_ds.model.init import init_parameters
+
+_DENSE_NAME = {
+    "experts.gate_up_proj": "gate_up_proj.weight",
+    "experts.gate_up_bias": "gate_up_proj.bias",
+    "experts.down_proj": "down_proj.weight",
+    "experts.down_bias": "down_proj.bias",
+}
+"""What the experts of a mixture are copies of."""
+
+
+def upcycle(
+    source: Path,
+    output_dir: Path,
+    experts: dict[str, int],
+    noise: float,
+    seed: int,
+    log: Callable[[str], None],
+) -> Path:
+    """A checkpoint of a mixture whose experts are copies of a dense model's feed-forward layers; its router is new.
+
+    The gate weights of a token sum to 1, so that without noise the mixture computes what the dense model does.
+
+    Args:
+        source: run folder (its newest valid step) or step folder of the dense model.
+        output_dir: run folder to write; must not exist.
+        experts: fields of the moe section: num_experts, top_k, every_n_layers.
+        noise: standard deviation of what is added to each number of an expert's matrix, as a part of that of the
+            matrix.
+        seed: of router and noise.
+        log: gets a line about each step that is skipped.
+
+    Returns:
+        The step folder.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint, or the new one could not be written.
+        ConfigError, UserError: the model is a mixture already, or there can be no such mixture; or output_dir exists.
+    """
+    if output_dir.exists():
+        raise UserError(f"{output_dir} exists already; remove it, or choose another --output_dir")
+    checkpoint = find_checkpoint(source, log, names.WEIGHTS)
+    config = str(checkpoint.folder / names.CONFIG)
+    settings: dict[str, Any] = as_mapping(checkpoint.read_json(names.CONFIG).get("run"), config)
+    if parse_run_config(settings, config).moe_layers:
+        raise UserError(f"{checkpoint.folder} is a mixture of experts already; give a dense model")
+    run = parse_run_config({**settings, "moe": {**settings.get("moe", {}), **experts}}, "--num_experts and --top_k")
+    if not run.moe_layers:
+        raise UserError(f"moe.every_n_layers={run.moe.every_n_layers}: no layer would have experts; lower it")
+    dense = checkpoint.open_tensors("weights")
+    contents = Contents(
+        trainer={},
+        config={"run": run.model_dump(mode="json"), "deepspeed": None, "topology": {}},
+        tokenizer_json=load_tokenizer(checkpoint.folder / names.TOKENIZER, "use another step").to_json(),
+        dataset_fingerprint="",
+        topology={"world_size": 1},
+    )
+    weights = _mixture(run, dense.__getitem__, noise, seed)
+    try:
+        (output_dir / names.CHECKPOINTS).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be made: {error.strerror}; choose another --output_dir") from None
+    return write_weights(output_dir / names.CHECKPOINTS, 0, contents, weights)
+
+
+@torch.no_grad()
+def _mixture(run: RunConfig, dense: Callable[[str], Tensor], noise: float, seed: int) -> dict[str, Tensor]:
+    """Canonical tensors of a mixture.
+
+    Args:
+        run: of the mixture.
+        dense: gives the dense model's tensor of a canonical name.
+        noise: see upcycle.
+        seed: likewise.
+    """
+    decoder = empty_decoder(run).to_empty(device="cpu")
+    init_parameters(decoder, run.model, seed)  # what is not overwritten: the routers
+    weights = {}
+    for name, parameter, *_ in placed_parameters(decoder):
+        block, _, part = name.partition(".ffn.")
+        if part in _DENSE_NAME:
+            parameter.copy_(dense(f"{block}.ffn.{_DENSE_NAME[part]}"))  # to every expert
+            if noise and part.endswith("proj"):
+                parameter += noise * parameter.std() * _normal(parameter.shape, seed, name)
+        elif not part.startswith("router."):
+            parameter.copy_(dense(name))
+        weights[name] = parameter.detach()
+    return weights
+
+
+def _normal(shape: torch.Size, seed: int, name: str) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/upcycle/{name}".encode()).digest()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))

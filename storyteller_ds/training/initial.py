@@ -1,0 +1,101 @@
+"""Training that begins with the weights of another run (`--init_from`): a new text, optimizer and schedule."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint
+from storyteller_ds.checkpoint.resume import decides_model, model_changes, settings_then
+from storyteller_ds.config.load import LoadedConfig, load_config, parse_run_config
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.engines.base import Engine
+from storyteller_ds.errors import CheckpointError
+from storyteller_ds.model.canonical import placed_parameters
+from storyteller_ds.model.decoder import empty_decoder
+
+
+def load_initial_config(
+    init_from: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    ranks: int = 1,
+    log: Callable[[str], None] = lambda _: None,
+) -> LoadedConfig:
+    """A run config whose model and tokenizer are those of a checkpoint; see load_config for the rest.
+
+    Args:
+        init_from: run folder (its newest valid step) or step folder; weights are enough.
+        config: a preset or a file; what it says about model and tokenizer does not count if it is a preset.
+        overrides: see load_config.
+        ds_config: likewise.
+        ranks: likewise.
+        log: gets a line about each step that is skipped.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint.
+        ConfigError: see load_config.
+    """
+    path = Path(init_from)
+    checkpoint = find_checkpoint(path, log, names.WEIGHTS)
+    model = _model_settings(checkpoint)
+    loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks, model=(str(path), model))
+    name = loaded.name if config is not None else f"{path.resolve().name}-tuned"
+    return dataclasses.replace(loaded, name=name, init_from=checkpoint.folder)
+
+
+def open_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> Checkpoint:
+    """The checkpoint whose weights a run begins with.
+
+    Args:
+        folder: of its step.
+        run: the run config.
+        tokenizer: of its corpus.
+
+    Raises:
+        CheckpointError: it is another model or has another vocabulary; names every field that differs.
+    """
+    checkpoint = find_checkpoint(folder, lambda _: None, names.WEIGHTS)
+    changed = model_changes(checkpoint, run)
+    if load_tokenizer(folder / names.TOKENIZER, "use another step").to_json() != tokenizer.to_json():
+        changed.append("the tokenizer is another")
+    if changed:
+        raise CheckpointError(
+            f"cannot begin with the weights of {folder}: {'; '.join(changed)}; leave these settings out, the model "
+            "decides them"
+        )
+    shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(empty_decoder(run))}
+    checkpoint.open_tensors("weights").check(shapes)
+    return checkpoint
+
+
+def begin_with(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Replace an engine's weights by those of a checkpoint; its optimizer starts anew. Called by every rank."""
+    weights = checkpoint.open_tensors("weights")
+    engine.load_named_state(
+        lambda kind, name: weights[name] if kind == "weight" else torch.zeros(weights.headers[name].shape),
+        steps=0,
+        updates=0,
+        loss_scale=engine.loss_scale,
+    )
+
+
+def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What decides the model and its tokens, and the length of a sequence that it is used to."""
+    config = str(checkpoint.folder / names.CONFIG)
+    run = parse_run_config(checkpoint.read_json(names.CONFIG).get("run") or {}, config)
+    return {
+        **{field: value for field, value in settings_then(checkpoint).items() if decides_model(field)},
+        "model.context_length": run.context_length,
+        "data.sequence_length": run.data.sequence_length,
+        "tokenizer.kind": run.tokenizer.kind,
+        "tokenizer.vocab_size": run.tokenizer.vocab_size,
+        "tokenizer.path": str(checkpoint.folder / names.TOKENIZER),
+    }
