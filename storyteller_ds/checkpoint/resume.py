@@ -33,12 +33,8 @@ _FIXED_FIELDS = (
     "seed",
 )
 # These change the training, not what the weights mean.
-_FREE_FIELDS = (
-    "model.size",
-    "model.dropout",
-    "model.init_std",
-    "model.context_length",
-    "model.activation_checkpointing",
+_FREE_FIELDS = tuple(
+    f"model.{name}" for name in ("size", "dropout", "init_std", "context_length", "activation_checkpointing")
 )
 # Of the settings of text and tokenizer, these give the same tokens.
 _SAME_TOKENS = ("data.sequence_length", "data.document_mask", "data.cache_dir", "data.streaming")

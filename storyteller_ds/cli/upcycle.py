@@ -32,7 +32,8 @@ def upcycle(
 ) -> None:
     """Make a mixture of experts from a dense model, to train it further.
 
-    Each expert is a copy of a feed-forward layer; routers are new. It has weights only: `storyteller train --init_from` begins with them.
+    Each expert is a copy of a feed-forward layer; routers are new. It has weights only: `storyteller train --init_from`
+    begins with them.
     """
     # Imported here, with torch: --help need not wait for it.
     import shlex

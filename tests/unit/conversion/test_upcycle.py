@@ -29,7 +29,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dense models")
     return {
         name: st.train(
-            "tiny_test", {**SMALLEST, "moe.num_experts": 0, **model}, output_dir=folder / name, data="builtin"
+            "tiny_test",
+            {**SMALLEST, "moe.num_experts": 0, "model.num_layers": 2, **model},
+            output_dir=folder / name,
+            data="builtin",
         ).folder
         for name, model in MODELS.items()
     }

@@ -98,7 +98,7 @@ def test_the_same_call_continues(source, tmp_path):
 def test_what_the_user_writes_counts_and_a_model_that_does_not_fit_is_refused(source, tmp_path):
     with pytest.raises(st.CheckpointError, match=r"cannot begin with .*: model.num_layers was \d, now 5; leave these"):
         train(tmp_path / "run", init_from=source, **{"model.num_layers": 5})
-    with pytest.raises(st.CheckpointError, match="cannot begin with .*: the tokenizer is another; leave"):
+    with pytest.raises(st.CheckpointError, match=r"cannot begin with .*: the tokenizer is another; leave"):
         train(tmp_path / "run", OTHERS, init_from=source, **{"tokenizer.path": None})
     with pytest.raises(st.CheckpointError, match="no checkpoint at"):
         train(tmp_path / "run", init_from=tmp_path)
