@@ -128,6 +128,41 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
     print_table(rows)
 
 
+@bench.command()
+@click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
+@click.option("--tokens", type=click.IntRange(1), default=128, show_default=True, help="Of each story.")
+@click.option("--device", default="auto", show_default=True, help="As for storyteller generate.")
+def generate(checkpoint: Path, tokens: int, device: str) -> None:
+    """Time a model's stories beside other tools that are installed, and the limit of this machine.
+
+    All generate the same tokens, one story at a time; that is checked first. Then they take turns.
+    """
+    import tempfile
+
+    from rich import box
+    from rich.table import Table
+
+    from storyteller_ds.bench.generation import measure
+    from storyteller_ds.console import lines_to, print_table, stderr_console
+    from storyteller_ds.distributed.world import pick_device
+    from storyteller_ds.generation.load import load_story_model
+
+    log = lines_to(stderr_console())
+    model = load_story_model(checkpoint, pick_device(device, 0, "--device"), log)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(model, tokens, Path(folder), log)
+    rows = Table(box=box.MARKDOWN)
+    rows.add_column("tokens a second")
+    for column in ("decode", "of the limit", f"prefill, {found.prompt} tokens", "of the limit"):
+        rows.add_column(column, justify="right")
+    for name in found.decode:
+        decode, prefill = found.decode[name], found.prefill[name]
+        shares = decode / found.decode_limit, prefill / found.prefill_limit
+        rows.add_row(name, f"{decode:,.0f}", f"{shares[0]:.0%}", f"{prefill:,.0f}", f"{shares[1]:.0%}")
+    rows.add_row("limit: a copy, a product", f"{found.decode_limit:,.0f}", "", f"{found.prefill_limit:,.0f}", "")
+    print_table(rows)
+
+
 def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
     """The recipes that were asked for, in the order of the list.
 

@@ -32,6 +32,12 @@ def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float
     two products over the (S + 1) / 2 positions that a token sees on average. Recomputation not counted.
     """
     length = sequence_length or run.data.sequence_length
+    attention = 2 * 2 * run.model.num_layers * run.model.hidden_size * (length + 1) / 2
+    return 3 * (2 * product_weights(run) + attention)
+
+
+def product_weights(run: RunConfig) -> float:
+    """Numbers in the matrices that a token is multiplied by, on its way to the logits of the next."""
     weights = 0.0
     for name, parameter in empty_decoder(run).named_parameters():
         if parameter.dim() < 2 or name.endswith("bias") or name.startswith("position_embedding"):
@@ -41,5 +47,4 @@ def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float
             continue  # a look-up
         share = run.moe.top_k / run.moe.num_experts if is_expert(name) else 1.0
         weights += parameter.numel() * share
-    attention = 2 * 2 * run.model.num_layers * run.model.hidden_size * (length + 1) / 2
-    return 3 * (2 * weights + attention)
+    return weights
