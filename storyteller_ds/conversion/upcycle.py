@@ -101,7 +101,7 @@ def _mixture(run: RunConfig, dense: Callable[[str], Tensor], noise: float, seed:
         if part in _DENSE_NAME:
             parameter.copy_(dense(f"{block}.ffn.{_DENSE_NAME[part]}"))  # to every expert
             if noise and part.endswith("proj"):
-                parameter += noise * parameter.std() * _normal(parameter.shape, seed, name)
+                parameter.add_(noise * parameter.std() * _normal(parameter.shape, seed, name))
         elif not part.startswith("router."):
             parameter.copy_(dense(name))
         weights[name] = parameter.detach()
