@@ -60,7 +60,8 @@ def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], N
         raise UserError(f"a context of {run.context_length} tokens is too short to measure anything")
     everyone = _everyone(model, folder, log)
     _check_same(everyone, ids, tokens, log)
-    long = [ids[0], *torch.randint(run.tokenizer.vocab_size, (min(512, run.context_length) - 1,)).tolist()]
+    longest = min(512, run.context_length - 1)
+    long = [ids[0], *torch.randint(run.tokenizer.vocab_size, (longest - 1,)).tolist()]
     with shared_cores():
         decode: dict[str, list[float]] = {name: [] for name in everyone}
         prefill: dict[str, list[float]] = {name: [] for name in everyone}
@@ -91,8 +92,8 @@ def _everyone(model: StoryModel, folder: Path, log: Callable[[str], None]) -> di
     except UserError as error:
         log(f"transformers is left out: {error}")
         return found
-    write_folder(model, folder / "hf", "fp32")
-    return {**found, "transformers": _transformers(folder / "hf", model.decoder.embedding.weight.device)}
+    write_folder(model, folder, "fp32")
+    return {**found, "transformers": _transformers(folder, model.decoder.embedding.weight.device)}
 
 
 def _ours(model: StoryModel, stepper: Stepper) -> Continue:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint
+from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.resume import decides_model, model_changes, settings_then
+from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.load import LoadedConfig, load_config, parse_run_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
@@ -51,8 +52,8 @@ def load_initial_config(
     return dataclasses.replace(loaded, name=name, init_from=checkpoint.folder)
 
 
-def open_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> Checkpoint:
-    """The checkpoint whose weights a run begins with.
+def check_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
+    """Refuse to begin with the weights of another model, or with another vocabulary than theirs.
 
     Args:
         folder: of its step.
@@ -60,9 +61,9 @@ def open_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> Checkpoi
         tokenizer: of its corpus.
 
     Raises:
-        CheckpointError: it is another model or has another vocabulary; names every field that differs.
+        CheckpointError: names every field that differs.
     """
-    checkpoint = find_checkpoint(folder, lambda _: None, names.WEIGHTS)
+    checkpoint = open_checkpoint(folder)
     changed = model_changes(checkpoint, run)
     if load_tokenizer(folder / names.TOKENIZER, "use another step").to_json() != tokenizer.to_json():
         changed.append("the tokenizer is another")
@@ -73,12 +74,17 @@ def open_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> Checkpoi
         )
     shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(empty_decoder(run))}
     checkpoint.open_tensors("weights").check(shapes)
-    return checkpoint
 
 
-def begin_with(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Replace an engine's weights by those of a checkpoint; its optimizer starts anew. Called by every rank."""
-    weights = checkpoint.open_tensors("weights")
+def begin_with(engine: Engine, folder: Path) -> None:
+    """Replace an engine's weights by those of a checkpoint; its optimizer starts anew. Called by every rank.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, on any rank; nothing has been changed.
+    """
+    opened: list[TensorFiles] = []
+    engine.world.together(lambda: opened.append(open_checkpoint(folder).open_tensors("weights")))
+    (weights,) = opened
     engine.load_named_state(
         lambda kind, name: weights[name] if kind == "weight" else torch.zeros(weights.headers[name].shape),
         steps=0,

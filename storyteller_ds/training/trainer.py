@@ -51,7 +51,7 @@ from storyteller_ds.training.callbacks.slow_steps import SlowSteps
 from storyteller_ds.training.callbacks.step_report import StepReport
 from storyteller_ds.training.callbacks.wandb_run import WandbRun
 from storyteller_ds.training.callbacks.watchdog import Watchdog
-from storyteller_ds.training.initial import begin_with, open_initial
+from storyteller_ds.training.initial import begin_with, check_initial
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.loop import train, why_over
 from storyteller_ds.training.run_folder import RunFolder
@@ -151,7 +151,6 @@ class Trainer:
         check_prompts(run, corpus.tokenizer)
         with meanwhile(lambda: log("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint, folder = self._open_folder(corpus, stack)
-        initial = self._initial(corpus) if checkpoint is None else None
         for line in first_lines(self.loaded, self.plan, self.device, corpus, is_new=checkpoint is None):
             log(line)
         stack.enter_context(self._memory_hint(is_built=True))
@@ -164,8 +163,9 @@ class Trainer:
         stack.callback(self._close_engine)
         if checkpoint is None:
             state = TrainState()
-            if initial is not None:
-                begin_with(self.engine, initial)
+            if self.loaded.init_from is not None:
+                begin_with(self.engine, self.loaded.init_from)
+                log(f"beginning with the weights of {self.loaded.init_from}")
             seed_rng(run.seed, 0, world.rank)
         else:
             state = resuming.restore(self.engine, checkpoint, run.seed)
@@ -183,15 +183,6 @@ class Trainer:
         if state.step < run.train.max_steps:
             log(f"training {why_over(run, state)}")
         return TrainedRun(self.output_dir, state.step)
-
-    def _initial(self, corpus: Corpus) -> Checkpoint | None:
-        """The checkpoint whose weights a new run begins with, on every rank."""
-        folder, mine = self.loaded.init_from, []
-        if folder is None:
-            return None
-        self.world.together(lambda: mine.append(open_initial(folder, self.run, corpus.tokenizer)))
-        self._log(f"beginning with the weights of {folder}")
-        return mine[0]
 
     def _memory_hint(self, is_built: bool) -> contextlib.AbstractContextManager[None]:
         rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""
@@ -292,6 +283,8 @@ class Trainer:
         def open_on_main() -> Checkpoint | None:
             nonlocal folder
             checkpoint = self._find_checkpoint(corpus)
+            if checkpoint is None and self.loaded.init_from is not None:
+                check_initial(self.loaded.init_from, self.run, corpus.tokenizer)
             is_over = checkpoint is not None and why_over(self.run, resuming.saved_state(checkpoint)) is not None
             folder = RunFolder(self.output_dir)
             stack.callback(folder.close)

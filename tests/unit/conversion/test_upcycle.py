@@ -1,6 +1,7 @@
 """Mixtures made from dense models: the same function without noise, and what is refused."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from storyteller_ds.model.init import init_parameters
 from tests.support.runs import read_metrics
 from tests.support.small_runs import SMALLEST
 
+STORIES = [f"There was a dog called Rex {i}. It ran and ran.\n\nThen it slept." for i in range(40)]
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "gpt2": {
@@ -22,6 +24,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "optimizer.kind": "adamw",
     },
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORYTELLER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "tiny_test",
             {**SMALLEST, "moe.num_experts": 0, "model.num_layers": 2, **model},
             output_dir=folder / name,
-            data="builtin",
+            data=STORIES,
         ).folder
         for name, model in MODELS.items()
     }
@@ -44,7 +53,7 @@ def call(*arguments: object) -> str:
 
 def logits(folder: Path) -> torch.Tensor:
     model = st.load(folder)
-    token_BS = torch.randint(model.run.tokenizer.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    token_BS = torch.randint(model.run.tokenizer.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.decoder(token_BS)[0]
 
@@ -69,9 +78,9 @@ def test_noise_is_a_part_of_the_weights_and_another_in_every_expert(dense, tmp_p
     before, after = st.load(dense["llama"]).decoder, st.load(tmp_path / "mixture").decoder
     weight = before.get_parameter("blocks.0.ffn.down_proj.weight")
     noise = after.get_parameter("blocks.0.ffn.experts.down_proj") - weight
-    assert float(noise.std() / weight.std()) == pytest.approx(0.1, rel=0.1)
+    assert float((noise.std() / weight.std()).detach()) == pytest.approx(0.1, rel=0.1)
     assert abs(torch.corrcoef(noise.flatten(1)).triu(1)).max() < 0.2
-    assert not torch.allclose(logits(tmp_path / "mixture"), logits(dense["llama"]), atol=1e-3)
+    assert not torch.allclose(logits(tmp_path / "mixture"), logits(dense["llama"]), rtol=0, atol=1e-4)
     assert torch.equal(before.embedding.weight, after.embedding.weight)
 
 
@@ -89,7 +98,7 @@ def test_it_is_trained_further(dense, tmp_path):
     call("--checkpoint", dense["llama"], "--output_dir", tmp_path / "mixture")
     settings = {field: value for field, value in SMALLEST.items() if not field.startswith(("model.", "moe."))}
     still = {**settings, "optimizer.lr": 1e-30, "train.max_steps": 1}
-    run = st.train("tiny_test", still, output_dir=tmp_path / "run", init_from=tmp_path / "mixture")
+    run = st.train("tiny_test", still, data=STORIES, output_dir=tmp_path / "run", init_from=tmp_path / "mixture")
     before, after = read_metrics(dense["llama"])[-1], read_metrics(run.folder)[-1]
     assert after["final_val_loss"] == pytest.approx(before["final_val_loss"], rel=1e-5)
 
