@@ -124,7 +124,7 @@ def generate(
                 print(BETWEEN_STORIES if i else "", end="")
                 print_story(story, log)
         elif stories:
-            write_stories(stories, output, log)
+            write_stories(model, stories, output, log)
     if too_long:
         others = f"; the other {len(prompts) - len(too_long)} prompts are continued" if len(prompts) > 1 else ""
         raise UserError("; ".join(too_long) + others)

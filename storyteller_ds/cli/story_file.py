@@ -7,19 +7,22 @@ from pathlib import Path
 from storyteller_ds.durable import is_replaced, write_output
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.story import Ending, Story
+from storyteller_ds.generation.story_model import StoryModel
+from storyteller_ds.generation.told import told
 from storyteller_ds.untrusted import for_terminal
 
 BETWEEN_STORIES = "\n<|endoftext|>\n\n"
 SECONDS_BETWEEN_SAVES = 5.0
 
 
-def write_stories(stories: Sequence[Story], output: Path, log: Callable[[str], None]) -> None:
+def write_stories(model: StoryModel, stories: Sequence[Story], output: Path, log: Callable[[str], None]) -> None:
     """Tell the stories into a file, in their order.
 
     Every few seconds, and if something ends it half-way, the file gets those that are finished. What cannot be
     replaced, such as a pipe, gets them once.
 
     Args:
+        model: whose they are.
         stories: at least one, not yet told.
         output: the file.
         log: gets the progress.
@@ -30,9 +33,7 @@ def write_stories(stories: Sequence[Story], output: Path, log: Callable[[str], N
     finished: list[Story] = []
     can_be_saved, saved = is_replaced(output), time.monotonic()
     try:
-        for story in stories:
-            for _ in story:
-                pass
+        for story in told(model, stories):
             finished.append(story)
             if time.monotonic() - saved >= SECONDS_BETWEEN_SAVES and len(finished) < len(stories):
                 if can_be_saved:

@@ -1,7 +1,7 @@
 """Continuing a text, token by token."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from storyteller_ds.generation.sampling import SamplingConfig, sample
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.moe.balance import RouterStats
 
-_CACHED_AT_FIRST = 256
+CACHED_AT_FIRST = 256
 """Positions that a cache has room for before it grows: a context may be far longer than any story (tokens)."""
 
 
@@ -61,6 +61,9 @@ class Stepper(Protocol):
     def step(self, token: int) -> Tensor:
         """[V] behind another token."""
 
+    def another(self) -> Self:
+        """The same for another text at the same time, in another thread."""
+
 
 class TorchStepper:
     """See Stepper; on every device.
@@ -89,7 +92,7 @@ class TorchStepper:
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
         """Begin a text."""
         weight = self.decoder.embedding.weight
-        room = min(length, len(prompt) + _CACHED_AT_FIRST)
+        room = min(length, len(prompt) + CACHED_AT_FIRST)
         self._caches = make_caches(self.run, 1, room, self.decoder.dtype or weight.dtype, weight.device)
         self._position = 0
         return self._forward(prompt)
@@ -98,6 +101,10 @@ class TorchStepper:
         """Go on."""
         return self._forward([token])
 
+    def another(self) -> Self:
+        """With caches of its own."""
+        return type(self)(self.decoder, self.run)
+
     @torch.no_grad()
     def _forward(self, tokens: Sequence[int]) -> Tensor:
         token_BS = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device)
@@ -105,6 +112,75 @@ class TorchStepper:
         self._position += len(tokens)
         self.logits_V = logits_BSV[0, -1]
         return self.logits_V
+
+
+class Continuation:
+    """A text that is continued: what is chosen from the logits behind it, and what it needs the next ones of.
+
+    With past_context=slide an id that has no room in the context begins it anew: it and the ids before it, half a
+    context of them, get the positions from 0. All of these are computed again, since keys and values of the ids that
+    are forgotten went into theirs, so that the logits are those of the window alone.
+
+    Args:
+        decoder: whose logits they are.
+        prompt: at least one id.
+        config: sampling.
+        stop_id: ends the story and is not part of it; None: never.
+        agree: see generate_ids.
+
+    Attributes:
+        window: ids whose next one is wanted, at most a context of them.
+        most: longest continuation (tokens).
+        begins_anew: whether all of `window` has to be computed, and not its last id alone.
+        is_over: whether nothing follows.
+
+    Raises:
+        UserError: see most_new_ids.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: Sequence[int],
+        config: SamplingConfig,
+        stop_id: int | None,
+        agree: Callable[[int], int] = lambda chosen: chosen,
+    ) -> None:
+        self.most = most_new_ids(decoder, prompt, config)
+        self.config, self.window = config, list(prompt)
+        self.begins_anew, self.is_over = True, False
+        self._stop_id, self._agree, self._context = stop_id, agree, decoder.context_length
+        self._generator = torch.Generator().manual_seed(config.seed)
+        # The end of a story stands before the prompt, too, and has not been said there.
+        self._said_before = [i for i in prompt if i != stop_id]
+        self._generated: list[int] = []
+
+    @property
+    def longest(self) -> int:
+        """Most positions that the window can have without beginning anew."""
+        return min(self._context, len(self.window) + self.most - len(self._generated))
+
+    def choose(self, logits_V: Tensor) -> int | None:
+        """The id that follows the window, whose logits these are; None: it is the end of the story."""
+        chosen = self._agree(sample(logits_V, self.config, self._generator, self._said_before, self._generated))
+        if chosen == self._stop_id:
+            self.is_over = True
+            return None
+        self._generated.append(chosen)
+        self.is_over = len(self._generated) == self.most
+        self.window.append(chosen)
+        self.begins_anew = len(self.window) > self._context
+        if self.begins_anew:
+            self.window = self.window[-(self._context // 2) :]
+        return chosen
+
+
+def continued(text: Continuation, stepper: Stepper) -> Iterator[int]:
+    """The ids of a continuation, one by one."""
+    while not text.is_over:
+        logits_V = stepper.begin(text.window, text.longest) if text.begins_anew else stepper.step(text.window[-1])
+        if (chosen := text.choose(logits_V)) is not None:
+            yield chosen
 
 
 def generate_ids(
@@ -117,10 +193,6 @@ def generate_ids(
     stepper: Stepper | None = None,
 ) -> Iterator[int]:
     """Ids that follow the prompt, one by one, until stop_id, max_new_tokens or the end of the context.
-
-    With past_context=slide an id that has no room in the context begins it anew: it and the ids before it, half a
-    context of them, get the positions from 0. All of these are computed again, since keys and values of the ids that
-    are forgotten went into theirs, so that the logits are those of the window alone.
 
     Args:
         decoder: in eval mode.
@@ -136,28 +208,7 @@ def generate_ids(
     Raises:
         UserError: see most_new_ids.
     """
-    most = most_new_ids(decoder, prompt, config)
-    stepper = stepper or TorchStepper(decoder, run)
-    generator = torch.Generator().manual_seed(config.seed)
-    # The end of a story stands before the prompt, too, and has not been said there.
-    said_before = [i for i in prompt if i != stop_id]
-    generated: list[int] = []
-    window, context = list(prompt), decoder.context_length
-    logits_V = stepper.begin(window, min(context, len(window) + most))
-    while True:
-        chosen = agree(sample(logits_V, config, generator, said_before, generated))
-        if chosen == stop_id:
-            return
-        generated.append(chosen)
-        yield chosen
-        if len(generated) == most:
-            return
-        window.append(chosen)
-        if len(window) <= context:
-            logits_V = stepper.step(chosen)
-        else:
-            window = window[-(context // 2) :]
-            logits_V = stepper.begin(window, context)
+    return continued(Continuation(decoder, prompt, config, stop_id, agree), stepper or TorchStepper(decoder, run))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

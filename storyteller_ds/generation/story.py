@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.generation.decode import Stepper, generate_ids, most_new_ids, prompt_ids, text_of_each
+from storyteller_ds.generation.decode import Continuation, Stepper, TorchStepper, continued, prompt_ids, text_of_each
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.stop_strings import StopStrings
 from storyteller_ds.model.decoder import Decoder
@@ -41,6 +41,7 @@ class Story:
         token_texts: text that became certain with each token that was generated; joined, the continuation, to which a
             stop string and what follows it do not belong.
         context_length: of the model (tokens).
+        continuation: its ids.
 
     Raises:
         UserError: the prompt leaves no room in the context, or the model cannot do what the config says.
@@ -59,11 +60,11 @@ class Story:
         self.prompt = self.text = prompt
         self.token_texts: list[str] = []
         start = prompt_ids(tokenizer, prompt)
-        self._most = most_new_ids(decoder, start, config)
+        self.continuation = Continuation(decoder, start, config, tokenizer.end_of_text, agree)
         self._longest, self.context_length = config.max_new_tokens, decoder.context_length
         self._stop = StopStrings(config.stop)
-        ids = generate_ids(decoder, run, start, config, tokenizer.end_of_text, agree, stepper)
-        self._token_texts = text_of_each(tokenizer, prompt, ids)
+        self._ids = continued(self.continuation, stepper or TorchStepper(decoder, run))
+        self._token_texts = text_of_each(tokenizer, prompt, self._read())
         self._is_over = False
         self._pieces = self._told()
 
@@ -77,14 +78,21 @@ class Story:
             return None
         if self._stop.found:
             return Ending.STOP
-        if len(self.token_texts) < self._most:
+        if len(self.token_texts) < self.continuation.most:
             return Ending.END
-        return Ending.LENGTH if self._most == self._longest else Ending.CONTEXT
+        return Ending.LENGTH if self.continuation.most == self._longest else Ending.CONTEXT
 
     @property
     def was_cut(self) -> bool:
         """Whether it has as many tokens as it could have, without coming to its end."""
         return self.ending in (Ending.LENGTH, Ending.CONTEXT)
+
+    def read_from(self, ids: Iterator[int]) -> None:
+        """Let others compute the ids of its continuation, as told.Batch does; before it is begun."""
+        self._ids = ids
+
+    def _read(self) -> Iterator[int]:
+        yield from self._ids
 
     def _told(self) -> Iterator[str]:
         for piece in self._stop.before(self._certain()):

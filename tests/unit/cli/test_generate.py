@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from storyteller_ds.cli.main import storyteller
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.errors import CheckpointError, ConfigError
 from storyteller_ds.generation.decode import text_of_each
+from storyteller_ds.generation.story import Story
 from storyteller_ds.untrusted import for_terminal
 
 from .conftest import CONTEXT
@@ -252,6 +253,20 @@ def before_each_story(monkeypatch) -> Callable[[Callable[[str], None]], None]:
     return prepare
 
 
+@pytest.fixture
+def one_after_the_other(monkeypatch) -> None:
+    """For tests of what happens between two stories."""
+
+    def told(_, stories: Sequence[Story]) -> Iterator[Story]:
+        for story in stories:
+            for _ in story:
+                pass
+            yield story
+
+    monkeypatch.setattr(story_file, "told", told)
+
+
+@pytest.mark.usefixtures("one_after_the_other")
 def test_the_file_has_at_any_time_what_is_finished(generate, prompts, tmp_path, before_each_story, monkeypatch):
     file, output = prompts("a", "b", "c", "d"), tmp_path / "stories.txt"
     whole = generate("--prompts_file", file)[0]
@@ -267,6 +282,7 @@ def test_the_file_has_at_any_time_what_is_finished(generate, prompts, tmp_path, 
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.usefixtures("one_after_the_other")
 @pytest.mark.parametrize("end", [KeyboardInterrupt, MemoryError])
 def test_an_end_half_way_costs_only_what_is_not_finished(generate, prompts, tmp_path, before_each_story, end):
     file, output = prompts("a", "b", "c"), tmp_path / "stories.txt"
