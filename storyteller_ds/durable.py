@@ -62,6 +62,11 @@ def check_output(path: Path, option: str) -> None:
             raise refuse(f"the folder {folder} may not be written; name another")
 
 
+def is_replaced(path: Path) -> bool:
+    """Whether `write_output` replaces a file of this name as a whole, and may be called again; else it writes more."""
+    return _written_through(path) is None
+
+
 def write_output(path: Path, option: str, text: str) -> None:
     """Write a file that the user has named, to where a shell's `>` would.
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -22,6 +23,8 @@ UNKNOWN = "<|unknown|>"
 BYTES = 256
 FILE_BYTES = 1 << 26
 """Largest tokenizer.json that is read (bytes); those of 250,000 tokens have half of it."""
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""The name of a token for one byte; several in a row are decoded together (SentencePiece's byte fallback)."""
 _PRECOMPILED = re.compile(r'"type":\s*"Precompiled"')
 
 
@@ -108,6 +111,19 @@ class Tokenizer:
             sizes[i] = 0 if added.special else len(added.content.encode())
         return sizes
 
+    def text_is_certain_after(self, i: int) -> bool:
+        """Whether text that ends with this id's stays what it is, whatever follows.
+
+        Then what follows has the same text behind this id alone as behind all of them. Half a character at the end must
+        be looked for besides.
+        """
+        return self._decodes_one_by_one and not _BYTE.fullmatch(self._inner.id_to_token(i) or "")
+
+    @cached_property
+    def _decodes_one_by_one(self) -> bool:
+        """Whether a token's text depends on no other token, but for whether there is one before it, and for bytes."""
+        return _is_one_by_one(json.loads(self.to_json())["decoder"])
+
     @property
     def unknown(self) -> int | None:
         """Id of the unknown token; None: there is none."""
@@ -115,6 +131,20 @@ class Tokenizer:
         token = model.get("unk_token")
         found: int | None = model.get("unk_id") if token is None else self._inner.token_to_id(token)
         return found
+
+
+def _is_one_by_one(decoder: dict[str, Any] | None) -> bool:
+    """See Tokenizer._decodes_one_by_one; of a decoder's JSON."""
+    match decoder:
+        case None | {"type": "ByteLevel" | "ByteFallback" | "Fuse" | "Metaspace"}:
+            return True
+        case {"type": "Replace", "pattern": {"String": str(text)}}:
+            return len(text) == 1
+        case {"type": "Strip", "start": int(start), "stop": 0}:
+            return start <= 1
+        case {"type": "Sequence", "decoders": list(parts)}:
+            return all(map(_is_one_by_one, parts))
+    return False
 
 
 def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:

@@ -1,7 +1,7 @@
 """Continuing a text, token by token."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,23 +12,44 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.generation.kv_cache import KVCache, make_caches
 from storyteller_ds.generation.sampling import SamplingConfig, sample
 from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.moe.balance import RouterStats
 
-_CACHED_AT_FIRST = 256
+CACHED_AT_FIRST = 256
 """Positions that a cache has room for before it grows: a context may be far longer than any story (tokens)."""
 
 
-def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig) -> int:
-    """How many ids can follow the prompt at most: max_new_tokens, or fewer where the context ends before.
+def check_sampling(decoder: Decoder, config: SamplingConfig, prefix: str = "") -> None:
+    """Check that a model can do what the config says.
 
     Raises:
-        UserError: the prompt leaves no room in the context.
+        UserError: it cannot; the setting's name gets the prefix.
     """
+    if config.past_context == "slide" and decoder.position_embedding is not None:
+        raise UserError(
+            f"{prefix}past_context=slide gives tokens new positions, and this model has learned its positions "
+            f"one by one; use {prefix}past_context=stop, or a model with model.position=rope"
+        )
+    if unknown := [i for i in config.logit_bias if i >= decoder.vocab_size]:
+        raise UserError(
+            f"{prefix}logit_bias has the id {unknown[0]}; those of this model end at {decoder.vocab_size - 1}"
+        )
+
+
+def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig) -> int:
+    """How many ids can follow the prompt at most: max_new_tokens, or fewer where the context ends the story before.
+
+    Raises:
+        UserError: the prompt leaves no room in the context, or check_sampling does.
+    """
+    check_sampling(decoder, config)
     if len(prompt) >= decoder.context_length:
         raise UserError(
             f"the prompt has {len(prompt)} tokens and the model's context {decoder.context_length}; shorten the prompt"
         )
     room = decoder.context_length - len(prompt) + 1  # the last id is that which follows a full context
-    return min(room, config.max_new_tokens or room)
+    if config.max_new_tokens is None:
+        return room
+    return config.max_new_tokens if config.past_context == "slide" else min(room, config.max_new_tokens)
 
 
 class Stepper(Protocol):
@@ -40,6 +61,9 @@ class Stepper(Protocol):
     def step(self, token: int) -> Tensor:
         """[V] behind another token."""
 
+    def another(self) -> Self:
+        """The same for another text at the same time, in another thread."""
+
 
 class TorchStepper:
     """See Stepper; on every device.
@@ -47,17 +71,28 @@ class TorchStepper:
     Args:
         decoder: in eval mode.
         run: its config.
+
+    Attributes:
+        logits_V: what the last call gave.
     """
+
+    logits_V: Tensor
 
     def __init__(self, decoder: Decoder, run: RunConfig) -> None:
         self.decoder, self.run = decoder, run
         self._caches: list[KVCache] = []
         self._position = 0
+        self._stats: list[RouterStats] = []
+
+    @property
+    def experts(self) -> list[list[int]]:
+        """For each mixture layer the experts that the last token went to, in the router's order."""
+        return [stats.expert_TK[-1].tolist() for stats in self._stats]
 
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
         """Begin a text."""
         weight = self.decoder.embedding.weight
-        room = min(length, len(prompt) + _CACHED_AT_FIRST)
+        room = min(length, len(prompt) + CACHED_AT_FIRST)
         self._caches = make_caches(self.run, 1, room, self.decoder.dtype or weight.dtype, weight.device)
         self._position = 0
         return self._forward(prompt)
@@ -66,13 +101,86 @@ class TorchStepper:
         """Go on."""
         return self._forward([token])
 
+    def another(self) -> Self:
+        """With caches of its own."""
+        return type(self)(self.decoder, self.run)
+
     @torch.no_grad()
     def _forward(self, tokens: Sequence[int]) -> Tensor:
         token_BS = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device)
-        logits_BSV, _ = self.decoder(token_BS, self._caches, self._position)
+        logits_BSV, self._stats = self.decoder(token_BS, self._caches, self._position)
         self._position += len(tokens)
-        last_V: Tensor = logits_BSV[0, -1]
-        return last_V
+        self.logits_V = logits_BSV[0, -1]
+        return self.logits_V
+
+
+class Continuation:
+    """A text that is continued: what is chosen from the logits behind it, and what it needs the next ones of.
+
+    With past_context=slide an id that has no room in the context begins it anew: it and the ids before it, half a
+    context of them, get the positions from 0. All of these are computed again, since keys and values of the ids that
+    are forgotten went into theirs, so that the logits are those of the window alone.
+
+    Args:
+        decoder: whose logits they are.
+        prompt: at least one id.
+        config: sampling.
+        stop_id: ends the story and is not part of it; None: never.
+        agree: see generate_ids.
+
+    Attributes:
+        window: ids whose next one is wanted, at most a context of them.
+        most: longest continuation (tokens).
+        begins_anew: whether all of `window` has to be computed, and not its last id alone.
+        is_over: whether nothing follows.
+
+    Raises:
+        UserError: see most_new_ids.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: Sequence[int],
+        config: SamplingConfig,
+        stop_id: int | None,
+        agree: Callable[[int], int] = lambda chosen: chosen,
+    ) -> None:
+        self.most = most_new_ids(decoder, prompt, config)
+        self.config, self.window = config, list(prompt)
+        self.begins_anew, self.is_over = True, False
+        self._stop_id, self._agree, self._context = stop_id, agree, decoder.context_length
+        self._generator = torch.Generator().manual_seed(config.seed)
+        # The end of a story stands before the prompt, too, and has not been said there.
+        self._said_before = [i for i in prompt if i != stop_id]
+        self._generated: list[int] = []
+
+    @property
+    def longest(self) -> int:
+        """Most positions that the window can have without beginning anew."""
+        return min(self._context, len(self.window) + self.most - len(self._generated))
+
+    def choose(self, logits_V: Tensor) -> int | None:
+        """The id that follows the window, whose logits these are; None: it is the end of the story."""
+        chosen = self._agree(sample(logits_V, self.config, self._generator, self._said_before, self._generated))
+        if chosen == self._stop_id:
+            self.is_over = True
+            return None
+        self._generated.append(chosen)
+        self.is_over = len(self._generated) == self.most
+        self.window.append(chosen)
+        self.begins_anew = len(self.window) > self._context
+        if self.begins_anew:
+            self.window = self.window[-(self._context // 2) :]
+        return chosen
+
+
+def continued(text: Continuation, stepper: Stepper) -> Iterator[int]:
+    """The ids of a continuation, one by one."""
+    while not text.is_over:
+        logits_V = stepper.begin(text.window, text.longest) if text.begins_anew else stepper.step(text.window[-1])
+        if (chosen := text.choose(logits_V)) is not None:
+            yield chosen
 
 
 def generate_ids(
@@ -98,19 +206,9 @@ def generate_ids(
         stepper: computes the decoder's logits; None: torch.
 
     Raises:
-        UserError: the prompt leaves no room in the context.
+        UserError: see most_new_ids.
     """
-    most = most_new_ids(decoder, prompt, config)
-    stepper = stepper or TorchStepper(decoder, run)
-    generator = torch.Generator().manual_seed(config.seed)
-    logits_V = stepper.begin(prompt, len(prompt) + most)
-    for left in range(most, 0, -1):
-        chosen = agree(sample(logits_V, config, generator))
-        if chosen == stop_id:
-            return
-        yield chosen
-        if left > 1:
-            logits_V = stepper.step(chosen)
+    return continued(Continuation(decoder, prompt, config, stop_id, agree), stepper or TorchStepper(decoder, run))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -123,12 +221,22 @@ def stream_text(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterat
 
     A character may need several tokens; half a character at the very end is never yielded.
     """
-    context = prompt_ids(tokenizer, prompt)
-    yielded = tokenizer.decode(context)
+    return filter(None, text_of_each(tokenizer, prompt, ids))
+
+
+def text_of_each(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
+    """For each id the text that is certain with it, which may be none; joined, the continuation."""
+    window = prompt_ids(tokenizer, prompt)
+    said = len(tokenizer.decode(window))
     for i in ids:
-        context.append(i)
+        window.append(i)
+        text = tokenizer.decode(window)
         # Half a character decodes to a replacement character; it is yielded with its other half.
-        whole = tokenizer.decode(context).rstrip("\ufffd")
-        if len(whole) > len(yielded):
-            yield whole[len(yielded) :]
-            yielded = whole
+        whole = text.rstrip("\ufffd")
+        yield whole[said:]
+        if len(whole) > said:
+            said = len(whole)
+            if whole == text and tokenizer.text_is_certain_after(i):
+                # Of all that came before, nothing needs to be decoded again.
+                window = [i]
+                said = len(tokenizer.decode(window))

@@ -23,6 +23,10 @@ class KVCache:
         self._v[:, :, start : self._length] = v_BHSD
         return self._k[:, :, : self._length], self._v[:, :, : self._length]
 
+    def keep(self, row_B: Tensor) -> None:
+        """Forget all texts of the batch but these [B], int64."""
+        self._k, self._v = self._k[row_B], self._v[row_B]
+
     def _grown(self, old: Tensor, filled: int) -> Tensor:
         """Twice the memory, or as much as the new positions need, with the `filled` positions so far."""
         shape = list(old.shape)

@@ -1,12 +1,27 @@
 """One story: a prompt and its continuation, as text."""
 
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.generation.decode import Stepper, generate_ids, most_new_ids, prompt_ids, stream_text
+from storyteller_ds.generation.decode import Continuation, Stepper, TorchStepper, continued, prompt_ids, text_of_each
 from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.stop_strings import StopStrings
 from storyteller_ds.model.decoder import Decoder
+
+
+class Ending(StrEnum):
+    """Why a story ended."""
+
+    END = "end"
+    """The model said that it is over."""
+    STOP = "stop"
+    """The next words were a stop string."""
+    LENGTH = "length"
+    """It has max_new_tokens."""
+    CONTEXT = "context"
+    """It has filled the model's context."""
 
 
 class Story:
@@ -21,8 +36,15 @@ class Story:
         agree: see generate_ids.
         stepper: see generate_ids; it has one story at a time.
 
+    Attributes:
+        text: the prompt and what has been told so far.
+        token_texts: text that became certain with each token that was generated; joined, the continuation, to which a
+            stop string and what follows it do not belong.
+        context_length: of the model (tokens).
+        continuation: its ids.
+
     Raises:
-        UserError: the prompt leaves no room in the context.
+        UserError: the prompt leaves no room in the context, or the model cannot do what the config says.
     """
 
     def __init__(
@@ -35,27 +57,51 @@ class Story:
         agree: Callable[[int], int] = lambda chosen: chosen,
         stepper: Stepper | None = None,
     ) -> None:
-        self.prompt = prompt
+        self.prompt = self.text = prompt
+        self.token_texts: list[str] = []
         start = prompt_ids(tokenizer, prompt)
-        self._missing = most_new_ids(decoder, start, config)
-        self._context_comes_first = config.max_new_tokens is None or self._missing < config.max_new_tokens
-        self._ids = generate_ids(decoder, run, start, config, tokenizer.end_of_text, agree, stepper)
-        self._pieces = stream_text(tokenizer, prompt, self._counted())
+        self.continuation = Continuation(decoder, start, config, tokenizer.end_of_text, agree)
+        self._longest, self.context_length = config.max_new_tokens, decoder.context_length
+        self._stop = StopStrings(config.stop)
+        self._ids = continued(self.continuation, stepper or TorchStepper(decoder, run))
+        self._token_texts = text_of_each(tokenizer, prompt, self._read())
+        self._is_over = False
+        self._pieces = self._told()
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
     @property
-    def was_cut(self) -> bool:
-        """Whether it has as many tokens as it could have, without coming to its end."""
-        return self._missing == 0
+    def ending(self) -> Ending | None:
+        """Why it ended; None: it has not, or its reader has left it."""
+        if not self._is_over:
+            return None
+        if self._stop.found:
+            return Ending.STOP
+        if len(self.token_texts) < self.continuation.most:
+            return Ending.END
+        return Ending.LENGTH if self.continuation.most == self._longest else Ending.CONTEXT
 
     @property
-    def ran_out_of_context(self) -> bool:
-        """Whether it was cut by the end of the context, and not by max_new_tokens."""
-        return self.was_cut and self._context_comes_first
+    def was_cut(self) -> bool:
+        """Whether it has as many tokens as it could have, without coming to its end."""
+        return self.ending in (Ending.LENGTH, Ending.CONTEXT)
 
-    def _counted(self) -> Iterator[int]:
-        for chosen in self._ids:
-            self._missing -= 1
-            yield chosen
+    def read_from(self, ids: Iterator[int]) -> None:
+        """Let others compute the ids of its continuation, as told.Batch does; before it is begun."""
+        self._ids = ids
+
+    def _read(self) -> Iterator[int]:
+        yield from self._ids
+
+    def _told(self) -> Iterator[str]:
+        for piece in self._stop.before(self._certain()):
+            self.text += piece
+            yield piece
+        self._is_over = True
+
+    def _certain(self) -> Iterator[str]:
+        for text in self._token_texts:
+            self.token_texts.append(text)
+            if text:
+                yield text

@@ -44,5 +44,6 @@ class StoryModel(NamedTuple):
         yield from story
 
     def story(self, prompt: str, config: SamplingConfig) -> Story:
-        """A story that is yet to be generated; see Story."""
-        return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=self.stepper)
+        """A story that is yet to be generated; several may be read at the same time."""
+        stepper = None if self.stepper is None else self.stepper.another()
+        return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=stepper)

@@ -37,15 +37,18 @@ class RotaryEmbedding(nn.Module):
         return angle_SD.cos(), angle_SD.sin()
 
 
-def document_mask(position_BS: Tensor) -> Tensor:
-    """[B, 1, S, S] bool: which positions each one attends to, those of its own document that are not after it.
+def document_mask(position_BS: Tensor, start: int = 0) -> Tensor:
+    """[B, 1, S, start + S] bool: what each token attends to, those of its own document that are not after it.
 
     Args:
-        position_BS: [B, S] int64, positions within documents (MicroBatch).
+        position_BS: [B, S] int64, positions within documents (MicroBatch); negative: padding before a document, which
+            attends to itself.
+        start: tokens before these, whose keys are in a cache.
     """
-    index_S = torch.arange(position_BS.shape[1], device=position_BS.device)
-    first_BS1 = (index_S - position_BS)[..., None]
-    return ((index_S >= first_BS1) & (index_S <= index_S[:, None]))[:, None]
+    place_T = torch.arange(start + position_BS.shape[1], device=position_BS.device)
+    place_S = place_T[start:]
+    first_BS1 = (place_S - position_BS.clamp(min=0))[..., None]
+    return ((place_T >= first_BS1) & (place_T <= place_S[:, None]))[:, None]
 
 
 def rotate(x_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
@@ -114,8 +117,8 @@ class Attention(nn.Module):
         Args:
             x_BSD: normalised residual stream.
             rotary: cosines and sines of RotaryEmbedding, which broadcast over the heads; None: no rotation.
-            cache: with it S new positions attend to all earlier ones too; without a mask.
-            mask_BHSS: [B, 1, S, S] bool of document_mask; None: each position attends to all before it.
+            cache: with it S new positions attend to all earlier ones too.
+            mask_BHSS: [B, 1, S, S_all] bool of document_mask; None: each position attends to all before it.
             token_BS: [B, S] int64, for the value embedding.
         """
         q_BHSD, k_BHSD, v_BHSD = (
@@ -131,7 +134,7 @@ class Attention(nn.Module):
         if cache is not None:
             k_BHSD, v_BHSD = cache.extend(k_BHSD, v_BHSD)
         new, total = q_BHSD.shape[2], k_BHSD.shape[2]
-        if 1 < new < total:
+        if mask_BHSS is None and 1 < new < total:
             mask_BHSS = torch.ones(new, total, dtype=torch.bool, device=x_BSD.device).tril(total - new)
         out_BHSD = F.scaled_dot_product_attention(
             q_BHSD,

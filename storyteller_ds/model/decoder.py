@@ -122,25 +122,25 @@ class Decoder(nn.Module):
             caches: one per block, for generation; None in training.
             start: position of the first token.
             target_BS: [B, S] int64, the next tokens, IGNORED where there is none; or None.
-            position_BS: [B, S] int64, the position of each token in its document, which attends to itself only; None:
-                one document, which begins at `start`.
+            position_BS: [B, S] int64, the position of each token in its document, which attends to itself only;
+                negative: padding before it. None: one document, which begins at `start`.
 
         Returns:
             Logits [B, S, V], or with targets the sum of -log p(target) (nats) [] fp32 over those that count; and the
             statistics of each MoE layer in order.
 
         Raises:
-            ValueError: the sequence ends beyond context_length.
+            ValueError: the sequence, or one document of it where positions are given, ends beyond context_length.
         """
         end = start + token_BS.shape[1]
-        if end > self.context_length:
+        if (end if position_BS is None else token_BS.shape[1]) > self.context_length:
             raise ValueError(f"{end} tokens do not fit the context of {self.context_length}")
         position = torch.arange(start, end, device=token_BS.device) if position_BS is None else position_BS
-        mask_BHSS = None if position_BS is None else document_mask(position_BS)
+        mask_BHSS = None if position_BS is None else document_mask(position_BS, start)
         x_BSD = self.embedding(token_BS)
         x_BSD = x_BSD.to(self.dtype or x_BSD.dtype)
         if self.position_embedding is not None:
-            x_BSD = x_BSD + self.position_embedding(position).to(x_BSD.dtype)
+            x_BSD = x_BSD + self.position_embedding(position.clamp(min=0)).to(x_BSD.dtype)
         rotary = self.rotary(position.unsqueeze(-2)) if self.rotary is not None else None
         x_BSD = first_BSD = self.dropout(x_BSD)
         all_stats = []
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
             if caches is None:
                 x_BSD, stats = self.run_block(block, first_BSD, x_BSD, token_BS, rotary, None, mask_BHSS)
             else:  # run once only: a cache must not see its positions twice
-                x_BSD, stats = block(first_BSD, x_BSD, token_BS, rotary, caches[i], None)
+                x_BSD, stats = block(first_BSD, x_BSD, token_BS, rotary, caches[i], mask_BHSS)
             if stats is not None:
                 all_stats.append(stats)
         x_BSD = self.final_norm(x_BSD)

@@ -1,7 +1,8 @@
 """A decoder's weights, laid out for step.py, and generation with them."""
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,6 +46,12 @@ class PackedDecoder:
         self._keys = self._values = np.empty((0, 0, 0, 0), np.float32)
         self._position = 0
 
+    def another(self) -> Self:
+        """The same weights for another text at the same time, in another thread."""
+        other = copy.copy(self)
+        other.logits = np.empty_like(self.logits)
+        return other
+
     @torch.no_grad()
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
         """See Stepper."""
@@ -61,7 +68,13 @@ class PackedDecoder:
         return torch.from_numpy(self.logits)
 
     def step(self, token: int) -> Tensor:
-        """See Stepper."""
+        """See Stepper.
+
+        Raises:
+            IndexError: begin() was not told of so many positions; machine code would write beyond their memory.
+        """
+        if self._position >= self._keys.shape[2]:
+            raise IndexError(f"the text was begun for {self._keys.shape[2]} positions")
         step.decode(token, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
         self._position += 1
         return torch.from_numpy(self.logits)

@@ -143,7 +143,7 @@ def _activate(hidden, kind, out):
             out[i] = positive * positive if kind == RELU2 else positive
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def decode(token, position, sizes, layers, keys, values, logits):
     """The logits of the token behind one token.
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from storyteller_ds.generation.story import Story
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.untrusted import for_terminal
 
 from .conftest import CONTEXT
 
@@ -48,16 +49,77 @@ def test_how_it_ends(generate, types, end):
     assert "storyteller:" not in err
 
 
-def test_ctrl_c_stops_a_story_and_no_more(generate, types, monkeypatch):
-    def interrupted(story: Story) -> Iterator[str]:
+@pytest.fixture
+def interrupted(monkeypatch) -> None:
+    """Every story that begins with "Once" is stopped after its first word."""
+
+    def texts(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
         yield " and"
-        if story.prompt == "Once":
+        if prompt == "Once":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Story, "__iter__", interrupted)
+    monkeypatch.setattr("storyteller_ds.generation.story.text_of_each", texts)
+
+
+def test_ctrl_c_stops_a_story_and_no_more(generate, types, interrupted):
     types("Once", "Twice", EOFError())
     out, _ = generate("--interactive", "--num_stories", "2")
     assert out == "Once and\nTwice and\nTwice and\n", "nor are the other stories of that prompt printed"
+
+
+# Commands
+
+SHORT = ("--interactive", "--max_new_tokens", "8")
+
+
+def alone(generate: Callable[..., tuple[str, str]], *flags: str) -> str:
+    """The story of a prompt on the command line."""
+    return generate("--prompt", "Once", "--max_new_tokens", "8", *flags)[0]
+
+
+def test_retry_tells_another_story(generate, types):
+    types("/retry", "Once", "/retry", "/retry", "")
+    out, err = generate(*SHORT)
+    assert out == "".join(alone(generate, "--seed", str(seed)) for seed in range(3))
+    assert "there is no story yet" in err
+
+
+def test_temp_is_the_temperature_from_then_on(generate, types):
+    types("/temp 3", "Once", "/temp cold", "/temp -1", "/temp", "/retry", "/temp 0", "/retry", "")
+    out, err = generate(*SHORT)
+    hot = [alone(generate, "--seed", str(seed), "--temperature", "3") for seed in (0, 1)]
+    assert out == "".join([*hot, alone(generate, "--temperature", "0")])
+    lines = err.splitlines()
+    assert "temperature 3.0" in lines
+    assert sum(line.startswith("/temp temperature='") for line in lines) == 3
+
+
+def test_save_writes_the_last_story(generate, types, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "my story.txt"
+    types("/save x", "Once", "/save", f"/save {tmp_path}", "/save no/x", "/retry", "/save ~/my story.txt", "")
+    out, err = generate(*SHORT)
+    assert for_terminal(file.read_text()) == alone(generate, "--seed", "1")
+    assert out.endswith(for_terminal(file.read_text()))
+    for reason in ("there is no story yet", "needs the name of a file", "a folder; name a file in it", "make it first"):
+        assert reason in err
+    assert f"saved: {file}" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["my story.txt"]
+
+
+def test_a_story_that_was_stopped_can_be_saved_and_told_again(generate, types, interrupted, tmp_path):
+    types("Once", f"/save {tmp_path}/x", "/retry", "")
+    out, _ = generate(*SHORT)
+    assert out == "Once and\nOnce and\n"
+    assert (tmp_path / "x").read_text() == "Once and\n"
+
+
+def test_help_lists_the_commands_and_others_are_none(generate, types):
+    types("/help", "/hepl", "/", "")
+    out, err = generate(*SHORT)
+    assert out == ""
+    assert all(f"\n{command} " in err for command in ("/retry", "/temp 0.9", "/save FILE", "/help"))
+    assert "/hepl is no command; /help lists them" in err
 
 
 def test_bytes_that_are_not_utf_8_do_not_end_it(generate, types):

@@ -122,3 +122,78 @@ def test_the_reader_keeps_gradients_on(make_model):
     ids = generate_ids(*make_model("dense rope"), PROMPT, GREEDY, None)
     next(ids)
     assert torch.is_grad_enabled()
+
+
+# Beyond the end of the context
+
+
+@torch.no_grad()
+def recomputed_windows(decoder: Decoder, prompt: list[int], config: SamplingConfig) -> list[int]:
+    """As `recomputed`, with the last half of the context in place of a text that does not fit it."""
+    generator = torch.Generator().manual_seed(config.seed)
+    window, ids = list(prompt), list[int]()
+    while len(ids) < config.max_new_tokens:
+        if len(window) > decoder.context_length:
+            window = window[len(window) - decoder.context_length // 2 :]
+        logits_BSV, _ = decoder(torch.tensor([window]))
+        ids.append(sample(logits_BSV[0, -1], config, generator))
+        window.append(ids[-1])
+    return ids
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 1.1, "seed": 3}], ids=str)
+@pytest.mark.parametrize("kind", ["dense rope", "mixture rope", "mixture like nanochat"])
+@pytest.mark.parametrize("length", [1, 5, 23])
+def test_a_story_slides_over_the_end_of_the_context(poisoned_memory, make_model, kind, settings, length):
+    model = make_model(kind)
+    config = SamplingConfig(max_new_tokens=70, past_context="slide", **settings)
+    ids = generated(model, [2] * length, config)
+    assert ids == recomputed_windows(model[0], [2] * length, config)
+    assert len(ids) == 70
+    stopped = generated(model, [2] * length, config.model_copy(update={"past_context": "stop"}))
+    assert stopped == ids[: 24 - length + 1], "until there it is the same story"
+
+
+def test_a_wrong_window_is_seen(make_model):
+    decoder, run = make_model("mixture rope")
+    config = SamplingConfig(max_new_tokens=70, past_context="slide", temperature=1.1)
+    decoder.context_length = 20
+    short = generated((decoder, run), PROMPT, config)
+    decoder.context_length = 24
+    assert generated((decoder, run), PROMPT, config) != short
+
+
+def test_what_a_model_cannot_do_is_refused(make_model):
+    slide = SamplingConfig(max_new_tokens=5, past_context="slide")
+    with pytest.raises(UserError, match=r"past_context=slide gives tokens new positions.*use past_context=stop"):
+        generated(make_model("mixture learned"), PROMPT, slide)
+    with pytest.raises(UserError, match="logit_bias has the id 41; those of this model end at 40"):
+        generated(make_model("mixture rope"), PROMPT, SamplingConfig(logit_bias={40: 1.0, 41: 1.0}))
+
+
+# What has been said
+
+
+@torch.no_grad()
+def test_penalties_count_what_has_been_said(make_model):
+    model = make_model("mixture rope")
+    config = SamplingConfig(temperature=0, max_new_tokens=15, repetition_penalty=1.6, frequency_penalty=1.5)
+    ids = generated(model, PROMPT, config)
+    wanted: list[int] = []
+    for _ in range(15):
+        logits_BSV, _ = model[0](torch.tensor([PROMPT + wanted]))
+        wanted.append(sample(logits_BSV[0, -1], config, torch.Generator(), PROMPT, wanted))
+    assert ids == wanted
+    assert ids != generated(model, PROMPT, GREEDY)[:15]
+
+
+def test_the_end_is_not_less_likely_for_standing_before_the_prompt(make_model):
+    model = make_model("mixture rope")
+    penalised = SamplingConfig(temperature=0, max_new_tokens=1, repetition_penalty=100)
+    # Prompts of two ids, the first of which is what follows them.
+    first = SamplingConfig(temperature=0, max_new_tokens=1)
+    prompts = [[a, b] for a in range(41) for b in range(0, 41, 4) if generated(model, [a, b], first) == [a]]
+    assert prompts
+    for prompt in prompts:
+        assert generated(model, prompt, penalised, stop=prompt[0]) == []
+        assert generated(model, prompt, penalised) != [prompt[0]]

@@ -92,3 +92,26 @@ def test_the_same_tokens_as_with_torch(run_and_decoder, sampling):
     expected = list(generate_ids(decoder, run, [1, 2, 3], config, None))
     assert list(generate_ids(decoder, run, [1, 2, 3], config, None, stepper=PackedDecoder(decoder, run))) == expected
     assert len(expected) == 24 - 3 + 1
+
+
+def test_the_same_tokens_beyond_the_end_of_the_context(run_and_decoder):
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    if decoder.position_embedding is not None:
+        pytest.skip("learned positions do not slide")
+    config = SamplingConfig(seed=5, max_new_tokens=60, past_context="slide")
+    expected = list(generate_ids(decoder, run, [1, 2, 3], config, None))
+    assert list(generate_ids(decoder, run, [1, 2, 3], config, None, stepper=PackedDecoder(decoder, run))) == expected
+    assert len(expected) == 60
+
+
+def test_it_does_not_write_beyond_its_memory(run_and_decoder):
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    packed = PackedDecoder(decoder, run)
+    packed.begin([1, 2], 3)
+    packed.step(1)
+    with pytest.raises(IndexError, match="begun for 3 positions"):
+        packed.step(1)

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from storyteller_ds.generation.sampling import SamplingConfig, sample
+from storyteller_ds.errors import UserError
+from storyteller_ds.generation.sampling import SamplingConfig, distribution, sample, sampling_config
 
 LOGITS_V = torch.tensor([0.3, 2.0, -1.0, 1.1, 0.9, -0.2, 1.6, 0.0])
 DRAWS = 2000
@@ -127,3 +128,184 @@ def test_bf16_logits_are_sampled_in_fp32():
 def test_settings_without_meaning_are_refused(settings):
     with pytest.raises(ValidationError):
         SamplingConfig(**settings)
+
+
+# The same story for the same seed
+
+
+def as_first_written(logits_V: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
+    """The plain definition: torch's stable sort, and top_p applied even where it is 1."""
+    sorted_V, id_V = torch.sort(logits_V.float() / config.temperature, descending=True, stable=True)
+    if config.top_k:
+        sorted_V = sorted_V[: config.top_k]
+    prob_V = torch.softmax(sorted_V, dim=-1)
+    before_V = prob_V.cumsum(dim=-1) - prob_V
+    prob_V = torch.where(before_V < config.top_p, prob_V, 0.0)
+    return int(id_V[torch.multinomial(prob_V, 1, generator=generator)])
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 512, 4096])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.5, "top_k": 40}, {"top_p": 0.9}], ids=str)
+def test_the_draws_are_those_of_the_plain_definition(settings, vocabulary):
+    config = SamplingConfig(**settings)
+    data = torch.Generator().manual_seed(vocabulary)
+    ours, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    drawn = set()
+    for trial in range(150):
+        logits_V = torch.randn(vocabulary, generator=data) * (0.1, 1.0, 4.0)[trial % 3]
+        if trial % 2:  # many are equal, and some are -0.0
+            logits_V = (logits_V * 2).round() / 2
+        if trial % 5 == 0:
+            logits_V[::3][1:] = -math.inf
+        chosen = sample(logits_V, config, ours)
+        assert chosen == as_first_written(logits_V, config, theirs)
+        drawn.add(chosen)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+    assert len(drawn) > min(vocabulary - 1, 20)
+
+
+def test_the_order_is_that_of_a_stable_sort():
+    data = torch.Generator().manual_seed(3)
+    for trial in range(50):
+        logits_V = (torch.randn(777, generator=data) * 10.0 ** (trial % 9 - 4)).round(decimals=2)
+        logits_V[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, 1e-42, -1e-42])
+        found_N, _ = distribution(logits_V, SamplingConfig(temperature=1))
+        assert torch.equal(found_N, torch.sort(logits_V, descending=True, stable=True).indices)
+        assert len(logits_V.unique()) < len(logits_V), "there are ties"
+
+
+# Bias, penalties and min_p
+
+PROMPT, SAID = [1, 4, 4], [6, 2, 6, 6]
+
+
+def adjusted(logits_V: Tensor, config: SamplingConfig) -> list[float]:
+    """Logits after bias and penalties, one id after the other."""
+    result = []
+    for i, logit in enumerate(logits_V.tolist()):
+        logit += config.logit_bias.get(i, 0)
+        if i in PROMPT + SAID:
+            logit = logit * config.repetition_penalty if logit < 0 else logit / config.repetition_penalty
+        logit -= config.frequency_penalty * SAID.count(i) + (config.presence_penalty if i in SAID else 0)
+        result.append(logit)
+    return result
+
+
+def by_definition(logits_V: Tensor, config: SamplingConfig) -> list[float]:
+    prob = expected(torch.tensor(adjusted(logits_V, config), dtype=torch.float64), config)
+    kept = [each if each >= config.min_p * max(prob) else 0.0 for each in prob]
+    return [each / sum(kept) for each in kept]
+
+
+def by_us(logits_V: Tensor, config: SamplingConfig) -> list[float]:
+    id_N, prob_N = distribution(logits_V, config, PROMPT, SAID)
+    return torch.zeros(len(logits_V)).scatter(0, id_N, prob_N / prob_N.sum()).tolist()
+
+
+ALL = {
+    "logit_bias": {0: 3.0, 6: -1.5},
+    "repetition_penalty": 1.4,
+    "presence_penalty": 0.4,
+    "frequency_penalty": -0.3,
+    "temperature": 1.7,
+    "top_k": 7,
+    "top_p": 0.93,
+    "min_p": 0.15,
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({name: value} for name, value in ALL.items()),
+        {"min_p": 1.0},
+        {"min_p": 0.1, "temperature": 2.0},
+        {"repetition_penalty": 0.5},
+        {"presence_penalty": -2.0, "top_k": 2},
+        ALL,
+    ],
+    ids=str,
+)
+def test_every_filter_is_what_its_definition_says(settings):
+    data, config = torch.Generator().manual_seed(5), SamplingConfig(**settings)
+    changed = False
+    for _ in range(20):
+        logits_V = torch.randn(9, generator=data) * 2
+        before_V = logits_V.clone()
+        ours = by_us(logits_V, config)
+        assert ours == pytest.approx(by_definition(logits_V, config), abs=1e-6)
+        assert torch.equal(logits_V, before_V)
+        changed |= ours != by_us(logits_V, SamplingConfig(temperature=config.temperature))
+    assert changed or settings.keys() == {"temperature"}
+
+
+def test_transformers_agrees():
+    pytest.importorskip("transformers")
+    from transformers.generation import logits_process as theirs
+
+    data, config = torch.Generator().manual_seed(6), SamplingConfig(**ALL)
+    processors = [
+        theirs.SequenceBiasLogitsProcessor({(i,): bias for i, bias in config.logit_bias.items()}),
+        theirs.RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
+        lambda _, scores: scores - penalty_V,  # which transformers does not have
+        theirs.TemperatureLogitsWarper(config.temperature),
+        theirs.TopKLogitsWarper(config.top_k),
+        theirs.TopPLogitsWarper(config.top_p),
+        theirs.MinPLogitsWarper(config.min_p),
+    ]
+    penalty_V = torch.tensor([SAID.count(i) * -0.3 + (0.4 if i in SAID else 0) for i in range(12)])
+    kept = set()
+    for _ in range(50):
+        logits_V = torch.randn(12, generator=data) * 2
+        scores_BV, id_BS = logits_V[None].clone(), torch.tensor([PROMPT + SAID])
+        for process in processors:
+            scores_BV = process(id_BS, scores_BV)
+        theirs_V = scores_BV.softmax(dim=-1)[0].tolist()
+        assert by_us(logits_V, config) == pytest.approx(theirs_V, abs=1e-6)
+        kept.add(sum(prob > 0 for prob in theirs_V))
+    assert len(kept) > 3, "the filters cut at different places"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temperature_0_takes_the_largest_after_bias_and_penalties(dtype):
+    data, config = torch.Generator().manual_seed(7), SamplingConfig(**(ALL | {"temperature": 0, "top_k": 0}))
+    different = 0
+    for _ in range(50):
+        logits_V = torch.randn(9, generator=data).to(dtype)
+        wanted = adjusted(logits_V, config)
+        assert sample(logits_V, config, torch.Generator(), PROMPT, SAID) == wanted.index(max(wanted))
+        different += wanted.index(max(wanted)) != int(logits_V.argmax())
+    assert different > 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"min_p": 1.1}, "min_p=1.1: input should be less than or equal to 1"),
+        ({"min_p": -0.1}, "min_p=-0.1: "),
+        ({"repetition_penalty": 0}, "repetition_penalty=0: "),
+        ({"presence_penalty": 2.5}, "presence_penalty=2.5: "),
+        ({"frequency_penalty": math.nan}, "frequency_penalty=nan: "),
+        ({"temperature": math.inf}, "temperature=inf: "),
+        ({"temperature": 1e-40}, "temperature=1e-40: so close to 0 nothing is left to chance; use 0"),
+        ({"logit_bias": {-1: 2.0}}, "logit_bias"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias.1=inf: "),
+        ({"stop": [""]}, "stop.0='': "),
+        ({"stop": "end"}, "stop='end': should be a list"),
+        ({"past_context": "slide"}, "past_context='slide': a story that .* for ever; set max_new_tokens"),
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_its_range_is_named(settings, reason):
+    with pytest.raises(UserError, match=f"^--{reason}"):
+        sampling_config(settings, "--")
+
+
+def test_no_setting_in_its_range_overflows():
+    logits_V = torch.tensor([300.0, -300.0, 299.0, 0.0])
+    for settings in (
+        {"temperature": 1e-6},
+        {"repetition_penalty": 0.01},
+        {"temperature": 1e-6, "repetition_penalty": 100},
+    ):
+        assert sample(logits_V, SamplingConfig(**settings), torch.Generator(), [0, 1, 2, 3]) == 0

@@ -14,8 +14,10 @@ from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.single import SingleEngine
+from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig
-from storyteller_ds.generation.story import Story
+from storyteller_ds.generation.story import Ending, Story
+from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.training.callbacks.samples import Samples
 
@@ -50,23 +52,48 @@ def script(tokenizer: Tokenizer, *texts: str) -> Callable[[int], int]:
 
 
 @pytest.mark.parametrize(
-    ("text", "limit", "told", "cut", "by_context"),
+    ("text", "limit", "told", "ending"),
     [
-        ("end", None, "end", False, False),
-        ("x" * 11, None, "x" * 11, False, False),
+        ("end", None, "end", Ending.END),
+        ("", None, "", Ending.END),
+        ("x" * 11, None, "x" * 11, Ending.END),
         # A prompt of 5 tokens leaves 12: the last is that which follows a full context.
-        ("x" * 12, None, "x" * 12, True, True),
-        ("x" * 99, None, "x" * 12, True, True),
-        ("x" * 99, 13, "x" * 12, True, True),
-        ("x" * 99, 12, "x" * 12, True, False),
-        ("x" * 99, 3, "xxx", True, False),
-        ("xx", 3, "xx", False, False),
+        ("x" * 12, None, "x" * 12, Ending.CONTEXT),
+        ("x" * 99, None, "x" * 12, Ending.CONTEXT),
+        ("x" * 99, 13, "x" * 12, Ending.CONTEXT),
+        ("x" * 99, 12, "x" * 12, Ending.LENGTH),
+        ("x" * 99, 3, "xxx", Ending.LENGTH),
+        ("xx", 3, "xx", Ending.END),
+        ("One. The e", 10, "One. The e", Ending.LENGTH),
+        ("One. The e", None, "One. The e", Ending.END),
+        ("One. The end. T", None, "One. The end", Ending.CONTEXT),
+        ("A The end. T", None, "A ", Ending.STOP),
+        ("A The end.", 10, "A ", Ending.STOP),
     ],
 )
-def test_how_a_story_ends(tokenizer, engine, text, limit, told, cut, by_context):
-    config = SamplingConfig(max_new_tokens=limit)
+def test_how_a_story_ends(tokenizer, engine, text, limit, told, ending):
+    config = SamplingConfig(max_new_tokens=limit, stop=["The end.", "never"])
     story = Story(engine.decoder, RUN, tokenizer, "Once", config, script(tokenizer, text))
-    assert ("".join(story), story.was_cut, story.ran_out_of_context) == (told, cut, by_context)
+    assert story.ending is None
+    assert "".join(story) == told
+    assert (story.text, story.ending) == (f"Once{told}", ending)
+    assert story.was_cut == (ending in ("length", "context"))
+    assert "".join(story.token_texts).startswith(told)
+
+
+def test_a_story_that_is_left_has_no_ending(tokenizer, engine):
+    story = Story(engine.decoder, RUN, tokenizer, "Once", SamplingConfig(), script(tokenizer, "abc"))
+    assert next(iter(story)) == "a"
+    assert (story.text, story.ending, story.was_cut) == ("Oncea", None, False)
+
+
+def test_a_stop_string_ends_a_story_of_the_library(tokenizer, engine):
+    model = StoryModel(engine.decoder.eval(), RUN, tokenizer, Path())
+    whole = model.generate("Once", seed=3, temperature=1.5)
+    stop = next(char for char in whole[6:] if char not in whole[4:6])
+    assert model.generate("Once", seed=3, temperature=1.5, stop=["never", stop]) == whole[: whole.index(stop, 4)]
+    with pytest.raises(UserError, match="min_p=2"):
+        model.generate("Once", min_p=2)
 
 
 def test_story_numbers_are_seeds():

@@ -1,12 +1,16 @@
 """Text in pieces: never half a character, and nothing lost."""
 
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
-from storyteller_ds.generation.decode import prompt_ids, stream_text
+from storyteller_ds.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from storyteller_ds.generation.decode import prompt_ids, stream_text, text_of_each
 
 CORPUS = [
     "Es war einmal ein Bär, der übte Flöte. 🐻🎶",
@@ -100,3 +104,98 @@ def test_a_prompt_is_the_beginning_of_a_document(tokenizer):
     ids = prompt_ids(tokenizer, "Once")
     assert ids[0] == tokenizer.end_of_text
     assert ids[1:] == tokenizer.encode("Once")
+
+
+# Only what is not yet certain is decoded again
+
+
+def decoded_whole(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[str]:
+    """The plain definition: the whole context is decoded again for every id."""
+    context = prompt_ids(tokenizer, prompt)
+    said, found = len(tokenizer.decode(context)), []
+    for i in ids:
+        context.append(i)
+        whole = tokenizer.decode(context).rstrip(BROKEN)
+        found.append(whole[said:])
+        said = max(said, len(whole))
+    return found
+
+
+def sentencepiece(decoder: Any) -> Tokenizer:
+    """Words with their space in front, letters, and a token for each byte, as Llama 2 has them."""
+    words = ["▁", "▁the", "▁a", "▁▁", "end", "é", "🐻", ".", "s", "▁fox", BROKEN]
+    names = ["<unk>", END_OF_TEXT, *(f"<0x{i:02X}>" for i in range(256)), *words]
+    inner = tokenizers.Tokenizer(
+        models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True, unk_token="<unk>")
+    )
+    inner.add_special_tokens([END_OF_TEXT, "<unk>"])
+    inner.decoder = decoder
+    return Tokenizer(inner)
+
+
+def word_pieces() -> Tokenizer:
+    names = ["[UNK]", END_OF_TEXT, "the", "##s", ".", "n", "##'", "do", "'", "fox", "a"]
+    inner = tokenizers.Tokenizer(models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    inner.add_special_tokens([END_OF_TEXT])
+    inner.decoder = decoders.WordPiece(cleanup=True)
+    return Tokenizer(inner)
+
+
+def no_decoder() -> Tokenizer:
+    inner = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, END_OF_TEXT: 1, "the": 2, "fox": 3}, unk_token="<unk>"))
+    inner.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(inner)
+
+
+def of_llama() -> Any:
+    spaces = decoders.Replace("▁", " ")
+    return decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+
+
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "bytes": lambda: train_tokenizer(TokenizerConfig(vocab_size=257), CORPUS),
+    "merges": lambda: train_tokenizer(TokenizerConfig(vocab_size=320), CORPUS),
+    "char": lambda: train_tokenizer(TokenizerConfig(kind="char", vocab_size=40), CORPUS),
+    "Llama 2": lambda: sentencepiece(of_llama()),
+    "Metaspace": lambda: sentencepiece(decoders.Metaspace()),
+    "byte fallback": lambda: sentencepiece(decoders.ByteFallback()),
+    "no decoder": no_decoder,
+    "word pieces": word_pieces,
+    "two spaces stripped": lambda: sentencepiece(decoders.Sequence([decoders.Fuse(), decoders.Strip("s", 2, 0)])),
+}
+DECODED_WHOLE = ("word pieces", "two spaces stripped")
+"""What is before a token, or behind it, may change it there."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pieces_are_those_of_the_whole_decoded_anew(kind):
+    tokenizer = KINDS[kind]()
+    chance, joined = random.Random(kind), ""
+    for _ in range(150):
+        # Ids without a token, too; the first half has few broken bytes.
+        everything = range(tokenizer.vocab_size + 2)
+        usual = [i for i in everything if BROKEN not in tokenizer.decode([i])]
+        ids = [
+            chance.choice(usual if chance.random() < share else everything)
+            for share in (1.0, 0.9, 0.0)
+            for _ in range(chance.randint(0, 20))
+        ]
+        for prompt in ("", "the fox", f"é{BROKEN}", " "):
+            found = list(text_of_each(tokenizer, prompt, iter(ids)))
+            assert found == decoded_whole(tokenizer, prompt, ids)
+            joined += "".join(found)
+    assert len(set(joined)) > 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_story_is_not_decoded_again_and_again(kind, monkeypatch):
+    tokenizer = KINDS[kind]()
+    # Behind a token that is one byte of SentencePiece's nothing is certain; these are words and letters.
+    words = [i for i in range(tokenizer.vocab_size) if BROKEN not in tokenizer.decode([i])][-7:]
+    ids = random.Random(kind).choices(words, k=400)
+    prompt, sizes = "the fox", []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda window: (sizes.append(len(window)), decode(window))[1])
+    list(stream_text(tokenizer, prompt, iter(ids)))
+    longest = max(sizes[3:])
+    assert longest > 400 if kind in DECODED_WHOLE else longest < 40
