@@ -162,8 +162,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "no decoder": no_decoder,
     "word pieces": word_pieces,
     "two spaces stripped": lambda: sentencepiece(decoders.Sequence([decoders.Fuse(), decoders.Strip("s", 2, 0)])),
+    "stripped twice": lambda: sentencepiece(decoders.Sequence([decoders.Fuse(), *[decoders.Strip("s", 1, 0)] * 2])),
 }
-DECODED_WHOLE = ("word pieces", "two spaces stripped")
+DECODED_WHOLE = ("word pieces", "two spaces stripped", "stripped twice")
 """What is before a token, or behind it, may change it there."""
 
 
