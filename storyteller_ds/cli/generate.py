@@ -28,18 +28,24 @@ _STDOUT = Path("-")
 @click.option("--prompts_file", type=UserPath(or_stream=True), help="One prompt a line; - is stdin.")
 @click.option("--output", type=UserPath(or_stream=True), help="Write the stories of --prompts_file here; - is stdout.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each story, with its tokens and experts.")
-@click.option("--num_stories", "-n", type=click.IntRange(1), default=1, show_default=True, help="For each prompt.")
+@click.option(
+    "-n", "--num_stories", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="For each prompt."
+)
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
 @click.option("--top_k", type=int, default=0, show_default=True, help="Only the k likeliest tokens; 0: all.")
 @click.option("--top_p", type=float, default=1.0, show_default=True, help="Only the likeliest up to this probability.")
 @click.option(
-    "--min_p", type=float, default=0.0, show_default=True, help="Only this part of the likeliest, or likelier."
+    "--min_p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Only tokens with this share of the likeliest's probability.",
 )
 @click.option(
-    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1: less of what is there already."
+    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1: less of what was said."
 )
 @click.option(
-    "--presence_penalty", type=float, default=0.0, show_default=True, help="Above 0: less of what the story has."
+    "--presence_penalty", type=float, default=0.0, show_default=True, help="Above 0: less of the story's words."
 )
 @click.option("--frequency_penalty", type=float, default=0.0, show_default=True, help="The same, for each time.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")

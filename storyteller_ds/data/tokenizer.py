@@ -143,7 +143,8 @@ def _is_one_by_one(decoder: dict[str, Any] | None) -> bool:
         case {"type": "Strip", "start": int(start), "stop": 0}:
             return start <= 1
         case {"type": "Sequence", "decoders": list(parts)}:
-            return all(map(_is_one_by_one, parts))
+            strips = [part for part in parts if part.get("type") in ("Strip", "Metaspace")]
+            return len(strips) <= 1 and all(map(_is_one_by_one, parts))
     return False
 
 

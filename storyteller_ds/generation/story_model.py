@@ -29,11 +29,11 @@ class StoryModel(NamedTuple):
 
         Args:
             prompt: its beginning; may be empty.
-            sampling: fields of SamplingConfig: temperature, top_k, top_p, max_new_tokens, seed. The same seed tells
-                the same story.
+            sampling: fields of SamplingConfig, such as temperature, min_p, stop or seed. The same seed tells the same
+                story.
 
         Raises:
-            UserError: the prompt leaves no room in the context, or a setting is out of its range.
+            UserError: the prompt leaves no room in the context, or a setting is out of its range or not for this model.
         """
         return "".join(self.stream(prompt, **sampling))
 

@@ -50,7 +50,7 @@ class TracedStory:
         }
 
     def _noted(self, chosen: int) -> int:
-        logits_V = self._stepper.logits_V.double()
+        logits_V = self._stepper.logits_V.cpu().double()
         log_probability = float(logits_V[chosen] - logits_V.logsumexp(dim=-1))
         self._tokens.append({"id": chosen, "probability": math.exp(log_probability), "experts": self._stepper.experts})
         return chosen

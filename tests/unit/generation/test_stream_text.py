@@ -162,8 +162,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "no decoder": no_decoder,
     "word pieces": word_pieces,
     "two spaces stripped": lambda: sentencepiece(decoders.Sequence([decoders.Fuse(), decoders.Strip("s", 2, 0)])),
+    "stripped twice": lambda: sentencepiece(decoders.Sequence([decoders.Fuse(), *[decoders.Strip("s", 1, 0)] * 2])),
 }
-DECODED_WHOLE = ("word pieces", "two spaces stripped")
+DECODED_WHOLE = ("word pieces", "two spaces stripped", "stripped twice")
 """What is before a token, or behind it, may change it there."""
 
 
@@ -172,14 +173,11 @@ def test_the_pieces_are_those_of_the_whole_decoded_anew(kind):
     tokenizer = KINDS[kind]()
     chance, joined = random.Random(kind), ""
     for _ in range(150):
-        # Ids without a token, too; the first half has few broken bytes.
+        # Ids without a token, too. The first part has no broken bytes, the second is of few tokens that meet often.
         everything = range(tokenizer.vocab_size + 2)
         usual = [i for i in everything if BROKEN not in tokenizer.decode([i])]
-        ids = [
-            chance.choice(usual if chance.random() < share else everything)
-            for share in (1.0, 0.9, 0.0)
-            for _ in range(chance.randint(0, 20))
-        ]
+        parts = (usual, everything[-12:], everything)
+        ids = [i for part in parts for i in chance.choices(part, k=chance.randint(0, 20))]
         for prompt in ("", "the fox", f"é{BROKEN}", " "):
             found = list(text_of_each(tokenizer, prompt, iter(ids)))
             assert found == decoded_whole(tokenizer, prompt, ids)
