@@ -82,12 +82,11 @@ def _merges(tokens: Sequence[ScoredToken], ids: Mapping[str, int]) -> list[tuple
     for i, (text, score) in enumerate(tokens):
         if math.isnan(score):
             raise DataError(f"the score of the token {text!r:.80} is not a number")
-        pairs = [(text[:cut], text[cut:]) for cut in range(len(text) - 1, 0, -1)]
+        # Pairs with one union would compete where they overlap; no text is known in which they do.
+        pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
         pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
         if i == BEGIN or score <= NEVER or not pairs:
             continue
-        # Of x, y and z with x + y = y + z = text the leftmost two are united, x and y: text begins with y.
-        pairs.sort(key=lambda pair: not text.startswith(pair[1]))
         found.append((score, pairs))
     scores = Counter(score for score, _ in found)
     if found and (most := scores.most_common(1)[0])[1] > 1:
