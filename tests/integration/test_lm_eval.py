@@ -14,7 +14,7 @@ from storyteller_ds.interchange.export import export_model
 from tests.support.distributed import run_command
 from tests.support.small_runs import SMALLEST
 
-pytest.importorskip("lm_eval", reason="needs pip install lm_eval")
+pytest.importorskip("lm_eval", reason="needs pip install lm_eval[hf]")
 pytest.importorskip("transformers")
 
 STORIES = ["Once upon a time there was a cat.", 'One day, Tim said: "Look, a dog!"']
@@ -34,7 +34,8 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 tasks = TaskManager(include_path=sys.argv[2], include_defaults=False)
-arguments = {"pretrained": sys.argv[1], "dtype": "float32"}
+# Of a whole text it scores the tokens behind the first, which it puts before the text itself.
+arguments = {"pretrained": sys.argv[1], "dtype": "float32", "add_bos_token": False}
 found = lm_eval.simple_evaluate("hf", arguments, tasks=["stories"], task_manager=tasks, device="cpu", batch_size=1)
 print(json.dumps(found["results"]["stories"]["bits_per_byte,none"]))
 """
