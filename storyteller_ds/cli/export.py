@@ -13,8 +13,9 @@ from storyteller_ds.cli.paths import UserPath
     "--to",
     "form",
     required=True,
-    type=click.Choice(["hf", "gguf"]),
-    help="hf: for transformers and its kin; gguf: for llama.cpp and Ollama.",
+    type=click.Choice(["hf", "gguf", "llama2c", "safetensors"]),
+    help="hf: for transformers and its kin; gguf: for llama.cpp and Ollama; llama2c: for llama2.c; safetensors: "
+    "weights under our own names.",
 )
 @click.option("--output", required=True, type=UserPath(), help="Folder to write; must not exist yet.")
 @click.option(
@@ -22,14 +23,19 @@ from storyteller_ds.cli.paths import UserPath
     type=click.Choice(["fp32", "bf16", "fp16", "q8_0"]),
     default="fp32",
     show_default=True,
-    help="Format of the weights; bf16 for hf, q8_0 for gguf.",
+    help="Format of the weights; bf16 for hf and safetensors, q8_0 for gguf and llama2c.",
 )
-def export(checkpoint: Path, form: str, output: Path, dtype: str) -> None:
+@click.option("--push_to_hub", "repo", metavar="REPO", help="Also upload it to OWNER/NAME on the Hugging Face hub.")
+def export(checkpoint: Path, form: str, output: Path, dtype: str, repo: str | None) -> None:
     """Write a model in the format of another tool, read it back, and compare.
 
-    What the format cannot express is refused with the reason.
+    What the format cannot express is refused with the reason. A repository that --push_to_hub makes is private.
     """
-    # Imported here, with torch: --help need not wait for it.
+    from storyteller_ds.interchange import hub
+
+    if repo is not None:
+        hub.check_access(repo)
+    # Imported here, with torch: --help and refusals need not wait for it.
     import torch
 
     from storyteller_ds.console import lines_to, stderr_console
@@ -41,3 +47,5 @@ def export(checkpoint: Path, form: str, output: Path, dtype: str) -> None:
     log(f"model: {model.step_folder}")
     print(export_model(model, output, form, dtype))
     print(f"export: {output}")
+    if repo is not None:
+        print(f"hub: {hub.upload(output, repo)}")

@@ -8,16 +8,22 @@ from storyteller_ds.cli.paths import UserPath
 
 
 @click.command("import")
-@click.option("--from", "form", required=True, type=click.Choice(["hf"]), help="hf: a folder of Hugging Face's layout.")
-@click.option("--model", required=True, type=UserPath(), help="The folder.")
+@click.option(
+    "--from",
+    "form",
+    required=True,
+    type=click.Choice(["hf", "llama2c"]),
+    help="hf: a folder of Hugging Face's layout; llama2c: a model.bin of llama2.c.",
+)
+@click.option("--model", required=True, type=UserPath(), help="The folder, or the file.")
+@click.option("--tokenizer", type=UserPath(), help="tokenizer.bin of llama2.c; by default that beside the model.")
 @click.option("--output_dir", required=True, type=UserPath(), help="Run folder to write; must not exist yet.")
-def import_(form: str, model: Path, output_dir: Path) -> None:
+def import_(form: str, model: Path, tokenizer: Path | None, output_dir: Path) -> None:
     """Read a model of another tool into a run folder, from which stories can be generated.
 
-    Weights have to be safetensors: a pickle, which can run code, is never read. What we do not compute is refused.
+    A pickle, which can run code, is never read. What we do not compute is refused.
     """
     # Imported here, with torch: --help need not wait for it.
     from storyteller_ds.interchange.load import import_model
 
-    del form
-    print(f"checkpoint: {import_model(model, output_dir)}")
+    print(f"checkpoint: {import_model(form, model, tokenizer, output_dir)}")

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from storyteller_ds.config.base import Section
 from storyteller_ds.config.size import Size
 
+_MOST_HEADS = 1024
+"""That a message proposes."""
+
 
 class ModelConfig(Section):
     """A decoder-only transformer. The defaults give Llama's block; GPT-2's is a choice of options."""
@@ -125,4 +128,5 @@ class MoEConfig(Section):
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+    """Those that can be numbers of heads: a file may name any size."""
+    return ", ".join(str(d) for d in range(1, min(number, _MOST_HEADS) + 1) if number % d == 0)

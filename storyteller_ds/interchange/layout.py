@@ -36,6 +36,23 @@ class Piece(NamedTuple):
     their_view: View = WHOLE
 
 
+def with_neighbours(weight: Tensor, heads: int) -> Tensor:
+    """Queries' or keys' weight for a rotary embedding that turns features 2i and 2i + 1 together, as Llama's own did.
+
+    Args:
+        weight: [heads * head size, D], of one that turns i and i + head size / 2, as ours and Hugging Face's do.
+        heads: query heads or key heads.
+    """
+    rows: Tensor = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return rows
+
+
+def with_halves(weight: Tensor, heads: int) -> Tensor:
+    """The reverse of with_neighbours."""
+    rows: Tensor = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return rows
+
+
 def to_theirs(pieces: Sequence[Piece], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Their tensors, one at a time, fp32.
 

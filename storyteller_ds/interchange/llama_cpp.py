@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
+from storyteller_ds.interchange import sentencepiece
 from storyteller_ds.interchange.huggingface.families import family_of
+from storyteller_ds.interchange.layout import with_neighbours
 from storyteller_ds.model.canonical import placed_parameters
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ FORMATS = {"fp32": "f32", "fp16": "f16", "q8_0": "q8_0"}
 """Formats of weights, and GGUF's names for them."""
 _BLOCK = 32
 """Numbers that q8_0 scales together: rows have to be a multiple of it."""
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5
+_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
 """Types of tokens."""
 
 
@@ -140,14 +142,38 @@ def _write_sizes(writer: "GGUFWriter", run: RunConfig, architecture: Architectur
         writer.add_expert_feed_forward_length(model.intermediate_size)
 
 
-def _vocabulary(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int], list[str]]:
-    """Tokens, their types, and merges.
+class _Vocabulary(NamedTuple):
+    """Tokens by id, with what llama.cpp makes them of text by: merges or scores."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    """Of byte-level BPE."""
+    scores: list[float]
+    """Of SentencePiece's BPE."""
+
+
+def _vocabulary(tokenizer: Tokenizer, rows: int) -> _Vocabulary:
+    """The vocabulary, with as many tokens as the model has rows.
 
     Raises:
-        UserError: it is no byte-level BPE, which is all that llama.cpp has of ours.
+        UserError: llama.cpp has no such tokenizer.
     """
+    unused = [f"[unused {i}]" for i in range(tokenizer.vocab_size, rows)]
+    if (scored := sentencepiece.scored_tokens(tokenizer)) is not None:
+        kinds = {sentencepiece.UNKNOWN: _UNKNOWN, sentencepiece.BEGIN: _CONTROL, sentencepiece.END: _CONTROL}
+        kinds |= dict.fromkeys(range(sentencepiece.FIRST_BYTE, sentencepiece.FIRST_TEXT), _BYTE)
+        return _Vocabulary(
+            [token.text.replace(" ", "\u2581") for token in scored] + unused,  # as SentencePiece writes a space
+            [kinds.get(i, _NORMAL) for i in range(len(scored))] + [_UNUSED] * len(unused),
+            [],
+            [token.score for token in scored] + [0.0] * len(unused),
+        )
     if not tokenizer.spells_bytes:
-        raise UserError("llama.cpp has no such tokenizer, only byte-level BPE (tokenizer.kind=bpe); export it as hf")
+        raise UserError(
+            "llama.cpp has no such tokenizer, only byte-level BPE (tokenizer.kind=bpe) and SentencePiece's; export "
+            "it as hf"
+        )
     state = json.loads(tokenizer.to_json())
     tokens = [f"[unused {i}]" for i in range(rows)]
     types = [_UNUSED] * rows
@@ -157,18 +183,22 @@ def _vocabulary(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int], 
         tokens[added["id"]] = added["content"]
         types[added["id"]] = _CONTROL if added["special"] else _NORMAL
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
-    return tokens, types, merges
+    return _Vocabulary(tokens, types, merges, [])
 
 
-def _write_tokenizer(
-    writer: "GGUFWriter", tokenizer: Tokenizer, vocabulary: tuple[list[str], list[int], list[str]]
-) -> None:
-    tokens, types, merges = vocabulary
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
+def _write_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
+    if vocabulary.scores:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_unk_token_id(sentencepiece.UNKNOWN)
+        writer.add_add_space_prefix(True)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_merges(vocabulary.merges)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(True)
@@ -227,7 +257,7 @@ def _attention(
     for name, short, heads in zip(names, "qkv", (model.num_heads, model.kv_heads, 0), strict=True):
         weight = read(f"{ours}.attention.{name}.weight")
         if architecture.interleaved and heads:
-            weight = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+            weight = with_neighbours(weight, heads)
         yield f"{theirs}.attn_{short}.weight", weight
     if model.qk_norm:
         for name, short in (("q_norm", "q"), ("k_norm", "k")):

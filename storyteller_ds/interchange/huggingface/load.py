@@ -3,35 +3,22 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from storyteller_ds.config.load import parse_run_config
-from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import END_OF_TEXT, FILE_BYTES, Tokenizer, parse_tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.interchange.huggingface.families import FAMILIES, run_settings
+from storyteller_ds.interchange.imported import Imported, decoder_with
 from storyteller_ds.interchange.layout import to_ours
-from storyteller_ds.model.canonical import placed_parameters
-from storyteller_ds.model.decoder import Decoder, empty_decoder
 from storyteller_ds.untrusted import UntrustedFileError, inside, open_regular, parse_json, read_json, read_text
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-class Imported(NamedTuple):
-    """A model of another tool."""
-
-    decoder: Decoder
-    """In eval mode, fp32."""
-    run: RunConfig
-    tokenizer: Tokenizer
-
-
-@torch.no_grad()
 def read_folder(folder: Path) -> Imported:
     """The model of a folder.
 
@@ -52,14 +39,9 @@ def read_folder(folder: Path) -> Imported:
     tokenizer = _read_tokenizer(folder, document)
     if tokenizer.vocab_size > run.tokenizer.vocab_size:
         raise UserError(f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model fewer rows")
-    decoder = empty_decoder(run)
-    shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)}
     pieces = family.pieces(run)
-    weights = to_ours(pieces, shapes, _weights(folder, {piece.theirs: piece.shape for piece in pieces}))
-    decoder.to_empty(device="cpu")
-    for name, parameter, *_ in placed_parameters(decoder):
-        parameter.copy_(weights[name])
-    return Imported(decoder.eval(), run, tokenizer)
+    read = _weights(folder, {piece.theirs: piece.shape for piece in pieces})
+    return Imported(decoder_with(run, lambda shapes: to_ours(pieces, shapes, read)), run, tokenizer)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 from storyteller_ds.errors import UserError
 
-NOT_PATHS = {"include", "exclude", "master_addr", "only", "prompt", "names", "overrides", "stop", "training", "vary"}
+NOT_PATHS = {
+    *("include", "exclude", "master_addr", "only", "prompt", "names", "overrides", "training", "vary", "repo", "stop"),
+}
 """Parameters that take a text of another kind."""
 
 

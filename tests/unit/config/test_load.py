@@ -217,6 +217,7 @@ def test_missing_and_unreadable_config_files_are_named(tmp_path):
 RULES = [
     (["model.num_heads=3"], "num_heads=3 does not divide hidden_size=128", "1, 2, 4, 8"),
     (["model.num_kv_heads=3"], "num_kv_heads=3 does not divide num_heads=4", "1, 2, 4"),
+    (["model.hidden_size=1000000000000000003"], "does not divide hidden_size=1000000000000000003", "choose one of 1"),
     (["model.hidden_size=12", "model.num_heads=4", "model.num_kv_heads=1"], "even head size", "position=learned"),
     (["moe.top_k=9"], "top_k=9 is more than num_experts=8", "lower top_k"),
     (["moe.every_n_layers=5"], "so that no layer would have experts", "moe.num_experts=0 for a dense model"),

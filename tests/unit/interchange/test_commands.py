@@ -15,16 +15,18 @@ from tests.support.small_runs import SMALLEST
 
 pytest.importorskip("transformers")
 
+SETTINGS = {**SMALLEST, "data.builtin_stories": 60}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train("tiny_test", SMALLEST, output_dir=tmp_path_factory.mktemp("run with a space") / "run").folder
+    return train("tiny_test", SETTINGS, output_dir=tmp_path_factory.mktemp("run with a space") / "run").folder
 
 
 @pytest.fixture(scope="module")
 def bpe_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = {**SMALLEST, "tokenizer.kind": "bpe", "tokenizer.vocab_size": 300, "model.hidden_size": 32}
-    return train("tiny_test", settings, output_dir=tmp_path_factory.mktemp("bpe") / "run").folder
+    bpe = {"tokenizer.kind": "bpe", "tokenizer.vocab_size": 300, "model.hidden_size": 32, "data.sequence_length": 64}
+    return train("tiny_test", {**SETTINGS, **bpe}, output_dir=tmp_path_factory.mktemp("bpe") / "run").folder
 
 
 def call(command, *arguments: object) -> Result:

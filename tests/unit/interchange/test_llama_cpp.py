@@ -1,6 +1,5 @@
 """GGUF files in llama.cpp: the probabilities of the next token, and greedy text."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import torch
 
 from storyteller_ds.errors import UserError
 from storyteller_ds.interchange.llama_cpp import architecture_of, modelfile, write_file
+from storyteller_ds.interchange.llama_cpp_process import completions
 from tests.unit.interchange.test_huggingface import GPT2, VOCABULARY, story_model, tokenizer
 
 pytest.importorskip("gguf")
-xllamacpp = pytest.importorskip("xllamacpp")
+pytest.importorskip("xllamacpp")
 
 __all__ = ["tokenizer"]
 SIZES = {"hidden_size": 64, "intermediate_size": 64}
@@ -29,21 +29,14 @@ F32 = 0.01
 """Of log-probabilities: llama.cpp keeps keys and values in 16 bits."""
 
 
-class LlamaCpp:
-    """llama.cpp with a model."""
-
-    def __init__(self, path: Path) -> None:
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 80, 1, False, -1
-        params.cpuparams.n_threads = 1
-        self.server = xllamacpp.Server(params)
-
-    def log_probabilities(self, ids: list[int]) -> dict[int, float]:
-        """Of the token behind these; of some that cannot be text there are none."""
-        request = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": VOCABULARY}
-        found = self.server.handle_completions(request)["choices"][0]["logprobs"]
-        return {} if found is None else {one["id"]: one["logprob"] for one in found["content"][0]["top_logprobs"]}
+def log_probabilities(path: Path, prompts: list[list[int]]) -> list[dict[int, float]]:
+    """Of the token behind each of these; of some that cannot be text there are none."""
+    requests = [{"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": VOCABULARY} for ids in prompts]
+    found = [choice["logprobs"] for choice in completions(path, 80, requests, seconds=120)]
+    return [
+        {} if each is None else {one["id"]: one["logprob"] for one in each["content"][0]["top_logprobs"]}
+        for each in found
+    ]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,18 +46,16 @@ def test_llama_cpp_computes_the_same(tokenizer, tmp_path, name, form, tolerance)
     ours = story_model(tokenizer, {**SIZES, **model}, moe, tmp_path)
     assert architecture_of(ours.run).name == architecture
     write_file(ours, tmp_path / "model.gguf", form)
-    theirs = LlamaCpp(tmp_path / "model.gguf")
+    texts = (PROMPT, "One day, the dog", "a", "there was a cat. One day")
+    prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts]
     compared = 0
-    for text in (PROMPT, "One day, the dog", "a", "there was a cat. One day"):
-        ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
+    for ids, theirs in zip(prompts, log_probabilities(tmp_path / "model.gguf", prompts), strict=True):
         with torch.no_grad():
             expected_V = torch.log_softmax(ours.decoder(torch.tensor([ids]))[0][0, -1], dim=-1)
-        for token, value in theirs.log_probabilities(ids).items():
+        for token, value in theirs.items():
             assert value == pytest.approx(float(expected_V[token]), abs=tolerance)
             compared += 1
     assert compared >= VOCABULARY
-    del theirs
-    gc.collect()
 
 
 @pytest.mark.parametrize(

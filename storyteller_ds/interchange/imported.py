@@ -1,0 +1,37 @@
+"""A model of another tool, as it is read."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.model.canonical import placed_parameters
+from storyteller_ds.model.decoder import Decoder, empty_decoder
+
+
+class Imported(NamedTuple):
+    """What is read of another tool's files."""
+
+    decoder: Decoder
+    """In eval mode, fp32."""
+    run: RunConfig
+    tokenizer: Tokenizer
+
+
+@torch.no_grad()
+def decoder_with(run: RunConfig, read: Callable[[dict[str, tuple[int, ...]]], dict[str, Tensor]]) -> Decoder:
+    """A decoder with the weights that `read` gives.
+
+    Args:
+        run: its config.
+        read: from the shapes of all canonical tensors to the tensors, fp32.
+    """
+    decoder = empty_decoder(run)
+    weights = read({name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)})
+    decoder.to_empty(device="cpu")
+    for name, parameter, *_ in placed_parameters(decoder):
+        parameter.copy_(weights[name])
+    return decoder.eval()

@@ -1,0 +1,29 @@
+"""A program of its own, in which llama.cpp reads a GGUF file: it may abort, hang, and write to stdout and stderr.
+
+llama_cpp_process.py runs it by its path. A JSON object comes on stdin (see main), the list of answers goes to stdout.
+"""
+
+import json
+import os
+import sys
+
+
+def main() -> None:
+    """Answer requests: model (path), context (tokens), threads, requests (as to llama.cpp's server, in its format)."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # where llama.cpp writes, too
+    import xllamacpp
+
+    task = json.load(sys.stdin)
+    params = xllamacpp.CommonParams()
+    params.model.path = task["model"]
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = task["context"], 1, False, -1
+    params.cpuparams.n_threads = task["threads"]
+    server = xllamacpp.Server(params)
+    json.dump([server.handle_completions(request) for request in task["requests"]], answers)
+    answers.flush()
+    os._exit(0)  # the threads of its server may not end
+
+
+if __name__ == "__main__":
+    main()
