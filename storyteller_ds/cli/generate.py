@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from storyteller_ds.cli.device_name import DeviceName
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.prompts import Prompt, prompts_of, typed
 from storyteller_ds.durable import check_output, write_output
@@ -34,7 +35,7 @@ _STDOUT = Path("-")
 @click.option("--top_p", type=float, default=1.0, show_default=True, help="Only the likeliest up to this probability.")
 @click.option("--max_new_tokens", type=int, help="Longest continuation.  [default: as long as the context has room]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--device", type=DeviceName(), default="auto", show_default=True)
 @memory_hint("a shorter prompt or fewer --max_new_tokens need less; of a GPU's memory, --device cpu needs none")
 def generate(
     checkpoint: Path,
@@ -75,7 +76,7 @@ def generate(
     prompts = [typed(prompt or "", "--prompt", log)] if prompts_file is None else prompts_of(prompts_file, log)
     if output is not None and prompts_file is not None:
         _refuse_to_replace(prompts_file, output)
-    place = pick_device(device, 0, "--device")
+    place = pick_device(device, None, "--device")
     if place.type == "cpu":
         click.get_current_context().with_resource(shared_cores())
     less = "close other programs" if place.type == "cpu" else "use --device cpu"

@@ -26,6 +26,7 @@ _VERBS = {
     "generate": "Continue a prompt.",
     "export": "Write a model in the format of another tool, read it back, and compare.",
     "import": "Read a model of another tool into a run folder, from which stories can be generated.",
+    "quantize": "Round the weights to 8 or 4 bits, and measure what that costs in bits per byte.",
     "config": "Show resolved configs, explain settings, list the presets.",
     "checkpoint": "List, verify, show, compare and prune checkpoints.",
     "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",

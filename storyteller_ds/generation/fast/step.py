@@ -6,6 +6,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from storyteller_ds.model.quantized import GROUP
+
 Floats = NDArray[np.float32]
 Weights = NDArray[np.float32] | NDArray[np.int8]
 
@@ -32,10 +34,11 @@ class Sizes(NamedTuple):
 class Layers(NamedTuple):
     """Weights, stacked over layers; arrays of what a model has not are empty.
 
-    Those of products have a scale for each row where they are int8.
+    Those of products are fp32 with an empty scale, or as in model/quantized.py with bytes as int8.
     """
 
-    embedding: Floats
+    embedding: Weights
+    embedding_scale: Floats
     position: Floats
     """[T, D], learned."""
     head: Weights
@@ -48,6 +51,7 @@ class Layers(NamedTuple):
     qkv: Weights
     """[L, (heads + 2 kv_heads) * head_dim, D]."""
     qkv_scale: Floats
+    """[L, rows, groups], as for all that follow."""
     qkv_bias: Floats
     out: Weights
     out_scale: Floats
@@ -84,15 +88,34 @@ class Layers(NamedTuple):
     sin: Floats
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True)
 def _product(weight, scale, x, out):
     """out = W x."""
     rows, columns = weight.shape
+    if columns < x.size:
+        _product_4_bits(weight, scale, x, out)
+        return
     for row in range(rows):
         total = np.float32(0)
         for column in range(columns):
             total += np.float32(weight[row, column]) * x[column]
-        out[row] = total * scale[row] if scale.size else total
+        out[row] = total * scale[row, 0] if scale.size else total
+
+
+@njit(fastmath=True)
+def _product_4_bits(weight, scale, x, out):
+    half = GROUP // 2
+    for row in range(weight.shape[0]):
+        total = np.float32(0)
+        for group in range(scale.shape[1]):
+            begin = group * GROUP
+            part = np.float32(0)
+            for i in range(half):
+                byte = np.uint8(weight[row, group * half + i])
+                low, high = np.int32(byte & 15) - 8, np.int32(byte >> 4) - 8
+                part += np.float32(low) * x[begin + i] + np.float32(high) * x[begin + half + i]
+            total += part * scale[row, group]
+        out[row] = total
 
 
 @njit(fastmath=True, inline="always")
@@ -128,6 +151,12 @@ def _normalise(x, gain_and_bias, kind, eps, out):
         out[i] = (x[i] - mean) * scale * gain_and_bias[0, i] + gain_and_bias[1, i]
 
 
+@njit(inline="always")
+def _activated(hidden, kind):
+    """Features behind the activation."""
+    return hidden // 2 if kind == SWIGLU else hidden
+
+
 @njit(fastmath=True, inline="always")
 def _activate(hidden, kind, out):
     """hidden [H] to out [I]."""
@@ -158,7 +187,11 @@ def decode(token, position, sizes, layers, keys, values, logits):
     """
     heads, kv_heads, width = sizes.heads, sizes.kv_heads, sizes.head_dim
     depth, features = layers.first_norm.shape[0], layers.embedding.shape[1]
-    x = layers.embedding[token].copy()
+    x = np.empty(features, np.float32)
+    for i in range(features):
+        x[i] = layers.embedding[token, i]
+        if layers.embedding_scale.size:
+            x[i] *= layers.embedding_scale[token, 0]
     if layers.position.size:
         _add(x, layers.position[position])
     first = x.copy()
@@ -248,7 +281,7 @@ def _feed_forward(layer, normal, sizes, layers, out):
     place = layers.dense[layer]
     if place >= 0:
         hidden = np.empty(layers.up.shape[1], np.float32)
-        act = np.empty(layers.down.shape[2], np.float32)
+        act = np.empty(_activated(hidden.size, sizes.activation), np.float32)
         _product(layers.up[place], layers.up_scale[place], normal, hidden)
         if layers.up_bias.size:
             _add(hidden, layers.up_bias[place])
@@ -260,10 +293,10 @@ def _feed_forward(layer, normal, sizes, layers, out):
     place = -1 - place
     experts = layers.router.shape[1]
     hidden = np.empty(layers.expert_up.shape[2], np.float32)
-    act = np.empty(layers.expert_down.shape[3], np.float32)
+    act = np.empty(_activated(hidden.size, sizes.activation), np.float32)
     one = np.empty(out.size, np.float32)
     prob = np.empty(experts, np.float32)
-    _product(layers.router[place], np.empty(0, np.float32), normal, prob)
+    _product(layers.router[place], np.empty((0, 0), np.float32), normal, prob)
     largest = prob.max()
     for e in range(experts):
         prob[e] = np.exp(prob[e] - largest)
