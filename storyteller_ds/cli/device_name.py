@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 
-class DeviceName(click.ParamType):
+class DeviceName(click.ParamType[str]):
     """auto, cpu, mps, cuda, or cuda:N with the number of a card."""
 
     name = "auto|cpu|mps|cuda|cuda:N"

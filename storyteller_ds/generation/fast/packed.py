@@ -42,6 +42,7 @@ class PackedDecoder:
             softcap=model.logit_softcap or 0.0,
         )
         self.layers = _layers(decoder, run)
+        self._embedding, self._embedding_scale = _table(decoder, "embedding.weight")
         self.logits = np.empty(run.tokenizer.vocab_size, np.float32)
         self._keys = self._values = np.empty((0, 0, 0, 0), np.float32)
         self._position = 0
@@ -63,7 +64,9 @@ class PackedDecoder:
 
     def step(self, token: int) -> Tensor:
         """See Stepper."""
-        step.decode(token, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
+        row = self._embedding[token]
+        x = row * self._embedding_scale[token] if self._embedding_scale.size else row.copy()
+        step.decode(token, x, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
         self._position += 1
         return torch.from_numpy(self.logits)
 
@@ -90,8 +93,7 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
     )
     with_value = [block for i, block in enumerate(blocks) if model.has_value_embedding(i)]
     value = np.array([with_value.index(block) if block in with_value else -1 for block in blocks], np.int64)
-    embedding, embedding_scale = _table(decoder, "embedding.weight")
-    head, head_scale = (embedding, embedding_scale) if model.tie_embeddings else _table(decoder, "lm_head.weight")
+    head, head_scale = _table(decoder, "embedding.weight" if model.tie_embeddings else "lm_head.weight")
     cos, sin = _NONE.reshape(0, 0), _NONE.reshape(0, 0)
     if decoder.rotary is not None:
         angles = decoder.rotary(torch.arange(run.context_length))
@@ -109,8 +111,6 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
     ):
         products[key], products[f"{key}_scale"] = _weights(modules, names, dimensions, empty)
     return step.Layers(
-        embedding=embedding,
-        embedding_scale=embedding_scale,
         position=_NONE.reshape(0, 0)
         if decoder.position_embedding is None
         else _numbers(decoder.position_embedding.weight),

@@ -6,8 +6,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from storyteller_ds.model.quantized import GROUP
-
 Floats = NDArray[np.float32]
 Weights = NDArray[np.float32] | NDArray[np.int8]
 
@@ -37,8 +35,6 @@ class Layers(NamedTuple):
     Those of products are fp32 with an empty scale, or as in model/quantized.py with bytes as int8.
     """
 
-    embedding: Weights
-    embedding_scale: Floats
     position: Floats
     """[T, D], learned."""
     head: Weights
@@ -104,17 +100,23 @@ def _product(weight, scale, x, out):
 
 @njit(fastmath=True)
 def _product_4_bits(weight, scale, x, out):
-    half = GROUP // 2
-    for row in range(weight.shape[0]):
+    rows, groups = scale.shape
+    half = weight.shape[1] // groups  # were it a constant, LLVM would unroll the loops in place of using vectors
+    byte, number = weight.reshape((rows, groups, half)), x.reshape((groups, 2, half))
+    eight = np.empty(groups, np.float32)  # what adding 8 to each number in a group adds to the sum
+    for group in range(groups):
         total = np.float32(0)
-        for group in range(scale.shape[1]):
-            begin = group * GROUP
+        for i in range(half):
+            total += number[group, 0, i] + number[group, 1, i]
+        eight[group] = np.float32(8) * total
+    for row in range(rows):
+        total = np.float32(0)
+        for group in range(groups):
             part = np.float32(0)
             for i in range(half):
-                byte = np.uint8(weight[row, group * half + i])
-                low, high = np.int32(byte & 15) - 8, np.int32(byte >> 4) - 8
-                part += np.float32(low) * x[begin + i] + np.float32(high) * x[begin + half + i]
-            total += part * scale[row, group]
+                both = np.int32(np.uint8(byte[row, group, i]))
+                part += np.float32(both & 15) * number[group, 0, i] + np.float32(both >> 4) * number[group, 1, i]
+            total += (part - eight[group]) * scale[row, group]
         out[row] = total
 
 
@@ -173,11 +175,12 @@ def _activate(hidden, kind, out):
 
 
 @njit(fastmath=True, cache=True)
-def decode(token, position, sizes, layers, keys, values, logits):
+def decode(token, x, position, sizes, layers, keys, values, logits):
     """The logits of the token behind one token.
 
     Args:
         token: id.
+        x: [D], its embedding, overwritten.
         position: of the token; keys and values of those before it are there.
         sizes: Sizes.
         layers: Layers.
@@ -186,12 +189,7 @@ def decode(token, position, sizes, layers, keys, values, logits):
         logits: [V], written.
     """
     heads, kv_heads, width = sizes.heads, sizes.kv_heads, sizes.head_dim
-    depth, features = layers.first_norm.shape[0], layers.embedding.shape[1]
-    x = np.empty(features, np.float32)
-    for i in range(features):
-        x[i] = layers.embedding[token, i]
-        if layers.embedding_scale.size:
-            x[i] *= layers.embedding_scale[token, 0]
+    depth, features = layers.first_norm.shape[0], x.size
     if layers.position.size:
         _add(x, layers.position[position])
     first = x.copy()

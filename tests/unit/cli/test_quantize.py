@@ -78,9 +78,7 @@ def test_the_text_is_the_runs_own(trained, tmp_path):
     assert result.exit_code == 0, result.exception
     before = find_checkpoint(trained, pytest.fail).manifest
     after = find_checkpoint(tmp_path / "small", pytest.fail, ("weights",)).manifest
-    found = re.match(
-        r"bits per byte of ([\d,]+) tokens of .+/stories\.txt: ([\d.]+) in fp32, ([\d.]+) ", result.stdout
-    )
+    found = re.match(r"bits per byte of ([\d,]+) tokens of .+/stories\.txt: ([\d.]+) in fp32, ([\d.]+) ", result.stdout)
     assert found is not None
     assert float(found[2]) == pytest.approx(before.val_bpb, abs=1e-4)
     assert float(found[3]) == pytest.approx(after.val_bpb, abs=1e-4)
