@@ -33,7 +33,7 @@ def test_it_costs_little(run, tmp_path, bits):
     done = quantize(run, bits, tmp_path / "small")
     assert done.scores[0].bits_per_byte < 0.6, "it has learned"
     assert lost(done) < MOST[bits]
-    assert done.bytes[1] < done.bytes[0] * {8: 0.45, 4: 0.35}[bits]
+    assert done.bytes[1] < done.bytes[0] * {8: 0.35, 4: 0.25}[bits]
     story = load(tmp_path / "small").generate("Once upon a time", seed=1, max_new_tokens=60)
     assert story.startswith("Once upon a time")
 
