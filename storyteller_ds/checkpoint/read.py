@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -17,6 +17,13 @@ from storyteller_ds.config.load import flatten
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.untrusted import UntrustedFileError, read_json, seal_of
 from storyteller_ds.validation_errors import first_problem
+
+if TYPE_CHECKING:
+    from storyteller_ds.checkpoint.quantized import Weights  # listing checkpoints does not need torch
+
+
+class WeightsOnlyError(CheckpointError):
+    """A whole checkpoint that never had more than weights, where more is needed."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,9 @@ class Checkpoint:
             CheckpointError: one is not; names it.
         """
         if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
-            raise CheckpointError(
-                f"checkpoint {self.folder} is an imported model, with weights only: enough to generate, not to "
-                "continue training"
+            raise WeightsOnlyError(
+                f"checkpoint {self.folder} is an imported or a quantised model, with weights only: enough to generate, "
+                "not to continue training; choose another --output_dir or --resume"
             )
         for name, expected in self.files(parts):
             try:
@@ -128,8 +135,18 @@ class Checkpoint:
         known = {names.MANIFEST, *self.manifest.files}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in known)
 
+    def open_weights(self) -> "Weights":
+        """The weights in fp32, also where they are stored in fewer bits.
+
+        Raises:
+            CheckpointError: as for open_tensors, or a quantised weight is not whole.
+        """
+        from storyteller_ds.checkpoint.quantized import Weights  # torch, see above
+
+        return Weights(self.open_tensors("weights"))
+
     def open_tensors(self, part: str) -> TensorFiles:
-        """The tensors of `weights`, `optimizer` or `rng`, read when they are asked for.
+        """The tensors of `weights`, `optimizer` or `rng` as they are stored, read when they are asked for.
 
         Raises:
             CheckpointError: a file is no safetensors file, or two files have a tensor of the same name.
@@ -156,7 +173,7 @@ def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str]
         parts: what is needed of it: names.WEIGHTS to generate, all to continue training; None: what it has.
 
     Raises:
-        CheckpointError: there is none, or the step folder is damaged or lacks a part.
+        CheckpointError: there is none, or it is damaged or lacks a part.
     """
     if (path / names.MANIFEST).exists():
         checkpoint = open_checkpoint(path)
@@ -176,13 +193,20 @@ def newest_valid(
     See find_checkpoint for the arguments.
 
     No pointer file (`latest` and the like) is read: it may be old, or written by somebody else.
+
+    Raises:
+        WeightsOnlyError: there are steps, of an imported or a quantised model, and more than weights is needed.
     """
     seen = step_folders(checkpoints)
+    weights_only: WeightsOnlyError | None = None
     for folder in seen:
         try:
             checkpoint = open_checkpoint(folder)
             checkpoint.verify_name()
             checkpoint.verify(checkpoint.parts if parts is None else parts)
+        except WeightsOnlyError as error:
+            weights_only = weights_only or error
+            continue
         except CheckpointError as error:
             log(f"passing over a checkpoint: {error}")
             continue
@@ -190,7 +214,11 @@ def newest_valid(
             log(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
         return checkpoint
     # A run that keeps few checkpoints may have replaced all of them meanwhile.
-    return newest_valid(checkpoints, log, parts) if set(step_folders(checkpoints)) - set(seen) else None
+    if set(step_folders(checkpoints)) - set(seen):
+        return newest_valid(checkpoints, log, parts)
+    if weights_only is not None:  # a run that starts over would put the model away
+        raise weights_only
+    return None
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -215,7 +243,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise _no_checkpoint(folder, f"is damaged ({len(files)} files of {world_size} ranks)")
     expected = _expected_files(world_size)
     missing = expected - files.keys()
-    # An imported model has weights only.
+    # An imported or a quantised model has weights only.
     if missing and missing != _shards(names.PARTS[1:], world_size):
         raise _no_checkpoint(folder, f"has no {min(missing)}")
     # Every name is one that we write, so none leaves the folder.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import Checkpoint
 from storyteller_ds.checkpoint.rng import seed_rng, set_rng_state
-from storyteller_ds.checkpoint.tensor_files import TensorFiles
+from storyteller_ds.checkpoint.tensor_files import TensorEntry, TensorFiles
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.load import flatten
 from storyteller_ds.config.run import RunConfig
@@ -113,13 +113,13 @@ def check_tensors(checkpoint: Checkpoint, run: RunConfig) -> None:
     """
     decoder = empty_decoder(run)
     stacks = muon_stacks(decoder, run)
-    expected: dict[str, dict[str, tuple[int, ...]]] = {"weights": {}, "optimizer": {}}
+    expected: dict[str, dict[str, TensorEntry]] = {"weights": {}, "optimizer": {}}
     for name, parameter, *_ in placed_parameters(decoder):
         for kind in state_kinds(parameter, stacks):
             part, key = ("weights", name) if kind == "weight" else ("optimizer", f"{kind}/{name}")
-            expected[part][key] = tuple(parameter.shape)
-    for part, shapes in expected.items():
-        checkpoint.open_tensors(part).check(shapes)
+            expected[part][key] = TensorEntry("F32", tuple(parameter.shape))
+    for part, entries in expected.items():
+        checkpoint.open_tensors(part).check(entries)
 
 
 def saved_state(checkpoint: Checkpoint) -> TrainState:

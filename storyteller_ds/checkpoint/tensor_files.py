@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor  # listing checkpoints does not need torch
 
 
-DTYPES = ("F32", "U8")
-"""safetensors' names of what is in a checkpoint: weights and moments, random streams."""
+DTYPES = ("F32", "U8", "I8")
+"""safetensors' names of what is in a checkpoint: weights and moments, random streams, quantised weights."""
 
 
 class TensorEntry(NamedTuple):
@@ -67,8 +67,8 @@ class TensorFiles(Mapping[str, "Tensor"]):
         tensor: Tensor = self._home[name].get_tensor(name)
         return tensor
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that the files hold exactly these tensors, as fp32, before any is loaded.
+    def check(self, expected: Mapping[str, TensorEntry]) -> None:
+        """Check that the files hold exactly these tensors, before any is loaded.
 
         Raises:
             CheckpointError: one is missing, is not expected, or has another shape or dtype; names it.
@@ -78,7 +78,7 @@ class TensorFiles(Mapping[str, "Tensor"]):
                 problem = "is missing"
             elif name not in expected:
                 problem = "belongs to no parameter of the model"
-            elif (found := self.headers[name]) != (wanted := TensorEntry("F32", expected[name])):
+            elif (found := self.headers[name]) != (wanted := expected[name]):
                 problem = f"is {found.dtype}{list(found.shape)}, and the model has {wanted.dtype}{list(wanted.shape)}"
             else:
                 continue

@@ -206,7 +206,7 @@ def write_weights(checkpoints: Path, step: int, contents: Contents, weights: Map
         checkpoints: the folder of the step folders.
         step: its number.
         contents: what is saved beside the tensors.
-        weights: canonical name -> fp32.
+        weights: canonical name -> fp32; or what quantized.py makes of them.
 
     Raises:
         CheckpointError: it could not be written.

@@ -84,7 +84,7 @@ def verify(path: Path, as_json: bool) -> None:
 def show(path: Path, as_json: bool) -> None:
     """Show one step, of a run folder the newest valid one: progress, topology, files, tensors, settings."""
     found = _find(path)
-    weights = found.open_tensors("weights")
+    weights = found.open_weights()
     what = {
         "folder": str(found.folder),
         "weights_only": found.parts == names.WEIGHTS,
@@ -95,9 +95,9 @@ def show(path: Path, as_json: bool) -> None:
         "topology": found.manifest.topology.model_dump(),
         "dataset_fingerprint": found.manifest.dataset_fingerprint,
         "config_fingerprint": found.manifest.config_fingerprint,
-        "parameters": sum(math.prod(entry.shape) for entry in weights.headers.values()),
+        "parameters": sum(map(math.prod, weights.shapes.values())),
         "files": {name: entry.bytes for name, entry in found.files(found.parts)},
-        "weights": {name: list(weights.headers[name].shape) for name in weights},
+        "weights": {name: list(shape) for name, shape in weights.shapes.items()},
         "run": found.read_json(names.CONFIG).get("run"),
     }
     if as_json:

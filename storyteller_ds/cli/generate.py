@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from storyteller_ds.cli.device_name import DeviceName
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.cli.prompts import Prompt, prompts_of, typed
 from storyteller_ds.durable import check_output
@@ -58,7 +59,7 @@ _STDOUT = Path("-")
     help="At the context's end; slide: forget its first half and go on.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--device", type=DeviceName(), default="auto", show_default=True)
 @memory_hint("a shorter prompt or fewer --max_new_tokens need less; of a GPU's memory, --device cpu needs none")
 def generate(
     checkpoint: Path,
@@ -107,7 +108,7 @@ def generate(
     prompts = [typed(prompt or "", "--prompt", log)] if prompts_file is None else prompts_of(prompts_file, log)
     if output is not None and prompts_file is not None:
         _refuse_to_replace(prompts_file, output)
-    place = pick_device(device, 0, "--device")
+    place = pick_device(device, None, "--device")
     if place.type == "cpu":
         click.get_current_context().with_resource(shared_cores())
     less = "close other programs" if place.type == "cpu" else "use --device cpu"

@@ -27,6 +27,7 @@ _VERBS = {
     "export": "Write a model in the format of another tool, read it back, and compare.",
     "import": "Read a model of another tool into a run folder, from which stories can be generated.",
     "upcycle": "Make a mixture of experts from a dense model, to train it further.",
+    "quantize": "Round the weights to 8 or 4 bits, and measure what that costs in bits per byte.",
     "config": "Show resolved configs, explain settings, list the presets.",
     "checkpoint": "List, verify, show, compare and prune checkpoints.",
     "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",

@@ -238,28 +238,38 @@ def _leave(message: str) -> None:
     os._exit(EXIT_USER_ERROR)
 
 
-def pick_device(wanted: str, local_rank: int, option: str = "parallel.device") -> torch.device:
-    """The device of this rank.
+def pick_device(wanted: str, local_rank: int | None, option: str = "parallel.device") -> torch.device:
+    """The device of this rank, or of a process that is no rank.
 
     Args:
-        wanted: auto, cpu, cuda or mps.
-        local_rank: which CUDA card, on a machine with several.
+        wanted: auto, cpu, cuda or mps; cuda:N for a process that is no rank.
+        local_rank: which CUDA card, on a machine with several; None: no rank, which takes the freest.
         option: where `wanted` was given, for the error.
 
     Raises:
         ConfigError: this machine does not have it, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
     """
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = wanted if wanted != "auto" else next(name for name, there in has.items() if there)
-    if not has.get(kind, False):
+    kind, _, index = wanted.partition(":")
+    kind = kind if kind != "auto" else next(name for name, there in has.items() if there)
+    if not has.get(kind, False) or (index and kind != "cuda"):
         there = ", ".join(name for name, available in has.items() if available)
         raise ConfigError(f"{option}={wanted}, but this machine has only: {there}; use one of these or auto")
+    device = torch.device(kind)
     if kind == "cuda":
         cards = torch.cuda.device_count()
-        if local_rank >= cards:
+        if local_rank is not None and local_rank >= cards:
             raise ConfigError(f"rank {local_rank} of this machine has no CUDA card of its own, there are {cards}")
-        torch.cuda.set_device(local_rank)
-    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+        if index and not (index.isdecimal() and int(index) < cards):
+            raise ConfigError(f"{option}={wanted}, but the CUDA cards here are cuda:0 to cuda:{cards - 1}")
+        if index:
+            card = int(index)
+        elif local_rank is not None:
+            card = local_rank
+        else:
+            card = max(range(cards), key=lambda each: torch.cuda.mem_get_info(each)[0])
+        device = torch.device(kind, card)
+        torch.cuda.set_device(device)
     try:
         choice_for(device)
     except (ValueError, RuntimeError) as error:

@@ -14,10 +14,12 @@ from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.data.tokenizer import load_tokenizer
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.generation.fast import fast_stepper
+from storyteller_ds.generation.fast import fast_stepper, is_fast
+from storyteller_ds.generation.fit import held_bits
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder
+from storyteller_ds.model.quantized import bits_of, fill, hold_quantized
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
@@ -25,24 +27,35 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
 
     Args:
         path: a run folder (its newest valid step) or a step folder; weights are enough.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
         ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not there.
+        OutOfMemory: the weights do not fit the device.
     """
-    return load_story_model(Path(path), pick_device(device, 0, "device"), lines_to(stderr_console()))
+    return load_story_model(Path(path), pick_device(device, None, "device"), lines_to(stderr_console()))
+
+
+def load_story_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:
+    """Load a model with the fastest way to generate there is; see load_decoder."""
+    if not is_fast(device):
+        return load_decoder(path, device, log)
+    model = load_decoder(path, device, log, as_stored=True)
+    return model._replace(stepper=fast_stepper(model.decoder, model.run, log))
 
 
 @torch.no_grad()
-def load_story_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:
+def load_decoder(path: Path, device: torch.device, log: Callable[[str], None], as_stored: bool = False) -> StoryModel:
     """Load the decoder of a run folder (its newest valid step) or of a step folder, in fp32 and eval mode.
 
-    Weights are enough: the optimizer's and the rng files may be missing.
+    Weights are enough: the optimizer's and the rng files may be missing. Quantised ones are dequantised. Where they
+    would not fit in fp32, or with `as_stored`, the decoder holds them quantised and dequantises each when it uses it.
 
     Raises:
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
         ConfigError, DataError: its config or its tokenizer cannot be used.
+        OutOfMemory: the weights do not fit.
     """
     checkpoint = find_checkpoint(path, log, names.WEIGHTS)
     config = checkpoint.folder / names.CONFIG
@@ -53,7 +66,7 @@ def load_story_model(path: Path, device: torch.device, log: Callable[[str], None
             f"{checkpoint.folder}: its tokenizer has ids up to {tokenizer.vocab_size - 1}, and its model "
             f"{run.tokenizer.vocab_size} of them; use another step"
         )
-    weights = checkpoint.open_tensors("weights")
+    weights = checkpoint.open_weights()
     if run.model.num_layers > len(weights):  # whose modules alone could fill the memory
         raise CheckpointError(
             f"{config} has {run.model.num_layers} layers, more than there are tensors; do not trust it"
@@ -63,9 +76,12 @@ def load_story_model(path: Path, device: torch.device, log: Callable[[str], None
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
         raise CheckpointError(f"{config} describes a model that cannot be ({error}); do not trust it") from None
     # A config can promise any size; memory is taken only once the files have been seen to hold it.
-    weights.check({name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)})
+    shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)}
+    weights.check(shapes)
+    if bits := held_bits(shapes, weights.bits, device, as_stored, checkpoint.folder, log):
+        hold_quantized(decoder, bits_of(shapes, bits))
     decoder.to_empty(device=device)
-    for name, parameter, *_ in placed_parameters(decoder):
-        parameter.copy_(weights[name])
+    for name in shapes:
+        fill(decoder, name, weights.stored(name))
     decoder.eval()
-    return StoryModel(decoder, run, tokenizer, checkpoint.folder, fast_stepper(decoder, run, log))
+    return StoryModel(decoder, run, tokenizer, checkpoint.folder)

@@ -86,7 +86,7 @@ def placed_parameters(module: nn.Module, first_expert: int = 0) -> Iterator[Plac
         first_expert: canonical index of the first expert that this rank holds.
     """
     wrappers = [(f"{prefix}.", m) for prefix, m in module.named_modules() if isinstance(m, HasCanonicalParts)]
-    for name, parameter in module.named_parameters():
+    for name, parameter in _parameters(module):
         part = Part(name)
         for prefix, wrapper in wrappers:
             if name.startswith(prefix):
@@ -95,6 +95,18 @@ def placed_parameters(module: nn.Module, first_expert: int = 0) -> Iterator[Plac
         canonical = canonical_name(part.name)
         expert = first_expert + part.expert if is_expert(canonical) else None
         yield Placed(canonical, parameter, expert, part.row)
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters; one that torch.nn.utils.parametrize computes from others has its value at this time."""
+    for name, parameter in module.named_parameters():
+        owner, is_computed, rest = name.partition(".parametrizations.")
+        if not is_computed:
+            yield name, parameter
+        elif rest.endswith(".original0"):
+            last = rest.removesuffix(".original0")
+            value = getattr(module.get_submodule(owner), last)
+            yield f"{owner}.{last}", nn.Parameter(value, requires_grad=False)
 
 
 def pieces_by_name(placed: Iterable[Placed]) -> dict[str, list[Placed]]:

@@ -18,19 +18,19 @@ from storyteller_ds.model.decoder import Decoder
 _SLOW_S = 1.0
 
 
-def fast_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -> Stepper | None:
-    """The fast way for a decoder; None where there is none: another device or format, no numba, or
-    STORYTELLER_KERNELS=reference.
+def is_fast(device: torch.device) -> bool:
+    """Whether there is a fast way: on the CPU, with numba, and without STORYTELLER_KERNELS=reference."""
+    return device.type == "cpu" and backend() is not ASKED_FOR and importlib.util.find_spec("numba") is not None
+
+
+def fast_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -> Stepper:
+    """The fast way for a decoder, where is_fast.
 
     Args:
-        decoder: in eval mode; see PackedDecoder.
+        decoder: see PackedDecoder.
         run: its config.
         log: gets a line if the step has to be compiled first.
     """
-    weight = decoder.embedding.weight
-    is_plain = weight.device.type == "cpu" and weight.dtype == (decoder.dtype or weight.dtype) == torch.float32
-    if not is_plain or backend() is ASKED_FOR or importlib.util.find_spec("numba") is None:
-        return None
     with meanwhile(lambda: log("compiling the decoder for this machine; later starts will not need to"), _SLOW_S):
         from storyteller_ds.generation.fast.packed import PackedDecoder
 

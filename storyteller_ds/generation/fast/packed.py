@@ -13,6 +13,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.generation.fast import step
 from storyteller_ds.model.attention import ValueEmbedding
 from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.quantized import held_quantized
 
 _NONE = np.empty(0, np.float32)
 _ACTIVATIONS = {"swiglu": step.SWIGLU, "gelu": step.GELU, "relu": step.RELU, "relu2": step.RELU2}
@@ -22,8 +23,8 @@ class PackedDecoder:
     """A decoder that generates on the CPU at batch 1: prompts by torch, each token after them by step.decode.
 
     Args:
-        decoder: on the CPU, fp32, in eval mode. Its parameters become views of stacks over all layers, so that nothing
-            is in memory twice.
+        decoder: on the CPU, fp32 or held quantised, in eval mode. Its parameters become views of stacks over all
+            layers, so that nothing is in memory twice.
         run: its config.
     """
 
@@ -42,6 +43,7 @@ class PackedDecoder:
             softcap=model.logit_softcap or 0.0,
         )
         self.layers = _layers(decoder, run)
+        self._embedding, self._embedding_scale = _table(decoder, "embedding.weight")
         self.logits = np.empty(run.tokenizer.vocab_size, np.float32)
         self._keys = self._values = np.empty((0, 0, 0, 0), np.float32)
         self._position = 0
@@ -75,7 +77,9 @@ class PackedDecoder:
         """
         if self._position >= self._keys.shape[2]:
             raise IndexError(f"the text was begun for {self._keys.shape[2]} positions")
-        step.decode(token, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
+        row = self._embedding[token]
+        x = row * self._embedding_scale[token] if self._embedding_scale.size else row.copy()
+        step.decode(token, x, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
         self._position += 1
         return torch.from_numpy(self.logits)
 
@@ -95,7 +99,6 @@ class _Shared:
 
 def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
     model, blocks = run.model, list(decoder.blocks)
-    depth = len(blocks)
     mixtures = [block for i, block in enumerate(blocks) if run.moe.is_moe_layer(i)]
     dense = [block for i, block in enumerate(blocks) if not run.moe.is_moe_layer(i)]
     place = np.array(
@@ -103,36 +106,40 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
     )
     with_value = [block for i, block in enumerate(blocks) if model.has_value_embedding(i)]
     value = np.array([with_value.index(block) if block in with_value else -1 for block in blocks], np.int64)
-    head = decoder.embedding if decoder.lm_head is None else decoder.lm_head
+    head, head_scale = _table(decoder, "embedding.weight" if model.tie_embeddings else "lm_head.weight")
     cos, sin = _NONE.reshape(0, 0), _NONE.reshape(0, 0)
     if decoder.rotary is not None:
         angles = decoder.rotary(torch.arange(run.context_length))
         cos, sin = (_numbers(table[:, : model.head_dim // 2]) for table in angles)
     qkv = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-    scales = _scales(depth, len(dense), len(mixtures), run)
+    products: dict[str, NDArray[Any]] = {}
+    empty = np.empty(0, head.dtype if head_scale.size else np.float32)  # so that there are few types to compile for
+    for key, modules, names, dimensions in (
+        ("qkv", blocks, [f"{name}.weight" for name in qkv], 3),
+        ("out", blocks, ["attention.o_proj.weight"], 3),
+        ("up", dense, ["ffn.gate_up_proj.weight"], 3),
+        ("down", dense, ["ffn.down_proj.weight"], 3),
+        ("expert_up", mixtures, ["ffn.experts.gate_up_proj"], 4),
+        ("expert_down", mixtures, ["ffn.experts.down_proj"], 4),
+    ):
+        products[key], products[f"{key}_scale"] = _weights(modules, names, dimensions, empty)
     return step.Layers(
-        embedding=_numbers(decoder.embedding.weight),
         position=_NONE.reshape(0, 0)
         if decoder.position_embedding is None
         else _numbers(decoder.position_embedding.weight),
-        head=_numbers(head.weight),
+        head=head,
+        head_scale=head_scale,
         first_norm=_norms(blocks, "attention_norm"),
         second_norm=_norms(blocks, "ffn_norm"),
         last_norm=_norms([decoder], "final_norm")[0],
-        qkv=_stacked(blocks, [f"{name}.weight" for name in qkv]),
         qkv_bias=_stacked(blocks, [f"{name}.bias" for name in qkv]) if model.bias else _NONE.reshape(0, 0),
-        out=_stacked(blocks, ["attention.o_proj.weight"]),
         out_bias=_stacked(blocks, ["attention.o_proj.bias"]) if model.bias else _NONE.reshape(0, 0),
         head_norm=_head_norms(blocks) if model.qk_norm else _NONE.reshape(0, 0, 0),
         dense=place,
-        up=_stacked(dense, ["ffn.gate_up_proj.weight"], 3),
         up_bias=_stacked(dense, ["ffn.gate_up_proj.bias"], 2) if model.bias else _NONE.reshape(0, 0),
-        down=_stacked(dense, ["ffn.down_proj.weight"], 3),
         down_bias=_stacked(dense, ["ffn.down_proj.bias"], 2) if model.bias else _NONE.reshape(0, 0),
         router=_stacked(mixtures, ["ffn.router.weight"], 3),
-        expert_up=_stacked(mixtures, ["ffn.experts.gate_up_proj"], 4),
         expert_up_bias=_stacked(mixtures, ["ffn.experts.gate_up_bias"], 3) if model.bias else _NONE.reshape(0, 0, 0),
-        expert_down=_stacked(mixtures, ["ffn.experts.down_proj"], 4),
         expert_down_bias=_stacked(mixtures, ["ffn.experts.down_bias"], 3) if model.bias else _NONE.reshape(0, 0, 0),
         value=value,
         value_embedding=_stacked(with_value, ["attention.value_embedding.embedding.weight"], 3),
@@ -140,22 +147,8 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
         residual=_stacked(blocks, ["residual.scale"]) if model.residual_scales else _NONE.reshape(0, 0),
         cos=cos,
         sin=sin,
-        **scales,
+        **products,
     )
-
-
-def _scales(depth: int, dense: int, mixtures: int, run: RunConfig) -> dict[str, NDArray[np.float32]]:
-    """Of fp32 weights: none, but one empty row for each matrix."""
-    experts = run.moe.num_experts
-    return {
-        "head_scale": _NONE,
-        "qkv_scale": np.empty((depth, 0), np.float32),
-        "out_scale": np.empty((depth, 0), np.float32),
-        "up_scale": np.empty((dense, 0), np.float32),
-        "down_scale": np.empty((dense, 0), np.float32),
-        "expert_up_scale": np.empty((mixtures, experts, 0), np.float32),
-        "expert_down_scale": np.empty((mixtures, experts, 0), np.float32),
-    }
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.float32]:
@@ -163,16 +156,55 @@ def _numbers(tensor: Tensor) -> NDArray[np.float32]:
     return numbers
 
 
+def _table(decoder: Decoder, name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Values [V, ...] and scale of a matrix, the latter empty where it is fp32."""
+    held = held_quantized(decoder, name)
+    if held is None:
+        return _numbers(decoder.get_parameter(name)), _NONE.reshape(0, 0)
+    return _signed(held.values), _numbers(held.scale)
+
+
+def _weights(
+    modules: Sequence[Any], names: Sequence[str], dimensions: int, empty: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Values [modules, rows, ...] and scale of matrices, joined along their rows; see _stack.
+
+    Where they are fp32, there is no scale for any row.
+    """
+    if not modules:
+        return empty.reshape((0,) * dimensions), _NONE.reshape((0,) * dimensions)
+    held = [[held_quantized(module, name) for name in names] for module in modules]
+    quantised = [[each for each in row if each is not None] for row in held]
+    if not quantised[0]:
+        values = _stacked(modules, names)
+        return values, np.empty((*values.shape[:-2], 0, 0), np.float32)
+    stacks = (_stack([[each[part] for each in row] for row in quantised]) for part in (0, 1))
+    return _signed(next(stacks)), _numbers(next(stacks))
+
+
+def _signed(values: Tensor) -> NDArray[np.int8]:
+    """Bytes as int8, also those that hold two numbers: see _weights on types."""
+    numbers: NDArray[np.int8] = values.detach().contiguous().numpy().view(np.int8)
+    return numbers
+
+
 def _stacked(modules: Sequence[Any], names: Sequence[str], dimensions: int | None = None) -> NDArray[np.float32]:
-    """[modules, rows, ...]: parameters of these names, joined along their rows, which become views of it."""
+    """[modules, rows, ...]: parameters of these names, joined along their rows; see _stack."""
     if not modules:
         return _NONE.reshape((0,) * (dimensions or 1))
-    parameters = [[module.get_parameter(name) for name in names] for module in modules]
-    stack = torch.stack([torch.cat([parameter.detach() for parameter in row]) for row in parameters])
+    return _numbers(_stack([[module.get_parameter(name) for name in names] for module in modules]))
+
+
+def _stack(parameters: Sequence[Sequence[Tensor]]) -> Tensor:
+    """[rows of parameters, rows, ...]: each row joined; the parameters become views of it, one after the other."""
+    first = parameters[0][0]
+    lengths = [len(parameter) for parameter in parameters[0]]
+    stack = torch.empty((len(parameters), sum(lengths), *first.shape[1:]), dtype=first.dtype)
     for joined, row in zip(stack, parameters, strict=True):
-        for parameter, part in zip(row, joined.split([len(parameter) for parameter in row]), strict=True):
+        for parameter, part in zip(row, joined.split(lengths), strict=True):
+            part.copy_(parameter.detach())
             parameter.data = part
-    return _numbers(stack)
+    return stack
 
 
 def _norms(modules: Sequence[Any], name: str) -> NDArray[np.float32]:

@@ -32,10 +32,9 @@ class Sizes(NamedTuple):
 class Layers(NamedTuple):
     """Weights, stacked over layers; arrays of what a model has not are empty.
 
-    Those of products have a scale for each row where they are int8.
+    Those of products are fp32 with an empty scale, or as in model/quantized.py with bytes as int8.
     """
 
-    embedding: Floats
     position: Floats
     """[T, D], learned."""
     head: Weights
@@ -48,6 +47,7 @@ class Layers(NamedTuple):
     qkv: Weights
     """[L, (heads + 2 kv_heads) * head_dim, D]."""
     qkv_scale: Floats
+    """[L, rows, groups], as for all that follow."""
     qkv_bias: Floats
     out: Weights
     out_scale: Floats
@@ -84,15 +84,40 @@ class Layers(NamedTuple):
     sin: Floats
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True)
 def _product(weight, scale, x, out):
     """out = W x."""
     rows, columns = weight.shape
+    if columns < x.size:
+        _product_4_bits(weight, scale, x, out)
+        return
     for row in range(rows):
         total = np.float32(0)
         for column in range(columns):
             total += np.float32(weight[row, column]) * x[column]
-        out[row] = total * scale[row] if scale.size else total
+        out[row] = total * scale[row, 0] if scale.size else total
+
+
+@njit(fastmath=True)
+def _product_4_bits(weight, scale, x, out):
+    rows, groups = scale.shape
+    half = weight.shape[1] // groups  # were it a constant, LLVM would unroll the loops in place of using vectors
+    byte, number = weight.reshape((rows, groups, half)), x.reshape((groups, 2, half))
+    eight = np.empty(groups, np.float32)  # what adding 8 to each number in a group adds to the sum
+    for group in range(groups):
+        total = np.float32(0)
+        for i in range(half):
+            total += number[group, 0, i] + number[group, 1, i]
+        eight[group] = np.float32(8) * total
+    for row in range(rows):
+        total = np.float32(0)
+        for group in range(groups):
+            part = np.float32(0)
+            for i in range(half):
+                both = np.int32(np.uint8(byte[row, group, i]))
+                part += np.float32(both & 15) * number[group, 0, i] + np.float32(both >> 4) * number[group, 1, i]
+            total += (part - eight[group]) * scale[row, group]
+        out[row] = total
 
 
 @njit(fastmath=True, inline="always")
@@ -128,6 +153,12 @@ def _normalise(x, gain_and_bias, kind, eps, out):
         out[i] = (x[i] - mean) * scale * gain_and_bias[0, i] + gain_and_bias[1, i]
 
 
+@njit(inline="always")
+def _activated(hidden, kind):
+    """Features behind the activation."""
+    return hidden // 2 if kind == SWIGLU else hidden
+
+
 @njit(fastmath=True, inline="always")
 def _activate(hidden, kind, out):
     """hidden [H] to out [I]."""
@@ -144,11 +175,12 @@ def _activate(hidden, kind, out):
 
 
 @njit(fastmath=True, cache=True, nogil=True)
-def decode(token, position, sizes, layers, keys, values, logits):
+def decode(token, x, position, sizes, layers, keys, values, logits):
     """The logits of the token behind one token.
 
     Args:
         token: id.
+        x: [D], its embedding, overwritten.
         position: of the token; keys and values of those before it are there.
         sizes: Sizes.
         layers: Layers.
@@ -157,8 +189,7 @@ def decode(token, position, sizes, layers, keys, values, logits):
         logits: [V], written.
     """
     heads, kv_heads, width = sizes.heads, sizes.kv_heads, sizes.head_dim
-    depth, features = layers.first_norm.shape[0], layers.embedding.shape[1]
-    x = layers.embedding[token].copy()
+    depth, features = layers.first_norm.shape[0], x.size
     if layers.position.size:
         _add(x, layers.position[position])
     first = x.copy()
@@ -248,7 +279,7 @@ def _feed_forward(layer, normal, sizes, layers, out):
     place = layers.dense[layer]
     if place >= 0:
         hidden = np.empty(layers.up.shape[1], np.float32)
-        act = np.empty(layers.down.shape[2], np.float32)
+        act = np.empty(_activated(hidden.size, sizes.activation), np.float32)
         _product(layers.up[place], layers.up_scale[place], normal, hidden)
         if layers.up_bias.size:
             _add(hidden, layers.up_bias[place])
@@ -260,10 +291,10 @@ def _feed_forward(layer, normal, sizes, layers, out):
     place = -1 - place
     experts = layers.router.shape[1]
     hidden = np.empty(layers.expert_up.shape[2], np.float32)
-    act = np.empty(layers.expert_down.shape[3], np.float32)
+    act = np.empty(_activated(hidden.size, sizes.activation), np.float32)
     one = np.empty(out.size, np.float32)
     prob = np.empty(experts, np.float32)
-    _product(layers.router[place], np.empty(0, np.float32), normal, prob)
+    _product(layers.router[place], np.empty((0, 0), np.float32), normal, prob)
     largest = prob.max()
     for e in range(experts):
         prob[e] = np.exp(prob[e] - largest)

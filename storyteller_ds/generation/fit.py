@@ -1,0 +1,72 @@
+"""Whether the weights of a model fit the memory of a device, before any is loaded."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+import torch
+from rich.filesize import decimal
+
+from storyteller_ds.checkpoint.quantized import stored_bytes
+from storyteller_ds.errors import OutOfMemory
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that is free (bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(psutil.virtual_memory().available)
+
+
+def held_bits(
+    shapes: Mapping[str, tuple[int, ...]],
+    bits: int | None,
+    device: torch.device,
+    as_stored: bool,
+    folder: Path,
+    log: Callable[[str], None],
+) -> int | None:
+    """In how many bits a device is to hold the weights; None: fp32.
+
+    Args:
+        shapes: of the parameters, by canonical name.
+        bits: what they are quantised to; None: nothing.
+        device: where they go.
+        as_stored: hold quantised weights as they are, whether there is room for fp32 or not.
+        folder: of the checkpoint.
+        log: gets a line if quantised weights stay so for want of room.
+
+    Raises:
+        OutOfMemory: they do not fit; names the number of bits in which they would.
+    """
+    free = free_bytes(device)
+    needed = {way: stored_bytes(shapes, way) for way in (None, 8, 4)}
+    if needed[bits] > free:
+        raise OutOfMemory(
+            f"{folder}: the weights need {decimal(needed[bits])}{_in(bits)}, and {device} has {decimal(free)} free; "
+            f"{_what_would_fit(needed, bits, free)}"
+        )
+    if bits is None or (not as_stored and needed[None] <= free):
+        return None
+    if not as_stored:
+        log(
+            f"the weights stay in {bits} bits: in fp32 they would need {decimal(needed[None])}, and {device} has "
+            f"{decimal(free)} free; stories take longer"
+        )
+    return bits
+
+
+def _what_would_fit(needed: Mapping[int | None, int], bits: int | None, free: int) -> str:
+    for fewer in (8, 4):
+        if fewer < (bits or 32) and needed[fewer] <= free:
+            return (
+                f"in {fewer} bits they need {decimal(needed[fewer])}: storyteller quantize --bits {fewer}, where there "
+                "is room for all of them"
+            )
+    return "free some, or use another device or a smaller model"
+
+
+def _in(bits: int | None) -> str:
+    return " in fp32" if bits is None else f" in {bits} bits"

@@ -1,0 +1,27 @@
+"""Checkpoints of quantised weights, without measuring anything."""
+
+from pathlib import Path
+
+import torch
+
+from storyteller_ds.checkpoint.names import CHECKPOINTS
+from storyteller_ds.checkpoint.quantized import quantized_tensors
+from storyteller_ds.checkpoint.write import Contents, write_weights
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.tokenizer import train_tokenizer
+from storyteller_ds.model.canonical import placed_parameters
+from storyteller_ds.model.decoder import Decoder
+
+
+def write_quantized(folder: Path, run: RunConfig, decoder: Decoder, bits: int | None) -> Path:
+    """Write the weights of a decoder into `folder/checkpoints`; bits None: in fp32. Returns the step folder."""
+    weights: dict[str, torch.Tensor] = {name: p.detach().clone() for name, p, *_ in placed_parameters(decoder)}
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    contents = Contents(
+        trainer={},
+        config={"run": run.model_dump(mode="json")},
+        tokenizer_json=train_tokenizer(run.tokenizer, ["Once there was a fox."] * 3).to_json(),
+        dataset_fingerprint="",
+        topology={"world_size": 1},
+    )
+    return write_weights(folder / CHECKPOINTS, 1, contents, quantized_tensors(weights, bits) if bits else weights)

@@ -1,0 +1,95 @@
+"""Models on machines with little memory, which are played."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from storyteller_ds.checkpoint.quantized import stored_bytes
+from storyteller_ds.checkpoint.read import open_checkpoint
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.errors import OutOfMemory
+from storyteller_ds.generation import fit
+from storyteller_ds.generation.load import load_decoder, load_story_model
+from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.model.init import init_parameters
+from tests.support.quantized import write_quantized
+
+CPU = torch.device("cpu")
+RUN = RunConfig.model_validate({
+    "model": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 64},
+    "moe": {"num_experts": 4},
+    "data": {"sequence_length": 16},
+    "tokenizer": {"kind": "char", "vocab_size": 32},
+})  # fmt: skip
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> dict[int | None, Path]:
+    """One model in fp32, 8 and 4 bits."""
+    decoder = Decoder(RUN)
+    init_parameters(decoder, RUN.model, 3)
+    return {bits: write_quantized(tmp_path / f"{bits} bits", RUN, decoder, bits) for bits in (None, 8, 4)}
+
+
+@pytest.fixture
+def give(steps, monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, int], None]:
+    """Have a device as much memory as the weights need in so many bits, less some bytes."""
+    shapes = open_checkpoint(steps[None]).open_weights().shapes
+
+    def free(bits: int | None, short: int) -> None:
+        monkeypatch.setattr(fit, "free_bytes", lambda device: stored_bytes(shapes, bits) - short)
+
+    return free
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_what_fits_to_the_last_byte_is_loaded_and_what_does_not_is_refused(steps, give, bits):
+    give(bits, 0)
+    load_decoder(steps[bits], CPU, lambda line: None)
+    give(bits, 1)
+    with pytest.raises(OutOfMemory, match="the weights need"):
+        load_decoder(steps[bits], CPU, lambda line: None)
+
+
+def test_the_refusal_names_the_bits_that_would_fit(steps, give):
+    give(None, 1)
+    with pytest.raises(OutOfMemory) as caught:
+        load_story_model(steps[None], CPU, pytest.fail)
+    # 133,952 numbers; 133,120 of them in bytes, with 2,080 scales, and 832 as they were.
+    needed = free = "535.8 kB"
+    fewer = "144.8 kB"
+    assert str(caught.value) == (
+        f"{steps[None]}: the weights need {needed} in fp32, and cpu has {free} free; in 8 bits they need {fewer}: "
+        "storyteller quantize --bits 8, where there is room for all of them"
+    )
+    give(8, 1)
+    for bits in (None, 8):
+        with pytest.raises(OutOfMemory, match=r"in 4 bits they need .* quantize --bits 4"):
+            load_story_model(steps[bits], CPU, pytest.fail)
+    give(4, 1)
+    for step in steps.values():
+        with pytest.raises(OutOfMemory, match=r"free some, or use another device or a smaller model$"):
+            load_story_model(step, CPU, pytest.fail)
+
+
+def test_quantised_weights_stay_so_where_fp32_does_not_fit(steps, give):
+    tokens = torch.tensor([[1, 2, 3]])
+    give(None, 0)
+    roomy = load_decoder(steps[8], CPU, pytest.fail).decoder
+    give(None, 1)
+    said: list[str] = []
+    tight = load_decoder(steps[8], CPU, said.append).decoder
+    (line,) = said
+    assert line.startswith("the weights stay in 8 bits: in fp32 they would need ")
+    with torch.no_grad():
+        assert torch.equal(tight(tokens)[0], roomy(tokens)[0])
+    bytes_of = [sum(p.numel() * p.element_size() for p in each.parameters()) for each in (tight, roomy)]
+    assert bytes_of[0] < bytes_of[1] / 2
+
+
+def test_free_memory_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index + 7, 99))
+    assert fit.free_bytes(torch.device("cuda", 1)) == 8
+    assert fit.free_bytes(CPU) > 2**20
