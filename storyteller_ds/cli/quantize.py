@@ -21,8 +21,8 @@ def quantize(checkpoint: Path, bits: str, output_dir: Path, data: Path | None) -
     from rich.filesize import decimal
 
     from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.conversion.quantize import quantize_run
     from storyteller_ds.distributed.world import pick_device
-    from storyteller_ds.quantization import quantize_run
 
     log = lines_to(stderr_console())
     done = quantize_run(checkpoint, int(bits), output_dir, data, pick_device("auto", None), log)

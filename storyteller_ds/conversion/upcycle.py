@@ -67,7 +67,7 @@ def upcycle(
     run = parse_run_config({**settings, "moe": {**settings.get("moe", {}), **experts}}, "--num_experts and --top_k")
     if not run.moe_layers:
         raise UserError(f"moe.every_n_layers={run.moe.every_n_layers}: no layer would have experts; lower it")
-    dense = checkpoint.open_tensors("weights")
+    dense = checkpoint.open_weights()
     contents = Contents(
         trainer={},
         config={"run": run.model_dump(mode="json"), "deepspeed": None, "topology": {}},

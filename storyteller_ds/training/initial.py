@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.quantized import Weights
 from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.resume import decides_model, model_changes, settings_then
-from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.load import LoadedConfig, load_config, parse_run_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
@@ -73,7 +73,7 @@ def check_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
             "decides them"
         )
     shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(empty_decoder(run))}
-    checkpoint.open_tensors("weights").check(shapes)
+    checkpoint.open_weights().check(shapes)
 
 
 def begin_with(engine: Engine, folder: Path) -> None:
@@ -82,11 +82,11 @@ def begin_with(engine: Engine, folder: Path) -> None:
     Raises:
         CheckpointError: the checkpoint cannot be read, on any rank; nothing has been changed.
     """
-    opened: list[TensorFiles] = []
-    engine.world.together(lambda: opened.append(open_checkpoint(folder).open_tensors("weights")))
+    opened: list[Weights] = []
+    engine.world.together(lambda: opened.append(open_checkpoint(folder).open_weights()))
     (weights,) = opened
     engine.load_named_state(
-        lambda kind, name: weights[name] if kind == "weight" else torch.zeros(weights.headers[name].shape),
+        lambda kind, name: weights[name] if kind == "weight" else torch.zeros(weights.shapes[name]),
         steps=0,
         updates=0,
         loss_scale=engine.loss_scale,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from storyteller_ds import load, train
+from storyteller_ds.conversion.quantize import QuantizedRun, quantize_run
 from storyteller_ds.model import quantized
-from storyteller_ds.quantization import QuantizedRun, quantize_run
 
 MOST = {8: 0.005, 4: 0.03}
 """Bits per byte that are lost (part of them)."""

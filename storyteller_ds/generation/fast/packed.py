@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
+from storyteller_ds.generation.decode import CACHED_AT_FIRST
 from storyteller_ds.generation.fast import step
 from storyteller_ds.model.attention import ValueEmbedding
 from storyteller_ds.model.decoder import Decoder
@@ -58,8 +59,9 @@ class PackedDecoder:
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
         """See Stepper."""
         model = self.run.model
-        shape = (model.num_layers, model.kv_heads, length, model.head_dim)
-        self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        shape = (model.num_layers, model.kv_heads, 0, model.head_dim)
+        self._keys = self._values = np.empty(shape, np.float32)
+        self._grow(min(length, len(prompt) + CACHED_AT_FIRST))
         caches = [
             _Shared(*(torch.from_numpy(all_of[layer]) for all_of in (self._keys, self._values)))
             for layer in range(model.num_layers)
@@ -70,18 +72,27 @@ class PackedDecoder:
         return torch.from_numpy(self.logits)
 
     def step(self, token: int) -> Tensor:
-        """See Stepper.
-
-        Raises:
-            IndexError: begin() was not told of so many positions; machine code would write beyond their memory.
-        """
-        if self._position >= self._keys.shape[2]:
-            raise IndexError(f"the text was begun for {self._keys.shape[2]} positions")
+        """See Stepper."""
+        if self._position == self._keys.shape[2]:  # machine code would write beyond it
+            self._grow(2 * self._position)
         row = self._embedding[token]
         x = row * self._embedding_scale[token] if self._embedding_scale.size else row.copy()
         step.decode(token, x, self._position, self.sizes, self.layers, self._keys, self._values, self.logits)
         self._position += 1
         return torch.from_numpy(self.logits)
+
+    def _grow(self, positions: int) -> None:
+        """Make room for keys, values and angles of so many positions."""
+        kept = self._keys.shape[2]
+        for name in ("_keys", "_values"):
+            old = getattr(self, name)
+            new = np.zeros((*old.shape[:2], positions, old.shape[3]), np.float32)
+            new[:, :, :kept] = old
+            setattr(self, name, new)
+        if self.decoder.rotary is not None:
+            angles = self.decoder.rotary(torch.arange(positions))
+            cos, sin = (_numbers(table[:, : self.run.model.head_dim // 2]) for table in angles)
+            self.layers = self.layers._replace(cos=cos, sin=sin)
 
 
 class _Shared:
@@ -107,10 +118,6 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
     with_value = [block for i, block in enumerate(blocks) if model.has_value_embedding(i)]
     value = np.array([with_value.index(block) if block in with_value else -1 for block in blocks], np.int64)
     head, head_scale = _table(decoder, "embedding.weight" if model.tie_embeddings else "lm_head.weight")
-    cos, sin = _NONE.reshape(0, 0), _NONE.reshape(0, 0)
-    if decoder.rotary is not None:
-        angles = decoder.rotary(torch.arange(run.context_length))
-        cos, sin = (_numbers(table[:, : model.head_dim // 2]) for table in angles)
     qkv = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
     products: dict[str, NDArray[Any]] = {}
     empty = np.empty(0, head.dtype if head_scale.size else np.float32)  # so that there are few types to compile for
@@ -145,8 +152,8 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
         value_embedding=_stacked(with_value, ["attention.value_embedding.embedding.weight"], 3),
         value_gate=_stacked(with_value, ["attention.value_embedding.gate.weight"], 3),
         residual=_stacked(blocks, ["residual.scale"]) if model.residual_scales else _NONE.reshape(0, 0),
-        cos=cos,
-        sin=sin,
+        cos=_NONE.reshape(0, 0),  # until a text begins
+        sin=_NONE.reshape(0, 0),
         **products,
     )
 

@@ -106,12 +106,14 @@ def test_the_same_tokens_beyond_the_end_of_the_context(run_and_decoder):
     assert len(expected) == 60
 
 
-def test_it_does_not_write_beyond_its_memory(run_and_decoder):
+@torch.no_grad()
+def test_its_memory_grows_with_the_text(run_and_decoder):
     from storyteller_ds.generation.fast.packed import PackedDecoder
 
     run, decoder = run_and_decoder
+    tokens = torch.randint(50, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+    expected_SV = decoder(torch.tensor([tokens]))[0][0].numpy()
     packed = PackedDecoder(decoder, run)
-    packed.begin([1, 2], 3)
-    packed.step(1)
-    with pytest.raises(IndexError, match="begun for 3 positions"):
-        packed.step(1)
+    packed.begin(tokens[:2], 3)
+    found = [packed.step(token).numpy().copy() for token in tokens[2:]]
+    np.testing.assert_allclose(np.stack(found), expected_SV[2:], rtol=0, atol=2e-5 * abs(expected_SV).max())
