@@ -1,5 +1,6 @@
 """Reading a model of another tool into a run folder."""
 
+import shutil
 from pathlib import Path
 
 from storyteller_ds.checkpoint.names import CHECKPOINTS
@@ -44,7 +45,11 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
         (output_dir / CHECKPOINTS).mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{output_dir} cannot be made: {error.strerror}; choose another --output_dir") from None
-    return write_weights(output_dir / CHECKPOINTS, 0, contents, weights)
+    try:
+        return write_weights(output_dir / CHECKPOINTS, 0, contents, weights)
+    except BaseException:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        raise
 
 
 def _read_llama2c(source: Path, tokenizer_file: Path) -> Imported:

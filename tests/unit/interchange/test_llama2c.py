@@ -1,5 +1,6 @@
 """llama2.c's files, both ways, against a plain reading of them and its forward pass in fp64."""
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from storyteller_ds import load
+from storyteller_ds.checkpoint import write
 from storyteller_ds.checkpoint.names import step_folder_name
 from storyteller_ds.cli.export import export
 from storyteller_ds.cli.importing import import_
@@ -152,6 +154,16 @@ def test_there_and_back_through_the_commands(files, tmp_path, dtype):
     assert "imported from another tool" in (out / "README.md").read_text()
     assert (out / "tokenizer.bin").read_bytes() == (files / "tokenizer.bin").read_bytes()
     assert ((out / "model.bin").read_bytes() == (files / "model.bin").read_bytes()) == (dtype == "fp32")
+
+
+def test_a_full_disk_leaves_nothing(files, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "save_file", full)
+    with pytest.raises(UserError, match="could not be written: No space left on device"):
+        call(import_, "--from", "llama2c", "--model", files / "model.bin", "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def changed(content: bytes, place: int, layout: str, value: float) -> bytes:

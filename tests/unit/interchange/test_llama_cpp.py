@@ -25,8 +25,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2, {"num_experts": 0}),
 }
 PROMPT = "Once upon a time"
-F32 = 0.01
-"""Of log-probabilities: llama.cpp keeps keys and values in 16 bits."""
+F32 = 1e-4
+GELU_TABLE = 0.01
+"""Of log-probabilities; llama.cpp looks GELU up in a table of 16 bits."""
 
 
 def log_probabilities(path: Path, prompts: list[list[int]]) -> list[dict[int, float]]:
@@ -48,12 +49,13 @@ def test_llama_cpp_computes_the_same(tokenizer, tmp_path, name, form, tolerance)
     write_file(ours, tmp_path / "model.gguf", form)
     texts = (PROMPT, "One day, the dog", "a", "there was a cat. One day")
     prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts]
+    allowed = max(tolerance, GELU_TABLE) if name == "gpt2" else tolerance
     compared = 0
     for ids, theirs in zip(prompts, log_probabilities(tmp_path / "model.gguf", prompts), strict=True):
         with torch.no_grad():
             expected_V = torch.log_softmax(ours.decoder(torch.tensor([ids]))[0][0, -1], dim=-1)
         for token, value in theirs.items():
-            assert value == pytest.approx(float(expected_V[token]), abs=tolerance)
+            assert value == pytest.approx(float(expected_V[token]), abs=allowed)
             compared += 1
     assert compared >= VOCABULARY
 
