@@ -92,3 +92,24 @@ def test_nothing_is_held_in_fp32_that_is_stored_in_fewer_bits(step):
     stack = fast.stepper.layers.qkv
     query = fast.decoder.blocks[0].attention.q_proj.parametrizations.weight.original0
     assert stack.__array_interface__["data"][0] == query.data_ptr(), "in memory once"
+
+
+def test_compiling_is_said_once(monkeypatch, tmp_path):
+    import time
+
+    from storyteller_ds.generation import fast
+    from storyteller_ds.generation.fast import packed
+
+    monkeypatch.setattr(fast, "_SLOW_S", 0.01)
+    monkeypatch.setattr(packed, "PackedDecoder", lambda decoder, run: time.sleep(0.2) or FakeStepper())
+    said: list[str] = []
+    fast.fast_stepper(None, None, said.append)
+    assert len(said) == 1
+
+
+class FakeStepper:
+    def begin(self, prompt, length):
+        pass
+
+    def step(self, token):
+        pass
