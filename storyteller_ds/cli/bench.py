@@ -114,7 +114,7 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
     from storyteller_ds.distributed.world import pick_device
 
     run = load_config(config, overrides).run
-    found = measure(run, pick_device(run.parallel.device, 0))
+    found = measure(run, pick_device(run.parallel.device, None))
     rows = Table(box=box.MARKDOWN)
     for column in ("part of a step", "work", "alone", "of the step"):
         rows.add_column(column, justify="left" if column == "part of a step" else "right")

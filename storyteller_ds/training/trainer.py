@@ -86,7 +86,8 @@ class Trainer:
         self.loaded = config if isinstance(config, LoadedConfig) else LoadedConfig.of(config)
         self.run = self.loaded.run
         self.world = World.from_environment()
-        self.device = pick_device(self.run.parallel.device, self.world.local_rank)
+        rank = None if self.loaded.deepspeed is None else self.world.local_rank  # without DeepSpeed it is no rank
+        self.device = pick_device(self.run.parallel.device, rank)
         self.plan = make_plan(self.run, self.world.size, self.loaded)
         check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name

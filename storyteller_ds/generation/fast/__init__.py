@@ -6,6 +6,7 @@ than to compute it. step.py is the step, compiled once for all models; packed.py
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from storyteller_kernels.dispatch import ASKED_FOR, backend
@@ -31,7 +32,8 @@ def fast_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -
         run: its config.
         log: gets a line if the step has to be compiled first.
     """
-    with meanwhile(lambda: log("compiling the decoder for this machine; later starts will not need to"), _SLOW_S):
+    once = cache(lambda: log("compiling the decoder for this machine; later starts will not need to"))
+    with meanwhile(once, _SLOW_S):
         from storyteller_ds.generation.fast.packed import PackedDecoder
 
         stepper = PackedDecoder(decoder, run)

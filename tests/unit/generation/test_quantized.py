@@ -1,5 +1,6 @@
 """Stories from quantised weights: in machine code as by torch, which has them dequantised."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.generation.decode import TorchStepper, generate_ids
+from storyteller_ds.generation.fast import fast_stepper
 from storyteller_ds.generation.load import load_decoder, load_story_model
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
@@ -92,3 +94,20 @@ def test_nothing_is_held_in_fp32_that_is_stored_in_fewer_bits(step):
     stack = fast.stepper.layers.qkv
     query = fast.decoder.blocks[0].attention.q_proj.parametrizations.weight.original0
     assert stack.__array_interface__["data"][0] == query.data_ptr(), "in memory once"
+
+
+class SlowStepper:
+    def __init__(self, decoder: object, run: object) -> None:
+        time.sleep(0.2)
+
+    def begin(self, prompt: object, length: int) -> None: ...
+
+    def step(self, token: int) -> None: ...
+
+
+def test_compiling_is_said_once(monkeypatch):
+    monkeypatch.setattr("storyteller_ds.generation.fast._SLOW_S", 0.01)
+    monkeypatch.setattr("storyteller_ds.generation.fast.packed.PackedDecoder", SlowStepper)
+    said: list[str] = []
+    fast_stepper(None, None, said.append)
+    assert len(said) == 1
