@@ -175,6 +175,9 @@ def test_every_recipe_can_be_run(recipe):
     assert run.schedule.warmup_steps <= 7
     assert (run.train.max_steps, run.train.max_minutes) == (70, None)
     assert (run.optimizer.lr, run.seed) == (rates[0], 1)
+    assert run.train.global_batch_size == recipe.load([]).run.train.global_batch_size
+    micro = run.train.micro_batch_size or run.train.global_batch_size
+    assert micro * recipe.load([]).run.data.sequence_length <= 8192
 
 
 def test_an_unknown_recipe_is_refused():
