@@ -7,7 +7,10 @@ from pathlib import Path
 from storyteller_ds.config.load import LoadedConfig, load_config
 
 WARMUP_STEPS = 30
-"""Longest warm-up: some recipes are for days, and in minutes their rate would never have risen."""
+"""Longest warm-up, or a tenth of a shorter run: some recipes are for days, and in minutes their rate would never have
+risen."""
+MICRO_BATCH_TOKENS = 8192
+"""Larger batches are accumulated, which changes no number: some recipes are for GPUs with more memory than a laptop."""
 _TUNED, _FOR_DAYS = (0.5, 1.0, 2.0), (1.0, 3.0, 10.0)
 """Factors of a recipe's learning rate that are tried. What was made for longer runs and larger batches wants more."""
 _FILES = Path(__file__).parent / "recipes"
@@ -44,9 +47,13 @@ class Recipe:
 
     def overrides(self, steps: int, lr: float, seed: int) -> list[str]:
         """What a run of it changes: its length, and nothing but training happens until the end."""
+        run = self.load([]).run
+        most, batch = max(1, MICRO_BATCH_TOKENS // run.data.sequence_length), run.train.global_batch_size
+        micro = max(size for size in range(1, most + 1) if batch % size == 0)
         return [
+            *([f"train.micro_batch_size={micro}"] if batch > most else []),
             f"train.max_steps={steps}",
-            f"schedule.warmup_steps={min(WARMUP_STEPS, self.load([]).run.schedule.warmup_steps)}",
+            f"schedule.warmup_steps={min(run.schedule.warmup_steps, WARMUP_STEPS, steps // 10)}",
             f"optimizer.lr={lr:g}",
             f"seed={seed}",
             *("train.eval_every_steps=0", "train.early_stop_patience=0", "checkpoint.every_steps=0"),

@@ -16,9 +16,10 @@ from storyteller_ds.training.run_folder import written_record
 from storyteller_ds.untrusted import read_json
 
 PACE = "pace.json"
-_ROUNDS, _STEPS, _SETTLED, _WINDOW = 3, 60, 20, 10
-"""Every recipe trains so many steps in each round. What is averaged over a window shows steps that do more than their
-neighbours; the median of the windows leaves out what the machine did beside them."""
+_ROUNDS, _STEPS, _MINUTES, _WINDOW, _SLOW_S = 3, 60, 0.3, 10, 5.0
+"""In each round every recipe trains so many steps, or for so long, of which the first third does not count. The mean of
+a window has steps that do more than their neighbours; the median of the windows leaves out what else the machine did.
+Steps that are so slow are averages themselves, and have one round."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,17 @@ def find_pace(recipes: Sequence[Recipe], overrides: Sequence[str], folder: Path,
 
 def _measured(recipes: Sequence[Recipe], overrides: Sequence[str], folder: Path) -> dict[str, float]:
     windows: dict[str, list[float]] = {recipe.name: [] for recipe in recipes}
+    slow: set[str] = set()
     for turn in range(_ROUNDS):
-        for recipe in recipes:
-            short = [*recipe.overrides(_STEPS, recipe.rates()[0], turn), "train.eval_batches=1", *overrides]
-            records = train(recipe, folder / "pace" / f"{recipe.name}-{turn}", short)
-            steps = [record["step_time_s"] for record in records if "step_time_s" in record][_SETTLED:]
+        for recipe in (recipe for recipe in recipes if recipe.name not in slow):
+            short = [*recipe.overrides(_STEPS, recipe.rates()[0], turn), f"train.max_minutes={_MINUTES}"]
+            every = ["train.log_every_steps=1", "train.eval_batches=1", *overrides]
+            records = train(recipe, folder / "pace" / f"{recipe.name}-{turn}", [*short, *every])
+            steps = [record["step_time_s"] for record in records if "step_time_s" in record]
+            steps = steps[len(steps) // 3 :]
             windows[recipe.name] += [
                 statistics.mean(steps[start : start + _WINDOW]) for start in range(0, len(steps), _WINDOW)
             ]
+            if statistics.median(steps) > _SLOW_S:
+                slow.add(recipe.name)
     return {name: statistics.median(each) for name, each in windows.items()}

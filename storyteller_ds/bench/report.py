@@ -84,7 +84,8 @@ def as_page(comparison: Comparison, pace: Pace, found: Found, command: str, plot
         f"Each run trained for as many steps as {minutes:g} minutes have on this machine, where all recipes were timed "
         "in turn before. Each recipe ran with three learning rates on seed 0, and with the best of them on "
         f"{seeds} seeds. Given are the mean and half of what lies between the lowest and the highest; lower is better. "
-        "Scored on the whole validation text. A recipe whose warm-up is longer than 30 steps gets 30.\n\n"
+        "Scored on the whole validation text. A recipe whose warm-up is longer than 30 steps, or than a "
+        "tenth of the run, gets that.\n\n"
         f"{rows}\n\n![Bits per byte of each recipe]({plot})\n\n"
     ) + "".join(f"- {line}\n" for line in verdict(found))
 

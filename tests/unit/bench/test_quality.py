@@ -136,7 +136,7 @@ def test_what_is_finished_is_not_run_again(player, comparison):
 
 def test_runs_with_other_settings_are_not_taken_for_these(player, comparison):
     comparison().run(lambda _: None)
-    with pytest.raises(UserError, match=r"mixture-lr\S+-seed0 has a run with train.max_steps=240, now 120"):
+    with pytest.raises(UserError, match=r"mixture-lr\S+-seed0 has a run with schedule.warmup_steps=24, now 12"):
         comparison(minutes=1).run(lambda _: None)
 
 
@@ -172,9 +172,12 @@ def test_every_recipe_can_be_run(recipe):
     rates = recipe.rates()
     assert len(rates) == 3
     run = recipe.load([*recipe.overrides(70, rates[0], 1), "data.sequence_length=64", "model.context_length=2048"]).run
-    assert run.schedule.warmup_steps <= 30
+    assert run.schedule.warmup_steps <= 7
     assert (run.train.max_steps, run.train.max_minutes) == (70, None)
     assert (run.optimizer.lr, run.seed) == (rates[0], 1)
+    assert run.train.global_batch_size == recipe.load([]).run.train.global_batch_size
+    micro = run.train.micro_batch_size or run.train.global_batch_size
+    assert micro * recipe.load([]).run.data.sequence_length <= 8192
 
 
 def test_an_unknown_recipe_is_refused():
