@@ -15,7 +15,20 @@ from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 from storyteller_ds.errors import UserError
 
 NOT_PATHS = {
-    *("include", "exclude", "master_addr", "only", "prompt", "names", "overrides", "training", "vary", "repo", "stop", "device"),
+    *(
+        "include",
+        "exclude",
+        "master_addr",
+        "only",
+        "prompt",
+        "names",
+        "overrides",
+        "training",
+        "vary",
+        "repo",
+        "stop",
+        "device",
+    ),
 }
 """Parameters that take a text of another kind."""
 
