@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         TrainingStopped,
         UserError,
     )
-    from storyteller_ds.generation.load import load
     from storyteller_ds.generation.sampling import SamplingConfig
     from storyteller_ds.generation.story_model import StoryModel
+    from storyteller_ds.interchange.load import load
     from storyteller_ds.training.callbacks.callback import Callback, Record
     from storyteller_ds.training.library import train
     from storyteller_ds.training.trained_run import TrainedRun
@@ -68,9 +68,9 @@ _HOMES = {
         *("CheckpointError", "ConfigError", "DataError", "InterruptedAfterSave", "OutOfMemory"),
         *("StorytellerError", "TrainingStopped", "UserError"),
     ),
-    "generation.load": ("load",),
     "generation.sampling": ("SamplingConfig",),
     "generation.story_model": ("StoryModel",),
+    "interchange.load": ("load",),
     "training.callbacks.callback": ("Callback", "Record"),
     "training.library": ("train",),
     "training.trained_run": ("TrainedRun",),

@@ -31,7 +31,7 @@ from storyteller_ds.checkpoint.rank_state import RankState, read_receipt, take_r
 from storyteller_ds.checkpoint.retention import put_in_place
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.engines.base import Engine
-from storyteller_ds.errors import CheckpointError
+from storyteller_ds.errors import CheckpointError, UserError
 from storyteller_ds.untrusted import seal_of
 
 T = TypeVar("T")
@@ -197,6 +197,33 @@ def _let_training_go_first() -> None:
 def fingerprint_of(run: Mapping[str, Any]) -> str:
     """sha256 of a run config, equal for configs with equal values."""
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def check_new_run(output_dir: Path) -> None:
+    """Refuse a run folder that is there already, before the work for it begins.
+
+    Raises:
+        UserError: it exists.
+    """
+    if os.path.lexists(output_dir):
+        raise UserError(f"{output_dir} exists already; remove it, or choose another --output_dir")
+
+
+def write_weights_run(output_dir: Path, step: int, contents: Contents, weights: Mapping[str, Tensor]) -> Path:
+    """A new run folder with one checkpoint, see write_weights; all of it or nothing. Returns the step folder.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    try:
+        (output_dir / names.CHECKPOINTS).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be made: {error.strerror}; choose another --output_dir") from None
+    try:
+        return write_weights(output_dir / names.CHECKPOINTS, step, contents, weights)
+    except BaseException:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        raise
 
 
 def write_weights(checkpoints: Path, step: int, contents: Contents, weights: Mapping[str, Tensor]) -> Path:

@@ -145,10 +145,10 @@ def generate(checkpoint: Path, tokens: int, device: str) -> None:
     from storyteller_ds.bench.generation import measure
     from storyteller_ds.console import lines_to, print_table, stderr_console
     from storyteller_ds.distributed.world import pick_device
-    from storyteller_ds.generation.load import load_story_model
+    from storyteller_ds.interchange.load import open_model
 
     log = lines_to(stderr_console())
-    model = load_story_model(checkpoint, pick_device(device, 0, "--device"), log)
+    model = open_model(checkpoint, pick_device(device, 0, "--device"), log)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(model, tokens, Path(folder), log)
     rows = Table(box=box.MARKDOWN)

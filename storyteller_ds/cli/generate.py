@@ -23,7 +23,7 @@ _STDOUT = Path("-")
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
+@click.option("--checkpoint", required=True, type=UserPath(), help="Run folder, step folder, or export for transformers.")
 @click.option("--prompt", help="Beginning of the story.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line or Ctrl-D.")
 @click.option("--prompts_file", type=UserPath(or_stream=True), help="One prompt a line; - is stdin.")
@@ -88,9 +88,9 @@ def generate(
     from storyteller_ds.console import lines_to
     from storyteller_ds.distributed.world import pick_device
     from storyteller_ds.generation.decode import TorchStepper, check_sampling
-    from storyteller_ds.generation.load import load_story_model
     from storyteller_ds.generation.sampling import sampling_config
     from storyteller_ds.generation.trace import TracedStory
+    from storyteller_ds.interchange.load import open_model
 
     if sum((prompt is not None, interactive, prompts_file is not None)) != 1:
         raise UserError("give one of --prompt, --interactive and --prompts_file")
@@ -113,7 +113,7 @@ def generate(
         click.get_current_context().with_resource(shared_cores())
     less = "close other programs" if place.type == "cpu" else "use --device cpu"
     with memory_hint(f"the model alone does not fit; {less}"):
-        model = load_story_model(checkpoint, place, log)
+        model = open_model(checkpoint, place, log)
     log(f"model: {model.step_folder}")
     check_sampling(model.decoder, config, "--")
     if interactive:

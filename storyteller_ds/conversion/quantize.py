@@ -1,23 +1,21 @@
 """From a checkpoint to one whose weights are small integers with scales, and what that costs in bits per byte."""
 
-import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.quantized import quantized_tensors, stored_bytes
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
-from storyteller_ds.checkpoint.write import Contents, write_weights
+from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import IGNORED, BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
-from storyteller_ds.errors import CheckpointError, DataError, UserError
+from storyteller_ds.errors import CheckpointError, DataError
 from storyteller_ds.generation.load import load_decoder
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
@@ -64,8 +62,7 @@ def quantize_run(
     Raises:
         UserError: the checkpoint or the text cannot be used, or the folder cannot be written.
     """
-    if output_dir.exists():
-        raise UserError(f"{output_dir} exists already; remove it, or choose another --output_dir")
+    check_new_run(output_dir)
     model = load_decoder(source, device, log)
     checkpoint = open_checkpoint(model.step_folder)
     if (stored := checkpoint.open_weights().bits) is not None:
@@ -88,7 +85,7 @@ def quantize_run(
         val_bpb=after.bits_per_byte if data is None else None,
         val_tokens=after.tokens if data is None else None,
     )
-    folder = _write(output_dir, checkpoint.step, contents, tensors)
+    folder = write_weights_run(output_dir, checkpoint.step, contents, tensors)
     sizes = stored_bytes(shapes, None), stored_bytes(shapes, bits)
     return QuantizedRun(folder, str(data or run.data.source), (before, after), sizes)
 
@@ -144,18 +141,3 @@ def _validation(
         BatchSplit(0, 1, micro, size // micro),
         corpus.tokenizer.end_of_text if run.data.document_mask else None,
     )
-
-
-def _write(output_dir: Path, step: int, contents: Contents, tensors: Mapping[str, Tensor]) -> Path:
-    checkpoints = output_dir / names.CHECKPOINTS
-    try:
-        checkpoints.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{output_dir} cannot be made: {error.strerror}; choose another --output_dir") from None
-    try:
-        return write_weights(checkpoints, step, contents, tensors)
-    except CheckpointError:
-        for folder in (checkpoints, output_dir):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise

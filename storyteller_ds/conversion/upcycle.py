@@ -10,7 +10,7 @@ from torch import Tensor
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import find_checkpoint
-from storyteller_ds.checkpoint.write import Contents, write_weights
+from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.config.run import RunConfig
@@ -57,8 +57,7 @@ def upcycle(
         CheckpointError: there is no valid checkpoint, or the new one could not be written.
         ConfigError, UserError: the model is a mixture already, or there can be no such mixture; or output_dir exists.
     """
-    if output_dir.exists():
-        raise UserError(f"{output_dir} exists already; remove it, or choose another --output_dir")
+    check_new_run(output_dir)
     checkpoint = find_checkpoint(source, log, names.WEIGHTS)
     config = str(checkpoint.folder / names.CONFIG)
     settings: dict[str, Any] = as_mapping(checkpoint.read_json(names.CONFIG).get("run"), config)
@@ -75,12 +74,7 @@ def upcycle(
         dataset_fingerprint="",
         topology={"world_size": 1},
     )
-    weights = _mixture(run, dense.__getitem__, noise, seed)
-    try:
-        (output_dir / names.CHECKPOINTS).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{output_dir} cannot be made: {error.strerror}; choose another --output_dir") from None
-    return write_weights(output_dir / names.CHECKPOINTS, 0, contents, weights)
+    return write_weights_run(output_dir, 0, contents, _mixture(run, dense.__getitem__, noise, seed))
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """A model ready to tell stories, from a checkpoint. Needs neither deepspeed nor a process group."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +9,7 @@ from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import find_checkpoint
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
-from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.data.tokenizer import load_tokenizer
-from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.generation.fast import fast_stepper, is_fast
 from storyteller_ds.generation.fit import held_bits
@@ -20,21 +17,6 @@ from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder
 from storyteller_ds.model.quantized import bits_of, fill, hold_quantized
-
-
-def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
-    """A model that tells stories.
-
-    Args:
-        path: a run folder (its newest valid step) or a step folder; weights are enough.
-        device: auto, cpu, cuda, cuda:N or mps.
-
-    Raises:
-        CheckpointError: there is no valid checkpoint, or its files do not belong together.
-        ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not there.
-        OutOfMemory: the weights do not fit the device.
-    """
-    return load_story_model(Path(path), pick_device(device, None, "device"), lines_to(stderr_console()))
 
 
 def load_story_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:

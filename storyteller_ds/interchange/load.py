@@ -1,16 +1,56 @@
-"""Reading a model of another tool into a run folder."""
+"""Reading a model of another tool: into a run folder, or to tell stories with it."""
 
-import shutil
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-from storyteller_ds.checkpoint.names import CHECKPOINTS
-from storyteller_ds.checkpoint.write import Contents, write_weights
+import torch
+
+from storyteller_ds.checkpoint.names import CHECKPOINTS, CONFIG, MANIFEST
+from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
+from storyteller_ds.console import lines_to, stderr_console
+from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import UserError
+from storyteller_ds.generation.fast import fast_stepper, is_fast
+from storyteller_ds.generation.load import load_story_model
+from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.interchange.huggingface.load import read_folder
 from storyteller_ds.interchange.imported import Imported
 from storyteller_ds.interchange.llama2c.model_file import read_model
 from storyteller_ds.interchange.llama2c.tokenizer_file import read_tokenizer
 from storyteller_ds.model.canonical import placed_parameters
+
+
+def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
+    """A model that tells stories.
+
+    Args:
+        path: a run folder (its newest valid step), a step folder (weights are enough), or an export to Hugging Face.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint, or its files do not belong together.
+        ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not there.
+        OutOfMemory: the weights do not fit the device.
+        UserError: an export cannot be read.
+    """
+    return open_model(Path(path), pick_device(device, None, "device"), lines_to(stderr_console()))
+
+
+def open_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:
+    """See load.
+
+    Args:
+        path: likewise.
+        device: where it is computed.
+        log: gets a line about each step that is skipped.
+    """
+    if not (path / CONFIG).is_file() or (path / MANIFEST).exists() or (path / CHECKPOINTS).exists():
+        return load_story_model(path, device, log)
+    imported = read_folder(path)
+    decoder = imported.decoder.to(device)
+    stepper = fast_stepper(decoder, imported.run, log) if is_fast(device) else None
+    return StoryModel(decoder, imported.run, imported.tokenizer, path, stepper)
 
 
 def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Path) -> Path:
@@ -25,8 +65,7 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
     Raises:
         UserError: the model cannot be read, or computes what we do not; or the folder cannot be written.
     """
-    if output_dir.exists():
-        raise UserError(f"{output_dir} exists already; remove it, or choose another --output_dir")
+    check_new_run(output_dir)
     if form == "hf":
         if tokenizer is not None:
             raise UserError("--tokenizer is for --from llama2c; a folder of Hugging Face's has its own")
@@ -41,15 +80,7 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
         topology={"world_size": 1},
     )
     weights = {placed.name: placed.parameter.detach() for placed in placed_parameters(model.decoder)}
-    try:
-        (output_dir / CHECKPOINTS).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{output_dir} cannot be made: {error.strerror}; choose another --output_dir") from None
-    try:
-        return write_weights(output_dir / CHECKPOINTS, 0, contents, weights)
-    except BaseException:
-        shutil.rmtree(output_dir, ignore_errors=True)
-        raise
+    return write_weights_run(output_dir, 0, contents, weights)
 
 
 def _read_llama2c(source: Path, tokenizer_file: Path) -> Imported:

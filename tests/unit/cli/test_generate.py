@@ -75,7 +75,7 @@ def test_no_shorter_prompt_is_advised_where_the_model_alone_does_not_fit(generat
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("storyteller_ds.generation.load.load_story_model", too_large)
+        patch.setattr("storyteller_ds.interchange.load.open_model", too_large)
         line = generate("--prompt", "Once")[1].splitlines()[-1]
     assert line == "storyteller: out of memory; the model alone does not fit; close other programs"
 
@@ -158,7 +158,7 @@ def test_the_end_of_the_context_need_not_be_that_of_the_story(generate):
     ],
 )
 def test_a_flag_out_of_its_range_is_one_line(generate, monkeypatch, flag, value):
-    monkeypatch.setattr("storyteller_ds.generation.load.load_story_model", pytest.fail)
+    monkeypatch.setattr("storyteller_ds.interchange.load.open_model", pytest.fail)
     out, err = generate("--prompt", "Once", flag, value)
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith(f"storyteller: {flag}={value}")
@@ -209,7 +209,7 @@ def test_json_is_for_stdout(generate, prompts, tmp_path):
 
 
 def test_the_output_is_refused_before_the_model_is_loaded(generate, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("storyteller_ds.generation.load.load_story_model", pytest.fail)
+    monkeypatch.setattr("storyteller_ds.interchange.load.open_model", pytest.fail)
     file = prompts("a")
     assert "make it first" in generate("--prompts_file", file, "--output", str(tmp_path / "no" / "x"))[1]
     assert "a folder; name a file in it" in generate("--prompts_file", file, "--output", str(tmp_path))[1]

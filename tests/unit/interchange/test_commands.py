@@ -45,6 +45,7 @@ def test_there_and_back_is_the_same_story(run: Path, tmp_path: Path):
     outcome = call(import_, "--from", "hf", "--model", there, "--output_dir", back)
     assert outcome.stdout == f"checkpoint: {back / 'checkpoints' / 'step_00000000'}\n"
     assert load(back).generate("Once", seed=3) == load(run).generate("Once", seed=3)
+    assert load(there).generate("Once", seed=3) == load(run).generate("Once", seed=3)
 
 
 def test_nothing_is_left_of_an_export_that_computes_something_else(run: Path, tmp_path: Path, monkeypatch):
