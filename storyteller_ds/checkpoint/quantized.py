@@ -20,17 +20,17 @@ _ITEM_BYTES = {"F32": 4, "I8": 1, "U8": 1}
 
 
 def stored_bytes(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> int:
-    """How much memory the weights of a model need (bytes); see _entries."""
-    return sum(_ITEM_BYTES[entry.dtype] * math.prod(entry.shape) for entry in _entries(shapes, bits).values())
-
-
-def _entries(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> dict[str, TensorEntry]:
-    """What the files of a model hold.
+    """How much memory the weights of a model need (bytes).
 
     Args:
         shapes: of its parameters, by canonical name.
         bits: 8 or 4; None: fp32.
     """
+    return sum(_ITEM_BYTES[entry.dtype] * math.prod(entry.shape) for entry in _entries(shapes, bits).values())
+
+
+def _entries(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> dict[str, TensorEntry]:
+    """What the files of a model hold; see stored_bytes."""
     quantised = bits_of(shapes, bits) if bits else {}
     entries = {}
     for name, shape in shapes.items():

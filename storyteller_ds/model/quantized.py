@@ -1,6 +1,6 @@
 """Weights as small integers with scales, for generation: w = scale * q, rounded to the nearest.
 
-Symmetric, without calibration, as in LLM.int8() (2208.07339, sec. 2) and GPTQ's baseline (2210.17323, sec. 4):
+Symmetric ("absmax", LLM.int8(), 2208.07339, sec. 2.1), without calibration, as the baseline of GPTQ (2210.17323):
 
 - 8 bits: q in -127 .. 127, and a scale for each row, its largest magnitude over 127;
 - 4 bits: q in -7 .. 7, and a scale for each GROUP neighbours in a row, their largest magnitude over 7.

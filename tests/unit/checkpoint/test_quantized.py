@@ -156,7 +156,9 @@ def test_a_name_that_promises_a_terabyte_takes_no_memory(step, bits):
     assert "is damaged" in refusal(seal(step))
 
 
-def test_training_cannot_go_on_from_it(step):
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_training_cannot_go_on_from_an_imported_or_a_quantised_model(tmp_path, decoder, bits):
+    step = write_quantized(tmp_path / "run", RUN, decoder, bits)
     for look in (
         lambda: find_checkpoint(step, pytest.fail),
         lambda: find_checkpoint(step.parents[1], pytest.fail),
