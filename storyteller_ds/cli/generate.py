@@ -23,7 +23,9 @@ _STDOUT = Path("-")
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=UserPath(), help="Run folder, step folder, or export for transformers.")
+@click.option(
+    "--checkpoint", required=True, type=UserPath(), help="Run folder, step folder, or export for transformers."
+)
 @click.option("--prompt", help="Beginning of the story.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line or Ctrl-D.")
 @click.option("--prompts_file", type=UserPath(or_stream=True), help="One prompt a line; - is stdin.")
