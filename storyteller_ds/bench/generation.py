@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from storyteller_kernels.cpu_sharing import shared_cores
@@ -16,33 +16,52 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.generation.decode import Stepper, TorchStepper, generate_ids, prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
+from storyteller_ds.generation.told import told
+from storyteller_ds.interchange import llama_cpp
 from storyteller_ds.interchange.huggingface.export import write_folder
 from storyteller_ds.interchange.huggingface.families import family_of
+from storyteller_ds.interchange.llama_cpp_process import completions
 from storyteller_ds.model.counts import product_weights
 
-PROMPT, ROUNDS = "Once upon a time", 7
-Continue = Callable[[Sequence[int], int], list[int]]
-"""Takes the ids of a prompt and how many to generate; gives them, each the likeliest."""
+PROMPT, ROUNDS, TOGETHER = "Once upon a time", 5, 16
+LONGEST_PROMPT = 512
+
+
+class Speed(NamedTuple):
+    """Of somebody (tokens a second)."""
+
+    decode: float
+    """Behind the prompt, one story at a time."""
+    prefill: float
+    """Of a long prompt."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Of everyone who tells stories with the model, by name."""
+    """Medians of all rounds."""
 
-    decode: dict[str, float]
-    """Tokens a second behind the prompt, one story at a time; median."""
-    prefill: dict[str, float]
-    """Tokens of a prompt a second; median."""
-    decode_limit: float
-    """Tokens a second if the weights that a token uses were read as fast as a large copy."""
-    prefill_limit: float
-    """Tokens a second at the rate of a large product."""
+    of: dict[str, Speed]
+    """Everyone who tells stories with the model."""
+    together: float
+    """Decoding of TOGETHER stories at once (tokens a second)."""
+    limit: Speed
+    """If the weights that a token uses were read as fast as a large copy; at the rate of a large product."""
     prompt: int
-    """Length of the prompt of `prefill` (tokens)."""
+    """Length of the long prompt (tokens)."""
+
+
+class Teller(Protocol):
+    """Somebody who continues a prompt with the likeliest token each time."""
+
+    def text(self, ids: Sequence[int], tokens: int) -> str:
+        """The continuation."""
+
+    def speed(self, ids: Sequence[int], tokens: int, long: Sequence[int]) -> Speed:
+        """Of so many tokens behind `ids`, and of the prompt `long`."""
 
 
 def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], None]) -> Speeds:
-    """Let everyone generate the same tokens, then time them in turn.
+    """Let everyone tell the same story, then time them in turn.
 
     Args:
         model: on the CPU or a GPU.
@@ -51,92 +70,157 @@ def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], N
         log: gets a line about each one that is left out.
 
     Raises:
-        UserError: somebody generates other tokens, or the context is too short.
+        UserError: somebody tells another story, or the context is too short.
     """
     run, weight = model.run, model.decoder.embedding.weight
     ids = prompt_ids(model.tokenizer, PROMPT)
     tokens = min(tokens, run.context_length - len(ids) - 1)
     if tokens < 1:
         raise UserError(f"a context of {run.context_length} tokens is too short to measure anything")
-    everyone = _everyone(model, folder, log)
-    _check_same(everyone, ids, tokens, log)
-    longest = min(512, run.context_length - 1)
-    long = [ids[0], *torch.randint(run.tokenizer.vocab_size, (longest - 1,)).tolist()]
+    long = [
+        ids[0],
+        *torch.randint(run.tokenizer.vocab_size, (min(LONGEST_PROMPT, run.context_length - 1) - 1,)).tolist(),
+    ]
+    tellers = _tellers(model, folder, log)
+    _check_same(tellers, ids, tokens)
+    found: dict[str, list[Speed]] = {name: [] for name in tellers}
+    together = []
     with shared_cores():
-        decode: dict[str, list[float]] = {name: [] for name in everyone}
-        prefill: dict[str, list[float]] = {name: [] for name in everyone}
         for _ in range(ROUNDS):
-            for name, continued in everyone.items():
-                first = _seconds(continued, ids, 1)
-                decode[name].append(tokens / max(_seconds(continued, ids, tokens + 1) - first, 1e-9))
-                prefill[name].append(len(long) / _seconds(continued, long, 1))
+            for name, teller in tellers.items():
+                found[name].append(teller.speed(ids, tokens, long))
+            together.append(_together(model, tokens))
         weights = product_weights(run)
         return Speeds(
-            decode={name: statistics.median(each) for name, each in decode.items()},
-            prefill={name: statistics.median(each) for name, each in prefill.items()},
-            decode_limit=copy_rate(weight.device) / (weights * weight.itemsize),
-            prefill_limit=product_rate(weight.device, weight.dtype) / (2 * weights),
+            of={name: Speed(*map(statistics.median, zip(*each, strict=True))) for name, each in found.items()},
+            together=statistics.median(together),
+            limit=Speed(
+                copy_rate(weight.device) / (weights * weight.itemsize),
+                product_rate(weight.device, weight.dtype) / (2 * weights),
+            ),
             prompt=len(long),
         )
 
 
-def _everyone(model: StoryModel, folder: Path, log: Callable[[str], None]) -> dict[str, Continue]:
-    found = {"storyteller, torch": _ours(model, TorchStepper(model.decoder, model.run))}
+def _tellers(model: StoryModel, folder: Path, log: Callable[[str], None]) -> dict[str, Teller]:
+    found: dict[str, Teller] = {"storyteller, torch": _Ours(model, TorchStepper(model.decoder, model.run))}
     if model.stepper is not None:
-        found = {"storyteller": _ours(model, model.stepper), **found}
-    if importlib.util.find_spec("transformers") is None:
-        log("transformers is left out: it is not installed")
-        return found
-    try:
-        family_of(model.run)
-    except UserError as error:
-        log(f"transformers is left out: {error}")
-        return found
-    write_folder(model, folder, "fp32")
-    return {**found, "transformers": _transformers(folder, model.decoder.embedding.weight.device)}
+        found = {"storyteller": _Ours(model, model.stepper), **found}
+    for name, package, write in (
+        ("transformers", "transformers", _Transformers),
+        ("llama.cpp", "xllamacpp", _LlamaCpp),
+    ):
+        if importlib.util.find_spec(package) is None:
+            log(f"{name} is left out: {package} is not installed")
+            continue
+        try:
+            found[name] = write(model, folder)
+        except UserError as error:
+            log(f"{name} is left out: {error}")
+    return found
 
 
-def _ours(model: StoryModel, stepper: Stepper) -> Continue:
-    def continued(ids: Sequence[int], new: int) -> list[int]:
-        config = SamplingConfig(temperature=0, max_new_tokens=new)
-        return list(generate_ids(model.decoder, model.run, ids, config, None, stepper=stepper))
+class _InProcess:
+    """A Teller whose calls can be timed here."""
 
-    return continued
+    def __init__(self, model: StoryModel) -> None:
+        self.model = model
+
+    def ids(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """The continuation."""
+        raise NotImplementedError
+
+    def text(self, ids: Sequence[int], tokens: int) -> str:
+        """See Teller."""
+        return self.model.tokenizer.decode(self.ids(ids, tokens))
+
+    def speed(self, ids: Sequence[int], tokens: int, long: Sequence[int]) -> Speed:
+        """See Teller."""
+        decoding = self._seconds(ids, tokens + 1) - self._seconds(ids, 1)
+        return Speed(tokens / max(decoding, 1e-9), len(long) / self._seconds(long, 1))
+
+    def _seconds(self, ids: Sequence[int], tokens: int) -> float:
+        began = time.perf_counter()
+        self.ids(ids, tokens)
+        return time.perf_counter() - began
 
 
-def _transformers(folder: Path, device: torch.device) -> Continue:
-    import transformers
+class _Ours(_InProcess):
+    def __init__(self, model: StoryModel, stepper: Stepper) -> None:
+        super().__init__(model)
+        self.stepper = stepper
 
-    library: Any = transformers  # parts of it have no types
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
-    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    def ids(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """See _InProcess."""
+        greedy = SamplingConfig(temperature=0, max_new_tokens=tokens)
+        return list(generate_ids(self.model.decoder, self.model.run, ids, greedy, None, stepper=self.stepper))
 
-    def continued(ids: Sequence[int], new: int) -> list[int]:
-        prompt = torch.tensor([list(ids)], device=device)
+
+class _Transformers(_InProcess):
+    def __init__(self, model: StoryModel, folder: Path) -> None:
+        import transformers
+
+        super().__init__(model)
+        family_of(model.run)  # refuses what none computes
+        library: Any = transformers  # parts of it have no types
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+        write_folder(model, folder, "fp32")
+        self.device = model.decoder.embedding.weight.device
+        theirs = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.theirs = theirs.to(self.device).eval()
+        self.theirs.generation_config.eos_token_id = None  # as the others, on behind the end of a story
+
+    def ids(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """See _InProcess."""
+        prompt = torch.tensor([list(ids)], device=self.device)
         mask = torch.ones_like(prompt)
-        out = model.generate(prompt, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        out = self.theirs.generate(prompt, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
         generated: list[int] = out[0, len(ids) :].tolist()
         return generated
 
-    return continued
+
+class _LlamaCpp:
+    def __init__(self, model: StoryModel, folder: Path) -> None:
+        self.file, self.context = folder / "model.gguf", model.run.context_length
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError("gguf is not installed")
+        llama_cpp.architecture_of(model.run)
+        llama_cpp.write_file(model, self.file, llama_cpp.FORMATS["fp32"])
+
+    def text(self, ids: Sequence[int], tokens: int) -> str:
+        """See Teller."""
+        (answer,) = completions(self.file, self.context, [_request(ids, tokens)])
+        text: str = answer["text"]
+        return text
+
+    def speed(self, ids: Sequence[int], tokens: int, long: Sequence[int]) -> Speed:
+        """See Teller; by its own clock, after a first answer."""
+        requests = [_request(ids, tokens), _request(ids, tokens), _request(long, 1)]
+        _, decoded, read = completions(self.file, self.context, requests)
+        return Speed(decoded["timings"]["predicted_per_second"], read["timings"]["prompt_per_second"])
 
 
-def _check_same(everyone: dict[str, Continue], ids: Sequence[int], tokens: int, log: Callable[[str], None]) -> None:
-    """Correctness before time. Those who may not choose the end of a text are compared up to it."""
-    expected: list[int] = []
-    for name, continued in everyone.items():
-        found = continued(ids, tokens)
-        expected = expected or found
-        ends = ids[0]  # every story begins with the token that ends one
-        upto = expected.index(ends) if ends in expected else tokens
-        if found[:upto] != expected[:upto]:
-            raise UserError(f"{name} generates other tokens than storyteller; nothing was timed, report this")
-        if upto < tokens:
-            log(f"{name}: the story ends after {upto} tokens; compared so far, timed for {tokens}")
+def _request(ids: Sequence[int], tokens: int) -> dict[str, Any]:
+    return {"prompt": [*ids], "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
 
 
-def _seconds(continued: Continue, ids: Sequence[int], new: int) -> float:
+def _check_same(tellers: dict[str, Teller], ids: Sequence[int], tokens: int) -> None:
+    """Correctness before time.
+
+    Where a story ends they may go on differently: some do not choose the end of a text again. What is not text comes
+    as a mark.
+    """
+    (first, story), *others = ((name, teller.text(ids, tokens)) for name, teller in tellers.items())
+    for name, other in others:
+        length = min(len(story), len(other))
+        if not length or story[:length].rstrip("\ufffd") != other[:length].rstrip("\ufffd"):
+            raise UserError(f"{name} tells another story than {first}; nothing was timed, report this")
+
+
+def _together(model: StoryModel, tokens: int) -> float:
+    configs = [SamplingConfig(seed=seed, max_new_tokens=tokens) for seed in range(TOGETHER)]
+    stories = [model.story(PROMPT, config) for config in configs]
     began = time.perf_counter()
-    continued(ids, new)
-    return time.perf_counter() - began
+    number = sum(len(story.token_texts) for story in told(model, stories))
+    return number / (time.perf_counter() - began)

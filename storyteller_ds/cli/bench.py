@@ -142,7 +142,7 @@ def generate(checkpoint: Path, tokens: int, device: str) -> None:
     from rich import box
     from rich.table import Table
 
-    from storyteller_ds.bench.generation import measure
+    from storyteller_ds.bench.generation import TOGETHER, measure
     from storyteller_ds.console import lines_to, print_table, stderr_console
     from storyteller_ds.distributed.world import pick_device
     from storyteller_ds.interchange.load import open_model
@@ -155,11 +155,12 @@ def generate(checkpoint: Path, tokens: int, device: str) -> None:
     rows.add_column("tokens a second")
     for column in ("decode", "of the limit", f"prefill, {found.prompt} tokens", "of the limit"):
         rows.add_column(column, justify="right")
-    for name in found.decode:
-        decode, prefill = found.decode[name], found.prefill[name]
-        shares = decode / found.decode_limit, prefill / found.prefill_limit
-        rows.add_row(name, f"{decode:,.0f}", f"{shares[0]:.0%}", f"{prefill:,.0f}", f"{shares[1]:.0%}")
-    rows.add_row("limit: a copy, a product", f"{found.decode_limit:,.0f}", "", f"{found.prefill_limit:,.0f}", "")
+    for name, speed in found.of.items():
+        shares = (mine / most for mine, most in zip(speed, found.limit, strict=True))
+        decode, prefill = (f"{mine:,.0f}" for mine in speed)
+        rows.add_row(name, decode, f"{next(shares):.0%}", prefill, f"{next(shares):.0%}")
+    rows.add_row(f"storyteller, {TOGETHER} stories at once", f"{found.together:,.0f}", "", "", "")
+    rows.add_row("limit: a copy, a product", f"{found.limit.decode:,.0f}", "", f"{found.limit.prefill:,.0f}", "")
     print_table(rows)
 
 

@@ -20,7 +20,7 @@ SECONDS = 600.0
 def completions(
     path: Path, context: int, requests: Sequence[Mapping[str, Any]], seconds: float = SECONDS
 ) -> list[dict[str, Any]]:
-    """The first choice of llama.cpp's server for each request.
+    """The first choice of llama.cpp's server for each request, and its `timings` (ms).
 
     Args:
         path: of a GGUF file.
@@ -49,4 +49,4 @@ def completions(
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
         raise UserError(f"llama.cpp could not read {path.name} ({how}): {lines[-1]:.300}")
-    return [answer["choices"][0] for answer in json.loads(done.stdout)]
+    return [{**answer["choices"][0], "timings": answer["timings"]} for answer in json.loads(done.stdout)]

@@ -36,13 +36,20 @@ def test_the_table_has_everyone_and_the_limit(run):
     assert f"prefill, {SIZES['data.sequence_length'] - 1} tokens" in result.stdout
 
 
-def test_whoever_generates_something_else_is_named_and_nothing_is_timed(run, tmp_path, monkeypatch):
-    def with_a_liar(model, folder, log):
-        honest = generation._ours(model, generation.TorchStepper(model.decoder, model.run))
-        return {"honest": honest, "liar": lambda ids, new: [one + 1 for one in honest(ids, new)]}
+def test_whoever_tells_another_story_is_named_and_nothing_is_timed(run, tmp_path, monkeypatch):
+    class Liar(generation._Ours):
+        def ids(self, ids, tokens):
+            return [(one + 1) % 256 for one in super().ids(ids, tokens)]
 
-    monkeypatch.setattr(generation, "_everyone", with_a_liar)
-    with pytest.raises(UserError, match="liar generates other tokens"):
+        def speed(self, ids, tokens, long):
+            pytest.fail("it was timed")
+
+    def with_a_liar(model, folder, log):
+        stepper = generation.TorchStepper(model.decoder, model.run)
+        return {"honest": generation._Ours(model, stepper), "liar": Liar(model, stepper)}
+
+    monkeypatch.setattr(generation, "_tellers", with_a_liar)
+    with pytest.raises(UserError, match="liar tells another story than honest"):
         generation.measure(st.load(run), 8, tmp_path, lambda _: None)
 
 
