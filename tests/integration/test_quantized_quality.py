@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from storyteller_ds import load, train
@@ -11,12 +10,6 @@ from storyteller_ds.model import quantized
 
 MOST = {8: 0.005, 4: 0.03}
 """Bits per byte that are lost (part of them)."""
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = {"train.max_steps": 200, "data.builtin_stories": 6000, "tracking.wandb": "disabled"}
-    return train("quickstart", settings, output_dir=tmp_path_factory.mktemp("stories") / "run").folder
 
 
 def quantize(run: Path, bits: int, output: Path) -> QuantizedRun:
@@ -28,17 +21,16 @@ def lost(done: QuantizedRun) -> float:
     return after / before - 1
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_it_costs_little(run, tmp_path, bits):
-    done = quantize(run, bits, tmp_path / "small")
-    assert done.scores[0].bits_per_byte < 0.6, "it has learned"
-    assert lost(done) < MOST[bits]
-    assert done.bytes[1] < done.bytes[0] * {8: 0.35, 4: 0.25}[bits]
-    story = load(tmp_path / "small").generate("Once upon a time", seed=1, max_new_tokens=60)
-    assert story.startswith("Once upon a time")
-
-
-def test_of_three_values_it_costs_much(run, tmp_path, monkeypatch):
-    # Control for the test above.
+def test_it_costs_little_but_with_three_values_much(tmp_path, monkeypatch):
+    settings = {"train.max_steps": 200, "data.builtin_stories": 6000, "tracking.wandb": "disabled"}
+    run = train("quickstart", settings, output_dir=tmp_path / "run").folder
+    for bits, most in MOST.items():
+        small = tmp_path / f"{bits} bits"
+        done = quantize(run, bits, small)
+        assert done.scores[0].bits_per_byte < 0.6, "it has learned"
+        assert lost(done) < most
+        assert done.bytes[1] < done.bytes[0] * {8: 0.35, 4: 0.25}[bits]
+        story = load(small).generate("Once upon a time", seed=1, max_new_tokens=60)
+        assert story.startswith("Once upon a time")
     monkeypatch.setattr(quantized, "_MOST", {8: 127, 4: 1})
-    assert lost(quantize(run, 4, tmp_path / "small")) > 3 * MOST[4]
+    assert lost(quantize(run, 4, tmp_path / "three values")) > 3 * MOST[4], "the control"
