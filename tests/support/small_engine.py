@@ -2,6 +2,7 @@
 
 import torch
 
+from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import MicroBatch
 from storyteller_ds.distributed.world import World
@@ -14,6 +15,17 @@ SETTINGS = {
     "data": {"sequence_length": 8},
     "tokenizer": {"vocab_size": 32},
 }
+
+
+def small_preset(name: str) -> RunConfig:
+    """A preset with the sizes of SETTINGS: its operators, its optimizer, its balance losses."""
+    run = load_config(name).run.model_dump(exclude_unset=True)
+    heads = {"num_kv_heads": None, "context_length": None, "size": None}
+    for section, settings in {**SETTINGS, "model": {**SETTINGS["model"], **heads}}.items():
+        run[section] = {**run.get(section, {}), **settings}
+    run["moe"]["num_experts"] = 4 if load_config(name).run.moe_layers else 0
+    run["train"] = {"compile": "off"}
+    return RunConfig.model_validate(run)
 
 
 def make_engine(dtype: str, kind: str = "adamw") -> SingleEngine:

@@ -7,13 +7,14 @@ from storyteller_kernels.expert_mlp.reference import activate
 from torch import Tensor
 from torch.nn import functional as F
 
+from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.model.moe import experts
 from tests.support.host_reads import HostReads
-from tests.support.small_engine import LR, SETTINGS, batch, state
+from tests.support.small_engine import LR, SETTINGS, batch, small_preset, state
 
 TARGETS_ON_THE_HOST = 1
 """Batches come from the host, which counts their targets."""
@@ -58,6 +59,16 @@ def test_nothing_is_read_in_a_step(dtype, kind, moe):
         reads.number = 0
         assert len(steps.finished(begun)) == 3
     assert reads.number == ONE_TRANSFER
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_nothing_is_read_in_a_step_of_any_preset(name):
+    engine = SingleEngine(small_preset(name), World(0, 0, 1, 1), torch.device("cpu"))
+    with HostReads() as reads:
+        begun = [engine.begin_step([batch(seed)], LR) for seed in range(3)]
+        assert reads.number == 3 * TARGETS_ON_THE_HOST
+        assert len(steps.finished(begun)) == 3
 
 
 def test_negative_control_a_cpu_reads():

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from storyteller_ds.model.loss import LossModule
+from tests.support.small_engine import small_preset
 from tests.support.tolerances import EXACT, SIMPLE, assert_within
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -80,6 +82,27 @@ def test_whole_blocks_compile_to_the_same_numbers(settings, backend):
             graphs = counter.frame_count
     assert 1 <= graphs <= 3, "blocks that are alike share their code"
     assert counter.frame_count == graphs, "compiled again for other experts"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_blocks_of_every_preset_compile_whole(name):
+    torch._dynamo.reset()
+    run = small_preset(name)
+    token_BS = torch.randint(run.tokenizer.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for compiled in (True, False):
+        decoder = Decoder(run)
+        init_parameters(decoder, run.model, 1)
+        module = LossModule(decoder, run.moe, lambda tensor: tensor, 1)
+        counter = CompileCounterWithBackend("eager")
+        if compiled:
+            decoder.run_block.compile(counter)
+        torch.manual_seed(2)  # of dropout and noise
+        loss, _ = module(token_BS[:, :-1].contiguous(), token_BS[:, 1:].contiguous(), 16, 1, None)
+        loss.backward()
+        assert (counter.frame_count > 0) == compiled
+        losses.append(loss.detach())
+    assert_within(*losses, SIMPLE)
 
 
 def broken(*_: Any) -> Any:
