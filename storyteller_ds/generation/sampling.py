@@ -97,20 +97,21 @@ def sample(
     if config.temperature == 0:
         return int(_penalised(logits_V, config, prompt, generated).argmax())
     id_N, prob_N = distribution(logits_V, config, prompt, generated)
-    # A number is drawn for each place, not for each id: a seed's story depends on their order.
-    return int(id_N[torch.multinomial(prob_N, 1, generator=generator)])
+    return int(id_N[_drawn(prob_N, generator)])
 
 
 def distribution(
     logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int] = (), generated: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Ids [N], int64, and the weight of each in the draw [N], fp32, the likeliest first, on the CPU.
+    """Ids [N], int64, and the weight of each in the draw [N], fp32, on the CPU; sorted where some are left out.
 
     In the order of transformers: logit_bias, repetition_penalty, then presence_penalty and frequency_penalty, which it
     does not have, temperature, top_k, top_p, min_p. The arguments are those of `sample`; temperature is not 0.
     """
     # On the CPU in fp32, so that a seed means the same story on every device.
     logits_V = _penalised(logits_V, config, prompt, generated).float().cpu() / config.temperature
+    if not config.top_k and config.top_p == 1 and not config.min_p:
+        return torch.arange(len(logits_V)), torch.softmax(logits_V, dim=-1)
     id_N = _descending(logits_V)
     if config.top_k:
         id_N = id_N[: config.top_k]
@@ -122,6 +123,17 @@ def distribution(
     if config.min_p:
         prob_N = torch.where(prob_N >= config.min_p * prob_N[0], prob_N, 0.0)
     return id_N, prob_N
+
+
+def _drawn(prob_N: Tensor, generator: torch.Generator) -> int:
+    """The place that one uniform number falls on, where each has the width of its weight.
+
+    (torch.multinomial draws a number for each place, which takes as long as a step of a small model.)
+    """
+    end_N = prob_N.numpy().cumsum(dtype=np.float64)
+    number = torch.rand((), dtype=torch.float64, generator=generator).item() * end_N[-1]
+    # At the very end rounding could pass the last place that has a width.
+    return min(int(end_N.searchsorted(number, side="right")), int(end_N.searchsorted(end_N[-1])))
 
 
 def _penalised(logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:

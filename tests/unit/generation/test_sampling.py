@@ -1,5 +1,6 @@
 """The distribution of sampled tokens."""
 
+import itertools
 import math
 
 import pytest
@@ -108,6 +109,14 @@ def test_a_tie_is_not_made_larger_by_top_k():
     assert min(counts[:2]) > 0
 
 
+@pytest.mark.parametrize(("settings", "last"), [({}, 2), ({"top_k": 2}, 2), ({"top_p": 0.7}, 2), ({"min_p": 0.9}, 1)])
+def test_the_last_number_falls_on_a_token_that_may_come(monkeypatch, settings, last):
+    """The largest number below 1, times a sum: rounding may make it the sum."""
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1 - 2**-53, dtype=torch.float64))
+    logits_V = torch.tensor([0.0, 1.0, 0.5, -math.inf, -math.inf])
+    assert sample(logits_V, SamplingConfig(temperature=1, **settings), torch.Generator()) == last
+
+
 def test_masked_tokens_never_come():
     logits_V = torch.tensor([0.0, -math.inf, 0.0, -math.inf])
     counts = draw(logits_V, SamplingConfig(temperature=1.0), draws=200)
@@ -133,15 +142,18 @@ def test_settings_without_meaning_are_refused(settings):
 # The same story for the same seed
 
 
-def as_first_written(logits_V: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
-    """The plain definition: torch's stable sort, and top_p applied even where it is 1."""
-    sorted_V, id_V = torch.sort(logits_V.float() / config.temperature, descending=True, stable=True)
-    if config.top_k:
-        sorted_V = sorted_V[: config.top_k]
-    prob_V = torch.softmax(sorted_V, dim=-1)
-    before_V = prob_V.cumsum(dim=-1) - prob_V
-    prob_V = torch.where(before_V < config.top_p, prob_V, 0.0)
-    return int(id_V[torch.multinomial(prob_V, 1, generator=generator)])
+def by_plain_definition(logits_V: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
+    """The first token at which the weights, added up in order, pass a part of their sum."""
+    order = list(range(len(logits_V)))
+    if config.top_k or config.top_p < 1:
+        order = torch.sort(logits_V, descending=True, stable=True).indices.tolist()
+    weights = [math.exp(logits_V[i].item() / config.temperature) for i in order][: config.top_k or None]
+    mass, before = sum(weights), 0.0
+    for place, weight in enumerate(weights):
+        weights[place] = weight if before < config.top_p * mass else 0.0
+        before += weight
+    number = torch.rand((), dtype=torch.float64, generator=generator).item() * sum(weights)
+    return order[next(place for place, end in enumerate(itertools.accumulate(weights)) if end > number)]
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 512, 4096])
@@ -158,7 +170,7 @@ def test_the_draws_are_those_of_the_plain_definition(settings, vocabulary):
         if trial % 5 == 0:
             logits_V[::3][1:] = -math.inf
         chosen = sample(logits_V, config, ours)
-        assert chosen == as_first_written(logits_V, config, theirs)
+        assert chosen == by_plain_definition(logits_V, config, theirs)
         drawn.add(chosen)
     assert torch.equal(ours.get_state(), theirs.get_state())
     assert len(drawn) > min(vocabulary - 1, 20)
@@ -169,7 +181,7 @@ def test_the_order_is_that_of_a_stable_sort():
     for trial in range(50):
         logits_V = (torch.randn(777, generator=data) * 10.0 ** (trial % 9 - 4)).round(decimals=2)
         logits_V[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, 1e-42, -1e-42])
-        found_N, _ = distribution(logits_V, SamplingConfig(temperature=1))
+        found_N, _ = distribution(logits_V, SamplingConfig(temperature=1, top_k=777))
         assert torch.equal(found_N, torch.sort(logits_V, descending=True, stable=True).indices)
         assert len(logits_V.unique()) < len(logits_V), "there are ties"
 

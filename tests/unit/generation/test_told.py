@@ -19,7 +19,7 @@ PROMPTS = ["", "There was", "It ran and", "a", "Then it slept and slept and", "T
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0},
-    {"stop": ("a", "e")},
+    {"stop": ("a", "e", "t", "h", "n", " "), "seed": 3},
     {"past_context": "slide", "max_new_tokens": 60},
     {"max_new_tokens": 5},
     {"seed": 9, "top_k": 4},
