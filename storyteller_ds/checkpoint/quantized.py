@@ -7,6 +7,7 @@ A weight NAME is two tensors in place of one: `int8/NAME` (I8) or `int4/NAME` (U
 import math
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from storyteller_ds.checkpoint.tensor_files import TensorEntry, TensorFiles
@@ -109,9 +110,18 @@ class Weights(Mapping[str, Tensor]):
         self._files.check(_entries(shapes, self.bits))
 
     def stored(self, name: str) -> Tensor | Quantized:
-        """A weight as it is stored."""
+        """A weight as it is stored.
+
+        Raises:
+            CheckpointError: it has numbers that are not finite, with which nothing can be computed.
+        """
         if name not in self._bits:
-            return self._files[name]
+            weight = self._files[name]
+            if not torch.isfinite(weight).all():
+                raise CheckpointError(
+                    f"checkpoint {self._files.folder}: {name} has numbers that are not finite; use another step"
+                )
+            return weight
         return Quantized(self._files[_VALUES[self._bits[name]][0] + name], self._files[_SCALE + name])
 
     def _shape(self, name: str, entry: TensorEntry, bits: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from storyteller_ds.cli.ending import ended_as_by_ctrl_c
 from storyteller_ds.cli.paths import UserPath
 
 
@@ -42,6 +43,7 @@ def export(checkpoint: Path, form: str, output: Path, dtype: str, repo: str | No
     from storyteller_ds.generation.load import load_story_model
     from storyteller_ds.interchange.export import export_model
 
+    click.get_current_context().with_resource(ended_as_by_ctrl_c())
     log = lines_to(stderr_console())
     model = load_story_model(checkpoint, torch.device("cpu"), log)
     log(f"model: {model.step_folder}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from storyteller_ds.cli.ending import ended_as_by_ctrl_c
 from storyteller_ds.cli.paths import UserPath
 
 
@@ -23,6 +24,7 @@ def import_(form: str, model: Path, tokenizer: Path | None, output_dir: Path) ->
 
     A pickle, which can run code, is never read. What we do not compute is refused.
     """
+    click.get_current_context().with_resource(ended_as_by_ctrl_c())
     # Imported here, with torch: --help need not wait for it.
     from storyteller_ds.interchange.load import import_model
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from storyteller_ds.cli.ending import ended_as_by_ctrl_c
 from storyteller_ds.cli.paths import UserPath
 
 
@@ -15,8 +16,9 @@ from storyteller_ds.cli.paths import UserPath
 def quantize(checkpoint: Path, bits: str, output_dir: Path, data: Path | None) -> None:
     """Round the weights to 8 or 4 bits, and measure what that costs in bits per byte.
 
-    What is written is enough to generate and to export; training cannot go on from it.
+    What is written is enough to generate and to export; training cannot be continued, but begin with it (--init_from).
     """
+    click.get_current_context().with_resource(ended_as_by_ctrl_c())
     # Imported here, with torch: --help need not wait for it.
     from rich.filesize import decimal
 

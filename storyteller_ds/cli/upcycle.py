@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from storyteller_ds.cli.ending import ended_as_by_ctrl_c
 from storyteller_ds.cli.paths import UserPath
 
 
@@ -15,7 +16,7 @@ from storyteller_ds.cli.paths import UserPath
 @click.option("--every_n_layers", type=click.IntRange(1), default=1, show_default=True, help="Which layers get them.")
 @click.option(
     "--noise",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 10),
     default=0.0,
     show_default=True,
     help="Added to the experts' matrices, as a part of their standard deviation; 0: the mixture computes the same.",
@@ -35,6 +36,7 @@ def upcycle(
     Each expert is a copy of a feed-forward layer; routers are new. It has weights only: `storyteller train --init_from`
     begins with them.
     """
+    click.get_current_context().with_resource(ended_as_by_ctrl_c())
     # Imported here, with torch: --help need not wait for it.
     import shlex
 

@@ -123,6 +123,8 @@ def _validation(
     Raises:
         DataError: it cannot be used, or it is not what the checkpoint was validated on and was not given.
     """
+    if not (is_given or checkpoint.manifest.dataset_fingerprint):
+        raise DataError(f"{checkpoint.folder} was made from another model, and no text is recorded for it; give --data")
     other = "" if is_given else "; or give a text with --data"
     try:
         corpus = open_corpus(run, prepare_corpus(run, log))

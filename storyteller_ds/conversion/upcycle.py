@@ -1,6 +1,7 @@
 """A dense model as the beginning of a mixture: sparse upcycling (Komatsuzaki et al. 2023, 2212.05055)."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def upcycle(
         ConfigError, UserError: the model is a mixture already, or there can be no such mixture; or output_dir exists.
     """
     check_new_run(output_dir)
+    if not math.isfinite(noise):  # which passes for a number within any range
+        raise UserError(f"--noise {noise}: give a part of the weights' standard deviation, as 0.02")
     checkpoint = find_checkpoint(source, log, names.WEIGHTS)
     config = str(checkpoint.folder / names.CONFIG)
     settings: dict[str, Any] = as_mapping(checkpoint.read_json(names.CONFIG).get("run"), config)

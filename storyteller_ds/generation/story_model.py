@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.errors import UserError
 from storyteller_ds.generation.decode import Stepper
 from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
+from storyteller_ds.user_paths import is_utf8
 
 
 class StoryModel(NamedTuple):
@@ -44,6 +46,12 @@ class StoryModel(NamedTuple):
         yield from story
 
     def story(self, prompt: str, config: SamplingConfig) -> Story:
-        """A story that is yet to be generated; several may be read at the same time."""
+        """A story that is yet to be generated; several may be read at the same time.
+
+        Raises:
+            UserError: see generate.
+        """
+        if not is_utf8(prompt):
+            raise UserError("the prompt has half of a surrogate pair, which is no character; leave it out")
         stepper = None if self.stepper is None else self.stepper.another()
         return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=stepper)

@@ -45,6 +45,12 @@ def load_initial_config(
         ConfigError: see load_config.
     """
     path = Path(init_from)
+    is_ours = (path / names.MANIFEST).exists() or (path / names.CHECKPOINTS).exists()
+    if (path / names.CONFIG).is_file() and not is_ours:
+        raise CheckpointError(
+            f"{path} is a model in another tool's format; read it first: storyteller import --from hf --model {path} "
+            "--output_dir RUN"
+        )
     checkpoint = find_checkpoint(path, log, names.WEIGHTS)
     model = _model_settings(checkpoint)
     loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks, model=(str(path), model))
@@ -64,7 +70,13 @@ def check_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
         CheckpointError: names every field that differs.
     """
     checkpoint = open_checkpoint(folder)
-    changed = model_changes(checkpoint, run)
+    before = _model_settings(checkpoint)
+    changed = [
+        f"tokenizer.{field} was {before[f'tokenizer.{field}']}, now {value}"
+        for field, value in (("kind", run.tokenizer.kind), ("vocab_size", run.tokenizer.vocab_size))
+        if value != before[f"tokenizer.{field}"]
+    ]
+    changed += model_changes(checkpoint, run)
     if load_tokenizer(folder / names.TOKENIZER, "use another step").to_json() != tokenizer.to_json():
         changed.append("the tokenizer is another")
     if changed:

@@ -13,6 +13,7 @@ from rich.console import Console
 from storyteller_kernels.cpu_memory import keep_freed_memory
 from storyteller_kernels.cpu_sharing import shared_cores
 
+from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint import resume as resuming
 from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, newest_valid, step_folders
 from storyteller_ds.checkpoint.rng import rng_state, seed_rng, set_rng_state
@@ -32,7 +33,7 @@ from storyteller_ds.engines.device_rates import product_rate
 from storyteller_ds.engines.gradient_check import check_gradients
 from storyteller_ds.engines.memory import what_to_lower
 from storyteller_ds.engines.precision import run_dtype
-from storyteller_ds.errors import Interrupted, InterruptedAfterSave
+from storyteller_ds.errors import CheckpointError, Interrupted, InterruptedAfterSave
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.training import run_folder as records
@@ -93,6 +94,7 @@ class Trainer:
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name
         self.callbacks = checked([*named_callbacks(self.run.train.callbacks), *callbacks])
         self._resume = os.fspath(resume)
+        self._origin = None if self.loaded.init_from is None else str(self.loaded.init_from)
         self._console = console or stderr_console(quiet=not self.world.is_main)
         self._log = lines_to(self._console)
         self.engine: Engine
@@ -258,7 +260,7 @@ class Trainer:
                 "run": self.run.model_dump(mode="json"),
                 "deepspeed": self.engine.passed_config,
                 "topology": topology,
-                "init_from": None if self.loaded.init_from is None else str(self.loaded.init_from),
+                "init_from": self._origin,
             },
             tokenizer_json=corpus.tokenizer.to_json(),
             dataset_fingerprint=corpus.fingerprint,
@@ -305,9 +307,26 @@ class Trainer:
             checkpoint = find_checkpoint(Path(self._resume), self._log)
         if checkpoint is not None:
             resuming.check_same_run(checkpoint, self.run, corpus.fingerprint, self._resume)
+            self._origin = self._checked_origin(checkpoint)
             for change in resuming.changed_settings(checkpoint, self.run):
                 self._log(f"changed since the checkpoint: {change}")
         return checkpoint
+
+    def _checked_origin(self, checkpoint: Checkpoint) -> str | None:
+        """The step folder whose weights the run that is continued began with.
+
+        Raises:
+            CheckpointError: it began with none, and is to now.
+        """
+        origin, given = checkpoint.read_json(names.CONFIG).get("init_from"), self.loaded.init_from
+        if given is not None and origin is None:
+            raise CheckpointError(
+                f"{checkpoint.folder} did not begin with the weights of another run; --init_from goes with another "
+                "--output_dir or --resume never"
+            )
+        if given is not None and str(given) != origin:
+            self._log(f"--init_from is not read again: this run began with the weights of {origin}")
+        return None if origin is None else str(origin)
 
     @contextlib.contextmanager
     def _as_before_afterwards(self) -> Iterator[None]:

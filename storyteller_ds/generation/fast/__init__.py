@@ -16,7 +16,8 @@ from storyteller_ds.generation.decode import Stepper
 from storyteller_ds.meanwhile import meanwhile
 from storyteller_ds.model.decoder import Decoder
 
-_SLOW_S = 1.0
+_SLOW_S = 3.0
+"""Longer than it takes to load what is compiled."""
 
 
 def is_fast(device: torch.device) -> bool:

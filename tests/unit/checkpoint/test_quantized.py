@@ -1,6 +1,7 @@
 """Quantised weights on disk: back as they were, or refused in one line."""
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from storyteller_ds.checkpoint.diff import diff
 from storyteller_ds.checkpoint.manifest import hash_file
-from storyteller_ds.checkpoint.quantized import quantized_tensors, stored_bytes
+from storyteller_ds.checkpoint.quantized import Weights, quantized_tensors, stored_bytes
 from storyteller_ds.checkpoint.read import find_checkpoint, newest_valid, open_checkpoint
+from storyteller_ds.checkpoint.tensor_files import TensorFiles
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.generation.load import load_decoder
@@ -174,3 +176,10 @@ def test_a_weight_that_is_no_number_is_named(decoder):
     weights[UP][1, 2, 3] = float("inf")
     with pytest.raises(CheckpointError, match=f"{UP} cannot be quantised: it is not finite"):
         quantized_tensors(weights, 4)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    save_file({"blocks.0.ffn.router.weight": torch.tensor([[1.0, math.nan]])}, tmp_path / "weights.safetensors")
+    weights = Weights(TensorFiles([tmp_path / "weights.safetensors"]))
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.ffn\.router\.weight has numbers that are not finite"):
+        weights["blocks.0.ffn.router.weight"]

@@ -112,6 +112,8 @@ def test_what_cannot_be_is_refused(dense, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             call(*arguments, "--output_dir", tmp_path / "other")
+    with pytest.raises(UserError, match="--noise nan: give a part"):
+        call("--checkpoint", dense["llama"], "--output_dir", tmp_path / "other", "--noise", "nan")
     with pytest.raises(UserError, match="exists already; remove it"):
         call("--checkpoint", dense["llama"], "--output_dir", tmp_path / "mixture")
     assert [path.name for path in tmp_path.iterdir()] == ["mixture"]

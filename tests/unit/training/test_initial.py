@@ -19,6 +19,7 @@ from tests.support.small_runs import SMALLEST
 STORIES = [f"There was a dog called Rex {i}. It ran and ran.\n\nThen it slept." for i in range(40)]
 OTHERS = [f"A cat named Tom {i} went up a hill to see the sun." for i in range(60)]
 SETTINGS = {**SMALLEST, "data.sequence_length": 32, "train.max_steps": 4, "schedule.warmup_steps": 2}
+SIZES = {field: value for field, value in SETTINGS.items() if field.startswith(("model.", "tokenizer."))}
 STILL = {"optimizer.lr": 1e-30, "train.max_steps": 1}
 """Nothing is learned."""
 
@@ -30,7 +31,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 def train(folder: Path, data: list[str] = STORIES, config: str = "tiny_test", **more: Any) -> st.TrainedRun:
     init_from = more.pop("init_from", None)
-    settings = SETTINGS if init_from is None else {f: v for f, v in SETTINGS.items() if not f.startswith("model.")}
+    settings = SETTINGS if init_from is None else {f: v for f, v in SETTINGS.items() if f not in SIZES}
     return st.train(config, {**settings, **more}, data=data, output_dir=folder, init_from=init_from)
 
 
@@ -93,6 +94,31 @@ def test_the_same_call_continues(source, tmp_path):
         4,
         [1, 2, 3, 4],
     )
+
+
+def test_where_it_began_stays_on_record(source, tmp_path, capsys):
+    first = st.TrainedRun(source, 8).checkpoint
+    for steps, init_from in ((2, source), (3, None), (4, train(tmp_path / "other").folder)):
+        settings = {} if init_from else {"tokenizer.path": str(first / "tokenizer.json"), **SIZES}
+        more = {"train.max_steps": steps, "init_from": init_from, **settings}
+        run = train(tmp_path / "run", **{field: value for field, value in more.items() if value is not None})
+        assert json.loads((run.folder / "config.json").read_text())["init_from"] == str(first)
+    assert f"--init_from is not read again: this run began with the weights of {first}" in capsys.readouterr().err
+    with pytest.raises(st.CheckpointError, match="did not begin with the weights of another run"):
+        train(tmp_path / "other", init_from=source)
+
+
+def test_another_vocabulary_is_refused_by_name(source, tmp_path):
+    for change in ({"tokenizer.kind": "bpe"}, {"tokenizer.vocab_size": 99}):
+        ((field, value),) = change.items()
+        with pytest.raises(st.CheckpointError, match=rf"{field} was \w+, now {value}"):
+            train(tmp_path / "run", init_from=source, **change)
+
+
+def test_an_export_is_to_be_imported_first(source, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(st.CheckpointError, match="storyteller import --from hf --model"):
+        train(tmp_path / "run", init_from=tmp_path)
 
 
 def test_what_the_user_writes_counts_and_a_model_that_does_not_fit_is_refused(source, tmp_path):
