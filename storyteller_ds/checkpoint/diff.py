@@ -56,7 +56,7 @@ def diff(a: Checkpoint, b: Checkpoint) -> Difference:
     for part in ("weights", "optimizer"):
         if part not in a.parts or part not in b.parts:
             continue
-        files_a, files_b = (c.open_weights() if part == "weights" else c.open_tensors(part) for c in (a, b))
+        files_a, files_b = (c.open_weights(finite=False) if part == "weights" else c.open_tensors(part) for c in (a, b))
         only_in_a += [name for name in files_a if name not in files_b]
         only_in_b += [name for name in files_b if name not in files_a]
         for name in files_a:

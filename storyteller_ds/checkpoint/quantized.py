@@ -66,12 +66,16 @@ def quantized_tensors(weights: Mapping[str, Tensor], bits: int) -> dict[str, Ten
 class Weights(Mapping[str, Tensor]):
     """The weights of a checkpoint by canonical name, in fp32 whatever is stored.
 
+    Args:
+        files: of the checkpoint.
+        finite: refuse numbers with which nothing can be computed, when they are read.
+
     Raises:
         CheckpointError: a quantised weight lacks a part, or its parts do not belong together.
     """
 
-    def __init__(self, files: TensorFiles) -> None:
-        self._files = files
+    def __init__(self, files: TensorFiles, finite: bool = True) -> None:
+        self._files, self._finite = files, finite
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._bits: dict[str, int] = {}
         """Of each that is quantised."""
@@ -113,11 +117,11 @@ class Weights(Mapping[str, Tensor]):
         """A weight as it is stored.
 
         Raises:
-            CheckpointError: it has numbers that are not finite, with which nothing can be computed.
+            CheckpointError: it has numbers that are not finite.
         """
         if name not in self._bits:
             weight = self._files[name]
-            if not torch.isfinite(weight).all():
+            if self._finite and not torch.isfinite(weight).all():
                 raise CheckpointError(
                     f"checkpoint {self._files.folder}: {name} has numbers that are not finite; use another step"
                 )

@@ -135,15 +135,18 @@ class Checkpoint:
         known = {names.MANIFEST, *self.manifest.files}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in known)
 
-    def open_weights(self) -> "Weights":
+    def open_weights(self, finite: bool = True) -> "Weights":
         """The weights in fp32, also where they are stored in fewer bits.
+
+        Args:
+            finite: refuse numbers with which nothing can be computed, when they are read.
 
         Raises:
             CheckpointError: as for open_tensors, or a quantised weight is not whole.
         """
         from storyteller_ds.checkpoint.quantized import Weights  # torch, see above
 
-        return Weights(self.open_tensors("weights"))
+        return Weights(self.open_tensors("weights"), finite)
 
     def open_tensors(self, part: str) -> TensorFiles:
         """The tensors of `weights`, `optimizer` or `rng` as they are stored, read when they are asked for.
