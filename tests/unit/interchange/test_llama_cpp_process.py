@@ -50,9 +50,10 @@ def test_what_it_writes_does_not_mix_with_its_answer(child, capfd):
         "import json, os, sys\n"
         "print('noise ' * 100_000, file=sys.stderr)\n"
         "task = json.load(sys.stdin)\n"
-        "print(json.dumps([{'choices': [{'text': task['requests'][0]['prompt']}]}]))"
+        "print(json.dumps([{'choices': [{'text': task['requests'][0]['prompt']}], 'timings': {'prompt_ms': 3}}]))"
     )
-    assert completions(Path("model.gguf"), 80, [{"prompt": "x"}]) == [{"text": "x"}]
+    found = completions(Path("model.gguf"), 80, [{"prompt": "x"}])
+    assert found == [{"text": "x", "timings": {"prompt_ms": 3}}]
     assert capfd.readouterr() == ("", "")
 
 
