@@ -3,6 +3,7 @@
 import importlib.util
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,15 +124,15 @@ def _tellers(model: StoryModel, folder: Path, log: Callable[[str], None]) -> dic
     return found
 
 
-class _InProcess:
+class _InProcess(ABC):
     """A Teller whose calls can be timed here."""
 
     def __init__(self, model: StoryModel) -> None:
         self.model = model
 
+    @abstractmethod
     def ids(self, ids: Sequence[int], tokens: int) -> list[int]:
         """The continuation."""
-        raise NotImplementedError
 
     def text(self, ids: Sequence[int], tokens: int) -> str:
         """See Teller."""

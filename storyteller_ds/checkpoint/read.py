@@ -188,6 +188,12 @@ def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str]
     return found
 
 
+def is_of_another_tool(path: Path) -> bool:
+    """Whether a folder has a model's config.json, and neither a step nor a run of ours."""
+    is_ours = (path / names.MANIFEST).exists() or (path / names.CHECKPOINTS).exists()
+    return (path / names.CONFIG).is_file() and not is_ours
+
+
 def newest_valid(
     checkpoints: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS
 ) -> Checkpoint | None:

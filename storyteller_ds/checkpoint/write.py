@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.manifest import hash_file
 from storyteller_ds.checkpoint.rank_state import RankState, read_receipt, take_rank_state, write_rank_state
 from storyteller_ds.checkpoint.retention import put_in_place
+from storyteller_ds.config.run import RunConfig
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError, UserError
@@ -53,6 +54,12 @@ class Contents:
     """Validation score at this very step (bits per byte); None if there was no validation."""
     val_tokens: int | None = None
     """How many tokens of the validation text that is the score of."""
+
+    @classmethod
+    def of_model(cls, run: RunConfig, tokenizer_json: str) -> Self:
+        """For a model that was not trained here; no text is known."""
+        config = {"run": run.model_dump(mode="json"), "deepspeed": None, "topology": {}}
+        return cls({}, config, tokenizer_json, dataset_fingerprint="", topology={"world_size": 1})
 
 
 class Save:

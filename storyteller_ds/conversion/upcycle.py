@@ -1,6 +1,5 @@
 """A dense model as the beginning of a mixture: sparse upcycling (Komatsuzaki et al. 2023, 2212.05055)."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from storyteller_ds.data.tokenizer import load_tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder
-from storyteller_ds.model.init import init_parameters
+from storyteller_ds.model.init import init_parameters, normal
 
 _DENSE_NAME = {
     "experts.gate_up_proj": "gate_up_proj.weight",
@@ -70,13 +69,8 @@ def upcycle(
     if not run.moe_layers:
         raise UserError(f"moe.every_n_layers={run.moe.every_n_layers}: no layer would have experts; lower it")
     dense = checkpoint.open_weights()
-    contents = Contents(
-        trainer={},
-        config={"run": run.model_dump(mode="json"), "deepspeed": None, "topology": {}},
-        tokenizer_json=load_tokenizer(checkpoint.folder / names.TOKENIZER, "use another step").to_json(),
-        dataset_fingerprint="",
-        topology={"world_size": 1},
-    )
+    tokenizer = load_tokenizer(checkpoint.folder / names.TOKENIZER, "use another step")
+    contents = Contents.of_model(run, tokenizer.to_json())
     return write_weights_run(output_dir, 0, contents, _mixture(run, dense.__getitem__, noise, seed))
 
 
@@ -98,13 +92,8 @@ def _mixture(run: RunConfig, dense: Callable[[str], Tensor], noise: float, seed:
         if part in _DENSE_NAME:
             parameter.copy_(dense(f"{block}.ffn.{_DENSE_NAME[part]}"))  # to every expert
             if noise and part.endswith("proj"):
-                parameter.add_(noise * parameter.std() * _normal(parameter.shape, seed, name))
+                parameter.add_(noise * parameter.std() * normal(parameter.shape, 1.0, seed, f"upcycle/{name}"))
         elif not part.startswith("router."):
             parameter.copy_(dense(name))
         weights[name] = parameter.detach()
     return weights
-
-
-def _normal(shape: torch.Size, seed: int, name: str) -> Tensor:
-    digest = hashlib.sha256(f"{seed}/upcycle/{name}".encode()).digest()
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))

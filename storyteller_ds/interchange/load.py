@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from storyteller_ds.checkpoint.names import CHECKPOINTS, CONFIG, MANIFEST
+from storyteller_ds.checkpoint.read import is_of_another_tool
 from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
 from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.distributed.world import pick_device
@@ -45,7 +45,7 @@ def open_model(path: Path, device: torch.device, log: Callable[[str], None]) -> 
         device: where it is computed.
         log: gets a line about each step that is skipped.
     """
-    if not (path / CONFIG).is_file() or (path / MANIFEST).exists() or (path / CHECKPOINTS).exists():
+    if not is_of_another_tool(path):
         return load_story_model(path, device, log)
     imported = read_folder(path)
     decoder = imported.decoder.to(device)
@@ -72,13 +72,7 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
         model = read_folder(source)
     else:
         model = _read_llama2c(source, tokenizer or source.with_name("tokenizer.bin"))
-    contents = Contents(
-        trainer={},
-        config={"run": model.run.model_dump(mode="json"), "deepspeed": None, "topology": {}},
-        tokenizer_json=model.tokenizer.to_json(),
-        dataset_fingerprint="",
-        topology={"world_size": 1},
-    )
+    contents = Contents.of_model(model.run, model.tokenizer.to_json())
     weights = {placed.name: placed.parameter.detach() for placed in placed_parameters(model.decoder)}
     return write_weights_run(output_dir, 0, contents, weights)
 

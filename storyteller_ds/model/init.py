@@ -42,13 +42,14 @@ def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_exp
             if name.endswith(_RESIDUAL_OUTPUTS):
                 std /= (2 * config.num_layers) ** 0.5
             if first is None:
-                parameter.copy_(_normal(parameter.shape, std, seed, name))
+                parameter.copy_(normal(parameter.shape, std, seed, name))
             else:
                 for i, expert in enumerate(parameter):
-                    expert.copy_(_normal(expert.shape, std, seed, f"{name}/{first + i}"))
+                    expert.copy_(normal(expert.shape, std, seed, f"{name}/{first + i}"))
 
 
-def _normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
+def normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
+    """Random numbers that seed and name decide, the same on every device and rank."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     # Always on the CPU: CUDA's generator gives other numbers.

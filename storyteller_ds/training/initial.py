@@ -10,7 +10,7 @@ import torch
 
 from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.quantized import Weights
-from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, open_checkpoint
+from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, is_of_another_tool, open_checkpoint
 from storyteller_ds.checkpoint.resume import decides_model, model_changes, settings_then
 from storyteller_ds.config.load import LoadedConfig, load_config, parse_run_config
 from storyteller_ds.config.run import RunConfig
@@ -45,8 +45,7 @@ def load_initial_config(
         ConfigError: see load_config.
     """
     path = Path(init_from)
-    is_ours = (path / names.MANIFEST).exists() or (path / names.CHECKPOINTS).exists()
-    if (path / names.CONFIG).is_file() and not is_ours:
+    if is_of_another_tool(path):
         raise CheckpointError(
             f"{path} is a model in another tool's format; read it first: storyteller import --from hf --model {path} "
             "--output_dir RUN"
