@@ -15,10 +15,12 @@ from storyteller_kernels.cpu_sharing import shared_cores
 
 from storyteller_ds.engines.device_rates import copy_rate, product_rate
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.decode import Stepper, TorchStepper, generate_ids, prompt_ids
+from storyteller_ds.generation.decode import generate_ids, prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.stepper import Stepper
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.generation.told import told
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.interchange import llama_cpp
 from storyteller_ds.interchange.huggingface.export import write_folder
 from storyteller_ds.interchange.huggingface.families import family_of

@@ -89,8 +89,9 @@ def generate(
     from storyteller_ds.cli.story_printer import print_story
     from storyteller_ds.console import lines_to
     from storyteller_ds.distributed.world import pick_device
-    from storyteller_ds.generation.decode import TorchStepper, check_sampling
+    from storyteller_ds.generation.decode import check_sampling
     from storyteller_ds.generation.sampling import sampling_config
+    from storyteller_ds.generation.torch_stepper import TorchStepper
     from storyteller_ds.generation.trace import TracedStory
     from storyteller_ds.interchange.load import open_model
 

@@ -1,7 +1,6 @@
 """Continuing a text, token by token."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -9,13 +8,10 @@ from torch import Tensor
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.kv_cache import KVCache, make_caches
 from storyteller_ds.generation.sampling import SamplingConfig, sample
+from storyteller_ds.generation.stepper import Stepper
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.model.moe.balance import RouterStats
-
-CACHED_AT_FIRST = 256
-"""Positions that a cache has room for before it grows: a context may be far longer than any story (tokens)."""
 
 
 def check_sampling(decoder: Decoder, config: SamplingConfig, prefix: str = "") -> None:
@@ -50,68 +46,6 @@ def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig
     if config.max_new_tokens is None:
         return room
     return config.max_new_tokens if config.past_context == "slide" else min(room, config.max_new_tokens)
-
-
-class Stepper(Protocol):
-    """Gives the logits of the next token, one token after the other, for one text at a time."""
-
-    def begin(self, prompt: Sequence[int], length: int) -> Tensor:
-        """[V] behind a prompt of at least one id; valid until the next call. At most `length` positions will be."""
-
-    def step(self, token: int) -> Tensor:
-        """[V] behind another token."""
-
-    def another(self) -> Self:
-        """The same for another text at the same time, in another thread."""
-
-
-class TorchStepper:
-    """See Stepper; on every device.
-
-    Args:
-        decoder: in eval mode.
-        run: its config.
-
-    Attributes:
-        logits_V: what the last call gave.
-    """
-
-    logits_V: Tensor
-
-    def __init__(self, decoder: Decoder, run: RunConfig) -> None:
-        self.decoder, self.run = decoder, run
-        self._caches: list[KVCache] = []
-        self._position = 0
-        self._stats: list[RouterStats] = []
-
-    @property
-    def experts(self) -> list[list[int]]:
-        """For each mixture layer the experts that the last token went to, in the router's order."""
-        return [stats.expert_TK[-1].tolist() for stats in self._stats]
-
-    def begin(self, prompt: Sequence[int], length: int) -> Tensor:
-        """Begin a text."""
-        weight = self.decoder.embedding.weight
-        room = min(length, len(prompt) + CACHED_AT_FIRST)
-        self._caches = make_caches(self.run, 1, room, self.decoder.dtype or weight.dtype, weight.device)
-        self._position = 0
-        return self._forward(prompt)
-
-    def step(self, token: int) -> Tensor:
-        """Go on."""
-        return self._forward([token])
-
-    def another(self) -> Self:
-        """With caches of its own."""
-        return type(self)(self.decoder, self.run)
-
-    @torch.no_grad()
-    def _forward(self, tokens: Sequence[int]) -> Tensor:
-        token_BS = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device)
-        logits_BSV, self._stats = self.decoder(token_BS, self._caches, self._position)
-        self._position += len(tokens)
-        self.logits_V = logits_BSV[0, -1]
-        return self.logits_V
 
 
 class Continuation:

@@ -5,9 +5,11 @@ from enum import StrEnum
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
-from storyteller_ds.generation.decode import Continuation, Stepper, TorchStepper, continued, prompt_ids, text_of_each
+from storyteller_ds.generation.decode import Continuation, continued, prompt_ids, text_of_each
 from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.stepper import Stepper
 from storyteller_ds.generation.stop_strings import StopStrings
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.model.decoder import Decoder
 
 

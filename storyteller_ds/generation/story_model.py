@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.decode import Stepper
 from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
+from storyteller_ds.generation.stepper import Stepper
 from storyteller_ds.generation.story import Story
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.user_paths import is_utf8

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from storyteller_ds.generation.decode import TorchStepper
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
 from storyteller_ds.generation.story_model import StoryModel
+from storyteller_ds.generation.torch_stepper import TorchStepper
 
 
 class TracedStory:

@@ -12,7 +12,7 @@ import torch
 from storyteller_kernels.dispatch import ASKED_FOR, backend
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.generation.decode import Stepper
+from storyteller_ds.generation.stepper import Stepper
 from storyteller_ds.meanwhile import meanwhile
 from storyteller_ds.model.decoder import Decoder
 

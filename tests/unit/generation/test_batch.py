@@ -6,6 +6,7 @@ import torch
 from storyteller_ds.generation.batch import Batch
 from storyteller_ds.generation.decode import Continuation, generate_ids
 from storyteller_ds.generation.sampling import SamplingConfig
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.model.attention import document_mask
 from tests.unit.generation.conftest import CONTEXT, KINDS, VOCAB
 
@@ -23,15 +24,23 @@ def alone(model, stop=STOP) -> list[list[int]]:
     return [list(generate_ids(*model, p, c, stop)) for p, c in zip(PROMPTS, CONFIGS, strict=True)]
 
 
-def batch(model, stop=STOP) -> Batch:
-    return Batch(*model, [Continuation(model[0], p, c, stop) for p, c in zip(PROMPTS, CONFIGS, strict=True)])
+def batch(model, stop=STOP, way: str = "torch") -> Batch:
+    if way == "torch":
+        texts = TorchStepper(*model).texts()
+    else:
+        pytest.importorskip("numba")
+        from storyteller_ds.generation.fast.packed import PackedDecoder
+
+        texts = PackedDecoder(*model).texts()
+    return Batch([Continuation(model[0], p, c, stop) for p, c in zip(PROMPTS, CONFIGS, strict=True)], texts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stop", [None, STOP])
-def test_together_they_are_as_each_alone(poisoned_memory, make_model, kind, stop):
+@pytest.mark.parametrize("way", ["torch", "machine code"])
+def test_together_they_are_as_each_alone(poisoned_memory, make_model, kind, stop, way):
     model = make_model(kind)
-    together = batch(model, stop)
+    together = batch(model, stop, way)
     found = [list(together.ids(text)) for text in range(len(PROMPTS))]
     assert found == alone(model, stop)
     if stop is None:

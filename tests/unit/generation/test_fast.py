@@ -1,5 +1,6 @@
 """The step in machine code against torch's, for everything that a model can be."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,59 @@ def test_the_same_tokens_beyond_the_end_of_the_context(run_and_decoder):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("number", [2, 3, 7])
+def test_several_threads_give_the_same(run_and_decoder, number, monkeypatch):
+    from storyteller_ds.generation.fast import packed, team
+
+    run, decoder = run_and_decoder
+    several = team.Threads(number)
+    monkeypatch.setattr(packed, "threads", lambda: several)
+    monkeypatch.setattr(packed, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(packed, "_TOGETHER", 4)
+    tokens = torch.randint(50, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+    expected_SV = decoder(torch.tensor([tokens]))[0][0].numpy()
+    text = packed.PackedDecoder(decoder, run)
+    found = [text.begin(tokens[:9], 24).numpy().copy(), *(text.step(token).numpy().copy() for token in tokens[9:])]
+    np.testing.assert_allclose(np.stack(found), expected_SV[8:], rtol=0, atol=2e-5 * abs(expected_SV).max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("together", [1, 5, 128])
+def test_texts_of_any_lengths_at_once(run_and_decoder, together, monkeypatch):
+    from storyteller_ds.generation.fast import packed
+
+    run, decoder = run_and_decoder
+    monkeypatch.setattr(packed, "_TOGETHER", together)
+    generator = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(50, (length,), generator=generator).tolist() for length in (3, 1, 12, 5, 5, 7, 2)]
+    texts = packed.PackedDecoder(decoder, run).texts()
+    found = [texts.begin(prompts, 24).clone()]
+    for number in range(1, 4):
+        if number == 3:
+            texts.keep([0, 2, 5])
+            prompts = [prompts[0], prompts[2], prompts[5]]
+        ids = torch.randint(50, (len(prompts),), generator=generator).tolist()
+        found.append(texts.step(ids).clone())
+        prompts = [[*prompt, i] for prompt, i in zip(prompts, ids, strict=True)]
+    expected = torch.stack([decoder(torch.tensor([prompt]))[0][0, -1] for prompt in prompts])
+    torch.testing.assert_close(found[-1], expected, rtol=0, atol=float(2e-5 * expected.abs().max()))
+    assert [len(logits) for logits in found] == [7, 7, 7, 3]
+
+
+def test_a_text_that_is_over_goes_on_with_the_others(run_and_decoder):
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    texts = PackedDecoder(decoder, run).texts()
+    texts.begin([[1] * 24, [2]], 24)
+    for i in range(23):
+        last = texts.step([3, i])
+    with torch.no_grad():
+        expected = decoder(torch.tensor([[2, *range(23)]]))[0][0, -1]
+    torch.testing.assert_close(last[1], expected, rtol=0, atol=float(2e-5 * expected.abs().max()))
+
+
+@torch.no_grad()
 def test_its_memory_grows_with_the_text(run_and_decoder):
     from storyteller_ds.generation.fast.packed import PackedDecoder
 
@@ -117,3 +171,66 @@ def test_its_memory_grows_with_the_text(run_and_decoder):
     packed.begin(tokens[:2], 3)
     found = [packed.step(token).numpy().copy() for token in tokens[2:]]
     np.testing.assert_allclose(np.stack(found), expected_SV[2:], rtol=0, atol=2e-5 * abs(expected_SV).max())
+
+
+def test_an_exponential_is_as_exact_as_its_argument():
+    from storyteller_ds.generation.fast import step
+
+    @step.compiled()
+    def of_all(x, out):
+        for i in range(x.size):
+            out[i] = step._exp(x[i])
+
+    x = np.linspace(-87, 87, 1_000_001).astype(np.float32)
+    found = np.empty_like(x)
+    of_all(x, found)
+    expected = np.exp(x.astype(np.float64))
+    assert np.all(np.abs(found / expected - 1) <= 1e-7 * (1 + np.abs(x)))
+    x = np.array([-1e30, 1e30, 0], np.float32)
+    of_all(x, found[:3])
+    assert 0 < found[0] < 2e-38
+    assert 5e37 < found[1] < np.inf
+    assert found[2] == 1
+
+
+def test_a_member_that_does_not_come_lets_the_others_go():
+    from storyteller_ds.generation.fast import step, team
+
+    @step.compiled(nogil=True)
+    def meet_often(member):
+        meeting = 1
+        for _ in range(1000):
+            meeting = step._meet(member, meeting)
+        return meeting
+
+    several = team.Threads(3)
+    met = []
+
+    def part(member):
+        if member.thread == 0 and not met:
+            met.append(0)
+            raise KeyboardInterrupt
+        met.append(meet_often(member))
+
+    with pytest.raises(KeyboardInterrupt):
+        several.run(part, 3)
+    met[:] = [0]
+    several.run(part, 3)
+    assert met == [0, 1001, 1001, 1001]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_child_has_threads_of_its_own():
+    from storyteller_ds.generation.fast import team
+
+    def both():
+        came = []
+        team.threads().run(lambda member: came.append(member.thread), team.threads().number)
+        return sorted(came) == list(range(team.threads().number))
+
+    assert both()
+    child = os.fork()
+    if not child:
+        os._exit(0 if both() else 1)
+    assert os.waitpid(child, 0)[1] == 0

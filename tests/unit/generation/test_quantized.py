@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.generation.decode import TorchStepper, generate_ids
+from storyteller_ds.generation.decode import generate_ids
 from storyteller_ds.generation.fast import fast_stepper
 from storyteller_ds.generation.load import load_decoder, load_story_model
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 from tests.support.quantized import write_quantized
@@ -91,7 +92,7 @@ def test_nothing_is_held_in_fp32_that_is_stored_in_fewer_bits(step):
     fast, plain = both(step)
     held, in_fp32 = (sum(p.numel() * p.element_size() for p in each.decoder.parameters()) for each in (fast, plain))
     assert held < in_fp32 / 2
-    stack = fast.stepper.layers.qkv
+    stack = fast.stepper.weights.layers(1).qkv
     query = fast.decoder.blocks[0].attention.q_proj.parametrizations.weight.original0
     assert stack.__array_interface__["data"][0] == query.data_ptr(), "in memory once"
 

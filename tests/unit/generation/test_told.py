@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ def test_they_are_the_same_and_in_order(model, way, monkeypatch):
     elif importlib.util.find_spec("numba") is None:
         pytest.skip("numba is not installed")
     monkeypatch.setattr(telling, "BATCH", 5)
-    monkeypatch.setattr(telling, "usable_cores", lambda: 3)
     expected = stories(model)
     for story in expected:
         for _ in story:
@@ -80,20 +78,6 @@ def test_two_stories_can_be_read_in_turn(model):
     for pieces in itertools.zip_longest(*both, fillvalue=""):
         found = [text + piece for text, piece in zip(found, pieces, strict=True)]
     assert found == expected
-
-
-def test_an_error_in_a_thread_is_not_lost(model):
-    if model.stepper is None:
-        pytest.skip("numba is not installed")
-
-    class Broken(type(model.stepper)):
-        def step(self, token):
-            raise RuntimeError("broken")
-
-    threads, broken = threading.active_count(), model._replace(stepper=Broken(model.decoder, model.run))
-    with pytest.raises(RuntimeError, match="broken"):
-        list(told(broken, stories(broken)))
-    assert threading.active_count() == threads
 
 
 def test_no_stories_are_none(model, tmp_path: Path):

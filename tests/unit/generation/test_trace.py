@@ -9,9 +9,10 @@ import torch
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import train_tokenizer
-from storyteller_ds.generation.decode import TorchStepper, prompt_ids
+from storyteller_ds.generation.decode import prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.generation.trace import TracedStory
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
