@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from storyteller_ds.generation.decode import Continuation
+from storyteller_ds.generation.decode import Continuation, choose_each
 from storyteller_ds.generation.stepper import Texts
 
 
@@ -41,9 +41,11 @@ class Batch:
     def _advance(self) -> None:
         """Give every text that goes on its next id."""
         logits_BV = self._step() if self._has_begun else self._begin()
-        # In one transfer: ids are chosen on the CPU.
-        for row_V, text in zip(logits_BV.float().cpu(), self._rows, strict=True):
-            if not self._ended(text) and (chosen := self.texts[text].choose(row_V)) is not None:
+        going = [row for row, text in enumerate(self._rows) if not self._ended(text)]
+        texts = [self._rows[row] for row in going]
+        logits_GV = logits_BV.float().cpu().numpy()[going]
+        for text, chosen in zip(texts, choose_each([self.texts[i] for i in texts], logits_GV), strict=True):
+            if chosen is not None:
                 self._queues[text].append(chosen)
 
     def _ended(self, text: int) -> bool:

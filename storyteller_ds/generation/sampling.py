@@ -1,16 +1,20 @@
 """Choosing the next token from the model's distribution."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from storyteller_ds.errors import UserError
 from storyteller_ds.validation_errors import first_problem
 
+_BLOCK = 64
+"""Weights that are added up first."""
 _LOWEST_TEMPERATURE = 1e-6
 """Below it the quotients overflow."""
 
@@ -61,6 +65,16 @@ class SamplingConfig(BaseModel):
             raise ValueError("a story that the model never ends would go on for ever; set max_new_tokens, too")
         return past_context
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether only the temperature is between the logits and the draw."""
+        changed = self.logit_bias or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return not (changed or self._filters)
+
+    @property
+    def _filters(self) -> bool:
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
     def of_story(self, number: int) -> Self:
         """The same with another random stream, for story `number` of several; that of story 0 is this one's."""
         return self.model_copy(update={"seed": (self.seed + number) % 2**63})
@@ -94,10 +108,36 @@ def sample(
         prompt: ids that the repetition penalty takes for said.
         generated: ids that the model has said, for all penalties.
     """
+    if config.is_plain:
+        return sample_plain(logits_V.float().cpu().numpy()[None], [config], [generator])[0]
     if config.temperature == 0:
         return int(_penalised(logits_V, config, prompt, generated).argmax())
     id_N, prob_N = distribution(logits_V, config, prompt, generated)
-    return int(id_N[_drawn(prob_N, generator)])
+    (place,) = _drawn(prob_N.numpy()[None], [generator])
+    return int(id_N[place])
+
+
+def sample_plain(
+    logits_BV: NDArray[np.float32], configs: Sequence[SamplingConfig], generators: Sequence[torch.Generator]
+) -> list[int]:
+    """The same for several texts at once, by configs that are plain.
+
+    In numpy: torch would share such an operation among its threads, which then hold the cores for a while.
+
+    Args:
+        logits_BV: [B, V], unchanged.
+        configs: of each text.
+        generators: of each.
+    """
+    chosen: list[int] = logits_BV.argmax(axis=1).tolist()
+    drawing = [row for row, config in enumerate(configs) if config.temperature]
+    if drawing:
+        largest_B1 = logits_BV.max(axis=1, keepdims=True)[drawing]
+        temperature_B1 = np.array([[configs[row].temperature] for row in drawing], np.float32)
+        weight_BV = np.exp((logits_BV[drawing] - largest_B1) / temperature_B1)
+        for row, place in zip(drawing, _drawn(weight_BV, [generators[row] for row in drawing]), strict=True):
+            chosen[row] = place
+    return chosen
 
 
 def distribution(
@@ -110,7 +150,7 @@ def distribution(
     """
     # On the CPU in fp32, so that a seed means the same story on every device.
     logits_V = _penalised(logits_V, config, prompt, generated).float().cpu() / config.temperature
-    if not config.top_k and config.top_p == 1 and not config.min_p:
+    if not config._filters:
         return torch.arange(len(logits_V)), torch.softmax(logits_V, dim=-1)
     id_N = _descending(logits_V)
     if config.top_k:
@@ -125,14 +165,28 @@ def distribution(
     return id_N, prob_N
 
 
-def _drawn(prob_N: Tensor, generator: torch.Generator) -> int:
-    """The place that one uniform number falls on, where each has the width of its weight.
+def _drawn(weight_BN: NDArray[np.float32], generators: Sequence[torch.Generator]) -> list[int]:
+    """The places that uniform numbers, one of each generator, fall on, where each has the width of its weight.
 
-    (torch.multinomial draws a number for each place, which takes as long as a step of a small model.)
+    Numbers are added up in blocks first, for the sums of all beginnings take as long as a step of a small model. So
+    does torch.multinomial, which draws a number for each place.
     """
-    end_N = prob_N.numpy().cumsum(dtype=np.float64)
-    number = torch.rand((), dtype=torch.float64, generator=generator).item() * end_N[-1]
-    # At the very end rounding could pass the last place that has a width.
+    texts, number = weight_BN.shape
+    padded = np.zeros((texts, -(-number // _BLOCK) * _BLOCK), np.float32)
+    padded[:, :number] = weight_BN
+    block_BKN = padded.reshape(texts, -1, _BLOCK)
+    end_BK = np.einsum("bkn->bk", block_BKN).cumsum(axis=1, dtype=np.float64)
+    places = []
+    for end_K, block_KN, generator in zip(end_BK, block_BKN, generators, strict=True):
+        uniform = torch.rand((), dtype=torch.float64, generator=generator).item() * end_K[-1]
+        block = _place(end_K, uniform)
+        within = uniform - (end_K[block - 1] if block else 0)
+        places.append(block * _BLOCK + _place(block_KN[block].cumsum(dtype=np.float64), within))
+    return places
+
+
+def _place(end_N: NDArray[np.float64], number: float) -> int:
+    """Where a number lies among the ends of places; at the very end rounding could pass the last that has a width."""
     return min(int(end_N.searchsorted(number, side="right")), int(end_N.searchsorted(end_N[-1])))
 
 

@@ -14,7 +14,6 @@ from storyteller_ds.generation.fast import step
 from storyteller_ds.generation.fast.team import threads
 from storyteller_ds.generation.fast.weights import PackedWeights
 from storyteller_ds.generation.stepper import CACHED_AT_FIRST
-from storyteller_ds.model.counts import product_weights
 from storyteller_ds.model.decoder import Decoder
 
 _TOGETHER = 128
@@ -33,7 +32,6 @@ class PackedTexts:
 
     def __init__(self, weights: PackedWeights, run: RunConfig) -> None:
         self._weights, self._run = weights, run
-        self._multiplied = int(product_weights(run))
         self._values = np.empty((0, 0, 0, 0, 0), np.float32)
         self._worked = (0, 0, 0)
 
@@ -82,7 +80,7 @@ class PackedTexts:
         logits: NDArray[np.float32],
     ) -> None:
         x = self._weights.embedded(token)
-        team = min(threads().number, max(1, self._multiplied * len(token) // _WORTH_A_THREAD))
+        team = min(threads().number, max(1, self._weights.multiplied * len(token) // _WORTH_A_THREAD))
         positions = self._values.shape[-1]
         if (len(token), team, positions) != self._worked:
             self._worked = len(token), team, positions

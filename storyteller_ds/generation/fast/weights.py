@@ -11,6 +11,7 @@ from torch import Tensor
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.generation.fast import step
 from storyteller_ds.model.attention import ValueEmbedding
+from storyteller_ds.model.counts import product_weights
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.quantized import held_quantized
 
@@ -25,6 +26,10 @@ class PackedWeights:
         decoder: on the CPU, fp32 or held quantised. Its parameters become views of stacks over all layers, so that
             nothing is in memory twice.
         run: its config.
+
+    Attributes:
+        sizes: see step.Sizes.
+        multiplied: numbers that a token is multiplied by.
     """
 
     def __init__(self, decoder: Decoder, run: RunConfig) -> None:
@@ -40,6 +45,7 @@ class PackedWeights:
             eps=model.norm_eps,
             softcap=model.logit_softcap or 0.0,
         )
+        self.multiplied = int(product_weights(run))
         self._layers = _layers(decoder, run)
         self._embedding, self._embedding_scale = _table(decoder, "embedding.weight")
         self._rotary = decoder.rotary
