@@ -15,11 +15,11 @@ from storyteller_kernels.cpu_sharing import shared_cores
 
 from storyteller_ds.engines.device_rates import copy_rate, product_rate
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.decode import generate_ids, prompt_ids
+from storyteller_ds.generation.batch import Batch
+from storyteller_ds.generation.decode import Continuation, generate_ids, prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.stepper import Stepper
 from storyteller_ds.generation.story_model import StoryModel
-from storyteller_ds.generation.told import told
 from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.interchange import llama_cpp
 from storyteller_ds.interchange.huggingface.export import write_folder
@@ -47,7 +47,7 @@ class Speeds:
     of: dict[str, Speed]
     """Everyone who tells stories with the model."""
     together: float
-    """Decoding of TOGETHER stories at once (tokens a second)."""
+    """Decoding behind TOGETHER prompts at once (tokens a second)."""
     limit: Speed
     """If the weights that a token uses were read as fast as a large copy; at the rate of a large product."""
     prompt: int
@@ -85,6 +85,8 @@ def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], N
         ids[0],
         *torch.randint(run.tokenizer.vocab_size, (min(LONGEST_PROMPT, run.context_length - 1) - 1,)).tolist(),
     ]
+    # Unlike those of a story and its copies, their tokens go to all experts.
+    prompts = torch.randint(run.tokenizer.vocab_size, (TOGETHER, len(ids))).tolist()
     tellers = _tellers(model, folder, log)
     _check_same(tellers, ids, tokens)
     found: dict[str, list[Speed]] = {name: [] for name in tellers}
@@ -95,7 +97,7 @@ def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], N
             order.rotate()  # whoever comes first finds other programs' data in the caches
             for name in order:
                 found[name].append(tellers[name].speed(ids, tokens, long))
-            together.append(_together(model, tokens))
+            together.append(_together(model, tokens, prompts))
         weights = product_weights(run)
         return Speeds(
             of={name: Speed(*map(statistics.median, zip(*each, strict=True))) for name, each in found.items()},
@@ -224,9 +226,16 @@ def _check_same(tellers: dict[str, Teller], ids: Sequence[int], tokens: int) -> 
             raise UserError(f"{name} tells another story than {first}; nothing was timed, report this")
 
 
-def _together(model: StoryModel, tokens: int) -> float:
-    configs = [SamplingConfig(seed=seed, max_new_tokens=tokens) for seed in range(TOGETHER)]
-    stories = [model.story(PROMPT, config) for config in configs]
-    began = time.perf_counter()
-    number = sum(len(story.token_texts) for story in told(model, stories))
-    return number / (time.perf_counter() - began)
+def _together(model: StoryModel, tokens: int, prompts: Sequence[Sequence[int]]) -> float:
+    """Tokens a second behind the prompts, as in _InProcess.speed."""
+    texts = (model.stepper or TorchStepper(model.decoder, model.run)).texts()
+
+    def seconds(tokens: int) -> float:
+        greedy = SamplingConfig(temperature=0, max_new_tokens=tokens)
+        batch = Batch([Continuation(model.decoder, prompt, greedy, None) for prompt in prompts], texts)
+        began = time.perf_counter()
+        for text in range(len(prompts)):
+            deque(batch.ids(text), maxlen=0)
+        return time.perf_counter() - began
+
+    return tokens * len(prompts) / max(seconds(tokens + 1) - seconds(1), 1e-9)
