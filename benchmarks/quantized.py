@@ -1,8 +1,8 @@
 """What a token takes with weights in fp32, 8 and 4 bits: python -m benchmarks.quantized
 
 A mixture with random weights that no last-level cache holds, and its decode step in machine code on the CPU, for
-single tokens of all three in turn. Prints the median and the quartiles of the thread's time on a core (that for which
-it waits for one is not counted), and how many bytes of weights a token reads.
+single tokens of all three in turn, on a machine that does nothing else; OMP_NUM_THREADS says with how many threads.
+Prints the median and the quartiles of the time, and how many bytes of weights a token reads.
 """
 
 import statistics
@@ -50,9 +50,9 @@ def main() -> None:
         token = int(torch.randint(RUN.tokenizer.vocab_size, (), generator=generator))
         order = list(decoders)[number % 3 :] + list(decoders)[: number % 3]
         for kind in order:
-            began = time.thread_time()
+            began = time.perf_counter()
             decoders[kind].step(token)
-            times[kind].append(1000 * (time.thread_time() - began))
+            times[kind].append(1000 * (time.perf_counter() - began))
     count = count_parameters(RUN)
     print(f"{count.total / 1e6:.0f}M parameters, {count.active / 1e6:.0f}M active; {machine()}\n")
     print("| weights | MB a token | ms a token | quartiles | of fp32 |\n|---|---|---|---|---|")
