@@ -228,7 +228,7 @@ def _check_same(tellers: dict[str, Teller], ids: Sequence[int], tokens: int) -> 
 
 def _together(model: StoryModel, tokens: int, prompts: Sequence[Sequence[int]]) -> float:
     """Tokens a second behind the prompts, as in _InProcess.speed."""
-    texts = (model.stepper or TorchStepper(model.decoder, model.run)).texts()
+    texts = model.texts()
 
     def seconds(tokens: int) -> float:
         greedy = SamplingConfig(temperature=0, max_new_tokens=tokens)

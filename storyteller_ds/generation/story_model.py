@@ -8,8 +8,9 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
-from storyteller_ds.generation.stepper import Stepper
+from storyteller_ds.generation.stepper import Stepper, Texts
 from storyteller_ds.generation.story import Story
+from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.user_paths import is_utf8
 
@@ -55,3 +56,7 @@ class StoryModel(NamedTuple):
             raise UserError("the prompt has half of a surrogate pair, which is no character; leave it out")
         stepper = None if self.stepper is None else self.stepper.another()
         return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=stepper)
+
+    def texts(self) -> Texts:
+        """What gives the logits of several texts that are continued together."""
+        return (self.stepper or TorchStepper(self.decoder, self.run)).texts()

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from storyteller_ds.generation.batch import Batch
 from storyteller_ds.generation.story import Story
 from storyteller_ds.generation.story_model import StoryModel
-from storyteller_ds.generation.torch_stepper import TorchStepper
 
 BATCH = 16
 """Stories that are continued together."""
@@ -19,7 +18,7 @@ def told(model: StoryModel, stories: Sequence[Story]) -> Iterator[Story]:
         model: whose stories they are.
         stories: none of them begun.
     """
-    texts = (model.stepper or TorchStepper(model.decoder, model.run)).texts()
+    texts = model.texts()
     for start in range(0, len(stories), BATCH):
         group = stories[start : start + BATCH]
         together = [story for story in group if story.continuation.config.past_context == "stop"]

@@ -42,9 +42,7 @@ class TorchStepper:
 
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
         """Begin a text."""
-        weight = self.decoder.embedding.weight
-        room = min(length, len(prompt) + CACHED_AT_FIRST)
-        self._caches = make_caches(self.run, 1, room, self.decoder.dtype or weight.dtype, weight.device)
+        self._caches = _caches(self.decoder, self.run, 1, len(prompt), length)
         self._position = 0
         return self._forward(prompt)
 
@@ -84,11 +82,9 @@ class TorchTexts:
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
         """See Texts."""
-        weight = self.decoder.embedding.weight
-        self._length = max(map(len, prompts))
-        self._padding_B = torch.tensor([self._length - len(prompt) for prompt in prompts], device=weight.device)
-        room = min(room, self._length + CACHED_AT_FIRST)
-        self._caches = make_caches(self.run, len(prompts), room, self.decoder.dtype or weight.dtype, weight.device)
+        self._length, device = max(map(len, prompts)), self.decoder.embedding.weight.device
+        self._padding_B = torch.tensor([self._length - len(prompt) for prompt in prompts], device=device)
+        self._caches = _caches(self.decoder, self.run, len(prompts), self._length, room)
         return self._forward([[_PADDING] * (self._length - len(prompt)) + [*prompt] for prompt in prompts], 0)
 
     def step(self, ids: Sequence[int]) -> Tensor:
@@ -113,3 +109,10 @@ class TorchTexts:
         logits_BSV, _ = self.decoder(token_BS, self._caches, start, position_BS=position_BS)
         logits_BV: Tensor = logits_BSV[:, -1]
         return logits_BV
+
+
+def _caches(decoder: Decoder, run: RunConfig, texts: int, length: int, room: int) -> list[KVCache]:
+    """For texts that are `length` long now and will be at most `room`."""
+    weight = decoder.embedding.weight
+    room = min(room, length + CACHED_AT_FIRST)
+    return make_caches(run, texts, room, decoder.dtype or weight.dtype, weight.device)

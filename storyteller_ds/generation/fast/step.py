@@ -549,7 +549,8 @@ def _activate(hidden, kind, act, begin, end):
 def _feed_forward(layer, sizes, layers, work, x, team, meeting):
     """Add a layer's feed-forward network, or what its experts give, to x [N, D]; the number of the next meeting."""
     place = layers.dense[layer]
-    if place >= 0:  # one expert, to which all tokens go
+    is_dense = place >= 0
+    if is_dense:  # one expert, to which all tokens go
         up, up_scale, up_bias = (
             layers.up[place : place + 1],
             layers.up_scale[place : place + 1],
@@ -565,7 +566,7 @@ def _feed_forward(layer, sizes, layers, work, x, team, meeting):
     experts, wide = up.shape[:2]
     inner = wide // 2 if sizes.activation == SWIGLU else wide
     tokens, features = x.shape
-    chosen = work.chosen[:tokens, : 1 if layers.dense[layer] >= 0 else sizes.top_k]
+    chosen = work.chosen[:tokens, : 1 if is_dense else sizes.top_k]
     start = np.zeros(experts + 1, np.int64)
     for n in range(tokens):
         for k in range(chosen.shape[1]):
@@ -600,12 +601,11 @@ def _feed_forward(layer, sizes, layers, work, x, team, meeting):
             _activate(hidden[n], sizes.activation, act[n], begin, end)
     meeting = _meet(team, meeting)
     begin, end = _part(features, team)
-    every = np.arange(row.size)
     for e in range(experts):
         of = slice(start[e], start[e + 1])
         if start[e] == start[e + 1]:
             continue
-        _products(down[e], down_scale[e], act[of], every[: start[e + 1] - start[e]], work.branch[of], begin, end)
+        _products(down[e], down_scale[e], act[of], work.every[: start[e + 1] - start[e]], work.branch[of], begin, end)
         if down_bias.size:
             for n in range(start[e], start[e + 1]):
                 for i in range(begin, end):

@@ -50,7 +50,6 @@ class PackedWeights:
         self._embedding, self._embedding_scale = _table(decoder, "embedding.weight")
         self._rotary = decoder.rotary
         self._half = model.head_dim // 2
-
         self._up = max(self._layers.up.shape[1], self._layers.expert_up.shape[2])
         self._rows = run.moe.top_k if len(self._layers.expert_up) else 1
 
@@ -107,7 +106,8 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
         ("expert_down", mixtures, ["ffn.experts.down_proj"], 4),
     ):
         products[key], products[f"{key}_scale"] = _weights(modules, names, dimensions, empty)
-    no_bias = np.empty((len(mixtures), run.moe.num_experts, 0), np.float32)
+    no_bias = np.empty((len(dense), 0), np.float32)
+    no_expert_bias = np.empty((len(mixtures), run.moe.num_experts, 0), np.float32)
     return step.Layers(
         position=_NONE.reshape(0, 0)
         if decoder.position_embedding is None
@@ -121,11 +121,11 @@ def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
         out_bias=_stacked(blocks, ["attention.o_proj.bias"]) if model.bias else _NONE.reshape(0, 0),
         head_norm=_head_norms(blocks) if model.qk_norm else _NONE.reshape(0, 0, 0),
         dense=place,
-        up_bias=_stacked(dense, ["ffn.gate_up_proj.bias"], 2) if model.bias else np.empty((len(dense), 0), np.float32),
-        down_bias=_stacked(dense, ["ffn.down_proj.bias"], 2) if model.bias else np.empty((len(dense), 0), np.float32),
+        up_bias=_stacked(dense, ["ffn.gate_up_proj.bias"], 2) if model.bias else no_bias,
+        down_bias=_stacked(dense, ["ffn.down_proj.bias"], 2) if model.bias else no_bias,
         router=_stacked(mixtures, ["ffn.router.weight"], 3),
-        expert_up_bias=_stacked(mixtures, ["ffn.experts.gate_up_bias"], 3) if model.bias else no_bias,
-        expert_down_bias=_stacked(mixtures, ["ffn.experts.down_bias"], 3) if model.bias else no_bias,
+        expert_up_bias=_stacked(mixtures, ["ffn.experts.gate_up_bias"], 3) if model.bias else no_expert_bias,
+        expert_down_bias=_stacked(mixtures, ["ffn.experts.down_bias"], 3) if model.bias else no_expert_bias,
         value=value,
         value_embedding=_stacked(with_value, ["attention.value_embedding.embedding.weight"], 3),
         value_gate=_stacked(with_value, ["attention.value_embedding.gate.weight"], 3),
