@@ -14,22 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storyteller_ds.bench.compared import Recipe
+from storyteller_ds.bench.finished import FinishedRuns, Run
 from storyteller_ds.bench.ordinary import train
 from storyteller_ds.bench.pace import Pace, find_pace
 from storyteller_ds.errors import InterruptedSafely
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a recipe."""
-
-    lr: float
-    seed: int
-    bpb: float
-    """Bits per byte at the end, on the whole validation text."""
-    steps: int
-    tokens: int
-    """Tokens trained on."""
+RUNS = "runs.json"
 
 
 @dataclass(frozen=True)
@@ -84,16 +75,22 @@ class Comparison:
             TrainingStopped: a run has failed.
             UserError: a folder has a run with other settings.
         """
-        pace, ended = self.pace(log), threading.Event()
+        pace, finished, ended = self.pace(log), FinishedRuns(self.folder / RUNS), threading.Event()
 
         def one(recipe: Recipe, lr: float, seed: int) -> Run:
             if ended.is_set():
                 raise InterruptedSafely("another run of the comparison has ended it")
             steps = pace.steps(recipe, self.minutes)
-            folder = self.folder / f"{recipe.name}-lr{lr:g}-seed{seed}"
-            records = train(recipe, folder, [*recipe.overrides(steps, lr, seed), *self.overrides], self.at_once)
-            last = next(record for record in reversed(records) if "train_loss" in record)
-            done = Run(lr, seed, records[-1]["final_val_bpb"], last["step"], last["tokens"])
+            name, overrides = (
+                f"{recipe.name}-lr{lr:g}-seed{seed}",
+                [*recipe.overrides(steps, lr, seed), *self.overrides],
+            )
+            config = recipe.load(overrides).run
+            if (done := finished.find(name, config)) is None:
+                records = train(recipe, self.folder / name, overrides, self.at_once)
+                last = next(record for record in reversed(records) if "train_loss" in record)
+                done = Run(lr, seed, records[-1]["final_val_bpb"], last["step"], last["tokens"])
+                finished.add(name, config, done)
             log(f"{recipe.name}, lr {lr:g}, seed {seed}: {done.bpb:.4f} bits per byte, {done.steps} steps")
             return done
 

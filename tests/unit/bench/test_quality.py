@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from storyteller_ds.bench import report
 from storyteller_ds.bench.compared import RECIPES, Recipe
-from storyteller_ds.bench.quality import Comparison
+from storyteller_ds.bench.quality import RUNS, Comparison
 from storyteller_ds.cli.bench import bench
 from storyteller_ds.errors import InterruptedSafely, TrainingStopped, UserError
 
@@ -108,6 +108,7 @@ def test_what_was_timed_with_other_settings_is_not_used(player, comparison, tmp_
 def test_recipes_run_at_once_with_their_share_of_the_cores(player, comparison, monkeypatch):
     monkeypatch.setattr("storyteller_ds.bench.ordinary.usable_cores", lambda: 6)
     alone = comparison().run(lambda _: None)
+    (comparison().folder / RUNS).unlink()
     for folder in comparison().folder.glob("*-lr*"):
         shutil.rmtree(folder)
     player.threads = []
@@ -126,10 +127,22 @@ def test_recipes_run_at_once_with_their_share_of_the_cores(player, comparison, m
 
 def test_what_is_finished_is_not_run_again(player, comparison):
     first = comparison().run(lambda _: None)
-    (comparison().folder / player.played[10] / "metrics.jsonl").unlink()
     interrupted, player.played = player.played[10], []
-    (comparison().folder / interrupted / "config.json").unlink()
-    (comparison().folder / interrupted).rmdir()
+    shutil.rmtree(comparison().folder / interrupted)
+    (comparison().folder / RUNS).unlink()
+    assert comparison().run(lambda _: None) == first
+    assert player.played == [interrupted]
+
+
+def test_two_files_are_enough_to_go_on_elsewhere(player, comparison):
+    first = comparison().run(lambda _: None)
+    interrupted, player.played = player.played[10], []
+    for folder in comparison().folder.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    runs = json.loads((comparison().folder / RUNS).read_text())
+    del runs[interrupted]
+    (comparison().folder / RUNS).write_text(json.dumps(runs))
     assert comparison().run(lambda _: None) == first
     assert player.played == [interrupted]
 
