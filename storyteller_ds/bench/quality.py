@@ -19,7 +19,6 @@ from storyteller_ds.bench.ordinary import train
 from storyteller_ds.bench.pace import Pace, find_pace
 from storyteller_ds.errors import InterruptedSafely
 
-
 RUNS = "runs.json"
 
 
