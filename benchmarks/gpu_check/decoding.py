@@ -1,4 +1,4 @@
-"""How fast the models that the part `training` has left tell stories."""
+"""How fast the models that the part `training` has left tell stories, and how fast by torch's operators one by one."""
 
 import time
 from typing import Any
@@ -19,11 +19,13 @@ def measure(options: Options) -> dict[str, Any]:
         wanted = QUICK_TOKENS if options.quick else TOKENS
         config = SamplingConfig(seed=1, max_new_tokens=wanted)
         prompt = prompt_ids(model.tokenizer, "Once upon a time")
-        for _ in range(2):  # the first time compiles
-            began = time.perf_counter()
-            ids = list(generate_ids(model.decoder, model.run, prompt, config, None))
-            seconds = time.perf_counter() - began
-        found[folder.name] = {"tokens": len(ids), "tokens_per_s": len(ids) / seconds}
+        found[folder.name] = {"dtype": str(model.decoder.embedding.weight.dtype)}
+        for name, stepper in (("tokens_per_s", model.stepper), ("torch_tokens_per_s", None)):
+            for _ in range(2):  # the first time compiles
+                began = time.perf_counter()
+                ids = list(generate_ids(model.decoder, model.run, prompt, config, None, stepper=stepper))
+                seconds = time.perf_counter() - began
+            found[folder.name] |= {"tokens": len(ids), name: len(ids) / seconds}
     return found
 
 

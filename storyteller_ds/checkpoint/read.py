@@ -184,6 +184,8 @@ def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str]
         return checkpoint
     found = newest_valid(path / names.CHECKPOINTS, log, parts) or newest_valid(path, log, parts)
     if found is None:
+        if steps := step_folders(path / names.CHECKPOINTS) or step_folders(path):
+            return _open_valid(steps[0], parts)  # whose error says why
         raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no valid checkpoint')}")
     return found
 
@@ -192,6 +194,14 @@ def is_of_another_tool(path: Path) -> bool:
     """Whether a folder has a model's config.json, and neither a step nor a run of ours."""
     is_ours = (path / names.MANIFEST).exists() or (path / names.CHECKPOINTS).exists()
     return (path / names.CONFIG).is_file() and not is_ours
+
+
+def _open_valid(folder: Path, parts: Sequence[str] | None) -> Checkpoint:
+    """A step of a run; see find_checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    checkpoint.verify_name()
+    checkpoint.verify(checkpoint.parts if parts is None else parts)
+    return checkpoint
 
 
 def newest_valid(
@@ -210,9 +220,7 @@ def newest_valid(
     weights_only: WeightsOnlyError | None = None
     for folder in seen:
         try:
-            checkpoint = open_checkpoint(folder)
-            checkpoint.verify_name()
-            checkpoint.verify(checkpoint.parts if parts is None else parts)
+            checkpoint = _open_valid(folder, parts)
         except WeightsOnlyError as error:
             weights_only = weights_only or error
             continue

@@ -148,7 +148,7 @@ def generate(checkpoint: Path, tokens: int, device: str) -> None:
     from storyteller_ds.interchange.load import open_model
 
     log = lines_to(stderr_console())
-    model = open_model(checkpoint, pick_device(device, 0, "--device"), log)
+    model = open_model(checkpoint, pick_device(device, 0, "--device"), log, "fp32")  # as all others
     with tempfile.TemporaryDirectory() as folder:
         found = measure(model, tokens, Path(folder), log)
     rows = Table(box=box.MARKDOWN)

@@ -18,7 +18,7 @@ _STDOUT, _STDERR = 1, 2
 _COMMANDS = """\
 /retry      another story for the same beginning
 /temp 0.9   the temperature from now on
-/save FILE  write the last story to a file
+/save FILE  write the last story to a new file
 /help       this list
 Every other line begins a story; an empty one ends."""
 
@@ -77,6 +77,8 @@ class Conversation:
         if not name:
             raise UserError("/save needs the name of a file")
         text, path = self._last().text, expand_home(name)
+        if path.is_file():
+            raise UserError(f"{path} exists already; /save under another name")
         check_output(path, "/save")
         write_output(path, "/save", f"{text}\n")
         self.log(f"saved: {path}")

@@ -16,6 +16,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.memory import memory_hint
 
 if TYPE_CHECKING:
+    from storyteller_ds.generation.fastest import Precision
     from storyteller_ds.generation.sampling import SamplingConfig
 
 _S = TypeVar("_S")
@@ -62,6 +63,13 @@ _STDOUT = Path("-")
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
 @click.option("--device", type=DeviceName(), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of weights and products; auto: that of training on a GPU, else fp32.",
+)
 @memory_hint("a shorter prompt or fewer --max_new_tokens need less; of a GPU's memory, --device cpu needs none")
 def generate(
     checkpoint: Path,
@@ -72,6 +80,7 @@ def generate(
     as_json: bool,
     num_stories: int,
     device: str,
+    precision: "Precision",
     stop: tuple[str, ...],
     **sampling: float | str | None,
 ) -> None:
@@ -116,7 +125,7 @@ def generate(
         click.get_current_context().with_resource(shared_cores())
     less = "close other programs" if place.type == "cpu" else "use --device cpu"
     with memory_hint(f"the model alone does not fit; {less}"):
-        model = open_model(checkpoint, place, log)
+        model = open_model(checkpoint, place, log, precision)
     log(f"model: {model.step_folder}")
     check_sampling(model.decoder, config, "--")
     if interactive:

@@ -3,21 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import psutil
 import torch
 from rich.filesize import decimal
 
 from storyteller_ds.checkpoint.quantized import stored_bytes
+from storyteller_ds.engines.precision import DTYPE_NAMES
 from storyteller_ds.errors import OutOfMemory
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free (bytes)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(psutil.virtual_memory().available)
+from storyteller_ds.generation.free_memory import free_bytes
 
 
 def held_bits(
@@ -27,33 +19,36 @@ def held_bits(
     as_stored: bool,
     folder: Path,
     log: Callable[[str], None],
+    dtype: torch.dtype = torch.float32,
 ) -> int | None:
-    """In how many bits a device is to hold the weights; None: fp32.
+    """In how many bits a device is to hold the weights; None: in `dtype`.
 
     Args:
         shapes: of the parameters, by canonical name.
         bits: what they are quantised to; None: nothing.
         device: where they go.
-        as_stored: hold quantised weights as they are, whether there is room for fp32 or not.
+        as_stored: hold quantised weights as they are, whether there is room for more or not.
         folder: of the checkpoint.
         log: gets a line if quantised weights stay so for want of room.
+        dtype: of weights that are not held quantised.
 
     Raises:
         OutOfMemory: they do not fit; names the number of bits in which they would.
     """
     free = free_bytes(device)
     needed = {way: stored_bytes(shapes, way) for way in (None, 8, 4)}
+    needed[None] = needed[None] * dtype.itemsize // torch.float32.itemsize
     if needed[bits] > free:
         raise OutOfMemory(
-            f"{folder}: the weights need {decimal(needed[bits])}{_in(bits)}, and {device} has {decimal(free)} free; "
-            f"{_what_would_fit(needed, bits, free)}"
+            f"{folder}: the weights need {decimal(needed[bits])} in {_format(bits, dtype)}, and {device} has "
+            f"{decimal(free)} free; {_what_would_fit(needed, bits, free)}"
         )
     if bits is None or (not as_stored and needed[None] <= free):
         return None
     if not as_stored:
         log(
-            f"the weights stay in {bits} bits: in fp32 they would need {decimal(needed[None])}, and {device} has "
-            f"{decimal(free)} free; stories take longer"
+            f"the weights stay in {bits} bits: in {_format(None, dtype)} they would need {decimal(needed[None])}, "
+            f"and {device} has {decimal(free)} free; stories take longer"
         )
     return bits
 
@@ -68,5 +63,5 @@ def _what_would_fit(needed: Mapping[int | None, int], bits: int | None, free: in
     return "free some, or use another device or a smaller model"
 
 
-def _in(bits: int | None) -> str:
-    return " in fp32" if bits is None else f" in {bits} bits"
+def _format(bits: int | None, dtype: torch.dtype) -> str:
+    return DTYPE_NAMES[dtype] if bits is None else f"{bits} bits"

@@ -11,7 +11,8 @@ from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.data.tokenizer import load_tokenizer
 from storyteller_ds.errors import CheckpointError
-from storyteller_ds.generation.fast import fast_stepper, is_fast
+from storyteller_ds.generation.fast import is_fast
+from storyteller_ds.generation.fastest import Precision, fastest_stepper, weights_dtype
 from storyteller_ds.generation.fit import held_bits
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.model.canonical import placed_parameters
@@ -19,20 +20,28 @@ from storyteller_ds.model.decoder import empty_decoder
 from storyteller_ds.model.quantized import bits_of, fill, hold_quantized
 
 
-def load_story_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:
+def load_story_model(
+    path: Path, device: torch.device, log: Callable[[str], None], precision: Precision = "auto"
+) -> StoryModel:
     """Load a model with the fastest way to generate there is; see load_decoder."""
-    if not is_fast(device):
-        return load_decoder(path, device, log)
-    model = load_decoder(path, device, log, as_stored=True)
-    return model._replace(stepper=fast_stepper(model.decoder, model.run, log))
+    as_stored = is_fast(device) and precision != "bf16"
+    model = load_decoder(path, device, log, as_stored, precision)
+    return model._replace(stepper=fastest_stepper(model.decoder, model.run, log))
 
 
 @torch.no_grad()
-def load_decoder(path: Path, device: torch.device, log: Callable[[str], None], as_stored: bool = False) -> StoryModel:
-    """Load the decoder of a run folder (its newest valid step) or of a step folder, in fp32 and eval mode.
+def load_decoder(
+    path: Path,
+    device: torch.device,
+    log: Callable[[str], None],
+    as_stored: bool = False,
+    precision: Precision = "fp32",
+) -> StoryModel:
+    """Load the decoder of a run folder (its newest valid step) or of a step folder, in eval mode.
 
-    Weights are enough: the optimizer's and the rng files may be missing. Quantised ones are dequantised. Where they
-    would not fit in fp32, or with `as_stored`, the decoder holds them quantised and dequantises each when it uses it.
+    Weights are enough: the optimizer's and the rng files may be missing. They come in the format of weights_dtype;
+    quantised ones are dequantised. Where they would not fit then, or with `as_stored`, the decoder holds them quantised
+    and dequantises each when it uses it.
 
     Raises:
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
@@ -60,8 +69,11 @@ def load_decoder(path: Path, device: torch.device, log: Callable[[str], None], a
     # A config can promise any size; memory is taken only once the files have been seen to hold it.
     shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)}
     weights.check(shapes)
-    if bits := held_bits(shapes, weights.bits, device, as_stored, checkpoint.folder, log):
+    dtype = weights_dtype(run, device, precision)
+    if bits := held_bits(shapes, weights.bits, device, as_stored, checkpoint.folder, log, dtype):
         hold_quantized(decoder, bits_of(shapes, bits))
+    else:
+        decoder.to(dtype)
     decoder.to_empty(device=device)
     for name in shapes:
         fill(decoder, name, weights.stored(name))

@@ -56,7 +56,8 @@ def export_model(model: StoryModel, output: Path, form: str, dtype: str) -> str:
         flush_to_disk(beside)
         beside.rename(output)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # numpy does not say why it wrote less than it was to.
+        reason = getattr(error, "strerror", None) or f"{error}; is the disk full?"
         raise UserError(f"{output} could not be written: {reason}; choose another --output") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -11,7 +11,7 @@ from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weigh
 from storyteller_ds.console import lines_to, stderr_console
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import UserError
-from storyteller_ds.generation.fast import fast_stepper, is_fast
+from storyteller_ds.generation.fastest import Precision, fastest_stepper, weights_dtype
 from storyteller_ds.generation.load import load_story_model
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.interchange.huggingface.load import read_folder
@@ -21,12 +21,13 @@ from storyteller_ds.interchange.llama2c.tokenizer_file import read_tokenizer
 from storyteller_ds.model.canonical import placed_parameters
 
 
-def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
+def load(path: str | os.PathLike[str], device: str = "auto", precision: Precision = "auto") -> StoryModel:
     """A model that tells stories.
 
     Args:
         path: a run folder (its newest valid step), a step folder (weights are enough), or an export to Hugging Face.
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: of weights and products, fp32 or bf16; auto: that of training on a CUDA device, else fp32.
 
     Raises:
         CheckpointError: there is no valid checkpoint, or its files do not belong together.
@@ -34,22 +35,25 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> StoryModel:
         OutOfMemory: the weights do not fit the device.
         UserError: an export cannot be read.
     """
-    return open_model(Path(path), pick_device(device, None, "device"), lines_to(stderr_console()))
+    return open_model(Path(path), pick_device(device, None, "device"), lines_to(stderr_console()), precision)
 
 
-def open_model(path: Path, device: torch.device, log: Callable[[str], None]) -> StoryModel:
+def open_model(
+    path: Path, device: torch.device, log: Callable[[str], None], precision: Precision = "auto"
+) -> StoryModel:
     """See load.
 
     Args:
         path: likewise.
         device: where it is computed.
         log: gets a line about each step that is skipped.
+        precision: likewise.
     """
     if not is_of_another_tool(path):
-        return load_story_model(path, device, log)
+        return load_story_model(path, device, log, precision)
     imported = read_folder(path)
-    decoder = imported.decoder.to(device)
-    stepper = fast_stepper(decoder, imported.run, log) if is_fast(device) else None
+    decoder = imported.decoder.to(device, weights_dtype(imported.run, device, precision))
+    stepper = fastest_stepper(decoder, imported.run, log)
     return StoryModel(decoder, imported.run, imported.tokenizer, path, stepper)
 
 

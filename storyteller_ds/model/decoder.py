@@ -114,6 +114,7 @@ class Decoder(nn.Module):
         start: int = 0,
         target_BS: Tensor | None = None,
         position_BS: Tensor | None = None,
+        mask_BHSS: Tensor | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
         """Token ids to the logits of each next token, or to the loss of these, without ever holding all logits.
 
@@ -124,6 +125,8 @@ class Decoder(nn.Module):
             target_BS: [B, S] int64, the next tokens, IGNORED where there is none; or None.
             position_BS: [B, S] int64, the position of each token in its document, which attends to itself only;
                 negative: padding before it. None: one document, which begins at `start`.
+            mask_BHSS: [B, 1, S, T] bool, which of the T positions in the caches each token attends to; None: as
+                position_BS says.
 
         Returns:
             Logits [B, S, V], or with targets the sum of -log p(target) (nats) [] fp32 over those that count; and the
@@ -136,7 +139,8 @@ class Decoder(nn.Module):
         if (end if position_BS is None else token_BS.shape[1]) > self.context_length:
             raise ValueError(f"{end} tokens do not fit the context of {self.context_length}")
         position = torch.arange(start, end, device=token_BS.device) if position_BS is None else position_BS
-        mask_BHSS = None if position_BS is None else document_mask(position_BS, start)
+        if mask_BHSS is None and position_BS is not None:
+            mask_BHSS = document_mask(position_BS, start)
         x_BSD = self.embedding(token_BS)
         x_BSD = x_BSD.to(self.dtype or x_BSD.dtype)
         if self.position_embedding is not None:

@@ -21,9 +21,14 @@ _SLOW_S = 3.0
 """Longer than it takes to load what is compiled."""
 
 
-def is_fast(device: torch.device) -> bool:
-    """Whether there is a fast way: on the CPU, with numba, and without STORYTELLER_KERNELS=reference."""
-    return device.type == "cpu" and backend() is not ASKED_FOR and importlib.util.find_spec("numba") is not None
+def is_fast(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether there is a fast way: on the CPU, in fp32, with numba, and without STORYTELLER_KERNELS=reference."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.float32
+        and backend() is not ASKED_FOR
+        and importlib.util.find_spec("numba") is not None
+    )
 
 
 def fast_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -> Stepper:

@@ -28,6 +28,8 @@ def read_folder(folder: Path) -> Imported:
     document = _read_object(folder / "config.json")
     family = next((each for each in FAMILIES if each.model_type == document.get("model_type")), None)
     if family is None:
+        if "run" in document:
+            raise UserError(f"{folder} is of storyteller_ds itself; use it as it is, as --checkpoint or --init_from")
         known = ", ".join(each.model_type for each in FAMILIES)
         raise UserError(f"{folder}/config.json: model_type={document.get('model_type')!r:.60} is none of {known}")
     where = str(folder / "config.json")

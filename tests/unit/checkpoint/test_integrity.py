@@ -121,6 +121,16 @@ def test_weights_are_verified_also_where_they_are_enough(steps, name):
     assert newest_valid(steps, lambda line: None, WEIGHTS_ALONE).step == 1
 
 
+def test_where_no_step_is_valid_the_error_is_that_of_the_newest(steps):
+    flipped(steps / "step_00000020" / "trainer.json", -1)
+    flipped(steps / "step_00000001" / WEIGHTS, -1)
+    with pytest.raises(CheckpointError, match=r"step_00000020\W.*trainer.json is damaged"):
+        find_checkpoint(steps, lambda line: None, WEIGHTS_ALONE)
+    (steps / "step_00000020").rename(steps / "step_00000021")
+    with pytest.raises(CheckpointError, match="step_00000021"):
+        find_checkpoint(steps, lambda line: None, WEIGHTS_ALONE)
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077], ids=oct)
 def test_all_files_of_a_checkpoint_have_the_mode_that_the_umask_says(tmp_path, mask):
     before = os.umask(mask)

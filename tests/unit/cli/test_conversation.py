@@ -107,6 +107,13 @@ def test_save_writes_the_last_story(generate, types, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["my story.txt"]
 
 
+def test_save_replaces_no_file(generate, types, tmp_path):
+    types("Once", f"/save {tmp_path}/x", "/retry", f"/save {tmp_path}/x", "")
+    _, err = generate(*SHORT)
+    assert for_terminal((tmp_path / "x").read_text()) == alone(generate, "--seed", "0")
+    assert f"{tmp_path}/x exists already; /save under another name" in err.splitlines()
+
+
 def test_a_story_that_was_stopped_can_be_saved_and_told_again(generate, types, interrupted, tmp_path):
     types("Once", f"/save {tmp_path}/x", "/retry", "")
     out, _ = generate(*SHORT)

@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-from storyteller_kernels import permute
-from storyteller_kernels.expert_mlp.reference import activate
-from torch import Tensor
-from torch.nn import functional as F
 
 from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.run import RunConfig
@@ -13,6 +9,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.model.moe import experts
+from tests.support.grouped_experts import grouped_experts
 from tests.support.host_reads import HostReads
 from tests.support.small_engine import LR, SETTINGS, batch, small_preset, state
 
@@ -29,14 +26,6 @@ def engine_of(dtype: str, kind: str, moe: dict[str, object]) -> SingleEngine:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "reading_is_free", lambda device: False)
-
-    def grouped_experts(x: Tensor, count_E: Tensor, up: Tensor, down: Tensor, activation, *others) -> Tensor:
-        """On a CPU ours go by the counts, one expert after the other."""
-        *_, token_N, row_TK = others
-        end_E = count_E.cumsum(0, dtype=torch.int32)
-        hidden = F.grouped_mm(permute(x, token_N, row_TK).bfloat16(), up.bfloat16().transpose(1, 2), offs=end_E)
-        return F.grouped_mm(activate(hidden, activation), down.bfloat16().transpose(1, 2), offs=end_E)
-
     monkeypatch.setattr(experts, "expert_mlp", grouped_experts)
 
 

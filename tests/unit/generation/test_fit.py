@@ -9,8 +9,9 @@ import torch
 from storyteller_ds.checkpoint.quantized import stored_bytes
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.errors import OutOfMemory
+from storyteller_ds.errors import OutOfMemory, UserError
 from storyteller_ds.generation import fit
+from storyteller_ds.generation.fastest import weights_dtype
 from storyteller_ds.generation.load import load_decoder, load_story_model
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
@@ -89,7 +90,27 @@ def test_quantised_weights_stay_so_where_fp32_does_not_fit(steps, give):
     assert bytes_of[0] < bytes_of[1] / 2
 
 
-def test_free_memory_is_that_of_the_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index + 7, 99))
-    assert fit.free_bytes(torch.device("cuda", 1)) == 8
-    assert fit.free_bytes(CPU) > 2**20
+def test_in_bf16_weights_need_half(steps, monkeypatch):
+    half = stored_bytes(open_checkpoint(steps[None]).open_weights().shapes, None) // 2
+    monkeypatch.setattr(fit, "free_bytes", lambda device: half)
+    model = load_story_model(steps[None], CPU, pytest.fail, "bf16")
+    assert sum(p.numel() * p.element_size() for p in model.decoder.parameters()) == half
+    assert model.stepper is None  # machine code is for fp32
+    assert (
+        load_story_model(steps[8], CPU, pytest.fail, "bf16").decoder.blocks[0].ffn_norm.weight.dtype == torch.bfloat16
+    )
+    monkeypatch.setattr(fit, "free_bytes", lambda device: half - 1)
+    with pytest.raises(OutOfMemory, match=r"need 267.9 kB in bf16"):
+        load_story_model(steps[None], CPU, pytest.fail, "bf16")
+
+
+def test_auto_is_the_format_of_training_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    gpu = torch.device("cuda")
+    assert weights_dtype(RUN, gpu, "auto") == torch.bfloat16
+    assert weights_dtype(RUN, gpu, "fp32") == torch.float32
+    in_fp32 = RunConfig.model_validate({**RUN.model_dump(), "precision": {"dtype": "fp32"}})
+    assert weights_dtype(in_fp32, gpu, "auto") == torch.float32
+    assert weights_dtype(RUN, CPU, "auto") == torch.float32
+    with pytest.raises(UserError, match="precision 'fp8' is not known; use auto, fp32 or bf16"):
+        weights_dtype(RUN, CPU, "fp8")

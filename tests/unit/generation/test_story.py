@@ -189,3 +189,10 @@ def test_another_rank_goes_on_with_what_rank_0_has_chosen(tokenizer, engine, tmp
     assert not (tmp_path / "samples.md").exists()
     assert next(engine.world.chosen, None) is None, "as many passes as rank 0, no more and no fewer"
     assert fed == [end, *tokenizer.encode("Once"), *once, end, *tokenizer.encode("*a*"), *once]
+
+
+def test_a_prompt_that_is_no_text_is_refused_by_its_type(tokenizer, tmp_path):
+    model = StoryModel(Decoder(RUN).eval(), RUN, tokenizer, tmp_path)
+    for prompt, kind in ((None, "NoneType"), (b"Once", "bytes"), (["Once"], "list")):
+        with pytest.raises(UserError, match=f"the prompt is a {kind}; give a str"):
+            model.generate(prompt)

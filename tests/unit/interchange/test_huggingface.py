@@ -137,6 +137,7 @@ def test_what_no_family_computes_is_refused_by_name(tokenizer, tmp_path, model, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"model_type": None, "run": {}}, "is of storyteller_ds itself; use it as it is"),
         ({"model_type": "mamba"}, "model_type='mamba' is none of llama"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not what we compute"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales rotary embeddings"),

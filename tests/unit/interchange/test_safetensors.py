@@ -90,3 +90,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, tmp_path: Path, monke
     with pytest.raises(UserError, match="could not be written: I/O error: No space left on device"):
         export_model(model, tmp_path / "export", "safetensors", "fp32")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_falls_short_without_a_reason_names_the_likely_one(model, tmp_path: Path, monkeypatch):
+    def short(*_: object, **__: object) -> None:
+        raise OSError("4096 requested and 512 written")  # as numpy's tofile, which writes for gguf
+
+    monkeypatch.setattr(exporting, "save_file", short)
+    with pytest.raises(UserError, match=r"could not be written: 4096 requested and 512 written; is the disk full\?"):
+        export_model(model, tmp_path / "export", "safetensors", "fp32")
+    assert list(tmp_path.iterdir()) == []
