@@ -185,7 +185,10 @@ def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str]
     found = newest_valid(path / names.CHECKPOINTS, log, parts) or newest_valid(path, log, parts)
     if found is None:
         if steps := step_folders(path / names.CHECKPOINTS) or step_folders(path):
-            return _open_valid(steps[0], parts)  # whose error says why
+            try:
+                return _open_valid(steps[0], parts)
+            except CheckpointError as error:
+                raise CheckpointError(f"no valid checkpoint at {path}: {error}") from None
         raise CheckpointError(f"no checkpoint at {path}: {why_none(path, 'it has no valid checkpoint')}")
     return found
 
