@@ -1,0 +1,54 @@
+"""SentencePiece's BPE, trained: words begin with their space, and characters that are no token become their bytes.
+
+What comes out is made of tokens with scores (scored.py), as llama2.c and llama.cpp read them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+
+from storyteller_ds.data.tokenizers.scored import BYTE_TOKENS, FIRST_TEXT, ScoredToken, make_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import BYTES, Tokenizer
+from storyteller_ds.errors import DataError
+
+_WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s"
+"""A token lies within one match: a word, a digit or punctuation with the space before it, line ends, or a space."""
+_LETTERS = 1 / 4
+"""Single characters get at most this part of the room; the rarer ones are spelt in bytes."""
+
+
+def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], documents: Iterable[str]) -> Tokenizer:
+    """A new tokenizer from a corpus.
+
+    Args:
+        vocab_size: the most tokens that it has.
+        special_tokens: END_OF_TEXT is the first, the others get the last ids.
+        documents: the corpus.
+
+    Raises:
+        DataError: vocab_size is too small.
+    """
+    end_of_text, *others = special_tokens
+    room = vocab_size - FIRST_TEXT - len(others)
+    if room < 1:
+        raise DataError(
+            f"tokenizer.vocab_size={vocab_size} has no room for the {BYTES} bytes, the space and "
+            f"{FIRST_TEXT - BYTES + len(others)} tokens that are no text; use {FIRST_TEXT + len(others) + 1} or more, "
+            "or tokenizer.kind=char"
+        )
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.normalizer = normalizers.Prepend(" ")
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=room, initial_alphabet=[" "], limit_alphabet=max(1, int(room * _LETTERS)), show_progress=False
+    )
+    inner.train_from_iterator(documents, trainer)
+    model = json.loads(inner.to_str())["model"]
+    unions = ["".join(pair) for pair in model["merges"]]
+    letters = sorted(model["vocab"].keys() - set(unions))
+    texts = [*dict.fromkeys(unions), *letters]
+    # SentencePiece has no order of merges: the better score goes first.
+    head = [ScoredToken(text, 0.0) for text in ("<unk>", end_of_text, "</s>", *BYTE_TOKENS)]
+    return make_tokenizer([*head, *(ScoredToken(text, -float(rank)) for rank, text in enumerate(texts))], others)
