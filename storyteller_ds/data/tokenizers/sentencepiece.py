@@ -3,8 +3,10 @@
 What comes out is made of tokens with scores (scored.py), as llama2.c and llama.cpp read them.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -16,7 +18,10 @@ from storyteller_ds.errors import DataError
 _WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s"
 """A token lies within one match: a word, a digit or punctuation with the space before it, line ends, or a space."""
 _LETTERS = 1 / 4
-"""Single characters get at most this part of the room; the rarer ones are spelt in bytes."""
+"""Single characters get at most this part of the room; the rarer ones are spelt in bytes. (The library's own limit
+chooses among equally frequent ones by chance.)"""
+_SPARE = 10_000
+"""So many tokens more are trained, in place of those with characters that are left out."""
 
 
 def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], documents: Iterable[str]) -> Tokenizer:
@@ -41,14 +46,21 @@ def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], document
     inner = tokenizers.Tokenizer(models.BPE())
     inner.normalizer = normalizers.Prepend(" ")
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), "isolated")
-    trainer = trainers.BpeTrainer(
-        vocab_size=room, initial_alphabet=[" "], limit_alphabet=max(1, int(room * _LETTERS)), show_progress=False
-    )
-    inner.train_from_iterator(documents, trainer)
-    model = json.loads(inner.to_str())["model"]
-    unions = ["".join(pair) for pair in model["merges"]]
-    letters = sorted(model["vocab"].keys() - set(unions))
-    texts = [*dict.fromkeys(unions), *letters]
+    trainer = trainers.BpeTrainer(vocab_size=room + _SPARE, initial_alphabet=[" "], show_progress=False)
+    counts: Counter[str] = Counter()
+    inner.train_from_iterator(_counted(documents, counts), trainer)
+    most_frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    letters = list(dict.fromkeys([" ", *most_frequent]))[: max(1, int(room * _LETTERS))]
+    unions = ("".join(pair) for pair in json.loads(inner.to_str())["model"]["merges"])
+    spelt = dict.fromkeys(union for union in unions if set(union) <= set(letters))
+    texts = [*itertools.islice(spelt, room - len(letters)), *letters]
     # SentencePiece has no order of merges: the better score goes first.
     head = [ScoredToken(text, 0.0) for text in ("<unk>", end_of_text, "</s>", *BYTE_TOKENS)]
     return make_tokenizer([*head, *(ScoredToken(text, -float(rank)) for rank, text in enumerate(texts))], others)
+
+
+def _counted(documents: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    """The documents, whose characters are counted."""
+    for document in documents:
+        counts.update(document)
+        yield document
