@@ -51,7 +51,7 @@ def fuzz_tokenizer(path: Path, kind: str, count: int) -> None:
     assert 0.01 < outcomes.count(True) / count < 0.9
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "bpe", "sentencepiece"])
 def test_300_changed_tokenizers_work_or_are_refused(tmp_path, kind):
     fuzz_tokenizer(tmp_path / "tokenizer.json", kind, 300)
 

@@ -18,8 +18,8 @@ from storyteller_ds.errors import DataError
 _WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s"
 """A token lies within one match: a word, a digit or punctuation with the space before it, line ends, or a space."""
 _LETTERS = 1 / 4
-"""Single characters get at most this part of the room; the rarer ones are spelt in bytes. (The library's own limit
-chooses among equally frequent ones by chance.)"""
+"""Single characters get at most this part of the room, if there is something else to learn; the rarer ones are spelt in
+bytes. (The library's own limit chooses among equally frequent ones by chance.)"""
 _SPARE = 10_000
 """So many tokens more are trained, in place of those with characters that are left out."""
 
@@ -50,10 +50,12 @@ def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], document
     counts: Counter[str] = Counter()
     inner.train_from_iterator(_counted(documents, counts), trainer)
     most_frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))
-    letters = list(dict.fromkeys([" ", *most_frequent]))[: max(1, int(room * _LETTERS))]
-    unions = ("".join(pair) for pair in json.loads(inner.to_str())["model"]["merges"])
-    spelt = dict.fromkeys(union for union in unions if set(union) <= set(letters))
-    texts = [*itertools.islice(spelt, room - len(letters)), *letters]
+    letters = list(dict.fromkeys([" ", *most_frequent]))
+    most = max(1, int(room * _LETTERS))
+    pairs = json.loads(inner.to_str())["model"]["merges"]
+    unions = dict.fromkeys(union for pair in pairs if set(union := "".join(pair)) <= set(letters[:most]))
+    most = max(most, room - len(unions))
+    texts = [*itertools.islice(unions, room - len(letters[:most])), *letters[:most]]
     # SentencePiece has no order of merges: the better score goes first.
     head = [ScoredToken(text, 0.0) for text in ("<unk>", end_of_text, "</s>", *BYTE_TOKENS)]
     return make_tokenizer([*head, *(ScoredToken(text, -float(rank)) for rank, text in enumerate(texts))], others)

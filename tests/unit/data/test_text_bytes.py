@@ -180,7 +180,7 @@ def test_the_bytes_are_those_of_the_text_for_any_tokenizer(name, tmp_path):
     assert (corpus.validation_bytes.token_bytes is not None) == (name in SPELLING)
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("bpe", 400), ("char", 400), ("char", 20)])
+@pytest.mark.parametrize(("kind", "rows"), [("bpe", 400), ("char", 400), ("char", 20), ("sentencepiece", 400)])
 def test_so_they_are_for_those_that_are_trained_here(kind, rows, tmp_path):
     corpus = corpus_of(tmp_path, {"kind": kind, "vocab_size": rows})
     check(corpus)
