@@ -117,6 +117,7 @@ def test_inspect_shows_what_there_is(text, tmp_path):
     assert told["sha256"] == made.fingerprint
     assert "no vocab.json" in error("inspect", text.parent)
     assert "give a tokenizer.json" in error("inspect", text)
+    assert "--text has bytes that are not UTF-8" in error("inspect", tmp_path, "--text", "a\udcffb")
 
 
 def test_compare_paths_and_kinds(text, tmp_path):
