@@ -102,8 +102,8 @@ def _check_for_llama2c(model: StoryModel) -> None:
     model_file.check_config(model.run)
     if scored_tokens(model.tokenizer) is None or model.tokenizer.vocab_size != model.run.tokenizer.vocab_size:
         raise UserError(
-            "llama2.c has no such tokenizer, only SentencePiece's with a token for each row (tokenizer.kind=sentencepiece "
-            "without special_tokens, or llama2c); export it as hf or gguf"
+            "llama2.c has no such tokenizer, only SentencePiece's with a token for each row "
+            "(tokenizer.kind=sentencepiece without special_tokens, or llama2c); export it as hf or gguf"
         )
 
 

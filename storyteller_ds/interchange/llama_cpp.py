@@ -171,8 +171,8 @@ def _vocabulary(tokenizer: Tokenizer, rows: int) -> _Vocabulary:
         )
     if not tokenizer.spells_bytes:
         raise UserError(
-            "llama.cpp has no such tokenizer, only byte-level BPE (tokenizer.kind=bpe) and SentencePiece's (sentencepiece "
-            "without special_tokens); export it as hf"
+            "llama.cpp has no such tokenizer, only byte-level BPE (tokenizer.kind=bpe) and SentencePiece's "
+            "(sentencepiece without special_tokens); export it as hf"
         )
     state = json.loads(tokenizer.to_json())
     tokens = [f"[unused {i}]" for i in range(rows)]

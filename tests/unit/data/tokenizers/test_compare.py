@@ -92,7 +92,7 @@ def test_a_token_that_no_text_becomes_is_found():
 
 def test_gpt2_has_tokens_that_stories_never_use(shared_folder):
     text = (shared_folder / "data" / "tinystories_val.txt").read_text(encoding="utf-8")
-    found = measure("gpt2", open_tokenizer(shared_folder / "data" / "gpt2"), [text], 10)
+    found = measure("gpt2", open_tokenizer(shared_folder / "data" / "gpt2"), [text[:100_000]], 10)
     assert " SolidGoldMagikarp" in {piece.content.decode(errors="replace") for piece in found.unused}
     assert len(found.unused) > 40_000
 
