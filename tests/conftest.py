@@ -22,6 +22,7 @@ MARKS = {
     "unit": "quick",
     "unit/data/test_huggingface_hub.py": None,
     "unit/data/test_huggingface_source.py": None,
+    "unit/data/tokenizers/test_given.py::test_without_a_network_it_says_so_in_time": None,
     "golden": "quick",
     # One real run of two ranks through DeepSpeed's launcher, and one that is killed and continued.
     "integration/test_main_job.py": "quick",

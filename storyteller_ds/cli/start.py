@@ -21,6 +21,12 @@ def main() -> None:
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
+def tokenizer() -> None:
+    """Entry point of `storyteller-tokenizer`, which the superseded system had for `storyteller tokenizer train`."""
+    sys.argv[:1] = ["storyteller", "tokenizer", "train"]
+    main()
+
+
 def _command() -> Any:
     """The module of the command, imported with the system's own handling of SIGINT."""
     handler = signal.getsignal(signal.SIGINT)

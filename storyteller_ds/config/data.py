@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from storyteller_ds.config.base import Section
 
@@ -39,9 +39,21 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """How text becomes token ids."""
 
-    kind: Literal["bpe", "char"] = "bpe"
-    """Byte-level BPE trained on the corpus, or one token a character."""
+    kind: Literal["bpe", "char", "sentencepiece", "gpt2", "llama2c"] = "bpe"
+    """Trained on the corpus: byte-level BPE (bpe), one token a character (char), or SentencePiece's BPE with bytes for
+    rare characters (sentencepiece); or GPT-2's own, from the hub or path (gpt2), or the one of path (llama2c)."""
     vocab_size: int = Field(2048, ge=2, le=10_000_000)
     """Rows of the embedding table, and the most tokens a trained tokenizer may have (tokens)."""
+    special_tokens: tuple[str, ...] = ()
+    """Tokens that no text becomes, besides the end of text: a trained tokenizer gets them, a given one must have
+    them."""
     path: Path | None = None
-    """An existing tokenizer.json to use in place of a trained one."""
+    """An existing tokenizer to use in place of a trained one: a tokenizer.json, llama2.c's tokenizer.bin, or a folder
+    with a tokenizer.json or with GPT-2's vocab.json and merges.txt."""
+
+    @field_validator("special_tokens")
+    @classmethod
+    def _have_names(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in tokens or len(set(tokens)) < len(tokens):
+            raise ValueError("each special token needs a name of its own")
+        return tokens

@@ -14,7 +14,7 @@ from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weigh
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder

@@ -5,6 +5,7 @@ continues what a killed one has finished.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,12 +20,12 @@ from storyteller_ds.data.shards import VERSION as SHARD_VERSION
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.data.text_bytes import TextBytes
-from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.data.tokenizers.choose import given_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.data.work_folder import put_in_place, set_aside, work_folder
 from storyteller_ds.errors import DataError
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.untrusted import UntrustedFileError
-from storyteller_ds.user_paths import expand_home
 
 _DAMAGE = (DataError, UntrustedFileError, OSError)
 """What is raised by files that are missing or not what they were."""
@@ -59,7 +60,7 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
             written. Nothing is left behind then; after an interruption what is finished stays, and the next call goes
             on from there.
     """
-    sources, given = choose_sources(run.data), _given_tokenizer(run)
+    sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
     with meanwhile(lambda: log(f"reading {run.data.source}"), LINE_EVERY_S):
         key = _key(run, sources, given)
     folder = cache_folder(run.data.cache_dir) / key
@@ -148,20 +149,8 @@ def _fill(
 def _key(run: RunConfig, sources: Sources, given: Tokenizer | None) -> str:
     """Name of the cache folder: all that would change the tokens changes it. Reads the sources once."""
     tokenizer = run.tokenizer
-    tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}"
+    special = f"/{json.dumps(tokenizer.special_tokens)}" if tokenizer.special_tokens else ""
+    tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}{special}"
     # How shards are written is no part of the fingerprint: their tokens are the same, and old runs continue.
     parts = (FORMAT, SHARD_VERSION, sources.train.fingerprint, sources.validation.fingerprint, tokens)
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]
-
-
-def _given_tokenizer(run: RunConfig) -> Tokenizer | None:
-    """The tokenizer of tokenizer.path, if there is one; checked against the rows of the embedding."""
-    if run.tokenizer.path is None:
-        return None
-    tokenizer = load_tokenizer(expand_home(run.tokenizer.path))
-    if tokenizer.vocab_size > run.tokenizer.vocab_size:
-        raise DataError(
-            f"the tokenizer {run.tokenizer.path} has {tokenizer.vocab_size} tokens, more than "
-            f"tokenizer.vocab_size={run.tokenizer.vocab_size}; raise tokenizer.vocab_size"
-        )
-    return tokenizer

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyteller_ds.data.shards import open_shard, shard_digest
-from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, inside, read_json, seal_of

@@ -23,7 +23,8 @@ from storyteller_ds.data.corpus_index import (
 from storyteller_ds.data.shards import open_shard, shard_name, write_shards
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
-from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.data.work_folder import LOCK
 from storyteller_ds.errors import DataError
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
@@ -62,7 +63,7 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
     elif given is not None:
         tokenizer = given
     else:
-        tally = _Tally(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}", log)
+        tally = Tally(f"training a {run.tokenizer.kind} tokenizer on {sources.train.name}", log)
         with tally.logged():
             tokenizer = train_tokenizer(run.tokenizer, tally.counted(sources.train.documents()))
     write_index(folder, tokenizer, {})
@@ -101,7 +102,7 @@ def _remove_all_but(folder: Path, names: Iterable[str]) -> None:
                 path.unlink()
 
 
-class _Tally:
+class Tally:
     """Counts documents, and logs the count every so often.
 
     Args:
@@ -143,7 +144,7 @@ class _Split:
 
     def __init__(self, name: str, source: Source, tokenizer: Tokenizer, log: Log) -> None:
         self._name, self._source, self._tokenizer = name, source, tokenizer
-        self._tally = _Tally(f"tokenizing {source.name} for {name}", log)
+        self._tally = Tally(f"tokenizing {source.name} for {name}", log)
         self._records_bytes = name == "validation" and not tokenizer.spells_bytes
         self._byte_counts: list[NDArray[np.uint32]] = []
         self._unknown_tokens = 0

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig, sample, sample_plain
 from storyteller_ds.generation.stepper import Stepper

@@ -9,7 +9,7 @@ from storyteller_ds.checkpoint import names
 from storyteller_ds.checkpoint.read import find_checkpoint
 from storyteller_ds.config.files import as_mapping
 from storyteller_ds.config.load import parse_run_config
-from storyteller_ds.data.tokenizer import load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.generation.fast import is_fast
 from storyteller_ds.generation.fastest import Precision, fastest_stepper, weights_dtype

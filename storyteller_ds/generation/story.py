@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.generation.decode import Continuation, continued, prompt_ids, text_of_each
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.stepper import Stepper

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
 from storyteller_ds.generation.stepper import Stepper, Texts

@@ -12,14 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
+from storyteller_ds.data.tokenizers.llama2c import write_tokenizer
+from storyteller_ds.data.tokenizers.scored import scored_tokens
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.interchange import llama_cpp
 from storyteller_ds.interchange.huggingface.export import DTYPES, write_folder
 from storyteller_ds.interchange.huggingface.families import family_of
-from storyteller_ds.interchange.llama2c import model_file, tokenizer_file
-from storyteller_ds.interchange.sentencepiece import scored_tokens
+from storyteller_ds.interchange.llama2c import model_file
 from storyteller_ds.interchange.verify import check_huggingface, check_llama2c, check_llama_cpp, check_safetensors
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.counts import count_parameters
@@ -102,15 +103,15 @@ def _check_for_llama2c(model: StoryModel) -> None:
     model_file.check_config(model.run)
     if scored_tokens(model.tokenizer) is None or model.tokenizer.vocab_size != model.run.tokenizer.vocab_size:
         raise UserError(
-            "llama2.c has no such tokenizer, only SentencePiece's, which a model has that was imported from it; export "
-            "it as hf or gguf"
+            "llama2.c has no such tokenizer, only SentencePiece's with a token for each row "
+            "(tokenizer.kind=sentencepiece without special_tokens, or llama2c); export it as hf or gguf"
         )
 
 
 def _write_llama2c(model: StoryModel, folder: Path, dtype: str) -> str:
     weights = {placed.name: placed.parameter.detach().float().cpu() for placed in placed_parameters(model.decoder)}
     model_file.write_model(model.run, weights, folder / "model.bin", dtype)
-    tokenizer_file.write_tokenizer(scored_tokens(model.tokenizer) or [], folder / "tokenizer.bin")
+    write_tokenizer(scored_tokens(model.tokenizer) or [], folder / "tokenizer.bin")
     return check_llama2c(model, folder / "model.bin", dtype)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from storyteller_ds.errors import UserError
+from storyteller_ds.hub_errors import hub_errors
 
 _NAME = re.compile(r"([\w.-]+/)?[\w.-]+", re.ASCII)
 
@@ -26,7 +27,7 @@ def check_access(repo: str) -> None:
         raise UserError(f"--push_to_hub {repo}: no repository can have this name; give OWNER/NAME")
     try:
         HfApi().whoami()
-    except _errors() as error:
+    except hub_errors() as error:
         _refuse(repo, error)
 
 
@@ -45,17 +46,9 @@ def upload(folder: Path, repo: str) -> str:
     try:
         page = api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=page.repo_id, folder_path=folder, commit_message="Export of storyteller_ds")
-    except _errors() as error:
+    except hub_errors() as error:
         _refuse(repo, error)
     return str(page)
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # Its bases are the HTTP client's own, which is another with each major version of huggingface_hub.
-    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
-    return (OSError, RuntimeError, ValueError, *bases)  # ValueError: an answer that is no JSON
 
 
 def _refuse(repo: str, error: Exception) -> NoReturn:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder, empty_decoder
 

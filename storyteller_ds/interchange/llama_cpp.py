@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers import scored
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
-from storyteller_ds.interchange import sentencepiece
 from storyteller_ds.interchange.huggingface.families import family_of
 from storyteller_ds.interchange.layout import with_neighbours
 from storyteller_ds.model.canonical import placed_parameters
@@ -160,19 +160,19 @@ def _vocabulary(tokenizer: Tokenizer, rows: int) -> _Vocabulary:
         UserError: llama.cpp has no such tokenizer.
     """
     unused = [f"[unused {i}]" for i in range(tokenizer.vocab_size, rows)]
-    if (scored := sentencepiece.scored_tokens(tokenizer)) is not None:
-        kinds = {sentencepiece.UNKNOWN: _UNKNOWN, sentencepiece.BEGIN: _CONTROL, sentencepiece.END: _CONTROL}
-        kinds |= dict.fromkeys(range(sentencepiece.FIRST_BYTE, sentencepiece.FIRST_TEXT), _BYTE)
+    if (with_scores := scored.scored_tokens(tokenizer)) is not None:
+        kinds = {scored.UNKNOWN: _UNKNOWN, scored.BEGIN: _CONTROL, scored.END: _CONTROL}
+        kinds |= dict.fromkeys(range(scored.FIRST_BYTE, scored.FIRST_TEXT), _BYTE)
         return _Vocabulary(
-            [token.text.replace(" ", "\u2581") for token in scored] + unused,  # as SentencePiece writes a space
-            [kinds.get(i, _NORMAL) for i in range(len(scored))] + [_UNUSED] * len(unused),
+            [token.text.replace(" ", "\u2581") for token in with_scores] + unused,  # as SentencePiece writes a space
+            [kinds.get(i, _NORMAL) for i in range(len(with_scores))] + [_UNUSED] * len(unused),
             [],
-            [token.score for token in scored] + [0.0] * len(unused),
+            [token.score for token in with_scores] + [0.0] * len(unused),
         )
     if not tokenizer.spells_bytes:
         raise UserError(
-            "llama.cpp has no such tokenizer, only byte-level BPE (tokenizer.kind=bpe) and SentencePiece's; export "
-            "it as hf"
+            "llama.cpp has no such tokenizer, only byte-level BPE (tokenizer.kind=bpe) and SentencePiece's "
+            "(sentencepiece without special_tokens); export it as hf"
         )
     state = json.loads(tokenizer.to_json())
     tokens = [f"[unused {i}]" for i in range(rows)]
@@ -191,7 +191,7 @@ def _write_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocabulary: _Vo
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(vocabulary.scores)
-        writer.add_unk_token_id(sentencepiece.UNKNOWN)
+        writer.add_unk_token_id(scored.UNKNOWN)
         writer.add_add_space_prefix(True)
     else:
         writer.add_tokenizer_model("gpt2")

@@ -9,6 +9,7 @@ import torch
 from storyteller_ds.checkpoint.read import is_of_another_tool
 from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
 from storyteller_ds.console import lines_to, stderr_console
+from storyteller_ds.data.tokenizers.llama2c import read_tokenizer
 from storyteller_ds.distributed.world import pick_device
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.fastest import Precision, fastest_stepper, weights_dtype
@@ -17,7 +18,6 @@ from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.interchange.huggingface.load import read_folder
 from storyteller_ds.interchange.imported import Imported
 from storyteller_ds.interchange.llama2c.model_file import read_model
-from storyteller_ds.interchange.llama2c.tokenizer_file import read_tokenizer
 from storyteller_ds.model.canonical import placed_parameters
 
 
@@ -82,11 +82,11 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
 
 
 def _read_llama2c(source: Path, tokenizer_file: Path) -> Imported:
-    tokenizer = read_tokenizer(tokenizer_file)
+    fix = "give the tokenizer.bin that belongs to the model with --tokenizer"
+    tokenizer = read_tokenizer(tokenizer_file, fix)
     run, decoder = read_model(source)
     if tokenizer.vocab_size != run.tokenizer.vocab_size:
         raise UserError(
-            f"{tokenizer_file} has {tokenizer.vocab_size} tokens and {source} {run.tokenizer.vocab_size}; give the "
-            "tokenizer.bin that belongs to the model with --tokenizer"
+            f"{tokenizer_file} has {tokenizer.vocab_size} tokens and {source} {run.tokenizer.vocab_size}; {fix}"
         )
     return Imported(decoder, run, tokenizer)

@@ -8,7 +8,7 @@ from rich.filesize import decimal
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.engines.compiling import compiles
 from storyteller_ds.engines.kernel_choice import kernel_choice

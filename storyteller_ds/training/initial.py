@@ -14,7 +14,8 @@ from storyteller_ds.checkpoint.read import Checkpoint, find_checkpoint, is_of_an
 from storyteller_ds.checkpoint.resume import decides_model, model_changes, settings_then
 from storyteller_ds.config.load import LoadedConfig, load_config, parse_run_config
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.model.canonical import placed_parameters
@@ -114,5 +115,6 @@ def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
         "data.sequence_length": run.data.sequence_length,
         "tokenizer.kind": run.tokenizer.kind,
         "tokenizer.vocab_size": run.tokenizer.vocab_size,
+        "tokenizer.special_tokens": list(run.tokenizer.special_tokens),
         "tokenizer.path": str(checkpoint.folder / names.TOKENIZER),
     }

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.tokenizer import load_tokenizer, train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.distributed.hostfile import check_environment_file, read_hostfile
 from storyteller_ds.errors import StorytellerError
 from tests.support.mutations import mutated_bytes, mutated_value, put
@@ -50,7 +51,7 @@ def fuzz_tokenizer(path: Path, kind: str, count: int) -> None:
     assert 0.01 < outcomes.count(True) / count < 0.9
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("kind", ["char", "bpe", "sentencepiece"])
 def test_300_changed_tokenizers_work_or_are_refused(tmp_path, kind):
     fuzz_tokenizer(tmp_path / "tokenizer.json", kind, 300)
 

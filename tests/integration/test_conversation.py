@@ -19,7 +19,7 @@ import torch
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from tests.support.checkpoints import write_checkpoint

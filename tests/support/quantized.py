@@ -8,7 +8,7 @@ from storyteller_ds.checkpoint.names import CHECKPOINTS
 from storyteller_ds.checkpoint.quantized import quantized_tensors
 from storyteller_ds.checkpoint.write import Contents, write_weights
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
 

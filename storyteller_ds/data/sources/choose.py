@@ -69,6 +69,15 @@ def choose_sources(data: DataConfig) -> Sources:
     return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
 
 
+def whole_source(data: DataConfig) -> Source:
+    """All that a run would train and validate on, where data.source has no validation split of its own.
+
+    Raises:
+        DataError: it cannot exist.
+    """
+    return _open(data, data.source, "train")
+
+
 _AnySource = BuiltinSource | HuggingFaceSource | TextFileSource | TextFolderSource
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as InnerTokenizer
 from tokenizers import processors
 from torch import Tensor
 
-from storyteller_ds.data.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
 from storyteller_ds.durable import flush_to_disk, write_flushed
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel

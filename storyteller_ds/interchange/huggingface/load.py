@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from storyteller_ds.config.load import parse_run_config
-from storyteller_ds.data.tokenizer import END_OF_TEXT, FILE_BYTES, Tokenizer, parse_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import FILE_BYTES, parse_tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.interchange.huggingface.families import FAMILIES, run_settings
 from storyteller_ds.interchange.imported import Imported, decoder_with

@@ -1,4 +1,1 @@
-"""llama2.c's files: model.bin and tokenizer.bin, both ways.
-
-model_file.py: header and weights. tokenizer_file.py: tokens with scores.
-"""
+"""llama2.c's files: model_file.py has header and weights, both ways. Its tokenizers: data/tokenizers/llama2c.py."""

@@ -7,7 +7,7 @@ import torch
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.untrusted import for_terminal
 
 from .conftest import CONTEXT

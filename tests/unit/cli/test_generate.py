@@ -16,7 +16,7 @@ import torch
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.cli import story_file
 from storyteller_ds.cli.main import storyteller
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.errors import CheckpointError, ConfigError
 from storyteller_ds.generation.decode import text_of_each
 from storyteller_ds.generation.story import Story

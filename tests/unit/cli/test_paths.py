@@ -28,6 +28,8 @@ NOT_PATHS = {
         "repo",
         "stop",
         "device",
+        "special_token",
+        "text",
     ),
 }
 """Parameters that take a text of another kind."""

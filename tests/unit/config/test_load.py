@@ -226,7 +226,7 @@ RULES = [
     (["train.max_steps=0"], "train.max_steps=0", "greater than or equal to 1"),
     (["data.sequence_length=many"], "data.sequence_length='many'", "integer"),
     (["optimizer.lr=.nan"], "optimizer.lr=nan", "finite"),
-    (["tokenizer.kind=words"], "tokenizer.kind='words'", "'bpe' or 'char'"),
+    (["tokenizer.kind=words"], "tokenizer.kind='words'", "'bpe', 'char', 'sentencepiece', 'gpt2' or 'llama2c'"),
 ]
 
 

@@ -10,7 +10,7 @@ from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.data.batches import IGNORED, BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
-from storyteller_ds.data.tokenizer import train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.errors import DataError
 
 LENGTH = 5

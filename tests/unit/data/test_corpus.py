@@ -15,7 +15,8 @@ from storyteller_ds.data import corpus as module
 from storyteller_ds.data import corpus_index, preparing
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 from storyteller_ds.data.sources.choose import HeldOutPart
-from storyteller_ds.data.tokenizer import Tokenizer, load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.errors import DataError, InterruptedSafely
 from tests.support.small_corpus import STORIES, config, content_of, folder_of, opened, prepared
 

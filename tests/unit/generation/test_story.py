@@ -10,7 +10,8 @@ from markdown_it import MarkdownIt
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.single import SingleEngine

@@ -9,7 +9,8 @@ import tokenizers
 from tokenizers import decoders, models
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from storyteller_ds.generation.decode import prompt_ids, stream_text, text_of_each
 
 CORPUS = [

@@ -8,7 +8,7 @@ import torch
 
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.generation.decode import prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer, train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.decode import generate_ids, prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig

@@ -17,7 +17,7 @@ from storyteller_ds.checkpoint.names import step_folder_name
 from storyteller_ds.cli.export import export
 from storyteller_ds.cli.importing import import_
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.decode import generate_ids, prompt_ids
 from storyteller_ds.generation.sampling import SamplingConfig
@@ -26,8 +26,8 @@ from storyteller_ds.interchange.llama2c.model_file import check_config, quantize
 from storyteller_ds.interchange.llama_cpp_process import completions
 from storyteller_ds.model.canonical import placed_parameters
 from tests.support import run_c
+from tests.unit.data.tokenizers.test_scored import small_tokens, tokenizer_of
 from tests.unit.interchange.test_huggingface import story_model
-from tests.unit.interchange.test_sentencepiece import small_tokens, tokenizer_of
 
 VOCABULARY = 300
 IDS = [1, 262, 259, 7, 299, 280, 281, 282, 2, 260, 261, 270]
@@ -132,8 +132,8 @@ def test_version_1_is_read_too(model, tmp_path):
 @pytest.fixture
 def files(tokenizer, tmp_path) -> Path:
     """A folder with model.bin and tokenizer.bin."""
-    from storyteller_ds.interchange.llama2c.tokenizer_file import write_tokenizer
-    from storyteller_ds.interchange.sentencepiece import scored_tokens
+    from storyteller_ds.data.tokenizers.llama2c import write_tokenizer
+    from storyteller_ds.data.tokenizers.scored import scored_tokens
 
     folder = tmp_path / "files"
     folder.mkdir()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from storyteller_ds import load, train
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.tokenizer import load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.errors import UserError
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.interchange import export as exporting

@@ -8,7 +8,7 @@ import pytest
 
 import storyteller_ds as st
 from storyteller_ds.checkpoint.write import Contents, write_weights
-from storyteller_ds.data.tokenizer import load_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder
 from storyteller_ds.model.init import init_parameters

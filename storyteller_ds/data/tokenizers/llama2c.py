@@ -7,33 +7,39 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from storyteller_ds.data.tokenizer import END_OF_TEXT, FILE_BYTES, Tokenizer
-from storyteller_ds.errors import DataError, UserError
-from storyteller_ds.interchange.sentencepiece import BEGIN, ScoredToken, make_tokenizer
+from storyteller_ds.data.tokenizers.scored import BEGIN, ScoredToken, make_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import FILE_BYTES
+from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_bytes
 
+MOST_BYTES = 256
+"""Of a token; SentencePiece makes none of more than 16 characters."""
 _BEGIN = "\n<s>\n"
 """The text of token BEGIN."""
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path, fix: str) -> Tokenizer:
     """The tokenizer of a file.
 
+    Args:
+        path: of the file.
+        fix: what to do if it cannot be used, for the message.
+
     Raises:
-        UserError: it cannot be read, is damaged, or is of another kind.
+        DataError: it cannot be read, is damaged, or is of another kind.
     """
-    fix = "give the tokenizer.bin that belongs to the model with --tokenizer"
     try:
         tokens = _parse(read_bytes(path, FILE_BYTES))
         if len(tokens) > BEGIN and tokens[BEGIN].text == _BEGIN:
             tokens[BEGIN] = ScoredToken(END_OF_TEXT, 0.0)
         return make_tokenizer(tokens)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {fix}") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}); {fix}") from None
     except UntrustedFileError as error:
-        raise UserError(f"{error}; {fix}") from None
+        raise DataError(f"{error}; {fix}") from None
     except DataError as error:
-        raise UserError(f"{path} is no tokenizer.bin of llama2.c's that can be used: {error}; {fix}") from None
+        raise DataError(f"{path} is no tokenizer.bin of llama2.c's that can be used: {error}; {fix}") from None
 
 
 def write_tokenizer(tokens: Sequence[ScoredToken], path: Path) -> None:
@@ -53,6 +59,8 @@ def _parse(content: bytes) -> list[ScoredToken]:
         if start > len(content):
             raise DataError(f"it ends within token {len(tokens)}")
         score, length = struct.unpack_from("<fI", content, place)
+        if length > MOST_BYTES:  # all of its halves are looked for
+            raise DataError(f"token {len(tokens)} would have {length:,} bytes, and {MOST_BYTES} are the most")
         place = start + length
         if place > len(content):
             raise DataError(f"it ends within token {len(tokens)}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from storyteller_ds.data.tokenizer import BYTES, END_OF_TEXT, Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import BYTES, END_OF_TEXT, Tokenizer
 from storyteller_ds.errors import DataError
 
 UNKNOWN, BEGIN, END = 0, 1, 2
@@ -33,8 +33,12 @@ class ScoredToken(NamedTuple):
     score: float
 
 
-def make_tokenizer(tokens: Sequence[ScoredToken]) -> Tokenizer:
+def make_tokenizer(tokens: Sequence[ScoredToken], special_tokens: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer of these tokens, in the order of their ids, END_OF_TEXT at BEGIN.
+
+    Args:
+        tokens: begin with three that are no text, and the bytes.
+        special_tokens: others that are no text, which get the ids after these.
 
     Raises:
         DataError: they do not begin with three that are no text and 256 bytes, lack the space, or are not distinct; or
@@ -52,7 +56,8 @@ def make_tokenizer(tokens: Sequence[ScoredToken]) -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE(ids, _merges(tokens, ids), byte_fallback=True))
     inner.normalizer = normalizers.Prepend(" ")
     inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    inner.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    special = [AddedToken(text, normalized=False, special=True) for text in (END_OF_TEXT, *special_tokens)]
+    inner.add_special_tokens(special)
     return Tokenizer(inner)
 
 

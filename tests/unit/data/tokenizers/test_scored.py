@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.data.tokenizer import END_OF_TEXT, Tokenizer, parse_tokenizer
+from storyteller_ds.data.tokenizers.scored import BYTE_TOKENS, ScoredToken, make_tokenizer, scored_tokens
+from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import parse_tokenizer
 from storyteller_ds.errors import DataError
-from storyteller_ds.interchange.sentencepiece import BYTE_TOKENS, ScoredToken, make_tokenizer, scored_tokens
 
 Tokens = list[tuple[bytes, float]]
 ODD = ["", " ", "  a  b ", "\n\n\t", "\r", "\x00\x01\x7f", "é", "naïve café", "🐻🐻", "\u2581Once", "<s>", "</s>"]
@@ -140,7 +141,7 @@ def test_the_scores_come_back(tok512):
 
 
 def test_other_kinds_have_no_scores():
-    from tests.unit.data.test_tokenizer import bpe, char
+    from tests.unit.data.tokenizers.test_trained import bpe, char
 
     assert scored_tokens(bpe()) is None
     assert scored_tokens(char()) is None

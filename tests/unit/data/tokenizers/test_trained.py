@@ -8,7 +8,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer, load_tokenizer, train_tokenizer
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
+from storyteller_ds.data.tokenizers.tokenizer_json import load_tokenizer
 from storyteller_ds.errors import DataError
 
 DOCUMENTS = ["Once upon a time there was a dog.", "One day, the dog saw a cat.\n\nThe cat ran.", "café, naïve, 🐻"]

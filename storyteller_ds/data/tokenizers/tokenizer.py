@@ -1,31 +1,25 @@
-"""Text to token ids and back, with the `tokenizers` library."""
+"""Text to token ids and back: what every kind of tokenizer is, around one of the `tokenizers` library."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, pre_tokenizers
 
-from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.data.text_bytes import aligned_bytes
 from storyteller_ds.errors import DataError
-from storyteller_ds.untrusted import UntrustedFileError, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 BYTES = 256
-FILE_BYTES = 1 << 26
-"""Largest tokenizer.json that is read (bytes); those of 250,000 tokens have half of it."""
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """The name of a token for one byte; several in a row are decoded together (SentencePiece's byte fallback)."""
-_PRECOMPILED = re.compile(r'"type":\s*"Precompiled"')
 
 
 class Tokenizer:
@@ -48,6 +42,23 @@ class Tokenizer:
         self.end_of_text: int = end
         self.vocab_size = 1 + max(inner.get_vocab(with_added_tokens=True).values())
         """All ids are below it; the number of tokens, where none of the ids between is left out."""
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Tokens that are no text, with their ids."""
+        added = self._inner.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special}
+
+    def is_forged(self, token: str) -> bool:
+        """Whether text that spells a special token becomes it; it should not."""
+        i = self.special_tokens[token]
+        # What stands for anything that is unknown may stand for this, too.
+        return i != self.unknown and any(i in self.encode(text) for text in (token, f"a {token} b", f"a{token}b"))
+
+    def name(self, i: int) -> str | None:
+        """What the vocabulary calls an id; None: no token has it."""
+        found: str | None = self._inner.id_to_token(i)
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -146,79 +157,3 @@ def _is_one_by_one(decoder: dict[str, Any] | None) -> bool:
             strips = [part for part in parts if part.get("type") in ("Strip", "Metaspace")]
             return len(strips) <= 1 and all(map(_is_one_by_one, parts))
     return False
-
-
-def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:
-    """A tokenizer from a tokenizer.json.
-
-    Args:
-        path: of the file.
-        fix: what to do if it cannot be used, for the message.
-
-    Raises:
-        DataError: the file is missing or not a tokenizer.
-    """
-    try:
-        text = read_text(path, FILE_BYTES)
-    except (OSError, UntrustedFileError) as error:
-        raise DataError(f"tokenizer {path} cannot be read: {error}; {fix}") from None
-    return parse_tokenizer(text, str(path), fix)
-
-
-def parse_tokenizer(text: str, where: str, fix: str) -> Tokenizer:
-    """A tokenizer from the content of a tokenizer.json.
-
-    Raises:
-        DataError: it is none; names `where`, and says what to do (`fix`).
-    """
-    try:
-        # On a damaged table of such a normalizer the library panics, with lines on stderr.
-        if _PRECOMPILED.search(text):
-            raise ValueError("its normalizer is Precompiled, which is not supported")
-        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(text))
-        tokenizer.decode(tokenizer.encode("Once upon a time"))  # what is wrong with some shows only then
-    except BaseException as error:
-        # The library raises plain Exception for a bad file, and on some the exception of a Rust panic.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{where} is not a tokenizer.json that can be used ({reason}); {fix}") from None
-    return tokenizer
-
-
-def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-    """A new tokenizer from a corpus; the same documents give the same tokenizer.
-
-    Raises:
-        DataError: vocab_size is too small for the kind.
-    """
-    if config.kind == "char":
-        return _train_char(config.vocab_size, documents)
-    if config.vocab_size <= BYTES:
-        raise DataError(
-            f"tokenizer.vocab_size={config.vocab_size} has no room for the {BYTES} bytes and {END_OF_TEXT}; "
-            f"use {BYTES + 1} or more, or tokenizer.kind=char"
-        )
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    inner.train_from_iterator(documents, trainer)
-    return Tokenizer(inner)
-
-
-def _train_char(vocab_size: int, documents: Iterable[str]) -> Tokenizer:
-    """One token a character, the most frequent ones; the others become UNKNOWN."""
-    inner = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT, UNKNOWN], show_progress=False
-    )
-    inner.train_from_iterator(documents, trainer)
-    return Tokenizer(inner)

@@ -1,0 +1,52 @@
+"""Reading tokenizer.json, the format of the `tokenizers` library in which every tokenizer is kept."""
+
+import re
+from pathlib import Path
+
+import tokenizers
+
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
+from storyteller_ds.errors import DataError
+from storyteller_ds.untrusted import UntrustedFileError, read_text
+
+FILE_BYTES = 1 << 26
+"""Largest tokenizer.json that is read (bytes); those of 250,000 tokens have half of it."""
+_PRECOMPILED = re.compile(r'"type":\s*"Precompiled"')
+
+
+def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:
+    """A tokenizer from a tokenizer.json.
+
+    Args:
+        path: of the file.
+        fix: what to do if it cannot be used, for the message.
+
+    Raises:
+        DataError: the file is missing or not a tokenizer.
+    """
+    try:
+        text = read_text(path, FILE_BYTES)
+    except (OSError, UntrustedFileError) as error:
+        raise DataError(f"tokenizer {path} cannot be read: {error}; {fix}") from None
+    return parse_tokenizer(text, str(path), fix)
+
+
+def parse_tokenizer(text: str, where: str, fix: str) -> Tokenizer:
+    """A tokenizer from the content of a tokenizer.json.
+
+    Raises:
+        DataError: it is none; names `where`, and says what to do (`fix`).
+    """
+    try:
+        # On a damaged table of such a normalizer the library panics, with lines on stderr.
+        if _PRECOMPILED.search(text):
+            raise ValueError("its normalizer is Precompiled, which is not supported")
+        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(text))
+        tokenizer.decode(tokenizer.encode("Once upon a time"))  # what is wrong with some shows only then
+    except BaseException as error:
+        # The library raises plain Exception for a bad file, and on some the exception of a Rust panic.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{where} is not a tokenizer.json that can be used ({reason}); {fix}") from None
+    return tokenizer
