@@ -55,4 +55,7 @@ class FinishedRuns:
 
 
 def _digest(run: RunConfig) -> str:
-    return hashlib.sha256(json.dumps(run.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    """Of what is not a default: a setting that is new since then changes nothing."""
+    return hashlib.sha256(
+        json.dumps(run.model_dump(mode="json", exclude_defaults=True), sort_keys=True).encode()
+    ).hexdigest()
