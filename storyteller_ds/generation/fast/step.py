@@ -272,8 +272,6 @@ def _product(weight, scale, x, out, begin, end):
         _product_4_bits(weight, scale, x, out, begin, end)
         return
     for row in range(begin, end):
-        for ahead in range((row + 4) * columns, (row + 5) * columns, 64 // weight.itemsize):
-            prefetch(weight, ahead)
         total = np.float32(0)
         for column in range(columns):
             total += np.float32(weight[row, column]) * x[column]
