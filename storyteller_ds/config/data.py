@@ -15,6 +15,8 @@ class DataConfig(Section):
     """`builtin` (stories made on the spot), a text file, a folder of them, or a Hugging Face dataset or folder."""
     validation: str | None = None
     """Like source, for validation; null: the validation split of source or, where it has none, a held-out part."""
+    encoding: str | None = None
+    """Encoding of text files, such as `windows-1252`; null: UTF-8, or what their byte order mark says."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Part held out when validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)
@@ -34,6 +36,15 @@ class DataConfig(Section):
     """Use at most this many documents of a Hugging Face training split (documents); null: all."""
     cache_dir: Path | None = None
     """Folder for tokenizers and token shards; null: $STORYTELLER_CACHE, or ~/.cache/storyteller_ds."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        try:
+            "".encode(value or "utf-8")
+        except LookupError:
+            raise ValueError("no encoding of text is called so; utf-8, utf-16-le and windows-1252 are some") from None
+        return value
 
 
 class TokenizerConfig(Section):

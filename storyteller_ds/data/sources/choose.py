@@ -12,13 +12,15 @@ from storyteller_ds.data.sources.huggingface import DATA_SUFFIXES, HuggingFaceSo
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, TextFolderSource, list_folder
+from storyteller_ds.data.sources.utf8_stream import PACKED_SUFFIXES
 from storyteller_ds.errors import DataError
 from storyteller_ds.user_paths import expand_home
 
 BUILTIN_VALIDATION_PART = 20
 """One built-in validation story for so many training stories."""
-_OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".zip", ".pdf", ".html", ".epub", ".yaml")
+_OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, *PACKED_SUFFIXES, ".zip", ".pdf", ".html", ".epub", ".yaml")
 """What ends with one of these is a file that does not exist, and not the name of a dataset."""
+_TEXTS = (TextFileSource, TextFolderSource)
 _OF_DATASETS = ("revision", "text_field", "streaming", "max_documents")
 """Settings of Hugging Face datasets alone."""
 
@@ -54,6 +56,8 @@ def choose_sources(data: DataConfig) -> Sources:
         users = [train] if field == "max_documents" else [train, validation]
         if value != DataConfig.model_fields[field].default and not any(isinstance(x, HuggingFaceSource) for x in users):
             raise DataError(f"data.{field}={value} is for Hugging Face datasets, and none is read with it; remove it")
+    if data.encoding is not None and not any(isinstance(x, _TEXTS) for x in (train, validation)):
+        raise DataError(f"data.encoding={data.encoding} is for text files, and none is read with it; remove it")
     if validation is not None:
         # A dataset that is named for validation needs no split of that name, unless it is trained on.
         if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
@@ -88,9 +92,9 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
     path = expand_home(name)
     if path.is_dir():
         if _is_of_texts(path):
-            return TextFolderSource(path, split)
+            return TextFolderSource(path, split, data.encoding)
     elif path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() in _OF_A_FILE:
-        return TextFileSource(path)
+        return TextFileSource(path, data.encoding)
     return HuggingFaceSource(
         dataset=name,
         split=split,

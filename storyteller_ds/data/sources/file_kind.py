@@ -9,24 +9,20 @@ import shlex
 from pathlib import Path
 
 from storyteller_ds.data.sources.tables import recognise_table
+from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import open_regular, refuse_pickle
 
 HEAD_BYTES = 1 << 16
 """How much of a file is read to recognise it (bytes)."""
 _SAVE_AS_TEXT = "save its text as UTF-8, stories separated by blank lines or <|endoftext|>"
-_UNPACK = "unpack it, for instance `{} -dc {{path}} > {{target}}`"
-_CONVERT = "convert it, for instance `iconv -f {} -t utf-8 {{path}} > {{target}}`"
+_ENCODED = "set data.encoding={}"
 _TAKE_OUT = "take them out, for instance `tr -d '\\000' < {path} > {target}`"
 _FOLDER_OF = "put it, named *.{}, alone into a folder, and give data.source=FOLDER data.text_field=COLUMN"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS = "a Git LFS pointer"
 _LFS_FIX = "fetch what it stands for with `git lfs pull`"
 _SIGNATURES = {
-    rb"\x1f\x8b": ("packed with gzip", _UNPACK.format("gzip")),
-    rb"BZh[1-9]1AY&SY": ("packed with bzip2", _UNPACK.format("bzip2")),
-    rb"\xfd7zXZ": ("packed with xz", _UNPACK.format("xz")),
-    rb"\x28\xb5\x2f\xfd": ("packed with zstd", _UNPACK.format("zstd")),
     rb"PK\x03\x04": ("a zip archive (as .docx and .epub are)", f"unpack it, and {_SAVE_AS_TEXT}"),
     rb"(?s:.{257})ustar": ("a tar archive", "unpack it (tar -xf), and give the folder"),
     rb"PAR1": ("Parquet", _FOLDER_OF.format("parquet")),
@@ -36,17 +32,14 @@ _SIGNATURES = {
     rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html)": ("HTML", _SAVE_AS_TEXT),
     rb"(\xef\xbb\xbf)?\s*<\?xml": ("XML", _SAVE_AS_TEXT),
     re.escape(_LFS_POINTER): (_LFS, _LFS_FIX),
-    # Before UTF-16, whose mark it begins with.
-    rb"\xff\xfe\0\0|\0\0\xfe\xff": ("UTF-32", _CONVERT.format("utf-32")),
-    rb"\xff\xfe|\xfe\xff": ("UTF-16", _CONVERT.format("utf-16")),
 }
 """How each kind begins (a regular expression), what completes `FILE is …`, and the way to text."""
 _CONTROLS = bytes(set(range(32)) - set(b"\0\b\t\n\v\f\r\x1a\x1b"))
 """What no text has, in any encoding of one byte a character; NUL is checked by itself."""
 
 
-def refuse_other_than_text(path: Path) -> None:
-    """Refuse a file that is something else than plain text, though it could be read as such.
+def refuse_other_than_text(path: Path, encoding: str | None = None) -> None:
+    """Refuse a file that is something else than plain text, though it could be read as such; see opened_as_utf8.
 
     Raises:
         DataError: it is; names the kind and the way to text.
@@ -54,7 +47,7 @@ def refuse_other_than_text(path: Path) -> None:
         OSError: it cannot be read.
     """
     refuse_pickle(path)
-    with open_regular(path) as file:
+    with opened_as_utf8(path, encoding) as file:
         head = file.read(HEAD_BYTES + 1)
     is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
     found = next((kind for start, kind in _SIGNATURES.items() if re.match(start, head)), None) or _encoding(head)
@@ -84,7 +77,11 @@ def nul_bytes(path: Path) -> DataError:
 
 def not_utf8(path: Path, value: int, position: int) -> DataError:
     """The error about a byte that is not UTF-8 in what otherwise is text."""
-    return _refusal(path, f"is not UTF-8: byte 0x{value:02x} at position {position}", _CONVERT.format("windows-1252"))
+    return _refusal(
+        path,
+        f"is not UTF-8: byte 0x{value:02x} at position {position}",
+        _ENCODED.format("windows-1252, or what it has"),
+    )
 
 
 def _encoding(head: bytes) -> tuple[str, str] | None:
@@ -101,7 +98,7 @@ def _encoding(head: bytes) -> tuple[str, str] | None:
         return None
     name = max("utf-16le", "utf-16be", key=lambda each: _readable(head, each))
     if _readable(head, name):
-        return "UTF-16 without a byte order mark", _CONVERT.format(name)
+        return "UTF-16 without a byte order mark", _ENCODED.format(name)
     return "a binary file", "give a UTF-8 text file, stories separated by blank lines or <|endoftext|>"
 
 

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from storyteller_ds.config.files import nearest_sibling
 from storyteller_ds.data.sources.file_kind import not_utf8, nul_bytes, refuse_other_than_text
 from storyteller_ds.data.sources.source import LOOKED_AT
+from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError
 
@@ -32,13 +34,15 @@ SHORT_WORDS = 100
 
 @dataclass(frozen=True)
 class TextFileSource:
-    """A UTF-8 file whose documents are separated by `<|endoftext|>` or, where it has none, by blank lines.
+    """A text file, packed or not, whose documents end with `<|endoftext|>` or, where it has none, at blank lines.
 
     CRLF and lone CR count as LF; byte order marks are dropped, also within, where files were joined. Memory
     use is that of the longest document or line, not of the file.
     """
 
     path: Path
+    encoding: str | None = None
+    """As data.encoding."""
 
     @property
     def name(self) -> str:
@@ -47,13 +51,13 @@ class TextFileSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the content, wherever the file lies; reads the whole file, once.
+        """The sha256 of the text in UTF-8, wherever the file lies and however it is packed; reads all of it, once.
 
         Raises DataError when the file is missing, empty, a folder, or cannot be read.
         """
         mark = codecs.BOM_UTF8
         digest, marks, start, window = hashlib.sha256(FORMAT), 0, b"", b""
-        for chunk in _chunks(self.path):
+        for chunk in _chunks(self.path, self.encoding):
             digest.update(chunk)
             start = (start + chunk[: len(mark)])[: len(mark)]
             window = window[1 - len(mark) :] + chunk
@@ -68,30 +72,30 @@ class TextFileSource:
         Raises DataError when the file is missing, empty, a folder or unreadable, and on reaching a byte that is not
         UTF-8.
         """
-        return documents_of(self.path)
+        return documents_of(self.path, self.encoding)
 
     def remarks(self) -> list[str]:
         """How blank lines have split a file without markers."""
-        if has_marker(self.path):
+        if has_marker(self.path, self.encoding):
             return []
         documents = list(islice(self.documents(), LOOKED_AT))
         return [on_blank_lines(self.name, documents)] if documents else []
 
 
-def documents_of(path: Path) -> Iterator[str]:
+def documents_of(path: Path, encoding: str | None = None) -> Iterator[str]:
     """The documents of a file, which may be none; raises DataError as TextFileSource does."""
     # Which rule holds is only known once the marker was seen or the whole file was searched, so
     # a file of blank-line documents is read twice rather than kept in memory.
-    split = _between_markers if has_marker(path) else _between_blank_lines
-    for piece in split(_lines(path)):
+    split = _between_markers if has_marker(path, encoding) else _between_blank_lines
+    for piece in split(_lines(path, encoding)):
         document = piece.strip()
         if document:
             yield document
 
 
-def has_marker(path: Path) -> bool:
+def has_marker(path: Path, encoding: str | None = None) -> bool:
     """Whether the documents of a file are those between markers."""
-    return any(MARKER in line for line in _lines(path))
+    return any(MARKER in line for line in _lines(path, encoding))
 
 
 def on_blank_lines(name: str, documents: Sequence[str]) -> str:
@@ -116,17 +120,17 @@ def on_blank_lines(name: str, documents: Sequence[str]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, encoding: str | None) -> Iterator[BinaryIO]:
     try:
         if not path.exists():
             raise DataError(_missing(path))
-        refuse_other_than_text(path)
-        with path.open("rb") as file:
-            if not file.peek(1):
+        refuse_other_than_text(path, encoding)
+        with opened_as_utf8(path, encoding) as file:
+            if not cast(BufferedReader, file).peek(1):
                 raise DataError(f"{path} is empty; put in stories separated by blank lines or {MARKER}")
             yield file
     except UntrustedFileError as error:
-        raise DataError(f"{error}; give a UTF-8 text file") from error
+        raise DataError(f"{error}; give a text file") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; check the file and its disk") from error
 
@@ -139,17 +143,17 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist{nearest_sibling(path) or '; check the path'}"
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with _opened(path) as file:
+def _chunks(path: Path, encoding: str | None) -> Iterator[bytes]:
+    with _opened(path, encoding) as file:
         while chunk := file.read(CHUNK_BYTES):
             if b"\0" in chunk:
                 raise nul_bytes(path)
             yield chunk
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, encoding: str | None) -> Iterator[str]:
     """The lines with LF at their ends, and without byte order marks."""
-    with _opened(path) as file:
+    with _opened(path, encoding) as file:
         text = io.TextIOWrapper(file, encoding="utf-8")
         try:
             for line in text:

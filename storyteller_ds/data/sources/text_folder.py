@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from storyteller_ds.data.sources.source import LOOKED_AT
 from storyteller_ds.data.sources.text_file import TextFileSource, documents_of, has_marker, on_blank_lines
+from storyteller_ds.data.sources.utf8_stream import PACKED_SUFFIXES
 from storyteller_ds.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
@@ -67,10 +68,16 @@ def list_folder(folder: Path) -> Listing:
             elif _ABOUT_THE_TEXT.fullmatch(name):
                 listing.about.append(path)
             else:
-                (listing.texts if path.suffix.lower() in TEXT_SUFFIXES else listing.others).append(path)
+                (listing.texts if is_text_name(path) else listing.others).append(path)
     for paths in listing:
         paths.sort(key=lambda path: path.parts)
     return listing
+
+
+def is_text_name(path: Path) -> bool:
+    """Whether a file is named as text is, packed or not."""
+    *_, before, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
+    return (before if last in PACKED_SUFFIXES else last) in TEXT_SUFFIXES
 
 
 def _is_hidden(name: str) -> bool:
@@ -90,6 +97,8 @@ class TextFolderSource:
 
     path: Path
     split: Literal["train", "validation"]
+    encoding: str | None = None
+    """As data.encoding."""
 
     def __post_init__(self) -> None:
         if links := self._listing.links:
@@ -127,7 +136,7 @@ class TextFolderSource:
         """
         digest = hashlib.sha256(FORMAT)
         for path in self._files:
-            digest.update(bytes.fromhex(TextFileSource(path).fingerprint))
+            digest.update(bytes.fromhex(TextFileSource(path, self.encoding).fingerprint))
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -136,7 +145,7 @@ class TextFolderSource:
         Raises DataError as TextFileSource does, and names the file.
         """
         for path in self._files:
-            yield from documents_of(path)
+            yield from documents_of(path, self.encoding)
 
     def remarks(self) -> list[str]:
         """Which files are not read, and what blank lines have made of those without markers."""
@@ -145,9 +154,9 @@ class TextFolderSource:
             unread += self._by_split.get("test", [])
         lines = not_read(unread, "empty files, files about the text, and test files")
         if len(self._files) == 1:
-            return lines + TextFileSource(self._files[0]).remarks()
-        unmarked = [path for path in self._files if not has_marker(path)]
-        documents = list(islice((document for path in unmarked for document in documents_of(path)), LOOKED_AT))
+            return lines + TextFileSource(self._files[0], self.encoding).remarks()
+        unmarked = [path for path in self._files if not has_marker(path, self.encoding)]
+        documents = list(islice(chain.from_iterable(documents_of(path, self.encoding) for path in unmarked), LOOKED_AT))
         of = self.name if len(unmarked) == len(self._files) else f"{len(unmarked):,} files of {self.name}"
         return lines + ([on_blank_lines(of, documents)] if len(documents) > 1 else [])
 

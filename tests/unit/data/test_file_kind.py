@@ -10,13 +10,16 @@ import random
 import shlex
 import sqlite3
 import subprocess
+import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from backports import zstd
 from safetensors.torch import save
 
 from storyteller_ds.config.data import DataConfig
@@ -85,7 +88,6 @@ OTHERS = {
     "zip": (zipped("stories.txt"), "a zip archive"),
     "docx": (zipped("[Content_Types].xml"), "a zip archive"),
     "tar": (tarred(), "a tar archive"),
-    "zstd": (b"\x28\xb5\x2f\xfd" + NOISE, "packed with zstd"),
     "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + NOISE, "PDF"),
     "RTF": (rb"{\rtf1\ansi One.}", "RTF"),
     "HTML": (b"\n<!DOCTYPE html>\n<p>" + TEXT.encode(), "HTML"),
@@ -101,7 +103,7 @@ ENCODED = {
     for name, text in (("English", TEXT), ("Russian", RUSSIAN), ("Chinese", CHINESE), ("one line", "Once.\n"))
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
 }
-PACKED = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+PACKED = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd.compress}
 PROSE = {
     "stories": TEXT,
     "bracket": "[Applause]\n\nOnce upon a time.",
@@ -210,18 +212,78 @@ def follow(tmp_path: Path, message: str, stories: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODED)
-def test_the_command_for_another_encoding_gives_the_text(tmp_path, name):
+def test_text_in_another_encoding_is_the_same_text(tmp_path, name):
     text, encoding = ENCODED[name]
-    message = refused(written(tmp_path, text.encode(encoding)))
-    assert f"is {encoding[:6].upper()}" in message
-    assert run_command(message) == text
+    path = written(tmp_path, text.encode(encoding))
+    if not encoding.endswith(("le", "be")):  # those have no byte order mark
+        same(path, None, text)
+        return
+    message = refused(path)
+    assert "is UTF-16 without a byte order mark, not plain text; set data.encoding=" in message
+    advised = message.rpartition("=")[2]
+    assert advised.replace("utf-16", "utf-16-") == encoding
+    same(path, advised, text)
+
+
+@pytest.mark.parametrize("encoding", ["windows-1252", "latin-1", "utf-8", "cp437"])
+def test_an_encoding_that_is_given(tmp_path, encoding):
+    text = "Ein Bär aß Äpfel.\n\nUne fée, ça va." * 5000
+    same(written(tmp_path, text.encode(encoding)), encoding, text)
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_the_command_for_a_packed_file_gives_the_text(tmp_path, name):
-    message = refused(written(tmp_path, PACKED[name](TEXT.encode())))
-    assert f"is packed with {name}" in message
-    assert run_command(message) == TEXT
+def test_a_packed_file_is_the_same_text(tmp_path, name):
+    same(written(tmp_path, PACKED[name](TEXT.encode())), None, TEXT)
+    same(written(tmp_path, PACKED[name](TEXT.encode("utf-16"))), None, TEXT)
+    same(written(tmp_path, PACKED[name](TEXT.encode())[:-1000]), None, None)
+    two = PACKED[name](b"One.\n\n") + PACKED[name](b"Two.")
+    same(written(tmp_path, two), None, "One.\n\nTwo.")
+    table = PACKED[name](json.dumps([{"text": story} for story in STORIES]).encode())
+    assert "is JSON, not plain text" in refused(written(tmp_path, table))
+
+
+def same(path: Path, encoding: str | None, text: str | None) -> None:
+    """Check that a file is read as that text is in a plain file; None: that it is said to be damaged."""
+    source = TextFileSource(path, encoding)
+    if text is None:
+        with pytest.raises(DataError, match=f"{path} cannot be unpacked: .*; it is damaged or cut off, get it again"):
+            list(source.documents())
+        return
+    plain = path.with_suffix(".plain")
+    plain.write_text(text, encoding="utf-8", newline="")
+    assert list(source.documents()) == list(TextFileSource(plain).documents())
+    assert source.fingerprint == TextFileSource(plain).fingerprint
+
+
+def test_a_packed_file_is_never_unpacked_whole(tmp_path):
+    """A few kilobytes can unpack to gigabytes."""
+    path = written(tmp_path, gzip.compress(b"Once upon a time.\n\n" * 4_000_000))
+    tracemalloc.start()
+    assert sum(1 for _ in TextFileSource(path).documents()) == 4_000_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "value", "position"),
+    [
+        ("ascii", b"x" * 70_000 + b"caf\xe9", "e9", 70_003),
+        ("utf-16-le", "Once.".encode("utf-16-le") + b"\x00\xdcx\0", "00", 10),
+    ],
+)
+def test_bytes_that_are_not_of_the_encoding(tmp_path, encoding, content, value, position):
+    path = written(tmp_path, content)
+    with pytest.raises(DataError) as error:
+        list(TextFileSource(path, encoding).documents())
+    assert f"is not {encoding}: byte 0x{value} at position {position}; set data.encoding to the" in str(error.value)
+
+
+def test_zstd_needs_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    assert "is packed with zstd; pip install backports.zstd, or unpack it" in refused(
+        written(tmp_path, b"\x28\xb5\x2f\xfd" + NOISE)
+    )
 
 
 @pytest.mark.parametrize("where", [4, len(TEXT.encode()) + 3])
@@ -242,8 +304,4 @@ def run_command(message: str) -> str:
 def test_commands_quote_the_path(tmp_path):
     folder = tmp_path / "a b; c"
     folder.mkdir()
-    assert run_command(refused(written(folder, "Once.".encode("utf-16")))) == "Once."
-    path = folder / "stories.txt.gz"
-    path.write_bytes(gzip.compress(b"Once."))
-    assert run_command(refused(path)) == "Once."
-    assert (folder / "stories.txt.plain.txt").read_text() == "Once."
+    assert run_command(refused(written(folder, b"On\0ce."))) == "Once."

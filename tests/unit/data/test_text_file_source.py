@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storyteller_ds.data.sources import text_file
+from storyteller_ds.data.sources import text_file, utf8_stream
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import MARKER, TextFileSource
 from storyteller_ds.errors import DataError
@@ -187,7 +187,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(13, "Permission denied")
 
     source = written(tmp_path, b"One.")
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(utf8_stream, "open_regular", denied)
     assert "cannot be read: Permission denied" in refused(source)
 
 
@@ -196,7 +196,7 @@ def test_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(5, "Input/output error")
 
     source = written(tmp_path, b"One.")
-    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(utf8_stream, "open_regular", failing)
     assert "cannot be read: Input/output error" in refused(source)
 
 
@@ -220,7 +220,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, before: int, content: bytes, po
     assert expected.value.start == position
     message = refused(written(tmp_path, b"x" * before + content))
     assert f"byte 0x{value} at position {before + position}" in message
-    assert "iconv -f windows-1252 -t utf-8" in message
+    assert "set data.encoding=windows-1252, or what it has" in message
 
 
 # --- remarks ---

@@ -1,5 +1,7 @@
 """Each folder is compared with its files, read one by one as single files are."""
 
+import gzip
+import lzma
 import os
 import re
 from pathlib import Path
@@ -28,8 +30,8 @@ def whole(folder: Path, **data: object) -> Sources:
     return choose_sources(DataConfig(source=str(folder), **data))
 
 
-def read(folder: Path) -> list[str]:
-    return list(TextFolderSource(folder, "train").documents())
+def read(folder: Path, encoding: str | None = None) -> list[str]:
+    return list(TextFolderSource(folder, "train", encoding).documents())
 
 
 def look_through(folder: Path, **data: object) -> None:
@@ -201,11 +203,27 @@ def test_a_broken_card_of_a_folder_of_texts_is_nobodys_concern(tmp_path):
     assert list(whole(folder, validation="builtin").train.documents()) == ["One."]
 
 
-@pytest.mark.parametrize("other", ["b__jsonl", "b__parquet", "SUB_b__csv", "b__docx", "cover__jpg", "b__txt__gz"])
+@pytest.mark.parametrize("other", ["b__jsonl", "b__parquet", "SUB_b__csv", "b__docx", "cover__jpg", "b__jsonl__gz"])
 def test_texts_and_something_else_are_refused_by_name(tmp_path, other):
     line = refused(make(tmp_path, a__txt="One.", **{other: "x"}))
     assert "a.txt" in line
     assert other.replace("__", ".").replace("SUB_", "sub/") in line
+
+
+def test_packed_texts_are_texts(tmp_path):
+    folder = make(
+        tmp_path, a__txt="One.\n\nTwo.", b__txt__gz=gzip.compress(b"Three."), c__md__xz=lzma.compress(b"Four.")
+    )
+    assert read(folder) == ["One.", "Two.", "Three.", "Four."]
+    (folder / "b.txt.gz").write_bytes(b"")
+    assert read(folder) == ["One.", "Two.", "Four."]
+
+
+def test_the_encoding_is_that_of_all_files(tmp_path):
+    folder = make(tmp_path, a__txt="Bär.".encode("latin-1"), b__txt="Fée.".encode("latin-1"))
+    assert read(folder, encoding="latin-1") == ["Bär.", "Fée."]
+    with pytest.raises(DataError, match=r"data\.encoding=latin-1 is for text files, and none is read with it"):
+        choose_sources(DataConfig(source="builtin", encoding="latin-1"))
 
 
 def test_a_readme_or_notes_beside_a_dataset_are_no_texts(tmp_path):
@@ -251,7 +269,7 @@ def test_what_a_run_has_made_is_no_text(tmp_path, files, above):
     ("content", "what"),
     [
         (b"caf\xe9", "is not UTF-8"),
-        (b"\x1f\x8b\x08", "is packed with gzip"),
+        (b"\x1f\x8b\x08", "cannot be unpacked"),
         (b'{"a": "b"}\n{"a": "c"}', "is JSON"),
     ],
 )
