@@ -29,7 +29,10 @@ class DataConfig(Section):
     revision: str | None = None
     """Commit of a Hugging Face dataset (40 hex digits); null: the pinned one of a dataset we know."""
     text_field: str = "text"
-    """Column of a Hugging Face dataset that holds the story."""
+    """Column of a Hugging Face dataset, or field of a table, that holds the story; a single file without `text` has
+    one of another name, or the longest texts, chosen."""
+    bad_rows: float = Field(0.0, ge=0, lt=1)
+    """Part of the rows of a table in one file that may be malformed and is left out (fraction of the rows)."""
     streaming: bool = False
     """Read a Hugging Face dataset as a stream, without keeping the whole of it on disk first."""
     max_documents: int | None = Field(None, ge=1)

@@ -92,9 +92,11 @@ def test_bad_text(home, refused):
     assert "is not UTF-8: byte 0xe9 at position 13;" in refused(*train(f"data.source={latin}"))
     lines = write(home, "lines.txt", b"A dog.\nA cat.\nA cow.\n")
     assert "is one document of 6 words" in refused(*train(f"data.source={lines}"))
-    rows = write(home, "rows.txt", b'{"text": "A dog."}\n{"text": "A cat."}\n')
-    for field in ("data.source", "data.validation"):
-        assert "rows.txt is JSON, not plain text" in refused(*train(f"{field}={rows}"))
+    rows = write(home, "rows.txt", b'{"text": "A dog."}\n{"text": "A cat.\n{"text": "A cow."}\n')
+    assert "rows.txt: line 2 is no JSON: " in refused(*train(f"data.source={rows}"))
+    assert "no field 'tale'; set data.text_field to one of: text" in refused(
+        *train(f"data.source={rows}", "data.text_field=tale")
+    )
     (home.parent / "stories").mkdir()
     good, packed = write(home, "stories/a.txt", b"A dog.\n\nA cat."), write(home, "stories/b.txt", b"\x1f\x8b\x08")
     assert f"{packed} cannot be unpacked" in refused(*train(f"data.source={Path(good).parent}"))

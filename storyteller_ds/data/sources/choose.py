@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.builtin import BuiltinSource
 from storyteller_ds.data.sources.dataset_card import names_files
+from storyteller_ds.data.sources.file_kind import table_of
 from storyteller_ds.data.sources.held_out import HeldOutPart
 from storyteller_ds.data.sources.huggingface import DATA_SUFFIXES, HuggingFaceSource
 from storyteller_ds.data.sources.source import Source
+from storyteller_ds.data.sources.table_file import TableFileSource
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, TextFolderSource, list_folder
 from storyteller_ds.data.sources.utf8_stream import PACKED_SUFFIXES
@@ -20,9 +22,16 @@ BUILTIN_VALIDATION_PART = 20
 """One built-in validation story for so many training stories."""
 _OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, *PACKED_SUFFIXES, ".zip", ".pdf", ".html", ".epub", ".yaml")
 """What ends with one of these is a file that does not exist, and not the name of a dataset."""
-_TEXTS = (TextFileSource, TextFolderSource)
-_OF_DATASETS = ("revision", "text_field", "streaming", "max_documents")
-"""Settings of Hugging Face datasets alone."""
+_ONE_FILE = (TableFileSource, TextFileSource)
+_OF_KINDS = {
+    "encoding": ("text files and tables", (*_ONE_FILE, TextFolderSource)),
+    "bad_rows": ("tables in one file", (TableFileSource,)),
+    "text_field": ("Hugging Face datasets and tables", (HuggingFaceSource, TableFileSource)),
+    "revision": ("Hugging Face datasets", (HuggingFaceSource,)),
+    "streaming": ("Hugging Face datasets", (HuggingFaceSource,)),
+    "max_documents": ("Hugging Face datasets", (HuggingFaceSource,)),
+}
+"""Settings of some kinds of sources alone."""
 
 
 class Sources(NamedTuple):
@@ -50,14 +59,12 @@ def choose_sources(data: DataConfig) -> Sources:
     """
     train = _open(data, data.source, "train")
     validation = None if data.validation is None else _open(data, data.validation, "validation")
-    for field in _OF_DATASETS:
+    for field, (what, kinds) in _OF_KINDS.items():
         value = getattr(data, field)
         # Of a validation split all documents are used.
         users = [train] if field == "max_documents" else [train, validation]
-        if value != DataConfig.model_fields[field].default and not any(isinstance(x, HuggingFaceSource) for x in users):
-            raise DataError(f"data.{field}={value} is for Hugging Face datasets, and none is read with it; remove it")
-    if data.encoding is not None and not any(isinstance(x, _TEXTS) for x in (train, validation)):
-        raise DataError(f"data.encoding={data.encoding} is for text files, and none is read with it; remove it")
+        if value != DataConfig.model_fields[field].default and not any(isinstance(x, kinds) for x in users):
+            raise DataError(f"data.{field}={value} is for {what}, and none is read with it; remove it")
     if validation is not None:
         # A dataset that is named for validation needs no split of that name, unless it is trained on.
         if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
@@ -67,7 +74,7 @@ def choose_sources(data: DataConfig) -> Sources:
                 )
             validation = replace(validation, split="train")
         return Sources(train, validation)
-    if isinstance(train, BuiltinSource) or (not isinstance(train, TextFileSource) and train.has_split("validation")):
+    if isinstance(train, BuiltinSource) or (not isinstance(train, _ONE_FILE) and train.has_split("validation")):
         return Sources(train, _open(data, data.source, "validation"))
     fraction = data.validation_fraction
     return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
@@ -82,7 +89,7 @@ def whole_source(data: DataConfig) -> Source:
     return _open(data, data.source, "train")
 
 
-_AnySource = BuiltinSource | HuggingFaceSource | TextFileSource | TextFolderSource
+_AnySource = BuiltinSource | HuggingFaceSource | TableFileSource | TextFileSource | TextFolderSource
 
 
 def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) -> _AnySource:
@@ -94,6 +101,9 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
         if _is_of_texts(path):
             return TextFolderSource(path, split, data.encoding)
     elif path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() in _OF_A_FILE:
+        kind = table_of(path, data.encoding)
+        if kind is not None:
+            return TableFileSource(path, kind, data.text_field, data.encoding, data.bad_rows)
         return TextFileSource(path, data.encoding)
     return HuggingFaceSource(
         dataset=name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from storyteller_ds.data.sources.tables import recognise_table
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
-from storyteller_ds.untrusted import open_regular, refuse_pickle
+from storyteller_ds.untrusted import UntrustedFileError, open_regular, refuse_pickle
 
 HEAD_BYTES = 1 << 16
 """How much of a file is read to recognise it (bytes)."""
@@ -19,13 +19,15 @@ _SAVE_AS_TEXT = "save its text as UTF-8, stories separated by blank lines or <|e
 _ENCODED = "set data.encoding={}"
 _TAKE_OUT = "take them out, for instance `tr -d '\\000' < {path} > {target}`"
 _FOLDER_OF = "put it, named *.{}, alone into a folder, and give data.source=FOLDER data.text_field=COLUMN"
+_TABLE = "give it alone, as data.source=FILE, or in a folder of its own"
+_PARQUET = b"PAR1"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS = "a Git LFS pointer"
 _LFS_FIX = "fetch what it stands for with `git lfs pull`"
 _SIGNATURES = {
     rb"PK\x03\x04": ("a zip archive (as .docx and .epub are)", f"unpack it, and {_SAVE_AS_TEXT}"),
     rb"(?s:.{257})ustar": ("a tar archive", "unpack it (tar -xf), and give the folder"),
-    rb"PAR1": ("Parquet", _FOLDER_OF.format("parquet")),
+    _PARQUET: ("Parquet", _TABLE),
     rb"ARROW1": ("Arrow", _FOLDER_OF.format("arrow")),
     rb"%PDF-": ("PDF", _SAVE_AS_TEXT),
     rb"\{\\rtf": ("RTF", _SAVE_AS_TEXT),
@@ -46,15 +48,33 @@ def refuse_other_than_text(path: Path, encoding: str | None = None) -> None:
         UntrustedFileError: it is a pickle, or not a regular file.
         OSError: it cannot be read.
     """
+    head, is_whole = _head(path, encoding)
+    found = next((kind for start, kind in _SIGNATURES.items() if re.match(start, head)), None) or _encoding(head)
+    if found is None and (table := recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole)):
+        found = table, _TABLE
+    if found is not None:
+        raise _refusal(path, f"is {found[0]}, not plain text", found[1])
+
+
+def table_of(path: Path, encoding: str | None) -> str | None:
+    """JSON, CSV, TSV or Parquet, if a file is such a table; None: it is something else, or nothing that can be read."""
+    try:
+        head, is_whole = _head(path, encoding)
+    except (DataError, UntrustedFileError, OSError):
+        return None
+    if head.startswith(_PARQUET):
+        return "Parquet"
+    if any(re.match(start, head) for start in _SIGNATURES) or _encoding(head) is not None:
+        return None
+    return recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole)
+
+
+def _head(path: Path, encoding: str | None) -> tuple[bytes, bool]:
+    """The beginning of a file in UTF-8, and whether that is all of it."""
     refuse_pickle(path)
     with opened_as_utf8(path, encoding) as file:
         head = file.read(HEAD_BYTES + 1)
-    is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
-    found = next((kind for start, kind in _SIGNATURES.items() if re.match(start, head)), None) or _encoding(head)
-    if found is None and (table := recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole)):
-        found = table, _FOLDER_OF.format(table.lower())
-    if found is not None:
-        raise _refusal(path, f"is {found[0]}, not plain text", found[1])
+    return head[:HEAD_BYTES], len(head) <= HEAD_BYTES
 
 
 def refuse_lfs_pointer(path: Path) -> None:

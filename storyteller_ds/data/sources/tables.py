@@ -33,6 +33,11 @@ def recognise_table(text: str, is_whole: bool) -> str | None:
 _DELIMITERS = {",": "CSV", ";": "CSV", "\t": "TSV"}
 
 
+def csv_delimiter(text: str, is_whole: bool) -> str:
+    """What separates the fields of a text that is CSV or TSV; see recognise_table."""
+    return next((delimiter for delimiter in _DELIMITERS if _is_csv(text.strip(), is_whole, delimiter)), ",")
+
+
 def _is_json(text: str, is_whole: bool) -> bool:
     if not text.startswith(("{", "[")):
         return False
@@ -57,7 +62,7 @@ def _is_csv(text: str, is_whole: bool, delimiter: str) -> bool:
         return delimiter == "," and re.fullmatch("[a-z_]+", header[0]) is not None and quoted
     # In prose, a space follows what could be a delimiter.
     is_tight = not any(field.startswith(" ") for row in rows for field in row)
-    return is_tight and (_names_columns(header) or (len(others) > 1 and (quoted or delimiter == "\t")))
+    return is_tight and (names_columns(header) or (len(others) > 1 and (quoted or delimiter == "\t")))
 
 
 def _rows(text: str, is_whole: bool, delimiter: str) -> list[list[str]]:
@@ -75,7 +80,7 @@ def _rows(text: str, is_whole: bool, delimiter: str) -> list[list[str]]:
     return rows if is_whole else rows[:-1]
 
 
-def _names_columns(header: list[str]) -> bool:
+def names_columns(header: list[str]) -> bool:
     """Whether a row can be the names of columns; the first of them, an index, may have none."""
     names = header[1:] if header[0] == "" else header
     return len(set(names)) == len(names) and all(

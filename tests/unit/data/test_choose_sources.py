@@ -71,7 +71,9 @@ OF_DATASETS = {"revision": "0" * 40, "text_field": "story", "streaming": True, "
 def test_what_is_only_for_datasets_is_refused_for_texts(text, field):
     setting = {field: OF_DATASETS[field]}
     for names in ({"source": str(text)}, {"source": "builtin"}, {"source": str(text.parent), "validation": str(text)}):
-        with pytest.raises(DataError, match=rf"data\.{field}=.* is for Hugging Face datasets, and none is read"):
+        with pytest.raises(
+            DataError, match=rf"data\.{field}=.* is for Hugging Face datasets( and tables)?, and none is read"
+        ):
             choose_sources(DataConfig(**names, **setting))
     choose_sources(DataConfig(source="roneneldan/TinyStories", validation=str(text), **setting))
     by_validation = DataConfig(source=str(text), validation="roneneldan/TinyStories", **setting)

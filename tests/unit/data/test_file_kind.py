@@ -176,24 +176,20 @@ def test_files_of_libraries_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_following_the_advice_trains_on_the_texts_of_a_table(tmp_path, name):
-    pytest.importorskip("datasets", reason="needs pip install datasets")
+def test_a_table_is_told_from_text_and_its_texts_are_read(tmp_path, name):
     content, stories = TABLES[name]
-    message = refused(written(tmp_path, content))
-    assert f"is {name.partition(',')[0]}, not plain text" in message
-    follow(tmp_path, message.replace("COLUMN", "text"), stories)
+    path = written(tmp_path, content)
+    assert f"is {name.partition(',')[0]}, not plain text; give it alone, as data.source=FILE" in refused(path)
+    train, held_out = (list(source.documents()) for source in choose_sources(DataConfig(source=str(path))))
+    assert set(train).isdisjoint(held_out)
+    assert sorted(train + held_out) == sorted(stories)
 
 
-@pytest.mark.parametrize("kind", ["Parquet", "Arrow"])
-def test_following_the_advice_trains_on_the_texts_of_a_columnar_file(tmp_path, kind):
+def test_following_the_advice_trains_on_the_texts_of_an_arrow_file(tmp_path):
     pa = pytest.importorskip("pyarrow")
-    rows = pa.table({"text": STORIES})
-    if kind == "Parquet":
-        pytest.importorskip("pyarrow.parquet").write_table(rows, tmp_path / "stories.txt")
-    else:
-        pytest.importorskip("pyarrow.feather").write_feather(rows, tmp_path / "stories.txt")
+    pytest.importorskip("pyarrow.feather").write_feather(pa.table({"text": STORIES}), tmp_path / "stories.txt")
     message = refused(tmp_path / "stories.txt")
-    assert f"is {kind}, not plain text" in message
+    assert "is Arrow, not plain text" in message
     follow(tmp_path, message.replace("COLUMN", "text"), STORIES)
 
 

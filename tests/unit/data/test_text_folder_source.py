@@ -222,7 +222,7 @@ def test_packed_texts_are_texts(tmp_path):
 def test_the_encoding_is_that_of_all_files(tmp_path):
     folder = make(tmp_path, a__txt="Bär.".encode("latin-1"), b__txt="Fée.".encode("latin-1"))
     assert read(folder, encoding="latin-1") == ["Bär.", "Fée."]
-    with pytest.raises(DataError, match=r"data\.encoding=latin-1 is for text files, and none is read with it"):
+    with pytest.raises(DataError, match=r"data\.encoding=latin-1 is for text files and tables"):
         choose_sources(DataConfig(source="builtin", encoding="latin-1"))
 
 

@@ -1,0 +1,169 @@
+"""The rows of a table in one file, one by one: JSON, JSON Lines, CSV, TSV and Parquet.
+
+A row is a mapping of its fields. What is no row comes as Malformed, and the rows behind it follow.
+"""
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from storyteller_ds.data.sources.tables import csv_delimiter, names_columns
+from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
+from storyteller_ds.errors import DataError
+
+_ONLY = "text"
+"""Field of a value that is a text and no object."""
+_READ_CHARACTERS = 1 << 18
+_LONGEST_FIELD = 1 << 30
+_SPACE, _SPACE_OR_COMMA = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r,]*")
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """What stands where a row should be."""
+
+    where: str
+    """Such as `line 17`."""
+    why: str
+
+
+Rows = Iterator[Mapping[str, Any] | Malformed]
+
+
+def rows_of(path: Path, kind: str, encoding: str | None) -> Rows:
+    """The rows of a file, read piece by piece.
+
+    Args:
+        path: of the file.
+        kind: JSON, CSV, TSV or Parquet.
+        encoding: as data.encoding.
+
+    Raises:
+        DataError: it is damaged, or a library is missing that reads it.
+        UntrustedFileError, OSError: see opened_as_utf8.
+    """
+    if kind == "Parquet":
+        yield from _parquet_rows(path)
+        return
+    with opened_as_utf8(path, encoding) as file:
+        try:
+            yield from _json_rows(file) if kind == "JSON" else _csv_rows(file)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x}; set data.encoding=windows-1252, or what "
+                "it has"
+            ) from None
+
+
+def _json_rows(file: BinaryIO) -> Rows:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    first = text.readline(_READ_CHARACTERS)
+    while first and not first.strip():
+        first = text.readline(_READ_CHARACTERS)
+    try:
+        json.loads(first)
+        is_lines = not first.lstrip().startswith("[")
+    except ValueError:
+        is_lines = False
+    return _json_lines(first, text) if is_lines else _json_values(first, text)
+
+
+def _json_lines(first: str, text: io.TextIOWrapper) -> Rows:
+    for number, line in enumerate(itertools.chain([first], text), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _row(json.loads(line, strict=False))
+        except (ValueError, RecursionError) as error:
+            yield Malformed(f"line {number:,}", f"no JSON: {error}")
+
+
+def _json_values(begun: str, text: io.TextIOWrapper) -> Rows:
+    """The values of an array, or that follow each other; never all of them in memory."""
+    decoder, between, count = json.JSONDecoder(strict=False), _SPACE, 0
+    left, at, is_over = begun.lstrip(), 0, False
+    is_array = left.startswith("[")
+    if is_array:
+        at, between = 1, _SPACE_OR_COMMA
+    while True:
+        at = _end_of(between, left, at)
+        if is_array and left.startswith("]", at):
+            return
+        try:
+            value, end = decoder.raw_decode(left, at)
+            if end < len(left) or is_over:  # a number could go on
+                count, at = count + 1, end
+                yield _row(value)
+                continue
+        except (ValueError, RecursionError) as error:
+            if is_over:
+                if at < len(left) or is_array:
+                    yield Malformed(f"value {count + 1:,}", f"no JSON: {error}")
+                return
+        left, at = left[at:], 0
+        more = text.read(max(_READ_CHARACTERS, len(left)))  # twice as much each time: long values are tried again
+        is_over, left = not more, left + more
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where a match that begins there ends."""
+    found = pattern.match(text, at)
+    return found.end() if found else at
+
+
+def _row(value: Any) -> Mapping[str, Any] | Malformed:
+    return value if isinstance(value, dict) else {_ONLY: value}
+
+
+def _csv_rows(file: BinaryIO) -> Rows:
+    csv.field_size_limit(_LONGEST_FIELD)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    head = text.read(_READ_CHARACTERS)
+    delimiter = csv_delimiter(head, is_whole=len(head) < _READ_CHARACTERS)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    # strict: a quotation without end would be a field with all that follows.
+    reader = csv.reader(_lines(head, text), delimiter=delimiter, quoting=quoting, strict=True)
+    names: list[str] | None = None
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Malformed(f"line {reader.line_num:,}", f"no row of CSV: {error}")
+            continue
+        if names is None:
+            has_names = names_columns(row)
+            names = [name or "index" for name in row] if has_names else [f"column {i + 1}" for i in range(len(row))]
+            if has_names:
+                continue
+        if len(row) == len(names):
+            yield dict(zip(names, row, strict=True))
+        elif row:  # csv gives an empty line as no field
+            yield Malformed(f"line {reader.line_num:,}", f"a row of {len(row)} fields in place of {len(names)}")
+
+
+def _lines(head: str, text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a text whose beginning has been read; only line feeds and carriage returns end one."""
+    *lines, last = [*io.StringIO(head, newline="")] or [""]
+    yield from lines
+    yield last + text.readline()
+    yield from text
+
+
+def _parquet_rows(path: Path) -> Rows:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"{path} is Parquet; pip install 'storyteller_ds[hub]' to read it") from None
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}; it is damaged or cut off, get it again") from None
