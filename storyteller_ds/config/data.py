@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 
 from storyteller_ds.config.base import Section
 
+Split = Literal["auto", "marker", "blank_line", "line", "file"]
+
 
 class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
@@ -17,6 +19,9 @@ class DataConfig(Section):
     """Like source, for validation; null: the validation split of source or, where it has none, a held-out part."""
     encoding: str | None = None
     """Encoding of text files, such as `windows-1252`; null: UTF-8, or what their byte order mark says."""
+    split: Split = "auto"
+    """Where the stories of a text file end: at `<|endoftext|>`, at blank lines, with every line or with the file; auto:
+    at `<|endoftext|>` or, in a file without any, at blank lines."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Part held out when validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)

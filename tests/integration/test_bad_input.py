@@ -90,7 +90,7 @@ def test_bad_text(home, refused):
     assert "has 0 document(s)" in refused(*train(f"data.source={write(home, 'blank.txt', b' ' * 9)}"))
     latin = write(home, "latin.txt", "A dog.\n\nA café there.".encode("latin-1"))
     assert "is not UTF-8: byte 0xe9 at position 13;" in refused(*train(f"data.source={latin}"))
-    lines = write(home, "lines.txt", b"A dog.\nA cat.\nA cow.\n")
+    lines = write(home, "lines.txt", b"A dog a cat a cow\n")
     assert "is one document of 6 words" in refused(*train(f"data.source={lines}"))
     rows = write(home, "rows.txt", b'{"text": "A dog."}\n{"text": "A cat.\n{"text": "A cow."}\n')
     assert "rows.txt: line 2 is no JSON: " in refused(*train(f"data.source={rows}"))

@@ -25,6 +25,7 @@ _OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, *PACKED_SUFFIXES, ".zip", ".pdf", 
 _ONE_FILE = (TableFileSource, TextFileSource)
 _OF_KINDS = {
     "encoding": ("text files and tables", (*_ONE_FILE, TextFolderSource)),
+    "split": ("text files", (TextFileSource, TextFolderSource)),
     "bad_rows": ("tables in one file", (TableFileSource,)),
     "text_field": ("Hugging Face datasets and tables", (HuggingFaceSource, TableFileSource)),
     "revision": ("Hugging Face datasets", (HuggingFaceSource,)),
@@ -99,12 +100,12 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
     path = expand_home(name)
     if path.is_dir():
         if _is_of_texts(path):
-            return TextFolderSource(path, split, data.encoding)
+            return TextFolderSource(path, split, data.encoding, data.split)
     elif path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() in _OF_A_FILE:
         kind = table_of(path, data.encoding)
         if kind is not None:
             return TableFileSource(path, kind, data.text_field, data.encoding, data.bad_rows)
-        return TextFileSource(path, data.encoding)
+        return TextFileSource(path, data.encoding, data.split)
     return HuggingFaceSource(
         dataset=name,
         split=split,

@@ -1,9 +1,10 @@
 """A source cut in two: what is trained on, and what is held out for validation."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 from storyteller_ds.data.sources.source import LOOKED_AT, Source
@@ -15,7 +16,8 @@ class HeldOutPart:
     """The documents of a source whose hash falls below a fraction, or all the others.
 
     The hash is of the document's own text: the same text is always on the same side, so that nothing
-    in the validation part was trained on, however often it is repeated.
+    in the validation part was trained on, however often it is repeated. Of a source with one document the end of that
+    is held out.
     """
 
     source: Source
@@ -36,7 +38,12 @@ class HeldOutPart:
 
     def documents(self) -> Iterator[str]:
         """The documents of this part, in the source's order."""
-        for document in self.source.documents():
+        documents = self.source.documents()
+        first = list(islice(documents, 2))
+        if len(first) == 1 and (cut := _cut(first[0], self.fraction)) is not None:
+            yield first[0][:cut].strip() if self.part == "kept" else first[0][cut:].strip()
+            return
+        for document in chain(first, documents):
             if self._is_held_out(document) == (self.part == "held_out"):
                 yield document
 
@@ -46,6 +53,8 @@ class HeldOutPart:
         Raises DataError if there are so few documents that all of them are on one side.
         """
         remarks = self.source.remarks()
+        if [*map(self._is_cut, islice(self.source.documents(), 2))] == [True]:
+            return [*remarks, f"the last {self._percent} of {self.source.name}, one document, are held out"]
         first = list(islice(self.source.documents(), LOOKED_AT))
         held_out = sum(map(self._is_held_out, first))
         if len(first) < LOOKED_AT and held_out in (0, len(first)):
@@ -59,6 +68,9 @@ class HeldOutPart:
             )
         return remarks
 
+    def _is_cut(self, document: str) -> bool:
+        return _cut(document, self.fraction) is not None
+
     @property
     def _percent(self) -> str:
         return f"{100 * self.fraction:.3g} %"
@@ -66,3 +78,17 @@ class HeldOutPart:
     def _is_held_out(self, document: str) -> bool:
         digest = hashlib.sha256(document.encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < self.fraction
+
+
+def _cut(document: str, fraction: float) -> int | None:
+    """Where the last part of a document begins: behind a paragraph, a line or a sentence, near to its fraction.
+
+    None: there is no such place.
+    """
+    wanted = round((1 - fraction) * len(document))
+    nearest = round(fraction * len(document) / 2)
+    for end in (r"\n\s*\n", r"\n", r"[.!?]\S?\s"):
+        places = [found.end() for found in re.finditer(end, document[wanted - nearest : wanted + nearest])]
+        if places:
+            return min((wanted - nearest + place for place in places), key=lambda place: abs(place - wanted))
+    return None

@@ -3,9 +3,8 @@
 import codecs
 import hashlib
 import io
-import shlex
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from storyteller_ds.config.data import Split
 from storyteller_ds.config.files import nearest_sibling
 from storyteller_ds.data.sources.file_kind import not_utf8, nul_bytes, refuse_other_than_text
 from storyteller_ds.data.sources.source import LOOKED_AT
@@ -34,7 +34,8 @@ SHORT_WORDS = 100
 
 @dataclass(frozen=True)
 class TextFileSource:
-    """A text file, packed or not, whose documents end with `<|endoftext|>` or, where it has none, at blank lines.
+    """A text file, packed or not, whose documents end as `split` says; auto: with `<|endoftext|>` or, where it has
+    none, at blank lines.
 
     CRLF and lone CR count as LF; byte order marks are dropped, also within, where files were joined. Memory
     use is that of the longest document or line, not of the file.
@@ -43,6 +44,8 @@ class TextFileSource:
     path: Path
     encoding: str | None = None
     """As data.encoding."""
+    split: Split = "auto"
+    """As data.split."""
 
     @property
     def name(self) -> str:
@@ -51,7 +54,7 @@ class TextFileSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the text in UTF-8, wherever the file lies and however it is packed; reads all of it, once.
+        """The sha256 of the text in UTF-8 and of the split, wherever the file lies; reads all of it, once.
 
         Raises DataError when the file is missing, empty, a folder, or cannot be read.
         """
@@ -64,6 +67,8 @@ class TextFileSource:
             marks += window.count(mark)
         if marks > (start == mark):
             digest.update(_MARKS_DROPPED)
+        if self.split != "auto":
+            digest.update(f"split: {self.split}".encode())
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -72,22 +77,23 @@ class TextFileSource:
         Raises DataError when the file is missing, empty, a folder or unreadable, and on reaching a byte that is not
         UTF-8.
         """
-        return documents_of(self.path, self.encoding)
+        return documents_of(self.path, self.encoding, self.split)
 
     def remarks(self) -> list[str]:
-        """How blank lines have split a file without markers."""
-        if has_marker(self.path, self.encoding):
+        """How blank lines have split a file without markers, unless the split was chosen."""
+        if self.split != "auto" or has_marker(self.path, self.encoding):
             return []
         documents = list(islice(self.documents(), LOOKED_AT))
         return [on_blank_lines(self.name, documents)] if documents else []
 
 
-def documents_of(path: Path, encoding: str | None = None) -> Iterator[str]:
+def documents_of(path: Path, encoding: str | None = None, split: Split = "auto") -> Iterator[str]:
     """The documents of a file, which may be none; raises DataError as TextFileSource does."""
     # Which rule holds is only known once the marker was seen or the whole file was searched, so
     # a file of blank-line documents is read twice rather than kept in memory.
-    split = _between_markers if has_marker(path, encoding) else _between_blank_lines
-    for piece in split(_lines(path, encoding)):
+    if split == "auto":
+        split = "marker" if has_marker(path, encoding) else "blank_line"
+    for piece in _PIECES[split](_lines(path, encoding)):
         document = piece.strip()
         if document:
             yield document
@@ -108,8 +114,7 @@ def on_blank_lines(name: str, documents: Sequence[str]) -> str:
     words = statistics.median_low(len(document.split()) for document in documents)
     length = f"{words:,} word{'s' if words != 1 else ''}"
     if len(documents) == 1:
-        command = f"sed G {shlex.quote(name)} > {shlex.quote(str(Path(name).with_suffix('.parted.txt')))}"
-        each_line = f"; if each line is a story, `{command}` separates them" if "\n" in documents[0] else ""
+        each_line = ", or set data.split=line if each line is one" if "\n" in documents[0] else ""
         return (
             f"{name} is one document of {length}, for it has no blank line within and no {MARKER}; "
             f"put {MARKER} between its stories{each_line}"
@@ -186,3 +191,11 @@ def _between_blank_lines(lines: Iterable[str]) -> Iterator[str]:
             yield "".join(pieces)
             pieces = []
     yield "".join(pieces)
+
+
+_PIECES: dict[str, Callable[[Iterable[str]], Iterable[str]]] = {
+    "marker": _between_markers,
+    "blank_line": _between_blank_lines,
+    "line": iter,
+    "file": lambda lines: ["".join(lines)],
+}

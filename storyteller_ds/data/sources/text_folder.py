@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from storyteller_ds.config.data import Split
 from storyteller_ds.data.sources.source import LOOKED_AT
 from storyteller_ds.data.sources.text_file import TextFileSource, documents_of, has_marker, on_blank_lines
 from storyteller_ds.data.sources.utf8_stream import PACKED_SUFFIXES
@@ -99,6 +100,8 @@ class TextFolderSource:
     split: Literal["train", "validation"]
     encoding: str | None = None
     """As data.encoding."""
+    ends: Split = "auto"
+    """As data.split."""
 
     def __post_init__(self) -> None:
         if links := self._listing.links:
@@ -136,7 +139,7 @@ class TextFolderSource:
         """
         digest = hashlib.sha256(FORMAT)
         for path in self._files:
-            digest.update(bytes.fromhex(TextFileSource(path, self.encoding).fingerprint))
+            digest.update(bytes.fromhex(TextFileSource(path, self.encoding, self.ends).fingerprint))
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -145,7 +148,7 @@ class TextFolderSource:
         Raises DataError as TextFileSource does, and names the file.
         """
         for path in self._files:
-            yield from documents_of(path, self.encoding)
+            yield from documents_of(path, self.encoding, self.ends)
 
     def remarks(self) -> list[str]:
         """Which files are not read, and what blank lines have made of those without markers."""
@@ -154,7 +157,9 @@ class TextFolderSource:
             unread += self._by_split.get("test", [])
         lines = not_read(unread, "empty files, files about the text, and test files")
         if len(self._files) == 1:
-            return lines + TextFileSource(self._files[0], self.encoding).remarks()
+            return lines + TextFileSource(self._files[0], self.encoding, self.ends).remarks()
+        if self.ends != "auto":
+            return lines
         unmarked = [path for path in self._files if not has_marker(path, self.encoding)]
         documents = list(islice(chain.from_iterable(documents_of(path, self.encoding) for path in unmarked), LOOKED_AT))
         of = self.name if len(unmarked) == len(self._files) else f"{len(unmarked):,} files of {self.name}"

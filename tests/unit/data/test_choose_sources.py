@@ -184,12 +184,40 @@ def test_validation_on_the_training_text_is_told(text):
     assert remark == f"validation is on the very text that is trained on, {text}"
 
 
-def test_one_document_is_told_with_its_cause_and_without_a_trap(tmp_path):
+def test_one_document_is_told_with_its_cause_and_its_end_is_held_out(tmp_path):
     path = tmp_path / "stories.txt"
-    path.write_text("\n".join(f"Story {i}." for i in range(500)), encoding="utf-8")
-    with pytest.raises(DataError, match=r"nothing can be held out .* one document of 1,000 words") as error:
-        choose_sources(DataConfig(source=str(path))).remarks()
-    assert "data.validation" not in str(error.value)
+    text = "\n".join(f"Story {i}." for i in range(500))
+    path.write_text(text, encoding="utf-8")
+    sources = choose_sources(DataConfig(source=str(path)))
+    (said, held) = sources.remarks()
+    assert "one document of 1,000 words" in said
+    assert said.endswith("put <|endoftext|> between its stories, or set data.split=line if each line is one")
+    assert held == f"the last 5 % of {path}, one document, are held out"
+    (train,), (validation,) = (list(source.documents()) for source in sources)
+    assert f"{train}\n{validation}" == text
+    assert 0.045 < len(validation) / len(text) < 0.055
     # Not a reason to refuse what has a validation text of its own, but said.
     (remark,) = choose_sources(DataConfig(source=str(path), validation="builtin")).remarks()
     assert "one document of 1,000 words" in remark
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("A b.\n" * 60 + "\n" + "C d.\n" * 40, "A b.\n" * 60),  # a paragraph, though lines end nearer
+        ("A b. " * 60 + "\n" + "C d. " * 40, "A b. " * 60),  # a line
+        ('"A b!" he ' * 100, '"A b!" he ' * 69 + '"A b!"'),  # a sentence
+        ("word " * 100, None),
+    ],
+)
+def test_one_document_is_cut_where_something_ends(tmp_path, text, kept):
+    path = tmp_path / "stories.txt"
+    path.write_text(text, encoding="utf-8")
+    sources = choose_sources(DataConfig(source=str(path), validation_fraction=0.3, split="file"))
+    if kept is None:
+        with pytest.raises(DataError, match="has 1 document"):
+            sources.remarks()
+        return
+    (train,), (validation,) = (list(source.documents()) for source in sources)
+    assert train == kept.strip()
+    assert validation == text.removeprefix(kept).strip()

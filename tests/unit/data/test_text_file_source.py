@@ -4,14 +4,16 @@ import hashlib
 import os
 import random
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from storyteller_ds.config.data import DataConfig, Split
 from storyteller_ds.data.sources import text_file, utf8_stream
+from storyteller_ds.data.sources.choose import choose_sources
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import MARKER, TextFileSource
+from storyteller_ds.data.sources.text_folder import TextFolderSource
 from storyteller_ds.errors import DataError
 
 REPO = Path(__file__).parents[3]
@@ -235,7 +237,10 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, before: int, content: bytes, po
             ["3 documents of 3 words (median), split at blank lines; put <|endoftext|> between stories that have"],
         ),
         ("\n\n".join(["word " * 120] * 4), ["4 documents of 120 words (median), split at blank lines"]),
-        ("One two.\nThree four.", ["one document of 4 words", "no blank line", "no <|endoftext|>", "`sed G "]),
+        (
+            "One two.\nThree four.",
+            ["one document of 4 words", "no blank line", "no <|endoftext|>", "data.split=line"],
+        ),
         ("word " * 5000, ["one document of 5,000 words", "put <|endoftext|> between its stories"]),
     ],
 )
@@ -250,12 +255,24 @@ def test_remarks_say_how_blank_lines_have_parted_the_documents(
         assert str(source.path) in said[0]
 
 
-def test_the_advice_for_a_story_a_line_is_one_that_helps(tmp_path: Path) -> None:
-    lines = [f"Story {i}." for i in range(20)]
-    source = written(tmp_path, "\n".join(lines).encode())
-    (command,) = re.findall("`(.*)`", source.remarks()[0])
-    subprocess.run(["sh", "-c", command], timeout=60, check=True)
-    assert list(TextFileSource(tmp_path / "stories.parted.txt").documents()) == lines
+@pytest.mark.parametrize(
+    ("split", "documents"),
+    [
+        ("marker", ["One.\nTwo.", "Three.\n\nFour."]),
+        ("blank_line", ["One.\nTwo.", "<|endoftext|>Three.", "Four."]),
+        ("line", ["One.", "Two.", "<|endoftext|>Three.", "Four."]),
+        ("file", ["One.\nTwo.\n\n<|endoftext|>Three.\n\nFour."]),
+    ],
+)
+def test_a_split_that_was_chosen(tmp_path: Path, split: Split, documents: list[str]) -> None:
+    auto = written(tmp_path, b"One.\r\nTwo.\n\n<|endoftext|>Three.\n \nFour.\n")
+    source = TextFileSource(auto.path, split=split)
+    assert [re.sub(r"\n \n", "\n\n", document) for document in source.documents()] == documents
+    assert source.remarks() == []
+    assert source.fingerprint != auto.fingerprint
+    assert list(choose_sources(DataConfig(source=str(auto.path), split=split, validation="builtin")).train.documents())
+    folder = TextFolderSource(tmp_path, "train", ends=split)
+    assert list(folder.documents()) == list(source.documents())
 
 
 def test_remarks_look_at_the_beginning_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
