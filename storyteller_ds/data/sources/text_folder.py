@@ -18,8 +18,8 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 # Part of the fingerprint: raised whenever the same files would give other documents.
 FORMAT = b"storyteller text folder 1\n"
 
-_ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*", re.IGNORECASE)
-"""Names of files about the stories."""
+_ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*|card\.(md|json)|card-\w+\.png", re.IGNORECASE)
+"""Names of files about the stories; the card is what `storyteller preprocess` writes."""
 _NAMED = 3
 """How many of the files that are not read are listed by name."""
 _OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
@@ -160,7 +160,7 @@ class TextFolderSource:
         """The files of each split, and under None those that are named for no split."""
         by_split: dict[str | None, list[Path]] = {}
         for path in self._listing.texts:
-            by_split.setdefault(_split_of(path.relative_to(self.path)), []).append(path)
+            by_split.setdefault(split_of(path.relative_to(self.path)), []).append(path)
         return by_split
 
     @property
@@ -186,7 +186,11 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _split_of(relative: Path) -> str | None:
-    """The split in the name of the first folder above a file that has one, or else of the file."""
+def split_of(relative: Path) -> str | None:
+    """The split in the name of the first folder above a file that has one, or else of the file.
+
+    Returns:
+        train, validation or test; None: neither has one.
+    """
     matches = (_NAMED_FOR_A_SPLIT.fullmatch(name.lower()) for name in (*relative.parent.parts, relative.stem))
     return next((_SPLITS[match[1] or match[2]] for match in matches if match), None)
