@@ -1,6 +1,8 @@
 """The steps that look at one story alone, for a batch of stories at once: the work of a process."""
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,8 @@ class Cleaned(NamedTuple):
     shingles: list[NDArray[np.uint32]]
     signatures: NDArray[np.uint32]
     """[stories, PERMUTATIONS]"""
+    vocabulary: Counter[str]
+    """How often each word occurs."""
     tally: Tally
 
 
@@ -55,7 +59,13 @@ def clean(stories: Sequence[str], policy: Policy) -> Cleaned:
                 tally.dropped.setdefault(reason, Count()).add(part, end)
     shingles = [shingles_of(words) for words in all_words]
     return Cleaned(
-        texts, [*map(len, all_words)], [*map(digest_of, all_words)], shingles, signatures_of(shingles), tally
+        texts,
+        [*map(len, all_words)],
+        [*map(digest_of, all_words)],
+        shingles,
+        signatures_of(shingles),
+        Counter(chain.from_iterable(all_words)),
+        tally,
     )
 
 

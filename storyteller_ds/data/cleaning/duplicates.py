@@ -1,8 +1,8 @@
 """Stories that are the same as another, or nearly: all but one of them are dropped.
 
 Exact duplicates have the same words. Near-duplicates share SIMILARITY of their shingles or more (Jaccard): MinHash
-signatures (Broder 1997), cut into bands, propose pairs (locality-sensitive hashing), and the shingles decide. A story is
-dropped only if it is near to one that stays, so that a chain of small changes does not take everything.
+signatures (Broder 1997), cut into bands, propose pairs (locality-sensitive hashing), and the shingles decide. A story
+is dropped only if it is near to one that stays, so that a chain of small changes does not take everything.
 
 The better story of two comes first in the order of `ranked`, which does not depend on the order of the corpus.
 """

@@ -3,13 +3,11 @@
 import contextlib
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from storyteller_ds.data.cleaning.decisions import Decisions
-from storyteller_ds.data.cleaning.shingles import words_of
 from storyteller_ds.data.cleaning.splits import SPLITS
 from storyteller_ds.data.cleaning.spool import Spool
 from storyteller_ds.data.cleaning.tally import Count
@@ -85,14 +83,13 @@ def _remove_all(folder: Path) -> None:
             path.unlink()
 
 
-def write_splits(folder: Path, spool: Spool, decisions: Decisions, vocabulary: Counter[str]) -> list[Split]:
+def write_splits(folder: Path, spool: Spool, decisions: Decisions) -> list[Split]:
     """Write a text file for each split that has stories, in their order, with a line of `<|endoftext|>` after each.
 
     Args:
         folder: where train.txt and the others go.
         spool: the stories.
         decisions: which stay, and where.
-        vocabulary: gets their words.
     """
     written = []
     for index, name in enumerate(SPLITS):
@@ -102,7 +99,6 @@ def write_splits(folder: Path, spool: Spool, decisions: Decisions, vocabulary: C
         digest, size = hashlib.sha256(), 0
         with (folder / f"{name}.txt").open("wb") as file:
             for text in map(spool.text, stories.tolist()):
-                vocabulary.update(words_of(text))
                 data = f"{text}\n{MARKER}\n".encode()
                 digest.update(data)
                 size += file.write(data)

@@ -20,6 +20,7 @@ from storyteller_ds.data.cleaning.decisions import decide
 from storyteller_ds.data.cleaning.inputs import Input, find_inputs, licences
 from storyteller_ds.data.cleaning.language import check_language
 from storyteller_ds.data.cleaning.policy import Policy
+from storyteller_ds.data.cleaning.shingles import words_of
 from storyteller_ds.data.cleaning.spool import Spool, SpoolWriter
 from storyteller_ds.data.cleaning.tally import Count, Tally
 from storyteller_ds.data.cleaning.workers import cleaned
@@ -65,6 +66,8 @@ class Reading:
     def __init__(self, policy: Policy, log: Log) -> None:
         self.policy = policy
         self.tally = Tally()
+        self.vocabulary: Counter[str] = Counter()
+        """How often each word occurs in the stories of the spool."""
         self.inputs: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.log = log
@@ -80,6 +83,7 @@ class Reading:
             for batch, split in cleaned(stories, self.policy, processes):
                 writer.append(batch, split)
                 self.tally.merge(batch.tally)
+                self.vocabulary.update(batch.vocabulary)
 
     def _stories(self, inputs: Sequence[Input]) -> Iterator[tuple[str, int]]:
         for each in inputs:
@@ -116,8 +120,8 @@ def finish(
     decisions = decide(spool, reading.policy, tally)
     for name in decisions.empty:
         reading.note(f"no story fell into {name}: there are few, and each is placed by its own hash")
-    vocabulary: Counter[str] = Counter()
-    splits = output.write_splits(folder, spool, decisions, vocabulary)
+    splits = output.write_splits(folder, spool, decisions)
+    vocabulary = _without_dropped(reading.vocabulary, spool, decisions.kept)
     result = card.card_of(
         reading.policy,
         reading.inputs,
@@ -145,6 +149,13 @@ def _save_plots(folder: Path, spool: Spool, kept: NDArray[np.int64], vocabulary:
     plots.save_lengths(spool.words[kept], folder / plots.LENGTHS)
     plots.save_vocabulary(vocabulary, folder / plots.VOCABULARY)
     return [plots.LENGTHS, plots.VOCABULARY]
+
+
+def _without_dropped(vocabulary: Counter[str], spool: Spool, kept: NDArray[np.int64]) -> Counter[str]:
+    """The words of the stories that stay: they are many more than those that go."""
+    for index in np.setdiff1d(np.arange(len(spool)), kept).tolist():
+        vocabulary.subtract(words_of(spool.text(index)))
+    return +vocabulary
 
 
 def _why(tally: Tally) -> str:

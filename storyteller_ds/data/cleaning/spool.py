@@ -3,11 +3,13 @@
 In memory a story costs some 100 bytes, whatever its length. Nobody but the process that made the folder writes to it.
 """
 
+import bisect
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +71,7 @@ class Spool:
     def __init__(self, folders: Sequence[Path]) -> None:
         rows = [np.fromfile(folder / _ROWS, dtype=_ROW) for folder in folders]
         self._parts = [_Part(folder, each) for folder, each in zip(folders, rows, strict=True)]
-        self._firsts = np.cumsum([0, *map(len, rows)])
+        self._firsts = [*itertools.accumulate(map(len, rows), initial=0)]
         self._rows = np.concatenate(rows)
 
     def __len__(self) -> int:
@@ -119,20 +121,23 @@ class Spool:
         return map(self.text, range(len(self)))
 
     def _part(self, index: int) -> tuple["_Part", int]:
-        which = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._parts[which], index - int(self._firsts[which])
+        which = bisect.bisect_right(self._firsts, index) - 1
+        return self._parts[which], index - self._firsts[which]
 
 
 class _Part:
     """One folder, its large files mapped into memory."""
 
     def __init__(self, folder: Path, rows: NDArray[np.void]) -> None:
-        def mapped(name: str, dtype: type) -> NDArray[np.uint8]:
+        def mapped(name: str, dtype: type[np.generic]) -> NDArray[Any]:
             # A file without content cannot be mapped.
             path = folder / name
-            return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype)
+            return (
+                np.asarray(np.memmap(path, dtype=dtype, mode="r")) if path.stat().st_size else np.empty(0, dtype=dtype)
+            )
 
-        self._texts, self._shingles = mapped(_TEXTS, np.uint8), mapped(_SHINGLES, np.uint32)
+        self._texts: NDArray[np.uint8] = mapped(_TEXTS, np.uint8)
+        self._shingles: NDArray[np.uint32] = mapped(_SHINGLES, np.uint32)
         self.signatures = mapped(_SIGNATURES, np.uint32).reshape(-1, PERMUTATIONS)
         self._text_ends = np.cumsum(rows["text_bytes"], dtype=np.int64)
         self._shingle_ends = np.cumsum(rows["shingles"], dtype=np.int64)
@@ -141,7 +146,7 @@ class _Part:
         return bytes(self._texts[self._start(self._text_ends, i) : self._text_ends[i]]).decode(errors="surrogatepass")
 
     def shingles(self, i: int) -> NDArray[np.uint32]:
-        return np.asarray(self._shingles[self._start(self._shingle_ends, i) : self._shingle_ends[i]])
+        return self._shingles[self._start(self._shingle_ends, i) : self._shingle_ends[i]]
 
     @staticmethod
     def _start(ends: NDArray[np.int64], i: int) -> int:
