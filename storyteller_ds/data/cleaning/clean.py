@@ -57,7 +57,7 @@ def clean(stories: Sequence[str], policy: Policy) -> Cleaned:
             else:
                 end = f"… {part[-EXAMPLE_CHARACTERS:]}" if reason == "unfinished" else None
                 tally.dropped.setdefault(reason, Count()).add(part, end)
-    shingles = [shingles_of(words) for words in all_words]
+    shingles = shingles_of(all_words) if all_words else []
     return Cleaned(
         texts,
         [*map(len, all_words)],

@@ -16,6 +16,7 @@ DROPPED = {
 _OPEN_ENDS = ("Ps", "Pd", "Pc")
 """Categories of characters that no sentence ends with: opening brackets, dashes, connectors."""
 _FOOTNOTES = re.compile(r"(?:\n\n(?:\[[^\]\n]{1,3}\]|\*+|\(\d+\))\s[^\n]*)+$")
+_WORD = re.compile(r"\w")
 _THE_END = re.compile(r"the end\s*$", re.IGNORECASE)
 
 
@@ -30,9 +31,10 @@ def reason_to_drop(text: str, policy: Policy) -> str | None:
         return "too_short"
     if len(text) > policy.max_characters:
         return "too_long"
-    if not re.search(r"\w", text):
+    if not _WORD.search(text):
         return "no_words"
-    if not _is_finished(text):
+    # A note at the foot of the page is no sentence; without it, the tale may end well.
+    if not (_is_finished(text) or _is_finished(_FOOTNOTES.sub("", text))):
         return "unfinished"
     if policy.language != "any" and not is_in(text, policy.language):
         return "other_language"
@@ -40,7 +42,6 @@ def reason_to_drop(text: str, policy: Policy) -> str | None:
 
 
 def _is_finished(text: str) -> bool:
-    text = _FOOTNOTES.sub("", text)
     last = text[-1]
     category = unicodedata.category(last)
     if category[0] in "LNM":

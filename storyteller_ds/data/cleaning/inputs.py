@@ -14,7 +14,7 @@ from storyteller_ds.data.cleaning.splits import SPLITS
 from storyteller_ds.data.sources.choose import choose_sources
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import TextFileSource, has_marker
-from storyteller_ds.data.sources.text_folder import list_folder, split_of
+from storyteller_ds.data.sources.text_folder import is_about_the_text, list_folder, split_of
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_text
 
@@ -110,9 +110,7 @@ def licences(path: Path, inputs: list[Input]) -> list[str]:
     """What files beside the input say of its licence, each line with the name of its file; empty: nothing is known."""
     folder = path if path.is_dir() else path.parent
     found: list[str] = []
-    for about in list_folder(folder).about if folder.is_dir() else []:
-        if about.parent != folder:
-            continue
+    for about in sorted(filter(is_about_the_text, folder.iterdir())) if folder.is_dir() else []:
         try:
             lines = [line.strip() for line in read_text(about, _ABOUT_BYTES).splitlines() if line.strip()]
         except (UntrustedFileError, OSError):

@@ -64,13 +64,18 @@ def list_folder(folder: Path) -> Listing:
                 continue
             if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
                 listing.links.append(path)
-            elif _ABOUT_THE_TEXT.fullmatch(name):
+            elif is_about_the_text(path):
                 listing.about.append(path)
             else:
                 (listing.texts if path.suffix.lower() in TEXT_SUFFIXES else listing.others).append(path)
     for paths in listing:
         paths.sort(key=lambda path: path.parts)
     return listing
+
+
+def is_about_the_text(path: Path) -> bool:
+    """Whether a file is one such as README.md, by its name."""
+    return _ABOUT_THE_TEXT.fullmatch(path.name) is not None
 
 
 def _is_hidden(name: str) -> bool:
