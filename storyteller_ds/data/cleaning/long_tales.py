@@ -1,5 +1,6 @@
 """Tales longer than a story may be: cut at chapters, at the ends of paragraphs, at the ends of sentences."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -7,6 +8,8 @@ from storyteller_ds.data.cleaning.boundaries import paragraphs
 from storyteller_ds.data.cleaning.headings import is_heading
 
 _SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]["'”’)])\s+|(?<=[。！？])""")
+
+_ROOM = 1.1
 
 
 def cut(tale: str, longest: int) -> list[str]:
@@ -36,13 +39,16 @@ def _windows(text: str, longest: int) -> list[str]:
     if len(text) <= longest:
         return [text]
     pieces = [piece for block in paragraphs(text) for piece in _sentences(block, longest)]
-    target = len(text) / -(-len(text) // longest)
-    windows, window = [], ""
+    # A little more room than needed: paragraphs end where they do.
+    target = len(text) / math.ceil(_ROOM * len(text) / longest)
+    windows: list[str] = []
+    window, done = "", 0
     for joint, piece in pieces:
         after = len(window) + len(joint) + len(piece)
-        # Where the middle of a piece lies beyond the target, it belongs to the next part.
-        if window and (after > longest or after - len(piece) / 2 > target):
+        # Where the middle of a piece lies beyond the place of the cut, it belongs to the next part.
+        if window and (after > longest or done + after - len(piece) / 2 > target * (len(windows) + 1)):
             windows.append(window)
+            done += len(window)
             window = piece
         else:
             window = f"{window}{joint}{piece}" if window else piece

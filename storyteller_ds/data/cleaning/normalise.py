@@ -24,6 +24,8 @@ _ENCODING = ftfy.TextFixerConfig(
 )
 _MAY_BE_MOJIBAKE = re.compile("[^\x00-\x7f]{2}|[\x80-\x9f&\x1b]|[\xc0-\xff] ")
 """A character that was decoded as another encoding has become several, unless one of them was a space."""
+_CUT_QUOTE = "â€"
+"""What is left of a closing quotation mark whose last byte, 9D, Windows-1252 does not have; ftfy cannot know it."""
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
@@ -101,7 +103,7 @@ def _decoded(text: str) -> str:
     if not _MAY_BE_MOJIBAKE.search(text):
         return text
     fixed: str = ftfy.fix_text(text, _ENCODING)
-    return fixed
+    return fixed.replace(_CUT_QUOTE, "”")
 
 
 def _tidy(text: str) -> str:

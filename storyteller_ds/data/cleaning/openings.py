@@ -22,7 +22,7 @@ _BEHIND_SOME = re.compile(
         {_DAY}\ (?:in\ [^,.]*,\ )?(?:a|an|two|three|some|there|in\ a)\b
       | it\ (?:is|was)\ an?\ (?:\w+,?\ )+(?:day|morning|night|evening|afternoon)\b
       | there\ (?:was|were|is|are)\ (?:a|an|two|three|some)\b
-      | an?\ (?:\w+\ )+(?:was|were|is|lived|had|and\ (?:his|her))\b
+      | an?\ (?:\w+\ ){1, 4}(?:was|were|is|lived|had|and\ (?:his|her))\b
       | the\ sun\ (?:was|is)\b
     )""",
     re.IGNORECASE | re.VERBOSE,
