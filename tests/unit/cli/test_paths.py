@@ -28,6 +28,7 @@ NOT_PATHS = {
         "repo",
         "stop",
         "device",
+        "language",
     ),
 }
 """Parameters that take a text of another kind."""
