@@ -19,6 +19,7 @@ from storyteller_ds.memory import memory_hint
 from storyteller_ds.streams import OutputLost, secure_output
 
 _VERBS = {
+    "preprocess": "Clean stories, drop duplicates, and split them, with a card that accounts for every one.",
     "tokenizer": "Train a tokenizer, look at one, or compare several.",
     "train": "Train a story model.",
     "sweep": "Train once with each of several settings, and compare bits per byte.",

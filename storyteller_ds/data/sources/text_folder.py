@@ -20,8 +20,8 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 # Part of the fingerprint: raised whenever the same files would give other documents.
 FORMAT = b"storyteller text folder 1\n"
 
-_ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*", re.IGNORECASE)
-"""Names of files about the stories."""
+_ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*|card\.(md|json)|card-\w+\.png", re.IGNORECASE)
+"""Names of files about the stories; the card is what `storyteller preprocess` writes."""
 _NAMED = 3
 """How many of the files that are not read are listed by name."""
 _OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
@@ -66,7 +66,7 @@ def list_folder(folder: Path) -> Listing:
                 continue
             if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
                 listing.links.append(path)
-            elif _ABOUT_THE_TEXT.fullmatch(name):
+            elif is_about_the_text(path):
                 listing.about.append(path)
             else:
                 (listing.texts if is_text_name(path) else listing.others).append(path)
@@ -79,6 +79,11 @@ def is_text_name(path: Path) -> bool:
     """Whether a file is named as text is, packed or not."""
     *_, before, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
     return (before if last in PACKED_SUFFIXES else last) in TEXT_SUFFIXES
+
+
+def is_about_the_text(path: Path) -> bool:
+    """Whether a file is one such as README.md, by its name."""
+    return _ABOUT_THE_TEXT.fullmatch(path.name) is not None
 
 
 def _is_hidden(name: str) -> bool:
@@ -174,7 +179,7 @@ class TextFolderSource:
         """The files of each split, and under None those that are named for no split."""
         by_split: dict[str | None, list[Path]] = {}
         for path in self._listing.texts:
-            by_split.setdefault(_split_of(path.relative_to(self.path)), []).append(path)
+            by_split.setdefault(split_of(path.relative_to(self.path)), []).append(path)
         return by_split
 
     @property
@@ -200,7 +205,11 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _split_of(relative: Path) -> str | None:
-    """The split in the name of the first folder above a file that has one, or else of the file."""
+def split_of(relative: Path) -> str | None:
+    """The split in the name of the first folder above a file that has one, or else of the file.
+
+    Returns:
+        train, validation or test; None: neither has one.
+    """
     matches = (_NAMED_FOR_A_SPLIT.fullmatch(name.lower()) for name in (*relative.parent.parts, relative.stem))
     return next((_SPLITS[match[1] or match[2]] for match in matches if match), None)

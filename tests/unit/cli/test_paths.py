@@ -30,6 +30,7 @@ NOT_PATHS = {
         "device",
         "special_token",
         "text",
+        "language",
     ),
 }
 """Parameters that take a text of another kind."""

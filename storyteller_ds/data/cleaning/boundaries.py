@@ -1,0 +1,140 @@
+"""Where stories end in text that has no `<|endoftext|>`: found by content, or as the user says.
+
+| boundary   | a story ends …                                                                             |
+|------------|--------------------------------------------------------------------------------------------|
+| blank_line | at every blank line                                                                        |
+| line       | at the end of every line                                                                   |
+| line_break | at a line break without a blank line; blank lines are between its paragraphs               |
+| heading    | before the heading of the next tale                                                        |
+| opening    | before a paragraph that opens a story ("Once upon a time", "One day, a …")                 |
+| file       | at the end of the file                                                                     |
+
+All work on blocks, which is what stands between blank lines, and read them one by one.
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from storyteller_ds.data.cleaning.headings import is_chapter, is_heading
+from storyteller_ds.data.cleaning.openings import Openings, opens_story
+from storyteller_ds.data.cleaning.policy import Boundary
+from storyteller_ds.data.sources.text_file import SHORT_WORDS
+
+LOOKED_AT = 10_000
+"""Blocks at the beginning of a text by which it is decided."""
+_FEW = 3
+"""Fewer headings or openings than these decide nothing."""
+_SHARE_OF_OPENINGS = 0.02
+"""Of paragraphs, where stories have up to 50 of them."""
+_UNWRAPPED = 100
+"""Longer lines than these are not broken to a width (characters, median)."""
+_PARAGRAPH = "\n\n"
+
+
+def find_boundary(head: Sequence[str]) -> Boundary:
+    """What ends the stories of a text.
+
+    Args:
+        head: its first LOOKED_AT blocks.
+    """
+    lines = [line for block in head for line in block.split("\n") if line.strip()]
+    if not lines:
+        return "file"
+    later = [line for block in head for line in block.split("\n")[1:] if line.strip()]
+    unwrapped = statistics.median_low(map(len, lines)) >= _UNWRAPPED
+    if sum(map(is_heading, head)) >= _FEW and _has_text_between(head):
+        return "heading"
+    if unwrapped and len(later) > 10 * len(head):
+        return "line"
+    at_lines, at_blocks = (sum(map(opens_story, each)) for each in (later, head))
+    if unwrapped and at_lines >= _FEW and at_lines > at_blocks:
+        return "line_break"
+    if statistics.median_low(len(block.split()) for block in head) >= SHORT_WORDS:
+        return "blank_line"
+    if at_blocks >= max(_FEW, _SHARE_OF_OPENINGS * len(head)):
+        return "opening"
+    return "file"
+
+
+def stories_of(blocks: Iterable[str], boundary: Boundary) -> Iterator[str]:
+    """The stories of a text, each with a blank line between its paragraphs.
+
+    Args:
+        blocks: what stands between blank lines, in order.
+        boundary: as find_boundary has found it; not `auto`.
+    """
+    if boundary == "blank_line":
+        yield from blocks
+        return
+    story: list[str] = []
+    parts_of = _PARTS[boundary]()
+    for block in blocks:
+        for joint, part, is_start in parts_of(block):
+            if is_start and story:
+                yield "".join(story)
+                story = []
+            story.append(f"{joint}{part}" if story else part)
+    if story:
+        yield "".join(story)
+
+
+Parts = Iterator[tuple[str, str, bool]]
+"""Of a block: what joins each to what is before it in a story, the part, and whether a story begins with it."""
+
+
+class _Lines:
+    def __call__(self, block: str) -> Parts:
+        return (("", line, True) for line in block.split("\n") if line.strip())
+
+
+class _LineBreaks:
+    def __call__(self, block: str) -> Parts:
+        first, *others = (line for line in block.split("\n") if line.strip())
+        yield _PARAGRAPH, first, False
+        # In stories whose paragraphs have no blank lines between, only an opening tells.
+        yield from (("\n", line, len(others) == 1 or opens_story(line)) for line in others)
+
+
+class _Headings:
+    def __init__(self) -> None:
+        self._behind_heading = False
+
+    def __call__(self, block: str) -> Parts:
+        # The headings of chapters belong to the tale, and so does one that follows its title at once.
+        heads = is_heading(block)
+        yield _PARAGRAPH, block, heads and not is_chapter(block) and not self._behind_heading
+        self._behind_heading = heads
+
+
+class _Openings:
+    def __init__(self) -> None:
+        self._openings = Openings()
+
+    def __call__(self, block: str) -> Parts:
+        yield _PARAGRAPH, block, self._openings.is_next(block)
+
+
+class _Never:
+    def __call__(self, block: str) -> Parts:
+        yield _PARAGRAPH, block, False
+
+
+_PARTS: dict[str, Callable[[], Callable[[str], Parts]]] = {
+    "line": _Lines,
+    "line_break": _LineBreaks,
+    "heading": _Headings,
+    "opening": _Openings,
+    "file": _Never,
+}
+
+
+def _has_text_between(head: Sequence[str]) -> bool:
+    """Whether the headings are a small part of a text."""
+    characters = sum(map(len, head))
+    return sum(len(block) for block in head if is_heading(block)) < 0.05 * characters
+
+
+def paragraphs(text: str) -> list[str]:
+    """The blocks of a document."""
+    return [block for block in re.split(r"\n\s*\n", text) if block.strip()]

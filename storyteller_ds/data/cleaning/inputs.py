@@ -1,0 +1,124 @@
+"""The files that are cleaned, each read as data.source reads it, and what is known of their licence."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from storyteller_ds.config.data import DataConfig
+from storyteller_ds.data.cleaning.boundaries import LOOKED_AT, find_boundary, paragraphs, stories_of
+from storyteller_ds.data.cleaning.gutenberg import without_licence
+from storyteller_ds.data.cleaning.policy import Boundary, Policy
+from storyteller_ds.data.cleaning.splits import SPLITS
+from storyteller_ds.data.sources.choose import choose_sources
+from storyteller_ds.data.sources.source import Source
+from storyteller_ds.data.sources.text_file import TextFileSource, has_marker
+from storyteller_ds.data.sources.text_folder import is_about_the_text, list_folder, split_of
+from storyteller_ds.errors import DataError
+from storyteller_ds.untrusted import UntrustedFileError, read_text
+
+_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz")
+"""Of a folder, besides text, what ends so is read; .json is rather a vocabulary or settings."""
+_NAMED_LICENCE = re.compile(r"licen[cs]e", re.IGNORECASE)
+_ABOUT_BYTES = 1 << 20
+_LICENCE_LINES = 5
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file, or a data set that only its library can read."""
+
+    name: str
+    """Relative to the folder that was given."""
+    path: Path
+    source: Source
+    split: int
+    """Index of SPLITS that the name says; -1: none."""
+
+    def stories(self, policy: Policy, removed: Callable[[str], object], log: Callable[[str], object]) -> Iterator[str]:
+        """The stories as they were found.
+
+        Args:
+            policy: says where they end.
+            removed: is called with each piece of a Project Gutenberg licence.
+            log: gets a line about where stories end, where no mark says it.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if not isinstance(self.source, TextFileSource) or has_marker(self.path):
+            for document in self.source.documents():
+                # Hardly any is a book; most stories need not be taken apart.
+                if "gutenberg" in document[: 1 << 16].lower():
+                    yield "\n\n".join(without_licence(paragraphs(document), removed))
+                else:
+                    yield document
+            return
+        blocks = without_licence(self.source.documents(), removed)
+        head = [*islice(blocks, LOOKED_AT)]
+        boundary: Boundary = find_boundary(head) if policy.boundary == "auto" else policy.boundary
+        how = " (found by content; --boundary overrules it)" if policy.boundary == "auto" else ""
+        log(f"{self.name}: {_SAID[boundary]}{how}")
+        yield from stories_of(chain(head, blocks), boundary)
+
+
+_SAID = {
+    "blank_line": "stories end at blank lines",
+    "line": "each line is a story",
+    "line_break": "stories end at line breaks, paragraphs at blank lines",
+    "heading": "stories begin with headings",
+    "opening": "stories begin with openings such as 'Once upon a time'",
+    "file": "one story",
+}
+
+
+def find_inputs(path: Path) -> tuple[list[Input], list[str]]:
+    """The files to clean, in the order of their relative paths, and the names of those that are not read.
+
+    Args:
+        path: a file, or a folder.
+
+    Raises:
+        DataError: there is none, or one of them leads out of the folder.
+    """
+    if not path.is_dir():
+        return [_input(path, path.name)], []
+    listing = list_folder(path)
+    if listing.links:
+        raise DataError(
+            f"{listing.links[0]} leads out of {path}, or to a folder, or nowhere; put the files there instead"
+        )
+    data = [each for each in listing.others if each.suffix.lower() in _DATA]
+    files = sorted((each for each in listing.texts + data if each.stat().st_size), key=lambda each: each.parts)
+    unread = [each for each in listing.others if each not in data] + [x for x in listing.texts if not x.stat().st_size]
+    if not files:
+        raise DataError(f"{path} has no file with stories (text, JSON Lines, CSV, Parquet); put some there")
+    names = {file: str(file.relative_to(path)) for file in files}
+    return [_input(file, names[file]) for file in files], sorted(str(each.relative_to(path)) for each in unread)
+
+
+def _input(path: Path, name: str) -> Input:
+    where = str(path if path.is_absolute() or len(path.parts) > 1 else Path(".", path))
+    where = where if where.startswith(("/", "~", ".")) else f"./{where}"
+    source = choose_sources(DataConfig(source=where, validation=where)).train
+    split = split_of(Path(name))
+    return Input(name, path, source, SPLITS.index(split) if split else -1)
+
+
+def licences(path: Path, inputs: list[Input]) -> list[str]:
+    """What files beside the input say of its licence, each line with the name of its file; empty: nothing is known."""
+    folder = path if path.is_dir() else path.parent
+    found: list[str] = []
+    for about in sorted(filter(is_about_the_text, folder.iterdir())) if folder.is_dir() else []:
+        try:
+            lines = [line.strip() for line in read_text(about, _ABOUT_BYTES).splitlines() if line.strip()]
+        except (UntrustedFileError, OSError):
+            continue
+        if about.stem.lower().startswith(("licen", "copying")):
+            chosen = lines[:1]
+        else:
+            names = [each.path.name for each in inputs]
+            chosen = [line for line in lines if any(name in line for name in names) or _NAMED_LICENCE.search(line)]
+        found += [f"{about.name}: {line}" for line in chosen[:_LICENCE_LINES]]
+    return found
