@@ -53,7 +53,7 @@ class StoryModel(NamedTuple):
             UserError: see generate.
         """
         if not isinstance(prompt, str):
-            raise UserError(f"the prompt is a {type(prompt).__name__}; give a str")
+            raise UserError(f"the prompt is of type {type(prompt).__name__}; give a str")
         if not is_utf8(prompt):
             raise UserError("the prompt has half of a surrogate pair, which is no character; leave it out")
         stepper = None if self.stepper is None else self.stepper.another()

@@ -195,5 +195,5 @@ def test_another_rank_goes_on_with_what_rank_0_has_chosen(tokenizer, engine, tmp
 def test_a_prompt_that_is_no_text_is_refused_by_its_type(tokenizer, tmp_path):
     model = StoryModel(Decoder(RUN).eval(), RUN, tokenizer, tmp_path)
     for prompt, kind in ((None, "NoneType"), (b"Once", "bytes"), (["Once"], "list")):
-        with pytest.raises(UserError, match=f"the prompt is a {kind}; give a str"):
+        with pytest.raises(UserError, match=f"the prompt is of type {kind}; give a str"):
             model.generate(prompt)
