@@ -9,7 +9,16 @@ import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
+
+_SUPERSEDED = {
+    "storyteller-preprocess": ("preprocess",),
+    "storyteller-tokenizer": ("tokenizer", "train"),
+    "storyteller-train": ("train",),
+    "storyteller-generate": ("generate",),
+}
+"""What stands for each."""
 
 
 def main() -> None:
@@ -21,9 +30,10 @@ def main() -> None:
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
-def tokenizer() -> None:
-    """Entry point of `storyteller-tokenizer`, which the superseded system had for `storyteller tokenizer train`."""
-    sys.argv[:1] = ["storyteller", "tokenizer", "train"]
+def superseded() -> None:
+    """Entry point of the commands that the superseded system had, each by the name of its program."""
+    name = Path(sys.argv[0]).name.removesuffix(".exe")
+    sys.argv[:1] = ["storyteller", *_SUPERSEDED[name]]
     main()
 
 

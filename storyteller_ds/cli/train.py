@@ -1,5 +1,6 @@
 """storyteller train, and the main job launch/train.py: one rank of a run, and how it ends there."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,7 @@ class _Train(click.Command):
     metavar="RUN",
     help="Begin with the weights, model and tokenizer of a run or a step; new optimizer and schedule.",
 )
+@click.option("--tokenizer_path", type=UserPath(), help="The same as tokenizer.path=PATH.")
 @click.option("--quiet", is_flag=True, help="No progress, only errors.")
 @click.option(
     "--local_rank", type=int, hidden=True, help="Passed by the deepspeed launcher; LOCAL_RANK has the same value."
@@ -84,6 +86,7 @@ def train(
     output_dir: Path | None,
     resume: str,
     init_from: Path | None,
+    tokenizer_path: Path | None,
     quiet: bool,
     local_rank: int | None,  # noqa: ARG001  # see its help
     overrides: tuple[str, ...],
@@ -100,6 +103,8 @@ def train(
     from storyteller_ds.training.interruption import ProcessInterruption
     from storyteller_ds.training.trainer import Trainer
 
+    if tokenizer_path is not None:
+        overrides = (*overrides, f"tokenizer.path={json.dumps(str(tokenizer_path))}")
     world = World.from_environment()
     console = stderr_console(quiet=quiet or not world.is_main)
     if (notice := home_notice()) is not None:

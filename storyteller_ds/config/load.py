@@ -165,8 +165,15 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
+def _as_preset(name: str) -> str:
+    """The preset for `configs/NAME.yaml`, as the superseded system named its configs, where there is no such file."""
+    path = Path(name)
+    is_old = path.parent.name == "configs" and path.stem in preset_names() and not path.exists()
+    return path.stem if is_old else name
+
+
 def _add_run_config(layers: "_Layers", config: str | None, model: tuple[str, Mapping[str, Any]] | None = None) -> str:
-    name = config or DEFAULT_PRESET
+    name = _as_preset(config or DEFAULT_PRESET)
     is_file = name.endswith((".yaml", ".yml")) or "/" in name or (name not in preset_names() and Path(name).exists())
     if not is_file:
         layers.merge(read_preset(name), f"{PRESET}{name}")

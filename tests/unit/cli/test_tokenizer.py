@@ -1,8 +1,6 @@
-"""storyteller tokenizer, and storyteller-tokenizer."""
+"""storyteller tokenizer."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,24 +153,3 @@ def test_a_write_that_fails_leaves_the_old_file(text, tmp_path, monkeypatch):
     message = error("train", "--input_file", text, "--output_dir", tmp_path / "x", "--vocab_size", 290)
     assert "No space left on device" in message
     assert (tmp_path / "x" / "tokenizer.json").read_bytes() == before
-
-
-def test_the_superseded_command_with_its_flags(text, tmp_path):
-    code = "import sys; from storyteller_ds.cli.start import tokenizer; tokenizer()"
-    flags = ["--input_file", "processed/train.txt", "--output_dir", "data/tokenizers"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "tokenizer: data/tokenizers/tokenizer.json" in done.stdout
-    assert open_tokenizer(tmp_path / "data" / "tokenizers").vocab_size > 256
-    wrong = subprocess.run(
-        [sys.executable, "-c", code, "--input_file", "no.txt", *flags[2:]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert wrong.returncode == 2
-    assert wrong.stderr.splitlines()[-1].startswith("storyteller: no.txt does not exist")
