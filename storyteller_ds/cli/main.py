@@ -20,6 +20,7 @@ from storyteller_ds.streams import OutputLost, secure_output
 
 _VERBS = {
     "preprocess": "Clean stories, drop duplicates, and split them, with a card that accounts for every one.",
+    "data": "Check, count and show the stories that a run config trains on, as tokens.",
     "tokenizer": "Train a tokenizer, look at one, or compare several.",
     "train": "Train a story model.",
     "sweep": "Train once with each of several settings, and compare bits per byte.",

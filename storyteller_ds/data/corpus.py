@@ -61,11 +61,8 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
             on from there.
     """
     sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
-    with meanwhile(lambda: log(f"reading {run.data.source}"), LINE_EVERY_S):
-        key = _key(run, sources, given)
-    folder = cache_folder(run.data.cache_dir) / key
-    with meanwhile(lambda: log("checking the prepared corpus"), LINE_EVERY_S):
-        problem = _problem(folder, run.tokenizer.vocab_size)
+    folder, problem = _looked_up(run, sources, given, log)
+    key = folder.name
     if problem is None:
         return key
     try:
@@ -86,6 +83,25 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
             "data.cache_dir (or STORYTELLER_CACHE) to a folder that can be written, and run again"
         ) from error
     return key
+
+
+def find_corpus(run: RunConfig, log: Callable[[str], None]) -> Path:
+    """The folder in the cache with the corpus of a run, all shards checked; makes none.
+
+    Args:
+        run: see prepare_corpus.
+        log: gets a line if the text takes long to read.
+
+    Raises:
+        DataError: there is none, it is damaged, or the text cannot be read.
+    """
+    sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
+    folder, problem = _looked_up(run, sources, given, log)
+    if problem == "":
+        raise DataError(f"nothing is prepared of {run.data.source}: there is no {folder}; a run prepares it")
+    if problem is not None:
+        raise DataError(f"the prepared corpus {folder} is damaged ({problem}); the next run makes it again")
+    return folder
 
 
 def open_corpus(run: RunConfig, key: str) -> Corpus:
@@ -116,6 +132,16 @@ def _opened(folder: Path, vocab_size: int) -> Corpus:
             raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
         text = TextBytes(counts)
     return Corpus(tokenizer, train, validation, text, index.train, index.validation, index.fingerprint)
+
+
+def _looked_up(
+    run: RunConfig, sources: Sources, given: Tokenizer | None, log: Callable[[str], None]
+) -> tuple[Path, str | None]:
+    """The folder of a corpus, and why it must be made; see _problem."""
+    with meanwhile(lambda: log(f"reading {run.data.source}"), LINE_EVERY_S):
+        folder = cache_folder(run.data.cache_dir) / _key(run, sources, given)
+    with meanwhile(lambda: log("checking the prepared corpus"), LINE_EVERY_S):
+        return folder, _problem(folder, run.tokenizer.vocab_size)
 
 
 def _problem(folder: Path, vocab_size: int) -> str | None:

@@ -1,0 +1,82 @@
+"""The stories in a row of token ids, one by one, and what can be said of all of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.errors import DataError
+
+_AT_ONCE = 1 << 24
+"""Ids that are looked at together."""
+
+
+class Stories:
+    """The documents of a prepared split; its ids are a separator, then each document with one behind it.
+
+    Args:
+        stream: the ids.
+        end_of_text: id of the separator.
+    """
+
+    def __init__(self, stream: TokenStream, end_of_text: int) -> None:
+        self._stream = stream
+        chunks = range(0, len(stream), _AT_ONCE)
+        self._ends = np.concatenate(
+            [start + np.flatnonzero(stream.read(start, start + _AT_ONCE) == end_of_text) for start in chunks]
+        )
+
+    def __len__(self) -> int:
+        return max(0, len(self._ends) - 1)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[stories] Tokens of each, without the separator."""
+        lengths: NDArray[np.int64] = np.diff(self._ends) - 1
+        return lengths
+
+    def ids(self, number: int) -> list[int]:
+        """The ids of a story, counted from 1.
+
+        Raises:
+            DataError: there is none of that number.
+        """
+        if not 1 <= number <= len(self):
+            raise DataError(f"there is no story {number:,}; there are {len(self):,}, counted from 1")
+        found: list[int] = self._stream.read(int(self._ends[number - 1]) + 1, int(self._ends[number])).tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of a split."""
+
+    stories: int
+    bytes: int | None
+    """UTF-8 bytes of the text; None: prepared before they were counted."""
+    tokens: int
+    """With a separator for each story."""
+    length_percentiles: dict[str, int]
+    """Tokens of a story: the shortest, the 5th, 50th and 95th percentile, the longest."""
+    used: int
+    """Different ids that occur."""
+    longer: int
+    """Stories that are longer than a training sequence."""
+
+
+def statistics_of(stream: TokenStream, end_of_text: int, text_bytes: int | None, sequence_length: int) -> Statistics:
+    """Look at all of a split."""
+    lengths = Stories(stream, end_of_text).lengths
+    used: set[int] = set()
+    for start in range(0, len(stream), _AT_ONCE):
+        used.update(np.unique(stream.read(start, start + _AT_ONCE)).tolist())
+    places = {"shortest": 0, "5 %": 5, "median": 50, "95 %": 95, "longest": 100}
+    return Statistics(
+        len(lengths),
+        text_bytes,
+        len(stream),
+        {name: int(np.percentile(lengths, place)) for name, place in places.items()},
+        len(used),
+        int((lengths > sequence_length).sum()),
+    )
