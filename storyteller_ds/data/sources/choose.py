@@ -8,6 +8,7 @@ from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.builtin import BuiltinSource
 from storyteller_ds.data.sources.dataset_card import names_files
 from storyteller_ds.data.sources.file_kind import table_of
+from storyteller_ds.data.sources.files import FilesSource, is_pattern, matching_files
 from storyteller_ds.data.sources.held_out import HeldOutPart
 from storyteller_ds.data.sources.huggingface import DATA_SUFFIXES, HuggingFaceSource
 from storyteller_ds.data.sources.source import Source
@@ -22,12 +23,12 @@ BUILTIN_VALIDATION_PART = 20
 """One built-in validation story for so many training stories."""
 _OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, *PACKED_SUFFIXES, ".zip", ".pdf", ".html", ".epub", ".yaml")
 """What ends with one of these is a file that does not exist, and not the name of a dataset."""
-_ONE_FILE = (TableFileSource, TextFileSource)
+_FILES = (FilesSource, TableFileSource, TextFileSource)
 _OF_KINDS = {
-    "encoding": ("text files and tables", (*_ONE_FILE, TextFolderSource)),
-    "split": ("text files", (TextFileSource, TextFolderSource)),
-    "bad_rows": ("tables in one file", (TableFileSource,)),
-    "text_field": ("Hugging Face datasets and tables", (HuggingFaceSource, TableFileSource)),
+    "encoding": ("text files and tables", (*_FILES, TextFolderSource)),
+    "split": ("text files", (FilesSource, TextFileSource, TextFolderSource)),
+    "bad_rows": ("tables in files", (FilesSource, TableFileSource)),
+    "text_field": ("Hugging Face datasets and tables", (FilesSource, HuggingFaceSource, TableFileSource)),
     "revision": ("Hugging Face datasets", (HuggingFaceSource,)),
     "streaming": ("Hugging Face datasets", (HuggingFaceSource,)),
     "max_documents": ("Hugging Face datasets", (HuggingFaceSource,)),
@@ -75,7 +76,7 @@ def choose_sources(data: DataConfig) -> Sources:
                 )
             validation = replace(validation, split="train")
         return Sources(train, validation)
-    if isinstance(train, BuiltinSource) or (not isinstance(train, _ONE_FILE) and train.has_split("validation")):
+    if isinstance(train, BuiltinSource) or (not isinstance(train, _FILES) and train.has_split("validation")):
         return Sources(train, _open(data, data.source, "validation"))
     fraction = data.validation_fraction
     return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
@@ -90,7 +91,7 @@ def whole_source(data: DataConfig) -> Source:
     return _open(data, data.source, "train")
 
 
-_AnySource = BuiltinSource | HuggingFaceSource | TableFileSource | TextFileSource | TextFolderSource
+_AnySource = BuiltinSource | FilesSource | HuggingFaceSource | TableFileSource | TextFileSource | TextFolderSource
 
 
 def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) -> _AnySource:
@@ -102,10 +103,9 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
         if _is_of_texts(path):
             return TextFolderSource(path, split, data.encoding, data.split)
     elif path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() in _OF_A_FILE:
-        kind = table_of(path, data.encoding)
-        if kind is not None:
-            return TableFileSource(path, kind, data.text_field, data.encoding, data.bad_rows)
-        return TextFileSource(path, data.encoding, data.split)
+        if is_pattern(path):
+            return FilesSource(name, tuple(_open_file(data, file) for file in matching_files(path)))
+        return _open_file(data, path)
     return HuggingFaceSource(
         dataset=name,
         split=split,
@@ -115,6 +115,13 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
         max_documents=data.max_documents if split == "train" else None,
         cache_dir=data.cache_dir,
     )
+
+
+def _open_file(data: DataConfig, path: Path) -> TableFileSource | TextFileSource:
+    kind = table_of(path, data.encoding)
+    if kind is not None:
+        return TableFileSource(path, kind, data.text_field, data.encoding, data.bad_rows)
+    return TextFileSource(path, data.encoding, data.split)
 
 
 def _is_of_texts(folder: Path) -> bool:

@@ -143,8 +143,6 @@ def _opened(path: Path, encoding: str | None) -> Iterator[BinaryIO]:
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path} does not exist, nor does its folder {path.parent}; check the path"
-    if set(path.name) & set("*?["):
-        return f"{path} does not exist; patterns are not expanded here; give the folder {path.parent}"
     return f"{path} does not exist{nearest_sibling(path) or '; check the path'}"
 
 

@@ -150,11 +150,6 @@ def test_missing_file_with_nothing_near(tmp_path: Path) -> None:
     assert message.startswith(f"{tmp_path / 'storeis.txt'} does not exist; check the path")
 
 
-def test_a_pattern_is_told_to_be_none(tmp_path: Path) -> None:
-    written(tmp_path, b"One.")
-    assert f"give the folder {tmp_path}" in refused(TextFileSource(tmp_path / "*.txt"))
-
-
 def test_missing_folder(tmp_path: Path) -> None:
     assert f"nor does its folder {tmp_path / 'absent'}" in refused(TextFileSource(tmp_path / "absent" / "a.txt"))
 
