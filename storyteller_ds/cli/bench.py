@@ -176,3 +176,17 @@ def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
         if name not in names:
             raise UserError(f"no recipe is called '{name}'{did_you_mean(name, names)}; there are {', '.join(names)}")
     return [recipe for recipe in recipes if recipe.name in wanted]
+
+
+@bench.command()
+@click.option("--megabytes", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Of made-up stories.")
+def data(megabytes: float) -> None:
+    """Time the way from text to tokens: a tokenizer, its shards, and cleaning, each beside its limit."""
+    from storyteller_ds.bench import cleaning, encoding
+    from storyteller_ds.data.cleaning.extra import require_libraries
+    from storyteller_ds.distributed.world import usable_cores
+
+    require_libraries()
+    for line in encoding.measure(megabytes).lines():
+        print(line)
+    print(cleaning.measure(megabytes, usable_cores()).line())

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from datatrove.executor import LocalPipelineExecutor
 
+from storyteller_ds.data.cleaning.cluster import CleanFiles, CompareStories
 from storyteller_ds.data.cleaning.pipeline import preprocess
 from storyteller_ds.data.cleaning.policy import Policy
 from tests.faults.disk import small_disk
@@ -47,6 +49,23 @@ def test_a_folder_of_them(shared_folder: Path, tmp_path: Path) -> None:
     # The lower-cased file has the beginning of the other one.
     alike = sum(each["stories"] for reason, each in card["dropped"].items() if "duplicate" in reason)
     assert alike > 400
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_the_same_bytes_as_a_datatrove_pipeline(tasks: int, shared_folder: Path, tmp_path: Path) -> None:
+    source = shared_folder / "data"
+    preprocess(source, tmp_path / "one", Policy(), 1, lambda line: None)
+    stages = [
+        LocalPipelineExecutor(
+            [step(source, tmp_path / "two", Policy())], count, logging_dir=str(tmp_path / step.__name__)
+        )
+        for step, count in ((CleanFiles, tasks), (CompareStories, 1))
+    ]
+    stages[1].depends = stages[0]
+    stages[1].run()
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / each).iterdir()} for each in ("one", "two"))
+    assert one == two
+    assert not (tmp_path / "two.parts").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -14,7 +14,7 @@ from storyteller_ds.data.cleaning.duplicates import SIMILARITY, Duplicate, witho
 from storyteller_ds.data.cleaning.shingles import jaccard
 from storyteller_ds.data.cleaning.spool import Spool
 
-IN_COMMON = 10
+IN_COMMON = 20
 """Of the rarest shingles, that two stories must share to be compared; fewer for stories that are short."""
 _COUNTERS = 22
 """Bits of a shingle by which it is counted; several share a counter, which costs time and no pair."""

@@ -9,6 +9,8 @@ EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
 """Of the beginning of an example; of one that is about its end, of the end."""
 
+_GROUPS = ("removed", "dropped", "repaired")
+
 
 @dataclass
 class Count:
@@ -62,6 +64,20 @@ class Tally:
         ):
             for name, count in theirs.items():
                 ours.setdefault(name, Count()).merge(count)
+
+    def to_json(self) -> dict[str, Any]:
+        """For from_json."""
+        groups = {name: entries(getattr(self, name)) for name in _GROUPS}
+        return {"read": vars(self.read), "spaces": self.spaces, **groups}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Tally":
+        """What to_json was called on."""
+        tally = cls()
+        tally.read, tally.spaces = Count(**value["read"]), value["spaces"]
+        for name in _GROUPS:
+            getattr(tally, name).update({key: Count(**each) for key, each in value[name].items()})
+        return tally
 
     def check(self, kept: Iterable[Count]) -> None:
         """Raises AssertionError unless what came in is what stays and what was dropped, in stories and characters."""

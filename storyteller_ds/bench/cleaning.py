@@ -1,0 +1,119 @@
+"""How fast `storyteller preprocess` is, near-duplicates included, and what it spends the time on."""
+
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from storyteller_ds.data.builtin import grammar
+from storyteller_ds.data.cleaning.clean import signatures_of
+from storyteller_ds.data.cleaning.filters import reason_to_drop
+from storyteller_ds.data.cleaning.normalise import normalise
+from storyteller_ds.data.cleaning.pipeline import preprocess
+from storyteller_ds.data.cleaning.policy import Policy
+from storyteller_ds.data.cleaning.shingles import shingles_of, words_of
+from storyteller_ds.data.sources.text_file import MARKER
+
+_STORIES = 2000
+_REPLACED = 0.17
+"""Of the words: openings recur as in real stories, most sequences of words do not."""
+_SAMPLE = 500
+"""Stories that each step is timed on alone."""
+
+
+@dataclass(frozen=True)
+class CleaningRate:
+    """What was measured."""
+
+    megabytes: float
+    processes: int
+    seconds: float
+    """From reading to the card."""
+    alone: dict[str, float]
+    """Seconds that each step of one story needs for a megabyte on one core, with nothing around it."""
+
+    @property
+    def rate(self) -> float:
+        """MB/s."""
+        return self.megabytes / self.seconds
+
+    @property
+    def limit(self) -> float:
+        """MB/s if these steps were all there is, on all of the processes' cores."""
+        return self.processes / sum(self.alone.values())
+
+    def line(self) -> str:
+        """For people."""
+        steps = ", ".join(f"{name} {1000 * each:.0f}" for name, each in self.alone.items())
+        return (
+            f"preprocess: {self.rate:.1f} MB/s of {self.megabytes:.0f} MB with {self.processes} processes; "
+            f"limit {self.limit:.1f} MB/s: the steps of one story, on one core (ms/MB: {steps})"
+        )
+
+
+def measure(megabytes: float, processes: int) -> CleaningRate:
+    """Clean a text of made-up stories in a temporary folder.
+
+    Args:
+        megabytes: of text.
+        processes: that clean.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "stories.txt"
+        size = _write(source, int(1e6 * megabytes))
+        start = time.perf_counter()
+        preprocess(source, Path(folder) / "out", Policy(), processes, _nothing)
+        seconds = time.perf_counter() - start
+    return CleaningRate(size / 1e6, processes, seconds, _alone())
+
+
+def _nothing(_: str) -> None:
+    """Progress is not measured."""
+
+
+def _stories() -> Iterator[str]:
+    rng = random.Random(0)
+    told = [grammar.story("train", 0, index) for index in range(_STORIES)]
+    sentences = [sentence for story in told for sentence in re.split(r"(?<=[.!?])\s+", story)]
+    words = re.findall("[a-z]+", " ".join(sentences))
+
+    def replaced(found: re.Match[str]) -> str:
+        return rng.choice(words) if rng.random() < _REPLACED else found[0]
+
+    while True:
+        chosen = rng.choices(sentences, k=rng.randint(12, 28))
+        yield re.sub(r"\b[a-z]+\b", replaced, " ".join(chosen)) + " The end."
+
+
+def _write(path: Path, size: int) -> int:
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        for story in _stories():
+            written += file.write(f"{story}\n{MARKER}\n")
+            if written >= size:
+                return written
+    return written
+
+
+def _alone() -> dict[str, float]:
+    stories = [story for _, story in zip(range(_SAMPLE), _stories(), strict=False)]
+    megabytes = sum(map(len, stories)) / 1e6
+    words = [*map(words_of, stories)]
+    shingles = shingles_of(words)
+    steps: dict[str, Callable[[], object]] = {
+        "repair": lambda: [normalise(each, "keep") for each in stories],
+        "filter": lambda: [reason_to_drop(each, Policy()) for each in stories],
+        "words": lambda: [*map(words_of, stories)],
+        "shingles": lambda: shingles_of(words),
+        "MinHash": lambda: signatures_of(shingles),
+    }
+    return {name: min(_seconds(step) for _ in range(3)) / megabytes for name, step in steps.items()}
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start

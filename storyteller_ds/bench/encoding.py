@@ -1,0 +1,92 @@
+"""How fast text becomes tokens on disk, beside what `tokenizers` needs for the tokens alone."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from storyteller_ds.config.data import TokenizerConfig
+from storyteller_ds.config.load import load_config
+from storyteller_ds.data.builtin import grammar
+from storyteller_ds.data.corpus import prepare_corpus
+from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.tokenizers.choose import train_tokenizer
+
+VOCABULARY = 4096
+_TRAINED_ON = 3.0
+"""Text that the tokenizer is trained on (MB)."""
+_DOCUMENTS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class EncodingRate:
+    """What was measured."""
+
+    megabytes: float
+    training_s: float
+    """To train VOCABULARY tokens on _TRAINED_ON MB."""
+    seconds: float
+    """From a file to shards: reading, encoding, writing, checksums."""
+    alone_s: float
+    """To encode the same stories in memory with the library, its offsets left out."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        rate, alone = self.megabytes / self.seconds, self.megabytes / self.alone_s
+        return [
+            f"tokenizer: {self.training_s:.1f} s for {VOCABULARY:,} tokens of {_TRAINED_ON:.0f} MB",
+            f"encoding: {rate:.1f} MB/s from text to checked shards; limit {alone:.1f} MB/s: tokenizers' own "
+            f"encode_batch_fast ({rate / alone:.0%})",
+        ]
+
+
+def measure(megabytes: float) -> EncodingRate:
+    """Prepare a text of made-up stories in a temporary folder.
+
+    Args:
+        megabytes: of text.
+    """
+    stories: list[str] = []
+    size = 0
+    while size < 1e6 * megabytes:
+        stories.append(grammar.story("train", 0, len(stories)).strip())
+        size += len(stories[-1].encode())
+    part = stories[: max(1, int(len(stories) * min(1.0, _TRAINED_ON / megabytes)))]
+    config = TokenizerConfig(vocab_size=VOCABULARY)
+    training_s = _seconds(lambda: train_tokenizer(config, part))
+    tokenizer = train_tokenizer(config, part)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "stories.txt").write_text("".join(f"{story}\n{MARKER}\n" for story in stories), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        run = load_config(
+            None,
+            {
+                "data.source": str(folder / "stories.txt"),
+                "data.validation": "builtin",
+                "data.builtin_stories": 1,
+                "data.cache_dir": str(folder / "cache"),
+                "tokenizer.path": str(folder / "tokenizer.json"),
+                "tokenizer.vocab_size": VOCABULARY,
+            },
+        ).run
+        seconds = _seconds(lambda: prepare_corpus(run, _nothing))
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    batches = range(0, len(stories), _DOCUMENTS_AT_ONCE)
+    alone_s = _seconds(
+        lambda: [theirs.encode_batch_fast(stories[start : start + _DOCUMENTS_AT_ONCE]) for start in batches]
+    )
+    return EncodingRate(size / 1e6, training_s, seconds, alone_s)
+
+
+def _nothing(_: str) -> None:
+    """Progress is not measured."""
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
