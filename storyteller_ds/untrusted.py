@@ -147,15 +147,19 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def refuse_pickle(path: Path) -> None:
-    """Refuse what can only be read by unpickling, by its name and by how it begins.
+def refuse_pickle(path: Path, by_name: bool = True) -> None:
+    """Refuse what can only be read by unpickling, by how it begins and by its name.
+
+    Args:
+        path: of the file.
+        by_name: False where names of pickles, such as *.bin, are those of other files, too.
 
     Raises:
         UntrustedFileError: it is a file of that kind.
     """
     if not path.is_file():
         return
-    is_pickle = path.suffix.lower() in _PICKLE_SUFFIXES
+    is_pickle = by_name and path.suffix.lower() in _PICKLE_SUFFIXES
     with contextlib.suppress(OSError), open_regular(path) as file:  # reading it will report why
         is_pickle |= file.read(2) in _PICKLE_STARTS
     if is_pickle:

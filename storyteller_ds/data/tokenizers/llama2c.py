@@ -11,7 +11,7 @@ from storyteller_ds.data.tokenizers.scored import BEGIN, ScoredToken, make_token
 from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from storyteller_ds.data.tokenizers.tokenizer_json import FILE_BYTES
 from storyteller_ds.errors import DataError
-from storyteller_ds.untrusted import UntrustedFileError, read_bytes
+from storyteller_ds.untrusted import UntrustedFileError, read_bytes, refuse_pickle
 
 MOST_BYTES = 256
 """Of a token; SentencePiece makes none of more than 16 characters."""
@@ -30,6 +30,7 @@ def read_tokenizer(path: Path, fix: str) -> Tokenizer:
         DataError: it cannot be read, is damaged, or is of another kind.
     """
     try:
+        refuse_pickle(path, by_name=False)
         tokens = _parse(read_bytes(path, FILE_BYTES))
         if len(tokens) > BEGIN and tokens[BEGIN].text == _BEGIN:
             tokens[BEGIN] = ScoredToken(END_OF_TEXT, 0.0)
