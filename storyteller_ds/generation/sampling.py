@@ -24,7 +24,7 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    temperature: float = Field(0.8, ge=0)
+    temperature: float = Field(0.8, ge=0, le=1e6)
     """Logits are divided by it; 0: always the most probable token."""
     top_k: int = Field(0, ge=0)
     """Only the k most probable tokens; 0: all."""

@@ -1,6 +1,7 @@
 """Reading a folder of Hugging Face's: safetensors only, never a pickle."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from storyteller_ds.checkpoint import names
 from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from storyteller_ds.data.tokenizers.tokenizer_json import FILE_BYTES, parse_tokenizer
@@ -17,6 +19,8 @@ from storyteller_ds.interchange.imported import Imported, decoder_with
 from storyteller_ds.interchange.layout import to_ours
 from storyteller_ds.untrusted import UntrustedFileError, inside, open_regular, parse_json, read_json, read_text
 
+_DERIVED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|lm_head\.weight)")
+"""Tensors that follow from others: angles, causal masks, and the output projection where it is the embedding."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -30,7 +34,14 @@ def read_folder(folder: Path) -> Imported:
     family = next((each for each in FAMILIES if each.model_type == document.get("model_type")), None)
     if family is None:
         if "run" in document:
-            raise UserError(f"{folder} is of storyteller_ds itself; use it as it is, as --checkpoint or --init_from")
+            if (folder / names.MANIFEST).exists() or (folder / names.CHECKPOINTS).exists():
+                raise UserError(
+                    f"{folder} is of storyteller_ds itself; use it as it is, as --checkpoint or --init_from"
+                )
+            raise UserError(
+                f"{folder} is a step of storyteller_ds without its {names.MANIFEST}; copy all of it but "
+                "optimizer-* and rng-*"
+            )
         known = ", ".join(each.model_type for each in FAMILIES)
         raise UserError(f"{folder}/config.json: model_type={document.get('model_type')!r:.60} is none of {known}")
     where = str(folder / "config.json")
@@ -107,6 +118,11 @@ def _weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[s
             raise UserError(f"{folder}: the weights lack {name}")
         if (found := tuple(homes[name].get_slice(name).get_shape())) != shape:
             raise UserError(f"{folder}: {name} is {list(found)}, and config.json makes it {list(shape)}")
+
+    unused = [name for name in homes if name not in shapes and not _DERIVED.fullmatch(name)]
+    if unused:
+        more = f" and {len(unused) - 1:,} more tensors" if len(unused) > 1 else ""
+        raise UserError(f"{folder}: the weights have {min(unused)}{more}, which config.json has no place for")
 
     def read(name: str) -> Tensor:
         tensor: Tensor = homes[name].get_tensor(name)

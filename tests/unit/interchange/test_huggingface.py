@@ -138,7 +138,11 @@ def test_what_no_family_computes_is_refused_by_name(tokenizer, tmp_path, model, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": None, "run": {}}, "is of storyteller_ds itself; use it as it is"),
+        ({"model_type": None, "run": {}}, r"is a step of storyteller_ds without its manifest\.json; copy all of it"),
+        (
+            {"num_hidden_layers": 1},
+            r"have model\.layers\.1\..* and 8 more tensors, which config\.json has no place for",
+        ),
         ({"model_type": "mamba"}, "model_type='mamba' is none of llama"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not what we compute"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales rotary embeddings"),
