@@ -19,6 +19,7 @@ from storyteller_ds.memory import memory_hint
 from storyteller_ds.streams import OutputLost, secure_output
 
 _VERBS = {
+    "download": "Download datasets of stories from the Hugging Face hub.",
     "preprocess": "Clean stories, drop duplicates, and split them, with a card that accounts for every one.",
     "data": "Check, count and show the stories that a run config trains on, as tokens.",
     "tokenizer": "Train a tokenizer, look at one, or compare several.",

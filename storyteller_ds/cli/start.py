@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _SUPERSEDED = {
+    "storyteller-download": ("download",),
     "storyteller-preprocess": ("preprocess",),
     "storyteller-tokenizer": ("tokenizer", "train"),
     "storyteller-train": ("train",),

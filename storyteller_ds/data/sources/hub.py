@@ -5,12 +5,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from storyteller_ds.data.in_time import in_time
 from storyteller_ds.data.sources.dataset_card import CARDS
 from storyteller_ds.data.sources.datasets_library import OTHER_SOURCES, library_errors, one_line
 from storyteller_ds.data.work_folder import put_in_place, work_folder
 from storyteller_ds.errors import DataError
 
-PINNED_REVISIONS = {"roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"}
+PINNED_REVISIONS = {
+    "roneneldan/TinyStories": "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
+    "euclaise/writingprompts": "35f0aa359452ba8147b34d925684fccee26679cc",
+}
 PINNED_SPLITS = ("train", "validation")
 """Of each of them at its commit."""
 
@@ -88,7 +92,11 @@ def _probe(dataset: str, commit: str) -> None:
     if config.HF_HUB_OFFLINE:
         _unreachable(dataset, "offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
     try:
-        HfApi().dataset_info(dataset, revision=commit, timeout=PROBE_TIMEOUT_SECONDS)
+        # Looking up the hub's name has no limit of its own.
+        in_time(
+            lambda: HfApi().dataset_info(dataset, revision=commit, timeout=PROBE_TIMEOUT_SECONDS),
+            2 * PROBE_TIMEOUT_SECONDS,
+        )
     except RevisionNotFoundError as error:
         raise DataError(
             f"{dataset} has no commit {commit}; take data.revision from {_page(dataset)}/commits/main"

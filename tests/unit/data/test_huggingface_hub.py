@@ -3,23 +3,19 @@
 Each is read in a process of its own: the libraries read HF_ENDPOINT when they are imported.
 """
 
-import hashlib
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
 
+from tests.support.fake_hub import PROCESS_SECONDS, Hub, served
 from tests.support.small_dataset import COMMIT, HUB_NAME, OTHER_COMMIT, TINY_STORIES, TRAIN, write_dataset
 
 datasets = pytest.importorskip("datasets", reason="needs pip install datasets")
@@ -27,7 +23,6 @@ pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.usefixtures("empty_datasets_cache")
 
 REPO = Path(__file__).parents[3]
-PROCESS_SECONDS = 60
 UNREACHABLE_SECONDS = 15
 
 READ = """
@@ -67,81 +62,10 @@ def read_in_process(
     return done.returncode, done.stdout.strip()
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as reading a public dataset takes."""
-
-    folder: Path
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        self.asked.append(path)
-        about = f"/api/datasets/{HUB_NAME}/"
-        if path.startswith(f"/datasets/{HUB_NAME}/resolve/{COMMIT}/"):
-            self.answer_file(path.partition(COMMIT + "/")[2])
-        elif not path.startswith(about):
-            self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
-        elif path == f"{about}revision/{COMMIT}":
-            self.answer(200, json.dumps({"id": HUB_NAME, "sha": COMMIT, "siblings": []}).encode())
-        elif path.startswith(f"{about}tree/{COMMIT}"):
-            listed = self.entries(self.folder / path.partition(COMMIT)[2].lstrip("/"))
-            self.answer(200, json.dumps(listed).encode())
-        else:
-            self.answer(404, headers={"X-Error-Code": "RevisionNotFound"})
-
-    do_HEAD = do_GET
-
-    def entries(self, folder: Path) -> list[dict[str, object]]:
-        return [
-            {
-                "type": "directory" if path.is_dir() else "file",
-                "oid": "0" * 40,
-                "size": path.stat().st_size,
-                "path": path.relative_to(self.folder).as_posix(),
-            }
-            for path in sorted(folder.iterdir())
-        ]
-
-    def answer_file(self, name: str) -> None:
-        file = self.folder / name
-        if not file.is_file():
-            self.answer(404, headers={"X-Error-Code": "EntryNotFound"})
-            return
-        content = file.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            first, last = int(part[1]), min(int(part[2]), len(content) - 1)
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            self.answer(206, content[first : last + 1], headers)
-        else:
-            self.answer(200, content, headers)
-
-    def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        pass
-
-
-class Hub(NamedTuple):
-    endpoint: str
-    asked: list[str]
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    fields = {"folder": write_dataset(tmp_path / "remote"), "asked": []}
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (FakeHub,), fields)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Hub(f"http://127.0.0.1:{server.server_port}", fields["asked"])
-        server.shutdown()
-        thread.join(timeout=PROCESS_SECONDS)
+    with served(write_dataset(tmp_path / "remote")) as hub:
+        yield hub
 
 
 @pytest.mark.parametrize("streaming", [False, True])
