@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).resolve().parent
 MARKS = {
     "unit": "quick",
+    "unit/data/test_download.py": None,
     "unit/data/test_huggingface_hub.py": None,
     "unit/data/test_huggingface_source.py": None,
     "unit/data/tokenizers/test_given.py::test_without_a_network_it_says_so_in_time": None,
