@@ -253,9 +253,9 @@ def same(path: Path, encoding: str | None, text: str | None) -> None:
 
 def test_a_packed_file_is_never_unpacked_whole(tmp_path):
     """A few kilobytes can unpack to gigabytes."""
-    path = written(tmp_path, gzip.compress(b"Once upon a time.\n\n" * 4_000_000))
+    path = written(tmp_path, gzip.compress((b"Once upon a time. " * 50 + b"\n\n") * 30_000))
     tracemalloc.start()
-    assert sum(1 for _ in TextFileSource(path).documents()) == 4_000_000
+    assert sum(1 for _ in TextFileSource(path).documents()) == 30_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
