@@ -52,6 +52,7 @@ def open_model(
     if not is_of_another_tool(path):
         return load_story_model(path, device, log, precision)
     imported = read_folder(path)
+    _warn_of_another_tokenizer(imported, path, log)
     decoder = imported.decoder.to(device, weights_dtype(imported.run, device, precision))
     stepper = fastest_stepper(decoder, imported.run, log)
     return StoryModel(decoder, imported.run, imported.tokenizer, path, stepper)
@@ -74,11 +75,22 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
         if tokenizer is not None:
             raise UserError("--tokenizer is for --from llama2c; a folder of Hugging Face's has its own")
         model = read_folder(source)
+        _warn_of_another_tokenizer(model, source, lines_to(stderr_console()))
     else:
         model = _read_llama2c(source, tokenizer or source.with_name("tokenizer.bin"))
     contents = Contents.of_model(model.run, model.tokenizer.to_json())
     weights = {placed.name: placed.parameter.detach() for placed in placed_parameters(model.decoder)}
     return write_weights_run(output_dir, 0, contents, weights)
+
+
+def _warn_of_another_tokenizer(model: Imported, folder: Path, log: Callable[[str], None]) -> None:
+    """Some models have rows to spare; most of them to spare is another model's tokenizer."""
+    tokens, rows = model.tokenizer.vocab_size, model.run.tokenizer.vocab_size
+    if tokens < rows / 2:
+        log(
+            f"{folder}: its tokenizer has {tokens:,} tokens, and the model rows for {rows:,}; if it tells nonsense, "
+            "the tokenizer is another model's"
+        )
 
 
 def _read_llama2c(source: Path, tokenizer_file: Path) -> Imported:

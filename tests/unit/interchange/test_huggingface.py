@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
@@ -186,3 +187,17 @@ def test_a_pickle_is_refused(tokenizer, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
     with pytest.raises(UserError, match="weights have to be safetensors: a pickle can run code"):
         read_folder(folder)
+
+
+def test_a_tokenizer_with_far_fewer_tokens_than_the_model_has_rows_is_said(tokenizer, tmp_path):
+    from storyteller_ds.interchange.load import open_model
+
+    folder = tmp_path / "export"
+    folder.mkdir()
+    write_folder(story_model(tokenizer, {}, {"num_experts": 0}, tmp_path), folder, "fp32")
+    open_model(folder, torch.device("cpu"), pytest.fail)
+    other = train_tokenizer(TokenizerConfig(kind="char", vocab_size=20), ["abc"])
+    (folder / "tokenizer.json").write_text(other.to_json())
+    said: list[str] = []
+    open_model(folder, torch.device("cpu"), said.append)
+    assert f"has {other.vocab_size} tokens, and the model rows for 300; if it tells nonsense" in said[0]
