@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from storyteller_ds.bench.timing import seconds_of
 from storyteller_ds.data.builtin import grammar
 from storyteller_ds.data.cleaning.clean import signatures_of
 from storyteller_ds.data.cleaning.filters import reason_to_drop
@@ -110,10 +111,4 @@ def _alone() -> dict[str, float]:
         "shingles": lambda: shingles_of(words),
         "MinHash": lambda: signatures_of(shingles),
     }
-    return {name: min(_seconds(step) for _ in range(3)) / megabytes for name, step in steps.items()}
-
-
-def _seconds(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    return {name: min(seconds_of(step) for _ in range(3)) / megabytes for name, step in steps.items()}

@@ -1,13 +1,12 @@
 """How fast text becomes tokens on disk, beside what `tokenizers` needs for the tokens alone."""
 
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 
+from storyteller_ds.bench.timing import seconds_of
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.load import load_config
 from storyteller_ds.data.builtin import grammar
@@ -56,7 +55,7 @@ def measure(megabytes: float) -> EncodingRate:
         size += len(stories[-1].encode())
     part = stories[: max(1, int(len(stories) * min(1.0, _TRAINED_ON / megabytes)))]
     config = TokenizerConfig(vocab_size=VOCABULARY)
-    training_s = _seconds(lambda: train_tokenizer(config, part))
+    training_s = seconds_of(lambda: train_tokenizer(config, part))
     tokenizer = train_tokenizer(config, part)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -73,10 +72,10 @@ def measure(megabytes: float) -> EncodingRate:
                 "tokenizer.vocab_size": VOCABULARY,
             },
         ).run
-        seconds = _seconds(lambda: prepare_corpus(run, _nothing))
+        seconds = seconds_of(lambda: prepare_corpus(run, _nothing))
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     batches = range(0, len(stories), _DOCUMENTS_AT_ONCE)
-    alone_s = _seconds(
+    alone_s = seconds_of(
         lambda: [theirs.encode_batch_fast(stories[start : start + _DOCUMENTS_AT_ONCE]) for start in batches]
     )
     return EncodingRate(size / 1e6, training_s, seconds, alone_s)
@@ -84,9 +83,3 @@ def measure(megabytes: float) -> EncodingRate:
 
 def _nothing(_: str) -> None:
     """Progress is not measured."""
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -10,7 +10,7 @@ from typing import Any
 
 from storyteller_ds.bench.compared import Recipe
 from storyteller_ds.config.load import flatten
-from storyteller_ds.distributed.world import usable_cores
+from storyteller_ds.cores import usable_cores
 from storyteller_ds.errors import (
     EXIT_INTERRUPTED,
     EXIT_KEYBOARD_INTERRUPT,

@@ -183,8 +183,8 @@ def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
 def data(megabytes: float) -> None:
     """Time the way from text to tokens: a tokenizer, its shards, and cleaning, each beside its limit."""
     from storyteller_ds.bench import cleaning, encoding
+    from storyteller_ds.cores import usable_cores
     from storyteller_ds.data.cleaning.extra import require_libraries
-    from storyteller_ds.distributed.world import usable_cores
 
     require_libraries()
     for line in encoding.measure(megabytes).lines():

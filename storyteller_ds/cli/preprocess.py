@@ -59,9 +59,9 @@ def preprocess(input_dir: Path, output_dir: Path, processes: int | None, **setti
 
     require_libraries()
     from storyteller_ds.console import lines_to, stderr_console
+    from storyteller_ds.cores import usable_cores
     from storyteller_ds.data.cleaning.pipeline import preprocess as clean
     from storyteller_ds.data.cleaning.policy import Policy
-    from storyteller_ds.data.cleaning.workers import usable_cores
 
     policy = Policy(
         boundary=settings["boundary"],

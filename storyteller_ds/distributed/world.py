@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from storyteller_ds.cores import usable_cores
 from storyteller_ds.distributed.barrier import Barrier
 from storyteller_ds.distributed.failures import says_peer_is_lost
 from storyteller_ds.distributed.heartbeat import make_progress
@@ -275,8 +276,3 @@ def pick_device(wanted: str, local_rank: int | None, option: str = "parallel.dev
     except (ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from None
     return device
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -58,11 +58,6 @@ def cleaned(stories: Iterable[tuple[str, int]], policy: Policy, processes: int) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def usable_cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _result(waiting: deque[tuple[Future[Cleaned], int]]) -> tuple[Cleaned, int]:
     future, split = waiting.popleft()
     return future.result(), split

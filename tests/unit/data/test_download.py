@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,15 +36,6 @@ BOOKS = KNOWN["bookcorpus"].repository
 def download(home: Path, endpoint: str, *args: str, **env: str) -> Outcome:
     settings = {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", **env}
     return run_command([sys.executable, "-c", ENTRY, *args], SECONDS, settings)
-
-
-@pytest.fixture
-def silent_endpoint() -> Iterator[str]:
-    # The kernel accepts for a listening socket, so that the client connects and then waits in vain.
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def closed_port() -> str:

@@ -144,15 +144,6 @@ def test_hub_without_the_dataset_or_the_commit(tmp_path: Path, hub: Hub) -> None
     assert (code, f"{HUB_NAME} has no commit {OTHER_COMMIT}" in message) == (2, True)
 
 
-@pytest.fixture
-def silent_endpoint() -> Iterator[str]:
-    # The kernel accepts for a listening socket, so that the client connects and then waits in vain.
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["closed", "silent", "offline"])
 def test_unreachable_hub_is_said_in_time(tmp_path: Path, silent_endpoint: str, kind: str, streaming: bool) -> None:
