@@ -25,7 +25,8 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, load_config
 from storyteller_ds.config.training import CheckpointConfig
-from storyteller_ds.data.batches import BatchSplit, TrainBatches
+from storyteller_ds.data.batches import BatchSplit
+from storyteller_ds.data.loading import train_batches
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.distributed.shared_corpus import shared_corpus
@@ -87,7 +88,7 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
     run, device = loaded.run, pick_device("cpu", 0)
     corpus = shared_corpus(run, world, lambda _: None)
     split = BatchSplit(world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
-    batches = TrainBatches(corpus.train, corpus.fingerprint, run.seed, run.data.sequence_length, split)
+    batches = train_batches(run, corpus, split)
     engine = build_engine(run, loaded.deepspeed, plan, world, device)
 
     def contents(trainer: dict[str, object]) -> Contents:

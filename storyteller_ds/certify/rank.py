@@ -17,8 +17,9 @@ from storyteller_ds.certify.rows import PRESET, RUN, Placement
 from storyteller_ds.certify.traffic import Traffic, counted
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config import load_config
-from storyteller_ds.data.batches import BatchSplit, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit
 from storyteller_ds.data.corpus import open_corpus
+from storyteller_ds.data.loading import validation_batches
 from storyteller_ds.distributed.failures import says_peer_is_lost
 from storyteller_ds.distributed.supervision.processes import ON_LINUX, signal_at_death_of_parent
 from storyteller_ds.engines.base import StepResult
@@ -138,7 +139,7 @@ class _Measurements(Callback):
         run, world, engine = self.trainer.run, self.trainer.world, self.trainer.engine
         corpus = open_corpus(run, self.corpus_key)
         split = BatchSplit(world.rank, world.size, run.train.global_batch_size // world.size, 1)
-        batches = ValidationBatches(corpus.validation, corpus.validation_bytes, run.data.sequence_length, split)
+        batches = validation_batches(run, corpus, split)
         token_BS = next(batches.batches(1)).token_BS
         engine.decoder.eval()
         logits_BSV: Tensor = engine.decoder(token_BS.to(engine.device))[0].float().cpu()

@@ -28,8 +28,9 @@ _FIXED_FIELDS = (
     "tokenizer.vocab_size",
     # Which moments there are.
     "optimizer.kind",
-    # The position in the order of samples counts sequences of this length, in the order of this seed.
+    # The position in the order of samples counts these sequences, in the order of this seed.
     "data.sequence_length",
+    "data.packing",
     "seed",
 )
 # These change the training, not what the weights mean.
@@ -37,7 +38,7 @@ _FREE_FIELDS = tuple(
     f"model.{name}" for name in ("size", "dropout", "init_std", "context_length", "activation_checkpointing")
 )
 # Of the settings of text and tokenizer, these give the same tokens.
-_SAME_TOKENS = ("data.sequence_length", "data.document_mask", "data.cache_dir", "data.streaming")
+_SAME_TOKENS = ("data.sequence_length", "data.packing", "data.document_mask", "data.cache_dir", "data.streaming")
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: str, resume: str = "auto") -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from storyteller_ds.config.base import Section
 
 Split = Literal["auto", "marker", "blank_line", "line", "file"]
+Packing = Literal["stream", "best_fit", "pad"]
 
 
 class DataConfig(Section):
@@ -26,6 +27,9 @@ class DataConfig(Section):
     """Part held out when validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)
     """Length of a training sequence (tokens)."""
+    packing: Packing = "stream"
+    """How documents fill sequences: cut out of one stream of all of them; best_fit: whole where they are not longer
+    than a sequence (2404.10830), little is padding; or pad: one a sequence, the rest padding."""
     document_mask: bool = False
     """Whether a story in a packed sequence attends to itself only and its positions begin at 0 (Llama 3, 2407.21783,
     sec. 3.2); in validation too."""

@@ -13,8 +13,10 @@ from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import IGNORED, BatchSplit, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
+from storyteller_ds.data.loading import validation_batches
+from storyteller_ds.data.micro_batch import IGNORED
 from storyteller_ds.errors import CheckpointError, DataError
 from storyteller_ds.generation.load import load_decoder
 from storyteller_ds.model.canonical import placed_parameters
@@ -108,6 +110,7 @@ def _on(run: RunConfig, checkpoint: Checkpoint, data: Path) -> RunConfig:
         source=text,
         validation=text,
         sequence_length=before.sequence_length,
+        packing=before.packing,
         document_mask=before.document_mask,
         cache_dir=before.cache_dir,
     )
@@ -136,10 +139,4 @@ def _validation(
         )
     size = run.train.global_batch_size
     micro = math.gcd(size, _SEQUENCES)
-    return ValidationBatches(
-        corpus.validation,
-        corpus.validation_bytes,
-        run.data.sequence_length,
-        BatchSplit(0, 1, micro, size // micro),
-        corpus.tokenizer.end_of_text if run.data.document_mask else None,
-    )
+    return validation_batches(run, corpus, BatchSplit(0, 1, micro, size // micro))

@@ -1,47 +1,18 @@
-"""From a stream of tokens to the batches of each rank.
-
-Documents are packed: the stream is cut every sequence_length tokens, also within documents.
-A sequence's targets are its tokens moved by one, so every token of the stream is a target once.
-Each document begins with the end-of-text token, which is the last target of the one before it.
-"""
+"""From the sequences of a corpus to the batches of each rank."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from storyteller_ds.data.micro_batch import MicroBatch
 from storyteller_ds.data.order import SampleOrder
-from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.sequences import Sequences
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.errors import DataError
 
-IGNORED = -100
-"""Target id of a position that does not count."""
-
-
-class MicroBatch(NamedTuple):
-    """One rank's sequences of one forward pass."""
-
-    token_BS: Tensor
-    """[B, S] int64."""
-    target_BS: Tensor
-    """[B, S] int64: the next token of each, IGNORED where there is none."""
-    position_BS: Tensor | None = None
-    """[B, S] int64: the position of each token in its document or, where that begins earlier, in the sequence; None:
-    documents are not told apart."""
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        """The same on a device."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            # From pinned memory a GPU copies while the host goes on.
-            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-        position_BS = None if self.position_BS is None else moved(self.position_BS)
-        return MicroBatch(moved(self.token_BS), moved(self.target_BS), position_BS)
+_SEQUENCES_AT_ONCE = 1 << 12
+"""Sequences whose bytes are looked up together."""
 
 
 class BatchSplit(NamedTuple):
@@ -59,127 +30,89 @@ class BatchSplit(NamedTuple):
         """Sequences per optimizer step over all ranks."""
         return self.world_size * self.micro_batch_size * self.accumulation_steps
 
-    def positions(self, number: int) -> range:
+    def positions(self, number: int) -> slice:
         """Positions within the global batch of this rank's micro-batch `number`; those of all ranks are contiguous."""
         start = (number * self.world_size + self.rank) * self.micro_batch_size
-        return range(start, start + self.micro_batch_size)
+        return slice(start, start + self.micro_batch_size)
+
+
+class Batches(Protocol):
+    """Training batches of one rank."""
+
+    def step(self, samples_seen: int) -> list[MicroBatch]:
+        """This rank's micro-batches of the optimizer step that begins after samples_seen sequences."""
+        ...
 
 
 class TrainBatches:
     """The training batches of one rank.
 
     Args:
-        stream: all training tokens.
+        sequences: of the training text.
         fingerprint: of the corpus.
         seed: of the run.
-        sequence_length: S (tokens).
         split: which part of a batch is this rank's.
-        document_start: the id that every document begins with, to tell them apart; None: do not.
 
     Raises:
         DataError: the corpus is smaller than one global batch.
     """
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        fingerprint: str,
-        seed: int,
-        sequence_length: int,
-        split: BatchSplit,
-        document_start: int | None = None,
-    ) -> None:
-        sequences = (len(stream) - 1) // sequence_length
-        if sequences < split.global_batch_size:
+    def __init__(self, sequences: Sequences, fingerprint: str, seed: int, split: BatchSplit) -> None:
+        if len(sequences) < split.global_batch_size:
             raise DataError(
-                f"the training corpus has {len(stream)} tokens, {sequences} sequences of {sequence_length}; one "
-                f"batch takes {split.global_batch_size}: use more text, or lower data.sequence_length or "
-                "train.global_batch_size (if it was not given, what it is the product of: train.micro_batch_size, "
-                "train.gradient_accumulation_steps, ranks)"
+                f"the training corpus has {len(sequences.stream)} tokens, {len(sequences)} sequences of "
+                f"{sequences.length}; one batch takes {split.global_batch_size}: use more text, or lower "
+                "data.sequence_length or train.global_batch_size (if it was not given, what it is the product of: "
+                "train.micro_batch_size, train.gradient_accumulation_steps, ranks)"
             )
-        self._stream, self._length, self._split = stream, sequence_length, split
-        self._document_start = document_start
-        self.order = SampleOrder(fingerprint, seed, sequences)
+        self._sequences, self._split = sequences, split
+        self.samples_of_a_step = split.global_batch_size
+        """Of all ranks together."""
+        self.order = SampleOrder(fingerprint, seed, len(sequences))
 
     def step(self, samples_seen: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the optimizer step that begins after samples_seen sequences."""
-        ids = self.order.sequence_ids(samples_seen, self._split.global_batch_size)
+        """See Batches."""
+        ids = np.array(self.order.sequence_ids(samples_seen, self._split.global_batch_size))
         return [
-            self._batch([ids[i] for i in self._split.positions(number)])
-            for number in range(self._split.accumulation_steps)
+            self._sequences.read(ids[self._split.positions(number)]) for number in range(self._split.accumulation_steps)
         ]
-
-    def _batch(self, ids: list[int]) -> MicroBatch:
-        rows = [self._stream.read(i * self._length, (i + 1) * self._length + 1) for i in ids]
-        return _shifted(np.stack(rows), self._document_start)
 
 
 class ValidationBatches:
-    """All validation tokens in order, each a target exactly once; the last batch is filled up with IGNORED.
+    """All validation sequences in order; the last batch is filled up with sequences without a target.
 
     Args:
-        stream: all validation tokens.
-        text: the bytes behind them.
-        sequence_length: S (tokens).
+        sequences: of the validation text.
+        text: the bytes behind its tokens.
         split: which part of a batch is this rank's.
-        document_start: see TrainBatches.
 
     Raises:
-        DataError: there are fewer than two tokens.
+        DataError: there is no target.
     """
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        text: TextBytes,
-        sequence_length: int,
-        split: BatchSplit,
-        document_start: int | None = None,
-    ) -> None:
-        if len(stream) < 2:
-            raise DataError("the validation text is empty; give a longer one in data.validation")
-        self._stream, self._text, self._length, self._split = stream, text, sequence_length, split
-        self._document_start = document_start
-        self._sequences = -(-(len(stream) - 1) // sequence_length)
-
-    @property
-    def targets(self) -> int:
+    def __init__(self, sequences: Sequences, text: TextBytes, split: BatchSplit) -> None:
+        self._sequences, self._text, self._split = sequences, text, split
+        self.targets = sum(map(len, self._target_places(None)))
         """Tokens that a validation on all of the text predicts."""
-        return len(self._stream) - 1
+        if self.targets == 0:
+            raise DataError("the validation text is empty; give a longer one in data.validation")
 
     def text_bytes(self, limit: int | None) -> int:
         """UTF-8 bytes of the text that the first `limit` global batches predict; None: all of it."""
-        end = len(self._stream)
-        if limit is not None:
-            end = min(end, limit * self._split.global_batch_size * self._length + 1)
-        return self._text.between(1, end)
+        return sum(map(self._text.at, self._target_places(limit)))
 
     def batches(self, limit: int | None) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the first `limit` global batches; None: all of them."""
         size = self._split.global_batch_size
-        total = -(-self._sequences // size)
+        total = -(-len(self._sequences) // size)
         for batch in range(total if limit is None else min(limit, total)):
+            ids = np.arange(batch * size, (batch + 1) * size)
             for number in range(self._split.accumulation_steps):
-                positions = self._split.positions(number)
-                yield self._batch([batch * size + position for position in positions])
+                yield self._sequences.read(ids[self._split.positions(number)])
 
-    def _batch(self, ids: list[int]) -> MicroBatch:
-        rows = np.full((len(ids), self._length + 1), IGNORED, dtype=np.int64)
-        for row, i in zip(rows, ids, strict=True):
-            window = self._stream.read(i * self._length, (i + 1) * self._length + 1)
-            row[: len(window)] = window
-        return _shifted(rows, self._document_start)
-
-
-def _shifted(row_BL: NDArray[np.int64], document_start: int | None) -> MicroBatch:
-    """[B, S + 1] ids to tokens and targets; where a target is IGNORED the token may be any."""
-    row = torch.from_numpy(row_BL)
-    token_BS = row[:, :-1].clamp(min=0)
-    position_BS = None if document_start is None else document_positions(token_BS == document_start)
-    return MicroBatch(token_BS, row[:, 1:].contiguous(), position_BS)
-
-
-def document_positions(begins_BS: Tensor) -> Tensor:
-    """[B, S] bool, true at the first token of each document, to the position of each token in its document."""
-    index_S = torch.arange(begins_BS.shape[1])
-    return index_S - torch.where(begins_BS, index_S, 0).cummax(dim=1).values
+    def _target_places(self, limit: int | None) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        end = len(self._sequences)
+        if limit is not None:
+            end = min(end, limit * self._split.global_batch_size)
+        for start in range(0, end, _SEQUENCES_AT_ONCE):
+            yield self._sequences.target_places(np.arange(start, min(end, start + _SEQUENCES_AT_ONCE)))

@@ -129,20 +129,26 @@ class TokenStream:
     """Several shards read as one long row of ids."""
 
     def __init__(self, shards: Sequence[NDArray[Any]]) -> None:
-        self._shards = shards
-        self._ends = np.cumsum([len(shard) for shard in shards])
+        self._shards = [shard.view(np.ndarray) for shard in shards]  # np.memmap is slow on few ids
+        self._begins = np.cumsum([0, *map(len, shards)])
 
     def __len__(self) -> int:
-        return sum(map(len, self._shards))
+        return int(self._begins[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Ids start to stop (excluded) as int64; fewer where the stream ends before."""
-        stop = min(stop, len(self))
-        parts = []
-        shard = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            offset = int(self._ends[shard]) - len(self._shards[shard])
-            end = min(stop, int(self._ends[shard]))
-            parts.append(self._shards[shard][start - offset : end - offset].astype(np.int64))
-            start, shard = end, shard + 1
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        bounds = zip(self._shards, self._begins.tolist(), strict=False)
+        return np.concatenate(
+            [shard[max(0, start - begin) : max(0, stop - begin)].astype(np.int64) for shard, begin in bounds]
+        )
+
+    def take(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ids at places 0 to len - 1, of any shape, as int64."""
+        if len(self._shards) == 1:
+            return self._shards[0][places].astype(np.int64)
+        ids = np.empty(places.shape, dtype=np.int64)
+        shard = np.searchsorted(self._begins, places, side="right") - 1
+        for number in np.unique(shard):
+            here = shard == number
+            ids[here] = self._shards[number][places[here] - self._begins[number]]
+        return ids

@@ -23,17 +23,18 @@ class Stories:
     def __init__(self, stream: TokenStream, end_of_text: int) -> None:
         self._stream = stream
         chunks = range(0, len(stream), _AT_ONCE)
-        self._ends = np.concatenate(
+        self.separators = np.concatenate(
             [start + np.flatnonzero(stream.read(start, start + _AT_ONCE) == end_of_text) for start in chunks]
         )
+        """[stories + 1] Their places in the stream."""
 
     def __len__(self) -> int:
-        return max(0, len(self._ends) - 1)
+        return max(0, len(self.separators) - 1)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """[stories] Tokens of each, without the separator."""
-        lengths: NDArray[np.int64] = np.diff(self._ends) - 1
+        lengths: NDArray[np.int64] = np.diff(self.separators) - 1
         return lengths
 
     def ids(self, number: int) -> list[int]:
@@ -44,7 +45,8 @@ class Stories:
         """
         if not 1 <= number <= len(self):
             raise DataError(f"there is no story {number:,}; there are {len(self):,}, counted from 1")
-        found: list[int] = self._stream.read(int(self._ends[number - 1]) + 1, int(self._ends[number])).tolist()
+        begin, end = self.separators[number - 1 : number + 1].tolist()
+        found: list[int] = self._stream.read(begin + 1, end).tolist()
         return found
 
 

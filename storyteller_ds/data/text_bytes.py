@@ -25,9 +25,9 @@ class TextBytes:
     token_bytes: NDArray[np.int64] | None = None
     """[V] bytes of each token; None: the stream is of bytes."""
 
-    def between(self, start: int, stop: int) -> int:
-        """Bytes of the text of tokens start to stop (excluded)."""
-        values = self.stream.read(start, stop)
+    def at(self, places: NDArray[np.int64]) -> int:
+        """Bytes of the text of the tokens at these places of the stream."""
+        values = self.stream.take(places)
         return int((values if self.token_bytes is None else self.token_bytes[values]).sum())
 
 

@@ -20,10 +20,10 @@ WORTH_A_WARNING = 0.05
 
 
 def first_lines(
-    loaded: LoadedConfig, plan: ParallelPlan, device: torch.device, corpus: Corpus, is_new: bool
+    loaded: LoadedConfig, plan: ParallelPlan, device: torch.device, corpus: Corpus, sequences: int, is_new: bool
 ) -> list[str]:
     """All of them; where a run continues (not `is_new`), without what can no longer be changed."""
-    lines = [*model_and_devices(loaded, plan, device), text_and_passes(loaded.run, corpus)]
+    lines = [*model_and_devices(loaded, plan, device), text_and_passes(loaded.run, corpus, sequences)]
     rows = unused_rows(loaded.run, corpus.tokenizer) if is_new else None
     warnings = (rows, only_warm_up(loaded.run), no_patience(loaded.run), no_best(loaded.run))
     return [*lines, *(warning for warning in warnings if warning is not None)]
@@ -51,17 +51,26 @@ def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.de
     return lines if slow_kernels is None else [*lines, slow_kernels]
 
 
-def text_and_passes(run: RunConfig, corpus: Corpus) -> str:
-    """How much text there is, and how often the run goes through it: `800 stories, 719 KB, 181,268 tokens; …`."""
+def text_and_passes(run: RunConfig, corpus: Corpus, sequences: int) -> str:
+    """How much text there is, and how often the run goes through it: `800 stories, 719 KB, 181,268 tokens; …`.
+
+    Args:
+        run: its config.
+        corpus: its text.
+        sequences: that the training text is packed into.
+    """
     train, held_out, tokens = corpus.train_size, corpus.validation_size, len(corpus.train)
     size = "" if train.bytes is None else f"{decimal(train.bytes)}, "
     steps = run.train.max_steps
-    passes = steps * run.train.global_batch_size * run.data.sequence_length / tokens
+    passes = steps * run.train.global_batch_size / sequences
     limit = "" if run.train.max_minutes is None else f", if they fit into train.max_minutes={run.train.max_minutes:g}"
     line = (
         f"{train.documents:,} stories, {size}{tokens:,} tokens; {steps:,} steps are {passes:,.2f} passes{limit}; "
         f"{held_out.documents:,} stories held out"
     )
+    if run.data.packing != "stream":
+        padding = 1 - (tokens - 1) / (sequences * run.data.sequence_length)
+        line += f"; {sequences:,} sequences ({run.data.packing}), {padding:.1%} of them padding"
     if held_out.unknown_tokens:
         share = held_out.unknown_tokens / len(corpus.validation)
         line += f" ({share:.1%} of their tokens unknown, which flatters val_bpb)"

@@ -21,8 +21,10 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, RunConfig
 from storyteller_ds.console import lines_to, stderr_console
-from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import Batches, BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.data.loading import train_batches, validation_batches
+from storyteller_ds.data.prefetch import STEPS_AHEAD, PrefetchedBatches
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, pick_device
@@ -150,11 +152,12 @@ class Trainer:
     def _prepare_and_train(self, interruption: Interruption, stack: contextlib.ExitStack) -> TrainedRun:
         run, world, log = self.run, self.world, self._log
         corpus = shared_corpus(run, world, log)
-        batches = self._batches(corpus)
+        batches, validation = self._batches(corpus)
+        sequences = batches.order.sequences
         check_prompts(run, corpus.tokenizer)
         with meanwhile(lambda: log("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint, folder = self._open_folder(corpus, stack)
-        for line in first_lines(self.loaded, self.plan, self.device, corpus, is_new=checkpoint is None):
+        for line in first_lines(self.loaded, self.plan, self.device, corpus, sequences, is_new=checkpoint is None):
             log(line)
         stack.enter_context(self._memory_hint(is_built=True))
         ds_config = stack.enter_context(prepared_machine(run, self.loaded.deepspeed, world, self.device, log))
@@ -182,7 +185,13 @@ class Trainer:
             for callback in callbacks:
                 callback.trainer = self
             rate = product_rate(self.device, run_dtype(run, self.device))
-            state = train(run, self.engine, *batches, state, callbacks, interruption=interruption, product_rate=rate)
+            data: Batches = batches
+            if self.device.type == "cuda":  # on a CPU there is nothing to overlap with
+                ahead = PrefetchedBatches(batches, STEPS_AHEAD, pinned=True)
+                data = stack.enter_context(contextlib.closing(ahead))
+            state = train(
+                run, self.engine, data, validation, state, callbacks, interruption=interruption, product_rate=rate
+            )
         if state.step < run.train.max_steps:
             log(f"training {why_over(run, state)}")
         return TrainedRun(self.output_dir, state.step)
@@ -268,13 +277,9 @@ class Trainer:
         )
 
     def _batches(self, corpus: Corpus) -> tuple[TrainBatches, ValidationBatches]:
-        plan, length = self.plan, self.run.data.sequence_length
+        plan = self.plan
         split = BatchSplit(self.world.rank, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)
-        document_start = corpus.tokenizer.end_of_text if self.run.data.document_mask else None
-        return (
-            TrainBatches(corpus.train, corpus.fingerprint, self.run.seed, length, split, document_start),
-            ValidationBatches(corpus.validation, corpus.validation_bytes, length, split, document_start),
-        )
+        return train_batches(self.run, corpus, split), validation_batches(self.run, corpus, split)
 
     def _open_folder(self, corpus: Corpus, stack: contextlib.ExitStack) -> tuple[Checkpoint | None, RunFolder | None]:
         """The checkpoint to continue from on every rank, and the run folder on rank 0, which keeps the records.

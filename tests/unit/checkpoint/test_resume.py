@@ -27,6 +27,7 @@ from storyteller_ds.engines.step import train_step
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 from tests.support.checkpoints import write_checkpoint
+from tests.support.cut_stream import cut
 
 BATCH, LENGTH, VOCAB = 2, 8, 32
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def make_engine(seed: int = 0) -> SingleEngine:
 
 def make_batches() -> TrainBatches:
     ids = np.random.default_rng(0).integers(0, VOCAB, 50 * LENGTH)
-    return TrainBatches(TokenStream([ids]), "corpus", 0, LENGTH, BatchSplit(0, 1, BATCH, 1))
+    return TrainBatches(cut(TokenStream([ids]), LENGTH), "corpus", 0, BatchSplit(0, 1, BATCH, 1))
 
 
 def advance(engine: SingleEngine, state: TrainState, steps: int) -> tuple[TrainState, list[tuple[float, float]]]:

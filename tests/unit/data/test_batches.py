@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.batches import IGNORED, BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.micro_batch import IGNORED
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.errors import DataError
+from tests.support.cut_stream import cut
 
 LENGTH = 5
 GLOBAL_BATCH = 8
@@ -35,7 +37,7 @@ def train_rows(world: int, accumulation: int, samples_seen: int) -> list[list[tu
     for rank in range(world):
         split = BatchSplit(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
         assert split.global_batch_size == GLOBAL_BATCH
-        batches = TrainBatches(stream(), "corpus", 1, LENGTH, split).step(samples_seen)
+        batches = TrainBatches(cut(stream(), LENGTH), "corpus", 1, split).step(samples_seen)
         assert len(batches) == accumulation
         for of_all_ranks, batch in zip(steps, batches, strict=True):
             assert batch.token_BS.dtype == batch.target_BS.dtype == torch.int64
@@ -46,7 +48,7 @@ def train_rows(world: int, accumulation: int, samples_seen: int) -> list[list[tu
 
 @pytest.mark.parametrize("samples_seen", [0, 8, 37])  # 40 sequences: the last batch crosses into the next epoch
 def test_any_topology_reads_the_same_batch(samples_seen):
-    order = TrainBatches(stream(), "corpus", 1, LENGTH, ONE_RANK).order
+    order = TrainBatches(cut(stream(), LENGTH), "corpus", 1, ONE_RANK).order
     expected = [tuple(range(i * LENGTH, (i + 1) * LENGTH)) for i in order.sequence_ids(samples_seen, GLOBAL_BATCH)]
     for world, accumulation in itertools.product((1, 2, 4), (1, 2)):
         steps = train_rows(world, accumulation, samples_seen)
@@ -63,17 +65,17 @@ def test_documents_are_told_apart_by_what_they_begin_with():
     for i in range(40):
         begin = max([i // LENGTH * LENGTH, *(s for s in starts if s <= i)])  # or where the sequence begins
         expected[i // LENGTH, i % LENGTH] = i - begin
-    train = TrainBatches(TokenStream([ids]), "c", 0, LENGTH, ONE_RANK, document_start=0)
+    train = TrainBatches(cut(TokenStream([ids]), LENGTH, document_start=0), "c", 0, ONE_RANK)
     for number, position_S in zip(train.order.sequence_ids(0, 8), train.step(0)[0].position_BS, strict=True):
         assert position_S.tolist() == [expected[number, s] for s in range(LENGTH)]
-    validation = ValidationBatches(TokenStream([ids]), NO_TEXT, LENGTH, ONE_RANK, document_start=0)
+    validation = ValidationBatches(cut(TokenStream([ids]), LENGTH, True, 0), NO_TEXT, ONE_RANK)
     for number, position_S in enumerate(next(validation.batches(None)).position_BS):
         assert position_S.tolist() == [expected[number, s] for s in range(LENGTH)]
-    assert next(ValidationBatches(stream(), NO_TEXT, LENGTH, ONE_RANK).batches(None)).position_BS is None
+    assert cut(stream(), LENGTH).read(np.arange(2)).position_BS is None
 
 
 def test_an_epoch_trains_on_every_whole_sequence_once():
-    batches = TrainBatches(stream(), "corpus", 1, LENGTH, ONE_RANK)
+    batches = TrainBatches(cut(stream(), LENGTH), "corpus", 1, ONE_RANK)
     seen = [row[0] for first in range(0, 40, 8) for b in batches.step(first) for row in b.token_BS.tolist()]
     assert sorted(seen) == list(range(0, 200, LENGTH))
     assert batches.order.sequences == (TOKENS - 1) // LENGTH
@@ -81,9 +83,9 @@ def test_an_epoch_trains_on_every_whole_sequence_once():
 
 def test_a_corpus_that_just_fills_a_batch_is_enough_and_one_token_less_is_not():
     enough = GLOBAL_BATCH * LENGTH + 1
-    assert len(TrainBatches(stream(enough), "c", 0, LENGTH, ONE_RANK).step(0)) == 1
+    assert len(TrainBatches(cut(stream(enough), LENGTH), "c", 0, ONE_RANK).step(0)) == 1
     with pytest.raises(DataError) as caught:
-        TrainBatches(stream(enough - 1), "c", 0, LENGTH, ONE_RANK)
+        TrainBatches(cut(stream(enough - 1), LENGTH), "c", 0, ONE_RANK)
     message = str(caught.value)
     assert f"{enough - 1} tokens, 7 sequences of {LENGTH}" in message
     assert "takes 8" in message
@@ -97,7 +99,7 @@ def test_every_validation_token_is_a_target_once(world, accumulation, tokens):
     targets: list[int] = []
     for rank in range(world):
         split = BatchSplit(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
-        validation = ValidationBatches(stream_of(tokens), NO_TEXT, LENGTH, split)
+        validation = ValidationBatches(cut(stream_of(tokens), LENGTH, keeps_rest=True), NO_TEXT, split)
         for batch in validation.batches(None):
             assert batch.token_BS.shape == (split.micro_batch_size, LENGTH)
             assert batch.token_BS.min() >= 0
@@ -116,15 +118,14 @@ def stream_of(tokens: int) -> TokenStream:
 def test_the_bytes_of_a_limited_validation_are_those_of_its_targets(limit):
     sizes = np.arange(TOKENS, dtype=np.int64) ** 2 % 7
     for text in (TextBytes(stream(), sizes), TextBytes(TokenStream([sizes[:90], sizes[90:]]))):
-        validation = ValidationBatches(stream(), text, LENGTH, ONE_RANK)
+        validation = ValidationBatches(cut(stream(), LENGTH, keeps_rest=True), text, ONE_RANK)
         targets = torch.cat([b.target_BS[b.target_BS != IGNORED] for b in validation.batches(limit)])
         assert validation.text_bytes(limit) == sizes[targets.numpy()].sum()
 
 
 def test_ranks_make_the_same_number_of_validation_passes():
-    counts = {
-        len(list(ValidationBatches(stream(7), NO_TEXT, LENGTH, BatchSplit(r, 4, 1, 2)).batches(None))) for r in range(4)
-    }
+    sequences = cut(stream(7), LENGTH, keeps_rest=True)
+    counts = {len(list(ValidationBatches(sequences, NO_TEXT, BatchSplit(r, 4, 1, 2)).batches(None))) for r in range(4)}
     assert counts == {2}
 
 
@@ -136,10 +137,10 @@ def test_the_validation_bytes_are_those_of_the_text():
         ids += [*tokenizer.encode(document), tokenizer.end_of_text]
     stream = TokenStream([np.array(ids)])
     text = TextBytes(stream, tokenizer.token_bytes(tokenizer.vocab_size))
-    validation = ValidationBatches(stream, text, LENGTH, ONE_RANK)
+    validation = ValidationBatches(cut(stream, LENGTH, keeps_rest=True), text, ONE_RANK)
     assert validation.text_bytes(None) == sum(len(document.encode()) for document in documents)
 
 
 def test_validation_without_a_target_is_refused():
     with pytest.raises(DataError, match=r"data\.validation"):
-        ValidationBatches(stream_of(1), NO_TEXT, LENGTH, ONE_RANK)
+        ValidationBatches(cut(stream_of(1), LENGTH, keeps_rest=True), NO_TEXT, ONE_RANK)

@@ -17,6 +17,7 @@ from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.text_bytes import aligned_bytes
 from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from tests.support.cut_stream import cut
 
 LENGTH = 7
 STORIES = [
@@ -158,10 +159,10 @@ def check(corpus: Corpus) -> None:
     ids = stream.read(0, len(stream))
     cuts = np.flatnonzero(ids == end)
     assert len(cuts) == len(STORIES) + 1
-    counted = [corpus.validation_bytes.between(int(a) + 1, int(b) + 1) for a, b in itertools.pairwise(cuts)]
+    counted = [corpus.validation_bytes.at(np.arange(a + 1, b + 1)) for a, b in itertools.pairwise(cuts)]
     assert counted == [len(story.encode()) for story in STORIES]
     assert corpus.validation_size.bytes == corpus.train_size.bytes == sum(counted)
-    batches = ValidationBatches(stream, corpus.validation_bytes, LENGTH, BatchSplit(0, 1, 2, 1))
+    batches = ValidationBatches(cut(stream, LENGTH, keeps_rest=True), corpus.validation_bytes, BatchSplit(0, 1, 2, 1))
     assert batches.text_bytes(None) == sum(counted)
     so_far = [batches.text_bytes(limit) for limit in range(1, len(ids) // (2 * LENGTH) + 2)]
     assert so_far == sorted(so_far)
@@ -202,7 +203,7 @@ def test_so_they_are_for_gpt2s_own_on_real_stories(shared_folder, decoder, tmp_p
     ids, end = corpus.validation.read(0, len(corpus.validation)), corpus.tokenizer.end_of_text
     documents = [document.encode() for document in TextFileSource(text).documents()]
     cuts = np.flatnonzero(ids == end)
-    counted = [corpus.validation_bytes.between(int(a) + 1, int(b) + 1) for a, b in itertools.pairwise(cuts)]
+    counted = [corpus.validation_bytes.at(np.arange(a + 1, b + 1)) for a, b in itertools.pairwise(cuts)]
     assert counted == [len(document) for document in documents]
 
 
@@ -226,7 +227,7 @@ def test_the_exact_number_of_our_tokenizer_stays(tmp_path):
     names = [corpus.tokenizer._inner.id_to_token(i) for i in range(270)]
     for stop in range(2, len(ids)):
         expected = sum(len(names[i]) for i in ids[1:stop] if i != corpus.tokenizer.end_of_text)
-        assert corpus.validation_bytes.between(1, stop) == expected
+        assert corpus.validation_bytes.at(np.arange(1, stop)) == expected
 
 
 def test_unknown_tokens_are_counted(tmp_path):

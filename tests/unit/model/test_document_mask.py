@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyteller_ds.data.batches import IGNORED, document_positions
+from storyteller_ds.data.micro_batch import IGNORED
+from storyteller_ds.data.sequences import document_positions
 from storyteller_ds.model.attention import document_mask
 from storyteller_ds.model.loss import LossModule
 from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
@@ -27,7 +28,7 @@ def documents_in_sequences() -> Tensor:
 
 
 def positions(token_BS: Tensor) -> Tensor:
-    return document_positions(token_BS == START)
+    return torch.from_numpy(document_positions((token_BS == START).numpy()))
 
 
 def test_positions_count_from_the_beginning_of_each_document(packed_BS):

@@ -24,6 +24,7 @@ from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.loop import train
+from tests.support.cut_stream import cut
 
 LENGTH, BATCH = 4, 2
 FINAL = {"final_val_loss", "final_val_ppl", "final_val_bpb"}
@@ -134,8 +135,8 @@ def go(engine: CountingEngine, state=None, callbacks=1, interruption=None, **set
         }
     )
     split, stream = BatchSplit(0, 1, BATCH, 1), TokenStream([np.arange(41)])
-    batches = TrainBatches(stream, "corpus", 0, LENGTH, split)
-    validation = ValidationBatches(stream, TextBytes(stream, np.ones(41, dtype=np.int64)), LENGTH, split)
+    batches = TrainBatches(cut(stream, LENGTH), "corpus", 0, split)
+    validation = ValidationBatches(cut(stream, LENGTH), TextBytes(stream, np.ones(41, dtype=np.int64)), split)
     recorders = [Recorder(engine) for _ in range(callbacks)]
     if not engine.val_losses:
         engine.val_losses = [1.0]

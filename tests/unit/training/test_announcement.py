@@ -34,8 +34,9 @@ def test_it_says_how_much_text_there_is_and_how_often_it_is_read(tmp_path):
     tokens = sum(len(story) + 1 for story in STORIES) + 1
     size = sum(len(story.encode()) for story in STORIES)
     assert 1500 <= size < 2500
-    passes = 150 * 4 * 16 / tokens
-    assert text_and_passes(run, corpus) == (
+    sequences = (tokens - 1) // 16
+    passes = 150 * 4 / sequences
+    assert text_and_passes(run, corpus, sequences) == (
         f"40 stories, {size / 1000:.1f} kB, {tokens:,} tokens; 150 steps are {passes:.2f} passes; 2 stories held out"
     )
 
@@ -45,12 +46,12 @@ def test_the_two_parts_of_one_file_are_all_of_it(tmp_path):
     corpus = prepared(run)
     assert corpus.train_size.documents + corpus.validation_size.documents == len(STORIES)
     assert corpus.train_size.bytes + corpus.validation_size.bytes == sum(len(s.encode()) for s in STORIES)
-    assert f"{corpus.validation_size.documents} stories held out" in text_and_passes(run, corpus)
+    assert f"{corpus.validation_size.documents} stories held out" in text_and_passes(run, corpus, 100)
 
 
 def test_a_time_limit_and_unknown_tokens_are_part_of_it(tmp_path):
     run = configured(tmp_path, "train.max_minutes=5", "tokenizer.vocab_size=10")
-    line = text_and_passes(run, prepared(run))
+    line = text_and_passes(run, prepared(run), 100)
     assert " passes, if they fit into train.max_minutes=5; " in line
     assert "% of their tokens unknown, which flatters val_bpb)" in line
 
@@ -60,7 +61,17 @@ def test_a_corpus_prepared_before_bytes_were_counted_says_the_rest(tmp_path):
     corpus = prepared(run)
     train, validation = (SplitIndex(documents=count, shards=["x"]) for count in (38, 2))
     old = Corpus(**{**vars(corpus), "train_size": train, "validation_size": validation})
-    assert text_and_passes(run, old).startswith(f"38 stories, {len(corpus.train):,} tokens; ")
+    assert text_and_passes(run, old, 100).startswith(f"38 stories, {len(corpus.train):,} tokens; ")
+
+
+def test_padding_is_said_where_there_may_be_any(tmp_path):
+    run = configured(tmp_path, "data.packing=pad", "data.sequence_length=100")
+    corpus = prepared(run)
+    stories = corpus.train_size.documents
+    padding = 1 - (len(corpus.train) - 1) / (100 * stories)
+    assert 0.3 < padding < 0.9
+    line = text_and_passes(run, corpus, stories)
+    assert line.endswith(f"; {stories} sequences (pad), {padding:.1%} of them padding")
 
 
 @pytest.mark.parametrize(("tie", "tables"), [("true", 1), ("false", 2)])

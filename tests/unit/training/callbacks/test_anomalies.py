@@ -23,6 +23,7 @@ from storyteller_ds.errors import EXIT_TRAINING_STOPPED, TrainingStopped
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.loop import train
+from tests.support.cut_stream import cut
 
 GOOD, BAD_LOSS, BAD_GRADIENT, OVERFLOW, SPIKE = ".", "l", "g", "o", "S"
 RESULTS = {
@@ -104,7 +105,7 @@ def go(script: str, state: TrainState | None = None, every: int = 4, steps: int 
     checkpoints = Checkpoints(engine, every)
     anomalies = Anomalies(run, checkpoints.lines.append, checkpoints.roll_back)
     stream, split = TokenStream([np.arange(41)]), BatchSplit(0, 1, BATCH, 1)
-    validation = ValidationBatches(stream, TextBytes(stream, np.ones(41, dtype=np.int64)), 4, split)
+    validation = ValidationBatches(cut(stream, 4), TextBytes(stream, np.ones(41, dtype=np.int64)), split)
     try:
         clock = itertools.count().__next__
         batches = CountedBatches()

@@ -1,0 +1,40 @@
+"""The batches of a run out of its corpus."""
+
+from storyteller_ds.config.data import DataConfig
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.data.packing import CutStream, Packing, WholeDocuments
+from storyteller_ds.data.sequences import Sequences
+from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.stories import Stories
+
+
+def train_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> TrainBatches:
+    """Those of one rank.
+
+    Raises:
+        DataError: the corpus is smaller than one global batch.
+    """
+    sequences = _sequences(run.data, corpus.train, corpus.tokenizer.end_of_text, keeps_rest=False)
+    return TrainBatches(sequences, corpus.fingerprint, run.seed, split)
+
+
+def validation_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> ValidationBatches:
+    """Those of one rank, packed as the text that is trained on.
+
+    Raises:
+        DataError: there is no target.
+    """
+    sequences = _sequences(run.data, corpus.validation, corpus.tokenizer.end_of_text, keeps_rest=True)
+    return ValidationBatches(sequences, corpus.validation_bytes, split)
+
+
+def _sequences(data: DataConfig, stream: TokenStream, end_of_text: int, keeps_rest: bool) -> Sequences:
+    packing: Packing
+    if data.packing == "stream":
+        packing = CutStream(len(stream), data.sequence_length, keeps_rest)
+    else:
+        separators = Stories(stream, end_of_text).separators
+        packing = WholeDocuments(separators, data.sequence_length, shared=data.packing == "best_fit")
+    return Sequences(stream, packing, end_of_text if data.document_mask else None)

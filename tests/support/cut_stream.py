@@ -1,0 +1,10 @@
+"""Sequences cut out of a stream."""
+
+from storyteller_ds.data.packing import CutStream
+from storyteller_ds.data.sequences import Sequences
+from storyteller_ds.data.shards import TokenStream
+
+
+def cut(stream: TokenStream, length: int, keeps_rest: bool = False, document_start: int | None = None) -> Sequences:
+    """All of a stream in sequences of `length` tokens."""
+    return Sequences(stream, CutStream(len(stream), length, keeps_rest), document_start)
