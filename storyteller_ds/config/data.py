@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from storyteller_ds.config.base import Section
+from storyteller_ds.config.prompt_template import PromptTemplate
 
 Split = Literal["auto", "marker", "blank_line", "line", "file"]
 Packing = Literal["stream", "best_fit", "pad"]
@@ -40,6 +41,9 @@ class DataConfig(Section):
     text_field: str = "text"
     """Column of a Hugging Face dataset, or field of a table, that holds the story; a single file without `text` has
     one of another name, or the longest texts, chosen."""
+    prompt: str | None = None
+    """Text before each story of a table or dataset, with other fields of its row in braces (`Genre: {genre}\\n`): the
+    model reads it, and learns to write the story only; null: none."""
     bad_rows: float = Field(0.0, ge=0, lt=1)
     """Part of the rows of a table in one file that may be malformed and is left out (fraction of the rows)."""
     streaming: bool = False
@@ -48,6 +52,12 @@ class DataConfig(Section):
     """Use at most this many documents of a Hugging Face training split (documents); null: all."""
     cache_dir: Path | None = None
     """Folder for tokenizers and token shards; null: $STORYTELLER_CACHE, or ~/.cache/storyteller_ds."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_template(cls, value: str | None) -> str | None:
+        PromptTemplate(value or "")
+        return value
 
     @field_validator("encoding")
     @classmethod

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.data.corpus_index import INDEX, CorpusIndex, SplitIndex, open_listed_shard, read_index
-from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, make_corpus
+from storyteller_ds.data.preparing import FORMAT, MOST_BYTES_OF_A_TOKEN, MOST_TOKENS_OF_A_PROMPT, make_corpus
 from storyteller_ds.data.shards import VERSION as SHARD_VERSION
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.sources.choose import Sources, choose_sources
@@ -40,6 +43,10 @@ class Corpus:
     validation: TokenStream
     validation_bytes: TextBytes
     """Bytes of the text behind the validation tokens."""
+    train_prompts: NDArray[np.int64] | None
+    """[documents] Tokens of the prompt of each, which are no targets; None: there are none."""
+    validation_prompts: NDArray[np.int64] | None
+    """Likewise."""
     train_size: SplitIndex
     validation_size: SplitIndex
     fingerprint: str
@@ -131,7 +138,23 @@ def _opened(folder: Path, vocab_size: int) -> Corpus:
         if len(counts) != len(validation):
             raise UntrustedFileError(f"{folder / INDEX}: {len(counts)} byte counts for {len(validation)} tokens")
         text = TextBytes(counts)
-    return Corpus(tokenizer, train, validation, text, index.train, index.validation, index.fingerprint)
+
+    def prompts(split: SplitIndex) -> NDArray[np.int64] | None:
+        if split.prompt_shards is None:
+            return None
+        return stream(split.prompt_shards, MOST_TOKENS_OF_A_PROMPT).read(0, split.documents)
+
+    return Corpus(
+        tokenizer,
+        train,
+        validation,
+        text,
+        prompts(index.train),
+        prompts(index.validation),
+        index.train,
+        index.validation,
+        index.fingerprint,
+    )
 
 
 def _looked_up(

@@ -36,6 +36,8 @@ class SplitIndex(_Strict):
     """File names, in order."""
     byte_shards: list[str] | None = Field(None, min_length=1)
     """Likewise, of the bytes of each token (TextBytes)."""
+    prompt_shards: list[str] | None = Field(None, min_length=1)
+    """Likewise, of the number of tokens of each document's prompt; None: the documents have none."""
 
 
 class UnfinishedIndex(_Strict):

@@ -1,10 +1,13 @@
 """The batches of a run out of its corpus."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.corpus import Corpus
-from storyteller_ds.data.packing import CutStream, Packing, WholeDocuments
+from storyteller_ds.data.packing import CutStream, Packing, WholeDocuments, ranges
 from storyteller_ds.data.sequences import Sequences
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.stories import Stories
@@ -16,7 +19,7 @@ def train_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> TrainBat
     Raises:
         DataError: the corpus is smaller than one global batch.
     """
-    sequences = _sequences(run.data, corpus.train, corpus.tokenizer.end_of_text, keeps_rest=False)
+    sequences = _sequences(run.data, corpus.train, corpus.tokenizer.end_of_text, corpus.train_prompts, False)
     return TrainBatches(sequences, corpus.fingerprint, run.seed, split)
 
 
@@ -26,15 +29,20 @@ def validation_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> Val
     Raises:
         DataError: there is no target.
     """
-    sequences = _sequences(run.data, corpus.validation, corpus.tokenizer.end_of_text, keeps_rest=True)
+    sequences = _sequences(run.data, corpus.validation, corpus.tokenizer.end_of_text, corpus.validation_prompts, True)
     return ValidationBatches(sequences, corpus.validation_bytes, split)
 
 
-def _sequences(data: DataConfig, stream: TokenStream, end_of_text: int, keeps_rest: bool) -> Sequences:
-    packing: Packing
-    if data.packing == "stream":
-        packing = CutStream(len(stream), data.sequence_length, keeps_rest)
-    else:
+def _sequences(
+    data: DataConfig, stream: TokenStream, end_of_text: int, prompts: NDArray[np.int64] | None, keeps_rest: bool
+) -> Sequences:
+    packing: Packing = CutStream(len(stream), data.sequence_length, keeps_rest)
+    counted = None
+    if data.packing != "stream" or prompts is not None:
         separators = Stories(stream, end_of_text).separators
-        packing = WholeDocuments(separators, data.sequence_length, shared=data.packing == "best_fit")
-    return Sequences(stream, packing, end_of_text if data.document_mask else None)
+        if data.packing != "stream":
+            packing = WholeDocuments(separators, data.sequence_length, shared=data.packing == "best_fit")
+        if prompts is not None:
+            counted = np.ones(len(stream), dtype=np.bool_)
+            counted[ranges(separators[:-1] + 1, prompts)] = False
+    return Sequences(stream, packing, end_of_text if data.document_mask else None, counted)

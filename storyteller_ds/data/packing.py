@@ -80,12 +80,12 @@ class WholeDocuments:
     def places(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """See Packing."""
         begin, end = self._first_piece[sequences], self._first_piece[sequences + 1]
-        pieces = _ranges(begin, end - begin)
+        pieces = ranges(begin, end - begin)
         sizes = self._sizes[pieces]
         sequence = np.repeat(np.arange(len(sequences)), end - begin)
         used = np.bincount(sequence, weights=sizes, minlength=len(sequences))
         places = np.full((len(sequences), self.length), PADDING)
-        places[np.arange(self.length) < used[:, None]] = _ranges(self._starts[pieces], sizes)
+        places[np.arange(self.length) < used[:, None]] = ranges(self._starts[pieces], sizes)
         return places
 
 
@@ -93,11 +93,11 @@ def _pieces(separators: NDArray[np.int64], length: int) -> tuple[NDArray[np.int6
     """Where the pieces of documents begin, and their sizes: pieces of `length`, and the rest of each document."""
     sizes = np.diff(separators)
     counts = -(-sizes // length)
-    within = length * _ranges(np.zeros_like(counts), counts)
+    within = length * ranges(np.zeros_like(counts), counts)
     return np.repeat(separators[:-1], counts) + within, np.minimum(np.repeat(sizes, counts) - within, length)
 
 
-def _ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The numbers starts[0], starts[0] + 1, …, sizes[0] of them, then those from starts[1] on, and so forth."""
     return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
 

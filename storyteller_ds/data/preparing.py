@@ -20,6 +20,7 @@ from storyteller_ds.data.corpus_index import (
     read_index,
     write_index,
 )
+from storyteller_ds.data.prompted import prompt_of
 from storyteller_ds.data.shards import open_shard, shard_name, write_shards
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
@@ -34,7 +35,10 @@ FORMAT = 1
 """Raise it whenever the same text would give other tokens."""
 SHARD_TOKENS = 100_000_000
 MOST_BYTES_OF_A_TOKEN = 1 << 32
+MOST_TOKENS_OF_A_PROMPT = 1 << 32
 _DOCUMENTS_AT_ONCE = 1000
+_CHARACTERS_AT_ONCE = 1 << 23
+"""Books are not a thousand at once."""
 
 Log = Callable[[str], None]
 
@@ -57,6 +61,8 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
         for remark in sources.remarks():
             log(remark)
     tokenizer, finished = _left_behind(folder, run.tokenizer.vocab_size)
+    if run.data.prompt is not None:
+        finished = []  # how long the prompts in them are is known to none
     _remove_all_but(folder, [LOCK, *([INDEX, TOKENIZER, *finished] if tokenizer else [])])
     if tokenizer is not None:
         log(f"taking over what is already prepared: tokenizer, {len(finished)} finished shard(s)")
@@ -67,11 +73,11 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
         with tally.logged():
             tokenizer = train_tokenizer(run.tokenizer, tally.counted(sources.train.documents()))
     write_index(folder, tokenizer, {})
-    rows = run.tokenizer.vocab_size
+    rows, prompted = run.tokenizer.vocab_size, run.data.prompt is not None
     parts = (FORMAT, sources.train.fingerprint, sources.validation.fingerprint, tokenizer.fingerprint)
     index = {
-        "train": _Split("train", sources.train, tokenizer, log).write(folder, rows, finished),
-        "validation": _Split("validation", sources.validation, tokenizer, log).write(folder, rows, []),
+        "train": _Split("train", sources.train, tokenizer, prompted, log).write(folder, rows, finished),
+        "validation": _Split("validation", sources.validation, tokenizer, prompted, log).write(folder, rows, []),
         "fingerprint": hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest(),
     }
     write_index(folder, tokenizer, index)
@@ -139,14 +145,17 @@ class _Split:
         name: train or validation; the bytes of validation are counted per token if the tokenizer does not spell bytes.
         source: its text.
         tokenizer: makes the tokens.
+        prompted: whether documents may have prompts.
         log: gets lines about the progress.
     """
 
-    def __init__(self, name: str, source: Source, tokenizer: Tokenizer, log: Log) -> None:
+    def __init__(self, name: str, source: Source, tokenizer: Tokenizer, prompted: bool, log: Log) -> None:
         self._name, self._source, self._tokenizer = name, source, tokenizer
         self._tally = Tally(f"tokenizing {source.name} for {name}", log)
         self._records_bytes = name == "validation" and not tokenizer.spells_bytes
         self._byte_counts: list[NDArray[np.uint32]] = []
+        self._is_prompted = prompted
+        self._prompt_sizes: list[list[int]] = []
         self._unknown_tokens = 0
 
     def write(self, folder: Path, vocab_size: int, finished: list[str]) -> dict[str, Any]:
@@ -178,6 +187,11 @@ class _Split:
             name = f"{self._name}-bytes"
             entry["byte_shards"] = write_shards(folder, name, self._byte_counts, MOST_BYTES_OF_A_TOKEN, SHARD_TOKENS)
             entry["unknown_tokens"] = self._unknown_tokens
+        if self._is_prompted:
+            name = f"{self._name}-prompts"
+            entry["prompt_shards"] = write_shards(
+                folder, name, self._prompt_sizes, MOST_TOKENS_OF_A_PROMPT, SHARD_TOKENS
+            )
         return entry
 
     def _documents_in(self, folder: Path, vocab_size: int, shards: list[str]) -> int:
@@ -191,11 +205,40 @@ class _Split:
             self._byte_counts.append(np.zeros(1, dtype=np.uint32))
             yield [end]
         texts = itertools.islice(self._tally.counted(self._source.documents()), passed_over, None)
-        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
-            if not self._records_bytes:
-                yield from ([*ids, end] for ids in self._tokenizer.encode_batch(batch))
-                continue
-            for ids, byte_counts in self._tokenizer.encode_with_bytes(batch):
-                self._byte_counts.append(byte_counts.astype(np.uint32))
-                self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
+        for batch in _batches(texts):
+            for ids, byte_counts in self._prompted(batch) if self._is_prompted else self._tokens(batch):
+                if byte_counts is not None:
+                    self._byte_counts.append(byte_counts.astype(np.uint32))
+                    self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
                 yield [*ids, end]
+
+    def _tokens(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64] | None]]:
+        """Ids of each text and, where they are recorded, the bytes of each, with those behind the last."""
+        if self._records_bytes:
+            yield from self._tokenizer.encode_with_bytes(texts)
+        else:
+            yield from ((ids, None) for ids in self._tokenizer.encode_batch(texts))
+
+    def _prompted(self, batch: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64] | None]]:
+        """See _tokens. A prompt is cut by itself: its tokens are those that it has when a story is generated."""
+        prompts = [prompt_of(document) for document in batch]
+        stories = [document[len(prompt) :] for document, prompt in zip(batch, prompts, strict=True)]
+        pairs = zip(self._tokens(prompts), self._tokens(stories), strict=True)
+        for (prompt_ids, prompt_bytes), (ids, byte_counts) in pairs:
+            self._prompt_sizes.append([len(prompt_ids)])
+            if prompt_bytes is not None and byte_counts is not None:
+                byte_counts = np.concatenate([prompt_bytes[:-1], byte_counts])
+            yield prompt_ids + ids, byte_counts
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -16,7 +16,7 @@ class Sequences:
         stream: all tokens.
         packing: of the stream.
         document_start: the id that every document begins with, to tell them apart; None: do not.
-        counted: 1 for each token of the stream that counts as a target, else 0; None: all do.
+        counted: [tokens] whether each token of the stream counts as a target; None: all do.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Sequences:
         stream: TokenStream,
         packing: Packing,
         document_start: int | None = None,
-        counted: TokenStream | None = None,
+        counted: NDArray[np.bool_] | None = None,
     ) -> None:
         self.stream, self._packing = stream, packing
         self._document_start, self._counted = document_start, counted
@@ -62,7 +62,7 @@ class Sequences:
         places[~exist] = PADDING
         counts = places != PADDING
         if self._counted is not None:
-            counts &= self._counted.take(places + 1) != 0
+            counts &= self._counted[places + 1]
         return places, counts
 
 

@@ -31,7 +31,8 @@ def count_targets(world: World, micro_batches: Sequence[MicroBatch], device: tor
     """[] int64: targets of an optimizer step, over all its accumulation steps and ranks."""
     here = sum(int((batch.target_BS != IGNORED).sum()) for batch in micro_batches)
     # Filled on the device: a copy from pageable memory would wait for it.
-    return world.all_reduce_sum(torch.full((), here, dtype=torch.int64, device=device))
+    targets = world.all_reduce_sum(torch.full((), here, dtype=torch.int64, device=device))
+    return targets.clamp(min=1)  # in a batch of prompts alone there is none
 
 
 def mean_loss(stats: Sequence[MicroBatchStats], targets: Tensor) -> Tensor:
