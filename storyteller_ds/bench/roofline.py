@@ -56,7 +56,7 @@ def measure(run: RunConfig, device: torch.device) -> Roofline:
     plan = make_plan(run, 1)
     batches = random_batches(run, plan)
     with memory_hint(what_to_lower(run, None, plan, device)):
-        step_s = _step_time(run, batches, device)
+        step_s = step_time(run, batches, device)
         operators = _operators(run, batches, device)
     tokens = run.train.global_batch_size * run.data.sequence_length
     flop = flops_per_token(run) * tokens
@@ -78,7 +78,8 @@ def random_batches(run: RunConfig, plan: ParallelPlan) -> list[MicroBatch]:
     return [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
 
 
-def _step_time(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> float:
+def step_time(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> float:
+    """Seconds of an optimizer step on these micro-batches; the median of some."""
     engine, seconds = SingleEngine(run, _ALONE, device), []
     for _ in range(_WARM_UP + _MEASURED):
         began = time.perf_counter()

@@ -181,12 +181,14 @@ def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
 @bench.command()
 @click.option("--megabytes", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Of made-up stories.")
 def data(megabytes: float) -> None:
-    """Time the way from text to tokens: a tokenizer, its shards, and cleaning, each beside its limit."""
-    from storyteller_ds.bench import cleaning, encoding
+    """Time the way from text to batches: a tokenizer, shards, batches, and cleaning, each beside its limit."""
+    from storyteller_ds.bench import cleaning, encoding, loading
     from storyteller_ds.cores import usable_cores
     from storyteller_ds.data.cleaning.extra import require_libraries
 
     require_libraries()
     for line in encoding.measure(megabytes).lines():
         print(line)
+    for rate in loading.measure():
+        print(rate.line())
     print(cleaning.measure(megabytes, usable_cores()).line())

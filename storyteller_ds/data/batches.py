@@ -72,7 +72,7 @@ class TrainBatches:
 
     def step(self, samples_seen: int) -> list[MicroBatch]:
         """See Batches."""
-        ids = np.array(self.order.sequence_ids(samples_seen, self._split.global_batch_size))
+        ids = self.order.sequence_ids(samples_seen, self._split.global_batch_size)
         return [
             self._sequences.read(ids[self._split.positions(number)]) for number in range(self._split.accumulation_steps)
         ]

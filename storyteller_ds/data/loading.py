@@ -19,7 +19,7 @@ def train_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> TrainBat
     Raises:
         DataError: the corpus is smaller than one global batch.
     """
-    sequences = _sequences(run.data, corpus.train, corpus.tokenizer.end_of_text, corpus.train_prompts, False)
+    sequences = sequences_of(run.data, corpus.train, corpus.tokenizer.end_of_text, corpus.train_prompts, False)
     return TrainBatches(sequences, corpus.fingerprint, run.seed, split)
 
 
@@ -29,13 +29,22 @@ def validation_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> Val
     Raises:
         DataError: there is no target.
     """
-    sequences = _sequences(run.data, corpus.validation, corpus.tokenizer.end_of_text, corpus.validation_prompts, True)
+    sequences = sequences_of(run.data, corpus.validation, corpus.tokenizer.end_of_text, corpus.validation_prompts, True)
     return ValidationBatches(sequences, corpus.validation_bytes, split)
 
 
-def _sequences(
+def sequences_of(
     data: DataConfig, stream: TokenStream, end_of_text: int, prompts: NDArray[np.int64] | None, keeps_rest: bool
 ) -> Sequences:
+    """A split of a corpus in sequences.
+
+    Args:
+        data: its packing, sequence length and document mask count.
+        stream: the tokens.
+        end_of_text: id of the separator between documents.
+        prompts: [documents] tokens of the prompt of each, which are no targets; None: there are none.
+        keeps_rest: whether the end of a cut stream, shorter than a sequence, is one too.
+    """
     packing: Packing = CutStream(len(stream), data.sequence_length, keeps_rest)
     counted = None
     if data.packing != "stream" or prompts is not None:

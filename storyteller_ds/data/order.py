@@ -5,11 +5,14 @@ continue from any position on any number of ranks.
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 6
+_BLOCK = 1 << 13
+"""Positions that are looked up together: a few alone take as long as hundreds."""
 
 
 class SampleOrder:
@@ -24,17 +27,22 @@ class SampleOrder:
     def __init__(self, fingerprint: str, seed: int, sequences: int) -> None:
         self._identity = f"{fingerprint}/{seed}"
         self.sequences = sequences
+        self._block = lru_cache(maxsize=2)(self._computed_block)
 
-    def sequence_ids(self, first: int, count: int) -> list[int]:
+    def sequence_ids(self, first: int, count: int) -> NDArray[np.int64]:
         """The sequences at positions first .. first + count - 1 of the run; epochs follow one another."""
-        ids: list[int] = []
+        parts = [np.empty(0, dtype=np.int64)]
         while count:
             epoch, index = divmod(first, self.sequences)
-            here = min(count, self.sequences - index)
-            positions = np.arange(index, index + here, dtype=np.uint64)
-            ids += permute(positions, self.sequences, self._keys(epoch)).tolist()
-            first, count = first + here, count - here
-        return ids
+            number, offset = divmod(index, _BLOCK)
+            part = self._block(epoch, number)[offset : offset + count]
+            parts.append(part)
+            first, count = first + len(part), count - len(part)
+        return np.concatenate(parts)
+
+    def _computed_block(self, epoch: int, number: int) -> NDArray[np.int64]:
+        positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, self.sequences), dtype=np.uint64)
+        return permute(positions, self.sequences, self._keys(epoch)).astype(np.int64)
 
     def _keys(self, epoch: int) -> NDArray[np.uint64]:
         digest = hashlib.shake_256(f"{self._identity}/{epoch}".encode()).digest(8 * _ROUNDS)

@@ -17,4 +17,11 @@ def test_a_small_text() -> None:
 def test_the_command_prints_a_line_for_each() -> None:
     result = CliRunner().invoke(bench, ["data", "--megabytes", "0.2"])
     assert result.exit_code == 0, result.output
-    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == ["tokenizer", "encoding", "preprocess"]
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
+        "tokenizer",
+        "encoding",
+        "batches",
+        "batches",
+        "batches",
+        "preprocess",
+    ]
