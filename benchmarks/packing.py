@@ -37,8 +37,8 @@ def trained(settings: dict[str, object]) -> tuple[float, float]:
     corpus = open_corpus(alone, prepare_corpus(alone, lambda _: None))
     with tempfile.TemporaryDirectory() as folder:
         done = st.train("quickstart", {**settings, **quiet}, output_dir=folder)
+        step_s = statistics.median(record["step_time_s"] for record in done.metrics if "step_time_s" in record)
         decoder = load_decoder(Path(folder), CPU, lambda _: None).decoder
-    step_s = statistics.median(record["step_time_s"] for record in done.metrics if "step_time_s" in record)
     return score(decoder, validation_batches(alone, corpus, BatchSplit(0, 1, 8, 1)), None, CPU).bits_per_byte, step_s
 
 
