@@ -5,6 +5,7 @@ bytes 0-7 magic, 8-11 format version, 12-15 bytes per id, 16-23 number of ids, 2
 """
 
 import hashlib
+import itertools
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -50,34 +51,39 @@ def write_shards(
     """
     dtype = _DTYPES[2 if vocab_size <= 1 << 16 else 4]
     names: list[str] = []
-    pending: list[NDArray[Any]] = []
-    size = 0
+    rest = iter(documents)
+    for head in rest:
+        names.append(shard_name(split, first + len(names)))
+        _write_shard(folder / names[-1], itertools.chain([head], rest), dtype, vocab_size, max_tokens)
+    return names
 
-    def flush() -> None:
-        nonlocal size
-        name = shard_name(split, first + len(names))
+
+def _write_shard(
+    path: Path,
+    documents: Iterable[Sequence[int] | NDArray[Any]],
+    dtype: np.dtype[Any],
+    vocab_size: int,
+    max_tokens: int,
+) -> None:
+    """Write documents until there are max_tokens ids; memory is that of a document."""
+    size = 0
+    with path.open("w+b") as file:
+        file.write(bytes(HEADER_BYTES))
+        for document in documents:
+            file.write(np.asarray(document, dtype=dtype).tobytes())
+            size += len(document)
+            if size >= max_tokens:
+                break
         header = _HEADER.pack(MAGIC, VERSION, dtype.itemsize, size, vocab_size)
         digest = hashlib.sha256(header)
-        for ids in pending:
-            digest.update(ids.data)
-        with (folder / name).open("wb") as file:
-            file.write(header + digest.digest())
-            for ids in pending:
-                file.write(ids.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        names.append(name)
-        pending.clear()
-        size = 0
-
-    for document in documents:
-        pending.append(np.asarray(document, dtype=dtype))
-        size += len(document)
-        if size >= max_tokens:
-            flush()
-    if pending:
-        flush()
-    return names
+        file.seek(HEADER_BYTES)
+        while chunk := file.read(_CHECK_CHUNK):
+            digest.update(chunk)
+        # Last, so that what was interrupted is no shard.
+        file.seek(0)
+        file.write(header + digest.digest())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
