@@ -25,10 +25,14 @@ class TextBytes:
     token_bytes: NDArray[np.int64] | None = None
     """[V] bytes of each token; None: the stream is of bytes."""
 
+    def of_each(self, start: int, stop: int) -> NDArray[np.int64]:
+        """[stop - start] bytes of the text of each token from start to stop (excluded)."""
+        values = self.stream.read(start, stop)
+        return values if self.token_bytes is None else self.token_bytes[values]
+
     def between(self, start: int, stop: int) -> int:
         """Bytes of the text of tokens start to stop (excluded)."""
-        values = self.stream.read(start, stop)
-        return int((values if self.token_bytes is None else self.token_bytes[values]).sum())
+        return int(self.of_each(start, stop).sum())
 
 
 def aligned_bytes(text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
