@@ -95,7 +95,7 @@ def evaluate(
             for line in report.remarks(found):
                 log(line)
     if failed:
-        others = f"; the other {len(found)} checkpoints are evaluated" if found else ""
+        others = f"; of {len(found)} checkpoint(s) the figures are above" if found else ""
         raise UserError("; ".join(failed) + others)
 
 

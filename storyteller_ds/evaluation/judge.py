@@ -16,10 +16,11 @@ from storyteller_ds.evaluation.grades import Grades, grades_in, question
 from storyteller_ds.evaluation.text import Log
 from storyteller_ds.evaluation.told_stories import Told
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.redaction import redacted
 from storyteller_ds.untrusted import UntrustedFileError, parse_json
 
 KEY = "STORYTELLER_JUDGE_KEY"
-"""Environment variable with the endpoint's key. Not the one of any service: it would be sent to whatever URL is given."""
+"""Environment variable with the endpoint's key. Not that of a service, which would be sent to whatever URL is given."""
 MOST_FAILURES = 3
 """In a row, after which no other story is sent."""
 _ANSWER_BYTES = 1 << 20
@@ -88,7 +89,7 @@ class Judge:
                     grades.append(self.grade(story))
                     in_a_row = 0
                 except JudgeError as error:
-                    problem, in_a_row = problem or str(error), in_a_row + 1
+                    problem, in_a_row = problem or redacted(str(error)), in_a_row + 1
         return Judged(
             grammar=_mean([each.grammar for each in grades]),
             creativity=_mean([each.creativity for each in grades]),

@@ -64,14 +64,15 @@ def compared(found: Sequence[Evaluated]) -> list[Estimate]:
 def remarks(found: Sequence[Evaluated]) -> list[str]:
     """What should be known about the figures, a line each."""
     lines: list[str] = []
+    same_tokens = _are_same(each.text.tokenizer.fingerprint for each in found)
     for label, each in zip(labels(found), found, strict=True):
         lines += [f"{label}: {remark}" for remark in each.remarks]
-        if each.prediction.rarity_from == each.text.name:
+        if same_tokens and each.prediction.rarity_from == each.text.name:
             lines.append(f"{label}: rarity is that of tokens in {each.text.name}")
         lines += _about_stories(label, each)
     if not _are_same(each.text.fingerprint for each in found):
         lines.append("the checkpoints were measured on different texts and cannot be compared; give one with --data")
-    if not _are_same(each.text.tokenizer.fingerprint for each in found):
+    if not same_tokens:
         lines.append(
             "the checkpoints have different tokenizers: of what is predicted only bits per byte are compared, and "
             "their stories are cut at as many tokens, not words"
