@@ -92,6 +92,8 @@ def evaluate(
             for line in report.heading(found):
                 print(line)
             print_table(report.table(found))
+            for line in report.verdict(found):
+                print(line)
             for line in report.remarks(found):
                 log(line)
     if failed:

@@ -57,8 +57,25 @@ def compared(found: Sequence[Evaluated]) -> list[Estimate]:
     """
     if len(found) < 2 or not _are_same(each.text.fingerprint for each in found):
         return []
-    first, *others = (each.prediction for each in found)
-    return [ratio((each.nll_N - first.nll_N) / math.log(2), first.bytes_N) for each in others]
+    return [_difference(each, found[0]) for each in found[1:]]
+
+
+def verdict(found: Sequence[Evaluated]) -> list[str]:
+    """Which checkpoint predicts best, and whether this text can tell; a line, or none for one checkpoint."""
+    if not compared(found):
+        return []
+    names = labels(found)
+    best, second = sorted(range(len(found)), key=lambda i: found[i].prediction.bits_per_byte.value)[:2]
+    less = _difference(found[second], found[best])
+    if less.half_width is None or less.value <= less.half_width:
+        return [f"{names[best]} and {names[second]} cannot be told apart on this text: {estimate(less)} bits per byte"]
+    return [f"{names[best]} predicts best, with {estimate(less)} bits per byte less than {names[second]}"]
+
+
+def _difference(one: Evaluated, other: Evaluated) -> Estimate:
+    """Bits per byte of one less those of another, on the same text."""
+    nll_N = one.prediction.nll_N - other.prediction.nll_N
+    return ratio(nll_N / math.log(2), one.prediction.bytes_N)
 
 
 def remarks(found: Sequence[Evaluated]) -> list[str]:

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from storyteller_ds import train
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.errors import UserError
+from tests.support.fake_judge import FakeEndpoint
 from tests.support.small_runs import SMALLEST
 
 STORIES = "\n\n".join(
@@ -84,6 +85,8 @@ def test_side_by_side(folder):
     one, two = (float(found["bits per byte"][i].split()[0]) for i in (1, 2))
     assert float(less[2].split()[0]) == pytest.approx(two - one, abs=2e-4)
     assert "tokenizer" not in result.stderr
+    first, second = ("one 1 (1)", "one 1 (3)") if one < two else ("two 1", "one 1 (1)")
+    assert re.match(rf"{re.escape(first)} .*{re.escape(second)}", result.stdout.splitlines()[-1])
 
 
 def test_different_tokenizers_are_compared_by_bits_per_byte_only(folder):
@@ -155,6 +158,18 @@ def test_what_is_refused(folder, tmp_path):
     assert "give --data" in refusal(*one, "data.split=line")
     assert "--temperature" in refusal(*one, "--temperature", "-1")
     assert "--seed" in refusal(*one, "--seed", "-1")
+
+
+def test_a_judge_grades_the_stories_and_the_held_out_ones(folder):
+    endpoint = FakeEndpoint()
+    try:
+        result = call("--checkpoint", folder / "one", "--judge_url", endpoint.url, "--judge_model", "m")
+    finally:
+        endpoint.close()
+    assert result.exit_code == 0, result.exception
+    assert rows(result)["judge: grammar (0 to 10)"] == ["higher", "8.0", "8.0"]
+    assert rows(result)["judge: consistency (0 to 10)"] == ["higher", "4.0", "4.0"]
+    assert len(endpoint.requests) == 2 * 4
 
 
 def test_a_judge_that_does_not_answer_costs_its_own_lines_only(folder):
