@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 ASPECTS = ("grammar", "creativity", "consistency")
-"""Of TinyStories (Eldan and Li 2023, 2305.07759, sec. 4), out of 10 each."""
+"""Of TinyStories (Eldan and Li 2023, 2305.07759), out of 10 each."""
 _QUESTION = """\
 Below is the beginning of a story for young children and, behind the line ***, how a student has gone on with it. Its \
 last sentence may be cut off; that is no fault. Grade only what the student wrote, with whole numbers from 0 (worst) \

@@ -22,8 +22,8 @@ def ratio(numerator_N: ArrayLike, denominator_N: ArrayLike) -> Estimate:
     """The sum of the numerators over that of the denominators, and its interval over stories.
 
     Stories are drawn, tokens are not: those of one story depend on each other. The standard error is a ratio
-    estimator's (Cochran, Sampling Techniques, 3rd ed. 1977, sec. 6.4), the clustered one that Miller (2411.00640,
-    sec. 2.2) recommends for evaluations. With a few stories (below thirty) the interval is somewhat too narrow.
+    estimator's (Cochran, Sampling Techniques, 3rd ed. 1977, ch. 6), the clustered one that Miller (2024, 2411.00640)
+    recommends for evaluations. With a few stories (below thirty) the interval is somewhat too narrow.
 
     Args:
         numerator_N: of each story.

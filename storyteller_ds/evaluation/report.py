@@ -53,7 +53,7 @@ def compared(found: Sequence[Evaluated]) -> list[Estimate]:
     """Bits per byte of each checkpoint but the first less those of the first, where all have the same text.
 
     With the interval of the difference, story by story: what is hard for one is hard for the other, so that it is
-    much narrower than those of the two (Miller, 2411.00640, sec. 4.2).
+    much narrower than those of the two (Miller 2024, 2411.00640).
     """
     if len(found) < 2 or not _are_same(each.text.fingerprint for each in found):
         return []
