@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from textwrap import shorten
 from typing import Any
 
 from rich import box
@@ -16,6 +17,8 @@ from storyteller_ds.evaluation.interval import Estimate, ratio
 from storyteller_ds.evaluation.libraries import what_is_missing
 
 _MOST_COPIED_BY_CHANCE = 0.1
+_SHOWN = 200
+"""Of a passage (characters)."""
 
 
 def heading(found: Sequence[Evaluated]) -> list[str]:
@@ -155,8 +158,8 @@ def _about_stories(label: str, each: Evaluated) -> list[str]:
     if told.figures.empty:
         lines.append(f"{label}: {told.figures.empty} of {told.figures.stories} stories have no word")
     if told.memorisation is not None:
-        if told.memorisation.of_model.longest:
-            lines.append(f"{label}: the longest passage from training is: {told.memorisation.of_model.longest}")
+        if passage := " ".join(told.memorisation.of_model.longest.split()):
+            lines.append(f"{label}: the longest passage from training is: {shorten(passage, _SHOWN, placeholder=' …')}")
         if (told.memorisation.held_out.near_copies or 0) > _MOST_COPIED_BY_CHANCE:
             lines.append(
                 f"{label}: {told.memorisation.held_out.near_copies:.0%} of the held-out stories are near-copies of the "
