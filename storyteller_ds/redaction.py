@@ -13,7 +13,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-KNOWN = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+KNOWN = (
+    *("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
+    "STORYTELLER_JUDGE_KEY",
+)
 """Variables of the services that a run talks to: their values are always secrets."""
 SHORTEST_SECRET = 8
 """Shorter values (characters) are not taken for secrets: they would be found in any text."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from storyteller_ds.checkpoint import names
+from storyteller_ds.checkpoint.own_corpus import own_corpus
 from storyteller_ds.checkpoint.quantized import quantized_tensors, stored_bytes
 from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
@@ -17,7 +18,7 @@ from storyteller_ds.data.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
 from storyteller_ds.data.loading import validation_batches
 from storyteller_ds.data.micro_batch import IGNORED
-from storyteller_ds.errors import CheckpointError, DataError
+from storyteller_ds.errors import CheckpointError
 from storyteller_ds.generation.load import load_decoder
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
@@ -126,17 +127,7 @@ def _validation(
     Raises:
         DataError: it cannot be used, or it is not what the checkpoint was validated on and was not given.
     """
-    if not (is_given or checkpoint.manifest.dataset_fingerprint):
-        raise DataError(f"{checkpoint.folder} was made from another model, and no text is recorded for it; give --data")
-    other = "" if is_given else "; or give a text with --data"
-    try:
-        corpus = open_corpus(run, prepare_corpus(run, log))
-    except DataError as error:
-        raise DataError(f"{error}{other}") from None
-    if not is_given and corpus.fingerprint != checkpoint.manifest.dataset_fingerprint:
-        raise DataError(
-            f"data.source={run.data.source} is not what {checkpoint.folder} was trained on; give a text with --data"
-        )
+    corpus = open_corpus(run, prepare_corpus(run, log)) if is_given else own_corpus(run, checkpoint, log)
     size = run.train.global_batch_size
     micro = math.gcd(size, _SEQUENCES)
     return validation_batches(run, corpus, BatchSplit(0, 1, micro, size // micro))

@@ -25,10 +25,14 @@ class TextBytes:
     token_bytes: NDArray[np.int64] | None = None
     """[V] bytes of each token; None: the stream is of bytes."""
 
-    def at(self, places: NDArray[np.int64]) -> int:
+    def of_each(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes of the text of the tokens at these places of the stream."""
         values = self.stream.take(places)
-        return int((values if self.token_bytes is None else self.token_bytes[values]).sum())
+        return values if self.token_bytes is None else self.token_bytes[values]
+
+    def at(self, places: NDArray[np.int64]) -> int:
+        """The sum of them."""
+        return int(self.of_each(places).sum())
 
 
 def aligned_bytes(text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

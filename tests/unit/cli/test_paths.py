@@ -31,6 +31,8 @@ NOT_PATHS = {
         "special_token",
         "text",
         "language",
+        "judge_url",
+        "judge_model",
     ),
 }
 """Parameters that take a text of another kind."""

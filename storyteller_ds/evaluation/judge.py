@@ -1,0 +1,156 @@
+"""A model that grades stories, behind any endpoint that speaks as OpenAI's /v1/chat/completions does."""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from storyteller_ds.errors import UserError
+from storyteller_ds.evaluation.grades import Grades, grades_in, question
+from storyteller_ds.evaluation.text import Log
+from storyteller_ds.evaluation.told_stories import Told
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
+from storyteller_ds.redaction import redacted
+from storyteller_ds.untrusted import UntrustedFileError, parse_json
+
+KEY = "STORYTELLER_JUDGE_KEY"
+"""Environment variable with the endpoint's key. Not that of a service, which would be sent to whatever URL is given."""
+MOST_FAILURES = 3
+"""In a row, after which no other story is sent."""
+_ANSWER_BYTES = 1 << 20
+_PIECE = 1 << 14
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said about several stories."""
+
+    grammar: float | None
+    """Mean grade (0 to 10); None: it graded no story."""
+    creativity: float | None
+    consistency: float | None
+    graded: int
+    """Stories with usable grades."""
+    stories: int
+    first_problem: str | None
+    """Why a story has no grades; None: all have."""
+
+
+class JudgeError(Exception):
+    """No answer came, or none that can be used; the message says why."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Another host is not to get the key."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        """Called by urllib, which then raises HTTPError."""
+
+
+class Judge:
+    """Grades stories.
+
+    Args:
+        url: of the endpoint; `http://localhost:8000/v1` is enough.
+        model: what the endpoint calls it.
+        timeout_s: longest wait for one answer (seconds).
+
+    Raises:
+        UserError: the URL is none.
+    """
+
+    def __init__(self, url: str, model: str, timeout_s: float = 60.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"--judge_url {url} is no address; give one as http://localhost:8000/v1")
+        if parts.username is not None or parts.query:
+            raise UserError(f"--judge_url has a name or a query in it; give the key in the variable {KEY}")
+        base = url.rstrip("/").removesuffix("/chat/completions")
+        self._url = f"{base if parts.path.strip('/') else f'{base}/v1'}/chat/completions"
+        self._model, self._timeout_s = model, timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def judge(self, stories: Sequence[Told], log: Log) -> Judged:
+        """Grade each story; one that fails costs the others nothing, but after some in a row nothing more is sent."""
+        grades: list[Grades] = []
+        problem, in_a_row, sent = None, 0, 0
+        with meanwhile(lambda: log(f"judging stories: {sent} of {len(stories)}"), LINE_EVERY_S):
+            for story in stories:
+                if in_a_row == MOST_FAILURES:
+                    break
+                sent += 1
+                try:
+                    grades.append(self.grade(story))
+                    in_a_row = 0
+                except JudgeError as error:
+                    problem, in_a_row = problem or redacted(str(error)), in_a_row + 1
+        return Judged(
+            grammar=_mean([each.grammar for each in grades]),
+            creativity=_mean([each.creativity for each in grades]),
+            consistency=_mean([each.consistency for each in grades]),
+            graded=len(grades),
+            stories=len(stories),
+            first_problem=problem,
+        )
+
+    def grade(self, story: Told) -> Grades:
+        """The grades of a story.
+
+        Raises:
+            JudgeError: see there.
+        """
+        answer = self._answer(question(story.prompt, story.continuation))
+        grades = grades_in(answer)
+        if grades is None:
+            raise JudgeError(f"no grades in the answer {answer[:80]!r}")
+        return grades
+
+    def _answer(self, prompt: str) -> str:
+        body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        deadline = time.monotonic() + self._timeout_s
+        content = b""
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
+                # A timeout of a socket is for each piece, and a server can send for ever.
+                while piece := response.read1(_PIECE):
+                    content += piece
+                    if len(content) > _ANSWER_BYTES:
+                        raise JudgeError(f"its answer has more than {_ANSWER_BYTES:,} bytes")
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise JudgeError(f"{self._url} answers {error.code} {error.reason}") from None
+        except TimeoutError:
+            raise JudgeError(f"no answer within {self._timeout_s:g} s") from None
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that is no header
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise JudgeError(f"no answer within {self._timeout_s:g} s") from None
+            raise JudgeError(f"{self._url} cannot be reached ({type(reason).__name__}: {reason})") from None
+        return _text_of(content)
+
+
+def _text_of(content: bytes) -> str:
+    """What the model said, in the JSON of its endpoint."""
+    try:
+        text = parse_json(content.decode(), "its answer")["choices"][0]["message"]["content"]
+    except (UntrustedFileError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise JudgeError(f"its answer is not that of a chat endpoint ({type(error).__name__})") from None
+    if not isinstance(text, str):
+        raise JudgeError("its answer has no text")
+    return text
+
+
+def _mean(grades: Sequence[float]) -> float | None:
+    return sum(grades) / len(grades) if grades else None

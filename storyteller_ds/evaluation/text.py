@@ -1,0 +1,99 @@
+"""The text that a model is evaluated on, in its own tokens."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storyteller_ds.config.data import DataConfig
+from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.data.shards import TokenStream
+from storyteller_ds.data.sources.choose import choose_sources
+from storyteller_ds.data.stories import Stories
+from storyteller_ds.data.text_bytes import TextBytes
+from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
+from storyteller_ds.errors import DataError
+from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
+
+Log = Callable[[str], None]
+_AT_ONCE = 1000
+"""Stories that are encoded together."""
+
+
+@dataclass(frozen=True)
+class EvaluatedText:
+    """Stories that a model has not been trained on, as far as is known."""
+
+    name: str
+    fingerprint: str
+    """Of the text, whatever the tokens: the same fingerprint means the same stories."""
+    tokenizer: Tokenizer
+    stream: TokenStream
+    """A separator, then each story with one behind it."""
+    bytes: TextBytes
+    """Behind the tokens."""
+    prompts: NDArray[np.int64] | None = None
+    """[stories] Tokens of the prompt of each, which are not predicted; None: there are none."""
+    unknown_tokens: int = 0
+    """Tokens that stand for what the tokenizer does not know."""
+
+    @property
+    def stories(self) -> Stories:
+        """Its stories, one by one."""
+        return Stories(self.stream, self.tokenizer.end_of_text)
+
+    def story_of_each(self) -> NDArray[np.int64]:
+        """[len(stream) - 1] Which story each token but the first belongs to, from 0; a separator to that before it."""
+        ends = self.stream.read(1, len(self.stream)) == self.tokenizer.end_of_text
+        story_of_each: NDArray[np.int64] = np.cumsum(ends) - ends
+        return story_of_each
+
+
+def validation_text(corpus: Corpus, data: DataConfig) -> EvaluatedText:
+    """What a run was validated on."""
+    source = choose_sources(data).validation
+    return EvaluatedText(
+        source.name,
+        source.fingerprint,
+        corpus.tokenizer,
+        corpus.validation,
+        corpus.validation_bytes,
+        corpus.validation_prompts,
+        corpus.validation_size.unknown_tokens,
+    )
+
+
+def given_text(data: DataConfig, tokenizer: Tokenizer, log: Log) -> EvaluatedText:
+    """The text of data.validation, in a model's tokens; all of it is kept in memory, 8 bytes a token.
+
+    Raises:
+        DataError: it cannot be read, or has no stories.
+    """
+    source = choose_sources(data).validation
+    for remark in source.remarks():
+        log(remark)
+    ids = [np.array([tokenizer.end_of_text], dtype=np.uint32)]
+    sizes = [np.zeros(1, dtype=np.uint32)]
+    with meanwhile(lambda: log(f"tokenizing {source.name}: {len(ids) - 1:,} stories"), LINE_EVERY_S):
+        for story, bytes_of_each in _encoded(source.documents(), tokenizer):
+            ids.append(np.array([*story, tokenizer.end_of_text], dtype=np.uint32))
+            sizes.append(bytes_of_each.astype(np.uint32))
+    if len(ids) == 1:
+        raise DataError(f"{source.name} has no stories; put some in, or give another text with --data")
+    stream = TokenStream([np.concatenate(ids)])
+    unknown = 0 if tokenizer.unknown is None else sum(int((each == tokenizer.unknown).sum()) for each in ids)
+    return EvaluatedText(
+        source.name,
+        source.fingerprint,
+        tokenizer,
+        stream,
+        TextBytes(TokenStream([np.concatenate(sizes)])),
+        unknown_tokens=unknown,
+    )
+
+
+def _encoded(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
+    while batch := list(itertools.islice(documents, _AT_ONCE)):
+        yield from tokenizer.encode_with_bytes(batch)
