@@ -59,7 +59,7 @@ def test_the_targets_are_the_stories_and_nothing_else(tmp_path, kind, packing):
     assert len(rows) == corpus.validation_size.documents > 0
     batches = validation_batches(run, corpus, BatchSplit(0, 1, 2, 1))
     targets = torch.cat([b.target_BS[b.target_BS != IGNORED] for b in batches.batches(None)]).tolist()
-    expected = [tokenizer.encode(row["story"].strip()) + [end] for row in rows]
+    expected = [[*tokenizer.encode(row["story"].strip()), end] for row in rows]
     assert sorted(targets) == sorted(i for ids in expected for i in ids)
     assert batches.text_bytes(None) == sum(len(row["story"].strip().encode()) for row in rows)
     # The tokens of the prompt are those that it has alone, as when a story is generated.
@@ -73,15 +73,16 @@ def test_training_has_no_target_in_a_prompt(tmp_path):
     batches = train_batches(run, corpus, BatchSplit(0, 1, 2, 1))
     seen = [batches.step(n)[0] for n in range(0, batches.order.sequences - 1, 2)]
     targets = sum(int((b.target_BS != IGNORED).sum()) for b in seen)
-    whole = train_batches(
-        run, Corpus(**{**vars(corpus), "train_prompts": None}), BatchSplit(0, 1, 2, 1)
-    )
-    all_tokens = sum(
-        int((whole.step(n)[0].target_BS != IGNORED).sum()) for n in range(0, whole.order.sequences - 1, 2)
-    )
-    assert targets < all_tokens == targets + sum(
-        int(((w.target_BS != IGNORED) & (b.target_BS == IGNORED)).sum())
-        for b, w in zip(seen, (whole.step(n)[0] for n in range(0, whole.order.sequences - 1, 2)), strict=True)
+    whole = train_batches(run, Corpus(**{**vars(corpus), "train_prompts": None}), BatchSplit(0, 1, 2, 1))
+    all_tokens = sum(int((whole.step(n)[0].target_BS != IGNORED).sum()) for n in range(0, whole.order.sequences - 1, 2))
+    assert (
+        targets
+        < all_tokens
+        == targets
+        + sum(
+            int(((w.target_BS != IGNORED) & (b.target_BS == IGNORED)).sum())
+            for b, w in zip(seen, (whole.step(n)[0] for n in range(0, whole.order.sequences - 1, 2)), strict=True)
+        )
     )
     assert corpus.train_prompts is not None
     assert (corpus.train_prompts > 0).all()

@@ -8,7 +8,7 @@ from storyteller_ds.evaluation.token_scores import TokenScores
 
 
 def scores(confidence: list[float], right: list[bool]) -> TokenScores:
-    return TokenScores(np.zeros(len(right)), np.array(confidence, np.float32), np.array(right))
+    return TokenScores(np.arange(len(right)), np.zeros(len(right)), np.array(confidence, np.float32), np.array(right))
 
 
 def test_by_hand():
