@@ -87,7 +87,7 @@ def quantize_run(
     )
     folder = write_weights_run(output_dir, checkpoint.step, contents, tensors)
     sizes = stored_bytes(shapes, None), stored_bytes(shapes, bits)
-    return QuantizedRun(folder, str(data or run.data.validation or run.data.source), (before, after), sizes)
+    return QuantizedRun(folder, str(data or run.data.validation or run.data.source_name), (before, after), sizes)
 
 
 @torch.no_grad()
@@ -132,7 +132,8 @@ def _validation(
         raise DataError(f"{error}{other}") from None
     if not is_given and corpus.fingerprint != checkpoint.manifest.dataset_fingerprint:
         raise DataError(
-            f"data.source={run.data.source} is not what {checkpoint.folder} was trained on; give a text with --data"
+            f"data.source={run.data.source_name} is not what {checkpoint.folder} was trained on; give a text "
+            "with --data"
         )
     size = run.train.global_batch_size
     micro = math.gcd(size, _SEQUENCES)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal
 
+from storyteller_ds.data.sources.files import FilesSource
 from storyteller_ds.data.sources.source import LOOKED_AT, Source
+from storyteller_ds.data.sources.text_folder import TextFolderSource
 from storyteller_ds.errors import DataError
 
 
@@ -78,6 +80,47 @@ class HeldOutPart:
     def _is_held_out(self, document: str) -> bool:
         digest = hashlib.sha256(document.encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < self.fraction
+
+
+@dataclass(frozen=True)
+class PartOfEach:
+    """The end of every text file among several, or all before it; of a table, as HeldOutPart.
+
+    For data.split=none, where a file is one document. One that has no end of its own is on one side, by its hash.
+    """
+
+    source: TextFolderSource | FilesSource
+    fraction: float
+    part: Literal["kept", "held_out"]
+
+    @property
+    def name(self) -> str:
+        """The source's name and which part of it."""
+        which = "but" if self.part == "kept" else "held out:"
+        return f"{self.source.name} ({which} the last {100 * self.fraction:.3g} % of each)"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the source's fingerprint, which has data.split, the fraction and the part."""
+        return hashlib.sha256(f"{self.source.fingerprint}/{self.fraction}/{self.part}".encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """The documents of this part, file by file."""
+        for file in self.source.files:
+            yield from HeldOutPart(file, self.fraction, self.part).documents()
+
+    def remarks(self) -> list[str]:
+        """Those of the source.
+
+        Raises DataError if this part has no document.
+        """
+        if next(self.documents(), None) is None:
+            raise DataError(
+                f"{self.name} is without a document; use more text, change data.validation_fraction, or name another "
+                "text with data.validation"
+            )
+        each = f"the last {100 * self.fraction:.3g} % of each text of {self.source.name} are held out"
+        return [*self.source.remarks(), each]
 
 
 def _cut(document: str, fraction: float) -> int | None:

@@ -19,8 +19,9 @@ from storyteller_ds.data.sources.datasets_library import (
     require_datasets,
 )
 from storyteller_ds.data.sources.file_kind import refuse_lfs_pointer
-from storyteller_ds.data.sources.text_file import MARKER
-from storyteller_ds.data.sources.text_folder import list_folder, not_read
+from storyteller_ds.data.sources.listing import NOT_STORIES, list_folder, not_read
+from storyteller_ds.data.sources.source import LONGEST, too_long
+from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.errors import ConfigError, DataError, UserError
 from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
@@ -33,9 +34,6 @@ READ_ROWS = 1000
 READERS = ("parquet", "arrow", "json", "csv", "text")
 DATA_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _FOLDER_SUFFIXES = (*DATA_SUFFIXES, ".txt")
-_ABOUT_THE_DATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
-"""Files that the library does not take for data."""
-
 _OTHER_SEPARATORS = ";\t|"
 """Separators of columns that the library does not recognise in a .csv."""
 
@@ -97,6 +95,8 @@ class HuggingFaceSource:
         count = 0
         for text in self._texts():
             document = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+            if len(document) > LONGEST:
+                raise too_long(f"a row of {self.name}", "take another dataset, or cut it into stories")
             if MARKER in document:  # as in text files, of which the library makes a document of every line
                 raise DataError(
                     f"{self.name} has {MARKER} within a text, where it would be learnt as any other word; "
@@ -119,7 +119,7 @@ class HuggingFaceSource:
             files = self._builder().config.data_files or {}
         read = {Path(file).resolve() for split in files.values() for file in split}
         data = [path for path in list_folder(folder).others if path.suffix.lower() in DATA_SUFFIXES]
-        unread = [path for path in data if path.resolve() not in read and path.name not in _ABOUT_THE_DATA]
+        unread = [path for path in data if path.resolve() not in read and path.name not in NOT_STORIES]
         return not_read([Path(self.dataset, path.relative_to(folder)) for path in unread], "data files")
 
     def has_split(self, split: str) -> bool:
@@ -243,7 +243,7 @@ class HuggingFaceSource:
             paths = [Path(file) for file in files[self.split]]
             # The card can choose the files' columns and format.
             card = folder / "README.md"
-            return [_file_hash(path) for path in ([card] if card.is_file() else []) + paths]
+            return [file_hash(path) for path in ([card] if card.is_file() else []) + paths]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -283,6 +283,7 @@ class HuggingFaceSource:
         return None
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """The sha256 of a file as it is."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
