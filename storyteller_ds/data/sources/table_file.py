@@ -105,9 +105,9 @@ class TableFileSource:
     def field(self) -> str:
         """The field of the stories: text_field or, where nobody has named it, one that is chosen."""
         first = [row for row in islice(self._rows(), _LOOKED_AT) if not isinstance(row, Malformed)]
-        if not first:
-            raise DataError(f"{self.path} has no row with a story; put some in")
         names = list(dict.fromkeys(name for row in first for name in row))
+        if not names:
+            raise DataError(f"{self.path} has no row with a story; put some in")
         if self.text_field in names:
             return self.text_field
         if self.text_field == _USUAL and (found := _field_of_stories(first, names)) is not None:

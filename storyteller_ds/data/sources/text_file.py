@@ -30,7 +30,7 @@ from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
 # Part of the fingerprint: raised whenever the same bytes would be cut into other documents.
 FORMAT = b"storyteller text file 1\n"
 _MARKS_DROPPED = b"byte order marks within are dropped"
