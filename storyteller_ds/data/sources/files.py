@@ -74,6 +74,7 @@ class FilesSource:
             documents = list(islice(chain.from_iterable(map(self._documents, alike)), LOOKED_AT))
             if len(documents) > 1:
                 of = self.name if len(alike) == len(self.files) else f"{len(alike):,} files of {self.name}"
+                of = alike[0].name if len(alike) == 1 else of
                 lines.append(described(of, documents, ends))
         return lines
 
