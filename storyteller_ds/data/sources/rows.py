@@ -83,8 +83,8 @@ def _json_rows(file: BinaryIO, path: Path, has_to_be_lines: bool) -> Rows:
 
 
 def _json_lines(first: str, text: io.TextIOWrapper, path: Path) -> Rows:
-    lines = iter(functools.partial(_line, text, path), "")
-    for number, line in enumerate(itertools.chain([first] if first else [], lines), start=1):
+    begun = [first] if first else []
+    for number, line in enumerate(itertools.chain(begun, _rest(text, path, len(begun))), start=1):
         if not line.strip():
             continue
         try:
@@ -167,15 +167,17 @@ def _lines(head: str, text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     """The lines of a text whose beginning has been read; only line feeds and carriage returns end one."""
     *lines, last = [*io.StringIO(head, newline="")] or [""]
     yield from lines
-    yield last + _line(text, path)
-    yield from iter(functools.partial(_line, text, path), "")
+    rest = _rest(text, path, len(lines))
+    yield last + next(rest, "")
+    yield from rest
 
 
-def _line(text: io.TextIOWrapper, path: Path) -> str:
-    line = text.readline(LONGEST + 1)
-    if len(line) > LONGEST:
-        raise too_long(f"a line of {path}", TOO_LONG_ROW)
-    return line
+def _rest(text: io.TextIOWrapper, path: Path, before: int) -> Iterator[str]:
+    """The lines from here on, behind so many."""
+    for number, line in enumerate(iter(functools.partial(text.readline, LONGEST + 1), ""), start=before + 1):
+        if len(line) > LONGEST:
+            raise too_long(f"line {number:,} of {path}", TOO_LONG_ROW)
+        yield line
 
 
 def _parquet_rows(path: Path) -> Rows:
