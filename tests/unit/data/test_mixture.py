@@ -64,7 +64,7 @@ def test_a_list_keeps_the_splits_of_its_sources_and_takes_one_validation_text(te
 
 
 def test_what_one_source_says_is_said(texts):
-    remarks = choose_sources(DataConfig(source=[str(texts[0]), "builtin"])).remarks()
+    remarks = choose_sources(DataConfig(source=[str(texts[0]), "builtin"], builtin_stories=50)).remarks()
     assert [line for line in remarks if line.startswith(str(texts[0]))]
 
 
@@ -74,7 +74,11 @@ def test_lists_that_cannot_be(texts, monkeypatch):
         with pytest.raises(DataError, match=r"data\.source names .* twice; name it once, with a weight: \{source: "):
             choose_sources(DataConfig(source=names, revision="0" * 40 if "a/b" in names else None))
     with pytest.raises(DataError, match="nothing of builtin is read with its weight of 1e-09"):
-        list(choose_sources(DataConfig(source=[{"source": "builtin", "weight": 1e-9}])).train.documents())
+        list(
+            choose_sources(
+                DataConfig(source=[{"source": "builtin", "weight": 1e-9}], builtin_stories=50)
+            ).train.documents()
+        )
     with pytest.raises(DataError, match=r"data\.encoding=latin-1 is for text files and tables"):
         choose_sources(DataConfig(source=["builtin"], encoding="latin-1"))
     choose_sources(DataConfig(source=["builtin", str(texts[0])], encoding="latin-1"))
