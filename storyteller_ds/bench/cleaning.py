@@ -16,7 +16,7 @@ from storyteller_ds.data.cleaning.normalise import normalise
 from storyteller_ds.data.cleaning.pipeline import preprocess
 from storyteller_ds.data.cleaning.policy import Policy
 from storyteller_ds.data.cleaning.shingles import shingles_of, words_of
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 
 _STORIES = 2000
 _REPLACED = 0.17

@@ -11,7 +11,7 @@ from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.config.load import load_config
 from storyteller_ds.data.builtin import grammar
 from storyteller_ds.data.corpus import prepare_corpus
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.data.tokenizers.choose import train_tokenizer
 
 VOCABULARY = 4096

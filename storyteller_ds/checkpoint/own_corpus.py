@@ -27,6 +27,7 @@ def own_corpus(run: RunConfig, checkpoint: Checkpoint, log: Callable[[str], None
         raise DataError(f"{error}; or give a text with --data") from None
     if corpus.fingerprint != checkpoint.manifest.dataset_fingerprint:
         raise DataError(
-            f"data.source={run.data.source} is not what {checkpoint.folder} was trained on; give a text with --data"
+            f"data.source={run.data.source_name} is not what {checkpoint.folder} was trained on; give a text with "
+            "--data"
         )
     return corpus

@@ -8,22 +8,32 @@ from pydantic import Field, field_validator
 from storyteller_ds.config.base import Section
 from storyteller_ds.config.prompt_template import PromptTemplate
 
-Split = Literal["auto", "marker", "blank_line", "line", "file"]
+Split = Literal["auto", "marker", "blank_line", "line", "file", "none"]
 Packing = Literal["stream", "best_fit", "pad"]
+
+
+class SourcePart(Section):
+    """One of several sources."""
+
+    source: str
+    """As data.source, one name."""
+    weight: float = Field(1.0, gt=0, le=100)
+    """How often each of its training stories is in the corpus (times); of 0.3, three stories in ten are, once."""
 
 
 class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
 
-    source: str = "builtin"
-    """`builtin` (stories made on the spot), a text file, a folder of them, or a Hugging Face dataset or folder."""
+    source: str | tuple[str | SourcePart, ...] = "builtin"
+    """`builtin` (stories made on the spot), a file of text, JSON, CSV or Parquet, also packed, a folder or a pattern of
+    them, or a Hugging Face dataset or folder; or a list of these, a name or {source, weight} each."""
     validation: str | None = None
     """Like source, for validation; null: the validation split of source or, where it has none, a held-out part."""
     encoding: str | None = None
     """Encoding of text files, such as `windows-1252`; null: UTF-8, or what their byte order mark says."""
     split: Split = "auto"
-    """Where the stories of a text file end: at `<|endoftext|>`, at blank lines, with every line or with the file; auto:
-    at `<|endoftext|>` or, in a file without any, at blank lines."""
+    """Where the stories of text files end: at `<|endoftext|>`, at blank lines, with every line, with the file, or
+    nowhere, so that the end of each file is held out; auto: as the content says."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Part held out when validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)
@@ -49,7 +59,7 @@ class DataConfig(Section):
     streaming: bool = False
     """Read a Hugging Face dataset as a stream, without keeping the whole of it on disk first."""
     max_documents: int | None = Field(None, ge=1)
-    """Use at most this many documents of a Hugging Face training split (documents); null: all."""
+    """Use at most this many documents of a Hugging Face training split or of a folder (documents); null: all."""
     cache_dir: Path | None = None
     """Folder for tokenizers and token shards; null: $STORYTELLER_CACHE, or ~/.cache/storyteller_ds."""
 
@@ -58,6 +68,24 @@ class DataConfig(Section):
     def _is_template(cls, value: str | None) -> str | None:
         PromptTemplate(value or "")
         return value
+
+    @field_validator("source")
+    @classmethod
+    def _names_something(cls, value: str | tuple[str | SourcePart, ...]) -> str | tuple[str | SourcePart, ...]:
+        if value == ():
+            raise ValueError("an empty list; name a source")
+        return value
+
+    @property
+    def parts(self) -> tuple[SourcePart, ...]:
+        """The sources one by one."""
+        names = (self.source,) if isinstance(self.source, str) else self.source
+        return tuple(SourcePart(source=each) if isinstance(each, str) else each for each in names)
+
+    @property
+    def source_name(self) -> str:
+        """The sources for messages and records."""
+        return " + ".join(part.source + (f" x {part.weight:g}" if part.weight != 1 else "") for part in self.parts)
 
     @field_validator("encoding")
     @classmethod

@@ -101,5 +101,5 @@ def _type(member: Any, bounds: str) -> str:
     if member is type(None):
         return "null"
     if get_origin(member) is tuple:
-        return "a list of texts"
+        return "a list of texts" if get_args(member)[0] is str else "a list"
     return _TYPES[member] + bounds if isinstance(member, type) else str(member)

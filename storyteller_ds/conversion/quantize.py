@@ -90,7 +90,7 @@ def quantize_run(
     )
     folder = write_weights_run(output_dir, checkpoint.step, contents, tensors)
     sizes = stored_bytes(shapes, None), stored_bytes(shapes, bits)
-    return QuantizedRun(folder, str(data or run.data.validation or run.data.source), (before, after), sizes)
+    return QuantizedRun(folder, str(data or run.data.validation or run.data.source_name), (before, after), sizes)
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def find_corpus(run: RunConfig, log: Callable[[str], None]) -> Path:
     sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
     folder, problem = _looked_up(run, sources, given, log)
     if problem == "":
-        raise DataError(f"nothing is prepared of {run.data.source}: there is no {folder}; a run prepares it")
+        raise DataError(f"nothing is prepared of {run.data.source_name}: there is no {folder}; a run prepares it")
     if problem is not None:
         raise DataError(f"the prepared corpus {folder} is damaged ({problem}); the next run makes it again")
     return folder
@@ -161,7 +161,7 @@ def _looked_up(
     run: RunConfig, sources: Sources, given: Tokenizer | None, log: Callable[[str], None]
 ) -> tuple[Path, str | None]:
     """The folder of a corpus, and why it must be made; see _problem."""
-    with meanwhile(lambda: log(f"reading {run.data.source}"), LINE_EVERY_S):
+    with meanwhile(lambda: log(f"reading {run.data.source_name}"), LINE_EVERY_S):
         folder = cache_folder(run.data.cache_dir) / _key(run, sources, given)
     with meanwhile(lambda: log("checking the prepared corpus"), LINE_EVERY_S):
         return folder, _problem(folder, run.tokenizer.vocab_size)
@@ -184,11 +184,12 @@ def _fill(
     try:
         make_corpus(run, sources, given, work, log)
         # The text was read several times since then; new sources have nothing cached.
-        with meanwhile(lambda: log(f"checking that {run.data.source} has not changed"), LINE_EVERY_S):
+        with meanwhile(lambda: log(f"checking that {run.data.source_name} has not changed"), LINE_EVERY_S):
             if _key(run, choose_sources(run.data), given) != key:
+                names = " or ".join(filter(None, (run.data.source_name, run.data.validation)))
                 raise DataError(
-                    f"{' or '.join(filter(None, (run.data.source, run.data.validation)))} was changed while it was "
-                    "prepared, and nothing of that is kept; run again when it stays as it is"
+                    f"{names} was changed while it was prepared, and nothing of that is kept; run again when it stays "
+                    "as it is"
                 )
     except (DataError, OSError):  # but not after an interruption: the next try continues
         shutil.rmtree(work, ignore_errors=True)

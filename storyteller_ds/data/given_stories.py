@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storyteller_ds.data.cache import cache_folder
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.durable import write_output
 from storyteller_ds.errors import DataError
 

@@ -16,3 +16,13 @@ class PromptedStory(str):
 def prompt_of(document: str) -> str:
     """The prompt that a document begins with; that of most is empty."""
     return document.prompt if isinstance(document, PromptedStory) else ""
+
+
+def document_of(prompt: str, story: str) -> str:
+    """The document of a row, with LF line ends and no white space around the story; empty if the story is."""
+    text = _with_line_feeds(story).strip()
+    return PromptedStory(_with_line_feeds(prompt), text) if prompt and text else text
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")

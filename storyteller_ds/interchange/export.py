@@ -181,7 +181,7 @@ def _card(model: StoryModel, checkpoint: Checkpoint, form: Form, verified: str) 
     experts = f"{run.moe.num_experts} experts, top-{run.moe.top_k}" if run.moe_layers else "dense"
     score = checkpoint.manifest.val_bpb
     tokens = run.train.global_batch_size * run.data.sequence_length
-    trained = f"`data.source={run.data.source}`, {checkpoint.step:,} steps of {tokens:,} tokens"
+    trained = f"`data.source={run.data.source_name}`, {checkpoint.step:,} steps of {tokens:,} tokens"
     imported = not checkpoint.manifest.dataset_fingerprint
     facts = {
         "parameters": f"{count.total:,}, {count.active:,} active per token ({experts})",

@@ -21,7 +21,7 @@ OF_TRIALS = ("checkpoint.keep_last=1", "checkpoint.keep_best=0")
 """Settings of every trial that are not those of the config: only the newest checkpoint is kept."""
 DIGITS = 4
 """Of a value from a range, so that it can be typed."""
-_TEXT = ("data.validation", "data.revision", "data.text_field")
+_TEXT = ("data.validation", "data.revision", "data.text_field", "data.split", "data.encoding", "data.bad_rows")
 _TEXT_UNLESS_NAMED = ("data.source", "data.validation_fraction", "data.builtin_stories")
 """Fields that decide on which text a run is scored; these if data.validation names no text of its own."""
 Values = Mapping[str, str]

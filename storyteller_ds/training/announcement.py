@@ -65,8 +65,8 @@ def text_and_passes(run: RunConfig, corpus: Corpus, sequences: int) -> str:
     passes = steps * run.train.global_batch_size / sequences
     limit = "" if run.train.max_minutes is None else f", if they fit into train.max_minutes={run.train.max_minutes:g}"
     line = (
-        f"{train.documents:,} stories, {size}{tokens:,} tokens; {steps:,} steps are {passes:,.2f} passes{limit}; "
-        f"{held_out.documents:,} stories held out"
+        f"{_stories(train.documents)}, {size}{tokens:,} tokens; {steps:,} steps are {passes:,.2f} passes{limit}; "
+        f"{_stories(held_out.documents)} held out"
     )
     if run.data.packing != "stream":
         padding = 1 - (tokens - 1) / (sequences * run.data.sequence_length)
@@ -75,6 +75,10 @@ def text_and_passes(run: RunConfig, corpus: Corpus, sequences: int) -> str:
         share = held_out.unknown_tokens / len(corpus.validation)
         line += f" ({share:.1%} of their tokens unknown, which flatters val_bpb)"
     return line
+
+
+def _stories(count: int) -> str:
+    return f"{count:,} {'story' if count == 1 else 'stories'}"
 
 
 def unused_rows(run: RunConfig, tokenizer: Tokenizer) -> str | None:

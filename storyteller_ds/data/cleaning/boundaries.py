@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from storyteller_ds.data.cleaning.headings import is_chapter, is_heading
 from storyteller_ds.data.cleaning.openings import Openings, opens_story
 from storyteller_ds.data.cleaning.policy import Boundary
-from storyteller_ds.data.sources.text_file import SHORT_WORDS
+from storyteller_ds.data.sources.story_ends import SHORT_WORDS
 
 LOOKED_AT = 10_000
 """Blocks at the beginning of a text by which it is decided."""

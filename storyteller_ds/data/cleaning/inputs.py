@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.cleaning.boundaries import LOOKED_AT, find_boundary, paragraphs, stories_of
 from storyteller_ds.data.cleaning.gutenberg import without_licence
 from storyteller_ds.data.cleaning.policy import Boundary, Policy
 from storyteller_ds.data.cleaning.splits import SPLITS
-from storyteller_ds.data.sources.choose import choose_sources
+from storyteller_ds.data.sources.listing import is_about_the_text, list_folder, split_of
+from storyteller_ds.data.sources.reading import open_file
 from storyteller_ds.data.sources.source import Source
-from storyteller_ds.data.sources.text_file import TextFileSource, has_marker
-from storyteller_ds.data.sources.text_folder import is_about_the_text, list_folder, split_of
+from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_text
 
@@ -27,7 +26,7 @@ _LICENCE_LINES = 5
 
 @dataclass(frozen=True)
 class Input:
-    """One file, or a data set that only its library can read."""
+    """One file."""
 
     name: str
     """Relative to the folder that was given."""
@@ -47,7 +46,7 @@ class Input:
         Raises:
             DataError: the file cannot be read.
         """
-        if not isinstance(self.source, TextFileSource) or has_marker(self.path):
+        if not isinstance(self.source, TextFileSource) or self.source.ends == "marker":
             for document in self.source.documents():
                 # Hardly any is a book; most stories need not be taken apart.
                 if "gutenberg" in document[: 1 << 16].lower():
@@ -55,7 +54,7 @@ class Input:
                 else:
                     yield document
             return
-        blocks = without_licence(self.source.documents(), removed)
+        blocks = without_licence(self.source.documents_of("blank_line"), removed)
         head = [*islice(blocks, LOOKED_AT)]
         boundary: Boundary = find_boundary(head) if policy.boundary == "auto" else policy.boundary
         how = " (found by content; --boundary overrules it)" if policy.boundary == "auto" else ""
@@ -99,11 +98,8 @@ def find_inputs(path: Path) -> tuple[list[Input], list[str]]:
 
 
 def _input(path: Path, name: str) -> Input:
-    where = str(path if path.is_absolute() or len(path.parts) > 1 else Path(".", path))
-    where = where if where.startswith(("/", "~", ".")) else f"./{where}"
-    source = choose_sources(DataConfig(source=where, validation=where)).train
     split = split_of(Path(name))
-    return Input(name, path, source, SPLITS.index(split) if split else -1)
+    return Input(name, path, open_file(path), SPLITS.index(split) if split else -1)
 
 
 def licences(path: Path, inputs: list[Input]) -> list[str]:

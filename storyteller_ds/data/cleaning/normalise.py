@@ -8,7 +8,7 @@ from typing import NamedTuple
 import ftfy
 
 from storyteller_ds.data.cleaning.policy import Punctuation
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 
 # What is more than a repair of the encoding is done here, so that it can be counted by itself.
 _ENCODING = ftfy.TextFixerConfig(

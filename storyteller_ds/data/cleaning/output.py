@@ -11,7 +11,7 @@ from storyteller_ds.data.cleaning.decisions import Decisions
 from storyteller_ds.data.cleaning.splits import SPLITS
 from storyteller_ds.data.cleaning.spool import Spool
 from storyteller_ds.data.cleaning.tally import Count
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.data.work_folder import LOCK, put_in_place, work_folder
 from storyteller_ds.durable import flush_to_disk
 from storyteller_ds.errors import UserError

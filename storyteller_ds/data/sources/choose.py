@@ -1,5 +1,6 @@
 """From data.source and data.validation to the sources that they name."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -7,14 +8,16 @@ from typing import Literal, NamedTuple
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.builtin import BuiltinSource
 from storyteller_ds.data.sources.dataset_card import names_files
-from storyteller_ds.data.sources.file_kind import table_of
-from storyteller_ds.data.sources.files import FilesSource, is_pattern, matching_files
-from storyteller_ds.data.sources.held_out import HeldOutPart
+from storyteller_ds.data.sources.files import FilesSource
+from storyteller_ds.data.sources.held_out import HeldOutPart, PartOfEach
 from storyteller_ds.data.sources.huggingface import DATA_SUFFIXES, HuggingFaceSource
+from storyteller_ds.data.sources.listing import TEXT_SUFFIXES, is_pattern, list_folder, matching_files, suffix_of
+from storyteller_ds.data.sources.mixture import Mixture
+from storyteller_ds.data.sources.reading import Reading, open_file
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.table_file import TableFileSource
 from storyteller_ds.data.sources.text_file import TextFileSource
-from storyteller_ds.data.sources.text_folder import TEXT_SUFFIXES, TextFolderSource, list_folder
+from storyteller_ds.data.sources.text_folder import TextFolderSource
 from storyteller_ds.data.sources.utf8_stream import PACKED_SUFFIXES
 from storyteller_ds.errors import DataError
 from storyteller_ds.user_paths import expand_home
@@ -24,14 +27,15 @@ BUILTIN_VALIDATION_PART = 20
 _OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, *PACKED_SUFFIXES, ".zip", ".pdf", ".html", ".epub", ".yaml")
 """What ends with one of these is a file that does not exist, and not the name of a dataset."""
 _FILES = (FilesSource, TableFileSource, TextFileSource)
-_OF_KINDS = {
-    "encoding": ("text files and tables", (*_FILES, TextFolderSource)),
-    "split": ("text files", (FilesSource, TextFileSource, TextFolderSource)),
-    "bad_rows": ("tables in files", (FilesSource, TableFileSource)),
-    "text_field": ("Hugging Face datasets and tables", (FilesSource, HuggingFaceSource, TableFileSource)),
+_OF_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "encoding": ("text files and tables", (TableFileSource, TextFileSource)),
+    "split": ("text files", (TextFileSource,)),
+    "bad_rows": ("tables in files", (TableFileSource,)),
+    "text_field": ("Hugging Face datasets and tables", (HuggingFaceSource, TableFileSource)),
+    "prompt": ("Hugging Face datasets and tables", (HuggingFaceSource, TableFileSource)),
     "revision": ("Hugging Face datasets", (HuggingFaceSource,)),
     "streaming": ("Hugging Face datasets", (HuggingFaceSource,)),
-    "max_documents": ("Hugging Face datasets", (HuggingFaceSource,)),
+    "max_documents": ("Hugging Face datasets and folders", (HuggingFaceSource, TextFolderSource)),
 }
 """Settings of some kinds of sources alone."""
 
@@ -48,8 +52,9 @@ class Sources(NamedTuple):
         Raises DataError when one of them cannot be read, or cannot be what it is wanted for.
         """
         remarks = dict.fromkeys([*self.train.remarks(), *self.validation.remarks()])
-        if self.train.fingerprint == self.validation.fingerprint:
-            remarks[f"validation is on the very text that is trained on, {self.train.name}"] = None
+        for trained in (part for part, _ in self.train.parts) if isinstance(self.train, Mixture) else (self.train,):
+            if trained.fingerprint == self.validation.fingerprint:
+                remarks[f"validation is on the very text that is trained on, {trained.name}"] = None
         return list(remarks)
 
 
@@ -57,29 +62,19 @@ def choose_sources(data: DataConfig) -> Sources:
     """The sources of a run.
 
     Raises:
-        DataError: one of them cannot exist, or a setting has no source that it applies to.
+        DataError: one of them cannot exist, one is named twice, or a setting has no source that it applies to.
     """
-    train = _open(data, data.source, "train")
+    _check_names(data)
     validation = None if data.validation is None else _open(data, data.validation, "validation")
-    for field, (what, kinds) in _OF_KINDS.items():
-        value = getattr(data, field)
-        # Of a validation split all documents are used.
-        users = [train] if field == "max_documents" else [train, validation]
-        if value != DataConfig.model_fields[field].default and not any(isinstance(x, kinds) for x in users):
-            raise DataError(f"data.{field}={value} is for {what}, and none is read with it; remove it")
+    opened = [_open(data, part.source, "train") for part in data.parts]
+    _check_settings(data, opened, validation)
+    chosen = [_of_part(data, part.source, train, validation) for part, train in zip(data.parts, opened, strict=True)]
+    weights = [part.weight for part in data.parts]
+    train = _mixed([each.train for each in chosen], weights)
     if validation is not None:
-        # A dataset that is named for validation needs no split of that name, unless it is trained on.
-        if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
-            if expand_home(validation.dataset).resolve() == expand_home(data.source).resolve():
-                raise DataError(
-                    f"{data.validation} has no validation split; leave data.validation out, and a part is held out"
-                )
-            validation = replace(validation, split="train")
-        return Sources(train, validation)
-    if isinstance(train, BuiltinSource) or (not isinstance(train, _FILES) and train.has_split("validation")):
-        return Sources(train, _open(data, data.source, "validation"))
-    fraction = data.validation_fraction
-    return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
+        return Sources(train, chosen[0].validation)
+    # Each story that is held out counts once, so that two mixtures of the same sources can be compared.
+    return Sources(train, _mixed([each.validation for each in chosen], [1.0] * len(chosen)))
 
 
 def whole_source(data: DataConfig) -> Source:
@@ -88,7 +83,61 @@ def whole_source(data: DataConfig) -> Source:
     Raises:
         DataError: it cannot exist.
     """
-    return _open(data, data.source, "train")
+    _check_names(data)
+    return _mixed([_open(data, part.source, "train") for part in data.parts], [part.weight for part in data.parts])
+
+
+def _mixed(sources: Sequence[Source], weights: Sequence[float]) -> Source:
+    """Several sources as one; a single one is itself, so that a list of one name is that name."""
+    return sources[0] if list(weights) == [1.0] else Mixture(tuple(zip(sources, weights, strict=True)))
+
+
+def _check_names(data: DataConfig) -> None:
+    """Raises DataError where one source is named twice."""
+    seen: set[str | Path] = set()
+    for part in data.parts:
+        path = expand_home(part.source)
+        name = path.resolve() if path.exists() and part.source != "builtin" else part.source
+        if name in seen:
+            raise DataError(
+                f"data.source names {part.source} twice; name it once, with a weight: "
+                f"{{source: {part.source}, weight: 2}}"
+            )
+        seen.add(name)
+
+
+def _check_settings(data: DataConfig, train: Sequence[Source], validation: Source | None) -> None:
+    """Raises DataError for a setting that none of the sources has."""
+    for field, (what, kinds) in _OF_KINDS.items():
+        value = getattr(data, field)
+        if value == DataConfig.model_fields[field].default:
+            continue
+        # Of a validation split all documents are used.
+        sources = [*train] if validation is None or field == "max_documents" else [*train, validation]
+        readers = [reader for source in sources for reader in (source, *getattr(source, "files", ()))]
+        if not any(isinstance(reader, kinds) for reader in readers):
+            raise DataError(f"data.{field}={value} is for {what}, and none is read with it; remove it")
+
+
+def _of_part(data: DataConfig, name: str, train: "_AnySource", validation: "_AnySource | None") -> Sources:
+    """The training text of one source, and its own validation text unless one is given."""
+    if validation is not None:
+        # A dataset that is named for validation needs no split of that name, unless it is trained on.
+        if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
+            if expand_home(validation.dataset).resolve() == expand_home(name).resolve():
+                raise DataError(
+                    f"{data.validation} has no validation split; leave data.validation out, and a part is held out"
+                )
+            validation = replace(validation, split="train")
+        return Sources(train, validation)
+    if isinstance(train, BuiltinSource) or (not isinstance(train, _FILES) and train.has_split("validation")):
+        return Sources(train, _open(data, name, "validation"))
+    fraction = data.validation_fraction
+    if data.split == "none" and isinstance(train, FilesSource | TextFolderSource):
+        if data.max_documents is not None:
+            raise DataError("data.split=none makes each file one document; leave data.max_documents out")
+        return Sources(PartOfEach(train, fraction, "kept"), PartOfEach(train, fraction, "held_out"))
+    return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
 
 
 _AnySource = BuiltinSource | FilesSource | HuggingFaceSource | TableFileSource | TextFileSource | TextFolderSource
@@ -98,47 +147,44 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
     if name == "builtin":
         train = data.builtin_stories
         return BuiltinSource(split, train if split == "train" else -(-train // BUILTIN_VALIDATION_PART))
-    path = expand_home(name)
+    path, reading = expand_home(name), Reading.of(data)
+    max_documents = data.max_documents if split == "train" else None
     if path.is_dir():
-        if _is_of_texts(path):
-            return TextFolderSource(path, split, data.encoding, data.split)
-    elif path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() in _OF_A_FILE:
+        if _is_read_file_by_file(path):
+            return TextFolderSource(path, split, reading, max_documents)
+    elif path.exists() or name.startswith((".", "/", "~")) or suffix_of(path) in _OF_A_FILE or is_pattern(path):
         if is_pattern(path):
-            return FilesSource(name, tuple(_open_file(data, file) for file in matching_files(path)))
-        return _open_file(data, path)
+            return FilesSource(name, tuple(open_file(file, reading) for file in matching_files(path)))
+        return open_file(path, reading)
     return HuggingFaceSource(
         dataset=name,
         split=split,
         revision=data.revision,
         text_field=data.text_field,
+        prompt=data.prompt,
         streaming=data.streaming,
-        max_documents=data.max_documents if split == "train" else None,
+        max_documents=max_documents,
         cache_dir=data.cache_dir,
     )
 
 
-def _open_file(data: DataConfig, path: Path) -> TableFileSource | TextFileSource:
-    kind = table_of(path, data.encoding)
-    if kind is not None:
-        return TableFileSource(path, kind, data.text_field, data.encoding, data.bad_rows)
-    return TextFileSource(path, data.encoding, data.split)
-
-
-def _is_of_texts(folder: Path) -> bool:
-    """Whether a folder is to be read as text files, and not as a dataset in the hub's layout.
+def _is_read_file_by_file(folder: Path) -> bool:
+    """Whether a folder is to be read file by file, and not as a dataset in the hub's layout.
 
     Raises:
-        DataError: both would leave out a part of it.
+        DataError: something in it would be left out, and it is not clear whether that is meant.
     """
     listing = list_folder(folder)
     if names_files(folder):
         return False
-    texts = listing.texts
-    if any(path.suffix.lower() in DATA_SUFFIXES for path in listing.others):
-        texts = [path for path in texts if path.suffix.lower() != ".md"]  # about the data
-    if texts and listing.others:
+    others = [path for path in listing.others if path not in listing.tables]
+    has_data = any(suffix_of(path) in DATA_SUFFIXES for path in listing.others)
+    texts = [path for path in listing.texts if not (has_data and suffix_of(path) == ".md")]  # about the data
+    if texts and others:
         raise DataError(
             f"{folder} holds text ({texts[0].relative_to(folder)}) and something else "
-            f"({listing.others[0].relative_to(folder)}); put the one or the other into a folder of its own"
+            f"({others[0].relative_to(folder)}); put the one or the other into a folder of its own"
         )
-    return not listing.others
+    if any(suffix_of(path) == ".arrow" for path in others):
+        return False
+    return bool(texts or listing.tables) or not others

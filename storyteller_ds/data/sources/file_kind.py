@@ -1,6 +1,6 @@
 """What a file is by its content, where that is not plain text: each kind is refused by its own name.
 
-The name of a file counts for nothing here: JSON Lines in a `.txt` are JSON Lines.
+JSON Lines in a `.txt` are JSON Lines: the name of a file counts only where its content looks like text.
 """
 
 import codecs
@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+from storyteller_ds.data.sources.listing import suffix_of
 from storyteller_ds.data.sources.tables import recognise_table
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
@@ -19,7 +20,9 @@ _SAVE_AS_TEXT = "save its text as UTF-8, stories separated by blank lines or <|e
 _ENCODED = "set data.encoding={}"
 _TAKE_OUT = "take them out, for instance `tr -d '\\000' < {path} > {target}`"
 _FOLDER_OF = "put it, named *.{}, alone into a folder, and give data.source=FOLDER data.text_field=COLUMN"
-_TABLE = "give it alone, as data.source=FILE, or in a folder of its own"
+_TABLE = "give it as data.source=FILE"
+_NAMED = {".json": "JSON", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines", ".csv": "CSV", ".tsv": "TSV"}
+"""What files are whose names end so, if they look like text."""
 _PARQUET = b"PAR1"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS = "a Git LFS pointer"
@@ -57,7 +60,10 @@ def refuse_other_than_text(path: Path, encoding: str | None = None) -> None:
 
 
 def table_of(path: Path, encoding: str | None) -> str | None:
-    """JSON, CSV, TSV or Parquet, if a file is such a table; None: it is something else, or nothing that can be read."""
+    """JSON, JSON Lines, CSV, TSV or Parquet, if a file is such a table; None: it is something else, or cannot be read.
+
+    The name counts only where the content looks like text: `.jsonl` whose first line is broken is JSON Lines.
+    """
     try:
         head, is_whole = _head(path, encoding)
     except (DataError, UntrustedFileError, OSError):
@@ -66,7 +72,7 @@ def table_of(path: Path, encoding: str | None) -> str | None:
         return "Parquet"
     if any(re.match(start, head) for start in _SIGNATURES) or _encoding(head) is not None:
         return None
-    return recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole)
+    return recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole) or _NAMED.get(suffix_of(path))
 
 
 def _head(path: Path, encoding: str | None) -> tuple[bytes, bool]:

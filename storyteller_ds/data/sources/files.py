@@ -1,53 +1,44 @@
-"""Documents out of the files that a pattern names, such as `stories/*.txt`."""
+"""Documents out of several local files, of a folder or of a pattern such as `stories/*.txt`."""
 
-import glob
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from itertools import chain, islice
 
+from storyteller_ds.data.sources.source import LOOKED_AT
+from storyteller_ds.data.sources.story_ends import Ends, described
 from storyteller_ds.data.sources.table_file import TableFileSource
 from storyteller_ds.data.sources.text_file import TextFileSource
-from storyteller_ds.errors import DataError
 
 # Part of the fingerprint: raised whenever the same files would give other documents.
 FORMAT = b"storyteller files 1\n"
 _REMARKS = 3
-"""Files whose remarks are given."""
-
-
-def is_pattern(path: Path) -> bool:
-    """Whether a path that does not exist is a pattern."""
-    return glob.has_magic(str(path)) and not path.exists()
-
-
-def matching_files(pattern: Path) -> list[Path]:
-    """The files of a pattern, in the order of their paths; `**` stands for folders of any depth.
-
-    Raises:
-        DataError: there is none.
-    """
-    # Path.glob takes hidden files, too.
-    paths = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207
-    files = [path for path in paths if path.is_file()]
-    if not files:
-        raise DataError(f"no file is called {pattern}; check the pattern, or give a folder")
-    return files
+"""Tables whose remarks are given."""
 
 
 @dataclass(frozen=True)
 class FilesSource:
-    """Several text files and tables, one after the other."""
+    """Several text files and tables, one after the other.
 
-    pattern: str
-    """As it was given."""
+    Each is read as it would be alone, but that of several texts without a marker in any of them each is one story, if
+    nothing says where stories end.
+    """
+
+    what: str
+    """The folder or pattern."""
     files: tuple[TableFileSource | TextFileSource, ...]
+    format: bytes = FORMAT
 
     @property
     def name(self) -> str:
-        """The pattern, and how many files it has."""
-        return f"{self.pattern} ({len(self.files):,} file{'s' if len(self.files) > 1 else ''})"
+        """Where the files are from, and how many they are."""
+        return f"{self.what} ({self.count})"
+
+    @property
+    def count(self) -> str:
+        """How many files, in words."""
+        return f"{len(self.files):,} file{'s' if len(self.files) > 1 else ''}"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,9 +46,11 @@ class FilesSource:
 
         Raises DataError when one cannot be read; names it.
         """
-        digest = hashlib.sha256(FORMAT)
-        for file in self.files:
-            digest.update(bytes.fromhex(file.fingerprint))
+        # All are read first: each decides alone where its stories end, and then all of them together.
+        digest, alone = hashlib.sha256(self.format), [file.fingerprint for file in self.files]
+        for file, fingerprint in zip(self.files, alone, strict=True):
+            together = file.fingerprint_of(self._ends(file)) if isinstance(file, TextFileSource) else fingerprint
+            digest.update(bytes.fromhex(together))
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -66,8 +59,36 @@ class FilesSource:
         Raises DataError as they do, and names the file.
         """
         for file in self.files:
-            yield from file.documents()
+            yield from self._documents(file)
 
     def remarks(self) -> list[str]:
-        """Those of the first files."""
-        return [remark for file in self.files[:_REMARKS] for remark in file.remarks()]
+        """What is to say of the first tables, and where the documents of texts end, unless that was chosen."""
+        if len(self.files) == 1:
+            return self.files[0].remarks()
+        lines = [line for file in self.files if isinstance(file, TableFileSource) for line in file.remarks()]
+        if len(lines) > _REMARKS:
+            lines[_REMARKS:] = [f"{len(lines) - _REMARKS:,} more lines about other tables of {self.what}"]
+        chosen_for = [file for file in self._texts if file.split == "auto"]
+        for ends in dict.fromkeys(map(self._ends, chosen_for)):
+            alike = [file for file in chosen_for if self._ends(file) == ends]
+            documents = list(islice(chain.from_iterable(map(self._documents, alike)), LOOKED_AT))
+            if len(documents) > 1:
+                of = self.name if len(alike) == len(self.files) else f"{len(alike):,} files of {self.name}"
+                of = alike[0].name if len(alike) == 1 else of
+                lines.append(described(of, documents, ends))
+        return lines
+
+    def _documents(self, file: TableFileSource | TextFileSource) -> Iterator[str]:
+        return file.documents_of(self._ends(file)) if isinstance(file, TextFileSource) else file.documents()
+
+    def _ends(self, file: TextFileSource) -> Ends:
+        return "file" if self._is_a_story_each else file.ends
+
+    @property
+    def _texts(self) -> list[TextFileSource]:
+        return [file for file in self.files if isinstance(file, TextFileSource)]
+
+    @cached_property
+    def _is_a_story_each(self) -> bool:
+        texts = self._texts
+        return len(texts) > 1 and all(file.split == "auto" and file.ends != "marker" for file in texts)

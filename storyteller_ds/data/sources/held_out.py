@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal
 
+from storyteller_ds.data.prompted import PromptedStory
+from storyteller_ds.data.sources.files import FilesSource
 from storyteller_ds.data.sources.source import LOOKED_AT, Source
+from storyteller_ds.data.sources.text_folder import TextFolderSource
 from storyteller_ds.errors import DataError
 
 
@@ -80,11 +83,54 @@ class HeldOutPart:
         return int.from_bytes(digest[:8], "big") / 2**64 < self.fraction
 
 
+@dataclass(frozen=True)
+class PartOfEach:
+    """The end of every text file among several, or all before it; of a table, as HeldOutPart.
+
+    For data.split=none, where a file is one document. One that has no end of its own is on one side, by its hash.
+    """
+
+    source: TextFolderSource | FilesSource
+    fraction: float
+    part: Literal["kept", "held_out"]
+
+    @property
+    def name(self) -> str:
+        """The source's name and which part of it."""
+        which = "but" if self.part == "kept" else "held out:"
+        return f"{self.source.name} ({which} the last {100 * self.fraction:.3g} % of each)"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the source's fingerprint, which has data.split, the fraction and the part."""
+        return hashlib.sha256(f"{self.source.fingerprint}/{self.fraction}/{self.part}".encode()).hexdigest()
+
+    def documents(self) -> Iterator[str]:
+        """The documents of this part, file by file."""
+        for file in self.source.files:
+            yield from HeldOutPart(file, self.fraction, self.part).documents()
+
+    def remarks(self) -> list[str]:
+        """Those of the source.
+
+        Raises DataError if this part has no document.
+        """
+        if next(self.documents(), None) is None:
+            raise DataError(
+                f"{self.name} is without a document; use more text, change data.validation_fraction, or name another "
+                "text with data.validation"
+            )
+        each = f"the last {100 * self.fraction:.3g} % of each text of {self.source.name} are held out"
+        return [*self.source.remarks(), each]
+
+
 def _cut(document: str, fraction: float) -> int | None:
     """Where the last part of a document begins: behind a paragraph, a line or a sentence, near to its fraction.
 
-    None: there is no such place.
+    None: there is no such place, or the beginning is a prompt, which both parts would need.
     """
+    if isinstance(document, PromptedStory):
+        return None
     wanted = round((1 - fraction) * len(document))
     nearest = round(fraction * len(document) / 2)
     for end in (r"\n\s*\n", r"\n", r"[.!?]\S?\s"):

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from storyteller_ds.config.prompt_template import PromptTemplate
 from storyteller_ds.data.cache import cache_folder
+from storyteller_ds.data.prompted import document_of
 from storyteller_ds.data.sources import hub
 from storyteller_ds.data.sources.dataset_card import check_cards, names_files
 from storyteller_ds.data.sources.datasets_library import (
@@ -19,8 +22,9 @@ from storyteller_ds.data.sources.datasets_library import (
     require_datasets,
 )
 from storyteller_ds.data.sources.file_kind import refuse_lfs_pointer
-from storyteller_ds.data.sources.text_file import MARKER
-from storyteller_ds.data.sources.text_folder import list_folder, not_read
+from storyteller_ds.data.sources.listing import NOT_STORIES, list_folder, not_read
+from storyteller_ds.data.sources.source import LONGEST, too_long
+from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.errors import ConfigError, DataError, UserError
 from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
@@ -33,9 +37,6 @@ READ_ROWS = 1000
 READERS = ("parquet", "arrow", "json", "csv", "text")
 DATA_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _FOLDER_SUFFIXES = (*DATA_SUFFIXES, ".txt")
-_ABOUT_THE_DATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
-"""Files that the library does not take for data."""
-
 _OTHER_SEPARATORS = ";\t|"
 """Separators of columns that the library does not recognise in a .csv."""
 
@@ -56,6 +57,8 @@ class HuggingFaceSource:
     split: str
     revision: str | None = None
     text_field: str = "text"
+    prompt: str | None = None
+    """data.prompt."""
     streaming: bool = False
     max_documents: int | None = None
     cache_dir: Path | None = None
@@ -85,6 +88,8 @@ class HuggingFaceSource:
             # Without the path: a run moved to another machine continues on the same folder.
             origin = ["local folder", *self._content_hashes(self._folder)]
         asked = [FORMAT, origin, self.split, self.text_field, self.max_documents]
+        if self.prompt is not None:
+            asked.append(self.prompt)
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -95,8 +100,10 @@ class HuggingFaceSource:
         no document.
         """
         count = 0
-        for text in self._texts():
-            document = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+        for prompt, text in self._texts():
+            document = document_of(prompt, text)
+            if len(document) > LONGEST:
+                raise too_long(f"a row of {self.name}", "take another dataset, or cut it into stories")
             if MARKER in document:  # as in text files, of which the library makes a document of every line
                 raise DataError(
                     f"{self.name} has {MARKER} within a text, where it would be learnt as any other word; "
@@ -119,7 +126,7 @@ class HuggingFaceSource:
             files = self._builder().config.data_files or {}
         read = {Path(file).resolve() for split in files.values() for file in split}
         data = [path for path in list_folder(folder).others if path.suffix.lower() in DATA_SUFFIXES]
-        unread = [path for path in data if path.resolve() not in read and path.name not in _ABOUT_THE_DATA]
+        unread = [path for path in data if path.resolve() not in read and path.name not in NOT_STORIES]
         return not_read([Path(self.dataset, path.relative_to(folder)) for path in unread], "data files")
 
     def has_split(self, split: str) -> bool:
@@ -152,7 +159,8 @@ class HuggingFaceSource:
         """Where the files of a hub dataset are when all of them have been downloaded."""
         return cache_folder(self.cache_dir) / "hub" / self.dataset / self._commit
 
-    def _texts(self) -> Iterator[str]:
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """The prompt and the text of each row."""
         batches = self._open().iter(batch_size=READ_ROWS)
         while True:
             # Around each step, not the loop: the caller's code between two documents keeps its warnings.
@@ -160,9 +168,9 @@ class HuggingFaceSource:
                 batch = next(batches, None)
             if batch is None:
                 return
-            for text in batch[self.text_field]:
+            for number, text in enumerate(batch[self.text_field]):
                 if isinstance(text, str):
-                    yield text
+                    yield self._prompt({name: values[number] for name, values in batch.items()}), text
                 elif text is not None:
                     raise DataError(
                         f"field {self.text_field!r} of {self.name} holds {type(text).__name__}, not "
@@ -184,11 +192,24 @@ class HuggingFaceSource:
                     f"{self.name} would be read as one column, named {fields[0]!r}; separate the columns by commas in "
                     ".csv and by tabs in .tsv"
                 )
-            if fields and self.text_field not in fields:
-                raise DataError(
-                    f"{self.name} has no field {self.text_field!r}; set data.text_field to one of: {', '.join(fields)}"
-                )
-            return rows.select_columns([self.text_field]) if fields else rows
+            wanted = list(dict.fromkeys([self.text_field, *self._template.fields]))
+            for name, setting in zip(wanted, ["data.text_field", *["data.prompt"] * len(wanted)], strict=False):
+                if fields and name not in fields:
+                    raise DataError(f"{self.name} has no field {name!r}; set {setting} to one of: {', '.join(fields)}")
+            return rows.select_columns(wanted) if fields else rows
+
+    def _prompt(self, row: Mapping[str, Any]) -> str:
+        try:
+            return self._template.fill(row)
+        except KeyError as error:
+            raise DataError(
+                f"{self.name} has a row with no text in its field {error.args[0]!r}, which data.prompt has; take the "
+                "row out, or write data.prompt without it"
+            ) from None
+
+    @cached_property
+    def _template(self) -> PromptTemplate:
+        return PromptTemplate(self.prompt or "")
 
     def _builder(self) -> Any:
         """The library's choice of a reader and of files, both checked."""
@@ -243,7 +264,7 @@ class HuggingFaceSource:
             paths = [Path(file) for file in files[self.split]]
             # The card can choose the files' columns and format.
             card = folder / "README.md"
-            return [_file_hash(path) for path in ([card] if card.is_file() else []) + paths]
+            return [file_hash(path) for path in ([card] if card.is_file() else []) + paths]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -283,6 +304,7 @@ class HuggingFaceSource:
         return None
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """The sha256 of a file as it is."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

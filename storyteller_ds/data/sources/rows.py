@@ -4,6 +4,7 @@ A row is a mapping of its fields. What is no row comes as Malformed, and the row
 """
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from storyteller_ds.data.sources.tables import csv_delimiter, names_columns
+from storyteller_ds.data.sources.source import LONGEST, too_long
+from storyteller_ds.data.sources.tables import csv_delimiter, is_cut, names_columns
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 
 _ONLY = "text"
 """Field of a value that is a text and no object."""
 _READ_CHARACTERS = 1 << 18
-_LONGEST_FIELD = 1 << 30
+TOO_LONG_ROW = "cut it into stories, a row each"
 _SPACE, _SPACE_OR_COMMA = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r,]*")
 
 
@@ -36,16 +38,17 @@ class Malformed:
 Rows = Iterator[Mapping[str, Any] | Malformed]
 
 
-def rows_of(path: Path, kind: str, encoding: str | None) -> Rows:
+def rows_of(path: Path, kind: str, encoding: str | None, wanted: str) -> Rows:
     """The rows of a file, read piece by piece.
 
     Args:
         path: of the file.
-        kind: JSON, CSV, TSV or Parquet.
+        kind: JSON, JSON Lines, CSV, TSV or Parquet.
         encoding: as data.encoding.
+        wanted: a field; a first row of CSV that has it is names, whatever they look like.
 
     Raises:
-        DataError: it is damaged, or a library is missing that reads it.
+        DataError: it is damaged, or has a row that is too long to be a story, or a library is missing that reads it.
         UntrustedFileError, OSError: see opened_as_utf8.
     """
     if kind == "Parquet":
@@ -53,7 +56,10 @@ def rows_of(path: Path, kind: str, encoding: str | None) -> Rows:
         return
     with opened_as_utf8(path, encoding) as file:
         try:
-            yield from _json_rows(file) if kind == "JSON" else _csv_rows(file)
+            if kind.startswith("JSON"):
+                yield from _json_rows(file, path, has_to_be_lines=kind == "JSON Lines")
+            else:
+                yield from _csv_rows(file, path, "\t" if kind == "TSV" else ",", wanted)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x}; set data.encoding=windows-1252, or what "
@@ -61,8 +67,10 @@ def rows_of(path: Path, kind: str, encoding: str | None) -> Rows:
             ) from None
 
 
-def _json_rows(file: BinaryIO) -> Rows:
+def _json_rows(file: BinaryIO, path: Path, has_to_be_lines: bool) -> Rows:
     text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    if has_to_be_lines:
+        return _json_lines("", text, path)
     first = text.readline(_READ_CHARACTERS)
     while first and not first.strip():
         first = text.readline(_READ_CHARACTERS)
@@ -71,11 +79,12 @@ def _json_rows(file: BinaryIO) -> Rows:
         is_lines = not first.lstrip().startswith("[")
     except ValueError:
         is_lines = False
-    return _json_lines(first, text) if is_lines else _json_values(first, text)
+    return _json_lines(first, text, path) if is_lines else _json_values(first, text, path)
 
 
-def _json_lines(first: str, text: io.TextIOWrapper) -> Rows:
-    for number, line in enumerate(itertools.chain([first], text), start=1):
+def _json_lines(first: str, text: io.TextIOWrapper, path: Path) -> Rows:
+    begun = [first] if first else []
+    for number, line in enumerate(itertools.chain(begun, _rest(text, path, len(begun))), start=1):
         if not line.strip():
             continue
         try:
@@ -84,7 +93,7 @@ def _json_lines(first: str, text: io.TextIOWrapper) -> Rows:
             yield Malformed(f"line {number:,}", f"no JSON: {error}")
 
 
-def _json_values(begun: str, text: io.TextIOWrapper) -> Rows:
+def _json_values(begun: str, text: io.TextIOWrapper, path: Path) -> Rows:
     """The values of an array, or that follow each other; never all of them in memory."""
     decoder, between, count = json.JSONDecoder(strict=False), _SPACE, 0
     left, at, is_over = begun.lstrip(), 0, False
@@ -102,11 +111,14 @@ def _json_values(begun: str, text: io.TextIOWrapper) -> Rows:
                 yield _row(value)
                 continue
         except (ValueError, RecursionError) as error:
-            if is_over:
+            is_malformed = isinstance(error, json.JSONDecodeError) and not is_cut(error, left)
+            if is_over or is_malformed:
                 if at < len(left) or is_array:
                     yield Malformed(f"value {count + 1:,}", f"no JSON: {error}")
                 return
         left, at = left[at:], 0
+        if len(left) > LONGEST:
+            raise too_long(f"value {count + 1:,} of {path}", TOO_LONG_ROW)
         more = text.read(max(_READ_CHARACTERS, len(left)))  # twice as much each time: long values are tried again
         is_over, left = not more, left + more
 
@@ -121,14 +133,14 @@ def _row(value: Any) -> Mapping[str, Any] | Malformed:
     return value if isinstance(value, dict) else {_ONLY: value}
 
 
-def _csv_rows(file: BinaryIO) -> Rows:
-    csv.field_size_limit(_LONGEST_FIELD)
+def _csv_rows(file: BinaryIO, path: Path, usual: str, wanted: str) -> Rows:
+    csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     head = text.read(_READ_CHARACTERS)
-    delimiter = csv_delimiter(head, is_whole=len(head) < _READ_CHARACTERS)
+    delimiter = csv_delimiter(head, is_whole=len(head) < _READ_CHARACTERS) or usual
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     # strict: a quotation without end would be a field with all that follows.
-    reader = csv.reader(_lines(head, text), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(_lines(head, text, path), delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str] | None = None
     while True:
         try:
@@ -136,10 +148,12 @@ def _csv_rows(file: BinaryIO) -> Rows:
         except StopIteration:
             return
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise too_long(f"a field that begins before line {reader.line_num:,} of {path}", TOO_LONG_ROW) from None
             yield Malformed(f"line {reader.line_num:,}", f"no row of CSV: {error}")
             continue
         if names is None:
-            has_names = names_columns(row)
+            has_names = names_columns(row) or wanted in row
             names = [name or "index" for name in row] if has_names else [f"column {i + 1}" for i in range(len(row))]
             if has_names:
                 continue
@@ -149,12 +163,21 @@ def _csv_rows(file: BinaryIO) -> Rows:
             yield Malformed(f"line {reader.line_num:,}", f"a row of {len(row)} fields in place of {len(names)}")
 
 
-def _lines(head: str, text: io.TextIOWrapper) -> Iterator[str]:
+def _lines(head: str, text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     """The lines of a text whose beginning has been read; only line feeds and carriage returns end one."""
     *lines, last = [*io.StringIO(head, newline="")] or [""]
     yield from lines
-    yield last + text.readline()
-    yield from text
+    rest = _rest(text, path, len(lines))
+    yield last + next(rest, "")
+    yield from rest
+
+
+def _rest(text: io.TextIOWrapper, path: Path, before: int) -> Iterator[str]:
+    """The lines from here on, behind so many."""
+    for number, line in enumerate(iter(functools.partial(text.readline, LONGEST + 1), ""), start=before + 1):
+        if len(line) > LONGEST:
+            raise too_long(f"line {number:,} of {path}", TOO_LONG_ROW)
+        yield line
 
 
 def _parquet_rows(path: Path) -> Rows:

@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+from storyteller_ds.errors import DataError
+
 LOOKED_AT = 10_000
 """Documents at the beginning of a source that are read for its remarks."""
+LONGEST = 1 << 24
+"""A line, a row or a document that is longer is no story: memory would have to hold it, its tokens and more
+(characters)."""
 
 
 class Source(Protocol):
@@ -36,3 +41,13 @@ class Source(Protocol):
         Raises DataError when the source cannot be read, or cannot be used.
         """
         ...
+
+
+def too_long(what: str, fix: str) -> DataError:
+    """The error about a line, a row or a document without end.
+
+    Args:
+        what: and where it is.
+        fix: how it becomes several.
+    """
+    return DataError(f"{what} has more than {LONGEST:,} characters, which no story has; {fix}")

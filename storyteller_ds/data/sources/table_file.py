@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from storyteller_ds.config.data import DataConfig
-from storyteller_ds.data.sources.rows import Malformed, rows_of
-from storyteller_ds.data.sources.text_file import CHUNK_BYTES, MARKER
+from storyteller_ds.config.prompt_template import PromptTemplate
+from storyteller_ds.data.prompted import document_of
+from storyteller_ds.data.sources.rows import TOO_LONG_ROW, Malformed, rows_of
+from storyteller_ds.data.sources.source import LONGEST, too_long
+from storyteller_ds.data.sources.story_ends import MARKER
+from storyteller_ds.data.sources.text_file import CHUNK_BYTES
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError
@@ -41,6 +45,8 @@ class TableFileSource:
     encoding: str | None = None
     bad_rows: float = 0.0
     """As data.bad_rows."""
+    prompt: str | None = None
+    """As data.prompt."""
 
     @property
     def name(self) -> str:
@@ -53,7 +59,9 @@ class TableFileSource:
 
         Raises DataError when the file cannot be read.
         """
-        digest = hashlib.sha256(FORMAT + f"{self.kind}/{self._field}\n".encode())
+        digest = hashlib.sha256(FORMAT + f"{self.kind}/{self.field}\n".encode())
+        if self.prompt is not None:
+            digest.update(f"prompt: {self.prompt}\n".encode())
         with self._reading(), opened_as_utf8(self.path, self.encoding) as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
@@ -87,8 +95,8 @@ class TableFileSource:
         Raises DataError when the file cannot be read, or too much of it is malformed.
         """
         lines = []
-        if self._field != self.text_field:
-            lines.append(f"{self.path}: the stories are in its field {self._field!r} (data.text_field)")
+        if self.field != self.text_field:
+            lines.append(f"{self.path}: the stories are in its field {self.field!r} (data.text_field)")
         if self.bad_rows:
             bad = [
                 problem
@@ -100,11 +108,16 @@ class TableFileSource:
         return lines
 
     @cached_property
-    def _field(self) -> str:
+    def field(self) -> str:
+        """The field of the stories: text_field or, where nobody has named it, one that is chosen."""
         first = [row for row in islice(self._rows(), _LOOKED_AT) if not isinstance(row, Malformed)]
-        if not first:
-            raise DataError(f"{self.path} has no row with a story; put some in")
         names = list(dict.fromkeys(name for row in first for name in row))
+        if not names:
+            raise DataError(f"{self.path} has no row with a story; put some in")
+        if unknown := next((name for name in self._template.fields if name not in names), None):
+            raise DataError(
+                f"{self.path} has no field {unknown!r} for data.prompt; write one of these into it: {', '.join(names)}"
+            )
         if self.text_field in names:
             return self.text_field
         if self.text_field == _USUAL and (found := _field_of_stories(first, names)) is not None:
@@ -117,20 +130,31 @@ class TableFileSource:
         """The document of a row, if it has one, and what is wrong with it, if something is."""
         if isinstance(row, Malformed):
             return None, f"{row.where} is {row.why}"
-        text = row.get(self._field)
+        text = row.get(self.field)
         if text is None:
             return None, None
         if not isinstance(text, str):
-            return None, f"row {number:,} has {type(text).__name__} and no text in its field {self._field!r}"
-        if MARKER in text:  # as in text files, of which somebody has made a row of every line
+            return None, f"row {number:,} has {type(text).__name__} and no text in its field {self.field!r}"
+        try:
+            prompt = self._template.fill(row)
+        except KeyError as error:
+            return None, f"row {number:,} has no text in its field {error.args[0]!r}, which data.prompt has"
+        whole = prompt + text
+        if len(whole) > LONGEST:
+            raise too_long(f"row {number:,} of {self.path}", TOO_LONG_ROW)
+        if MARKER in whole:  # as in text files, of which somebody has made a row of every line
             return None, f"row {number:,} has {MARKER} within its text, where it would be learnt as any other word"
-        if "\0" in text or not is_utf8(text):
+        if "\0" in whole or not is_utf8(whole):
             return None, f"row {number:,} has characters that no text has (NUL, half a surrogate pair)"
-        return text.replace("\r\n", "\n").replace("\r", "\n").strip(), None
+        return document_of(prompt, text), None
+
+    @cached_property
+    def _template(self) -> PromptTemplate:
+        return PromptTemplate(self.prompt or "")
 
     def _rows(self) -> Iterator[Mapping[str, Any] | Malformed]:
         with self._reading():
-            yield from rows_of(self.path, self.kind, self.encoding)
+            yield from rows_of(self.path, self.kind, self.encoding, self.text_field)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -33,9 +33,9 @@ def recognise_table(text: str, is_whole: bool) -> str | None:
 _DELIMITERS = {",": "CSV", ";": "CSV", "\t": "TSV"}
 
 
-def csv_delimiter(text: str, is_whole: bool) -> str:
-    """What separates the fields of a text that is CSV or TSV; see recognise_table."""
-    return next((delimiter for delimiter in _DELIMITERS if _is_csv(text.strip(), is_whole, delimiter)), ",")
+def csv_delimiter(text: str, is_whole: bool) -> str | None:
+    """What separates the fields of a text that is CSV or TSV; None: it looks like neither."""
+    return next((delimiter for delimiter in _DELIMITERS if _is_csv(text.strip(), is_whole, delimiter)), None)
 
 
 def _is_json(text: str, is_whole: bool) -> bool:
@@ -44,11 +44,16 @@ def _is_json(text: str, is_whole: bool) -> bool:
     try:
         value, end = json.JSONDecoder(strict=False).raw_decode(text)
     except json.JSONDecodeError as error:
-        return not is_whole and (error.msg.startswith("Unterminated") or error.pos > len(text) - _CUT_CHARACTERS)
+        return not is_whole and is_cut(error, text)
     except (ValueError, RecursionError):  # a number or brackets without end
         return False
     # [1] may begin a story.
     return bool(value) and (isinstance(value, dict) or end == len(text))
+
+
+def is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether text may be the beginning of JSON, though it is none itself."""
+    return error.msg.startswith("Unterminated") or error.pos > len(text) - _CUT_CHARACTERS
 
 
 def _is_csv(text: str, is_whole: bool, delimiter: str) -> bool:

@@ -3,42 +3,54 @@
 import codecs
 import hashlib
 import io
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from storyteller_ds.config.data import Split
 from storyteller_ds.config.files import nearest_sibling
 from storyteller_ds.data.sources.file_kind import not_utf8, nul_bytes, refuse_other_than_text
-from storyteller_ds.data.sources.source import LOOKED_AT
+from storyteller_ds.data.sources.source import LONGEST, LOOKED_AT
+from storyteller_ds.data.sources.story_ends import (
+    BYTE_ORDER_MARK,
+    MARKER,
+    Ends,
+    Evidence,
+    by_lines,
+    described,
+    long_line,
+    pieces,
+)
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError
 
-MARKER = "<|endoftext|>"
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
 # Part of the fingerprint: raised whenever the same bytes would be cut into other documents.
 FORMAT = b"storyteller text file 1\n"
-_BYTE_ORDER_MARK = "\ufeff"
 _MARKS_DROPPED = b"byte order marks within are dropped"
 """Part of the fingerprint of files that have any, which once were left in the text."""
-SHORT_WORDS = 100
-"""A median document below it is more likely a paragraph than a story (words)."""
+
+
+class _Survey(NamedTuple):
+    """What reading all of a file once says of it."""
+
+    digest: Any
+    """sha256 so far."""
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
 class TextFileSource:
-    """A text file, packed or not, whose documents end as `split` says; auto: with `<|endoftext|>` or, where it has
-    none, at blank lines.
+    """A text file, packed or not, whose documents end as `split` says; auto: as its content says.
 
     CRLF and lone CR count as LF; byte order marks are dropped, also within, where files were joined. Memory
-    use is that of the longest document or line, not of the file.
+    use is that of the longest document, not of the file.
     """
 
     path: Path
@@ -52,76 +64,76 @@ class TextFileSource:
         """The path as it was given."""
         return str(self.path)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """The sha256 of the text in UTF-8 and of the split, wherever the file lies; reads all of it, once.
+        """The sha256 of the text in UTF-8 and of where its documents end, wherever the file lies; reads all of it,
+        once.
 
         Raises DataError when the file is missing, empty, a folder, or cannot be read.
         """
-        mark = codecs.BOM_UTF8
+        return self.fingerprint_of(self._survey.evidence.ends if self.split == "auto" else self.split)
+
+    def fingerprint_of(self, ends: Ends) -> str:
+        """The fingerprint, if the documents end so."""
+        digest, evidence = self._survey.digest.copy(), self._survey.evidence
+        # Before there were more ways, auto was the marker or else blank lines: a file that comes apart as it did
+        # then keeps its fingerprint.
+        is_as_before = ends in ("marker", "blank_line") or (ends == "file" and not evidence.has_blank_line)
+        if self.split != "auto" or not is_as_before:
+            digest.update(f"split: {ends}".encode())
+        return str(digest.hexdigest())
+
+    @cached_property
+    def ends(self) -> Ends:
+        """Where the documents end: split or, if that is auto, what the content says; reads up to the first marker."""
+        if self.split != "auto":
+            return self.split
+        if "_survey" in vars(self):  # all of it has been read
+            return self._survey.evidence.ends
+        evidence = Evidence()
+        for chunk in _chunks(self.path, self.encoding):
+            evidence.look_at(chunk)
+            if evidence.has_marker:
+                break
+        else:
+            evidence.look_at(b"")
+        return evidence.ends
+
+    def documents(self) -> Iterator[str]:
+        """The documents in the order of the file; none where all is white space and markers.
+
+        Raises DataError when the file is missing, empty, a folder or unreadable, on reaching a byte that is not
+        UTF-8, and on reaching a line or a document that is too long.
+        """
+        return self.documents_of(self.ends)
+
+    def documents_of(self, ends: Ends) -> Iterator[str]:
+        """The documents, if they end so."""
+        for piece in pieces(_text(self.path, self.encoding, by_lines(ends)), ends, self.name):
+            if document := piece.strip():
+                yield document
+
+    def remarks(self) -> list[str]:
+        """Where the documents end, unless that was chosen."""
+        if self.split != "auto":
+            return []
+        documents = list(islice(self.documents(), LOOKED_AT))
+        return [described(self.name, documents, self.ends)] if documents else []
+
+    @cached_property
+    def _survey(self) -> _Survey:
+        mark, evidence = codecs.BOM_UTF8, Evidence()
         digest, marks, start, window = hashlib.sha256(FORMAT), 0, b"", b""
         for chunk in _chunks(self.path, self.encoding):
             digest.update(chunk)
             start = (start + chunk[: len(mark)])[: len(mark)]
             window = window[1 - len(mark) :] + chunk
             marks += window.count(mark)
+            evidence.look_at(chunk)
+        evidence.look_at(b"")
         if marks > (start == mark):
             digest.update(_MARKS_DROPPED)
-        if self.split != "auto":
-            digest.update(f"split: {self.split}".encode())
-        return digest.hexdigest()
-
-    def documents(self) -> Iterator[str]:
-        """The documents in the order of the file; none where all is white space and markers.
-
-        Raises DataError when the file is missing, empty, a folder or unreadable, and on reaching a byte that is not
-        UTF-8.
-        """
-        return documents_of(self.path, self.encoding, self.split)
-
-    def remarks(self) -> list[str]:
-        """How blank lines have split a file without markers, unless the split was chosen."""
-        if self.split != "auto" or has_marker(self.path, self.encoding):
-            return []
-        documents = list(islice(self.documents(), LOOKED_AT))
-        return [on_blank_lines(self.name, documents)] if documents else []
-
-
-def documents_of(path: Path, encoding: str | None = None, split: Split = "auto") -> Iterator[str]:
-    """The documents of a file, which may be none; raises DataError as TextFileSource does."""
-    # Which rule holds is only known once the marker was seen or the whole file was searched, so
-    # a file of blank-line documents is read twice rather than kept in memory.
-    if split == "auto":
-        split = "marker" if has_marker(path, encoding) else "blank_line"
-    for piece in _PIECES[split](_lines(path, encoding)):
-        document = piece.strip()
-        if document:
-            yield document
-
-
-def has_marker(path: Path, encoding: str | None = None) -> bool:
-    """Whether the documents of a file are those between markers."""
-    return any(MARKER in line for line in _lines(path, encoding))
-
-
-def on_blank_lines(name: str, documents: Sequence[str]) -> str:
-    """How blank lines have split documents, and what helps if that is not what was meant.
-
-    Args:
-        name: where they are from.
-        documents: the first LOOKED_AT of them, one or more.
-    """
-    words = statistics.median_low(len(document.split()) for document in documents)
-    length = f"{words:,} word{'s' if words != 1 else ''}"
-    if len(documents) == 1:
-        each_line = ", or set data.split=line if each line is one" if "\n" in documents[0] else ""
-        return (
-            f"{name} is one document of {length}, for it has no blank line within and no {MARKER}; "
-            f"put {MARKER} between its stories{each_line}"
-        )
-    first = "the first " if len(documents) == LOOKED_AT else ""
-    advice = f"; put {MARKER} between stories that have blank lines within" if words < SHORT_WORDS else ""
-    return f"{name}: {first}{len(documents):,} documents of {length} (median), split at blank lines{advice}"
+        return _Survey(digest, evidence)
 
 
 @contextmanager
@@ -154,46 +166,18 @@ def _chunks(path: Path, encoding: str | None) -> Iterator[bytes]:
             yield chunk
 
 
-def _lines(path: Path, encoding: str | None) -> Iterator[str]:
-    """The lines with LF at their ends, and without byte order marks."""
+def _text(path: Path, encoding: str | None, is_by_lines: bool) -> Iterator[str]:
+    """The text without byte order marks, in lines with LF at their ends or in pieces of CHUNK_BYTES characters."""
     with _opened(path, encoding) as file:
         text = io.TextIOWrapper(file, encoding="utf-8")
+        read = partial(text.readline, LONGEST + 1) if is_by_lines else partial(text.read, CHUNK_BYTES)
         try:
-            for line in text:
-                if "\0" in line:
+            for number, piece in enumerate(iter(read, ""), start=1):
+                if "\0" in piece:
                     raise nul_bytes(path)
-                yield line.replace(_BYTE_ORDER_MARK, "")
+                if is_by_lines and len(piece) > LONGEST:
+                    raise long_line(str(path), number)
+                yield piece.replace(BYTE_ORDER_MARK, "")
         except UnicodeDecodeError as error:
             position = file.tell() - len(error.object) + error.start
             raise not_utf8(path, error.object[error.start], position) from error
-
-
-def _between_markers(lines: Iterable[str]) -> Iterator[str]:
-    # Joined only when a document ends: adding to a string would be quadratic in long documents.
-    pieces: list[str] = []
-    for line in lines:
-        *ended, rest = line.split(MARKER)
-        for piece in ended:
-            yield "".join([*pieces, piece])
-            pieces = []
-        pieces.append(rest)
-    yield "".join(pieces)
-
-
-def _between_blank_lines(lines: Iterable[str]) -> Iterator[str]:
-    pieces: list[str] = []
-    for line in lines:
-        if line.strip():
-            pieces.append(line)
-        else:
-            yield "".join(pieces)
-            pieces = []
-    yield "".join(pieces)
-
-
-_PIECES: dict[str, Callable[[Iterable[str]], Iterable[str]]] = {
-    "marker": _between_markers,
-    "blank_line": _between_blank_lines,
-    "line": iter,
-    "file": lambda lines: ["".join(lines)],
-}

@@ -1,98 +1,45 @@
-"""Documents out of a folder of text files, each of them split as a single file is."""
+"""Documents out of a folder of text files and tables."""
 
 import hashlib
-import os
-import re
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from storyteller_ds.config.data import Split
-from storyteller_ds.data.sources.source import LOOKED_AT
-from storyteller_ds.data.sources.text_file import TextFileSource, documents_of, has_marker, on_blank_lines
-from storyteller_ds.data.sources.utf8_stream import PACKED_SUFFIXES
+from storyteller_ds.data.sources.files import FilesSource
+from storyteller_ds.data.sources.huggingface import FORMAT as FORMAT_OF_DATASETS
+from storyteller_ds.data.sources.huggingface import file_hash
+from storyteller_ds.data.sources.listing import (
+    TABLE_SUFFIXES,
+    TEXT_SUFFIXES,
+    Listing,
+    is_empty,
+    list_folder,
+    not_read,
+    split_of,
+    suffix_of,
+)
+from storyteller_ds.data.sources.reading import PLAIN, Reading, open_file
+from storyteller_ds.data.sources.table_file import TableFileSource
+from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.errors import DataError
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
 # Part of the fingerprint: raised whenever the same files would give other documents.
 FORMAT = b"storyteller text folder 1\n"
-
-_ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*|card\.(md|json)|card-\w+\.png", re.IGNORECASE)
-"""Names of files about the stories; the card is what `storyteller preprocess` writes."""
-_NAMED = 3
-"""How many of the files that are not read are listed by name."""
-_OF_A_DESKTOP = ("Thumbs.db", "desktop.ini", "__MACOSX")
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    "test": "test",
+_READERS = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    ".parquet": "parquet",
 }
-_WORD = f"({'|'.join(_SPLITS)})"
-_NAMED_FOR_A_SPLIT = re.compile(rf"(?:.*[-_. ])?{_WORD}(?:[-_. ]?\d+(?:-of-\d+)?)?|{_WORD}[-_.].*")
-"""Such as train.txt, tiny_val.txt, train-00000-of-00002.txt, val_stories.txt, the folder validation."""
-
-
-class Listing(NamedTuple):
-    """All files below a folder, hidden ones left out, in the order of their relative paths."""
-
-    texts: list[Path]
-    others: list[Path]
-    about: list[Path]
-    """Such as README.md."""
-    links: list[Path]
-    """Links to folders, which are not followed, and links that lead out of the folder or nowhere."""
-
-
-def list_folder(folder: Path) -> Listing:
-    """The files in a folder and in those below it.
-
-    Raises:
-        DataError: one of them cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}; try `chmod u+rx` on it")
-
-    listing = Listing([], [], [], [])
-    home = folder.resolve()
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in [*folders, *files]:
-            path = Path(here) / name
-            if _is_hidden(name) or (name in folders and not path.is_symlink()):
-                continue
-            if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(home)):
-                listing.links.append(path)
-            elif is_about_the_text(path):
-                listing.about.append(path)
-            else:
-                (listing.texts if is_text_name(path) else listing.others).append(path)
-    for paths in listing:
-        paths.sort(key=lambda path: path.parts)
-    return listing
-
-
-def is_text_name(path: Path) -> bool:
-    """Whether a file is named as text is, packed or not."""
-    *_, before, last = ("", "", *(suffix.lower() for suffix in path.suffixes))
-    return (before if last in PACKED_SUFFIXES else last) in TEXT_SUFFIXES
-
-
-def is_about_the_text(path: Path) -> bool:
-    """Whether a file is one such as README.md, by its name."""
-    return _ABOUT_THE_TEXT.fullmatch(path.name) is not None
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _OF_A_DESKTOP
+"""Of the library `datasets`, which reads the files of one of them together."""
 
 
 @dataclass(frozen=True)
 class TextFolderSource:
-    """The text files in a folder and below it, in the order of their relative paths, each split as a single file is.
+    """The text files and tables in a folder and below it, in the order of their relative paths; see FilesSource.
 
     Where all files, or the folders that they lie in, are named for splits, `split` chooses among them; otherwise it
     is all of them. Hidden files, empty files and such as README.md and LICENSE are left out. A link must not lead out
@@ -103,10 +50,9 @@ class TextFolderSource:
 
     path: Path
     split: Literal["train", "validation"]
-    encoding: str | None = None
-    """As data.encoding."""
-    ends: Split = "auto"
-    """As data.split."""
+    reading: Reading = PLAIN
+    max_documents: int | None = None
+    """As data.max_documents."""
 
     def __post_init__(self) -> None:
         if links := self._listing.links:
@@ -119,11 +65,11 @@ class TextFolderSource:
                 f"{named} is named for a split and {other} is not; "
                 "name all files for splits, such as train.txt and validation.txt, or none"
             )
-        if not self._files:
+        if not self._paths:
             which = f"text file for {self.split}" if self._has_splits else "text file"
             raise DataError(
                 f"{self.path} has no {which} (*{', *'.join(TEXT_SUFFIXES)}; README and the like do not count, nor do "
-                "empty files); put the stories there"
+                f"empty files) and no table (*{', *'.join(TABLE_SUFFIXES)}); put the stories there"
             )
 
     def has_split(self, split: str) -> bool:
@@ -133,8 +79,7 @@ class TextFolderSource:
     @property
     def name(self) -> str:
         """The path as it was given, and what of it is read."""
-        count = f"{len(self._files):,} file{'s' if len(self._files) > 1 else ''}"
-        return f"{self.path} ({self.split}, {count})" if self._has_splits else f"{self.path} ({count})"
+        return f"{self.path} ({self.split}, {self._read.count})" if self._has_splits else self._read.name
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,43 +87,55 @@ class TextFolderSource:
 
         Raises DataError when one cannot be read; names it.
         """
-        digest = hashlib.sha256(FORMAT)
-        for path in self._files:
-            digest.update(bytes.fromhex(TextFileSource(path, self.encoding, self.ends).fingerprint))
-        return digest.hexdigest()
+        if (hashes := self._hashes_by_datasets()) is not None:
+            asked = [FORMAT_OF_DATASETS, hashes, self._split_read, self.reading.text_field, self.max_documents]
+            return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        limit = "" if self.max_documents is None else f"/{self.max_documents}"
+        whole = self._read.fingerprint
+        return hashlib.sha256(f"{whole}{limit}".encode()).hexdigest() if limit else whole
 
     def documents(self) -> Iterator[str]:
         """Yield the documents of one file after the other.
 
-        Raises DataError as TextFileSource does, and names the file.
+        Raises DataError as the sources of single files do, and names the file.
         """
-        for path in self._files:
-            yield from documents_of(path, self.encoding, self.ends)
+        return islice(self._read.documents(), self.max_documents)
 
     def remarks(self) -> list[str]:
-        """Which files are not read, and what blank lines have made of those without markers."""
-        unread = self._listing.about + [path for path in self._listing.texts if _is_empty(path)]
+        """Which files are not read, and what is to say of those that are."""
+        listing = self._listing
+        unread = [path for path in (*listing.texts, *listing.others) if path not in self._named or is_empty(path)]
         if self._has_splits:
             unread += self._by_split.get("test", [])
-        lines = not_read(unread, "empty files, files about the text, and test files")
-        if len(self._files) == 1:
-            return lines + TextFileSource(self._files[0], self.encoding, self.ends).remarks()
-        if self.ends != "auto":
-            return lines
-        unmarked = [path for path in self._files if not has_marker(path, self.encoding)]
-        documents = list(islice(chain.from_iterable(documents_of(path, self.encoding) for path in unmarked), LOOKED_AT))
-        of = self.name if len(unmarked) == len(self._files) else f"{len(unmarked):,} files of {self.name}"
-        return lines + ([on_blank_lines(of, documents)] if len(documents) > 1 else [])
+        what = "empty files, files about the text, test files, and files that are neither text nor tables"
+        return not_read(listing.about + sorted(unread), what) + self._read.remarks()
+
+    @property
+    def files(self) -> tuple[TableFileSource | TextFileSource, ...]:
+        """The sources of its files."""
+        return self._read.files
+
+    @cached_property
+    def _read(self) -> FilesSource:
+        return FilesSource(str(self.path), tuple(open_file(path, self.reading) for path in self._paths), FORMAT)
 
     @cached_property
     def _listing(self) -> Listing:
         return list_folder(self.path)
 
     @cached_property
+    def _named(self) -> list[Path]:
+        """The files that are named as stories are."""
+        tables = self._listing.tables
+        # Beside tables, a Markdown file is about them.
+        texts = [path for path in self._listing.texts if not (tables and suffix_of(path) == ".md")]
+        return sorted([*texts, *tables], key=lambda path: path.parts)
+
+    @cached_property
     def _by_split(self) -> dict[str | None, list[Path]]:
         """The files of each split, and under None those that are named for no split."""
         by_split: dict[str | None, list[Path]] = {}
-        for path in self._listing.texts:
+        for path in self._named:
             by_split.setdefault(split_of(path.relative_to(self.path)), []).append(path)
         return by_split
 
@@ -186,30 +143,25 @@ class TextFolderSource:
     def _has_splits(self) -> bool:
         return None not in self._by_split and (self.has_split("train") or self.has_split("validation"))
 
+    @property
+    def _split_read(self) -> str:
+        """Whose files are read: those for training, if none is for validation."""
+        return "train" if self.split == "validation" and not self.has_split("validation") else self.split
+
     @cached_property
-    def _files(self) -> list[Path]:
-        paths = self._listing.texts
-        if self._has_splits:
-            is_whole = self.split == "validation" and not self.has_split("validation")
-            paths = self._by_split.get("train" if is_whole else self.split, [])
-        return [path for path in paths if not _is_empty(path)]
+    def _paths(self) -> list[Path]:
+        paths = self._by_split.get(self._split_read, []) if self._has_splits else self._named
+        return [path for path in paths if not is_empty(path)]
 
+    def _hashes_by_datasets(self) -> list[str] | None:
+        """What the fingerprint had of the files when `datasets` read a folder of tables; None: it could not read it.
 
-def not_read(paths: Sequence[Path], what: str) -> list[str]:
-    """A line for each of the first files that are not read, and one for the others, all of which are of a kind."""
-    lines = [f"not read: {path}" for path in paths[:_NAMED]]
-    return lines + ([f"not read: {len(paths) - _NAMED:,} more {what}"] if len(paths) > _NAMED else [])
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == 0
-
-
-def split_of(relative: Path) -> str | None:
-    """The split in the name of the first folder above a file that has one, or else of the file.
-
-    Returns:
-        train, validation or test; None: neither has one.
-    """
-    matches = (_NAMED_FOR_A_SPLIT.fullmatch(name.lower()) for name in (*relative.parent.parts, relative.stem))
-    return next((_SPLITS[match[1] or match[2]] for match in matches if match), None)
+        Its documents were the same, and a run continues.
+        """
+        readers = {_READERS.get(path.suffix) for path in self._paths}  # a packed one has none
+        if len(readers) > 1 or None in readers or self.reading.encoding is not None or self.reading.prompt is not None:
+            return None
+        if not all(isinstance(file, TableFileSource) and file.field == self.reading.text_field for file in self.files):
+            return None
+        card = self.path / "README.md"
+        return ["local folder", *map(file_hash, ([card] if card.is_file() else []) + self._paths)]

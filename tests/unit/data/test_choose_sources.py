@@ -54,7 +54,7 @@ def test_what_exists_is_told_by_what_it_is(tmp_path, monkeypatch):
         (tmp_path / name / file).write_text('{"text": "A story."}\n', encoding="utf-8")
     assert choose_sources(DataConfig(validation="corpus")).validation == TextFileSource(Path("corpus"))
     assert choose_sources(DataConfig(validation="texts")).validation == TextFolderSource(Path("texts"), "validation")
-    assert isinstance(choose_sources(DataConfig(validation="rows")).validation, HuggingFaceSource)
+    assert choose_sources(DataConfig(validation="rows")).validation == TextFolderSource(Path("rows"), "validation")
 
 
 @pytest.mark.parametrize("name", ["stories.jsonl", "data/stories.csv", "stories.txt.gz", "data/stories.parquet"])
@@ -70,10 +70,11 @@ OF_DATASETS = {"revision": "0" * 40, "text_field": "story", "streaming": True, "
 @pytest.mark.parametrize("field", OF_DATASETS)
 def test_what_is_only_for_datasets_is_refused_for_texts(text, field):
     setting = {field: OF_DATASETS[field]}
-    for names in ({"source": str(text)}, {"source": "builtin"}, {"source": str(text.parent), "validation": str(text)}):
-        with pytest.raises(
-            DataError, match=rf"data\.{field}=.* is for Hugging Face datasets( and tables)?, and none is read"
-        ):
+    folder = {"source": str(text.parent), "validation": str(text)}
+    of_folders = field == "max_documents"
+    for names in ({"source": str(text)}, {"source": "builtin"}, *([] if of_folders else [folder])):
+        what = "Hugging Face datasets( and tables| and folders)?"
+        with pytest.raises(DataError, match=rf"data\.{field}=.* is for {what}, and none is read"):
             choose_sources(DataConfig(**names, **setting))
     choose_sources(DataConfig(source="roneneldan/TinyStories", validation=str(text), **setting))
     by_validation = DataConfig(source=str(text), validation="roneneldan/TinyStories", **setting)
@@ -175,7 +176,10 @@ def test_too_few_documents_to_hold_one_out(tmp_path, stories, fraction, side):
     path = tmp_path / "stories.txt"
     path.write_text("<|endoftext|>".join([*(f"Story {i}." for i in range(stories)), ""]), encoding="utf-8")
     sources = choose_sources(DataConfig(source=str(path), validation_fraction=fraction))
-    with pytest.raises(DataError, match=rf"has {stories} document\(s\), of which {side} fell .* data\.validation"):
+    what = rf"has {stories} document\(s\), of which {side} fell .* data\.validation"
+    if stories == 1:
+        what = r"nothing can be held out .* is one document of 2 words, for it has no text on the other side"
+    with pytest.raises(DataError, match=what):
         sources.remarks()
 
 
@@ -186,7 +190,7 @@ def test_validation_on_the_training_text_is_told(text):
 
 def test_one_document_is_told_with_its_cause_and_its_end_is_held_out(tmp_path):
     path = tmp_path / "stories.txt"
-    text = "\n".join(f"Story {i}." for i in range(500))
+    text = "\n".join(f"Story {i}," for i in range(500))
     path.write_text(text, encoding="utf-8")
     sources = choose_sources(DataConfig(source=str(path)))
     (said, held) = sources.remarks()

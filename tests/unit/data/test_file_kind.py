@@ -179,7 +179,7 @@ def test_files_of_libraries_are_named(tmp_path):
 def test_a_table_is_told_from_text_and_its_texts_are_read(tmp_path, name):
     content, stories = TABLES[name]
     path = written(tmp_path, content)
-    assert f"is {name.partition(',')[0]}, not plain text; give it alone, as data.source=FILE" in refused(path)
+    assert f"is {name.partition(',')[0]}, not plain text; give it as data.source=FILE" in refused(path)
     train, held_out = (list(source.documents()) for source in choose_sources(DataConfig(source=str(path))))
     assert set(train).isdisjoint(held_out)
     assert sorted(train + held_out) == sorted(stories)

@@ -34,10 +34,11 @@ def documents(folder: Path, pattern: str, **data: object) -> list[str]:
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [
-        ("*.txt", ["One.", "Two.", "Three."]),
-        ("*.txt*", ["One.", "Two.", "Three.", "Four."]),
+        ("*.txt", ["One.\n\nTwo.", "Three."]),
+        ("*.txt*", ["One.\n\nTwo.", "Three.", "Four."]),
+        ("a.t*", ["One.", "Two."]),
         ("[bc].*", ["Three.", "Four."]),
-        ("**/*.txt", ["One.", "Two.", "Three.", "Five."]),
+        ("**/*.txt", ["One.\n\nTwo.", "Three.", "Five."]),
         ("[ar]*", ["One.", "Two.", "Row 0.", "Row 1.", "Row 2."]),
     ],
 )

@@ -64,5 +64,8 @@ def test_a_dataset_given_for_validation_too_is_not_read_twice(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     folder = rows(tmp_path / "rows", "train.jsonl", STORIES)
+    (remark,) = sources(folder, validation=name).remarks()
+    assert remark.startswith("validation is on the very text that is trained on")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\n")
     with pytest.raises(DataError, match=r"has no validation split; leave data\.validation out"):
         sources(folder, validation=name)

@@ -193,10 +193,38 @@ def test_a_large_table_is_never_whole_in_memory(tmp_path, form):
     assert peak < 12 << 20
 
 
-def test_one_text_of_fifty_megabytes(tmp_path):
-    for form in ("lines", "array", "CSV"):
-        source = table(tmp_path, FORMS[form](["Once.", "word " * 10_000_000, "Twice."] + ["Again."] * 60))
-        assert [len(document) for document in source.documents()][:3] == [5, 49_999_999, 6]
+def test_a_first_line_that_is_broken_leaves_the_others(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(['{"text": "Story', *GOOD]).encode()))
+    with pytest.raises(DataError, match="line 1 is no JSON"):
+        list(choose_sources(DataConfig(source=str(path), validation="builtin")).train.documents())
+    train = choose_sources(DataConfig(source=str(path), validation="builtin", bad_rows=0.1)).train
+    assert list(train.documents()) == [f"Story {i}." for i in range(40)]
+
+
+def test_what_is_no_json_is_said_without_reading_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_READ_CHARACTERS", 100)
+    monkeypatch.setattr(rows, "LONGEST", 1000)
+    content = '[{"text": "One."}, {"text": Two}, ' + ", ".join(GOOD * 100) + "]"
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="value 2 is no JSON: Expecting value"):
+        list(choose_sources(DataConfig(source=str(path), validation="builtin")).train.documents())
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "CSV"])
+def test_a_long_text_is_read_and_one_of_fifty_megabytes_refused_before_memory_is_full(tmp_path, form):
+    source = table(tmp_path, FORMS[form](["Once.", "word " * 3_000_000, "Twice."] + ["Again."] * 60))
+    assert [len(document) for document in source.documents()][:3] == [5, 14_999_999, 6]
+    source = table(tmp_path, FORMS[form](["Once.", "word " * 10_000_000, "Twice."] + ["Again."] * 60))
+    tracemalloc.start()
+    with pytest.raises(
+        DataError, match=r"has more than 16,777,216 characters, which no story has; cut it into stories"
+    ):
+        list(source.documents())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 << 20
 
 
 def test_rows_are_held_out_by_their_text(tmp_path):

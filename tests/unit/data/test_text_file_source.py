@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.config.data import DataConfig, Split
-from storyteller_ds.data.sources import text_file, utf8_stream
+from storyteller_ds.data.sources import story_ends, text_file, utf8_stream
 from storyteller_ds.data.sources.choose import choose_sources
+from storyteller_ds.data.sources.reading import Reading
 from storyteller_ds.data.sources.source import Source
-from storyteller_ds.data.sources.text_file import MARKER, TextFileSource
+from storyteller_ds.data.sources.story_ends import MARKER
+from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TextFolderSource
 from storyteller_ds.errors import DataError
 
@@ -226,7 +228,8 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, before: int, content: bytes, po
 @pytest.mark.parametrize(
     ("content", "remarks"),
     [
-        ("One.\n\nStill one.<|endoftext|>", []),
+        ("One.\n\nStill one.<|endoftext|>", ["one document of 3 words", "no text on the other side of <|endoftext|>"]),
+        ("One.<|endoftext|>Two words.", ["2 documents of 1 word (median), split at <|endoftext|>"]),
         (
             "A word.\n\nThree words here.\n\nFour words are here.",
             ["3 documents of 3 words (median), split at blank lines; put <|endoftext|> between stories that have"],
@@ -257,6 +260,7 @@ def test_remarks_say_how_blank_lines_have_parted_the_documents(
         ("blank_line", ["One.\nTwo.", "<|endoftext|>Three.", "Four."]),
         ("line", ["One.", "Two.", "<|endoftext|>Three.", "Four."]),
         ("file", ["One.\nTwo.\n\n<|endoftext|>Three.\n\nFour."]),
+        ("none", ["One.\nTwo.\n\n<|endoftext|>Three.\n\nFour."]),
     ],
 )
 def test_a_split_that_was_chosen(tmp_path: Path, split: Split, documents: list[str]) -> None:
@@ -266,12 +270,13 @@ def test_a_split_that_was_chosen(tmp_path: Path, split: Split, documents: list[s
     assert source.remarks() == []
     assert source.fingerprint != auto.fingerprint
     assert list(choose_sources(DataConfig(source=str(auto.path), split=split, validation="builtin")).train.documents())
-    folder = TextFolderSource(tmp_path, "train", ends=split)
+    folder = TextFolderSource(tmp_path, "train", Reading(split=split))
     assert list(folder.documents()) == list(source.documents())
 
 
 def test_remarks_look_at_the_beginning_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_file, "LOOKED_AT", 3)
+    for module in (text_file, story_ends):
+        monkeypatch.setattr(module, "LOOKED_AT", 3)
     source = written(tmp_path, b"One word.\n\n" * 100)
     assert "the first 3 documents of 2 words" in source.remarks()[0]
 

@@ -1,9 +1,11 @@
 """Each folder is compared with its files, read one by one as single files are."""
 
 import gzip
+import hashlib
 import lzma
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.sources.choose import Sources, choose_sources
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
+from storyteller_ds.data.sources.reading import Reading
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TextFolderSource
 from storyteller_ds.errors import DataError
@@ -31,7 +34,7 @@ def whole(folder: Path, **data: object) -> Sources:
 
 
 def read(folder: Path, encoding: str | None = None) -> list[str]:
-    return list(TextFolderSource(folder, "train", encoding).documents())
+    return list(TextFolderSource(folder, "train", Reading(encoding)).documents())
 
 
 def look_through(folder: Path, **data: object) -> None:
@@ -61,7 +64,7 @@ def test_sixty_stories_in_sixty_files_are_sixty_documents(tmp_path):
     assert 2 < len(list(held_out.documents())) < 30
 
 
-def test_every_file_is_split_as_a_single_one_is(tmp_path):
+def test_with_a_marker_somewhere_every_file_is_split_as_a_single_one_is(tmp_path):
     folder = make(
         tmp_path / "folder",
         a__txt="One.\n\nTwo.",
@@ -110,9 +113,8 @@ def test_the_fingerprint_is_of_the_contents_in_their_order(tmp_path):
 
 
 def test_a_repeated_story_is_on_one_side_in_whichever_files_it_is(tmp_path):
-    folder = make(
-        tmp_path / "folder", **{f"f{i}__txt": "\n\n".join(f"Story {j}." for j in range(60)) for i in range(3)}
-    )
+    stories = [f"Story {j}." for j in range(60)]
+    folder = make(tmp_path / "folder", **{f"f{i}__txt": "<|endoftext|>".join(stories) for i in range(3)})
     train, held_out = (list(source.documents()) for source in whole(folder, validation_fraction=0.3))
     assert set(train).isdisjoint(held_out)
     assert len(train) + len(held_out) == 180
@@ -203,7 +205,7 @@ def test_a_broken_card_of_a_folder_of_texts_is_nobodys_concern(tmp_path):
     assert list(whole(folder, validation="builtin").train.documents()) == ["One."]
 
 
-@pytest.mark.parametrize("other", ["b__jsonl", "b__parquet", "SUB_b__csv", "b__docx", "cover__jpg", "b__jsonl__gz"])
+@pytest.mark.parametrize("other", ["b__docx", "cover__jpg", "SUB_b__arrow", "b__txt__zip"])
 def test_texts_and_something_else_are_refused_by_name(tmp_path, other):
     line = refused(make(tmp_path, a__txt="One.", **{other: "x"}))
     assert "a.txt" in line
@@ -212,11 +214,11 @@ def test_texts_and_something_else_are_refused_by_name(tmp_path, other):
 
 def test_packed_texts_are_texts(tmp_path):
     folder = make(
-        tmp_path, a__txt="One.\n\nTwo.", b__txt__gz=gzip.compress(b"Three."), c__md__xz=lzma.compress(b"Four.")
+        tmp_path, a__txt="One.\n\nStill one.", b__txt__gz=gzip.compress(b"Three."), c__md__xz=lzma.compress(b"Four.")
     )
-    assert read(folder) == ["One.", "Two.", "Three.", "Four."]
+    assert read(folder) == ["One.\n\nStill one.", "Three.", "Four."]
     (folder / "b.txt.gz").write_bytes(b"")
-    assert read(folder) == ["One.", "Two.", "Four."]
+    assert read(folder) == ["One.\n\nStill one.", "Four."]
 
 
 def test_the_encoding_is_that_of_all_files(tmp_path):
@@ -270,7 +272,7 @@ def test_what_a_run_has_made_is_no_text(tmp_path, files, above):
     [
         (b"caf\xe9", "is not UTF-8"),
         (b"\x1f\x8b\x08", "cannot be unpacked"),
-        (b'{"a": "b"}\n{"a": "c"}', "is JSON"),
+        (b'{"a": "b"}\n{"a": "c"}', "has no field 'text'"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, what):
@@ -340,3 +342,139 @@ def test_one_document_in_a_folder_is_told_as_in_a_file(tmp_path):
     line = refused(make(tmp_path, a__txt="One.\nTwo.\nThree."))
     assert "a.txt is one document of 3 words" in line
     assert "data.validation" not in line
+
+
+# --- a story a file, tables and packed files ---
+
+
+def test_of_several_files_without_any_marker_each_is_a_story(tmp_path):
+    folder = make(tmp_path, a__txt="One.\n\nStill one.", b__txt="Two.\nStill two.", c__txt=" \n")
+    assert read(folder) == ["One.\n\nStill one.", "Two.\nStill two."]
+    (remark,) = TextFolderSource(folder, "train").remarks()
+    assert remark.startswith(f"{folder} (3 files): 2 documents of 3 words (median), one a file; set data.split=blank")
+    by_blank_lines = TextFolderSource(folder, "train", Reading(split="blank_line"))
+    assert list(by_blank_lines.documents()) == ["One.", "Still one.", "Two.\nStill two."]
+    make(tmp_path, d__txt="Three.<|endoftext|>Four.")
+    assert read(folder) == ["One.", "Still one.", "Two.\nStill two.", "Three.", "Four."]
+
+
+@pytest.mark.parametrize(
+    ("files", "is_same"),
+    [
+        ({"a__txt": "One.", "b__txt": "\nTwo.\nStill two.\n\n"}, True),
+        ({"a__txt": "One.", "b__txt": "Two.\n\nThree."}, False),
+        ({"a__txt": "One.\n\nTwo."}, True),  # a file alone
+        ({"a__txt": "One.\n\nTwo.", "b__txt": "Three.<|endoftext|>Four."}, True),
+        ({"a__txt": "One line.\n" * 30, "b__txt": "Three.<|endoftext|>Four."}, False),
+    ],
+)
+def test_the_fingerprint_is_as_it_was_unless_the_documents_are_others(tmp_path, files, is_same):
+    folder = make(tmp_path, **files)
+    digest, documents = hashlib.sha256(b"storyteller text folder 1\n"), []
+    for content in files.values():
+        digest.update(hashlib.sha256(b"storyteller text file 1\n" + content.encode()).digest())
+        pieces = content.split("<|endoftext|>") if "<|endoftext|>" in content else content.split("\n\n")
+        documents += [piece.strip() for piece in pieces if piece.strip()]
+    source = TextFolderSource(folder, "train")
+    assert (list(source.documents()) == documents) == is_same
+    assert (source.fingerprint == digest.hexdigest()) == is_same
+
+
+def test_a_folder_may_mix_texts_and_tables_packed_or_not(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = make(
+        tmp_path / "my stories",
+        a__txt="One.",
+        b__jsonl='{"text": "Two."}\n',
+        SUB_c__csv__gz=gzip.compress(b"id,story\n1,Three.\n"),
+        d__txt__gz=gzip.compress(b"Four."),
+        e__tsv="text\nFive.\nSix.\n",
+        f__json='["Seven."]',
+        NOTES__md="About the tables.",
+        dataset_info__json="{}",
+    )
+    parquet.write_table(pa.table({"text": ["Eight."]}), folder / "g.parquet")
+    (folder / "dataset_info.json").unlink()
+    source = TextFolderSource(folder, "train")
+    assert list(source.documents()) == ["One.", "Two.", "Four.", "Five.", "Six.", "Seven.", "Eight.", "Three."]
+    assert source.name == f"{folder} (7 files)"
+    assert f"not read: {folder / 'NOTES.md'}" in source.remarks()
+    assert any("'story'" in line for line in source.remarks())
+    assert any("2 files of " in line for line in source.remarks())
+    assert len(list(choose_sources(DataConfig(source=str(folder), max_documents=3)).train.source.documents())) == 3
+
+
+def test_splits_are_named_for_all_kinds_of_files(tmp_path):
+    packed = make(
+        tmp_path,
+        my_train__jsonl__gz=gzip.compress(b'{"text": "A"}'),
+        my_val__txt__gz=gzip.compress(b"B"),
+        SUB_dev__csv='text\n"B, too"\n',
+        test__tsv="text\nC\n",
+    )
+    sources = whole(packed)
+    assert [list(each.documents()) for each in sources] == [["A"], ["B", "B, too"]]
+    assert f"not read: {packed / 'test.tsv'}" in sources.remarks()
+
+
+ROWS = "".join(f'{{"n": {i}, "text": "Story {i}."}}\n' for i in range(30))
+CSV = "n,text\n" + "".join(f'{i},"Story, {i}."\n' for i in range(30))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a__jsonl": ROWS, "b__json": '[{"text": "Last."}]'},
+        {"train__csv": CSV, "validation__csv": CSV.replace("Story", "Tale"), "test__csv": CSV},
+        {"train-00000-of-00002__jsonl": ROWS, "train-00001-of-00002__jsonl": '{"text": "Last."}\n', "README__md": "A"},
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_folder_of_tables_has_the_documents_and_the_fingerprint_that_it_had(tmp_path, files, split):
+    """Which `datasets` has read before, so that a run continues."""
+    pytest.importorskip("datasets", reason="needs pip install datasets")
+    folder = make(tmp_path, **files)
+    source = TextFolderSource(folder, split)
+    before = HuggingFaceSource(str(folder), split if source.has_split(split) else "train")
+    assert list(source.documents()) == list(before.documents())
+    assert source.fingerprint == before.fingerprint
+    limited = TextFolderSource(folder, split, max_documents=1)
+    assert limited.fingerprint == HuggingFaceSource(str(folder), before.split, max_documents=1).fingerprint
+    encoded = TextFolderSource(folder, split, Reading(encoding="latin-1"))  # which was refused
+    assert len({before.fingerprint, limited.fingerprint, encoded.fingerprint}) == 3
+
+
+def test_the_fingerprint_of_what_no_library_read_is_of_what_is_in_the_files(tmp_path):
+    plain = make(tmp_path / "plain", a__jsonl=ROWS, b__txt="One.")
+    packed = make(tmp_path / "packed", a__jsonl__gz=gzip.compress(ROWS.encode()), c__md="One.", d__txt="")
+    assert TextFolderSource(plain, "train").fingerprint != TextFolderSource(packed, "train").fingerprint  # without c.md
+    (packed / "c.md").rename(packed / "c.txt")
+    assert TextFolderSource(plain, "train").fingerprint == TextFolderSource(packed, "train").fingerprint
+    limits = [TextFolderSource(plain, "train", max_documents=limit).fingerprint for limit in (None, 1, 2)]
+    assert len({*limits}) == 3
+
+
+def test_a_folder_of_tables_needs_no_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    folder = make(tmp_path, a__jsonl=ROWS, figure__png="x", README__md="---\nlicense: mit\n---\n")
+    sources = whole(folder, validation_fraction=0.3)
+    assert len([*sources.train.documents(), *sources.validation.documents()]) == 30
+    assert f"not read: {folder / 'figure.png'}" in sources.remarks()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a__jsonl", '{"text": "One\n{"text": "Two."}\n', "line 1 is no JSON"),
+        ("a__json", "{}", "has no row with a story"),
+        ("a__csv", "text\nOne.\nTwo, too.\n", "line 3 is a row of 2 fields in place of 1"),
+    ],
+)
+def test_a_broken_table_is_no_text(tmp_path, name, content, what):
+    assert what in refused(make(tmp_path, **{name: content}))
+
+
+def test_a_csv_may_have_any_names_if_one_of_them_is_given(tmp_path):
+    folder = make(tmp_path, a__csv="n,The (whole) story!\n1,One.\n2,Two.\n")
+    source = TextFolderSource(folder, "train", Reading(text_field="The (whole) story!"))
+    assert list(source.documents()) == ["One.", "Two."]

@@ -129,6 +129,7 @@ def test_rounding_does_not_leave_the_range():
         (["model.hidden_size=128,129"], "129"),
         (["data.source=a.txt,b.txt"], "scored on different texts"),
         (["data.validation=a.txt,b.txt"], "scored on different texts"),
+        (["data.split=line,file"], "scored on different texts"),
     ],
 )
 def test_refusals_name_what_is_wrong(vary, words):

@@ -41,6 +41,12 @@ def test_it_says_how_much_text_there_is_and_how_often_it_is_read(tmp_path):
     )
 
 
+def test_one_document_is_one_story(tmp_path):
+    line = text_and_passes(run := configured(tmp_path, "data.split=none"), prepared(run))
+    assert line.startswith("1 story, ")
+    assert line.endswith("; 1 story held out")
+
+
 def test_the_two_parts_of_one_file_are_all_of_it(tmp_path):
     run = configured(tmp_path, "data.validation_fraction=0.2")
     corpus = prepared(run)

@@ -15,7 +15,7 @@ import torch
 
 import storyteller_ds as st
 from storyteller_ds.data.given_stories import keep_stories
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.training import interruption, trainer
 from tests.support.runs import read_metrics, read_state
 from tests.support.small_runs import SMALLEST

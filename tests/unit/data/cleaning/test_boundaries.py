@@ -8,7 +8,7 @@ import pytest
 
 from storyteller_ds.data.cleaning.boundaries import find_boundary, paragraphs, stories_of
 from storyteller_ds.data.cleaning.headings import is_chapter, is_heading
-from storyteller_ds.data.sources.text_file import MARKER
+from storyteller_ds.data.sources.story_ends import MARKER
 from tests.unit.data.cleaning.conftest import sentences, story
 
 OPENING = "Once upon a time there was a fox. "
