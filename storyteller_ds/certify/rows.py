@@ -118,6 +118,7 @@ _RECIPE = (
     "model.qk_norm=true",
     "model.tie_embeddings=false",
     "data.document_mask=true",
+    "data.packing=best_fit",
     "model.value_embeddings=true",
     "model.residual_scales=true",
     "model.logit_softcap=15",
