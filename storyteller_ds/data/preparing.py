@@ -20,7 +20,7 @@ from storyteller_ds.data.corpus_index import (
     read_index,
     write_index,
 )
-from storyteller_ds.data.prompted import prompt_of
+from storyteller_ds.data.encoding import encode_documents
 from storyteller_ds.data.shards import open_shard, shard_name, write_shards
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
@@ -206,29 +206,22 @@ class _Split:
             yield [end]
         texts = itertools.islice(self._tally.counted(self._source.documents()), passed_over, None)
         for batch in _batches(texts):
-            for ids, byte_counts in self._prompted(batch) if self._is_prompted else self._tokens(batch):
+            for ids, byte_counts in self._tokens(batch):
                 if byte_counts is not None:
                     self._byte_counts.append(byte_counts.astype(np.uint32))
                     self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
                 yield [*ids, end]
 
-    def _tokens(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64] | None]]:
-        """Ids of each text and, where they are recorded, the bytes of each, with those behind the last."""
-        if self._records_bytes:
-            yield from self._tokenizer.encode_with_bytes(texts)
+    def _tokens(self, documents: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64] | None]]:
+        """Ids of each document and, where they are recorded, the bytes of each, with those behind the last."""
+        if self._is_prompted:
+            for ids, byte_counts, prompt_tokens in encode_documents(self._tokenizer, documents):
+                self._prompt_sizes.append([prompt_tokens])
+                yield ids, byte_counts if self._records_bytes else None
+        elif self._records_bytes:
+            yield from self._tokenizer.encode_with_bytes(documents)
         else:
-            yield from ((ids, None) for ids in self._tokenizer.encode_batch(texts))
-
-    def _prompted(self, batch: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64] | None]]:
-        """See _tokens. A prompt is cut by itself: its tokens are those that it has when a story is generated."""
-        prompts = [prompt_of(document) for document in batch]
-        stories = [document[len(prompt) :] for document, prompt in zip(batch, prompts, strict=True)]
-        pairs = zip(self._tokens(prompts), self._tokens(stories), strict=True)
-        for (prompt_ids, prompt_bytes), (ids, byte_counts) in pairs:
-            self._prompt_sizes.append([len(prompt_ids)])
-            if prompt_bytes is not None and byte_counts is not None:
-                byte_counts = np.concatenate([prompt_bytes[:-1], byte_counts])
-            yield prompt_ids + ids, byte_counts
+            yield from ((ids, None) for ids in self._tokenizer.encode_batch(documents))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

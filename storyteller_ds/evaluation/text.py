@@ -1,7 +1,7 @@
 """The text that a model is evaluated on, in its own tokens."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.data.corpus import Corpus
+from storyteller_ds.data.encoding import encode_documents
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.sources.choose import choose_sources
 from storyteller_ds.data.stories import Stories
@@ -76,24 +77,23 @@ def given_text(data: DataConfig, tokenizer: Tokenizer, log: Log) -> EvaluatedTex
         log(remark)
     ids = [np.array([tokenizer.end_of_text], dtype=np.uint32)]
     sizes = [np.zeros(1, dtype=np.uint32)]
-    with meanwhile(lambda: log(f"tokenizing {source.name}: {len(ids) - 1:,} stories"), LINE_EVERY_S):
-        for story, bytes_of_each in _encoded(source.documents(), tokenizer):
-            ids.append(np.array([*story, tokenizer.end_of_text], dtype=np.uint32))
-            sizes.append(bytes_of_each.astype(np.uint32))
-    if len(ids) == 1:
+    prompts: list[int] = []
+    with meanwhile(lambda: log(f"tokenizing {source.name}: {len(prompts):,} stories"), LINE_EVERY_S):
+        documents = source.documents()
+        while batch := list(itertools.islice(documents, _AT_ONCE)):
+            for story, byte_counts, prompt_tokens in encode_documents(tokenizer, batch):
+                ids.append(np.array([*story, tokenizer.end_of_text], dtype=np.uint32))
+                sizes.append(byte_counts.astype(np.uint32))
+                prompts.append(prompt_tokens)
+    if not prompts:
         raise DataError(f"{source.name} has no stories; put some in, or give another text with --data")
-    stream = TokenStream([np.concatenate(ids)])
     unknown = 0 if tokenizer.unknown is None else sum(int((each == tokenizer.unknown).sum()) for each in ids)
     return EvaluatedText(
         source.name,
         source.fingerprint,
         tokenizer,
-        stream,
+        TokenStream([np.concatenate(ids)]),
         TextBytes(TokenStream([np.concatenate(sizes)])),
-        unknown_tokens=unknown,
+        np.array(prompts) if any(prompts) else None,
+        unknown,
     )
-
-
-def _encoded(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
-    while batch := list(itertools.islice(documents, _AT_ONCE)):
-        yield from tokenizer.encode_with_bytes(batch)

@@ -1,5 +1,6 @@
 """A checkpoint's figures: those of training's own validation, and those of plain loops."""
 
+import json
 import math
 from pathlib import Path
 
@@ -27,6 +28,8 @@ KINDS = {
     "bpe": {"tokenizer.kind": "bpe", "tokenizer.vocab_size": 300},
     "sentencepiece": {"tokenizer.kind": "sentencepiece", "tokenizer.vocab_size": 400},
     "masked": {"tokenizer.kind": "bpe", "tokenizer.vocab_size": 300, "data.document_mask": True},
+    "best_fit": {"tokenizer.kind": "sentencepiece", "tokenizer.vocab_size": 400, "data.packing": "best_fit"},
+    "pad": {"data.packing": "pad", "data.sequence_length": 32},
 }
 CPU = torch.device("cpu")
 SAMPLING = SamplingConfig(max_new_tokens=20)
@@ -67,6 +70,31 @@ def test_bytes_are_those_of_the_stories(runs, kind):
     assert set(found.prediction.bytes_N.tolist()) <= stories
     assert len(found.prediction.bytes_N) == len(found.text.stories)
     assert found.prediction.nll_N.sum() / found.prediction.tokens == pytest.approx(found.prediction.loss.value)
+
+
+def test_of_stories_with_prompts_the_stories_alone_are_scored(tmp_path):
+    rows = [{"name": f"Kit{i}", "story": story} for i, story in enumerate(STORIES)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**SMALLEST, "data.prompt": "Tell of {name}:\n", "data.sequence_length": 64, "tokenizer.vocab_size": 80}
+    run = train("tiny_test", settings, data=path, output_dir=tmp_path / "run")
+    own = figures(run.folder)
+    assert own.prediction.bits_per_byte.value == pytest.approx(run.metrics[-1]["final_val_bpb"], rel=1e-6)
+    assert set(own.prediction.bytes_N.tolist()) <= {len(story.encode()) for story in STORIES}
+    # As a text that is given, with its prompts and without.
+    held_out = [row for row in rows if f"Tell of {row['name']}:\n" in told(own)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    data = DataConfig(source="builtin", validation=str(path), prompt="Tell of {name}:\n")
+    given = figures(run.folder, Asked(data, 0, SAMPLING, None)).prediction
+    assert given.bits_per_byte == pytest.approx(own.prediction.bits_per_byte, rel=1e-9)
+    whole = figures(run.folder, Asked(data.model_copy(update={"prompt": None}), 0, SAMPLING, None)).prediction
+    assert whole.tokens == given.tokens
+    assert whole.bits_per_byte.value != pytest.approx(given.bits_per_byte.value, rel=1e-5)
+
+
+def told(found: Evaluated) -> str:
+    stories = found.text.stories
+    return "".join(found.text.tokenizer.decode(stories.ids(1 + i)) for i in range(len(stories)))
 
 
 @torch.no_grad()
