@@ -25,8 +25,8 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, load_config
 from storyteller_ds.config.training import CheckpointConfig
-from storyteller_ds.data.batches import BatchSplit
-from storyteller_ds.data.loading import train_batches
+from storyteller_ds.data.batching.batches import BatchSplit
+from storyteller_ds.data.batching.loading import train_batches
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.distributed.shared_corpus import shared_corpus

@@ -16,9 +16,9 @@ import torch
 import storyteller_ds as st
 from benchmarks.operations.record import describe, machine_name, slug
 from storyteller_ds.conversion.quantize import score
-from storyteller_ds.data.batches import BatchSplit
+from storyteller_ds.data.batching.batches import BatchSplit
+from storyteller_ds.data.batching.loading import validation_batches
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
-from storyteller_ds.data.loading import validation_batches
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.generation.load import load_decoder
 

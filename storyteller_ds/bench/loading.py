@@ -16,8 +16,8 @@ from storyteller_ds.bench.roofline import random_batches, step_time
 from storyteller_ds.bench.timing import seconds_of
 from storyteller_ds.config.data import Packing
 from storyteller_ds.config.load import load_config
-from storyteller_ds.data.batches import BatchSplit, TrainBatches
-from storyteller_ds.data.loading import sequences_of
+from storyteller_ds.data.batching.batches import BatchSplit, TrainBatches
+from storyteller_ds.data.batching.loading import sequences_of
 from storyteller_ds.data.shards import TokenStream, open_shard, write_shards
 from storyteller_ds.distributed.plan import make_plan
 

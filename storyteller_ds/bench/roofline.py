@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate

@@ -17,9 +17,9 @@ from storyteller_ds.certify.rows import PRESET, RUN, Placement
 from storyteller_ds.certify.traffic import Traffic, counted
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config import load_config
-from storyteller_ds.data.batches import BatchSplit
+from storyteller_ds.data.batching.batches import BatchSplit
+from storyteller_ds.data.batching.loading import validation_batches
 from storyteller_ds.data.corpus import open_corpus
-from storyteller_ds.data.loading import validation_batches
 from storyteller_ds.distributed.failures import says_peer_is_lost
 from storyteller_ds.distributed.supervision.processes import ON_LINUX, signal_at_death_of_parent
 from storyteller_ds.engines.base import StepResult

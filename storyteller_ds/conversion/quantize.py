@@ -14,10 +14,10 @@ from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint
 from storyteller_ds.checkpoint.write import Contents, check_new_run, write_weights_run
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import BatchSplit, ValidationBatches
+from storyteller_ds.data.batching.batches import BatchSplit, ValidationBatches
+from storyteller_ds.data.batching.loading import validation_batches
+from storyteller_ds.data.batching.micro_batch import IGNORED
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
-from storyteller_ds.data.loading import validation_batches
-from storyteller_ds.data.micro_batch import IGNORED
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.generation.load import load_decoder
 from storyteller_ds.model.canonical import placed_parameters

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.loss import MicroBatchStats

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from storyteller_ds.data.micro_batch import IGNORED, MicroBatch
+from storyteller_ds.data.batching.micro_batch import IGNORED, MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine, PendingStep, RouterMetrics, StepResult
 from storyteller_ds.model.loss import LossModule, MicroBatchStats

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.loading import sequences_of
-from storyteller_ds.data.micro_batch import IGNORED
+from storyteller_ds.data.batching.loading import sequences_of
+from storyteller_ds.data.batching.micro_batch import IGNORED
 from storyteller_ds.evaluation.text import EvaluatedText
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.model.decoder import Decoder

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from storyteller_ds.config.model import ModelConfig, MoEConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.micro_batch import IGNORED
+from storyteller_ds.data.batching.micro_batch import IGNORED
 from storyteller_ds.model.activation_checkpointing import BlockRunner
 from storyteller_ds.model.attention import Attention, LayerCache, RotaryEmbedding, document_mask
 from storyteller_ds.model.feed_forward import FeedForward

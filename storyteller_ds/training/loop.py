@@ -11,7 +11,7 @@ import torch
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import Batches, ValidationBatches
+from storyteller_ds.data.batching.batches import Batches, ValidationBatches
 from storyteller_ds.engines.base import Engine, PendingStep
 from storyteller_ds.engines.step import finished, reading_is_free
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped

@@ -21,10 +21,10 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config import LoadedConfig, RunConfig
 from storyteller_ds.console import lines_to, stderr_console
-from storyteller_ds.data.batches import Batches, BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.batches import Batches, BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.loading import train_batches, validation_batches
+from storyteller_ds.data.batching.prefetch import STEPS_AHEAD, PrefetchedBatches
 from storyteller_ds.data.corpus import Corpus
-from storyteller_ds.data.loading import train_batches, validation_batches
-from storyteller_ds.data.prefetch import STEPS_AHEAD, PrefetchedBatches
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, pick_device

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from storyteller_ds.data.batches import ValidationBatches
+from storyteller_ds.data.batching.batches import ValidationBatches
 from storyteller_ds.engines.base import Engine
 
 

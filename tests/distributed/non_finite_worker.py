@@ -13,8 +13,8 @@ from unittest import mock
 import torch
 
 from storyteller_ds.config import load_config
-from storyteller_ds.data.batches import BatchSplit
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.batches import BatchSplit
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps

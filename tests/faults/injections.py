@@ -48,7 +48,7 @@ def _strike(how: str) -> None:
 
 def _before_step(step: int, action: Callable[[], None]) -> None:
     """Act once, when this process asks for the batch of the optimizer step after `step` steps."""
-    from storyteller_ds.data.batches import TrainBatches
+    from storyteller_ds.data.batching.batches import TrainBatches
 
     original, done = TrainBatches.step, []
 
@@ -194,7 +194,7 @@ def nan_gradient(step: int, times: int) -> None:
     """The gradients of this rank are NaN in `times` consecutive optimizer steps after `step` steps; its loss is not."""
     import torch
 
-    from storyteller_ds.data.batches import TrainBatches
+    from storyteller_ds.data.batching.batches import TrainBatches
 
     fetch, backward = TrainBatches.step, torch.Tensor.backward
     remaining, poisoned = [times], [False]
@@ -281,7 +281,7 @@ def without_moments() -> None:
 
 def without_cursor() -> None:
     """After a resume the data begin again."""
-    from storyteller_ds.data.batches import TrainBatches
+    from storyteller_ds.data.batching.batches import TrainBatches
 
     original, first = TrainBatches.step, []
 

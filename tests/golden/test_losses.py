@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from storyteller_ds.config import load_config
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 from storyteller_ds.engines.step import train_step

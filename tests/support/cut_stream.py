@@ -1,7 +1,7 @@
 """Sequences cut out of a stream."""
 
-from storyteller_ds.data.packing import CutStream
-from storyteller_ds.data.sequences import Sequences
+from storyteller_ds.data.batching.packing import CutStream
+from storyteller_ds.data.batching.sequences import Sequences
 from storyteller_ds.data.shards import TokenStream
 
 

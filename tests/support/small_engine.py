@@ -4,7 +4,7 @@ import torch
 
 from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine
 

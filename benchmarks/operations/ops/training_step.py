@@ -150,7 +150,7 @@ def exact(problem: Problem) -> Candidate:
 
 def ours(problem: Problem) -> Candidate:
     """`storyteller_ds.engines.single.SingleEngine`, as `storyteller train` runs it."""
-    from storyteller_ds.data.micro_batch import MicroBatch
+    from storyteller_ds.data.batching.micro_batch import MicroBatch
     from storyteller_ds.distributed.world import World
     from storyteller_ds.engines.single import SingleEngine
     from storyteller_ds.engines.step import train_step

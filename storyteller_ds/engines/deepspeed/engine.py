@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps

@@ -19,7 +19,7 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import CheckpointConfig
-from storyteller_ds.data.batches import BatchSplit, TrainBatches
+from storyteller_ds.data.batching.batches import BatchSplit, TrainBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.single import SingleEngine

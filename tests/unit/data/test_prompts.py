@@ -10,10 +10,10 @@ import torch
 from storyteller_ds.config.load import load_config
 from storyteller_ds.config.prompt_template import PromptTemplate
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import BatchSplit
+from storyteller_ds.data.batching.batches import BatchSplit
+from storyteller_ds.data.batching.loading import train_batches, validation_batches
+from storyteller_ds.data.batching.micro_batch import IGNORED
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
-from storyteller_ds.data.loading import train_batches, validation_batches
-from storyteller_ds.data.micro_batch import IGNORED
 from storyteller_ds.data.stories import Stories
 from storyteller_ds.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data import corpus as module
-from storyteller_ds.data.batches import BatchSplit, ValidationBatches
+from storyteller_ds.data.batching.batches import BatchSplit, ValidationBatches
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.text_bytes import aligned_bytes

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyteller_ds.data.micro_batch import IGNORED
-from storyteller_ds.data.sequences import document_positions
+from storyteller_ds.data.batching.micro_batch import IGNORED
+from storyteller_ds.data.batching.sequences import document_positions
 from storyteller_ds.model.attention import document_mask
 from storyteller_ds.model.loss import LossModule
 from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from storyteller_ds.config.model import MoEConfig
-from storyteller_ds.data.micro_batch import IGNORED
+from storyteller_ds.data.batching.micro_batch import IGNORED
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.loss import LossModule, MicroBatchStats
 from tests.support.tolerances import COMPLEX, SIMPLE, assert_within

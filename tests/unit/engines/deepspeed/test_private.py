@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from storyteller_ds.config import load_config
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import ConfigError

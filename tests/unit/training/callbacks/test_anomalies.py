@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.batches import BatchSplit, TrainBatches, ValidationBatches
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.distributed.world import World

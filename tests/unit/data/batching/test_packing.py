@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from storyteller_ds.data.packing import PADDING, CutStream, WholeDocuments, best_fit
+from storyteller_ds.data.batching.packing import PADDING, CutStream, WholeDocuments, best_fit
 
 LENGTH = 7
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from storyteller_ds.config.data import TokenizerConfig
-from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
-from storyteller_ds.data.micro_batch import IGNORED
+from storyteller_ds.data.batching.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.micro_batch import IGNORED
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.data.tokenizers.choose import train_tokenizer

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storyteller_ds.data.micro_batch import IGNORED, MicroBatch
-from storyteller_ds.data.packing import PADDING, Packing
+from storyteller_ds.data.batching.micro_batch import IGNORED, MicroBatch
+from storyteller_ds.data.batching.packing import PADDING, Packing
 from storyteller_ds.data.shards import TokenStream
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
-from storyteller_ds.data.micro_batch import IGNORED
-from storyteller_ds.data.packing import CutStream, WholeDocuments
-from storyteller_ds.data.prefetch import PrefetchedBatches
-from storyteller_ds.data.sequences import Sequences
+from storyteller_ds.data.batching.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.micro_batch import IGNORED
+from storyteller_ds.data.batching.packing import CutStream, WholeDocuments
+from storyteller_ds.data.batching.prefetch import PrefetchedBatches
+from storyteller_ds.data.batching.sequences import Sequences
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.text_bytes import TextBytes
 

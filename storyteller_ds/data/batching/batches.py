@@ -5,9 +5,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from storyteller_ds.data.micro_batch import MicroBatch
-from storyteller_ds.data.order import SampleOrder
-from storyteller_ds.data.sequences import Sequences
+from storyteller_ds.data.batching.micro_batch import MicroBatch
+from storyteller_ds.data.batching.order import SampleOrder
+from storyteller_ds.data.batching.sequences import Sequences
 from storyteller_ds.data.text_bytes import TextBytes
 from storyteller_ds.errors import DataError
 

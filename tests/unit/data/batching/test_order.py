@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from storyteller_ds.data import order as order_module
-from storyteller_ds.data.order import SampleOrder
+from storyteller_ds.data.batching import order as order_module
+from storyteller_ds.data.batching.order import SampleOrder
 
 GOLDEN_10 = [5, 1, 8, 0, 9, 3, 4, 6, 2, 7, 6, 3, 7, 0, 2, 5, 8, 1, 9, 4]
 GOLDEN_1000003 = [443393, 160012, 305343, 984318]

@@ -3,8 +3,8 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from storyteller_ds.data.batches import TrainBatches
-from storyteller_ds.data.micro_batch import MicroBatch
+from storyteller_ds.data.batching.batches import TrainBatches
+from storyteller_ds.data.batching.micro_batch import MicroBatch
 
 STEPS_AHEAD = 2
 """Optimizer steps that are read before they are asked for."""

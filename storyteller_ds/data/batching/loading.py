@@ -5,10 +5,10 @@ from numpy.typing import NDArray
 
 from storyteller_ds.config.data import DataConfig
 from storyteller_ds.config.run import RunConfig
-from storyteller_ds.data.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.batches import BatchSplit, TrainBatches, ValidationBatches
+from storyteller_ds.data.batching.packing import CutStream, Packing, WholeDocuments, ranges
+from storyteller_ds.data.batching.sequences import Sequences
 from storyteller_ds.data.corpus import Corpus
-from storyteller_ds.data.packing import CutStream, Packing, WholeDocuments, ranges
-from storyteller_ds.data.sequences import Sequences
 from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.data.stories import Stories
 
