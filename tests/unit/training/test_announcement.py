@@ -42,7 +42,7 @@ def test_it_says_how_much_text_there_is_and_how_often_it_is_read(tmp_path):
 
 
 def test_one_document_is_one_story(tmp_path):
-    line = text_and_passes(run := configured(tmp_path, "data.split=none"), prepared(run))
+    line = text_and_passes(run := configured(tmp_path, "data.split=none"), prepared(run), 100)
     assert line.startswith("1 story, ")
     assert line.endswith("; 1 story held out")
 
