@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ _CHARACTERS_AT_ONCE = 1 << 23
 """Books are not a thousand at once."""
 
 Log = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folder: Path, log: Log) -> None:
@@ -205,23 +207,34 @@ class _Split:
             self._byte_counts.append(np.zeros(1, dtype=np.uint32))
             yield [end]
         texts = itertools.islice(self._tally.counted(self._source.documents()), passed_over, None)
-        for batch in _batches(texts):
-            for ids, byte_counts in self._tokens(batch):
+        for batch in _one_ahead(self._tokens, _batches(texts)):
+            for ids, byte_counts in batch:
                 if byte_counts is not None:
                     self._byte_counts.append(byte_counts.astype(np.uint32))
                     self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
                 yield [*ids, end]
 
-    def _tokens(self, documents: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64] | None]]:
+    def _tokens(self, documents: list[str]) -> Sequence[tuple[list[int], NDArray[np.int64] | None]]:
         """Ids of each document and, where they are recorded, the bytes of each, with those behind the last."""
         if self._is_prompted:
-            for ids, byte_counts, prompt_tokens in encode_documents(self._tokenizer, documents):
-                self._prompt_sizes.append([prompt_tokens])
-                yield ids, byte_counts if self._records_bytes else None
-        elif self._records_bytes:
-            yield from self._tokenizer.encode_with_bytes(documents)
-        else:
-            yield from ((ids, None) for ids in self._tokenizer.encode_batch(documents))
+            encoded = encode_documents(self._tokenizer, documents)
+            self._prompt_sizes += [[each.prompt_tokens] for each in encoded]
+            return [(each.ids, each.byte_counts if self._records_bytes else None) for each in encoded]
+        if self._records_bytes:
+            return self._tokenizer.encode_with_bytes(documents)
+        return [(ids, None) for ids in self._tokenizer.encode_batch(documents)]
+
+
+def _one_ahead(work: Callable[[list[str]], Result], batches: Iterable[list[str]]) -> Iterator[Result]:
+    """What `work` makes of each batch, in order; a thread is at the next one while the caller uses this one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
+        ahead: Future[Result] | None = None
+        for batch in batches:
+            last, ahead = ahead, thread.submit(work, batch)
+            if last is not None:
+                yield last.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
