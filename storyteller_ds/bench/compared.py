@@ -25,7 +25,11 @@ class Recipe:
     """For the table."""
     factors: tuple[float, ...] = _FOR_DAYS
     preset: str | None = None
-    """None: a preset or a file of its name."""
+    """A preset or a file; None: that of its name."""
+    changes: tuple[str, ...] = ()
+    """`section.field=value` that make it of the preset."""
+    validations: int = 0
+    """On the way, on a part of the text."""
 
     @property
     def config(self) -> str:
@@ -39,7 +43,7 @@ class Recipe:
         Raises:
             ConfigError: an override is none.
         """
-        return load_config(self.config, overrides)
+        return load_config(self.config, [*self.changes, *overrides])
 
     def rates(self) -> list[float]:
         """The learning rates that are tried (weight units per step)."""
@@ -56,7 +60,8 @@ class Recipe:
             f"schedule.warmup_steps={min(run.schedule.warmup_steps, WARMUP_STEPS, steps // 10)}",
             f"optimizer.lr={lr:g}",
             f"seed={seed}",
-            *("train.eval_every_steps=0", "train.early_stop_patience=0", "checkpoint.every_steps=0"),
+            f"train.eval_every_steps={max(1, steps // self.validations) if self.validations else 0}",
+            *("train.early_stop_patience=0", "checkpoint.every_steps=0"),
             *("train.sample_every_steps=0", "train.sample_prompts=[]", "tracking.wandb=disabled"),
         ]
 

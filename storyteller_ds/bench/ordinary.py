@@ -45,7 +45,7 @@ def train(recipe: Recipe, folder: Path, overrides: Sequence[str], at_once: int =
     command = [sys.executable, "-m", "storyteller_ds", "train", "--quiet", "--config", recipe.config]
     threads = {} if at_once == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
     code = subprocess.run(
-        [*command, "--output_dir", str(folder), *overrides], check=False, env={**os.environ, **threads}
+        [*command, "--output_dir", str(folder), *recipe.changes, *overrides], check=False, env={**os.environ, **threads}
     ).returncode
     if code in (EXIT_INTERRUPTED, EXIT_KEYBOARD_INTERRUPT):
         raise InterruptedSafely(f"interrupted in {folder}; the same command goes on")

@@ -55,6 +55,8 @@ class Comparison:
     """`section.field=value` of all runs, the text above all."""
     folder: Path
     """Of a folder for each run."""
+    tokens: int | None = None
+    """Of training for each run, in place of the minutes."""
     at_once: int = 1
     """Runs that share this machine, each with its part of the cores."""
 
@@ -65,6 +67,17 @@ class Comparison:
             As `run`.
         """
         return find_pace(self.recipes, self.overrides, self.folder, log)
+
+    def steps(self, recipe: Recipe, pace: Pace) -> int:
+        """That a run of a recipe trains."""
+        if self.tokens is None:
+            return pace.steps(recipe, self.minutes)
+        run = recipe.load(self.overrides).run
+        return -(-self.tokens // (run.train.global_batch_size * run.data.sequence_length))
+
+    def name_of(self, recipe: Recipe, lr: float, seed: int) -> str:
+        """The name of a run and of its folder."""
+        return f"{recipe.name}-lr{lr:g}-seed{seed}"
 
     def run(self, log: Callable[[str], None]) -> dict[str, Outcome]:
         """Run what is left of it.
@@ -79,11 +92,8 @@ class Comparison:
         def one(recipe: Recipe, lr: float, seed: int) -> Run:
             if ended.is_set():
                 raise InterruptedSafely("another run of the comparison has ended it")
-            steps = pace.steps(recipe, self.minutes)
-            name, overrides = (
-                f"{recipe.name}-lr{lr:g}-seed{seed}",
-                [*recipe.overrides(steps, lr, seed), *self.overrides],
-            )
+            steps = self.steps(recipe, pace)
+            name, overrides = self.name_of(recipe, lr, seed), [*recipe.overrides(steps, lr, seed), *self.overrides]
             config = recipe.load(overrides).run
             if (done := finished.find(name, config)) is None:
                 records = train(recipe, self.folder / name, overrides, self.at_once)

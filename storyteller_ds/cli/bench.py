@@ -71,7 +71,7 @@ def quality(
     folder = output_dir or Path("runs") / "bench-quality"
     for recipe in recipes:
         recipe.load(overrides)  # a typo ends the command before the first of many minutes
-    comparison = Comparison(recipes, minutes, seeds, overrides, folder, at_once)
+    comparison = Comparison(recipes, minutes, seeds, overrides, folder, at_once=at_once)
     runs = sum(len(recipe.factors) + seeds - 1 for recipe in recipes)
     log = lines_to(stderr_console())
     log(f"{runs} runs of {minutes:g} min, {runs * minutes / 60:.1f} h, in {folder}")

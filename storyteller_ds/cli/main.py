@@ -28,6 +28,7 @@ _VERBS = {
     "bench": "Measure on this machine what the documentation claims.",
     "launch": "Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).",
     "generate": "Continue a prompt.",
+    "compare": "Train a mixture and its dense twins on the same batches, and say which is better.",
     "evaluate": "Say how well models predict held-out stories, what their own are like, and what is copied.",
     "export": "Write a model in the format of another tool, read it back, and compare.",
     "import": "Read a model of another tool into a run folder, from which stories can be generated.",

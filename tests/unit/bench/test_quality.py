@@ -73,7 +73,7 @@ def player(monkeypatch: pytest.MonkeyPatch) -> Player:
 @pytest.fixture
 def comparison(tmp_path: Path) -> Callable[..., Comparison]:
     def make(minutes: float = 2, seeds: int = 3, at_once: int = 1) -> Comparison:
-        return Comparison([MIXTURE, OTHER], minutes, seeds, ["data.sequence_length=32"], tmp_path, at_once)
+        return Comparison([MIXTURE, OTHER], minutes, seeds, ["data.sequence_length=32"], tmp_path, at_once=at_once)
 
     return make
 
@@ -119,7 +119,7 @@ def test_recipes_run_at_once_with_their_share_of_the_cores(player, comparison, m
         3,
         ["data.sequence_length=32"],
         comparison().folder,
-        2,
+        at_once=2,
     )
     assert pair.run(lambda _: None)["mixture"] == alone["mixture"]
     assert set(player.threads) == {"3"}
