@@ -116,8 +116,9 @@ class Checkpoint:
         """
         if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
             raise WeightsOnlyError(
-                f"checkpoint {self.folder} is an imported or a quantised model, with weights only: enough to generate, "
-                "not to continue training; choose another --output_dir or --resume, or begin with it: --init_from"
+                f"checkpoint {self.folder} is an imported, a pruned or a quantised model, with weights only: enough to "
+                "generate, not to continue training; choose another --output_dir or --resume, or begin with it: "
+                "--init_from"
             )
         for name, expected in self.files(parts):
             try:
