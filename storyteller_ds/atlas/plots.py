@@ -1,6 +1,5 @@
 """Pictures of an atlas; needs matplotlib."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +87,12 @@ def knock_out(atlas: Atlas) -> Figure:
     """Bars: bits per byte lost without each expert, the dearest first, with 95 % intervals."""
     figure = Figure((6.5, 1.4 + 0.19 * len(atlas.costs)), layout="constrained")
     axes = figure.subplots()
-    place_of = {layer.block: i for i, layer in enumerate(atlas.layers)}
-    for place, (layer, expert) in enumerate(atlas.costs):
-        if expert.cost is not None:
-            i = place_of[layer.block]
-            # Colours of a scale would say more of the order of layers, but neighbours be hard to tell apart.
-            color, error = f"C{i % 10}", expert.cost.half_width
-            label = f"layer {layer.block}" if expert is max(layer.experts, key=_cost) else None
-            axes.barh(place, expert.cost.value, xerr=error, color=color, label=label, error_kw={"elinewidth": 0.8})
+    place_of = {(layer.block, expert.number): place for place, (layer, expert) in enumerate(atlas.costs)}
+    for layer in atlas.layers:
+        costs = [(place_of[layer.block, each.number], each.cost) for each in layer.experts if each.cost is not None]
+        values, errors = [cost.value for _, cost in costs], [cost.half_width or 0.0 for _, cost in costs]
+        look = {"label": f"layer {layer.block}", "error_kw": {"elinewidth": 0.8}}
+        axes.barh([place for place, _ in costs], values, xerr=errors, **look)
     axes.set_yticks(
         range(len(atlas.costs)), [f"{layer.block}.{each.number}" for layer, each in atlas.costs], fontsize=7
     )
@@ -106,11 +103,6 @@ def knock_out(atlas: Atlas) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
     return figure
-
-
-def _cost(expert: object) -> float:
-    cost = getattr(expert, "cost", None)
-    return -math.inf if cost is None else float(cost.value)
 
 
 def pairs(atlas: Atlas) -> Figure:

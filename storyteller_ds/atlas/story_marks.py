@@ -18,6 +18,7 @@ BEGINS, _WITHIN, NO_WORD = range(len(WORD_PLACES))
 _PIECE = re.compile(r"(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)|(?P<number>\d+)|(?P<quote>[\"“”«»„])|(?P<space>\s+)|.")
 _AT_ONCE = 10_000
 _SENTENCE_END = '.!?:;…"“”\n'
+_OPENS = '"“„«'
 _SPEECH_MARK = re.compile(r"\n\s*\n|[\"“”«»„]")
 
 
@@ -69,8 +70,8 @@ def _speech(story: str) -> NDArray[np.int8]:
     for mark in _SPEECH_MARK.finditer(story):
         if began is not None:
             speech_C[began : mark.start()] = 1
-        opens = mark[0] in ("“", "„", "«") or (mark[0] == '"' and began is None)
-        began = mark.end() if opens else None
+        # “ closes „; and what is meant by another one within quotation marks nobody knows.
+        began = mark.end() if began is None and mark[0] in _OPENS else None
     if began is not None:
         speech_C[began:] = 1
     return speech_C
