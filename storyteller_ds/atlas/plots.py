@@ -91,8 +91,8 @@ def knock_out(atlas: Atlas) -> Figure:
     for layer in atlas.layers:
         costs = [(place_of[layer.block, each.number], each.cost) for each in layer.experts if each.cost is not None]
         values, errors = [cost.value for _, cost in costs], [cost.half_width or 0.0 for _, cost in costs]
-        look = {"label": f"layer {layer.block}", "error_kw": {"elinewidth": 0.8}}
-        axes.barh([place for place, _ in costs], values, xerr=errors, **look)
+        places, thin = [place for place, _ in costs], {"elinewidth": 0.8}
+        axes.barh(places, values, xerr=errors, label=f"layer {layer.block}", error_kw=thin)
     axes.set_yticks(
         range(len(atlas.costs)), [f"{layer.block}.{each.number}" for layer, each in atlas.costs], fontsize=7
     )

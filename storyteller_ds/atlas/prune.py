@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,6 +87,8 @@ def prune_experts(
     log(f"measuring {len(sample.place_T):,} tokens of {mixture.text.name}, before and after")
     before_T = sample.nll(mixture.model.decoder, device)
     after_T = sample.nll(_decoder(run, weights, device), device)
+    if not np.isfinite(before_T + after_T).all():
+        raise UserError(f"{mixture.folder} gives no finite probabilities for {mixture.text.name}; use another step")
     contents = dataclasses.replace(
         _contents(checkpoint, run, mixture, dropped),
         val_bpb=sample.bits_per_byte(after_T).value if data is None else None,

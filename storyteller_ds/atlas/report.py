@@ -116,7 +116,7 @@ def _routers(atlas: Atlas) -> Table:
     names = [each.feature for each in max((layer.information for layer in atlas.layers), key=len)]
     rows = _table("layer", "load, least to most (%)", *names)
     for layer in atlas.layers:
-        share = {each.feature: percent(each.share) for each in layer.information}
+        share = {each.feature: percent(max(0.0, each.share)) for each in layer.information}
         loads = [each.load for each in layer.experts]
         cells = [share.get(name, "") for name in names]
         rows.add_row(str(layer.block), f"{percent(min(loads))} to {percent(max(loads))}", *cells)

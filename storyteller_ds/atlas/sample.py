@@ -76,5 +76,5 @@ class Sample:
 def nll_of(logit_TV: torch.Tensor, target_T: torch.Tensor) -> NDArray[np.float64]:
     """[T] -log p(target) (nats)."""
     log_p_TV = logit_TV.float().log_softmax(dim=-1)
-    nll_T: NDArray[np.float64] = -log_p_TV.gather(1, target_T[:, None])[:, 0].double().cpu().numpy()
+    nll_T: NDArray[np.float64] = -log_p_TV.gather(1, target_T[:, None])[:, 0].cpu().double().numpy()
     return nll_T

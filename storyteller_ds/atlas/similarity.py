@@ -14,8 +14,8 @@ from storyteller_ds.atlas.sample import Sample
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.moe.experts import StackedExperts
 
-TOKENS = 2048
-"""On which outputs are compared."""
+TOKENS = 1024
+"""On which outputs are compared, at most."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class Similarity:
     output_cosine_EE: NDArray[np.float64]
     """Cosine of the outputs for the same token, mean over tokens: 1 means the same direction."""
     output_cka_EE: NDArray[np.float64]
-    """Linear centered kernel alignment of the outputs (Kornblith et al. 2019, 1905.00414, eq. 3 with linear kernels):
-    1 also where one expert's outputs are the other's turned and scaled; whether they tell the same tokens apart."""
+    """Linear centered kernel alignment of the outputs (Kornblith et al. 2019, 1905.00414): 1 also where one expert's
+    outputs are the other's turned and scaled, 0 where they have nothing in common. With the unbiased estimate of HSIC
+    (Song et al., JMLR 13, 2012), as in Nguyen et al. (2010.15327): the plain one finds much that is alike by chance
+    where there are not many more tokens than features."""
     weight_cosine_EE: NDArray[np.float64]
     """Cosine of all matrices as they stand, feature by feature: near 1 for copies that have hardly been trained since.
     Two experts can compute the same with their features in another order, and a cosine of 0."""
@@ -70,23 +72,31 @@ def _inputs(decoder: Decoder, blocks: list[int], sample: Sample, device: torch.d
 
 def _similarity(experts: StackedExperts, x_TD: Tensor) -> Similarity:
     number = len(experts.down_proj)
+    x_TD = x_TD[:: -(-len(x_TD) // TOKENS)]
     rows = torch.full((number,), len(x_TD), device=x_TD.device)
-    out_ETD = experts(x_TD.repeat(number, 1), rows).unflatten(0, (number, -1)).double()
+    out_ETD = experts(x_TD.repeat(number, 1), rows).unflatten(0, (number, -1)).cpu().double()
     unit_ETD = nn.functional.normalize(out_ETD, dim=-1)
     cosine_EE = torch.einsum("etd,ftd->ef", unit_ETD, unit_ETD) / len(x_TD)
     weights = [weight.flatten(1) for weight in (experts.gate_up_proj, experts.down_proj)]
-    flat_EN = nn.functional.normalize(torch.cat(weights, dim=1).double(), dim=1)
-    return Similarity(cosine_EE.cpu().numpy(), _cka(out_ETD).cpu().numpy(), (flat_EN @ flat_EN.t()).cpu().numpy())
+    flat_EN = nn.functional.normalize(torch.cat(weights, dim=1).cpu().double(), dim=1)
+    return Similarity(cosine_EE.numpy(), aligned(out_ETD).numpy(), (flat_EN @ flat_EN.t()).numpy())
 
 
-def _cka(out_ETD: Tensor) -> Tensor:
-    """[E, E]: |Y^T X|^2 / (|X^T X| |Y^T Y|) in Frobenius norms, of columns less their means."""
-    centred_ETD = out_ETD - out_ETD.mean(dim=1, keepdim=True)
-    number = len(centred_ETD)
-    cross_EE = torch.stack(
-        [torch.stack([(one.t() @ other).square().sum() for other in centred_ETD]) for one in centred_ETD]
+def aligned(out_ETD: Tensor) -> Tensor:
+    """[E, E] CKA of outputs; NaN for fewer than four tokens, or an expert that gives all of them the same."""
+    number, tokens, _ = out_ETD.shape
+    if tokens < 4:
+        return torch.full((number, number), torch.nan, dtype=out_ETD.dtype)
+    # Of each expert the products of its outputs for two tokens, without those of a token with itself.
+    centred_ETD = out_ETD - out_ETD.mean(dim=1, keepdim=True)  # changes nothing but rounding
+    kernel_ETT = torch.einsum("etd,esd->ets", centred_ETD, centred_ETD)
+    kernel_ETT.diagonal(dim1=1, dim2=2).zero_()
+    flat_EN, row_ET = kernel_ETT.flatten(1), kernel_ETT.sum(dim=2)
+    sum_E = row_ET.sum(dim=1)
+    hsic_EE = (
+        flat_EN @ flat_EN.t()
+        + sum_E[:, None] * sum_E / ((tokens - 1) * (tokens - 2))
+        - 2 / (tokens - 2) * row_ET @ row_ET.t()
     )
-    scale_E = cross_EE.diagonal().sqrt()
-    same = torch.eye(number, dtype=torch.bool, device=out_ETD.device)
-    # An expert whose output does not change with the token is like itself only.
-    return torch.where(same, 1.0, cross_EE / (scale_E[:, None] * scale_E).clamp(min=1e-300))
+    scale_E = hsic_EE.diagonal().clamp(min=0).sqrt()
+    return hsic_EE / (scale_E[:, None] * scale_E)

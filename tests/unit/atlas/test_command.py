@@ -1,5 +1,6 @@
 """storyteller atlas: what it prints and writes."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -75,8 +76,6 @@ def test_without_knock_outs_and_without_pairs(runs, tmp_path):
 
 @pytest.mark.parametrize("missing", ["matplotlib", "denckring_en_pos"])
 def test_what_is_not_installed_is_said(runs, tmp_path, monkeypatch, missing):
-    import importlib.util
-
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
     result = atlas(runs["char"], "--knock_out_tokens", 0, "--output_dir", tmp_path)
@@ -101,10 +100,9 @@ def test_another_text_a_quantised_model_and_an_export(runs, tmp_path):
     pytest.importorskip("transformers")
     assert call("export", "--checkpoint", runs["bpe"], "--to", "hf", "--output", export).exit_code == 0
     assert "an export, and no text is recorded for it; give --data" in str(atlas(export).exception)
-    given = [
-        json.loads(atlas(each, "--data", tmp_path / "other.txt", "--json").stdout) for each in (runs["bpe"], export)
-    ]
-    assert given[0]["layers"][0]["experts"][0]["load"] == given[1]["layers"][0]["experts"][0]["load"]
+    asked = ("--data", tmp_path / "other.txt", "--json")
+    own, exported = (json.loads(atlas(each, *asked).stdout)["layers"] for each in (runs["bpe"], export))
+    assert [each["load"] for each in own[0]["experts"]] == [each["load"] for each in exported[0]["experts"]]
 
 
 def test_what_is_refused(runs, tmp_path):
