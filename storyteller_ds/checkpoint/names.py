@@ -10,7 +10,7 @@ step_00000100/
 Nothing else is read: the last step is the newest folder, and there is no pointer file.
 
 The optimizer's and the rng files may be left out of a copy: weights are enough to generate, and only training demands
-all parts. An imported or a quantised model has none; weights in 8 or 4 bits are described in quantized.py.
+all parts. An imported, a pruned or a quantised model has none; weights in 8 or 4 bits are described in quantized.py.
 """
 
 FORMAT_VERSION = 1

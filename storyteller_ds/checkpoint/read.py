@@ -116,8 +116,9 @@ class Checkpoint:
         """
         if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
             raise WeightsOnlyError(
-                f"checkpoint {self.folder} is an imported or a quantised model, with weights only: enough to generate, "
-                "not to continue training; choose another --output_dir or --resume, or begin with it: --init_from"
+                f"checkpoint {self.folder} is an imported, a pruned or a quantised model, with weights only: enough to "
+                "generate, not to continue training; choose another --output_dir or --resume, or begin with it: "
+                "--init_from"
             )
         for name, expected in self.files(parts):
             try:
@@ -217,7 +218,8 @@ def newest_valid(
     No pointer file (`latest` and the like) is read: it may be old, or written by somebody else.
 
     Raises:
-        WeightsOnlyError: there are steps, of an imported or a quantised model, and more than weights is needed.
+        WeightsOnlyError: there are steps, of an imported, a pruned or a quantised model, and more than weights is
+            needed.
     """
     seen = step_folders(checkpoints)
     weights_only: WeightsOnlyError | None = None
@@ -263,7 +265,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise _no_checkpoint(folder, f"is damaged ({len(files)} files of {world_size} ranks)")
     expected = _expected_files(world_size)
     missing = expected - files.keys()
-    # An imported or a quantised model has weights only.
+    # An imported, a pruned or a quantised model has weights only.
     if missing and missing != _shards(names.PARTS[1:], world_size):
         raise _no_checkpoint(folder, f"has no {min(missing)}")
     # Every name is one that we write, so none leaves the folder.

@@ -7,13 +7,13 @@ import click
 
 from storyteller_ds.cli.device_name import DeviceName
 from storyteller_ds.cli.ending import ended_as_by_ctrl_c
+from storyteller_ds.cli.given_data import given_data
 from storyteller_ds.cli.paths import UserPath
 from storyteller_ds.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from storyteller_ds.config.data import DataConfig
     from storyteller_ds.evaluation.evaluate import Asked, Evaluated
 
 
@@ -79,7 +79,7 @@ def evaluate(
 
     sampling = sampling_config({"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}, "--")
     judge = None if judge_url is None or judge_model is None else Judge(judge_url, judge_model)
-    asked = Asked(_data(data, overrides), stories, sampling, judge)
+    asked = Asked(given_data(data, overrides), stories, sampling, judge)
     place = pick_device(device, None, "--device")
     if place.type == "cpu":
         click.get_current_context().with_resource(shared_cores())
@@ -121,16 +121,3 @@ def _evaluated(
         if judged is not None and not judged.graded:
             failed.append(f"the judge has graded no story of {path}: {judged.first_problem}")
     return found, failed
-
-
-def _data(data: str | None, overrides: tuple[str, ...]) -> "DataConfig | None":
-    """How --data is read; None: not given."""
-    from storyteller_ds.config.load import load_config
-
-    if others := [each for each in overrides if not each.startswith("data.")]:
-        raise UserError(f"{others[0]}: only settings of data count here, such as data.split=line")
-    if data is None:
-        if overrides:
-            raise UserError(f"{overrides[0]}: settings of data say how --data is read; give --data")
-        return None
-    return load_config(None, overrides).run.data.model_copy(update={"source": "builtin", "validation": data})

@@ -30,10 +30,12 @@ _VERBS = {
     "generate": "Continue a prompt.",
     "compare": "Train a mixture and its dense twins on the same batches, and say which is better.",
     "evaluate": "Say how well models predict held-out stories, what their own are like, and what is copied.",
+    "atlas": "Say what the experts of a mixture serve, what is lost without each, and which can go.",
     "export": "Write a model in the format of another tool, read it back, and compare.",
     "import": "Read a model of another tool into a run folder, from which stories can be generated.",
     "upcycle": "Make a mixture of experts from a dense model, to train it further.",
     "quantize": "Round the weights to 8 or 4 bits, and measure what that costs in bits per byte.",
+    "prune-experts": "Make a mixture with fewer experts, and measure what that costs in bits per byte.",
     "config": "Show resolved configs, explain settings, list the presets.",
     "checkpoint": "List, verify, show, compare and prune checkpoints.",
     "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
@@ -74,7 +76,7 @@ class _LazyGroup(Group):
 
 def _load(verb: str) -> click.Command:
     """The command of a verb, which has the name of its module, unless Python has taken that."""
-    module, name = ("importing", "import_") if verb == "import" else (verb, verb)
+    module, name = ("importing", "import_") if verb == "import" else (verb.replace("-", "_"),) * 2
     command: click.Command = getattr(importlib.import_module(f"storyteller_ds.cli.{module}"), name)
     return command
 

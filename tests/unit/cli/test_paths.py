@@ -28,6 +28,7 @@ NOT_PATHS = {
         "repo",
         "stop",
         "device",
+        "drop",
         "special_token",
         "text",
         "language",
