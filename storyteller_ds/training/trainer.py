@@ -43,7 +43,7 @@ from storyteller_ds.training.announcement import first_lines
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
-from storyteller_ds.training.callbacks.metrics_file import MetricsFile
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile, read_metrics
 from storyteller_ds.training.callbacks.named import checked, named_callbacks
 from storyteller_ds.training.callbacks.pace import Pace
 from storyteller_ds.training.callbacks.profile import FOLDER as PROFILE
@@ -189,8 +189,17 @@ class Trainer:
             if self.device.type == "cuda":  # on a CPU there is nothing to overlap with
                 ahead = PrefetchedBatches(batches, STEPS_AHEAD, pinned=True)
                 data = stack.enter_context(contextlib.closing(ahead))
+            earlier = [] if folder is None else read_metrics(folder.path / records.METRICS, state.attempts)
             state = train(
-                run, self.engine, data, validation, state, callbacks, interruption=interruption, product_rate=rate
+                run,
+                self.engine,
+                data,
+                validation,
+                state,
+                callbacks,
+                interruption=interruption,
+                product_rate=rate,
+                earlier=earlier,
             )
         if state.step < run.train.max_steps:
             log(f"training {why_over(run, state)}")

@@ -1,0 +1,50 @@
+"""What one step does not show of the routers: experts that stay without tokens, and loads that move."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from storyteller_ds.engines.base import RouterMetrics
+from storyteller_ds.training.callbacks.callback import Record
+
+IDLE_STEPS = 20
+"""Logged steps in a row without a token that make an expert an idle one."""
+
+
+class RouterHistory:
+    """Looks at the routers of every logged step.
+
+    Args:
+        earlier: records of the run so far, with which a resumed run finds what it would have found without the break.
+    """
+
+    def __init__(self, earlier: Iterable[Record] = ()) -> None:
+        loads = (record["layer_expert_load"] for record in earlier if record.get("layer_expert_load"))
+        self._loads: deque[list[list[float]]] = deque(loads, maxlen=IDLE_STEPS)
+
+    def record(self, layers: Sequence[RouterMetrics]) -> Record:
+        """Fields of the record of the next logged step.
+
+        Returns:
+            layer_router_drift: per layer, half the sum over experts of the change of their loads since the step logged
+                before: the part of the routed tokens that went elsewhere, 0 to 1; router_drift, their mean. From the
+                second logged step on.
+            idle_experts: experts without a token in the last IDLE_STEPS logged steps, summed over layers. From the
+                step on that makes so many.
+        """
+        now = [layer.expert_load for layer in layers]
+        record: dict[str, object] = {}
+        if self._loads:
+            drifts = [_distance(*loads) for loads in zip(self._loads[-1], now, strict=True)]
+            record = {"router_drift": sum(drifts) / len(drifts), "layer_router_drift": drifts}
+        self._loads.append(now)
+        if len(self._loads) == IDLE_STEPS:
+            idle = [
+                sum(not any(loads) for loads in zip(*layer, strict=True)) for layer in zip(*self._loads, strict=True)
+            ]
+            record |= {"idle_experts": sum(idle), "layer_idle_experts": idle}
+        return record
+
+
+def _distance(before: Sequence[float], now: Sequence[float]) -> float:
+    """Total variation distance of two distributions."""
+    return sum(abs(a - b) for a, b in zip(before, now, strict=True)) / 2
