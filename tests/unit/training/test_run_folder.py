@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import UserError
-from storyteller_ds.training.run_folder import RunFolder
+from storyteller_ds.training.run_folder import WANDB_RUN_ID, RunFolder
 
 HOLDER = """
 import sys
@@ -106,9 +106,9 @@ def test_setting_aside_works_after_an_older_one_was_removed_by_hand(tmp_path):
 )
 def test_the_wandb_run_is_read_from_the_config(tmp_path, text, expected):
     folder = RunFolder(tmp_path)
-    assert folder.wandb_run_id() is None
+    assert folder.tracked_as(WANDB_RUN_ID) is None
     (tmp_path / "config.json").write_text(text)
-    assert folder.wandb_run_id() == expected
+    assert folder.tracked_as(WANDB_RUN_ID) == expected
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.md", "config.json", "tokenizer.json"])
