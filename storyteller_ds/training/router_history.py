@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
 
 from storyteller_ds.engines.base import RouterMetrics
 from storyteller_ds.training.callbacks.callback import Record
@@ -15,11 +16,12 @@ class RouterHistory:
 
     Args:
         earlier: records of the run so far, with which a resumed run finds what it would have found without the break.
+            They come from a file: loads of another shape, or none, are passed over.
     """
 
     def __init__(self, earlier: Iterable[Record] = ()) -> None:
-        loads = (record["layer_expert_load"] for record in earlier if record.get("layer_expert_load"))
-        self._loads: deque[list[list[float]]] = deque(loads, maxlen=IDLE_STEPS)
+        self._earlier = [record.get("layer_expert_load") for record in earlier]
+        self._loads: deque[list[list[float]]] = deque(maxlen=IDLE_STEPS)
 
     def record(self, layers: Sequence[RouterMetrics]) -> Record:
         """Fields of the record of the next logged step.
@@ -32,6 +34,8 @@ class RouterHistory:
                 step on that makes so many.
         """
         now = [layer.expert_load for layer in layers]
+        self._loads.extend(loads for loads in self._earlier if _is_like(loads, now))
+        self._earlier = []
         record: dict[str, object] = {}
         if self._loads:
             drifts = [_distance(*loads) for loads in zip(self._loads[-1], now, strict=True)]
@@ -43,6 +47,16 @@ class RouterHistory:
             ]
             record |= {"idle_experts": sum(idle), "layer_idle_experts": idle}
         return record
+
+
+def _is_like(loads: Any, now: list[list[float]]) -> TypeGuard[list[list[float]]]:
+    """Whether these are loads of as many layers and experts."""
+    return (
+        isinstance(loads, list)
+        and len(loads) == len(now)
+        and all(isinstance(layer, list) and len(layer) == len(now[0]) for layer in loads)
+        and all(isinstance(load, float | int) for layer in loads for load in layer)
+    )
 
 
 def _distance(before: Sequence[float], now: Sequence[float]) -> float:

@@ -47,9 +47,9 @@ _Item = Record | _Stories | int  # at last the exit code
 class MlflowRun(Callback):
     """An MLflow run that gets the numbers of every record; its step counts all steps tried, undone ones too.
 
-    Construction waits at most `START_LIMIT_SECONDS`, and on_end at most `CLOSE_LIMIT_SECONDS`. No error of MLflow or its
-    server is raised: `warn` gets it in one line, and MLflow's tracking is off from then on. A resumed run goes on with
-    the same MLflow run; steps that this one has already are not sent again.
+    Construction waits at most `START_LIMIT_SECONDS`, and on_end at most `CLOSE_LIMIT_SECONDS`. No error of MLflow or
+    its server is raised: `warn` gets it in one line, and MLflow's tracking is off from then on. A resumed run goes on
+    with the same MLflow run; steps that this one has already are not sent again.
 
     Args:
         folder: of the file store, where MLFLOW_TRACKING_URI names no other.
