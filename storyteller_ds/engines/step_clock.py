@@ -26,6 +26,8 @@ class StepClock:
         parts: dict[str, float] = {}
         if self._kind == "mps":
             return parts
+        if self._kind == "cuda":
+            self._marks[-1][1].synchronize()
         for (_, before), (part, after) in pairwise(self._marks):
             took = before.elapsed_time(after) / 1000 if self._kind == "cuda" else after - before
             parts[part] = parts.get(part, 0.0) + took

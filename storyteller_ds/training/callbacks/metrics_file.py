@@ -41,17 +41,17 @@ class MetricsFile(Callback):
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
 
-def read_metrics(path: Path, attempts: float = math.inf) -> list[dict[str, Any]]:
+def read_metrics(path: Path, attempts: int | None = None) -> list[dict[str, Any]]:
     """The records of a run, oldest first, also while it writes them; none where there is no file.
 
-    Lines that are no records are passed over: the last one, where a kill has cut it short.
+    Lines that are no JSON object are passed over: the last one, where a kill has cut it short.
 
     Args:
         path: metrics.jsonl.
-        attempts: only up to so many steps tried.
+        attempts: only up to so many steps tried; None: all.
     """
-    whole = [line for line in _lines(path) if math.isfinite(_attempt_of(line))]
-    return [record for record in map(json.loads, whole) if attempt_of(record) <= attempts]
+    lines = [line for line in _lines(path) if attempts is None or _attempt_of(line) <= attempts]
+    return [record for line in lines if (record := _object(line)) is not None]
 
 
 def finite(value: Any) -> Any:
@@ -71,6 +71,14 @@ def attempt_of(record: Record) -> int:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _attempt_of(line: str) -> float:
