@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 OUT ?= runs/quickstart
 comma := ,
 # DeepSpeed has builds for Linux only; elsewhere the same preset trains on one device.
-EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,hub,sweep,fast,gguf,clean,cluster,evaluate,atlas,test
+EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,tensorboard,mlflow,hub,sweep,fast,gguf,clean,cluster,evaluate,atlas,test
 
 .PHONY: quickstart install test test-all check bench test-gpu bench-gpu test-faults test-multinode test-slurm
 .DELETE_ON_ERROR:

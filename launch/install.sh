@@ -31,7 +31,7 @@ fi
 # torch first and pinned: anything that resolves it freely downloads gigabytes of CUDA.
 echo "installing torch, in the version of constraints.txt"
 pip install --constraint constraints.txt torch
-echo "installing storyteller_ds and what it needs ($extras): about 100 packages, a minute or two"
+echo "installing storyteller_ds and what it needs ($extras): about 125 packages, a minute or two"
 pip install --constraint constraints.txt --editable ".[$extras]"
 sh launch/install_libaio.sh "$venv"
 echo "done: source $venv/bin/activate"

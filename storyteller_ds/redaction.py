@@ -10,6 +10,7 @@ no word and no name does.
 
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -115,3 +116,8 @@ def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
         if name in KNOWN or looks_random(value)
     ]
     return sorted(found, key=lambda pair: -len(pair[1]))
+
+
+def one_line(error: Exception) -> str:
+    """An error of a library, for a line of a log: short, and without secrets."""
+    return textwrap.shorten(redacted(f"{type(error).__name__}: {error}"), 200)

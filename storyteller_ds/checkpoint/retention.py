@@ -31,6 +31,19 @@ def steps_to_keep(saved: Iterable[Manifest], keep: CheckpointConfig) -> set[int]
     return kept | {step for of_text in scored.values() for _, step in sorted(of_text)[: keep.keep_best]}
 
 
+def best_step(checkpoints: Path) -> Checkpoint | None:
+    """The step with the fewest bits per byte, on the text that the newest score is of; without scores the newest step.
+
+    None if there is no checkpoint.
+    """
+    saved = intact(checkpoints)
+    scored = [(one.manifest.val_bpb, one) for one in saved if one.manifest.val_bpb is not None]
+    if not scored:
+        return saved[0] if saved else None
+    of_one_text = [s for s in scored if s[1].manifest.val_tokens == scored[0][1].manifest.val_tokens]
+    return min(of_one_text, key=lambda s: s[0])[1]
+
+
 def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) -> list[Path]:
     """Delete what need not be kept after step `newest` has been written. Returns the folders that are gone.
 

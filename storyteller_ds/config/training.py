@@ -193,6 +193,12 @@ class TrackingConfig(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases; auto: WANDB_MODE, else online after `wandb login`, offline otherwise."""
     project: str = "storyteller"
-    """Project name on Weights & Biases; WANDB_PROJECT, if it is set and this is not."""
+    """Project name on Weights & Biases, WANDB_PROJECT, if it is set and this is not; experiment on MLflow."""
     run_name: str | None = None
-    """Run name on Weights & Biases; null: WANDB_NAME, or chosen by wandb."""
+    """Run name on Weights & Biases and MLflow; null: WANDB_NAME, or chosen by them."""
+    wandb_checkpoint: bool = False
+    """At the end give the best checkpoint, without the optimizer's part, to Weights & Biases as an artifact."""
+    tensorboard: bool = False
+    """Event files for TensorBoard in the run folder's `tensorboard`; needs the package tensorboard."""
+    mlflow: bool = False
+    """A run in MLflow: MLFLOW_TRACKING_URI, else files in the run folder's `mlruns`; needs the package mlflow."""

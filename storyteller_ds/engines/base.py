@@ -1,7 +1,7 @@
 """The interface of an engine: what the training loop needs of it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -9,26 +9,35 @@ from torch import Tensor
 
 from storyteller_ds.data.batching.micro_batch import MicroBatch
 from storyteller_ds.distributed.world import World
+from storyteller_ds.engines.gradient_norm import SquaredGradient
+from storyteller_ds.engines.step_clock import StepClock
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.loss import MicroBatchStats
 
 
 @dataclass(frozen=True)
 class RouterMetrics:
-    """How the routers of an optimizer step behaved, over all ranks."""
+    """How the router of a layer behaved in an optimizer step, over all ranks; or those of all layers.
+
+    Of all layers: the mean over layers, and the sum of dead_experts.
+    """
 
     expert_load: list[float]
-    """[E] part of the routed tokens that each expert got, mean over MoE layers; they sum to 1."""
+    """[E] part of the routed tokens that each expert got; they sum to 1."""
     expert_load_cv: float
-    """Standard deviation of a layer's loads over their mean, mean over layers; 0 is perfect balance."""
+    """Standard deviation of a layer's loads over their mean; 0 is perfect balance."""
     router_entropy: float
     """Mean entropy of the router's distribution (nats); log E is undecided."""
     dead_experts: int
-    """Experts that got no token, summed over layers."""
+    """Experts that got no token."""
     balance_loss: float
-    """Balance loss before its coefficient, mean over layers; 1 is perfect balance."""
+    """Balance loss before its coefficient; 1 is perfect balance."""
     z_loss: float
-    """Router z-loss before its coefficient, mean over layers."""
+    """Router z-loss before its coefficient."""
+    expert_load_max_over_mean: float
+    """The largest load over the mean one; 1 is perfect balance, E is one expert that gets everything."""
+    router_margin: float
+    """Mean over tokens of the probability of the best expert less that of the second-best; 0 is undecided."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,18 @@ class StepResult:
     grad_norm: float
     """Norm of the whole gradient before clipping; undefined if the step was skipped."""
     router: RouterMetrics | None
-    """None for a dense model; on a GPU also for the steps before the one whose record is logged."""
+    """Of all layers; None for a dense model; on a GPU also for the steps before the one whose record is logged."""
     skipped: bool = False
     """No weight and no moment was changed, on no rank: the scaled gradient of fp16 overflowed, or see non_finite."""
     non_finite: Literal["loss", "gradient"] | None = None
     """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would fix."""
+    router_layers: Sequence[RouterMetrics] = ()
+    """Of each MoE layer, where `router` is not None."""
+    part_norms: Mapping[str, float] = field(default_factory=dict)
+    """Norm of the gradient of each part of the model (gradient_norm.PARTS); empty where the engine has none, and on a
+    GPU for the steps before the one whose record is logged."""
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Part of the step (forward, backward, optimizer) -> what it took on this rank [s]; see StepClock."""
 
 
 class PendingStep(NamedTuple):
@@ -54,6 +70,9 @@ class PendingStep(NamedTuple):
     """[3] fp64: loss, norm of the gradient, and the number of a verdict (step.VERDICTS)."""
     stats: Sequence[MicroBatchStats]
     """Of its accumulation steps."""
+    gradient: SquaredGradient | None = None
+    """By parts; None where the engine does not have it."""
+    clock: StepClock | None = None
 
 
 class LossScale(NamedTuple):

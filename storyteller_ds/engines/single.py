@@ -12,8 +12,10 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.engines import step as steps
 from storyteller_ds.engines.base import STATE_BYTES, LossScale, Owner, PendingStep, StateTensor
 from storyteller_ds.engines.compiling import compiles
+from storyteller_ds.engines.gradient_norm import squared_gradient
 from storyteller_ds.engines.loss_scaling import LossScaling
 from storyteller_ds.engines.precision import run_dtype
+from storyteller_ds.engines.step_clock import StepClock
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
@@ -52,16 +54,21 @@ class SingleEngine:
 
     def begin_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> PendingStep:
         """One optimizer step over the whole global batch."""
+        clock = StepClock(self.device)
         targets = steps.count_targets(self.world, micro_batches, self.device)
         scale = self.scaling.scale if self.scaling else None
         stats = []
         for batch in micro_batches:
             token_BS, target_BS, position_BS = batch.to(self.device)
             loss_share, one = self.loss_module(token_BS, target_BS, targets, len(micro_batches), position_BS)
+            clock.ended("forward")
             (loss_share if scale is None else loss_share * scale).backward()
+            clock.ended("backward")
             stats.append(one)
-        loss, norm = steps.mean_loss(stats, targets), steps.gradient_norm(self.decoder)
-        norm = norm if scale is None else norm / scale
+        gradient = squared_gradient(self.decoder.named_parameters())
+        loss, norm = steps.mean_loss(stats, targets), gradient.norm()
+        if scale is not None:
+            norm, gradient = norm / scale, gradient._replace(piece_P=gradient.piece_P / scale.square())
         verdict = steps.verdict(loss, norm, scale)
         self.steps += 1
         set_step(self.optimizer, lr, self.steps)
@@ -69,7 +76,8 @@ class SingleEngine:
         if self.scaling:
             self.scaling.after(verdict)
         self.optimizer.zero_grad(set_to_none=True)
-        return steps.pending(loss, norm, verdict, stats)
+        clock.ended("optimizer")
+        return steps.pending(loss, norm, verdict, stats, gradient, clock)
 
     @property
     def loss_scale(self) -> LossScale | None:

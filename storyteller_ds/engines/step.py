@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from storyteller_ds.data.batching.micro_batch import IGNORED, MicroBatch
 from storyteller_ds.distributed.world import World
 from storyteller_ds.engines.base import Engine, PendingStep, RouterMetrics, StepResult
+from storyteller_ds.engines.gradient_norm import SquaredGradient, part_norms
+from storyteller_ds.engines.step_clock import StepClock
 from storyteller_ds.model.loss import LossModule, MicroBatchStats
 
 
@@ -66,9 +68,16 @@ def verdict(loss: Tensor, norm: Tensor, scale: Tensor | None = None) -> Tensor:
     return torch.where(loss.isfinite(), of_gradient, 2)
 
 
-def pending(loss: Tensor, norm: Tensor, verdict: Tensor, stats: Sequence[MicroBatchStats]) -> PendingStep:
+def pending(
+    loss: Tensor,
+    norm: Tensor,
+    verdict: Tensor,
+    stats: Sequence[MicroBatchStats],
+    gradient: SquaredGradient,
+    clock: StepClock,
+) -> PendingStep:
     """A step with these figures."""
-    return PendingStep(torch.stack([loss, norm.to(loss), verdict.to(loss)]), stats)
+    return PendingStep(torch.stack([loss, norm.to(loss), verdict.to(loss)]), stats, gradient, clock)
 
 
 def known(
@@ -77,23 +86,29 @@ def known(
     skipped: bool,
     non_finite: Literal["loss", "gradient"] | None,
     stats: Sequence[MicroBatchStats] = (),
+    clock: StepClock | None = None,
 ) -> PendingStep:
     """A step whose figures the host knows already."""
     number = VERDICTS.index(_Verdict(skipped, non_finite))
-    return PendingStep(torch.tensor([loss, norm, number], dtype=torch.float64), stats)
+    return PendingStep(torch.tensor([loss, norm, number], dtype=torch.float64), stats, clock=clock)
 
 
 def finished(steps: Sequence[PendingStep]) -> list[StepResult]:
-    """What steps came to, read in one transfer; only the last one has the figures of its routers."""
-    router = _router_figures(steps[-1].stats)
+    """What steps came to, read in one transfer; only the last one has the figures of its routers and of the parts."""
+    last = steps[-1]
+    pieces, part_P = (torch.zeros(0), ()) if last.gradient is None else last.gradient
     figures = torch.stack([step.figures for step in steps])
-    *rows, metrics = _read([*figures, router])
+    *rows, piece_P, metrics = _read([*figures, pieces, _router_figures(last.stats)])
     results = []
-    for loss, norm, number in rows:
+    for step, (loss, norm, number) in zip(steps, rows, strict=True):
         skipped, non_finite = VERDICTS[int(number)]
-        results.append(StepResult(loss, norm, None, skipped, non_finite))
+        seconds = {} if step.clock is None else step.clock.seconds()
+        results.append(StepResult(loss, norm, None, skipped, non_finite, seconds=seconds))
+    results[-1] = dataclasses.replace(results[-1], part_norms=part_norms(piece_P, part_P))
     if metrics:
-        results[-1] = dataclasses.replace(results[-1], router=_as_metrics(metrics))
+        layers = _as_metrics(metrics, len(last.stats[0].count_LE))
+        whole = dataclasses.replace(layers[-1], dead_experts=sum(layer.dead_experts for layer in layers[:-1]))
+        results[-1] = dataclasses.replace(results[-1], router=whole, router_layers=layers[:-1])
     return results
 
 
@@ -111,48 +126,32 @@ def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
 
 
 def _router_figures(stats: Sequence[MicroBatchStats]) -> Tensor:
-    """[E + 5] fp64: the fields of RouterMetrics, over the accumulation steps of a step; [0] without MoE layers."""
+    """[(L + 1) * (E + 7)] fp64: the fields of RouterMetrics of each layer, and their means, over the accumulation steps
+    of a step; [0] without MoE layers."""
     if not stats or stats[0].count_LE.numel() == 0:
         return stats[0].count_LE.flatten() if stats else torch.zeros(0)
     count_LE = torch.stack([s.count_LE for s in stats]).sum(dim=0)
     load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
-    spread_L = load_LE.std(dim=1, correction=0) / load_LE.mean(dim=1)
+    mean_L = load_LE.mean(dim=1)
+    spread_L, peak_L = load_LE.std(dim=1, correction=0) / mean_L, load_LE.amax(dim=1) / mean_L
+    dead_L = (count_LE == 0).sum(dim=1)
 
     def mean(name: str) -> Tensor:
-        return torch.stack([getattr(s, name) for s in stats]).mean()
+        return torch.stack([getattr(s, name) for s in stats]).mean(dim=0)
 
-    scalars = [spread_L.mean(), mean("entropy_L"), (count_LE == 0).sum(), mean("balance_L"), mean("z_L")]
-    return torch.cat([load_LE.mean(dim=0), *(one.to(load_LE.dtype).reshape(1) for one in scalars)])
-
-
-def _as_metrics(figures: Sequence[float]) -> RouterMetrics:
-    *load, spread, entropy, dead, balance, z = figures
-    return RouterMetrics(load, spread, entropy, int(dead), balance, z)
+    entropy_L, balance_L, z_L, margin_L = (mean(f"{name}_L") for name in ("entropy", "balance", "z", "margin"))
+    columns = [spread_L, entropy_L, dead_L, balance_L, z_L, peak_L, margin_L]
+    table_LC = torch.cat([load_LE, *(column_L.to(load_LE)[:, None] for column_L in columns)], dim=1)
+    return torch.cat([table_LC, table_LC.mean(dim=0, keepdim=True)]).flatten()
 
 
-def squared_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """[] sum of the squares of all gradients, fp64 where the device has it.
-
-    torch.nn.utils.clip_grad_norm_ adds in fp32, which was 6e-6 too low for a tensor of 260,000 entries.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros((), dtype=torch.float64)
-    if gradients[0].device.type == "cpu":
-        # A norm in fp64 would copy the whole tensor first, which was 8 % of a step; a piece stays in the cache.
-        pieces = (piece.double() for g in gradients for piece in g.reshape(-1).split(_PIECE))
-        return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()
-    dtype = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    return torch.stack([torch.linalg.vector_norm(g, dtype=dtype) for g in gradients]).square().sum()
-
-
-_PIECE = 2**17
-"""Entries; in fp64 one megabyte."""
-
-
-def gradient_norm(module: nn.Module) -> Tensor:
-    """[] norm of the whole gradient."""
-    return squared_norm(list(module.parameters())).sqrt()
+def _as_metrics(figures: Sequence[float], layers: int) -> list[RouterMetrics]:
+    """Of each layer, and of all of them."""
+    rows, size = [], len(figures) // (layers + 1)
+    for first in range(0, len(figures), size):
+        *load, spread, entropy, dead, balance, z, peak, margin = figures[first : first + size]
+        rows.append(RouterMetrics(load, spread, entropy, int(dead), balance, z, peak, margin))
+    return rows
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ class MicroBatchStats(NamedTuple):
     """[L] mean over tokens of logsumexp(logits)^2."""
     entropy_L: Tensor
     """[L] mean over tokens of the router's entropy (nats)."""
+    margin_L: Tensor
+    """[L] mean over tokens of the probability of the best expert less that of the second-best."""
 
 
 class LossModule(nn.Module):
@@ -105,14 +107,16 @@ class LossModule(nn.Module):
         # MPS has no fp64; it is one rank, and its sums are small enough for fp32.
         dtype = torch.float32 if nll_sum.device.type == "mps" else torch.float64
         depth, num_experts = len(layers), layers[0].count_E.numel() if layers else 0
-        columns = [
-            torch.cat([t.to(dtype).reshape(-1) for t in (s.count_E, s.prob_sum_E, s.z_sum, s.entropy_sum, balance)])
+        sums = [
+            (s.count_E, s.prob_sum_E, s.z_sum, s.entropy_sum, balance, s.margin_sum())
             for s, balance in zip(layers, balance_sums, strict=True)
         ]
         # One all-reduce for everything: a micro-batch costs one message, however many layers.
+        columns = [one.to(dtype).reshape(-1) for of_layer in sums for one in of_layer]
         packed = self.all_reduce(torch.cat([nll_sum.detach().to(dtype).reshape(1), *columns]))
-        table_LC = packed[1:].view(depth, 2 * num_experts + 3)
-        count_LE, prob_LE, z_L, entropy_L, balance_L = table_LC.split([num_experts, num_experts, 1, 1, 1], dim=1)
+        table_LC = packed[1:].view(depth, 2 * num_experts + 4)
+        sizes = [num_experts, num_experts, 1, 1, 1, 1]
+        count_LE, prob_LE, z_L, entropy_L, balance_L, margin_L = table_LC.split(sizes, dim=1)
         load_LE = count_LE / count_LE.sum(dim=1, keepdim=True)
         return MicroBatchStats(
             nll_sum=packed[0],
@@ -123,4 +127,5 @@ class LossModule(nn.Module):
             else num_experts * (load_LE * prob_LE).sum(dim=1) / tokens,
             z_L=z_L.flatten() / tokens,
             entropy_L=entropy_L.flatten() / tokens,
+            margin_L=margin_L.flatten() / tokens,
         )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.callbacks.anomalies import AGAIN
 from storyteller_ds.training.callbacks.callback import Callback, Record
 from storyteller_ds.training.interruption import Interruption
-from storyteller_ds.training.train_record import StepTime, TrainRecords
+from storyteller_ds.training.train_record import StepTime, TrainRecords, mean_parts
 from storyteller_ds.training.validation import validate
 
 MOST_BEGUN = 16
@@ -36,6 +36,7 @@ def train(
     clock: Callable[[], float] = time.monotonic,
     interruption: Interruption | None = None,
     product_rate: float | None = None,
+    earlier: Iterable[Record] = (),
 ) -> TrainState:
     """Train until max_steps, max_minutes or an early stop; called by every rank.
 
@@ -48,14 +49,14 @@ def train(
         callbacks: get every event, in this order.
         clock: seconds.
         interruption: signals that end the run early.
-        product_rate: see TrainRecords.
+        product_rate, earlier: see TrainRecords.
 
     Raises:
         InterruptedAfterSave: a signal has asked for it.
         TrainingStopped: loss or gradient were not finite too often, or the validation loss is not.
     """
     exit_code, began, last = EXIT_TRAINING_STOPPED, clock() - state.elapsed_s, False
-    records = TrainRecords(run, engine.world.size, product_rate)
+    records = TrainRecords(run, engine.world.size, product_rate, earlier)
     try:
         for callback in callbacks:
             callback.on_start(state)
@@ -146,12 +147,13 @@ def _finish_steps(
     Returns:
         The state after them, and whether a callback has put the run back, which undoes the steps behind it.
     """
-    for result in finished(begun.steps):
+    results = finished(begun.steps)
+    for result in results:
         state = _after_step(run, state, result.skipped)
         for callback in callbacks:
             state = callback.on_result(state, result)
         if _due(state.step, run.train.log_every_steps):
-            took = StepTime(*(of_all / len(begun.steps) for of_all in (clock() - begun.since, begun.waited)))
+            took = StepTime((clock() - begun.since) / len(results), begun.waited / len(results), mean_parts(results))
             record = records.record(state, result, engine.loss_scale, begun.lr, took)
             for callback in callbacks:
                 callback.on_train(record)

@@ -18,12 +18,14 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-WANDB_RUN_ID = "wandb_run_id"
-"""Key in config.json: the run to go on with after a resume."""
+TENSORBOARD = "tensorboard"
+MLRUNS = "mlruns"
+WANDB_RUN_ID, MLFLOW_RUN_ID = "wandb_run_id", "mlflow_run_id"
+"""Keys in config.json: the runs to go on with after a resume."""
 _LOCK = ".lock"
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Not through a link, and without waiting for the reader of a FIFO: the folder may come from a stranger."""
-_RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS)
+_RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS, TENSORBOARD, MLRUNS)
 
 
 @contextlib.contextmanager
@@ -51,9 +53,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for name in (METRICS, SAMPLES, CONFIG, TOKENIZER):
+        for name in (METRICS, SAMPLES, CONFIG, TOKENIZER, TENSORBOARD, MLRUNS):
             if (path / name).is_symlink():
                 raise UserError(f"{path / name} is a link, and would be written through; remove it")
+        for name in (METRICS, SAMPLES, CONFIG, TOKENIZER):
             if (path / name).exists() and not (path / name).is_file():
                 # Reading a FIFO would wait for a writer.
                 raise UserError(f"{path / name} is no file; remove it, or choose another --output_dir")
@@ -111,10 +114,10 @@ class RunFolder:
                 (self.path / name).rename(aside / name)
         return aside
 
-    def wandb_run_id(self) -> str | None:
-        """The Weights & Biases run that this folder's records went to so far, if any."""
+    def tracked_as(self, key: str) -> str | None:
+        """The run of a tracker that this folder's records went to so far, if any; see WANDB_RUN_ID for the keys."""
         try:
-            value = read_json(self.path / CONFIG).get(WANDB_RUN_ID)
+            value = read_json(self.path / CONFIG).get(key)
         except (OSError, UntrustedFileError, AttributeError):
             return None
         return value if isinstance(value, str) else None

@@ -1,12 +1,12 @@
 """What a run has left in its folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storyteller_ds.checkpoint.names import CHECKPOINTS
 from storyteller_ds.checkpoint.read import step_folders
+from storyteller_ds.training.callbacks.metrics_file import read_metrics
 from storyteller_ds.training.run_folder import METRICS
 
 
@@ -25,15 +25,15 @@ class TrainedRun:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, oldest first; the last one is the final validation.
+        """The records of metrics.jsonl, oldest first; the last one is the final validation. Also while the run goes on:
+        a line that is only half there is passed over.
 
         Those of the run that was over already, where this one had nothing to do.
         """
         path = self.folder / METRICS
         if self.finished is not None and not path.exists():
             path = self.finished.parent.parent / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return read_metrics(path)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -39,11 +39,12 @@ from storyteller_ds.errors import CheckpointError, Interrupted, InterruptedAfter
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.training import run_folder as records
+from storyteller_ds.training import tracking
 from storyteller_ds.training.announcement import first_lines
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
-from storyteller_ds.training.callbacks.metrics_file import MetricsFile
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile, read_metrics
 from storyteller_ds.training.callbacks.named import checked, named_callbacks
 from storyteller_ds.training.callbacks.pace import Pace
 from storyteller_ds.training.callbacks.profile import FOLDER as PROFILE
@@ -52,7 +53,6 @@ from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalPr
 from storyteller_ds.training.callbacks.samples import Samples, check_prompts
 from storyteller_ds.training.callbacks.slow_steps import SlowSteps
 from storyteller_ds.training.callbacks.step_report import StepReport
-from storyteller_ds.training.callbacks.wandb_run import WandbRun
 from storyteller_ds.training.callbacks.watchdog import Watchdog
 from storyteller_ds.training.initial import begin_with, check_initial
 from storyteller_ds.training.interruption import Interruption
@@ -93,6 +93,7 @@ class Trainer:
         self.device = pick_device(self.run.parallel.device, rank)
         self.plan = make_plan(self.run, self.world.size, self.loaded)
         check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
+        tracking.check_trackers(self.run.tracking)
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name
         self.callbacks = checked([*named_callbacks(self.run.train.callbacks), *callbacks])
         self._resume = os.fspath(resume)
@@ -189,8 +190,17 @@ class Trainer:
             if self.device.type == "cuda":  # on a CPU there is nothing to overlap with
                 ahead = PrefetchedBatches(batches, STEPS_AHEAD, pinned=True)
                 data = stack.enter_context(contextlib.closing(ahead))
+            earlier = [] if folder is None else read_metrics(folder.path / records.METRICS, state.attempts)
             state = train(
-                run, self.engine, data, validation, state, callbacks, interruption=interruption, product_rate=rate
+                run,
+                self.engine,
+                data,
+                validation,
+                state,
+                callbacks,
+                interruption=interruption,
+                product_rate=rate,
+                earlier=earlier,
             )
         if state.step < run.train.max_steps:
             log(f"training {why_over(run, state)}")
@@ -223,37 +233,26 @@ class Trainer:
             callbacks.append(Profile(*profiled, folder.path / PROFILE))
         if self.device.type == "cpu":
             callbacks.append(SlowSteps(stack.enter_context(shared_cores(self.world.local_size)), self._log))
+        callbacks += [Anomalies(self.run, self._log, partial(saving.roll_back, self.run.seed)), *self.callbacks]
+        samples = self.output_dir / records.SAMPLES
         return [
             *callbacks,
-            Anomalies(self.run, self._log, partial(saving.roll_back, self.run.seed)),
-            *self.callbacks,
-            Samples(self.engine, self.run, corpus.tokenizer, self.output_dir / records.SAMPLES),
+            Samples(self.engine, self.run, corpus.tokenizer, samples, callbacks),
             saving,
             Watchdog(self.world.rank, self.run.train.hang_timeout_minutes, leave=os._exit if may_end else None),
         ]
 
     def _records(self, folder: RunFolder, contents: Contents) -> list[Callback]:
-        """Files, Weights & Biases and progress: what rank 0 alone does."""
-        tracking, max_steps = self.run.tracking, self.run.train.max_steps
-        # A default gives way to the environment, a choice does not.
-        chosen = "tracking.project" in self.loaded.sources or not os.environ.get("WANDB_PROJECT")
-        wandb_run = WandbRun(
-            mode=tracking.wandb,
-            project=tracking.project if chosen else None,
-            run_name=tracking.run_name,
-            output_dir=folder.path,
-            config=contents.config["run"],
-            run_id=folder.wandb_run_id(),
-            warn=self._log,
-        )
-        config = {**contents.config, records.WANDB_RUN_ID: wandb_run.run_id}
+        """Files, trackers and progress: what rank 0 alone does."""
+        trackers, ids = tracking.trackers(self.loaded, folder, contents.config["run"], self._log)
+        config = {**contents.config, **ids}
         write_atomically(folder.path / records.CONFIG, json.dumps(config, indent=2) + "\n")
         write_atomically(folder.path / records.TOKENIZER, contents.tokenizer_json)
-        pace = Pace(self.run.train)
+        pace, max_steps = Pace(self.run.train), self.run.train.max_steps
         progress: Callback = PlainProgress(self._log, max_steps, pace)
         if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
             progress = TerminalProgress(self._console, max_steps, pace)
-        return [MetricsFile(folder.path / records.METRICS), wandb_run, progress]
+        return [MetricsFile(folder.path / records.METRICS), *trackers, progress]
 
     def _contents(self, corpus: Corpus) -> Contents:
         """What every checkpoint of this run holds beside its tensors."""

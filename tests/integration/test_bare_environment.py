@@ -11,7 +11,10 @@ from packaging.utils import canonicalize_name
 
 from tests.support.distributed import REPOSITORY, SMALLEST_RUN, Outcome, run_command
 
-EXTRAS = ("deepspeed", "triton", "wandb", "datasets", "numba", "gguf", "transformers", "optuna", "matplotlib")
+EXTRAS = (
+    *("deepspeed", "triton", "wandb", "tensorboard", "mlflow", "datasets", "numba", "gguf", "transformers", "optuna"),
+    "matplotlib",
+)
 PROMPT = "Once upon a time"
 
 

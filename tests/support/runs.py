@@ -13,7 +13,10 @@ from storyteller_ds.checkpoint.names import step_folder_name
 from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
 from storyteller_ds.engines.differences import differences, largest
 
-MEASURED = ("tokens_per_s", "tokens_per_s_per_device", "step_time_s", "data_wait", "mfu", "memory_peak_bytes")
+MEASURED = (
+    *("tokens_per_s", "tokens_per_s_per_device", "step_time_s", "data_wait", "forward_s", "backward_s", "optimizer_s"),
+    *("mfu", "memory_bytes", "memory_peak_bytes", "host_memory_bytes", "cpu_percent"),
+)
 """Fields of metrics.jsonl that depend on the machine and not on the run."""
 
 

@@ -106,3 +106,35 @@ def _payloads(log: bytes) -> Iterator[bytes]:
             yield payload
             payload = b""
     assert not payload, "the file ends within a record"
+
+
+def read_alerts(run_folder: Path) -> list[tuple[str, str]]:
+    """Title and level of each alert of an offline run, in the order sent."""
+    kinds = ((record.WhichOneof("record_type"), record) for record in _read_records(run_folder))
+    return [(record.alert.title, record.alert.level) for kind, record in kinds if kind == "alert"]
+
+
+def read_artifacts(run_folder: Path) -> dict[str, dict[str, int]]:
+    """Name of each artifact of an offline run -> its files and their sizes (bytes)."""
+    return {
+        record.artifact.name: {entry.path: entry.size for entry in record.artifact.manifest.contents}
+        for record in _read_records(run_folder)
+        if record.WhichOneof("record_type") == "artifact"
+    }
+
+
+def read_system_metrics(run_folder: Path) -> set[str]:
+    """Names of what wandb has measured of the machine."""
+    records = [record for record in _read_records(run_folder) if record.WhichOneof("record_type") == "stats"]
+    return {item.key for record in records for item in record.stats.item}
+
+
+def read_table(run_folder: Path, key: str) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of a table that an offline run logged piece by piece."""
+    columns: list[str] = []
+    rows: list[list[object]] = []
+    pieces = (run_folder / "files" / "media" / "table").glob(f"{key}_*.table.json")
+    for piece in sorted(pieces, key=lambda path: int(path.name.removeprefix(f"{key}_").split("_")[0])):
+        table = json.loads(piece.read_text(encoding="utf-8"))
+        columns, rows = table["columns"], rows + table["data"]
+    return columns, rows

@@ -22,7 +22,9 @@ from storyteller_ds.engines.deepspeed import private
 from storyteller_ds.engines.deepspeed.autoep import AutoEPMoE, autoep_layers
 from storyteller_ds.engines.deepspeed.config import as_user_error, import_deepspeed, passed_json
 from storyteller_ds.engines.deepspeed.nvme.settings import swaps_weights, with_nvme_settings
+from storyteller_ds.engines.gradient_norm import SquaredGradient, squared_gradient
 from storyteller_ds.engines.precision import check_same_dtype, held_dtype, run_dtype
+from storyteller_ds.engines.step_clock import StepClock
 from storyteller_ds.model.canonical import full_shape, is_expert, join_pieces, pieces_by_name, placed_parameters
 from storyteller_ds.model.decoder import Decoder, MoEFactory
 from storyteller_ds.model.init import init_parameters
@@ -105,6 +107,7 @@ class DeepSpeedEngine:
     def begin_step(self, micro_batches: Sequence[MicroBatch], lr: float) -> PendingStep:
         """One optimizer step over this rank's part of the global batch."""
         self.engine.train()
+        clock = StepClock(self.device)
         targets = steps.count_targets(self.world, micro_batches, self.device)
         self.steps += 1
         set_step(self.optimizer, lr, self.steps)
@@ -112,21 +115,25 @@ class DeepSpeedEngine:
         for number, batch in enumerate(micro_batches, start=1):
             token_BS, target_BS, position_BS = batch.to(self.device)
             loss_share, one = self.engine(token_BS, target_BS, targets, len(micro_batches), position_BS)
+            clock.ended("forward")
             # DeepSpeed takes the mean over ranks and accumulation steps; our shares are to be added up.
             self.engine.backward(loss_share * (self.world.size * len(micro_batches)))
+            clock.ended("backward")
             stats.append(one)
             if number < len(micro_batches):
                 self.engine.step()  # counts the accumulation step
         loss = steps.mean_loss(stats, targets)
         if self.stage == 0:
-            norm = self._gradient_norm()
+            norm, gradient = self._gradient_norm()
             verdict = steps.verdict(loss, norm)
             limit = self.run.optimizer.grad_clip_norm
             steps.update(self.optimizer, norm, verdict, limit, step=self.engine.step)
-            return steps.pending(loss, norm, verdict, stats)
+            clock.ended("optimizer")
+            return steps.pending(loss, norm, verdict, stats, gradient, clock)
         # DeepSpeed waits for the device at every step: it takes the norm on the host.
         skipped, non_finite = self._finite_step(bool(loss.isfinite()))
-        return steps.known(float(loss), float(self.engine.get_global_grad_norm()), skipped, non_finite, stats)
+        clock.ended("optimizer")
+        return steps.known(float(loss), float(self.engine.get_global_grad_norm()), skipped, non_finite, stats, clock)
 
     def _finite_step(self, is_loss_finite: bool) -> tuple[bool, Literal["loss", "gradient"] | None]:
         """DeepSpeed's step (ZeRO-1, 2, 3); none if the loss or the gradient is not finite, in every number format.
@@ -211,16 +218,20 @@ class DeepSpeedEngine:
         """Leave the process group: DeepSpeed's globals hold groups made of it, which the next one could not use."""
         self._leave_process_group()
 
-    def _gradient_norm(self) -> Tensor:
-        """[] over all ranks' experts (ZeRO-0, where DeepSpeed averages it)."""
-        expert: list[nn.Parameter] = []
-        shared: list[nn.Parameter] = []
+    def _gradient_norm(self) -> tuple[Tensor, SquaredGradient]:
+        """[] over all ranks' experts (ZeRO-0, where DeepSpeed averages it), and what it was made of."""
+        expert: list[tuple[str, nn.Parameter]] = []
+        shared: list[tuple[str, nn.Parameter]] = []
         for piece in placed_parameters(self.decoder):
-            (expert if is_expert(piece.name) else shared).append(piece.parameter)
-        squares = steps.squared_norm(expert)
+            (expert if is_expert(piece.name) else shared).append((piece.name, piece.parameter))
+        others = squared_gradient(shared)
+        if not expert:
+            return others.norm(), others
+        squares = squared_gradient(expert).piece_P.sum()
         if self.plan.ep_size > 1:
             dist.all_reduce(squares, group=self.expert_group)
-        return (squares + steps.squared_norm(shared)).sqrt()
+        pieces = torch.cat([squares.to(others.piece_P).reshape(1), others.piece_P])
+        return (squares + others.piece_P.sum()).sqrt(), SquaredGradient(pieces, ("experts", *others.part_P))
 
 
 def _moe_layers(plan: ParallelPlan) -> MoEFactory:

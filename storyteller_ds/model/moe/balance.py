@@ -17,6 +17,15 @@ class RouterStats(NamedTuple):
     z_sum: Tensor
     entropy_sum: Tensor
 
+    def margin_sum(self) -> Tensor:
+        """[]: summed over tokens, the probability of the best expert less that of the second-best."""
+        best_T1 = self.expert_TK[:, :1]
+        if self.expert_TK.shape[1] > 1:  # no search is needed
+            best_T, second_T = self.prob_TE.gather(1, self.expert_TK[:, :2]).unbind(1)
+        else:
+            best_T, second_T = self.prob_TE.gather(1, best_T1).squeeze(1), self.prob_TE.scatter(1, best_T1, 0.0).amax(1)
+        return (best_T - second_T).sum()
+
 
 def stats_of(routing: Routing) -> RouterStats:
     """The statistics that leave the layer."""

@@ -1,7 +1,7 @@
 """What happens beside the optimizer steps: the events of a run."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.engines.base import StepResult
@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 """One line of metrics.jsonl."""
+
+
+class Sample(NamedTuple):
+    """A story told during training."""
+
+    prompt: str
+    continuation: str
+    """Closes with an ellipsis where it was cut before its end."""
 
 
 class Callback:
@@ -39,6 +47,9 @@ class Callback:
 
     def on_eval(self, record: Record) -> None:
         """After a validation."""
+
+    def on_samples(self, state: TrainState, samples: Sequence[Sample]) -> None:
+        """After stories have been told with the weights of this step."""
 
     def on_busy(self, what: str, last: bool) -> None:
         """Before a step, and before anything else that takes its time; `last`: the last step is done."""

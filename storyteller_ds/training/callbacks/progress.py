@@ -2,26 +2,41 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Column
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.errors import EXIT_DONE
 from storyteller_ds.training.callbacks.callback import Callback, Record
+from storyteller_ds.training.callbacks.live_view import LiveView
 from storyteller_ds.training.callbacks.pace import Pace
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class _BarAndView(Progress):
+    """A progress bar with a live view below it."""
+
+    def __init__(self, *columns: ProgressColumn, **settings: Any) -> None:
+        self.view = LiveView()
+        super().__init__(*columns, **settings)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the view."""
+        yield from super().get_renderables()
+        yield self.view
+
+
 class TerminalProgress(Callback):
-    """A live bar with the latest loss; validations leave a line above it."""
+    """A live bar with the latest loss, and below it curve and experts; validations leave a line above it."""
 
     def __init__(self, console: Console, max_steps: int, pace: Pace) -> None:
         self.console, self.pace = console, pace
-        self.bar = Progress(
+        self.bar = _BarAndView(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -44,6 +59,7 @@ class TerminalProgress(Callback):
     def on_train(self, record: Record) -> None:
         """Move the bar."""
         self.pace.look(record)
+        self.bar.view.look(record)
         self.bar.update(self.task, completed=record["step"], note=_train_note(record))
 
     def on_eval(self, record: Record) -> None:

@@ -1,6 +1,7 @@
 """Sample stories while a model trains."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from storyteller_ds.generation.decode import prompt_ids
 from storyteller_ds.generation.markdown import as_quote
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
-from storyteller_ds.training.callbacks.callback import Callback
+from storyteller_ds.training.callbacks.callback import Callback, Sample
 from storyteller_ds.training.run_folder import written_record
 
 _SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
@@ -44,10 +45,13 @@ class Samples(Callback):
         run: prompts and how often.
         tokenizer: for the text.
         path: samples.md; rank 0 writes it.
+        others: get the stories, too, by on_samples.
     """
 
-    def __init__(self, engine: Engine, run: RunConfig, tokenizer: Tokenizer, path: Path) -> None:
-        self.engine, self.run, self.tokenizer, self.path = engine, run, tokenizer, path
+    def __init__(
+        self, engine: Engine, run: RunConfig, tokenizer: Tokenizer, path: Path, others: Sequence[Callback] = ()
+    ) -> None:
+        self.engine, self.run, self.tokenizer, self.path, self.others = engine, run, tokenizer, path, others
 
     def on_start(self, state: TrainState) -> None:
         """Drop the sections beyond the step that training goes on from."""
@@ -75,21 +79,24 @@ class Samples(Callback):
         decoder = self.engine.decoder
         was_training = decoder.training
         decoder.eval()
-        stories = [self._story(prompt) for prompt in self.run.train.sample_prompts]
+        samples = [self._sample(prompt) for prompt in self.run.train.sample_prompts]
         decoder.train(was_training)
         if self.engine.world.is_main:
+            stories = [as_quote(*sample) for sample in samples]
             with written_record(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write("\n\n".join([f"## Step {state.step}", *stories]) + "\n\n")
+        for callback in self.others:
+            callback.on_samples(state, samples)
 
     def _due(self, state: TrainState, last: bool) -> bool:
         every = self.run.train.sample_every_steps
         return bool(self.run.train.sample_prompts) and (last or bool(every and state.step % every == 0))
 
-    def _story(self, prompt: str) -> str:
+    def _sample(self, prompt: str) -> Sample:
         config = SamplingConfig(seed=self.run.seed, max_new_tokens=self.run.train.sample_tokens)
         story = Story(self.engine.decoder, self.run, self.tokenizer, prompt, config, self._agreed)
         continuation = "".join(story)
-        return as_quote(prompt, continuation + " …" if story.was_cut else continuation)
+        return Sample(prompt, continuation + " …" if story.was_cut else continuation)
 
     def _agreed(self, chosen: int) -> int:
         """The id that rank 0 has chosen."""

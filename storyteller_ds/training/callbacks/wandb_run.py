@@ -14,29 +14,36 @@ import importlib
 import os
 import queue
 import signal
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from rich.filesize import decimal
 
+from storyteller_ds.checkpoint.names import WEIGHTS
+from storyteller_ds.checkpoint.read import Checkpoint
+from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.distributed.supervision.processes import command_line
-from storyteller_ds.redaction import redacted
-from storyteller_ds.training.callbacks.callback import Callback, Record
-from storyteller_ds.training.callbacks.metrics_file import attempt_of
+from storyteller_ds.redaction import one_line
+from storyteller_ds.training.callbacks.alerts import Alerts, end_of_run
+from storyteller_ds.training.callbacks.callback import Callback, Record, Sample
+from storyteller_ds.training.callbacks.wandb_items import Items, SampleRows
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
-_Item = Record | int  # at last the exit code
+_Item = Record | SampleRows | Checkpoint | int  # at last the exit code
 
 SERVER_WAIT_SECONDS = 10.0
 # Service start, the wait for the server, and the second start without it.
 START_LIMIT_SECONDS = 25.0
 UPLOAD_WAIT_SECONDS = 10.0
-CLOSE_LIMIT_SECONDS = 14.0
+# A checkpoint is large, and is uploaded only on demand.
+CHECKPOINT_WAIT_SECONDS = 600.0
+# On top of the wait for uploads.
+CLOSE_SECONDS = 4.0
 # After the service was killed the thread has nothing left to wait for but its own clean-up.
 KILLED_LIMIT_SECONDS = 3.0
 # A healthy service takes a record in milliseconds: a backlog of this size is a hung one.
@@ -52,7 +59,6 @@ SETTINGS: Mapping[str, object] = {
     "save_code": False,
     "label_disable": True,
     "init_timeout": SERVER_WAIT_SECONDS,
-    "finish_timeout": UPLOAD_WAIT_SECONDS,
     "finish_timeout_raises": True,
     # The command line, user and host of the machine, and a cloud metadata probe over the network.
     "x_disable_meta": True,
@@ -64,11 +70,11 @@ SETTINGS: Mapping[str, object] = {
 class WandbRun(Callback):
     """A Weights & Biases run that gets every record; its step counts the steps tried, undone ones included.
 
-    Construction waits at most `START_LIMIT_SECONDS` and `on_end` at most `CLOSE_LIMIT_SECONDS` +
-    `KILLED_LIMIT_SECONDS`; records never wait. No error of wandb, its service or its server is raised here: `warn` gets
-    it in one line, and tracking is off from then on. An online run whose server does not answer becomes an offline one.
-    A service that dies is started once more, and gets this process's records again: a signal that ends a run may go to
-    all its processes, the service too.
+    Construction waits at most `START_LIMIT_SECONDS`, and `on_end` at most `UPLOAD_WAIT_SECONDS` (with a checkpoint to
+    upload `CHECKPOINT_WAIT_SECONDS`) + `CLOSE_SECONDS` + `KILLED_LIMIT_SECONDS`; records never wait. No error of wandb,
+    its service or its server is raised here: `warn` gets it in one line, and tracking is off from then on. An online
+    run whose server does not answer becomes an offline one. A service that dies is started once more, and gets this
+    process's records again: a signal that ends a run may go to all its processes, the service too.
 
     Args:
         mode: "auto" is as WANDB_MODE says, else online if a W&B login is found on this machine, else offline.
@@ -78,6 +84,7 @@ class WandbRun(Callback):
         config: Recorded as the run's config.
         run_id: The W&B id of the run to go on with, unless WANDB_RUN_ID names one; None starts a new one.
         warn: Called with one line of text, also on that thread.
+        best: The checkpoint to upload at the end, asked for at that time; None: none.
     """
 
     def __init__(
@@ -90,16 +97,19 @@ class WandbRun(Callback):
         config: Mapping[str, object],
         run_id: str | None,
         warn: Callable[[str], None],
+        best: Callable[[], Checkpoint | None] | None = None,
     ) -> None:
         self.run_id = run_id
         """The W&B id to resume this run with; the id given at construction where tracking is off."""
-        self._warn = warn
+        self._warn, self._best, self._alerts = warn, best, Alerts()
+        self._upload_seconds = UPLOAD_WAIT_SECONDS if best is None else CHECKPOINT_WAIT_SECONDS
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._sent: collections.deque[_Item] = collections.deque(maxlen=QUEUE_LIMIT)
         self._failed = False
         self._restarted = False
         self._thread: threading.Thread | None = None
         self._run: Any = None  # stays so where WANDB_MODE is "disabled"
+        self._items: Items
         if mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES):
             return
         # Reports of wandb's own crashes to its makers are no part of tracking a run, unless the user has set this.
@@ -107,7 +117,7 @@ class WandbRun(Callback):
         try:
             self._wandb: Any = importlib.import_module("wandb")
         except Exception as error:  # a wandb that does not fit the installed protobuf raises anything here
-            warn(f"wandb cannot be imported, so this run is not tracked ({_one_line(error)}): pip install wandb")
+            warn(f"wandb cannot be imported, so this run is not tracked ({one_line(error)}): pip install wandb")
             return
         self._folder = Path(os.environ.get("WANDB_DIR") or output_dir)
         self._init_arguments: dict[str, object]
@@ -123,25 +133,41 @@ class WandbRun(Callback):
             self._fail(f"wandb did not start within {START_LIMIT_SECONDS:.0f} s")
             self._kill_service()
 
+    def on_start(self, state: TrainState) -> None:
+        """Alerts are about what happens from here on."""
+        self._alerts.start(state)
+
     def on_train(self, record: Record) -> None:
         """Queue the record, without what a skipped step does not have."""
         self.on_eval({name: value for name, value in record.items() if value is not None})
 
     def on_eval(self, record: Record) -> None:
         """Queue the record; those of one step become one W&B row."""
+        self._put(record)
+
+    def on_samples(self, state: TrainState, samples: Sequence[Sample]) -> None:
+        """Queue the stories."""
+        self._put(SampleRows(state.attempts, state.step, samples))
+
+    def _put(self, item: _Item) -> None:
         if self._queue.qsize() >= QUEUE_LIMIT:
             self._fail(f"wandb has {QUEUE_LIMIT} records waiting")
         if self._thread is not None and not self._failed:
-            self._queue.put(record)
+            self._queue.put(item)
 
     def on_end(self, exit_code: int) -> None:
         """Write what is queued, mark the run as ended (0: finished, else failed), and stop wandb's service."""
         if self._thread is None:
             return
+        if self._best is not None and not self._failed and (checkpoint := self._best()) is not None:
+            size = sum(entry.bytes for _, entry in checkpoint.files(WEIGHTS))
+            self._warn(f"giving {checkpoint.folder} to wandb, {decimal(size)} without the optimizer's part")
+            self._queue.put(checkpoint)
         self._queue.put(exit_code)
-        self._thread.join(CLOSE_LIMIT_SECONDS)
+        limit = self._upload_seconds + CLOSE_SECONDS
+        self._thread.join(limit)
         if self._thread.is_alive():
-            self._fail(f"wandb did not finish within {CLOSE_LIMIT_SECONDS:.0f} s")
+            self._fail(f"wandb did not finish within {limit:.0f} s")
             # wandb waits for its service once more when Python exits, and would wait there for ever.
             self._kill_service()
             self._thread.join(KILLED_LIMIT_SECONDS)
@@ -168,7 +194,7 @@ class WandbRun(Callback):
             try:
                 part()
             except Exception as error:
-                self._fail(f"wandb failed: {_one_line(error)}")
+                self._fail(f"wandb failed: {one_line(error)}")
         started.set()
 
     def _track(self, mode: WandbMode, started: threading.Event) -> None:
@@ -193,7 +219,7 @@ class WandbRun(Callback):
                 if chosen:
                     reason = "no login: run `wandb login` or set WANDB_API_KEY"
             except Exception as error:  # see _work
-                reason = _one_line(error)
+                reason = one_line(error)
                 # A run id whose online start failed stays "in use" until the service is gone.
                 self._stop_service()
             effective = "offline"
@@ -207,7 +233,7 @@ class WandbRun(Callback):
 
     def _init(self, mode: str) -> None:
         self._run = self._wandb.init(**self._init_arguments, mode=mode, settings=self._settings())
-        self._mode, self.run_id = mode, str(self._run.id)
+        self._mode, self.run_id, self._items = mode, str(self._run.id), Items(self._wandb, self._run)
 
     def _take(self, item: _Item) -> None:
         """Log a record, or finish with an exit code."""
@@ -229,10 +255,16 @@ class WandbRun(Callback):
         if self._run is None:
             return
         if isinstance(item, int):
+            self._items.alert(end_of_run(item))
             self._run.finish(exit_code=item)
+        elif isinstance(item, SampleRows):
+            self._items.samples(item)
+        elif isinstance(item, Checkpoint):
+            self._items.checkpoint(item)
         else:
-            # Weights & Biases drops a row whose step lies before the last one's, as after a rollback.
-            self._run.log({name: item[name] for name in item if name != "step"}, step=attempt_of(item))
+            self._items.record(item)
+            for alert in self._alerts.of(item):
+                self._items.alert(alert)
 
     def _service_has_died(self) -> bool:
         time.sleep(1)  # its connection is lost a moment before
@@ -248,14 +280,11 @@ class WandbRun(Callback):
     def _settings(self, **more: object) -> Any:
         # Settings come and go between wandb versions, and an unknown one would end the tracking.
         known = self._wandb.Settings.model_fields
-        return self._wandb.Settings(**more, **{name: value for name, value in SETTINGS.items() if name in known})
+        settings = {**SETTINGS, "finish_timeout": self._upload_seconds, **more}
+        return self._wandb.Settings(**{name: value for name, value in settings.items() if name in known})
 
 
 def _service_pids() -> list[int]:
     """wandb's service processes that are alive, children of this one."""
     children = psutil.Process().children()
     return [child.pid for child in children if Path("".join(command_line(child)[:1])).name == _SERVICE]
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(redacted(f"{type(error).__name__}: {error}"), 200)

@@ -23,6 +23,7 @@ class ByHand(NamedTuple):
     balance_L: Tensor
     z_L: Tensor
     entropy_L: Tensor
+    margin_L: Tensor
 
     def router_loss(self, moe: MoEConfig) -> Tensor:
         return moe.balance_loss_coef * self.balance_L.sum() + moe.z_loss_coef * self.z_L.sum()
@@ -38,7 +39,7 @@ def by_hand(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
         hook.remove()
     log_prob_BSV = logits_BSV.double() - logits_BSV.double().exp().sum(dim=-1, keepdim=True).log()
     nll = [-log_prob_BSV[b, s, t] for (b, s), t in _entries(target_BS) if t != IGNORED]
-    counts, balances, squares, entropies = [], [], [], []
+    counts, balances, squares, entropies, margins = [], [], [], [], []
     for x_BSD, (weight_ED, top_k, _) in zip(inputs, routers, strict=True):
         logit_TE = x_BSD.double().flatten(0, 1) @ weight_ED.double().t()
         prob_TE = logit_TE.exp() / logit_TE.exp().sum(dim=1, keepdim=True)
@@ -50,7 +51,9 @@ def by_hand(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
         balances.append(len(count_E) * (count_E / count_E.sum() * prob_TE.mean(dim=0)).sum())
         squares.append((logit_TE.exp().sum(dim=1).log() ** 2).mean())
         entropies.append(-(prob_TE * prob_TE.log()).sum(dim=1).mean())
-    return ByHand(sum(nll), *(torch.stack(values) for values in (counts, balances, squares, entropies)))
+        ordered = [sorted(prob_E.tolist()) for prob_E in prob_TE]
+        margins.append(torch.tensor([best - second for *_, second, best in ordered]).double().mean())
+    return ByHand(sum(nll), *(torch.stack(values) for values in (counts, balances, squares, entropies, margins)))
 
 
 def by_hand_per_sequence(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
@@ -175,7 +178,7 @@ def test_a_dense_model_has_no_router_loss(make_run, make_decoder, token_BS, targ
     logits_TV = dense(token_BS)[0].double().flatten(0, 1)
     nll_sum = F.cross_entropy(logits_TV, target_BS.flatten(), ignore_index=IGNORED, reduction="sum")
     assert_within(share, nll_sum / 5, SIMPLE)
-    assert [value.numel() for value in stats] == [1, 0, 0, 0, 0, 0]
+    assert [value.numel() for value in stats] == [1, 0, 0, 0, 0, 0, 0]
 
 
 def test_perfect_balance_is_one_and_collapse_is_the_number_of_experts(decoder, token_BS, target_BS):

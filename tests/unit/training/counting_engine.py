@@ -29,10 +29,10 @@ from tests.support.cut_stream import cut
 LENGTH, BATCH = 4, 2
 FINAL = {"final_val_loss", "final_val_ppl", "final_val_bpb"}
 """Scores of the whole text, in the record of the last validation."""
-ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2)
+ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2, 1.5, 0.3)
 _ONE = torch.tensor([1.0], dtype=torch.float64)
 STATS = MicroBatchStats(
-    _ONE[0], 4 * torch.tensor([ROUTER.expert_load]).double(), _ONE, 1.1 * _ONE, 0.2 * _ONE, 0.6 * _ONE
+    _ONE[0], 4 * torch.tensor([ROUTER.expert_load]).double(), _ONE, 1.1 * _ONE, 0.2 * _ONE, 0.6 * _ONE, 0.3 * _ONE
 )
 """What ROUTER is the summary of."""
 

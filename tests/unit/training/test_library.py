@@ -153,7 +153,7 @@ def test_a_callback_gets_every_event(train, tmp_path):
 
     EVENTS = {name for name in vars(st.Callback) if not name.startswith("_")} - {"acts_after"}  # asked on a GPU only
     listener, stopper = Listener(), At(3, sends(signal.SIGINT))
-    assert train("run", listener, stopper).interrupted
+    assert train("run", listener, stopper, **{"train.sample_every_steps": 2}).interrupted
     step = ["on_busy", "on_result", "on_train", "recover"]
     assert listener.events[:6] == ["on_start", *step, "busy_with"]
     assert set(listener.events) == EVENTS

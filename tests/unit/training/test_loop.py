@@ -13,7 +13,7 @@ from storyteller_ds.errors import (
 from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.loop import why_over
 
-from .counting_engine import BATCH, FINAL, LENGTH, CountingEngine, go
+from .counting_engine import BATCH, FINAL, LENGTH, ROUTER, CountingEngine, go
 
 
 def test_callbacks_are_called_in_order():
@@ -119,7 +119,11 @@ def test_train_and_eval_lines_say_what_the_contract_names():
     engine = CountingEngine(val_losses=[math.log(4)], seconds=2.0, has_router=True, grad_norm=0.25)
     run, (recorder,), _, _ = go(engine, max_steps=2)
     line = dict(recorder.train[1])
-    line.pop("memory_peak_bytes", None)
+    for of_this_machine in ("memory_bytes", "memory_peak_bytes", "host_memory_bytes", "cpu_percent"):
+        line.pop(of_this_machine, None)
+    layers = {name.removeprefix("layer_"): line.pop(name) for name in sorted(line) if name.startswith("layer_")}
+    assert layers == {name: [line[name]] for name in layers}  # there is one layer
+    assert layers.keys() == {*(field.name for field in dataclasses.fields(ROUTER)), "router_drift"}
     assert line == {
         "step": 2,
         "tokens": 2 * BATCH * LENGTH,
@@ -132,6 +136,9 @@ def test_train_and_eval_lines_say_what_the_contract_names():
         "dead_experts": 0,
         "balance_loss": 1.1,
         "z_loss": 0.2,
+        "expert_load_max_over_mean": 1.5,
+        "router_margin": 0.3,
+        "router_drift": 0.0,
         "tokens_per_s": BATCH * LENGTH / 2.0,
         "tokens_per_s_per_device": BATCH * LENGTH / 2.0,
         "step_time_s": 2.0,

@@ -1,5 +1,6 @@
 """The run folder: one writer at a time, and nothing is ever deleted."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import UserError
-from storyteller_ds.training.run_folder import RunFolder
+from storyteller_ds.training.run_folder import WANDB_RUN_ID, RunFolder
 
 HOLDER = """
 import sys
@@ -106,9 +107,9 @@ def test_setting_aside_works_after_an_older_one_was_removed_by_hand(tmp_path):
 )
 def test_the_wandb_run_is_read_from_the_config(tmp_path, text, expected):
     folder = RunFolder(tmp_path)
-    assert folder.wandb_run_id() is None
+    assert folder.tracked_as(WANDB_RUN_ID) is None
     (tmp_path / "config.json").write_text(text)
-    assert folder.wandb_run_id() == expected
+    assert folder.tracked_as(WANDB_RUN_ID) == expected
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.md", "config.json", "tokenizer.json"])
@@ -118,3 +119,23 @@ def test_a_record_that_is_no_file_is_refused_and_never_waited_for(tmp_path, name
     with pytest.raises(UserError, match=f"{name} is no file; remove it"):
         RunFolder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlruns"])
+def test_a_link_in_place_of_a_trackers_folder_is_refused(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        RunFolder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlruns"])
+def test_records_of_trackers_are_set_aside_too(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "events").write_text("of an earlier run")
+    with contextlib.closing(RunFolder(tmp_path)) as folder:
+        aside = folder.set_aside()
+    assert aside is not None
+    assert (aside / name / "events").read_text() == "of an earlier run"
+    assert not (tmp_path / name).exists()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.training.callbacks.metrics_file import MetricsFile
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile, read_metrics
+from storyteller_ds.training.trained_run import TrainedRun
 
 LINES = [
     {"step": 1, "train_loss": 3.0},
@@ -70,6 +71,41 @@ def test_nothing_is_left_beside_the_file(path):
     written(path)
     MetricsFile(path).on_start(TrainState(step=1))
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "torn", ["", '{"step": 4, "train_lo', '{"step": 4}garbage', "\0\0\0", '{"step": 4, "note": "caf\udcc3']
+)
+def test_a_file_that_is_being_written_is_read(path, torn):
+    with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in LINES) + torn)
+    assert read_metrics(path) == LINES
+    assert TrainedRun(path.parent, 3).metrics == LINES
+
+
+def test_only_so_many_steps_are_read(path):
+    written(path)
+    assert read_metrics(path, attempts=2) == LINES[:3]
+    assert read_metrics(path.parent / "none") == []
+
+
+def test_numbers_that_json_does_not_have_become_null(path):
+    metrics = MetricsFile(path)
+    metrics.on_start(TrainState())
+    bad = {"step": 1, "a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (float("-inf"), 2)}, "e": "NaN"}
+    metrics.on_train(bad)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    (line,) = path.read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse) == {
+        "step": 1,
+        "a": None,
+        "b": [None, 1.5],
+        "c": {"d": [None, 2]},
+        "e": "NaN",
+    }
 
 
 UNDONE = [

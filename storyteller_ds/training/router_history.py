@@ -1,0 +1,64 @@
+"""What one step does not show of the routers: experts that stay without tokens, and loads that move."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
+
+from storyteller_ds.engines.base import RouterMetrics
+from storyteller_ds.training.callbacks.callback import Record
+
+IDLE_STEPS = 20
+"""Logged steps in a row without a token that make an expert an idle one."""
+
+
+class RouterHistory:
+    """Looks at the routers of every logged step.
+
+    Args:
+        earlier: records of the run so far, with which a resumed run finds what it would have found without the break.
+            They come from a file: loads of another shape, or none, are passed over.
+    """
+
+    def __init__(self, earlier: Iterable[Record] = ()) -> None:
+        self._earlier = [record.get("layer_expert_load") for record in earlier]
+        self._loads: deque[list[list[float]]] = deque(maxlen=IDLE_STEPS)
+
+    def record(self, layers: Sequence[RouterMetrics]) -> Record:
+        """Fields of the record of the next logged step.
+
+        Returns:
+            layer_router_drift: per layer, half the sum over experts of the change of their loads since the step logged
+                before: the part of the routed tokens that went elsewhere, 0 to 1; router_drift, their mean. From the
+                second logged step on.
+            idle_experts: experts without a token in the last IDLE_STEPS logged steps, summed over layers. From the
+                step on that makes so many.
+        """
+        now = [layer.expert_load for layer in layers]
+        self._loads.extend(loads for loads in self._earlier if _is_like(loads, now))
+        self._earlier = []
+        record: dict[str, object] = {}
+        if self._loads:
+            drifts = [_distance(*loads) for loads in zip(self._loads[-1], now, strict=True)]
+            record = {"router_drift": sum(drifts) / len(drifts), "layer_router_drift": drifts}
+        self._loads.append(now)
+        if len(self._loads) == IDLE_STEPS:
+            idle = [
+                sum(not any(loads) for loads in zip(*layer, strict=True)) for layer in zip(*self._loads, strict=True)
+            ]
+            record |= {"idle_experts": sum(idle), "layer_idle_experts": idle}
+        return record
+
+
+def _is_like(loads: Any, now: list[list[float]]) -> TypeGuard[list[list[float]]]:
+    """Whether these are loads of as many layers and experts."""
+    return (
+        isinstance(loads, list)
+        and len(loads) == len(now)
+        and all(isinstance(layer, list) and len(layer) == len(now[0]) for layer in loads)
+        and all(isinstance(load, float | int) for layer in loads for load in layer)
+    )
+
+
+def _distance(before: Sequence[float], now: Sequence[float]) -> float:
+    """Total variation distance of two distributions."""
+    return sum(abs(a - b) for a, b in zip(before, now, strict=True)) / 2
