@@ -1,12 +1,15 @@
 """Where the text comes from, and how it becomes tokens."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from storyteller_ds.config.base import Section
+from storyteller_ds.config.nearest import did_you_mean
 from storyteller_ds.config.prompt_template import PromptTemplate
+from storyteller_ds.validation_errors import first_problem
 
 Split = Literal["auto", "marker", "blank_line", "line", "file", "none"]
 Packing = Literal["stream", "best_fit", "pad"]
@@ -69,11 +72,25 @@ class DataConfig(Section):
         PromptTemplate(value or "")
         return value
 
-    @field_validator("source")
+    @field_validator("source", mode="before")
     @classmethod
-    def _names_something(cls, value: str | tuple[str | SourcePart, ...]) -> str | tuple[str | SourcePart, ...]:
-        if value == ():
+    def _is_name_or_list(cls, value: Any) -> Any:
+        """What is wrong with one of a list, where the types of all its forms would be complained about."""
+        if not isinstance(value, list | tuple):
+            return value
+        if not value:
             raise ValueError("an empty list; name a source")
+        for part in value:
+            if isinstance(part, Mapping):
+                fields = SourcePart.model_fields
+                if unknown := next((name for name in part if name not in fields), None):
+                    raise ValueError(f"a source has no setting '{unknown}'{did_you_mean(str(unknown), fields)}")
+                try:
+                    SourcePart.model_validate(part)
+                except ValidationError as error:
+                    raise ValueError(f"{dict(part)}: {first_problem(error)}") from None
+            elif not isinstance(part, str | SourcePart):
+                raise ValueError(f"{part!r} is no source; each is a name, or {{source: NAME, weight: NUMBER}}")
         return value
 
     @property

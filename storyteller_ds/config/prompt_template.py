@@ -18,7 +18,7 @@ class PromptTemplate:
     def __init__(self, text: str) -> None:
         self._parts: list[tuple[str, str | None]] = []
         for before, name, form, conversion in Formatter().parse(text):
-            if name is not None and (form or conversion or not name.isidentifier()):
+            if name is not None and (form or conversion or not name.strip()):
                 raise ValueError("braces hold the name of a field alone, as in {genre}; write {{ for a brace")
             self._parts.append((before, name))
 

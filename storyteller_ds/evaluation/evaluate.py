@@ -166,9 +166,12 @@ def _predict(
 def _tell(
     model: StoryModel, text: EvaluatedText, corpus: Corpus | None, asked: Asked, remarks: list[str], log: Log
 ) -> Generation | None:
-    told = tell(model, openings(text, asked.stories, asked.sampling.seed), asked.sampling, log)
+    begun = openings(text, asked.stories, asked.sampling.seed)
+    if len(begun) < asked.stories:
+        remarks.append(f"{text.name} has {len(begun)} stories, and so many openings in place of {asked.stories}")
+    told = tell(model, begun, asked.sampling, log)
     if told.left_out:
-        remarks.append(f"{told.left_out} of {asked.stories} openings are longer than the model's context, left out")
+        remarks.append(f"{told.left_out} of {len(begun)} openings are longer than the model's context, left out")
     if not told.of_model:
         return None
     tokenizer = model.tokenizer

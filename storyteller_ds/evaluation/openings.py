@@ -19,7 +19,7 @@ class Opening(NamedTuple):
 
 
 def openings(text: EvaluatedText, number: int, seed: int) -> list[Opening]:
-    """The openings of stories drawn at random; some more than once where there are too few.
+    """The openings of different stories drawn at random; fewer where there are not so many.
 
     Args:
         text: where they are from.
@@ -28,7 +28,7 @@ def openings(text: EvaluatedText, number: int, seed: int) -> list[Opening]:
     """
     stories = text.stories
     drawn = np.random.default_rng(seed).permutation(len(stories))
-    return [cut(text.tokenizer.decode(stories.ids(int(drawn[i % len(drawn)]) + 1))) for i in range(number)]
+    return [cut(text.tokenizer.decode(stories.ids(int(each) + 1))) for each in drawn[:number]]
 
 
 def cut(story: str) -> Opening:

@@ -20,7 +20,7 @@ def train(
     config: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
-    data: str | os.PathLike[str] | Iterable[str] | None = None,
+    data: str | os.PathLike[str] | Iterable[str | Mapping[str, Any]] | None = None,
     ds_config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] = "auto",

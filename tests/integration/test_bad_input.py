@@ -87,7 +87,7 @@ def test_bad_text(home, refused):
     assert "does not exist" in refused(*train("data.source=missing.txt"))
     assert "did you mean" in refused(*train(f"data.source={home.parent / 'goood.txt'}"))
     assert "is empty" in refused(*train(f"data.source={write(home, 'empty.txt', b'')}"))
-    assert "has 0 document(s)" in refused(*train(f"data.source={write(home, 'blank.txt', b' ' * 9)}"))
+    assert "has no story; put some in" in refused(*train(f"data.source={write(home, 'blank.txt', b' ' * 9)}"))
     latin = write(home, "latin.txt", "A dog.\n\nA café there.".encode("latin-1"))
     assert "is not UTF-8: byte 0xe9 at position 13;" in refused(*train(f"data.source={latin}"))
     lines = write(home, "lines.txt", b"A dog a cat a cow\n")

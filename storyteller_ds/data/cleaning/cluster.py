@@ -51,7 +51,7 @@ class CleanFiles(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         """
         check_language(self.policy.language)
         check_output_dir(self.output_dir, self.input_dir)
-        inputs, _ = find_inputs(self.input_dir)
+        inputs, _ = find_inputs(self.input_dir, self.policy)
         first, last = (len(inputs) * each // world_size for each in (rank, rank + 1))
         folder = _part(self.output_dir, rank)
         shutil.rmtree(folder, ignore_errors=True)  # of a task that was ended
@@ -91,7 +91,7 @@ class CompareStories(PipelineStep):  # type: ignore[misc]
         """
         if rank > 0:
             return
-        inputs, unread = find_inputs(self.input_dir)
+        inputs, unread = find_inputs(self.input_dir, self.policy)
         reading, parts = Reading(self.policy, print), 1
         spools: list[Path] = []
         while len(spools) < parts:

@@ -11,7 +11,7 @@ from storyteller_ds.data.cleaning.gutenberg import without_licence
 from storyteller_ds.data.cleaning.policy import Boundary, Policy
 from storyteller_ds.data.cleaning.splits import SPLITS
 from storyteller_ds.data.sources.listing import is_about_the_text, list_folder, split_of
-from storyteller_ds.data.sources.reading import open_file
+from storyteller_ds.data.sources.reading import Reading, open_file
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.errors import DataError
@@ -72,17 +72,19 @@ _SAID = {
 }
 
 
-def find_inputs(path: Path) -> tuple[list[Input], list[str]]:
+def find_inputs(path: Path, policy: Policy) -> tuple[list[Input], list[str]]:
     """The files to clean, in the order of their relative paths, and the names of those that are not read.
 
     Args:
         path: a file, or a folder.
+        policy: says how they are read.
 
     Raises:
         DataError: there is none, or one of them leads out of the folder.
     """
+    reading = Reading(policy.encoding, text_field=policy.text_field, bad_rows=policy.bad_rows)
     if not path.is_dir():
-        return [_input(path, path.name)], []
+        return [_input(path, path.name, reading)], []
     listing = list_folder(path)
     if listing.links:
         raise DataError(
@@ -94,12 +96,13 @@ def find_inputs(path: Path) -> tuple[list[Input], list[str]]:
     if not files:
         raise DataError(f"{path} has no file with stories (text, JSON Lines, CSV, Parquet); put some there")
     names = {file: str(file.relative_to(path)) for file in files}
-    return [_input(file, names[file]) for file in files], sorted(str(each.relative_to(path)) for each in unread)
+    inputs = [_input(file, name, reading) for file, name in names.items()]
+    return inputs, sorted(str(each.relative_to(path)) for each in unread)
 
 
-def _input(path: Path, name: str) -> Input:
+def _input(path: Path, name: str, reading: Reading) -> Input:
     split = split_of(Path(name))
-    return Input(name, path, open_file(path), SPLITS.index(split) if split else -1)
+    return Input(name, path, open_file(path, reading), SPLITS.index(split) if split else -1)
 
 
 def licences(path: Path, inputs: list[Input]) -> list[str]:

@@ -50,7 +50,7 @@ def preprocess(input_dir: Path, output_dir: Path, policy: Policy, processes: int
     """
     check_language(policy.language)
     output.check_output_dir(output_dir, input_dir)
-    inputs, unread = find_inputs(input_dir)
+    inputs, unread = find_inputs(input_dir, policy)
     for name in unread:
         log(f"not read: {name}")
     with output.written_whole(output_dir) as folder:

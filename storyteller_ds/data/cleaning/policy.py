@@ -28,3 +28,9 @@ class Policy:
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
     """Of all stories, where the hash splits them; 0: there is no such file."""
+    encoding: str | None = None
+    """As data.encoding."""
+    text_field: str = "text"
+    """As data.text_field."""
+    bad_rows: float = 0.0
+    """As data.bad_rows."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal
@@ -63,10 +63,12 @@ class HeldOutPart:
         if len(first) < LOOKED_AT and held_out in (0, len(first)):
             if remarks and len(first) == 1:  # a file was not split as it was meant: more text does not help
                 raise DataError(f"nothing can be held out of {self.source.name} for validation: {remarks[-1]}")
-            count, side = f"{len(first):,} document(s)", "all" if held_out else "none"
+            count, side = f"{len(first):,} document{'s'[: len(first) > 1]}", "all" if held_out else "none"
+            if not first:
+                raise DataError(f"{self.source.name} has no story; put some in")
             raise DataError(
                 f"{self.source.name} has {count}, of which {side} fell into the held-out {self._percent}; use more "
-                "text, change data.validation_fraction, or name another text with data.validation"
+                f"text, {self._other_fraction(first)}, or name another text with data.validation"
                 + (f" ({remarks[-1]})" if remarks else "")
             )
         return remarks
@@ -79,8 +81,15 @@ class HeldOutPart:
         return f"{100 * self.fraction:.3g} %"
 
     def _is_held_out(self, document: str) -> bool:
-        digest = hashlib.sha256(document.encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64 < self.fraction
+        return _draw(document) < self.fraction
+
+    def _other_fraction(self, documents: Sequence[str]) -> str:
+        """How data.validation_fraction helps with so few documents."""
+        draws = [_draw(document) for document in documents]
+        for fraction in (0.05, 0.1, 0.2, 0.3, 0.5):
+            if 0 < (held_out := sum(draw < fraction for draw in draws)) < len(draws):
+                return f"set data.validation_fraction={fraction:g}, which holds out {held_out:,} of them"
+        return "change data.validation_fraction"
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,11 @@ class PartOfEach:
             )
         each = f"the last {100 * self.fraction:.3g} % of each text of {self.source.name} are held out"
         return [*self.source.remarks(), each]
+
+
+def _draw(document: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") / 2**64
 
 
 def _cut(document: str, fraction: float) -> int | None:

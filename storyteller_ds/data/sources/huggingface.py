@@ -192,6 +192,8 @@ class HuggingFaceSource:
                     f"{self.name} would be read as one column, named {fields[0]!r}; separate the columns by commas in "
                     ".csv and by tabs in .tsv"
                 )
+            if self.text_field in self._template.fields:
+                raise DataError(f"{self.name}: data.prompt has the story itself, {{{self.text_field}}}; leave it out")
             wanted = list(dict.fromkeys([self.text_field, *self._template.fields]))
             for name, setting in zip(wanted, ["data.text_field", *["data.prompt"] * len(wanted)], strict=False):
                 if fields and name not in fields:

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from storyteller_ds.data.sources.source import LONGEST, too_long
-from storyteller_ds.data.sources.tables import csv_delimiter, is_cut, names_columns
+from storyteller_ds.data.sources.tables import csv_delimiter, csv_quoting, is_cut, names_columns
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 
@@ -137,8 +137,9 @@ def _csv_rows(file: BinaryIO, path: Path, usual: str, wanted: str) -> Rows:
     csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     head = text.read(_READ_CHARACTERS)
-    delimiter = csv_delimiter(head, is_whole=len(head) < _READ_CHARACTERS) or usual
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    is_whole = len(head) < _READ_CHARACTERS
+    delimiter = csv_delimiter(head, is_whole) or usual
+    quoting = csv_quoting(head, is_whole, delimiter)
     # strict: a quotation without end would be a field with all that follows.
     reader = csv.reader(_lines(head, text, path), delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str] | None = None

@@ -62,6 +62,8 @@ class TableFileSource:
         digest = hashlib.sha256(FORMAT + f"{self.kind}/{self.field}\n".encode())
         if self.prompt is not None:
             digest.update(f"prompt: {self.prompt}\n".encode())
+        if self.bad_rows:  # what was prepared without the bad rows is no answer where none are allowed
+            digest.update(f"bad rows: {self.bad_rows}\n".encode())
         with self._reading(), opened_as_utf8(self.path, self.encoding) as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
@@ -110,6 +112,12 @@ class TableFileSource:
     @cached_property
     def field(self) -> str:
         """The field of the stories: text_field or, where nobody has named it, one that is chosen."""
+        field = self._chosen_field()
+        if field in self._template.fields:
+            raise DataError(f"{self.path}: data.prompt has the story itself, {{{field}}}; leave it out")
+        return field
+
+    def _chosen_field(self) -> str:
         first = [row for row in islice(self._rows(), _LOOKED_AT) if not isinstance(row, Malformed)]
         names = list(dict.fromkeys(name for row in first for name in row))
         if not names:

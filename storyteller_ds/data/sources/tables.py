@@ -70,9 +70,26 @@ def _is_csv(text: str, is_whole: bool, delimiter: str) -> bool:
     return is_tight and (names_columns(header) or (len(others) > 1 and (quoted or delimiter == "\t")))
 
 
+def csv_quoting(text: str, is_whole: bool, delimiter: str) -> Literal[0, 3]:
+    """Whether quotation marks are around fields (csv.QUOTE_MINIMAL), or part of them (csv.QUOTE_NONE).
+
+    Between tabs they are either: programs that write TSV quote fields with line breaks or not at all. They are around
+    fields where all rows then have the same number of these.
+    """
+    if delimiter == "\t":
+        begins_field = text.startswith('"') or '\t"' in text or '\n"' in text
+        rows = _read_rows(text, is_whole, delimiter, csv.QUOTE_MINIMAL) if begins_field else []
+        if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+            return csv.QUOTE_NONE
+    return csv.QUOTE_MINIMAL
+
+
 def _rows(text: str, is_whole: bool, delimiter: str) -> list[list[str]]:
     """The first rows that are whole; none if the text breaks the rules of CSV."""
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    return _read_rows(text, is_whole, delimiter, csv_quoting(text, is_whole, delimiter))
+
+
+def _read_rows(text: str, is_whole: bool, delimiter: str, quoting: Literal[0, 3]) -> list[list[str]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     rows: list[list[str]] = []
     try:

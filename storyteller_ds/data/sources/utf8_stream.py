@@ -135,7 +135,9 @@ class _AsUtf8(io.RawIOBase):
                 f"{self._path} is not {self._encoding}: byte 0x{error.object[error.start]:02x} at position {position}; "
                 "set data.encoding to the one that it has"
             ) from None
-        except UnicodeEncodeError as error:  # half a surrogate pair, which some encodings let through
+        except UnicodeError as error:
+            # Half a surrogate pair, which some encodings let through; or UTF-16 without its byte order mark.
+            reason = error.reason if isinstance(error, UnicodeEncodeError) else error
             raise DataError(
-                f"{self._path} is not {self._encoding}: {error.reason}; set data.encoding to the one that it has"
+                f"{self._path} is not {self._encoding}: {reason}; set data.encoding to the one that it has"
             ) from None

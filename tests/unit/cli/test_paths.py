@@ -29,6 +29,7 @@ NOT_PATHS = {
         "stop",
         "device",
         "drop",
+        "rates",
         "special_token",
         "text",
         "language",

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.config.data import DataConfig
+from storyteller_ds.config.load import load_config
 from storyteller_ds.data.sources.builtin import BuiltinSource
 from storyteller_ds.data.sources.choose import choose_sources
 from storyteller_ds.data.sources.held_out import HeldOutPart
 from storyteller_ds.data.sources.huggingface import HuggingFaceSource
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.data.sources.text_folder import TextFolderSource
-from storyteller_ds.errors import DataError, UserError
+from storyteller_ds.errors import ConfigError, DataError, UserError
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_too_few_documents_to_hold_one_out(tmp_path, stories, fraction, side):
     path = tmp_path / "stories.txt"
     path.write_text("<|endoftext|>".join([*(f"Story {i}." for i in range(stories)), ""]), encoding="utf-8")
     sources = choose_sources(DataConfig(source=str(path), validation_fraction=fraction))
-    what = rf"has {stories} document\(s\), of which {side} fell .* data\.validation"
+    what = rf"has {stories} documents, of which {side} fell .* set data\.validation_fraction=0\.\d, which holds out"
     if stories == 1:
         what = r"nothing can be held out .* is one document of 2 words, for it has no text on the other side"
     with pytest.raises(DataError, match=what):
@@ -225,3 +226,19 @@ def test_one_document_is_cut_where_something_ends(tmp_path, text, kept):
     (train,), (validation,) = (list(source.documents()) for source in sources)
     assert train == kept.strip()
     assert validation == text.removeprefix(kept).strip()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([{"source": "a.txt", "weigth": 2}], "a source has no setting 'weigth'; did you mean 'weight'?"),
+        ([{"source": "a.txt", "weight": 0}], "weight=0: input should be greater than 0"),
+        ([["a.txt"]], "is no source; each is a name, or {source: NAME, weight: NUMBER}"),
+        ([], "an empty list; name a source"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said_of_its_item(source, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides={"data.source": source})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

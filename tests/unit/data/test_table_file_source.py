@@ -234,3 +234,21 @@ def test_rows_are_held_out_by_their_text(tmp_path):
     kept, held = (list(source.documents()) for source in sources)
     assert sorted(kept + held) == sorted(f"Story {i}." for i in range(400))
     assert 5 < len(held) < 40
+
+
+def test_fields_between_tabs_may_be_quoted(tmp_path):
+    rows = [["name", "text"], ["a", 'He said "hi".\nThen he left.'], ["b", "A fox ran."], ["c", 'The "end".']]
+    path = tmp_path / "quoted.tsv"
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
+    assert [*TableFileSource(path, "TSV", "text").documents()] == [text for _, text in rows[1:]]
+    # Control: quotation marks that are no field's are text.
+    path.write_text('name\ttext\na\t"Hello," she said.\nb\t"Yes!" he said. "Run!"\n')
+    assert [*TableFileSource(path, "TSV", "text").documents()] == ['"Hello," she said.', '"Yes!" he said. "Run!"']
+
+
+def test_bad_rows_that_are_allowed_make_another_corpus(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "One."}\n{"text": 3}\n')
+    strict, lenient = (TableFileSource(path, "JSON", "text", bad_rows=part) for part in (0.0, 0.5))
+    assert strict.fingerprint != lenient.fingerprint

@@ -241,7 +241,7 @@ def test_a_readme_or_notes_beside_a_dataset_are_no_texts(tmp_path):
         ({}, "has no text file (*.txt, *.text, *.md; "),
         ({"README__md": "About."}, "README and the like do not count"),
         ({"a__txt": "", "b__txt": ""}, "nor do empty files"),
-        ({"a__txt": " ", "b__txt": "\n<|endoftext|>"}, "has 0 document(s)"),
+        ({"a__txt": " ", "b__txt": "\n<|endoftext|>"}, "has no story; put some in"),
     ],
 )
 def test_a_folder_without_a_story(tmp_path, files, what):

@@ -116,8 +116,8 @@ def test_a_loaded_model_tells_the_story_that_the_command_tells(train, capsys):
             "max_steps='3': input should be a valid integer",
         ),
         (lambda: st.train("tiny_test", ds_config="zero4"), "did you mean 'zero"),
-        (lambda: st.train("tiny_test", data=[]), "a list of texts"),
-        (lambda: st.train("tiny_test", data=[b"a"]), "a list of texts"),
+        (lambda: st.train("tiny_test", data=[]), "an empty list; give stories"),
+        (lambda: st.train("tiny_test", data=[b"a"]), "item 1 of data is a bytes; give a list of texts, or of rows"),
         (lambda: st.train("tiny_test", data=["\ud800"]), "half a character"),
         (lambda: st.load("no_such_folder"), "no such folder"),
         (lambda: st.train("tiny_test", {"train.callbacks": ["os:path"]}), "train.callbacks: 'os:path'"),
@@ -254,7 +254,7 @@ def test_ranks_may_keep_the_same_stories_at_once(tmp_path):
         with ThreadPoolExecutor(8) as ranks:
             paths = {*ranks.map(lambda _, these=stories: keep_stories(these, tmp_path), range(8))}
         [path] = paths
-        assert path.read_text().count(MARKER) == 200
+        assert path.read_text().count("\n") == 200
         assert [each.name for each in path.parent.glob("*.tmp")] == []
 
 
@@ -330,3 +330,11 @@ def test_a_device_that_does_not_exist_is_an_error_of_ours(train):
     folder = train().folder
     with pytest.raises(st.ConfigError, match="device=gpu, but this machine has only"):
         st.load(folder, device="gpu")
+
+
+def test_rows_in_memory_may_have_prompts_and_a_mark_within_a_story_is_refused(tmp_path):
+    rows = [{"genre": "fable", "text": story} for story in STORIES]
+    settings = {**SMALLEST, "train.max_steps": 1, "data.prompt": "{genre}: ", "data.sequence_length": 32}
+    assert st.train("tiny_test", settings, data=rows, output_dir=tmp_path / "run").step == 1
+    with pytest.raises(st.DataError, match="within its text"):
+        st.train("tiny_test", SMALLEST, data=[*STORIES, f"A {MARKER} B"], output_dir=tmp_path / "other")
