@@ -15,7 +15,8 @@ class EncodedDocument(NamedTuple):
 
     ids: list[int]
     byte_counts: NDArray[np.int64]
-    """[len(ids) + 1] UTF-8 bytes of the text that each token stands for, and those behind the last."""
+    """[len(ids) + 1] UTF-8 bytes of the text that each token stands for, and those behind the last; where they are
+    recorded."""
     prompt_tokens: int
     """The first of the ids, which are the prompt's."""
 
@@ -23,6 +24,8 @@ class EncodedDocument(NamedTuple):
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> list[EncodedDocument]:
     """Prompt and story of each are encoded apart: a prompt has the tokens that it has when it is given alone."""
     prompts = [prompt_of(document) for document in documents]
+    if not any(prompts):
+        return [EncodedDocument(*each, 0) for each in tokenizer.encode_with_bytes(documents)]
     stories = [document[len(prompt) :] for document, prompt in zip(documents, prompts, strict=True)]
     pairs = zip(tokenizer.encode_with_bytes(prompts), tokenizer.encode_with_bytes(stories), strict=True)
     return [

@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from storyteller_ds.data.corpus_index import (
     read_index,
     write_index,
 )
-from storyteller_ds.data.encoding import encode_documents
+from storyteller_ds.data.encoding import EncodedDocument, encode_documents
 from storyteller_ds.data.shards import open_shard, shard_name, write_shards
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
@@ -38,8 +39,11 @@ SHARD_TOKENS = 100_000_000
 MOST_BYTES_OF_A_TOKEN = 1 << 32
 MOST_TOKENS_OF_A_PROMPT = 1 << 32
 _DOCUMENTS_AT_ONCE = 1000
-_CHARACTERS_AT_ONCE = 1 << 23
+_CHARACTERS_AT_ONCE = 1 << 22
 """Books are not a thousand at once."""
+_BATCHES_AHEAD = 2
+"""That are encoded while one is written: one of them is made Python's lists of, which only one core does."""
+_NOT_COUNTED = np.empty(0, dtype=np.int64)
 
 Log = Callable[[str], None]
 Result = TypeVar("Result")
@@ -207,34 +211,32 @@ class _Split:
             self._byte_counts.append(np.zeros(1, dtype=np.uint32))
             yield [end]
         texts = itertools.islice(self._tally.counted(self._source.documents()), passed_over, None)
-        for batch in _one_ahead(self._tokens, _batches(texts)):
-            for ids, byte_counts in batch:
-                if byte_counts is not None:
+        for batch in _ahead(self._tokens, _batches(texts)):
+            for ids, byte_counts, prompt_tokens in batch:
+                if self._records_bytes:
                     self._byte_counts.append(byte_counts.astype(np.uint32))
                     self._unknown_tokens += 0 if unknown is None else ids.count(unknown)
-                yield [*ids, end]
+                if self._is_prompted:
+                    self._prompt_sizes.append([prompt_tokens])
+                ids.append(end)
+                yield ids
 
-    def _tokens(self, documents: list[str]) -> Sequence[tuple[list[int], NDArray[np.int64] | None]]:
-        """Ids of each document and, where they are recorded, the bytes of each, with those behind the last."""
-        if self._is_prompted:
-            encoded = encode_documents(self._tokenizer, documents)
-            self._prompt_sizes += [[each.prompt_tokens] for each in encoded]
-            return [(each.ids, each.byte_counts if self._records_bytes else None) for each in encoded]
-        if self._records_bytes:
-            return self._tokenizer.encode_with_bytes(documents)
-        return [(ids, None) for ids in self._tokenizer.encode_batch(documents)]
+    def _tokens(self, documents: list[str]) -> list[EncodedDocument]:
+        if self._is_prompted or self._records_bytes:
+            return encode_documents(self._tokenizer, documents)
+        return [EncodedDocument(ids, _NOT_COUNTED, 0) for ids in self._tokenizer.encode_batch(documents)]
 
 
-def _one_ahead(work: Callable[[list[str]], Result], batches: Iterable[list[str]]) -> Iterator[Result]:
-    """What `work` makes of each batch, in order; a thread is at the next one while the caller uses this one."""
-    with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
-        ahead: Future[Result] | None = None
+def _ahead(work: Callable[[list[str]], Result], batches: Iterable[list[str]]) -> Iterator[Result]:
+    """What `work` makes of each batch, in order; threads are at the next ones while the caller uses this one."""
+    with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="encoding") as threads:
+        ahead: deque[Future[Result]] = deque()
         for batch in batches:
-            last, ahead = ahead, thread.submit(work, batch)
-            if last is not None:
-                yield last.result()
-        if ahead is not None:
-            yield ahead.result()
+            ahead.append(threads.submit(work, batch))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
