@@ -108,21 +108,24 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
     expected = HEADER_BYTES + count * itemsize
     if file_bytes != expected or count == 0:
         raise DataError(f"token shard {path} has {file_bytes} bytes and {count} ids, its header says {expected} bytes")
-    ids: NDArray[Any] = np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
-    digest = hashlib.sha256(header[: _HEADER.size])
-    for start in range(0, count, _CHECK_CHUNK):
-        chunk = ids[start : start + _CHECK_CHUNK]
-        digest.update(chunk.data)
-        highest = int(chunk.max())
-        if highest >= vocab_size:
-            position = start + int(chunk.argmax())
-            raise DataError(
-                f"token shard {path} has the id {highest} at position {position}, beyond the vocabulary of "
-                f"{vocab_size} (written for {written_vocab})"
-            )
+    digest, start = hashlib.sha256(header[: _HEADER.size]), 0
+    # Read and not mapped: what is mapped and was looked at counts as memory of this process.
+    with open_regular(path) as file:
+        file.seek(HEADER_BYTES)
+        while content := file.read(_CHECK_CHUNK):
+            digest.update(content)
+            chunk = np.frombuffer(content, dtype=_DTYPES[itemsize])
+            highest = int(chunk.max())
+            if highest >= vocab_size:
+                position = start + int(chunk.argmax())
+                raise DataError(
+                    f"token shard {path} has the id {highest} at position {position}, beyond the vocabulary of "
+                    f"{vocab_size} (written for {written_vocab})"
+                )
+            start += len(chunk)
     if digest.digest() != header[_HEADER.size :]:
         raise DataError(f"token shard {path} is damaged, its checksum is another")
-    return ids
+    return np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
 def shard_digest(path: Path) -> str:

@@ -19,7 +19,7 @@ if [ -n "$FAILS" ]; then echo "ERROR: No matching distribution found for torch" 
 """
 STEPS = [
     "installing torch, in the version of constraints.txt",
-    "installing storyteller_ds and what it needs (deepspeed,test): about 100 packages, a minute or two",
+    "installing storyteller_ds and what it needs (deepspeed,test): about 125 packages, a minute or two",
     "done: source .venv/bin/activate",
 ]
 
