@@ -3,6 +3,8 @@
 import datetime
 import os
 import platform
+import resource
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -25,3 +27,9 @@ def machine() -> dict[str, str]:
     if torch.cuda.is_available():
         facts["cuda"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return facts
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had so far, with what it has imported and mapped (bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -1,5 +1,6 @@
 """How fast text becomes tokens on disk, beside what `tokenizers` needs for the tokens alone."""
 
+import multiprocessing
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from storyteller_ds.data.builtin import grammar
 from storyteller_ds.data.corpus import prepare_corpus
 from storyteller_ds.data.sources.story_ends import MARKER
 from storyteller_ds.data.tokenizers.choose import train_tokenizer
+from storyteller_ds.machine import peak_resident_bytes
 
 VOCABULARY = 4096
 _TRAINED_ON = 3.0
@@ -29,6 +31,8 @@ class EncodingRate:
     """To train VOCABULARY tokens on _TRAINED_ON MB."""
     seconds: float
     """From a file to shards: reading, encoding, writing, checksums."""
+    peak_bytes: int
+    """Memory of the process that has done it, with all that is imported."""
     alone_s: float
     """To encode the same stories in memory with the library, its offsets left out."""
 
@@ -39,6 +43,8 @@ class EncodingRate:
             f"tokenizer: {self.training_s:.1f} s for {VOCABULARY:,} tokens of {_TRAINED_ON:.0f} MB",
             f"encoding: {rate:.1f} MB/s from text to checked shards; limit {alone:.1f} MB/s: tokenizers' own "
             f"encode_batch_fast ({rate / alone:.0%})",
+            f"memory: {self.peak_bytes / 1e6:.0f} MB at most, Python and libraries included, while "
+            f"{self.megabytes:.0f} MB of text became tokens",
         ]
 
 
@@ -61,24 +67,31 @@ def measure(megabytes: float) -> EncodingRate:
         folder = Path(name)
         (folder / "stories.txt").write_text("".join(f"{story}\n{MARKER}\n" for story in stories), encoding="utf-8")
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        run = load_config(
-            None,
-            {
-                "data.source": str(folder / "stories.txt"),
-                "data.validation": "builtin",
-                "data.builtin_stories": 1,
-                "data.cache_dir": str(folder / "cache"),
-                "tokenizer.path": str(folder / "tokenizer.json"),
-                "tokenizer.vocab_size": VOCABULARY,
-            },
-        ).run
-        seconds = seconds_of(lambda: prepare_corpus(run, _nothing))
+        # A process of its own: what this one holds is no part of its memory.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, peak = pool.apply(_prepared, (folder,))
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     batches = range(0, len(stories), _DOCUMENTS_AT_ONCE)
     alone_s = seconds_of(
         lambda: [theirs.encode_batch_fast(stories[start : start + _DOCUMENTS_AT_ONCE]) for start in batches]
     )
-    return EncodingRate(size / 1e6, training_s, seconds, alone_s)
+    return EncodingRate(size / 1e6, training_s, seconds, peak, alone_s)
+
+
+def _prepared(folder: Path) -> tuple[float, int]:
+    """Seconds to prepare the text of a folder with its tokenizer, and the most memory of this process (bytes)."""
+    run = load_config(
+        None,
+        {
+            "data.source": str(folder / "stories.txt"),
+            "data.validation": "builtin",
+            "data.builtin_stories": 1,
+            "data.cache_dir": str(folder / "cache"),
+            "tokenizer.path": str(folder / "tokenizer.json"),
+            "tokenizer.vocab_size": VOCABULARY,
+        },
+    ).run
+    return seconds_of(lambda: prepare_corpus(run, _nothing)), peak_resident_bytes()
 
 
 def _nothing(_: str) -> None:

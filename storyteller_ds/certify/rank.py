@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -24,6 +23,7 @@ from storyteller_ds.distributed.failures import says_peer_is_lost
 from storyteller_ds.distributed.supervision.processes import ON_LINUX, signal_at_death_of_parent
 from storyteller_ds.engines.base import StepResult
 from storyteller_ds.errors import StorytellerError
+from storyteller_ds.machine import peak_resident_bytes
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.trainer import Trainer
 
@@ -149,5 +149,4 @@ class _Measurements(Callback):
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return peak_resident_bytes()
