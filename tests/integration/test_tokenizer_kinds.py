@@ -12,7 +12,7 @@ from storyteller_ds.errors import CheckpointError
 from tests.support.small_runs import SMALLEST
 
 STORIES = [
-    f"There was a dog called Rex {i}. It ran, and ran to 🐻.\n\nThen <|endoftext|> was a word." for i in range(40)
+    f"There was a dog called Rex {i}. It ran, and ran to 🐻.\n\nThen </s> was a word." for i in range(40)
 ]
 KINDS: dict[str, dict[str, Any]] = {
     "bpe": {"tokenizer.vocab_size": 300, "tokenizer.special_tokens": ["<|im_start|>", "<|im_end|>"]},

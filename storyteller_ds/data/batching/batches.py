@@ -30,10 +30,10 @@ class BatchSplit(NamedTuple):
         """Sequences per optimizer step over all ranks."""
         return self.world_size * self.micro_batch_size * self.accumulation_steps
 
-    def positions(self, number: int) -> slice:
+    def positions(self, number: int) -> range:
         """Positions within the global batch of this rank's micro-batch `number`; those of all ranks are contiguous."""
         start = (number * self.world_size + self.rank) * self.micro_batch_size
-        return slice(start, start + self.micro_batch_size)
+        return range(start, start + self.micro_batch_size)
 
 
 class Batches(Protocol):
