@@ -20,11 +20,16 @@ class RouterHistory:
     """
 
     def __init__(self, earlier: Iterable[Record] = ()) -> None:
-        self._earlier = [record.get("layer_expert_load") for record in earlier]
+        self._earlier = [(record.get("step", 0), record.get("layer_expert_load")) for record in earlier]
         self._loads: deque[list[list[float]]] = deque(maxlen=IDLE_STEPS)
+        self._steps: deque[int] = deque(maxlen=IDLE_STEPS)
 
-    def record(self, layers: Sequence[RouterMetrics]) -> Record:
+    def record(self, layers: Sequence[RouterMetrics], step: int | None = None) -> Record:
         """Fields of the record of the next logged step.
+
+        Args:
+            layers: their routers.
+            step: its number; steps from there on that were seen before have been undone. None: the one after the last.
 
         Returns:
             layer_router_drift: per layer, half the sum over experts of the change of their loads since the step logged
@@ -34,12 +39,20 @@ class RouterHistory:
                 step on that makes so many.
         """
         now = [layer.expert_load for layer in layers]
-        self._loads.extend(loads for loads in self._earlier if _is_like(loads, now))
+        for earlier, loads in self._earlier:
+            if _is_like(loads, now):
+                self._steps.append(earlier)
+                self._loads.append(loads)
         self._earlier = []
+        step = (self._steps[-1] + 1 if self._steps else 0) if step is None else step
+        while self._steps and self._steps[-1] >= step:
+            self._steps.pop()
+            self._loads.pop()
         record: dict[str, object] = {}
         if self._loads:
             drifts = [_distance(*loads) for loads in zip(self._loads[-1], now, strict=True)]
             record = {"router_drift": sum(drifts) / len(drifts), "layer_router_drift": drifts}
+        self._steps.append(step)
         self._loads.append(now)
         if len(self._loads) == IDLE_STEPS:
             idle = [

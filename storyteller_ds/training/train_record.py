@@ -60,7 +60,7 @@ class TrainRecords:
             "lr": lr,
             "grad_norm": None if result.skipped else result.grad_norm,
             **{f"grad_norm_{part}": None if result.skipped else norm for part, norm in result.part_norms.items()},
-            **self._of_routers(result),
+            **self._of_routers(result, state.step),
             "tokens_per_s": tokens_per_s,
             "tokens_per_s_per_device": tokens_per_s / self._devices,
             "step_time_s": took.seconds,
@@ -79,7 +79,7 @@ class TrainRecords:
         record["cpu_percent"] = self._process.cpu_percent()
         return {name: finite(value) for name, value in record.items()}
 
-    def _of_routers(self, result: StepResult) -> Record:
+    def _of_routers(self, result: StepResult, step: int) -> Record:
         """All layers together, then each layer under the same names with "layer_" in front."""
         if result.router is None:
             return {}
@@ -87,7 +87,7 @@ class TrainRecords:
         return {
             **dataclasses.asdict(result.router),
             **{f"layer_{name}": [getattr(layer, name) for layer in result.router_layers] for name in names},
-            **self._routers.record(result.router_layers),
+            **self._routers.record(result.router_layers, step),
         }
 
 

@@ -11,9 +11,7 @@ from storyteller_ds.data.tokenizers.choose import open_tokenizer
 from storyteller_ds.errors import CheckpointError
 from tests.support.small_runs import SMALLEST
 
-STORIES = [
-    f"There was a dog called Rex {i}. It ran, and ran to 🐻.\n\nThen </s> was a word." for i in range(40)
-]
+STORIES = [f"There was a dog called Rex {i}. It ran, and ran to 🐻.\n\nThen </s> was a word." for i in range(40)]
 KINDS: dict[str, dict[str, Any]] = {
     "bpe": {"tokenizer.vocab_size": 300, "tokenizer.special_tokens": ["<|im_start|>", "<|im_end|>"]},
     "char": {"tokenizer.vocab_size": 50},
