@@ -20,16 +20,16 @@ class RouterHistory:
     """
 
     def __init__(self, earlier: Iterable[Record] = ()) -> None:
-        self._earlier = [(record.get("step", 0), record.get("layer_expert_load")) for record in earlier]
-        self._loads: deque[list[list[float]]] = deque(maxlen=IDLE_STEPS)
-        self._steps: deque[int] = deque(maxlen=IDLE_STEPS)
+        self._earlier = [(record.get("step"), record.get("layer_expert_load")) for record in earlier]
+        self._seen: deque[tuple[int, list[list[float]]]] = deque(maxlen=IDLE_STEPS)
+        """Steps and their loads, the latest last."""
 
-    def record(self, layers: Sequence[RouterMetrics], step: int | None = None) -> Record:
+    def record(self, layers: Sequence[RouterMetrics], step: int) -> Record:
         """Fields of the record of the next logged step.
 
         Args:
             layers: their routers.
-            step: its number; steps from there on that were seen before have been undone. None: the one after the last.
+            step: its number; steps from there on that were seen before have been undone.
 
         Returns:
             layer_router_drift: per layer, half the sum over experts of the change of their loads since the step logged
@@ -40,24 +40,19 @@ class RouterHistory:
         """
         now = [layer.expert_load for layer in layers]
         for earlier, loads in self._earlier:
-            if _is_like(loads, now):
-                self._steps.append(earlier)
-                self._loads.append(loads)
+            if isinstance(earlier, int) and _is_like(loads, now):
+                self._seen.append((earlier, loads))
         self._earlier = []
-        step = (self._steps[-1] + 1 if self._steps else 0) if step is None else step
-        while self._steps and self._steps[-1] >= step:
-            self._steps.pop()
-            self._loads.pop()
+        while self._seen and self._seen[-1][0] >= step:
+            self._seen.pop()
         record: dict[str, object] = {}
-        if self._loads:
-            drifts = [_distance(*loads) for loads in zip(self._loads[-1], now, strict=True)]
+        if self._seen:
+            drifts = [_distance(*loads) for loads in zip(self._seen[-1][1], now, strict=True)]
             record = {"router_drift": sum(drifts) / len(drifts), "layer_router_drift": drifts}
-        self._steps.append(step)
-        self._loads.append(now)
-        if len(self._loads) == IDLE_STEPS:
-            idle = [
-                sum(not any(loads) for loads in zip(*layer, strict=True)) for layer in zip(*self._loads, strict=True)
-            ]
+        self._seen.append((step, now))
+        if len(self._seen) == IDLE_STEPS:
+            layers_seen = zip(*(loads for _, loads in self._seen), strict=True)
+            idle = [sum(not any(loads) for loads in zip(*layer, strict=True)) for layer in layers_seen]
             record |= {"idle_experts": sum(idle), "layer_idle_experts": idle}
         return record
 

@@ -190,7 +190,9 @@ class Trainer:
             if self.device.type == "cuda":  # on a CPU there is nothing to overlap with
                 ahead = PrefetchedBatches(batches, STEPS_AHEAD, pinned=True)
                 data = stack.enter_context(contextlib.closing(ahead))
-            earlier = [] if folder is None else read_metrics(folder.path / records.METRICS, state.attempts)
+            earlier = []
+            if folder is not None and checkpoint is not None:  # of the run that is continued, which may be another
+                earlier = read_metrics(checkpoint.folder.parent.parent / records.METRICS, state.attempts)
             state = train(
                 run,
                 self.engine,

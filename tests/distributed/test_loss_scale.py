@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.support.distributed import DS_CONFIGS, TINY_RUN
-from tests.support.runs import read_metrics, read_state, without_looking_back
+from tests.support.runs import read_metrics, read_state
 from tests.support.warm_machine import MainJob
 
 STEPS = 12
@@ -35,8 +35,6 @@ def test_a_scale_that_is_far_too_high_is_brought_down_and_the_run_goes_on(main_j
 
     half = tmp_path / "run" / "checkpoints" / "step_00000006"
     again = train_lines(main_job(tmp_path / "again", 2, "zero2_fp16", *run, "--resume", str(half)))
-    assert without_looking_back(again) == without_looking_back(lines[6:]), (
-        "scale, count and AdamW's own step count went through the checkpoint"
-    )
+    assert again == lines[6:], "scale, count and AdamW's own step count went through the checkpoint"
     ours, expected = read_state(tmp_path / "again", STEPS), read_state(tmp_path / "run", STEPS)
     assert all((ours[name] == tensor).all() for name, tensor in expected.items())

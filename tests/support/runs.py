@@ -19,14 +19,6 @@ MEASURED = (
 )
 """Fields of metrics.jsonl that depend on the machine and not on the run."""
 
-LOOKING_BACK = ("router_drift", "layer_router_drift", "idle_experts", "layer_idle_experts")
-"""Fields that look at earlier records of the run folder, which a run that goes on in another folder does not have."""
-
-
-def without_looking_back(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without those fields."""
-    return [{name: value for name, value in line.items() if name not in LOOKING_BACK} for line in lines]
-
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without the measured fields."""

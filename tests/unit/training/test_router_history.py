@@ -1,5 +1,7 @@
 """Experts that stay without tokens and loads that move, over several logged steps."""
 
+import itertools
+
 import pytest
 
 from storyteller_ds.engines.base import RouterMetrics
@@ -10,33 +12,39 @@ def layers(*loads: list[float]) -> list[RouterMetrics]:
     return [RouterMetrics(load, 0.0, 0.0, 0, 1.0, 0.0, 1.0, 0.0) for load in loads]
 
 
+def steps_of(history: RouterHistory, first: int = 1):
+    """record() with the number of the next step."""
+    numbers = itertools.count(first)
+    return lambda routers: history.record(routers, next(numbers))
+
+
 def test_drift_is_the_part_that_went_elsewhere():
-    history = RouterHistory()
-    assert history.record(layers([0.5, 0.5], [1.0, 0.0])) == {}
-    assert history.record(layers([0.5, 0.5], [0.0, 1.0])) == {"router_drift": 0.5, "layer_router_drift": [0.0, 1.0]}
-    assert history.record(layers([0.7, 0.3], [0.0, 1.0]))["layer_router_drift"] == pytest.approx([0.2, 0.0])
+    record = steps_of(RouterHistory())
+    assert record(layers([0.5, 0.5], [1.0, 0.0])) == {}
+    assert record(layers([0.5, 0.5], [0.0, 1.0])) == {"router_drift": 0.5, "layer_router_drift": [0.0, 1.0]}
+    assert record(layers([0.7, 0.3], [0.0, 1.0]))["layer_router_drift"] == pytest.approx([0.2, 0.0])
 
 
 def test_an_expert_is_idle_when_none_of_so_many_steps_gave_it_a_token():
-    history = RouterHistory()
+    record = steps_of(RouterHistory())
     for _ in range(IDLE_STEPS - 1):
-        assert "idle_experts" not in history.record(layers([1.0, 0.0, 0.0], [0.5, 0.5, 0.0]))
-    first = history.record(layers([1.0, 0.0, 0.0], [0.5, 0.5, 0.0]))
+        assert "idle_experts" not in record(layers([1.0, 0.0, 0.0], [0.5, 0.5, 0.0]))
+    first = record(layers([1.0, 0.0, 0.0], [0.5, 0.5, 0.0]))
     assert (first["idle_experts"], first["layer_idle_experts"]) == (3, [2, 1])
-    assert history.record(layers([0.5, 1e-9, 0.5], [1.0, 0.0, 0.0]))["layer_idle_experts"] == [0, 1]
+    assert record(layers([0.5, 1e-9, 0.5], [1.0, 0.0, 0.0]))["layer_idle_experts"] == [0, 1]
     for _ in range(IDLE_STEPS - 1):
-        last = history.record(layers([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))
+        last = record(layers([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))
     assert last["layer_idle_experts"] == [0, 2]  # a token long ago still counts, until it is too long ago
-    assert history.record(layers([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))["layer_idle_experts"] == [2, 2]
+    assert record(layers([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))["layer_idle_experts"] == [2, 2]
 
 
 def test_a_resumed_run_knows_what_was_before():
     whole, loads = RouterHistory(), [[0.5, 0.5], [0.9, 0.1]]
     for step in range(IDLE_STEPS):
-        whole.record(layers(loads[step % 2]))
-    earlier = [{"layer_expert_load": [loads[step % 2]]} for step in range(IDLE_STEPS)]
+        whole.record(layers(loads[step % 2]), step)
+    earlier = [{"step": step, "layer_expert_load": [loads[step % 2]]} for step in range(IDLE_STEPS)]
     resumed = RouterHistory([{"val_loss": 1.0}, *earlier, {"layer_expert_load": None}])
-    assert resumed.record(layers([1.0, 0.0])) == whole.record(layers([1.0, 0.0]))
+    assert resumed.record(layers([1.0, 0.0]), IDLE_STEPS) == whole.record(layers([1.0, 0.0]), IDLE_STEPS)
 
 
 @pytest.mark.parametrize(
@@ -44,5 +52,13 @@ def test_a_resumed_run_knows_what_was_before():
     [[[None, None]], [[0.5, 0.5], [0.5, 0.5]], [[0.2, 0.3, 0.5]], [0.5, 0.5], [["a", "b"]], "rubbish", {}, 3, []],
 )
 def test_what_a_file_has_in_place_of_loads_is_passed_over(loads):
-    history = RouterHistory([{"layer_expert_load": loads}])
-    assert history.record(layers([0.5, 0.5])) == {}
+    history = RouterHistory([{"step": 1, "layer_expert_load": loads}])
+    assert history.record(layers([0.5, 0.5]), 2) == {}
+
+
+def test_steps_that_were_undone_are_forgotten():
+    history, straight = RouterHistory(), RouterHistory()
+    for step, loads in enumerate(([0.5, 0.5], [0.9, 0.1], [0.1, 0.9]), start=1):
+        history.record(layers(loads), step)
+    straight.record(layers([0.5, 0.5]), 1)
+    assert history.record(layers([0.7, 0.3]), 2) == straight.record(layers([0.7, 0.3]), 2) != {}
