@@ -9,7 +9,7 @@ import lzma
 from pathlib import Path
 
 from storyteller_ds.errors import DataError, UserError
-from storyteller_ds.training.run_folder import METRICS
+from storyteller_ds.records.run_folder import METRICS
 
 
 def final_val_bpb(run_folder: Path) -> float:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from storyteller_ds.generation.sampling import SamplingConfig
     from storyteller_ds.generation.story_model import StoryModel
     from storyteller_ds.interchange.load import load
+    from storyteller_ds.records.trained_run import TrainedRun
     from storyteller_ds.training.callbacks.callback import Callback, Record
     from storyteller_ds.training.library import train
-    from storyteller_ds.training.trained_run import TrainedRun
     from storyteller_ds.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -73,7 +73,7 @@ _HOMES = {
     "interchange.load": ("load",),
     "training.callbacks.callback": ("Callback", "Record"),
     "training.library": ("train",),
-    "training.trained_run": ("TrainedRun",),
+    "records.trained_run": ("TrainedRun",),
     "training.trainer": ("Trainer",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}

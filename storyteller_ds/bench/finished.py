@@ -10,7 +10,7 @@ from typing import Any
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.durable import write_atomically
-from storyteller_ds.training.run_folder import written_record
+from storyteller_ds.records.run_folder import written_record
 from storyteller_ds.untrusted import read_json
 
 

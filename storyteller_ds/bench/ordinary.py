@@ -18,8 +18,8 @@ from storyteller_ds.errors import (
     TrainingStopped,
     UserError,
 )
-from storyteller_ds.training.run_folder import CONFIG, METRICS
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.records.run_folder import CONFIG, METRICS
+from storyteller_ds.records.trained_run import TrainedRun
 
 
 def train(recipe: Recipe, folder: Path, overrides: Sequence[str], at_once: int = 1) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from storyteller_ds.bench.ordinary import train
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.errors import UserError
 from storyteller_ds.machine import machine
-from storyteller_ds.training.run_folder import written_record
+from storyteller_ds.records.run_folder import written_record
 from storyteller_ds.untrusted import read_json
 
 PACE = "pace.json"

@@ -20,9 +20,9 @@ from storyteller_ds.bench.quality import Comparison, Outcome
 from storyteller_ds.bench.worth import verdict
 from storyteller_ds.console import PAGE_COLUMNS
 from storyteller_ds.model.counts import count_parameters, flops_per_token
+from storyteller_ds.records.run_folder import METRICS
+from storyteller_ds.records.trained_run import TrainedRun
 from storyteller_ds.sweep.plot import PANEL_INCHES, save_figure
-from storyteller_ds.training.run_folder import METRICS
-from storyteller_ds.training.trained_run import TrainedRun
 
 _LEFT = ("model", "what")
 _RIGHT = ("parameters", "active", "MFLOP/token", "learning rate", "ms a step", "steps", "tokens", "bits per byte")

@@ -14,7 +14,7 @@ from torch import Tensor
 from storyteller_ds.certify.rows import Tolerances
 from storyteller_ds.checkpoint.read import open_checkpoint
 from storyteller_ds.engines.differences import differences, largest, relative_difference
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.records.trained_run import TrainedRun
 
 _OF_STEPS = {
     "loss": ("train_loss",),

@@ -21,7 +21,7 @@ from storyteller_ds.data.corpus import prepare_corpus
 from storyteller_ds.distributed.ports import free_port
 from storyteller_ds.errors import StorytellerError
 from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.records.trained_run import TrainedRun
 
 ROW_LIMIT_S = 180.0
 """Longest time for a row, a hundred times what one takes on two cores."""

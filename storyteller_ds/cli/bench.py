@@ -65,7 +65,7 @@ def quality(
     from storyteller_ds.bench.quality import Comparison
     from storyteller_ds.console import lines_to, print_table, stderr_console
     from storyteller_ds.durable import write_atomically
-    from storyteller_ds.training.run_folder import written_record
+    from storyteller_ds.records.run_folder import written_record
 
     recipes = _chosen(only, RECIPES)
     folder = output_dir or Path("runs") / "bench-quality"

@@ -66,7 +66,7 @@ def compare(
     from storyteller_ds.bench.worth_report import WorthReport
     from storyteller_ds.console import lines_to, print_table, stderr_console
     from storyteller_ds.durable import write_atomically
-    from storyteller_ds.training.run_folder import written_record
+    from storyteller_ds.records.run_folder import written_record
 
     twins = twins_of(config, overrides, _factors(rates))
     folder = output_dir or Path("runs") / f"compare-{Path(config).stem}"

@@ -93,9 +93,9 @@ def _report(space: "Space", results: list["Result"], folder: Path) -> None:
     """The table and where everything is on stdout, and the same in files."""
     from storyteller_ds.console import print_table
     from storyteller_ds.durable import write_atomically
+    from storyteller_ds.records.run_folder import written_record
     from storyteller_ds.sweep.plot import save_plot
     from storyteller_ds.sweep.results import as_json, best_command, table
-    from storyteller_ds.training.run_folder import written_record
 
     best = best_command(space, results)
     with written_record(folder / RESULTS):

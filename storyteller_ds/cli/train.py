@@ -18,7 +18,7 @@ from storyteller_ds.errors import (
 )
 
 if TYPE_CHECKING:
-    from storyteller_ds.training.trained_run import TrainedRun
+    from storyteller_ds.records.trained_run import TrainedRun
 
 SECONDS_FOR_RANK_0 = 20
 """For the error line of rank 0: a launcher ends all ranks as soon as one has left."""
@@ -142,7 +142,7 @@ def train(
 
 def _print_where(run: "TrainedRun") -> None:
     """Where everything is, on stdout, and what to type next."""
-    from storyteller_ds.training.run_folder import METRICS, SAMPLES
+    from storyteller_ds.records.run_folder import METRICS, SAMPLES
 
     for label, record in (("metrics:", METRICS), ("samples:", SAMPLES)):
         if (run.folder / record).exists():

@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from storyteller_ds.records.run_folder import written_record
 from storyteller_ds.sweep.results import Result, best_first
 from storyteller_ds.sweep.space import Listed, Range, Space, spans_magnitudes
-from storyteller_ds.training.run_folder import written_record
 
 PANEL_INCHES = (5.0, 4.0)
 """Width and height."""

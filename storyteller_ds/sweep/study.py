@@ -13,10 +13,10 @@ from rich.console import Console
 
 from storyteller_ds.config.load import flatten
 from storyteller_ds.errors import TrainingStopped, UserError
+from storyteller_ds.records.run_folder import RunFolder, written_record
 from storyteller_ds.sweep.results import Result, shown
 from storyteller_ds.sweep.space import Space, Values
 from storyteller_ds.training.interruption import Interruption
-from storyteller_ds.training.run_folder import RunFolder, written_record
 from storyteller_ds.training.trainer import Trainer
 
 JOURNAL = "study.journal"

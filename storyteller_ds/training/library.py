@@ -10,9 +10,9 @@ from storyteller_ds.config.load import load_config
 from storyteller_ds.data.given_stories import keep_stories
 from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import DataError
+from storyteller_ds.records.trained_run import TrainedRun
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.initial import load_initial_config
-from storyteller_ds.training.trained_run import TrainedRun
 from storyteller_ds.training.trainer import Trainer
 
 

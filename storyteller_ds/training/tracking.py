@@ -11,11 +11,11 @@ from storyteller_ds.checkpoint.retention import best_step
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.config.training import TrackingConfig
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.records.run_folder import MLFLOW_RUN_ID, MLRUNS, TENSORBOARD, WANDB_RUN_ID, RunFolder
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.mlflow_run import MlflowRun
 from storyteller_ds.training.callbacks.tensorboard_events import TensorBoardEvents
 from storyteller_ds.training.callbacks.wandb_run import WandbRun
-from storyteller_ds.training.run_folder import MLFLOW_RUN_ID, MLRUNS, TENSORBOARD, WANDB_RUN_ID, RunFolder
 
 
 def check_trackers(tracking: TrackingConfig) -> None:

@@ -11,8 +11,8 @@ from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.engines.base import LossScale, RouterMetrics, StepResult
 from storyteller_ds.model.counts import flops_per_token
+from storyteller_ds.records.metrics import finite
 from storyteller_ds.training.callbacks.callback import Record
-from storyteller_ds.training.callbacks.metrics_file import finite
 from storyteller_ds.training.router_history import RouterHistory
 
 _COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_steps")

@@ -38,13 +38,16 @@ from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.errors import CheckpointError, Interrupted, InterruptedAfterSave
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
-from storyteller_ds.training import run_folder as records
+from storyteller_ds.records import run_folder as records
+from storyteller_ds.records.metrics import read_metrics
+from storyteller_ds.records.run_folder import RunFolder
+from storyteller_ds.records.trained_run import TrainedRun
 from storyteller_ds.training import tracking
 from storyteller_ds.training.announcement import first_lines
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
-from storyteller_ds.training.callbacks.metrics_file import MetricsFile, read_metrics
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile
 from storyteller_ds.training.callbacks.named import checked, named_callbacks
 from storyteller_ds.training.callbacks.pace import Pace
 from storyteller_ds.training.callbacks.profile import FOLDER as PROFILE
@@ -57,8 +60,6 @@ from storyteller_ds.training.callbacks.watchdog import Watchdog
 from storyteller_ds.training.initial import begin_with, check_initial
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.loop import train, why_over
-from storyteller_ds.training.run_folder import RunFolder
-from storyteller_ds.training.trained_run import TrainedRun
 
 
 class Trainer:

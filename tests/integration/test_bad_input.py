@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.cli.main import run_command, storyteller
-from storyteller_ds.training.run_folder import RunFolder
+from storyteller_ds.records.run_folder import RunFolder
 from tests.support.distributed import SMALLEST_RUN
 
 REPOSITORY = Path(__file__).parents[2]

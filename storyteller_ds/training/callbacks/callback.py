@@ -1,16 +1,14 @@
 """What happens beside the optimizer steps: the events of a run."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.engines.base import StepResult
+from storyteller_ds.records.metrics import Record as Record
 
 if TYPE_CHECKING:
     from storyteller_ds.training.trainer import Trainer
-
-Record = Mapping[str, Any]
-"""One line of metrics.jsonl."""
 
 
 class Sample(NamedTuple):

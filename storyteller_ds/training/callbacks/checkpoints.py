@@ -12,8 +12,8 @@ from storyteller_ds.checkpoint.write import Contents, Save
 from storyteller_ds.config.training import CheckpointConfig
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
+from storyteller_ds.records.run_folder import written_record
 from storyteller_ds.training.callbacks.callback import Callback, Record
-from storyteller_ds.training.run_folder import written_record
 
 SECONDS_FOR_THE_OTHERS = 60
 """How long rank 0 waits for the files of ranks that it can no longer talk to, after training has failed."""

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.config.load import flatten
 from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED
+from storyteller_ds.records.metrics import attempt_of
 from storyteller_ds.redaction import one_line
 from storyteller_ds.training.callbacks.callback import Callback, Record, Sample
-from storyteller_ds.training.callbacks.metrics_file import attempt_of
 from storyteller_ds.training.callbacks.scalars import scalars
 
 START_LIMIT_SECONDS = 25.0

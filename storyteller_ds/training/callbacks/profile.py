@@ -6,8 +6,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from storyteller_ds.checkpoint.train_state import TrainState
 from storyteller_ds.durable import write_atomically
+from storyteller_ds.records.run_folder import written_record
 from storyteller_ds.training.callbacks.callback import Callback
-from storyteller_ds.training.run_folder import written_record
 
 FOLDER, TRACE, OPERATORS = "profile", "trace.json.gz", "operators.txt"
 _ROWS = 20

@@ -1,6 +1,5 @@
 """Sample stories while a model trains."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from storyteller_ds.generation.decode import prompt_ids
 from storyteller_ds.generation.markdown import as_quote
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story import Story
+from storyteller_ds.records.run_folder import written_record
+from storyteller_ds.records.samples import HEADING
 from storyteller_ds.training.callbacks.callback import Callback, Sample
-from storyteller_ds.training.run_folder import written_record
-
-_SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 
 
 def check_prompts(run: RunConfig, tokenizer: Tokenizer) -> None:
@@ -59,7 +57,7 @@ class Samples(Callback):
             return
         with written_record(self.path):
             text = self.path.read_text(encoding="utf-8", errors="replace")
-            for section in _SECTION.finditer(text):
+            for section in HEADING.finditer(text):
                 if int(section[1]) > state.step:
                     write_atomically(self.path, text[: section.start()])
                     return

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from storyteller_ds.checkpoint.train_state import TrainState
+from storyteller_ds.records.metrics import attempt_of
 from storyteller_ds.redaction import one_line
 from storyteller_ds.training.callbacks.callback import Callback, Record, Sample
-from storyteller_ds.training.callbacks.metrics_file import attempt_of
 from storyteller_ds.training.callbacks.scalars import scalars
 
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from storyteller_ds.checkpoint.names import WEIGHTS
 from storyteller_ds.checkpoint.read import Checkpoint
+from storyteller_ds.records.metrics import attempt_of
 from storyteller_ds.training.callbacks.alerts import Alert
 from storyteller_ds.training.callbacks.callback import Record, Sample
-from storyteller_ds.training.callbacks.metrics_file import attempt_of
 
 HISTOGRAM = "expert_load_histogram"
 """A bar for each expert, as high as its load."""

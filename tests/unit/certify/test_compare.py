@@ -11,8 +11,8 @@ import torch
 
 from storyteller_ds.certify.compare import Difference, Results, compare, read_results, write_rank
 from storyteller_ds.certify.rows import Tolerances
-from storyteller_ds.training.run_folder import METRICS
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.records.run_folder import METRICS
+from storyteller_ds.records.trained_run import TrainedRun
 from tests.unit.certify.conftest import train_record
 
 TOLERANCE = Tolerances.same(1e-5)

@@ -16,7 +16,7 @@ from storyteller_ds.evaluation import evaluate as module
 from storyteller_ds.evaluation.evaluate import Asked, Evaluated, evaluate
 from storyteller_ds.evaluation.openings import Opening
 from storyteller_ds.generation.sampling import SamplingConfig
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.records.trained_run import TrainedRun
 from tests.support.small_runs import SMALLEST
 
 STORIES = [

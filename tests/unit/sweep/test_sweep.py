@@ -13,10 +13,10 @@ import pytest
 import storyteller_ds as st
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, InterruptedSafely, StorytellerError
+from storyteller_ds.records.run_folder import RunFolder
 from storyteller_ds.sweep import study
 from storyteller_ds.sweep.results import Result, best_first
 from storyteller_ds.training.interruption import ProcessInterruption
-from storyteller_ds.training.run_folder import RunFolder
 from tests.support.distributed import SMALLEST_RUN
 from tests.support.runs import read_metrics
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.errors import UserError
-from storyteller_ds.training.run_folder import WANDB_RUN_ID, RunFolder
+from storyteller_ds.records.run_folder import WANDB_RUN_ID, RunFolder
 
 HOLDER = """
 import sys
 from pathlib import Path
-from storyteller_ds.training.run_folder import RunFolder
+from storyteller_ds.records.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from storyteller_ds.checkpoint.train_state import TrainState
-from storyteller_ds.training.callbacks.metrics_file import MetricsFile, read_metrics
-from storyteller_ds.training.trained_run import TrainedRun
+from storyteller_ds.records.metrics import read_metrics
+from storyteller_ds.records.trained_run import TrainedRun
+from storyteller_ds.training.callbacks.metrics_file import MetricsFile
 
 LINES = [
     {"step": 1, "train_loss": 3.0},

@@ -6,8 +6,8 @@ from typing import Any
 
 from storyteller_ds.checkpoint.names import CHECKPOINTS
 from storyteller_ds.checkpoint.read import step_folders
-from storyteller_ds.training.callbacks.metrics_file import read_metrics
-from storyteller_ds.training.run_folder import METRICS
+from storyteller_ds.records.metrics import read_metrics
+from storyteller_ds.records.run_folder import METRICS
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ TENSORBOARD = "tensorboard"
 MLRUNS = "mlruns"
 WANDB_RUN_ID, MLFLOW_RUN_ID = "wandb_run_id", "mlflow_run_id"
 """Keys in config.json: the runs to go on with after a resume."""
-_LOCK = ".lock"
+LOCK = ".lock"
+"""Held by the process that writes there."""
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Not through a link, and without waiting for the reader of a FIFO: the folder may come from a stranger."""
 _RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS, TENSORBOARD, MLRUNS)
@@ -62,7 +63,7 @@ class RunFolder:
                 raise UserError(f"{path / name} is no file; remove it, or choose another --output_dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = os.fdopen(os.open(path / _LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
+            self._lock: IO[str] = os.fdopen(os.open(path / LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
