@@ -5,6 +5,7 @@
 # make test-faults  everything that can go wrong, and whether it goes as docs/reliability.md promises; NVMe (15 minutes)
 # make bench        the mixture layer against its peers and its limit
 # make test-gpu     tests and certify on one CUDA card            make bench-gpu   kernels, a real run, a profile there
+# make test-browser   the report in Chromium
 # make test-multinode   two nodes on this machine, over ssh      make test-slurm   likewise, under Slurm
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ comma := ,
 # DeepSpeed has builds for Linux only; elsewhere the same preset trains on one device.
 EXTRAS := $(if $(filter Linux,$(shell uname -s)),deepspeed$(comma))wandb,tensorboard,mlflow,hub,sweep,fast,gguf,clean,cluster,evaluate,atlas,test
 
-.PHONY: quickstart install test test-all check bench test-gpu bench-gpu test-faults test-multinode test-slurm
+.PHONY: quickstart install test test-all check bench test-gpu bench-gpu test-faults test-browser test-multinode test-slurm
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -45,6 +46,10 @@ test-faults: $(INSTALLED)
 	@mkdir -p build
 	$(BIN)/python -m pytest $(FAULTS) -m "" --junitxml=build/faults.xml; code=$$?; \
 	$(BIN)/python tests/faults/table.py build/faults.xml docs/reliability.md && exit $$code
+
+test-browser: $(INSTALLED)
+	@sh tests/browser/install.sh
+	$(BIN)/python -m pytest tests/browser
 
 # They install sshd and pdsh, or Slurm, where these are missing (Debian and Ubuntu).
 test-multinode: $(INSTALLED)

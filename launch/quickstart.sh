@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on the built-in corpus, then three stories. Called by `make quickstart`.
+# The main job on the built-in corpus, its report with evaluation and atlas, then three stories. Called by `make quickstart`.
 #   OUT   run folder    BIN   bin folder of the environment
 set -eu
 
@@ -13,6 +13,9 @@ else
     echo "deepspeed is not installed: training the same model on one device" >&2
     "$BIN/storyteller" train --config quickstart --output_dir "$OUT" "$context"
 fi
+
+echo "looking at what it has learned, for the report" >&2
+"$BIN/storyteller" report "$OUT" --measure >/dev/null
 
 for prompt in "Once upon a time" "One day, a little girl" "There was a small rabbit"; do
     echo

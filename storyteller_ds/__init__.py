@@ -11,6 +11,8 @@ Names are imported when they are first used, so that `storyteller --help` needs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from storyteller_ds.version import VERSION
+
 if TYPE_CHECKING:
     from storyteller_ds.checkpoint.train_state import TrainState
     from storyteller_ds.config.load import LoadedConfig, load_config
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from storyteller_ds.training.library import train
     from storyteller_ds.training.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Callback",
     "CheckpointError",

@@ -11,14 +11,14 @@ from importlib.util import find_spec
 import torch
 from storyteller_kernels.dispatch import instruction_set
 
-from storyteller_ds import __version__
+from storyteller_ds.version import VERSION
 
 
 def machine() -> dict[str, str]:
     """What the figures depend on."""
     facts = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "storyteller_ds": __version__,
+        "storyteller_ds": VERSION,
         "processor": f"{os.cpu_count()} x {platform.machine()}, {instruction_set()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -12,6 +12,7 @@ from storyteller_ds.atlas.co_activation import pair_counts, times_expected
 from storyteller_ds.atlas.features import Feature, features_of
 from storyteller_ds.atlas.information import Information, entropy, information
 from storyteller_ds.atlas.knock_out import KnockedOut, cheapest, knock_out, one_by_one
+from storyteller_ds.atlas.matrix import Counts, Matrix
 from storyteller_ds.atlas.opened import Mixture, open_mixture
 from storyteller_ds.atlas.parts_of_speech import INSTALL, can_tag
 from storyteller_ds.atlas.preferences import Preference, preferences
@@ -59,11 +60,11 @@ class Layer:
     """Of the first choice (bits); log2 of the number of experts if all are chosen equally often."""
     information: tuple[Information, ...]
     """What the first choice follows: the token, the next token, each feature, and the layer before, if there is one."""
-    pairs_EE: NDArray[np.int64] | None
+    pairs_EE: Counts | None
     """Tokens that went to both of two experts; None: each token goes to one."""
-    pairs_expected_EE: NDArray[np.float64] | None
+    pairs_expected_EE: Matrix | None
     """How many times more than if partners were chosen by their loads alone."""
-    from_previous_EE: NDArray[np.int64] | None
+    from_previous_EE: Counts | None
     """Tokens by their first choice in the MoE layer before (rows) and here; None: there is none before."""
     similarity: Similarity
 

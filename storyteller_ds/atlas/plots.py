@@ -1,6 +1,8 @@
-"""Pictures of an atlas; needs matplotlib."""
+"""Pictures of an atlas."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +15,8 @@ LOAD, KINDS, KNOCK_OUT, PAIRS = "atlas-load.png", "atlas-kinds.png", "atlas-knoc
 _COLUMNS = 4
 _MOST = 2.0
 """Largest value of a scale of doublings: 4 times as often."""
+SCALE: Mapping[str, Any] = {"cmap": "RdBu_r", "vmin": -_MOST, "vmax": _MOST}
+"""Of a picture of doublings()."""
 _NUMBERED = 16
 """Experts of a layer up to which each cell has its number."""
 
@@ -48,13 +52,14 @@ def load(atlas: Atlas) -> Figure:
     layers, experts = load_LE.shape
     figure = Figure((max(5.0, 2.2 + 0.6 * experts), 1.6 + 0.4 * layers), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(_doublings(load_LE * experts), cmap="RdBu_r", vmin=-_MOST, vmax=_MOST, aspect="auto")
+    image = axes.imshow(doublings(load_LE * experts), **SCALE, aspect="auto")
+    axes.grid(visible=False)
     axes.set_yticks(range(layers), [str(layer.block) for layer in atlas.layers])
     axes.set(xlabel="expert", ylabel="layer", title="load (% of all choices)", xticks=range(experts))
     if experts <= _NUMBERED:
         for (i, j), value in np.ndenumerate(load_LE):
-            axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=8)
-    _doublings_bar(figure, image, axes, "times an even load")
+            axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color="#111111")
+    doublings_bar(figure, image, axes, "times an even load")
     return figure
 
 
@@ -69,7 +74,8 @@ def kinds(atlas: Atlas) -> Figure:
     share = np.array([[each.shares[part][i] for part, i, _ in columns] for _, each in experts])
     figure = Figure((2.5 + 0.32 * len(columns), 2.6 + 0.18 * len(experts)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(_doublings(share / usual), cmap="RdBu_r", vmin=-_MOST, vmax=_MOST, aspect="auto")
+    image = axes.imshow(doublings(share / usual), **SCALE, aspect="auto")
+    axes.grid(visible=False)
     axes.set_yticks(range(len(experts)), [f"{block}.{each.number}" for block, each in experts], fontsize=7)
     axes.set_xticks(range(len(columns)), [name for _, _, name in columns], rotation=60, ha="right", fontsize=8)
     size = len(atlas.layers[0].experts)
@@ -79,7 +85,7 @@ def kinds(atlas: Atlas) -> Figure:
         if columns[line][0] != columns[line - 1][0]:
             axes.axvline(line - 0.5, color="black", linewidth=0.8)
     axes.set(ylabel="layer.expert")
-    _doublings_bar(figure, image, axes, "times as often as in the text")
+    doublings_bar(figure, image, axes, "times as often as in the text")
     return figure
 
 
@@ -91,14 +97,15 @@ def knock_out(atlas: Atlas) -> Figure:
     for layer in atlas.layers:
         costs = [(place_of[layer.block, each.number], each.cost) for each in layer.experts if each.cost is not None]
         values, errors = [cost.value for _, cost in costs], [cost.half_width or 0.0 for _, cost in costs]
-        places, thin = [place for place, _ in costs], {"elinewidth": 0.8}
+        places, thin = [place for place, _ in costs], {"elinewidth": 0.8, "ecolor": "0.5"}
         axes.barh(places, values, xerr=errors, label=f"layer {layer.block}", error_kw=thin)
     axes.set_yticks(
         range(len(atlas.costs)), [f"{layer.block}.{each.number}" for layer, each in atlas.costs], fontsize=7
     )
     axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
     axes.set_ylim(len(atlas.costs) - 0.4, -0.6)
-    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set(xlabel=f"bits per byte lost without it ({atlas.knock_out_tokens:,} tokens)", ylabel="layer.expert")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
@@ -114,25 +121,27 @@ def pairs(atlas: Atlas) -> Figure:
     image = None
     for axes, layer in zip(panels, atlas.layers, strict=False):
         if layer.pairs_expected_EE is not None:
-            shown = _doublings(layer.pairs_expected_EE)
-            image = axes.imshow(shown, cmap="RdBu_r", vmin=-_MOST, vmax=_MOST)
+            shown = doublings(layer.pairs_expected_EE)
+            image = axes.imshow(shown, **SCALE)
+        axes.grid(visible=False)
         axes.set(title=f"layer {layer.block}")
         ticks = range(0, len(layer.experts), max(1, len(layer.experts) // 8))
         axes.set(xticks=ticks, yticks=ticks)
     for axes in panels[len(atlas.layers) :]:
         axes.set_axis_off()
     if image is not None:
-        _doublings_bar(figure, image, list(panels), "times as often as by chance")
+        doublings_bar(figure, image, list(panels), "times as often as by chance")
     return figure
 
 
-def _doublings(times: NDArray[np.float64]) -> NDArray[np.float64]:
+def doublings(times: NDArray[np.float64]) -> NDArray[np.float64]:
     """log2, within the scale; NaN stays."""
     with np.errstate(divide="ignore"):
-        doublings: NDArray[np.float64] = np.clip(np.log2(times), -_MOST, _MOST)
-    return doublings
+        clipped: NDArray[np.float64] = np.clip(np.log2(times), -_MOST, _MOST)
+    return clipped
 
 
-def _doublings_bar(figure: Figure, image: object, axes: Axes | list[Axes], label: str) -> None:
+def doublings_bar(figure: Figure, image: object, axes: Axes | list[Axes], label: str) -> None:
+    """The scale beside such pictures."""
     bar = figure.colorbar(image, ax=axes, label=label)  # type: ignore[arg-type]  # an AxesImage
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["¼ or less", "½", "1", "2", "4 or more"])

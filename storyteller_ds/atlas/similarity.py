@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from storyteller_ds.atlas.matrix import Matrix
 from storyteller_ds.atlas.routing import moe_layer
 from storyteller_ds.atlas.sample import Sample
 from storyteller_ds.model.decoder import Decoder
@@ -22,14 +21,14 @@ TOKENS = 1024
 class Similarity:
     """Of the experts of a layer, [E, E] each, 1 on the diagonal."""
 
-    output_cosine_EE: NDArray[np.float64]
+    output_cosine_EE: Matrix
     """Cosine of the outputs for the same token, mean over tokens: 1 means the same direction."""
-    output_cka_EE: NDArray[np.float64]
+    output_cka_EE: Matrix
     """Linear centered kernel alignment of the outputs (Kornblith et al. 2019, 1905.00414): 1 also where one expert's
     outputs are the other's turned and scaled, 0 where they have nothing in common. With the unbiased estimate of HSIC
     (Song et al., JMLR 13, 2012), as in Nguyen et al. (2010.15327): the plain one finds much that is alike by chance
     where there are not many more tokens than features."""
-    weight_cosine_EE: NDArray[np.float64]
+    weight_cosine_EE: Matrix
     """Cosine of all matrices as they stand, feature by feature: near 1 for copies that have hardly been trained since.
     Two experts can compute the same with their features in another order, and a cosine of 0."""
 

@@ -1,6 +1,5 @@
 """storyteller atlas: what the experts of a mixture do."""
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,16 +93,12 @@ def _make(folder: Path) -> None:
 
 def _write(found: "Atlas", folder: Path) -> str:
     """Write everything that is asked for; gives a line about it."""
+    from storyteller_ds.atlas.plots import save_pictures
     from storyteller_ds.atlas.report import as_json, as_markdown
     from storyteller_ds.durable import write_atomically
 
-    can_draw = importlib.util.find_spec("matplotlib") is not None
     try:
-        pictures = []
-        if can_draw:
-            from storyteller_ds.atlas.plots import save_pictures
-
-            pictures = save_pictures(found, folder)
+        pictures = save_pictures(found, folder)
         write_atomically(folder / JSON, as_json(found))
         write_atomically(folder / MARKDOWN, as_markdown(found, pictures))
     except OSError as error:
@@ -111,4 +106,4 @@ def _write(found: "Atlas", folder: Path) -> str:
             f"{folder} could not be written: {error.strerror or error}; choose another --output_dir"
         ) from None
     names = ", ".join([JSON, MARKDOWN, *(name for name, _ in pictures)])
-    return f"written to {folder}: {names}{'' if can_draw else '; no pictures without pip install matplotlib'}"
+    return f"written to {folder}: {names}"

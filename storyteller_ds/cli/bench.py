@@ -1,6 +1,5 @@
 """storyteller bench: measure on this machine what the documentation claims."""
 
-import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -57,8 +56,6 @@ def quality(
     recipe runs with three learning rates. Overrides are for all of them: data.source=FILE data.validation=FILE. The
     same command again continues.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib is not installed; pip install matplotlib")
     # Imported here, with torch: --help need not wait for it.
     from storyteller_ds.bench import report
     from storyteller_ds.bench.compared import RECIPES

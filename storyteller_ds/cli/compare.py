@@ -1,6 +1,5 @@
 """storyteller compare: whether a mixture is worth it on this machine."""
 
-import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -56,8 +55,6 @@ def compare(
     One twin has as much work per token, the other as many parameters. First a step of each is timed: minutes become
     steps, and the machine is then free for other work. The same command again continues.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib is not installed; pip install matplotlib")
     if minutes is not None and tokens is not None:
         raise UserError("--minutes and --tokens are two budgets; give one of them")
     # Imported here, with torch: --help need not wait for it.

@@ -30,6 +30,7 @@ _VERBS = {
     "generate": "Continue a prompt.",
     "compare": "Train a mixture and its dense twins on the same batches, and say which is better.",
     "evaluate": "Say how well models predict held-out stories, what their own are like, and what is copied.",
+    "report": "Show what a run was and what it came to, or several side by side, from their records.",
     "atlas": "Say what the experts of a mixture serve, what is lost without each, and which can go.",
     "export": "Write a model in the format of another tool, read it back, and compare.",
     "import": "Read a model of another tool into a run folder, from which stories can be generated.",

@@ -64,9 +64,8 @@ def sweep(
 
 
 def _check_installed() -> None:
-    for name in ("optuna", "matplotlib"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"{name} is not installed; pip install optuna matplotlib")
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("optuna is not installed; pip install optuna")
 
 
 def _run(space: "Space", trials: int | None, folder: Path) -> list["Result"]:

@@ -145,7 +145,7 @@ def inspect(path: Path, text: str | None, as_json: bool) -> None:
 @click.option("--input_file", required=True, type=UserPath(or_word=True), help="Text to compare on, as data.source.")
 @click.option("--train_file", type=UserPath(or_word=True), help="Text for those that are trained, as data.source.")
 @click.option("--rare", type=click.IntRange(1), default=10, show_default=True, help="Used less often is rare.")
-@click.option("--plot", type=UserPath(), help="Also draw it, into this PNG file (needs matplotlib).")
+@click.option("--plot", type=UserPath(), help="Also draw it, into this PNG file.")
 @_as_json
 def compare(
     tokenizers: tuple[str, ...], input_file: str, train_file: str | None, rare: int, plot: Path | None, as_json: bool
@@ -183,12 +183,8 @@ def compare(
 
 
 def _check_plot(path: Path) -> None:
-    import importlib.util
-
     from storyteller_ds.durable import check_output
 
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--plot needs a package: pip install matplotlib")
     check_output(path, "--plot")
 
 

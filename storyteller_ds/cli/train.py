@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from storyteller_ds.errors import (
 )
 
 if TYPE_CHECKING:
+    from storyteller_ds.distributed.world import World
     from storyteller_ds.records.trained_run import TrainedRun
 
 SECONDS_FOR_RANK_0 = 20
@@ -117,7 +119,8 @@ def train(
                 loaded = load_initial_config(
                     init_from, config, overrides, ds_config=ds_config, ranks=world.size, log=lines_to(console)
                 )
-            run = Trainer(loaded, output_dir, resume=resume, console=console).train(interruption, print_end)
+            trainer = Trainer(loaded, output_dir, resume=resume, console=console, command=_command(world))
+            run = trainer.train(interruption, print_end)
             if world.is_main and not quiet:
                 _print_where(run)
         except InterruptedAfterSave:
@@ -140,11 +143,24 @@ def train(
             raise
 
 
+def _command(world: "World") -> str:
+    """What continues this run: what was typed; for the ranks of one machine the same through our launcher."""
+    from storyteller_ds.redaction import redacted
+
+    train, *given = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or ["train"]
+    if world.size == 1:
+        return redacted(shlex.join(["storyteller", train, *given]))
+    command = redacted(shlex.join(["storyteller", "launch", "--num_accelerators", str(world.local_size), "--", *given]))
+    if world.size == world.local_size:
+        return command
+    return f"{command}    # on {world.size} ranks, with the launcher and the hosts that started it"
+
+
 def _print_where(run: "TrainedRun") -> None:
     """Where everything is, on stdout, and what to type next."""
-    from storyteller_ds.records.run_folder import METRICS, SAMPLES
+    from storyteller_ds.records.run_folder import METRICS, REPORT, SAMPLES
 
-    for label, record in (("metrics:", METRICS), ("samples:", SAMPLES)):
+    for label, record in (("report:", REPORT), ("metrics:", METRICS), ("samples:", SAMPLES)):
         if (run.folder / record).exists():
             print(f"{label:<12}{run.folder / record}")
     print(f"checkpoint: {run.checkpoint}")

@@ -19,6 +19,8 @@ from storyteller_ds.evaluation.libraries import what_is_missing
 _MOST_COPIED_BY_CHANCE = 0.1
 _SHOWN = 200
 """Of a passage (characters)."""
+_LEFT = 2
+"""Columns that are words."""
 
 
 def heading(found: Sequence[Evaluated]) -> list[str]:
@@ -32,24 +34,32 @@ def heading(found: Sequence[Evaluated]) -> list[str]:
 
 def table(found: Sequence[Evaluated]) -> Table:
     """A line for each figure, a column for each checkpoint."""
+    columns, lines = cells(found)
     rows = Table(box=box.MARKDOWN)
-    for column in ("figure", "better"):
-        rows.add_column(column)
+    for i, column in enumerate(columns):
+        rows.add_column(column, justify="left" if i < _LEFT else "right")
+    for line in lines:
+        rows.add_row(*line)
+    return rows
+
+
+def cells(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
+    """The names of the table's columns, and its lines."""
     tells = any(each.generation for each in found)
-    for column in (*labels(found), *(["held-out stories"] if tells else [])):
-        rows.add_column(column, justify="right")
+    columns = ["figure", "better", *labels(found), *(["held-out stories"] if tells else [])]
     same_tokens = _are_same(each.text.tokenizer.fingerprint for each in found)
+    lines = []
     for figure in all_figures(found[0]):
         if figure.is_per_token and not same_tokens:
             continue
         values = [figure.of(each) for each in found]
         held_out = "" if figure.of_held_out is None else _first(figure.of_held_out(each) for each in found)
         if any(value != "-" for value in (*values, held_out or "-")):
-            rows.add_row(figure.name, figure.better, *values, *([held_out] if tells else []))
+            lines.append([figure.name, figure.better, *values, *([held_out] if tells else [])])
         if figure.name == "bits per byte" and (differences := compared(found)):
             shown = ["", *(f"{'' if each.value < 0 else '+'}{estimate(each)}" for each in differences)]
-            rows.add_row(f"… less those of {labels(found)[0]}", "lower", *shown, *([""] if tells else []))
-    return rows
+            lines.append([f"… less those of {labels(found)[0]}", "lower", *shown, *([""] if tells else [])])
+    return columns, lines
 
 
 def compared(found: Sequence[Evaluated]) -> list[Estimate]:
@@ -105,10 +115,12 @@ def remarks(found: Sequence[Evaluated]) -> list[str]:
 def as_json(found: Sequence[Evaluated]) -> str:
     """Everything, with all intervals, bins and stories; what is not known is null."""
     differences = [None, *compared(found)] if len(found) > 1 else []
+    columns, lines = cells(found)
     document = {
         "checkpoints": [{"name": label, **_as_mapping(each)} for label, each in zip(labels(found), found, strict=True)],
         "bits_per_byte_less_first": [None if each is None else each._asdict() for each in differences],
         "remarks": remarks(found),
+        "table": {"columns": columns, "rows": lines},
     }
     return json.dumps(document, indent=2, allow_nan=False)
 

@@ -20,13 +20,17 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 MLRUNS = "mlruns"
+REPORT, REPORT_MARKDOWN, REPORT_PICTURES = "report.html", "report.md", "report"
+EVALUATION, ATLAS = "evaluation.json", "atlas.json"
+"""What `storyteller report --measure` has found."""
 WANDB_RUN_ID, MLFLOW_RUN_ID = "wandb_run_id", "mlflow_run_id"
 """Keys in config.json: the runs to go on with after a resume."""
 LOCK = ".lock"
 """Held by the process that writes there."""
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Not through a link, and without waiting for the reader of a FIFO: the folder may come from a stranger."""
-_RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS, TENSORBOARD, MLRUNS)
+_DERIVED = (REPORT, REPORT_MARKDOWN, REPORT_PICTURES, EVALUATION, ATLAS)
+_RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS, TENSORBOARD, MLRUNS, *_DERIVED)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from storyteller_ds.engines.gradient_check import check_gradients
 from storyteller_ds.engines.memory import what_to_lower
 from storyteller_ds.engines.precision import run_dtype
 from storyteller_ds.errors import CheckpointError, Interrupted, InterruptedAfterSave
+from storyteller_ds.machine import machine
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.memory import memory_hint
 from storyteller_ds.records import run_folder as records
@@ -53,6 +54,7 @@ from storyteller_ds.training.callbacks.pace import Pace
 from storyteller_ds.training.callbacks.profile import FOLDER as PROFILE
 from storyteller_ds.training.callbacks.profile import Profile
 from storyteller_ds.training.callbacks.progress import PlainProgress, TerminalProgress
+from storyteller_ds.training.callbacks.run_report import RunReport
 from storyteller_ds.training.callbacks.samples import Samples, check_prompts
 from storyteller_ds.training.callbacks.slow_steps import SlowSteps
 from storyteller_ds.training.callbacks.step_report import StepReport
@@ -74,6 +76,7 @@ class Trainer:
         callbacks: get every event, after those of train.callbacks.
         resume: auto (the newest checkpoint of output_dir, if any), never, or the path of a run folder or a step folder.
         console: where progress is printed; silent on all ranks but the first.  [default: stderr]
+        command: what a person types to continue this run; for its report.
 
     Raises:
         ConfigError: the config cannot run on this machine or on these ranks.
@@ -86,6 +89,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         resume: str | os.PathLike[str] = "auto",
         console: Console | None = None,
+        command: str | None = None,
     ) -> None:
         self.loaded = config if isinstance(config, LoadedConfig) else LoadedConfig.of(config)
         self.run = self.loaded.run
@@ -99,6 +103,7 @@ class Trainer:
         self.callbacks = checked([*named_callbacks(self.run.train.callbacks), *callbacks])
         self._resume = os.fspath(resume)
         self._origin = None if self.loaded.init_from is None else str(self.loaded.init_from)
+        self._command = command
         self._console = console or stderr_console(quiet=not self.world.is_main)
         self._log = lines_to(self._console)
         self.engine: Engine
@@ -248,14 +253,15 @@ class Trainer:
     def _records(self, folder: RunFolder, contents: Contents) -> list[Callback]:
         """Files, trackers and progress: what rank 0 alone does."""
         trackers, ids = tracking.trackers(self.loaded, folder, contents.config["run"], self._log)
-        config = {**contents.config, **ids}
+        config = {**contents.config, **ids, "machine": machine(), "command": self._command}
         write_atomically(folder.path / records.CONFIG, json.dumps(config, indent=2) + "\n")
         write_atomically(folder.path / records.TOKENIZER, contents.tokenizer_json)
         pace, max_steps = Pace(self.run.train), self.run.train.max_steps
         progress: Callback = PlainProgress(self._log, max_steps, pace)
         if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
             progress = TerminalProgress(self._console, max_steps, pace)
-        return [MetricsFile(folder.path / records.METRICS), *trackers, progress]
+        report = RunReport(folder.path, self._log)  # after the bar is gone, before what waits for a server
+        return [MetricsFile(folder.path / records.METRICS), *trackers, report, progress]
 
     def _contents(self, corpus: Corpus) -> Contents:
         """What every checkpoint of this run holds beside its tensors."""

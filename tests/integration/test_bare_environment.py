@@ -13,7 +13,6 @@ from tests.support.distributed import REPOSITORY, SMALLEST_RUN, Outcome, run_com
 
 EXTRAS = (
     *("deepspeed", "triton", "wandb", "tensorboard", "mlflow", "datasets", "numba", "gguf", "transformers", "optuna"),
-    "matplotlib",
 )
 PROMPT = "Once upon a time"
 

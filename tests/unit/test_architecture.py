@@ -19,7 +19,7 @@ def run_python(code: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess
 
 BLOCKED = """
 import sys
-for name in ("deepspeed", "triton", "wandb", "datasets", "optuna", "matplotlib"):
+for name in ("deepspeed", "triton", "wandb", "datasets", "optuna"):
     sys.modules[name] = None  # import raises ImportError
 """
 

@@ -141,9 +141,7 @@ def finish(
 
 
 def _save_plots(folder: Path, spool: Spool, kept: NDArray[np.int64], vocabulary: Counter[str]) -> list[str]:
-    """Names of the pictures; none without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return []
+    """Names of the pictures."""
     from storyteller_ds.data.cleaning import plots
 
     plots.save_lengths(spool.words[kept], folder / plots.LENGTHS)

@@ -40,7 +40,6 @@ def test_the_tables(runs):
 
 
 def test_json_and_files(runs, tmp_path):
-    pytest.importorskip("matplotlib")
     result = atlas(runs["gpt2"], "--json", "--output_dir", tmp_path / "a" / "b")
     assert result.exit_code == 0, result.exception
     document = json.loads(result.stdout, parse_constant=pytest.fail)
@@ -74,18 +73,13 @@ def test_without_knock_outs_and_without_pairs(runs, tmp_path):
     assert not {"atlas-knock-out.png", "atlas-pairs.png"} & {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "denckring_en_pos"])
-def test_what_is_not_installed_is_said(runs, tmp_path, monkeypatch, missing):
-    find = importlib.util.find_spec
+def test_what_is_not_installed_is_said(runs, tmp_path, monkeypatch):
+    find, missing = importlib.util.find_spec, "denckring_en_pos"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
     result = atlas(runs["char"], "--knock_out_tokens", 0, "--output_dir", tmp_path)
     assert result.exit_code == 0, result.exception
-    if missing == "matplotlib":
-        assert "no pictures without pip install matplotlib" in result.stderr
-        assert {path.name for path in tmp_path.iterdir()} == {"atlas.json", "atlas.md"}
-    else:
-        assert "no parts of speech without pip install 'storyteller_ds[atlas]'" in result.stderr
-        assert "part of speech" not in result.stdout
+    assert "no parts of speech without pip install 'storyteller_ds[atlas]'" in result.stderr
+    assert "part of speech" not in result.stdout
 
 
 def test_another_text_a_quantised_model_and_an_export(runs, tmp_path):

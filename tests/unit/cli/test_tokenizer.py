@@ -119,7 +119,6 @@ def test_inspect_shows_what_there_is(text, tmp_path):
 
 
 def test_compare_paths_and_kinds(text, tmp_path):
-    pytest.importorskip("matplotlib")
     train(text, tmp_path / "mine", "--vocab_size", 300)
     names = [str(tmp_path / "mine"), "char:40", "sentencepiece:300"]
     options = ("--input_file", text, "--train_file", text, "--rare", 5)
@@ -133,13 +132,11 @@ def test_compare_paths_and_kinds(text, tmp_path):
     assert rows[0]["frequency_bits_per_byte"] < rows[1]["frequency_bits_per_byte"]
 
 
-def test_compare_says_what_is_missing(text, tmp_path, monkeypatch):
+def test_compare_says_what_is_missing(text, tmp_path):
     assert "say on which text with --train_file" in error("compare", "bpe:300", "--input_file", text)
     assert "is a number, as in bpe:4096" in error("compare", "bpe:x", "--input_file", text, "--train_file", text)
     assert "bpe:SIZE" in error("compare", "bqe:300", "--input_file", text, "--train_file", text)
     assert "--plot" in error("compare", "char", "--input_file", text, "--plot", tmp_path / "no" / "x.png")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install matplotlib" in error("compare", "char", "--input_file", text, "--plot", tmp_path / "x.png")
 
 
 def test_a_write_that_fails_leaves_the_old_file(text, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def test_a_missing_optuna_is_named_with_its_command(sweep, tmp_path, monkeypatch
     from storyteller_ds.cli import sweep as verb
 
     monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(st.UserError, match="optuna is not installed; pip install optuna matplotlib"):
+    with pytest.raises(st.UserError, match="optuna is not installed; pip install optuna"):
         sweep(tmp_path / "a", *LISTS)
 
 

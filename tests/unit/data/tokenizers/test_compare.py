@@ -98,7 +98,6 @@ def test_gpt2_has_tokens_that_stories_never_use(shared_folder):
 
 
 def test_it_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
     from storyteller_ds.data.tokenizers.plot import draw
 
     found = [measure(name, trained(name)(None), TEXTS, 2) for name in ("bpe", "char", "sentencepiece")]

@@ -1,0 +1,24 @@
+"""An atlas read back from the JSON that report.as_json has written."""
+
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from storyteller_ds.atlas.atlas import Atlas
+from storyteller_ds.untrusted import UntrustedFileError, read_text
+from storyteller_ds.validation_errors import first_problem
+
+_BYTES = 1 << 26
+"""Largest file that is read."""
+
+
+def read_atlas(path: Path) -> Atlas:
+    """The atlas in a file.
+
+    Raises:
+        UntrustedFileError: it is none.
+    """
+    try:
+        return TypeAdapter(Atlas).validate_json(read_text(path, _BYTES))
+    except ValidationError as error:
+        raise UntrustedFileError(f"{path} is no atlas ({first_problem(error)}); make it again") from None

@@ -1,0 +1,76 @@
+"""How figures look: as SVG that follows the page's light or dark colours, and as PNG on white."""
+
+import io
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 4.3, 2.7
+"""Of a figure (inches): text of 9 points is still read where a phone shows it at full width."""
+_INK = "#0b0c0e"
+_COLOURS = ("#2f7ebc", "#e0653a", "#2a9d6e", "#b9609f", "#c59a1b", "#5fb3d4", "#8a6d5b", "#7f7f7f")
+"""Read on white and on near black, and by the colour-blind: after Okabe and Ito, Color Universal Design (2008)."""
+_STYLE: Any = {
+    "axes.edgecolor": "#8a8d91",
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.prop_cycle": cycler(color=_COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.size": 9,
+    "grid.alpha": 0.35,
+    "grid.color": "#8a8d91",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+_UNUSED_ID = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
+"""Of groups, the same in each figure; nothing refers to them."""
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Figures that are made inside look alike. matplotlib's remarks about fonts and its cache are not shown."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with matplotlib.rc_context(_STYLE):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """An element for an HTML page: its ink is the page's, its text is text.
+
+    Args:
+        figure: made inside style(), where this is called, too.
+        name: of the figure on its page, so that two of them share no names.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    return _UNUSED_ID.sub("", text.replace(_INK, "currentColor")).strip()
+
+
+def as_png(figure: Figure) -> bytes:
+    """The same for a page without themes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
