@@ -33,11 +33,11 @@ class Tile(NamedTuple):
 
 def sentence(run: RunRecords) -> str:
     """What it is, and what it has come to."""
-    parts = [f"{run.name}:"]
+    parts = []
     if run.config is not None:
         count, moe = count_parameters(run.config), run.config.moe
         kind = f"mixture of {moe.num_experts} experts, top-{moe.top_k}" if run.config.moe_layers else "dense model"
-        parts.append(f"a {kind}, {count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active for a token.")
+        parts.append(f"A {kind}, {count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active for a token.")
     parts.append(state(run) + ".")
     if (bpb := best_known_bpb(run)) is not None:
         parts.append(f"It predicts held-out stories with {bpb:.4f} bits per byte.")

@@ -54,7 +54,7 @@ def atlas_tables(atlas: Atlas) -> tuple[list[str], list[Rows]]:
 
 def config_yaml(runs: Sequence[RunRecords]) -> list[tuple[str, str]]:
     """Name and settings of each run, as a file that --config takes."""
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
     found = []
     for run in runs:

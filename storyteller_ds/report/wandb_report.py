@@ -95,4 +95,4 @@ def _panel(curves: Curves, is_one: bool, i: int) -> Any:
 
 
 def _lead(runs: Sequence[RunRecords]) -> str:
-    return "\n\n".join(summary.sentence(run) for run in runs)
+    return "\n\n".join(f"{run.name}: {summary.sentence(run)}" for run in runs)

@@ -19,7 +19,7 @@ def test_a_finished_run(tmp_path):
     assert run.samples[0].step == 60
     assert run.missing == [f"no evaluation and atlas: storyteller report --measure {tmp_path / 'fox'}"]
     assert summary.sentence(run) == (
-        "fox: a mixture of 8 experts, top-2, 3.94M parameters, 1.58M active for a token. Finished after 60 steps. "
+        "A mixture of 8 experts, top-2, 3.94M parameters, 1.58M active for a token. Finished after 60 steps. "
         "It predicts held-out stories with 1.1000 bits per byte."
     )
     tiles = {tile.label: tile.value for tile in summary.tiles(run)}
