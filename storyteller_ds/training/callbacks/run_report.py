@@ -22,11 +22,11 @@ class RunReport(Callback):
 
     def on_end(self, exit_code: int) -> None:
         """Write it."""
-        # Imported here: matplotlib is needed at the end only.
-        from storyteller_ds.report.page import write_report
-        from storyteller_ds.report.run_records import read_run
-
         try:
+            # Imported here: matplotlib is needed at the end only.
+            from storyteller_ds.report.page import write_report
+            from storyteller_ds.report.run_records import read_run
+
             write_report([read_run(self._folder, is_over=True)], self._folder)
         except Exception as error:  # whatever it is, the run has been trained
             self._log(f"no report was written ({one_line(error)}); storyteller report {self._folder} tries again")
