@@ -7,7 +7,7 @@ from typing import Any
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.planning.activations import Activations
-from storyteller_ds.planning.weights import HEAD, groups_of
+from storyteller_ds.planning.weights import groups_of
 from storyteller_ds.planning.zero import FP32, way_to_keep
 
 PARTS = (
@@ -101,6 +101,3 @@ def _without_none(zero: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in zero.items()
         if not (key.startswith("offload_") and (not value or value.get("device") in (None, "none")))
     }
-
-
-__all__ = ["HEAD", "Memory", "memory_of"]

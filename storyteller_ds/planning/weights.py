@@ -1,7 +1,6 @@
 """The weights that one rank updates, in the groups into which an optimizer gets them."""
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from storyteller_ds.config.run import RunConfig
@@ -85,13 +84,3 @@ def groups_of(run: RunConfig, plan: ParallelPlan) -> list[Group]:
 
 def _share(stack: Stack | None, ranks: int) -> Stack | None:
     return None if stack is None else stack._replace(number=stack.number // ranks)
-
-
-def in_blocks(groups: list[Group], blocks: int) -> Iterator[int]:
-    """Numbers in the weights of each block."""
-    sizes = [0] * blocks
-    for group in groups:
-        for weight in group.weights:
-            if weight.block != HEAD:
-                sizes[weight.block] += weight.numel
-    return iter(sizes)
