@@ -229,9 +229,8 @@ class Stage3(Kept):
         return 0 if "offload_param" in self.zero else self._partitions() * self.held
 
     def _state(self) -> int:
-        # The fp32 weights are the model's own where these are fp32 and lie on the same device.
-        has_master = self.held != FP32 or self._offloads
-        return sum((has_master + group.moments) * self._part(group) for group in self.groups) * FP32
+        # fp32 weights have a copy too: DeepSpeed compares a device with its name, which are never equal.
+        return sum((1 + group.moments) * self._part(group) for group in self.groups) * FP32
 
     def optimizer(self) -> int:
         return 0 if self._offloads else self._state()
