@@ -72,9 +72,9 @@ class Activations:
         model, e, T = self.run.model, self.size, self.tokens
         kv = model.kv_heads * model.head_dim
         qkv = T * (model.hidden_size + 2 * kv) * e
-        total = qkv + 2 * self._width  # what the product over positions takes; what it gives, and the same by heads
-        if self.device == "cuda":
-            total -= self._width  # whose result lies by tokens already
+        # What attention takes and gives. That lies in memory as its queries do: by tokens, or, where a norm has written
+        # these, by heads, and then it is copied for the output projection.
+        total = qkv + self._width * (2 if model.qk_norm else 1)
         if model.qk_norm:
             total += self._norm(model.hidden_size) + self._norm(kv)
             total += T * (model.hidden_size + kv) * e if model.position == "rope" else 0

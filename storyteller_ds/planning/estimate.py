@@ -48,17 +48,20 @@ class Estimate:
         plan: shares of the batch and of the experts.
         device: of every rank.
         ranks: how many, and where.
+        groups: of the weights of a rank.
     """
 
     loaded: LoadedConfig
     plan: ParallelPlan
     device: Device
     ranks: Ranks
+    groups: list[Group]
 
     @classmethod
     def of(cls, loaded: LoadedConfig, device: Device, ranks: Ranks) -> "Estimate":
         """Raises ConfigError: the numbers do not divide, or the combination cannot run."""
-        return cls(loaded, make_plan(loaded.run, ranks.number, loaded), device, ranks)
+        plan = make_plan(loaded.run, ranks.number, loaded)
+        return cls(loaded, plan, device, ranks, groups_of(loaded.run, plan))
 
     @property
     def run(self) -> RunConfig:
@@ -75,14 +78,9 @@ class Estimate:
         return "fp32" if self.device.dtype == "fp16" and self.run.parallel.zero_stage == 0 else self.device.dtype
 
     @cached_property
-    def groups(self) -> list[Group]:
-        """The weights of a rank."""
-        return groups_of(self.run, self.plan)
-
-    @cached_property
     def memory(self) -> Memory:
         """Tensors of a rank."""
-        return memory_of(self.run, self.loaded.deepspeed, self.plan, self.device.kind, self.dtype)
+        return memory_of(self.run, self.loaded.deepspeed, self.plan, self.device.kind, self.dtype, self.groups)
 
     @property
     def other_bytes(self) -> Mapping[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.planning.activations import Activations
-from storyteller_ds.planning.weights import groups_of
+from storyteller_ds.planning.weights import Group, groups_of
 from storyteller_ds.planning.zero import FP32, way_to_keep
 
 PARTS = (
@@ -40,7 +40,12 @@ class Memory:
 
 
 def memory_of(
-    run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, device: str, dtype: str
+    run: RunConfig,
+    ds_config: Mapping[str, Any] | None,
+    plan: ParallelPlan,
+    device: str,
+    dtype: str,
+    groups: list[Group] | None = None,
 ) -> Memory:
     """The memory of a rank.
 
@@ -50,11 +55,12 @@ def memory_of(
         plan: shares of the batch and of the experts.
         device: cpu, cuda or mps.
         dtype: fp32, bf16 or fp16, what the run computes in there.
+        groups: of the weights, where they are known already (groups_of).
     """
     stage, size, blocks = run.parallel.zero_stage, BYTES[dtype], run.model.num_layers
     held = size if stage else FP32
     keeps = way_to_keep(stage)(
-        groups_of(run, plan),
+        groups or groups_of(run, plan),
         blocks,
         held,
         plan.world_size,

@@ -55,6 +55,11 @@ class Row:
         return self.name == "zero3_nvme"
 
     @property
+    def is_special(self) -> bool:
+        """Whether it is only for who asks for it: a disk has to be named, or the number format is another one."""
+        return self.name in ("zero3_nvme", "zero2_fp16")
+
+    @property
     def all_settings(self) -> list[str]:
         """Overrides that make it fit."""
         if self.fitting is None or self.fitting is self.asked:
@@ -95,10 +100,10 @@ def _row(asked: Asked, name: str, ds_config: str | None, settings: tuple[str, ..
 
 
 def recommended(found: Sequence[Row]) -> Row | None:
-    """The fastest that fits; of equally fast ones the first, which is the simplest. With a disk only if it must be."""
+    """The fastest that fits; of equally fast ones the first, which is the simplest."""
     fitting = [row for row in found if row.fitting is not None]
-    without_disk = [row for row in fitting if not row.needs_disk] or fitting
-    return min(without_disk, key=lambda row: round(row.fitting.hours, 6) if row.fitting else 0.0, default=None)
+    usual = [row for row in fitting if not row.is_special] or fitting
+    return min(usual, key=lambda row: round(row.fitting.hours, 6) if row.fitting else 0.0, default=None)
 
 
 def command(asked: Asked, row: Row) -> str:
