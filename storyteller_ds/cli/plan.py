@@ -51,8 +51,8 @@ def plan(
     Nothing is trained, and no card is needed: times are estimates by published rates, or on this machine by measured
     ones.
     """
-    from storyteller_ds.planning.strategies import Asked, command, recommended, rows, scaled
     from storyteller_ds.planning.estimate import Ranks
+    from storyteller_ds.planning.strategies import Asked, command, recommended, rows, scaled
 
     asked = Asked(config, overrides, _device(device), Ranks(nodes, gpus))
     found = rows(asked)

@@ -62,9 +62,10 @@ def collective_rates(device: torch.device) -> dict[str, float]:
 def _rank(rank: int, ranks: int, kind: str, store: Path, answers: Path) -> None:
     torch.set_num_threads(1)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    meeting_place = f"file://{store}"
     backend = "nccl" if kind == "cuda" else "gloo"
     timeout = timedelta(seconds=LIMIT_S)
-    dist.init_process_group(backend, store=dist.FileStore(str(store), ranks), rank=rank, world_size=ranks, timeout=timeout)
+    dist.init_process_group(backend, init_method=meeting_place, rank=rank, world_size=ranks, timeout=timeout)
     data = torch.zeros(_BYTES.get(kind, _BYTES_ON_CPU) // 4, device=device)
     other = torch.empty_like(data)
     moved = data.nbytes * (ranks - 1) / ranks

@@ -134,7 +134,9 @@ class Activations:
         if mode == "none":
             return self.saved(block)
         # The router's statistics leave the block.
-        inputs = self._width + (T * (self.run.moe.num_experts * 4 + self.run.moe.top_k * 8) if self._is_moe(block) else 0)
+        inputs = self._width + (
+            T * (self.run.moe.num_experts * 4 + self.run.moe.top_k * 8) if self._is_moe(block) else 0
+        )
         if mode == "block":
             return inputs
         kv = model.kv_heads * model.head_dim
@@ -156,9 +158,10 @@ class Activations:
             down = acts + self._copies * one * e
             return 2 * self._width + max(wide * acts, down)
         rows = T * moe.top_k * model.hidden_size * e
-        an_expert = T * moe.top_k // moe.num_experts * 2 * up_width(model) * e + self._copies * up_width(model) // (
-            model.intermediate_size
-        ) * one * e
+        an_expert = (
+            T * moe.top_k // moe.num_experts * 2 * up_width(model) * e
+            + self._copies * up_width(model) // (model.intermediate_size) * one * e
+        )
         if self._has_kernels:
             an_expert = T * moe.top_k * (up_width(model) + model.intermediate_size) * e
         return self._width + max(2 * rows, rows + an_expert)

@@ -149,7 +149,15 @@ class Estimate:
         offloaded = (self.loaded.deepspeed or {}).get("zero_optimization", {}).get("offload_optimizer") or {}
         where = offloaded.get("device") if self.device.kind != "cpu" else None
         return speed_of(
-            self.run, self.plan, self.device, self.dtype, activations, self.messages, updated, self.ranks.per_node, where
+            self.run,
+            self.plan,
+            self.device,
+            self.dtype,
+            activations,
+            self.messages,
+            updated,
+            self.ranks.per_node,
+            where,
         )
 
     @property

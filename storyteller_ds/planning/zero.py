@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from storyteller_ds.config.deepspeed_types import AUTO
-from storyteller_ds.optim.muon import _ENTRIES_AT_ONCE
+from storyteller_ds.optim.muon import ENTRIES_AT_ONCE
 from storyteller_ds.planning.weights import HEAD, Group
 
 FP32 = 4
@@ -122,15 +122,15 @@ def _muon(sizes: list[int], groups: list[Group], share: int = 1) -> int:
             by_shape[shape] = by_shape.get(shape, 0) + weight.numel // share
     most = 0
     for (rows, columns), numel in by_shape.items():
-        entries = min(numel, max(_ENTRIES_AT_ONCE, rows * columns))
+        entries = min(numel, max(ENTRIES_AT_ONCE, rows * columns))
         grams = 2 * entries * min(rows, columns) // max(rows, columns)
         # The orthogonalised matrices, before and after a product, and the Gram matrices of two.
         most = max(most, 2 * entries + grams)
     return (sum(sizes) + most) * FP32 if groups else 0
 
 
-class Stage12(Kept):
-    """ZeRO-1, and ZeRO-2 in Stage2: the model whole, in its format; fp32 weights and moments in partitions."""
+class _Stage12(Kept):
+    """ZeRO-1, and ZeRO-2 in _Stage2: the model whole, in its format; fp32 weights and moments in partitions."""
 
     @property
     def _offloads(self) -> bool:
@@ -193,7 +193,7 @@ class Stage12(Kept):
         return self._own(), max(most, norm)
 
 
-class Stage2(Stage12):
+class _Stage2(_Stage12):
     """ZeRO-2: gradients go into the bucket as they come, and only a rank's own part of them stays."""
 
     @property
@@ -212,7 +212,7 @@ class Stage2(Stage12):
         return self._own(), self.buffers(0) + self._copied()
 
 
-class Stage3(Kept):
+class _Stage3(Kept):
     """ZeRO-3: of everything a partition; weights are gathered where they are used."""
 
     @property
@@ -275,4 +275,4 @@ class Stage3(Kept):
 
 def way_to_keep(stage: int | None) -> type[Kept]:
     """The class of a ZeRO stage; None: no DeepSpeed."""
-    return {None: Kept, 0: Kept, 1: Stage12, 2: Stage2, 3: Stage3}[stage]
+    return {None: Kept, 0: Kept, 1: _Stage12, 2: _Stage2, 3: _Stage3}[stage]

@@ -22,6 +22,4 @@ def read_samples(path: Path) -> list[SampleSection]:
     text = path.read_text(encoding="utf-8", errors="replace")
     found = list(HEADING.finditer(text))
     ends = [*(each.start() for each in found[1:]), len(text)]
-    return [
-        SampleSection(int(each[1]), text[each.end() : end].strip()) for each, end in zip(found, ends, strict=True)
-    ]
+    return [SampleSection(int(each[1]), text[each.end() : end].strip()) for each, end in zip(found, ends, strict=True)]
