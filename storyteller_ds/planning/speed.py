@@ -15,7 +15,7 @@ from storyteller_ds.planning.devices import Device
 from storyteller_ds.planning.messages import COLLECTIVES, Messages
 
 PRODUCTS, COPIES, LINKS = 0.7, 0.85, 0.8
-"""Parts of published rates that large products, copies and messages reach: assumptions. Measured rates count in full."""
+"""Parts of published rates that large products, copies and messages reach: assumptions. Measured ones count in full."""
 ASSUMPTIONS = (
     f"products at {PRODUCTS:.0%} of the published rate, copies at {COPIES:.0%}, messages at {LINKS:.0%} "
     "(measured rates: in full); nothing overlaps; rings; expert loads balanced; every activation that is kept is "

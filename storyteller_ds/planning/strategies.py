@@ -60,6 +60,11 @@ class Row:
         return self.name in ("zero3_nvme", "zero2_fp16")
 
     @property
+    def is_roundabout(self) -> bool:
+        """Whether it saves memory by work that no roofline sees: hooks that gather weights, an update on the host."""
+        return self.name.startswith("zero3") or self.name.endswith("offload")
+
+    @property
     def all_settings(self) -> list[str]:
         """Overrides that make it fit."""
         if self.fitting is None or self.fitting is self.asked:
@@ -100,10 +105,12 @@ def _row(asked: Asked, name: str, ds_config: str | None, settings: tuple[str, ..
 
 
 def recommended(found: Sequence[Row]) -> Row | None:
-    """The fastest that fits; of equally fast ones the first, which is the simplest."""
+    """The fastest that fits; of equally fast ones the first, which is the simplest. ZeRO-3 and offloads only where nothing
+    else fits, and fp16 and disks only where not even these do."""
     fitting = [row for row in found if row.fitting is not None]
     usual = [row for row in fitting if not row.is_special] or fitting
-    return min(usual, key=lambda row: round(row.fitting.hours, 6) if row.fitting else 0.0, default=None)
+    direct = [row for row in usual if not row.is_roundabout] or usual
+    return min(direct, key=lambda row: round(row.fitting.hours, 6) if row.fitting else 0.0, default=None)
 
 
 def command(asked: Asked, row: Row) -> str:
@@ -115,10 +122,7 @@ def command(asked: Asked, row: Row) -> str:
         return shlex.join(["storyteller", "train", *config, *settings])
     ds_config = ["--ds_config", row.ds_config]
     ranks = asked.ranks
-    if ranks.nodes > 1:
-        where = ["--hostfile", "hosts"]
-    else:
-        where = ["--num_accelerators", str(ranks.per_node)]
+    where = ["--hostfile", "hosts"] if ranks.nodes > 1 else ["--num_accelerators", str(ranks.per_node)]
     return shlex.join(["storyteller", "launch", *where, "--", *config, *ds_config, *settings])
 
 
