@@ -105,8 +105,10 @@ def _row(asked: Asked, name: str, ds_config: str | None, settings: tuple[str, ..
 
 
 def recommended(found: Sequence[Row]) -> Row | None:
-    """The fastest that fits; of equally fast ones the first, which is the simplest. ZeRO-3 and offloads only where nothing
-    else fits, and fp16 and disks only where not even these do."""
+    """The fastest that fits; of equally fast ones the first, which is the simplest.
+
+    ZeRO-3 and offloads only where nothing else fits, and fp16 and disks only where not even these do.
+    """
     fitting = [row for row in found if row.fitting is not None]
     usual = [row for row in fitting if not row.is_special] or fitting
     direct = [row for row in usual if not row.is_roundabout] or usual
