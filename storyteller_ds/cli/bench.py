@@ -1,5 +1,6 @@
 """storyteller bench: measure on this machine what the documentation claims."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -189,3 +190,38 @@ def data(megabytes: float) -> None:
     for rate in loading.measure():
         print(rate.line())
     print(cleaning.measure(megabytes, usable_cores()).line())
+
+
+@bench.command()
+@click.option("--output", type=UserPath(), help="Write the record of this device here, too.")
+def device(output: Path | None) -> None:
+    """Measure this machine's rates: products, copies, launches, messages between ranks.
+
+    In under a minute; let it do nothing else. storyteller plan uses the record, and the MFU of training.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from storyteller_ds.console import lines_to, print_table, stderr_console
+    from storyteller_ds.distributed.world import pick_device
+    from storyteller_ds.durable import check_output, write_output
+    from storyteller_ds.engines.device_record import device_key, measure_device, write_record
+
+    if output is not None:
+        check_output(output, "--output")
+    place = pick_device("auto", None)
+    entry = measure_device(place, lines_to(stderr_console()))
+    file = write_record(place, entry)
+    if output is not None:
+        write_output(output, "--output", json.dumps({device_key(place): entry}, indent=2) + "\n")
+    rows = Table(box=box.MARKDOWN)
+    rows.add_column(device_key(place))
+    rows.add_column("measured", justify="right")
+    for name, rate in entry["products_flop_per_s"].items():
+        rows.add_row(f"matrix products, {name}", f"{rate / 1e9:,.1f} GFLOP/s")
+    rows.add_row("copies, read and written", f"{entry['copy_byte_per_s'] / 1e9:,.2f} GB/s")
+    rows.add_row("launch of an operator", f"{1e6 * entry['launch_s']:,.1f} us")
+    for name, rate in entry["messages_byte_per_s"].items():
+        rows.add_row(f"{name.replace('_', '-')}, out of each rank", f"{rate / 1e9:,.2f} GB/s")
+    print_table(rows)
+    print(f"\nrecord: {file}")

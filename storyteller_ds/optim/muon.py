@@ -35,7 +35,7 @@ _COEFFICIENTS = (
 )
 """a, b and c of each iteration a s + b s^3 + c s^5: the best for what the last one leaves of [0.02, 1]."""
 _EPS = 1e-7
-_ENTRIES_AT_ONCE = 2**26
+ENTRIES_AT_ONCE = 2**26
 """Most entries that are sent or multiplied together, which bounds the memory that a step takes."""
 
 
@@ -282,11 +282,11 @@ def _batched(all_matrices: Iterable[_Matrices]) -> Iterator[list[_Matrices]]:
 
 
 def _at_most(items: Iterable[T], entries: Callable[[T], int]) -> Iterator[list[T]]:
-    """Runs of items that have no more than _ENTRIES_AT_ONCE together; an item of its own may have more."""
+    """Runs of items that have no more than ENTRIES_AT_ONCE together; an item of its own may have more."""
     run: list[T] = []
     total = 0
     for item in items:
-        if run and total + entries(item) > _ENTRIES_AT_ONCE:
+        if run and total + entries(item) > ENTRIES_AT_ONCE:
             yield run
             run, total = [], 0
         run.append(item)

@@ -31,7 +31,7 @@ from storyteller_ds.distributed.world import World, pick_device
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine, check_engine, prepared_machine
-from storyteller_ds.engines.device_rates import product_rate
+from storyteller_ds.engines.device_record import known_product_rate
 from storyteller_ds.engines.gradient_check import check_gradients
 from storyteller_ds.engines.memory import what_to_lower
 from storyteller_ds.engines.precision import run_dtype
@@ -191,7 +191,7 @@ class Trainer:
             callbacks = self._all_callbacks(corpus, folder, may_end, stack)
             for callback in callbacks:
                 callback.trainer = self
-            rate = product_rate(self.device, run_dtype(run, self.device))
+            rate = known_product_rate(self.device, run_dtype(run, self.device))
             data: Batches = batches
             if self.device.type == "cuda":  # on a CPU there is nothing to overlap with
                 ahead = PrefetchedBatches(batches, STEPS_AHEAD, pinned=True)

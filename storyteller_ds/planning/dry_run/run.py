@@ -3,7 +3,6 @@
 import dataclasses
 import multiprocessing
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -38,10 +37,6 @@ class DryRun:
     """Why the real run would hang or fail, a line each."""
     cut: list[str]
     """What was made smaller for it."""
-
-    def groups(self) -> dict[str, int]:
-        """Kinds of process groups that each rank is in: how large -> how many of them each rank has."""
-        return {f"{len(ranks)}": n for ranks, n in Counter(self.views[0].groups).items()}
 
     def exchanged(self) -> Iterator[tuple[str, int, int, int]]:
         """Of the first step of rank 0: operation, ranks, calls, bytes that it gives."""

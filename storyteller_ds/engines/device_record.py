@@ -1,0 +1,92 @@
+"""The measured rates of this machine's device, kept in the cache folder (`storyteller bench device`).
+
+A JSON object with an entry for each device, number of threads and torch: what else a rate depends on.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from storyteller_kernels.dispatch import instruction_set
+
+from storyteller_ds.data.cache import cache_folder
+from storyteller_ds.durable import write_atomically
+from storyteller_ds.engines.collective_rates import collective_rates
+from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate
+from storyteller_ds.engines.precision import DTYPE_NAMES
+from storyteller_ds.errors import StorytellerError
+from storyteller_ds.untrusted import read_json
+
+FILE = "device_rates.json"
+
+
+def device_key(device: torch.device) -> str:
+    """What an entry is valid for."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {instruction_set()}"
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} thread(s)"
+    return f"{name}, {platform.machine()}{threads}, torch {torch.__version__}"
+
+
+def measured_formats(device: torch.device) -> list[torch.dtype]:
+    """fp32, and the half formats for which the device has arithmetic: elsewhere they are emulated, and slower."""
+    if device.type == "cuda":
+        has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        return [torch.float32, torch.float16, *[torch.bfloat16] * has_bf16]
+    if device.type == "mps":
+        return [torch.float32, torch.float16]
+    return [torch.float32, *[torch.bfloat16] * torch.cpu._is_avx512_bf16_supported()]
+
+
+def measure_device(device: torch.device, log: Callable[[str], None]) -> dict[str, Any]:
+    """An entry for this device; takes seconds, and the machine should do nothing else."""
+    products = {}
+    for dtype in measured_formats(device):
+        log(f"matrix products, {DTYPE_NAMES[dtype]}")
+        products[DTYPE_NAMES[dtype]] = product_rate(device, dtype)
+    log("copies and launches")
+    copies, launch = copy_rate(device), launch_time(device)
+    log("messages between ranks of this machine")
+    return {
+        "products_flop_per_s": products,
+        "copy_byte_per_s": copies,
+        "launch_s": launch,
+        "messages_byte_per_s": collective_rates(device),
+    }
+
+
+def read_records(file: Path | None = None) -> dict[str, Any]:
+    """All entries; none, if the file is not there or is none of ours: it can be made again."""
+    try:
+        found = read_json(file or cache_folder() / FILE)
+    except (OSError, StorytellerError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_record(device: torch.device, entry: Mapping[str, Any], file: Path | None = None) -> Path:
+    """Put the entry of this device beside those of others.
+
+    Raises:
+        UserError: the cache folder cannot be known.
+        OSError: it cannot be written.
+    """
+    target = file or cache_folder() / FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, json.dumps({**read_records(target), device_key(device): entry}, indent=2) + "\n")
+    return target
+
+
+def recorded(device: torch.device) -> dict[str, Any] | None:
+    """The entry of this device, if it has been measured."""
+    entry = read_records().get(device_key(device))
+    return entry if isinstance(entry, dict) and "products_flop_per_s" in entry else None
+
+
+def known_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The recorded rate of matrix products, or else one that is measured now [FLOP/s]."""
+    rates = (recorded(device) or {}).get("products_flop_per_s", {})
+    rate = rates.get(DTYPE_NAMES[dtype])
+    return rate if isinstance(rate, float) and rate > 0 else product_rate(device, dtype)

@@ -1,0 +1,109 @@
+"""The memory that a rank needs: a walk through one step, and the moment of it that needs most (bytes)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.planning.activations import Activations
+from storyteller_ds.planning.weights import Group, groups_of
+from storyteller_ds.planning.zero import FP32, way_to_keep
+
+PARTS = (
+    "parameters",
+    "gradients",
+    "optimizer state",
+    "activations",
+    "logits and loss",
+    "communication buffers",
+    "for a moment",
+)
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one rank, tensors only."""
+
+    moment: str
+    """Of a step, at which the device holds most."""
+    parts: Mapping[str, int]
+    """PARTS of that moment."""
+    host: int
+    """In the host's memory, where the JSON offloads."""
+
+    @property
+    def total(self) -> int:
+        """On the device."""
+        return sum(self.parts.values())
+
+
+def memory_of(
+    run: RunConfig,
+    ds_config: Mapping[str, Any] | None,
+    plan: ParallelPlan,
+    device: str,
+    dtype: str,
+    groups: list[Group] | None = None,
+) -> Memory:
+    """The memory of a rank.
+
+    Args:
+        run: its config.
+        ds_config: the DeepSpeed JSON, or None.
+        plan: shares of the batch and of the experts.
+        device: cpu, cuda or mps.
+        dtype: fp32, bf16 or fp16, what the run computes in there.
+        groups: of the weights, where they are known already (groups_of).
+    """
+    stage, size, blocks = run.parallel.zero_stage, BYTES[dtype], run.model.num_layers
+    held = size if stage else FP32
+    keeps = way_to_keep(stage)(
+        groups or groups_of(run, plan),
+        blocks,
+        held,
+        plan.world_size,
+        plan.accumulation_steps > 1,
+        _without_none((ds_config or {}).get("zero_optimization", {})),
+        ds_config is not None,
+    )
+    acts = Activations(run, plan, device, size, cast=held != size)
+    always = {"parameters": keeps.parameters(), "optimizer state": keeps.optimizer()}
+    kept = [acts.kept(block) for block in range(blocks)]
+    moments: dict[str, dict[str, int]] = {
+        "at the loss": {
+            "parameters": always["parameters"] + keeps.gathered(blocks),
+            "gradients": keeps.gradients(blocks),
+            "activations": acts.base() + sum(kept),
+            "logits and loss": acts.loss_kept() + acts.loss(),
+            "communication buffers": keeps.buffers(blocks),
+        }
+    }
+    for block in reversed(range(blocks)):
+        moments[f"in the backward pass of block {block}"] = {
+            "parameters": always["parameters"] + keeps.gathered(block),
+            "gradients": keeps.gradients(block) + keeps.of_block(block),
+            "activations": acts.base() + sum(kept[: block + 1]) + acts.again(block),
+            "communication buffers": keeps.buffers(block),
+            "for a moment": acts.backward(block),
+        }
+    gradients, buffers = keeps.reduction()
+    moments["when gradients are reduced"] = {"gradients": gradients, "communication buffers": buffers}
+    gradients, briefly = keeps.update()
+    moments["in the optimizer"] = {
+        "gradients": gradients,
+        "for a moment": briefly,
+        "communication buffers": keeps.buffers(blocks),
+    }
+    moment, parts = max(moments.items(), key=lambda each: sum((always | each[1]).values()))
+    return Memory(moment, dict.fromkeys(PARTS, 0) | always | parts, keeps.host())
+
+
+def _without_none(zero: Mapping[str, Any]) -> dict[str, Any]:
+    """The section without offloads that are turned off."""
+    return {
+        key: value
+        for key, value in zero.items()
+        if not (key.startswith("offload_") and (not value or value.get("device") in (None, "none")))
+    }

@@ -1,0 +1,106 @@
+"""How long a step takes by the roofline: products, other reads and writes, messages, one after the other.
+
+An estimate, and stated as one: nothing overlaps, products run at PRODUCTS of the published rate (or at the measured one
+of this machine), copies at COPIES of the memory's bandwidth.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.model.counts import flops_per_token
+from storyteller_ds.planning.activations import Activations
+from storyteller_ds.planning.devices import Device
+from storyteller_ds.planning.messages import COLLECTIVES, Messages
+
+PRODUCTS, COPIES, LINKS = 0.7, 0.85, 0.8
+"""Parts of published rates that large products, copies and messages reach: assumptions. Measured ones count in full."""
+ASSUMPTIONS = (
+    f"products at {PRODUCTS:.0%} of the published rate, copies at {COPIES:.0%}, messages at {LINKS:.0%} "
+    "(measured rates: in full); nothing overlaps; rings without latency; expert loads balanced; every activation "
+    "that is kept is written and read five times in all; no validation, samples or checkpoints in the time"
+)
+_PASSES_OVER_ACTIVATIONS = 5
+OFFLOADS = {"cpu": 25e9, "nvme": 3e9}
+"""Bytes a second between a card and where its optimizer's state is: a PCI Express 4 bus, a fast disk. Assumptions."""
+_NUMBERS_OF_AN_UPDATE = 7
+"""AdamW reads weight, gradient and two moments, and writes three of them."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one optimizer step of all ranks."""
+
+    products_s: float
+    copies_s: float
+    messages_s: float
+    mfu: float
+    """Arithmetic of the model over what all devices could do in that time at the rate that counts as theirs."""
+    tokens: int
+    """Of a step."""
+
+    @property
+    def step_s(self) -> float:
+        """The sum."""
+        return self.products_s + self.copies_s + self.messages_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all ranks together."""
+        return self.tokens / self.step_s
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "step_s": self.step_s,
+            "products_s": self.products_s,
+            "copies_s": self.copies_s,
+            "messages_s": self.messages_s,
+            "tokens_per_s": self.tokens_per_s,
+            "mfu": self.mfu,
+        }
+
+
+def speed_of(
+    run: RunConfig,
+    plan: ParallelPlan,
+    device: Device,
+    dtype: str,
+    activations: Activations,
+    messages: Messages,
+    updated: int,
+    per_machine: int,
+    offloads_to: str | None,
+) -> Speed:
+    """The time of a step.
+
+    Args:
+        run: its config.
+        plan: shares of the batch.
+        device: of every rank.
+        dtype: of the products.
+        activations: of a micro-batch.
+        messages: of a step.
+        updated: numbers that a rank's optimizer updates.
+        per_machine: ranks of one machine.
+        offloads_to: where the optimizer's state is, if not on the device: cpu or nvme.
+    """
+    is_measured = device.kind == "cpu"
+    rate = device.rates.get(dtype, device.rates["fp32"])  # a format without arithmetic of its own is emulated
+    tokens = run.train.global_batch_size * run.data.sequence_length
+    flops = flops_per_token(run) * tokens / plan.world_size
+    again = {"none": 1.0, "selective": 1.0, "block": 4 / 3}[run.model.activation_checkpointing]
+    products_s = flops * again / (rate * (1 if is_measured else PRODUCTS))
+    kept = sum(activations.saved(block) for block in range(run.model.num_layers))
+    update = _NUMBERS_OF_AN_UPDATE * 4 * updated
+    moved = _PASSES_OVER_ACTIVATIONS * kept * plan.accumulation_steps + (0 if offloads_to else update)
+    copies_s = moved / (device.copies * (1 if is_measured else COPIES))
+    copies_s += update / OFFLOADS[offloads_to] if offloads_to else 0.0
+    link = LINKS if not is_measured else 1.0
+    messages_s = 0.0
+    for name in COLLECTIVES:
+        reach = device.link if messages.groups[name] <= per_machine else device.network
+        messages_s += messages.on_the_wire(name) / (reach * link)
+    total = products_s + copies_s + messages_s
+    return Speed(products_s, copies_s, messages_s, flops / rate / total, tokens)

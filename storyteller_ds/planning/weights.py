@@ -1,0 +1,86 @@
+"""The weights that one rank updates, in the groups into which an optimizer gets them."""
+
+import math
+from typing import NamedTuple
+
+from storyteller_ds.config.run import RunConfig
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.model.canonical import is_expert, placed_parameters
+from storyteller_ds.model.decoder import empty_decoder
+from storyteller_ds.optim.muon import Stack
+from storyteller_ds.optim.optimizer import muon_stacks, parameter_groups
+
+HEAD = -1
+"""The block of a weight that is in none: embedding, final norm, output projection."""
+
+
+class Weight(NamedTuple):
+    """One parameter, as much of it as a rank holds before ZeRO cuts it."""
+
+    name: str
+    numel: int
+    stack: Stack | None
+    """Its matrices, where Muon updates it."""
+
+    @property
+    def block(self) -> int:
+        """Number of the block that it is in, or HEAD."""
+        return int(self.name.split(".")[1]) if self.name.startswith("blocks.") else HEAD
+
+
+class Group(NamedTuple):
+    """Weights with the same settings, over which ZeRO-1 and 2 lay one flat vector."""
+
+    weights: tuple[Weight, ...]
+    ranks: int
+    """That share it: all, or for experts those with the same ones."""
+
+    @property
+    def numel(self) -> int:
+        """Numbers in all of them."""
+        return sum(weight.numel for weight in self.weights)
+
+    @property
+    def partition(self) -> int:
+        """Numbers of each rank's part of the flat vector, which DeepSpeed pads to two for each rank."""
+        return 2 * math.ceil(self.numel / (2 * self.ranks))
+
+    @property
+    def moments(self) -> int:
+        """AdamW keeps two, Muon one."""
+        return 1 if self.weights[0].stack else 2
+
+    def touched(self, rank: int) -> int:
+        """Numbers of the weights of which at least a part lies in this rank's partition: their gradients stay."""
+        begin, end = rank * self.partition, (rank + 1) * self.partition
+        total = offset = 0
+        for weight in self.weights:
+            if offset < end and offset + weight.numel > begin:
+                total += weight.numel
+            offset += weight.numel
+        return total
+
+    def largest_part(self) -> int:
+        """Numbers of the largest piece of one weight in a partition."""
+        return min(self.partition, max(weight.numel for weight in self.weights))
+
+
+def groups_of(run: RunConfig, plan: ParallelPlan) -> list[Group]:
+    """Those of a rank, in the order of the optimizer; the experts in groups of their own, where they are spread."""
+    decoder = empty_decoder(run)
+    names = {placed.parameter: placed.name for placed in placed_parameters(decoder)}
+    stacks = muon_stacks(decoder, run)
+    spreads = plan.strategy != "local"
+    groups = []
+    for group in parameter_groups(decoder, run.optimizer, stacks):
+        for experts in (False, True):
+            share = plan.ep_size if experts else 1
+            chosen = [p for p in group["params"] if (spreads and is_expert(names[p])) == experts]
+            weights = tuple(Weight(names[p], p.numel() // share, _share(stacks.get(p), share)) for p in chosen)
+            if weights:
+                groups.append(Group(weights, plan.world_size // share))
+    return groups
+
+
+def _share(stack: Stack | None, ranks: int) -> Stack | None:
+    return None if stack is None else stack._replace(number=stack.number // ranks)

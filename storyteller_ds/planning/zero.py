@@ -1,0 +1,278 @@
+"""What each ZeRO stage of DeepSpeed 0.19.8 holds, and what no DeepSpeed does (bytes of one rank).
+
+Read off deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, and engines/single.py. A class for each way to keep
+weights, with the same questions.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from storyteller_ds.config.deepspeed_types import AUTO
+from storyteller_ds.optim.muon import ENTRIES_AT_ONCE
+from storyteller_ds.planning.weights import HEAD, Group
+
+FP32 = 4
+NORM = 8
+"""Bytes of a number where DeepSpeed takes the norm of a gradient."""
+_ALLREDUCED_AT_ONCE = 500_000_000
+"""Numbers of ZeRO-0's buffer (deepspeed/runtime/engine.py)."""
+_DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One device without DeepSpeed, and the answers of ZeRO-0 in `reduction`.
+
+    Args:
+        groups: of the weights.
+        blocks: of the model.
+        held: bytes of a number of the model's weights.
+        ranks: all of them.
+        accumulates: whether a step has several micro-batches.
+        zero: the section zero_optimization of the DeepSpeed JSON.
+        is_deepspeed: whether there is one.
+    """
+
+    groups: list[Group]
+    blocks: int
+    held: int
+    ranks: int
+    accumulates: bool
+    zero: Mapping[str, Any]
+    is_deepspeed: bool = True
+
+    @property
+    def numel(self) -> int:
+        """Numbers in the weights of a rank."""
+        return sum(group.numel for group in self.groups)
+
+    @cached_property
+    def by_block(self) -> dict[int, int]:
+        """Block, or HEAD -> numbers in its weights."""
+        sizes = dict.fromkeys(range(HEAD, self.blocks), 0)
+        for group in self.groups:
+            for weight in group.weights:
+                sizes[weight.block] += weight.numel
+        return sizes
+
+    def _setting(self, name: str) -> int:
+        value = self.zero.get(name, AUTO)
+        return int(_DEFAULTS[name] if value == AUTO else value)
+
+    @property
+    def _bucket(self) -> int:
+        """Numbers that are reduced together."""
+        return self._setting("reduce_bucket_size")
+
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return self.numel * self.held
+
+    def optimizer(self) -> int:
+        """Moments, and fp32 weights where they are others than the model's."""
+        return sum(group.moments * group.numel for group in self.groups) * FP32
+
+    def host(self) -> int:
+        """What is in the host's memory instead."""
+        return 0
+
+    def gathered(self, block: int) -> int:
+        """Weights of others that are here while the backward pass is at a block (self.blocks: at the loss)."""
+        return 0
+
+    def gradients(self, block: int) -> int:
+        """That are there when the backward pass comes to a block; self.blocks: at the loss."""
+        if self.accumulates:
+            return self.numel * self.held
+        return sum(size for number, size in self.by_block.items() if number > block) * self.held
+
+    def of_block(self, block: int) -> int:
+        """Gradients that a block makes."""
+        return self.by_block[block] * self.held
+
+    def buffers(self, block: int) -> int:
+        """For messages, while the backward pass is at a block."""
+        return 0
+
+    def reduction(self) -> tuple[int, int]:
+        """Gradients and buffers while the last of them are reduced."""
+        is_reduced = self.is_deepspeed and self.ranks > 1
+        return self.numel * FP32, min(self.numel, _ALLREDUCED_AT_ONCE) * FP32 if is_reduced else 0
+
+    def update(self) -> tuple[int, int]:
+        """Gradients, and what the optimizer holds for a moment."""
+        hidden = [group for group in self.groups if group.weights[0].stack]
+        return self.numel * FP32, _muon([group.numel for group in hidden], hidden)
+
+
+def _muon(sizes: list[int], groups: list[Group], share: int = 1) -> int:
+    """What Muon holds while it updates groups of which `sizes` numbers are here (optim/muon.py)."""
+    by_shape: dict[tuple[int, int], int] = {}
+    for group in groups:
+        for weight in group.weights:
+            assert weight.stack is not None
+            shape = weight.stack.rows, weight.stack.columns
+            by_shape[shape] = by_shape.get(shape, 0) + weight.numel // share
+    most = 0
+    for (rows, columns), numel in by_shape.items():
+        entries = min(numel, max(ENTRIES_AT_ONCE, rows * columns))
+        grams = 2 * entries * min(rows, columns) // max(rows, columns)
+        # The orthogonalised matrices, before and after a product, and the Gram matrices of two.
+        most = max(most, 2 * entries + grams)
+    return (sum(sizes) + most) * FP32 if groups else 0
+
+
+class _Stage12(Kept):
+    """ZeRO-1, and ZeRO-2 in _Stage2: the model whole, in its format; fp32 weights and moments in partitions."""
+
+    @property
+    def _offloads(self) -> bool:
+        return "offload_optimizer" in self.zero
+
+    @property
+    def _stored(self) -> int:
+        """Bytes of a number of the gradients that a rank keeps."""
+        return self.held
+
+    def _partitions(self) -> int:
+        return sum(group.partition for group in self.groups)
+
+    def _touched(self) -> int:
+        """Numbers of the buffer of a rank's own gradients: on rank 0, which ends with a whole weight as all do."""
+        return sum(group.touched(0) for group in self.groups)
+
+    def _state(self) -> int:
+        return sum((1 + group.moments) * group.partition for group in self.groups) * FP32
+
+    def optimizer(self) -> int:
+        return 0 if self._offloads else self._state()
+
+    def _largest(self) -> int:
+        return max(weight.numel for group in self.groups for weight in group.weights)
+
+    def host(self) -> int:
+        if not self._offloads:
+            return 0
+        # Gradients and, in the model's format, new weights of the partition; a buffer for the largest weight.
+        return self._state() + self._partitions() * (FP32 + self.held) + self._largest() * self.held
+
+    def buffers(self, block: int) -> int:
+        """The bucket is there from the first gradient of a micro-batch on, in full."""
+        spare = self._largest() * self.held if self._offloads else 0
+        bucket = self._bucket * self.held * (2 if self.zero.get("overlap_comm") is True else 1)
+        return spare + (bucket if block < self.blocks else 0)
+
+    def _own(self) -> int:
+        """The gradients that a rank keeps after a reduction."""
+        return 0 if self._offloads else self._touched() * self._stored
+
+    def _copied(self) -> int:
+        """A bucket whose parts are for several ranks is copied before it is reduced."""
+        several = any(group.ranks > 1 for group in self.groups)
+        return min(self._bucket, self.numel) * self.held if several else 0
+
+    def reduction(self) -> tuple[int, int]:
+        left = max(0, self.numel - self._bucket) * self.held
+        return left + self._own(), self.buffers(0) + self._copied()
+
+    def update(self) -> tuple[int, int]:
+        most = 0
+        for group in self.groups:
+            part = group.partition
+            flat = 0 if self._offloads else part * FP32  # a copy of the group's gradients, in one piece
+            hidden = [group] if group.weights[0].stack else []
+            most = max(most, flat + _muon([part], hidden, group.ranks))
+        norm = max(group.largest_part() for group in self.groups) * NORM
+        return self._own(), max(most, norm)
+
+
+class _Stage2(_Stage12):
+    """ZeRO-2: gradients go into the bucket as they come, and only a rank's own part of them stays."""
+
+    @property
+    def _stored(self) -> int:
+        return FP32
+
+    def _flushed(self, block: int) -> bool:
+        """Whether the bucket has been full before the backward pass comes to a block."""
+        return sum(size for number, size in self.by_block.items() if number > block) > self._bucket
+
+    def gradients(self, block: int) -> int:
+        has_own = self.accumulates or (block < self.blocks and self._flushed(block))
+        return self._own() if has_own else 0
+
+    def reduction(self) -> tuple[int, int]:
+        return self._own(), self.buffers(0) + self._copied()
+
+
+class _Stage3(Kept):
+    """ZeRO-3: of everything a partition; weights are gathered where they are used."""
+
+    @property
+    def _offloads(self) -> bool:
+        return "offload_optimizer" in self.zero
+
+    def _part(self, group: Group) -> int:
+        return sum(math.ceil(weight.numel / group.ranks) for weight in group.weights)
+
+    def _partitions(self) -> int:
+        return sum(self._part(group) for group in self.groups)
+
+    def parameters(self) -> int:
+        return 0 if "offload_param" in self.zero else self._partitions() * self.held
+
+    def _state(self) -> int:
+        # fp32 weights have a copy too: DeepSpeed compares a device with its name, which are never equal.
+        return sum((1 + group.moments) * self._part(group) for group in self.groups) * FP32
+
+    def optimizer(self) -> int:
+        return 0 if self._offloads else self._state()
+
+    def host(self) -> int:
+        total = self._partitions() * self.held if "offload_param" in self.zero else 0
+        if self._offloads:
+            # Their gradients twice: the buffer that is filled, and what the optimizer is given.
+            total += self._state() + 2 * self._partitions() * FP32
+        return total
+
+    def gathered(self, block: int) -> int:
+        small = self._setting("stage3_param_persistence_threshold")
+        total = persistent = 0
+        for group in self.groups:
+            for weight in group.weights:
+                if weight.numel < small:
+                    persistent += weight.numel
+                elif weight.block <= block:
+                    total += weight.numel
+        return (persistent + min(total, self._setting("stage3_max_live_parameters"))) * self.held
+
+    def gradients(self, block: int) -> int:
+        return 0 if self._offloads else self._partitions() * FP32
+
+    def buffers(self, block: int) -> int:
+        return self._bucket * self.held
+
+    def reduction(self) -> tuple[int, int]:
+        copied = min(self._bucket, self.numel) * self.held
+        return self.gradients(0), self.buffers(0) + copied
+
+    def update(self) -> tuple[int, int]:
+        most = 0
+        for group in self.groups:
+            part = self._part(group)
+            hidden = [group] if group.weights[0].stack else []
+            most = max(most, (0 if self._offloads else part * FP32) + _muon([part], hidden, group.ranks))
+        norm = max(math.ceil(w.numel / group.ranks) for group in self.groups for w in group.weights) * NORM
+        return self.gradients(0), max(most, norm)
+
+
+def way_to_keep(stage: int | None) -> type[Kept]:
+    """The class of a ZeRO stage; None: no DeepSpeed."""
+    return {None: Kept, 0: Kept, 1: _Stage12, 2: _Stage2, 3: _Stage3}[stage]

@@ -1,0 +1,129 @@
+"""storyteller plan: what it prints, and that what it tells one to type can be typed."""
+
+import json
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from storyteller_ds.certify.traffic import routed_bytes
+from storyteller_ds.cli.plan import plan
+from storyteller_ds.config import load_config
+from storyteller_ds.config.deepspeed import OURS
+from storyteller_ds.config.files import preset_names
+from storyteller_ds.distributed.plan import make_plan
+from storyteller_ds.errors import UserError
+from storyteller_ds.planning.devices import DEVICES, published
+from storyteller_ds.planning.estimate import Ranks
+from storyteller_ds.planning.strategies import SCALES, Asked, recommended, rows
+
+
+def planned(*arguments):
+    result = CliRunner().invoke(plan, [*arguments, "--json"], catch_exceptions=False)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_has_an_estimate_on_every_device(preset, device):
+    estimate = Asked(preset, (), published(device), Ranks(1, 1)).estimate(None)
+    assert 0 < estimate.speed.mfu < 1
+    assert estimate.needed > 16 * sum(group.numel for group in estimate.groups) * 0.7
+    assert estimate.largest_micro_batch >= 1
+
+
+def test_every_json_has_a_row_and_one_is_recommended():
+    found = planned("--config", "moe_model", "--device", "h100-80", "--gpus", "4")
+    assert {row["name"] for row in found["strategies"]} == {"none", *(path.stem for path in OURS.glob("*.json"))}
+    assert found["recommended"] in {row["name"] for row in found["strategies"] if row["fits"]}
+    sizes = {row["estimate"]["ep_size"] for row in found["strategies"] if row["name"] == "zero2"}
+    assert sizes == {1, 2, 4}
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_command_is_one_that_loads(gpus):
+    words = shlex.split(planned("--config", "tiny_test", "--device", "t4-16", "--gpus", str(gpus), "seed=3")["command"])
+    assert words[:2] == (["storyteller", "train"] if gpus == 1 else ["storyteller", "launch"])
+    typed = words[2:] if gpus == 1 else words[words.index("--") + 1 :]
+    options = dict(zip(typed[0:4:2], typed[1:4:2], strict=False))
+    settings = [word for word in typed if "=" in word]
+    loaded = load_config(options["--config"], settings, ds_config=options.get("--ds_config"), ranks=gpus)
+    assert loaded.run.seed == 3
+    assert make_plan(loaded.run, gpus, loaded).world_size == gpus
+
+
+def test_what_does_not_fit_says_what_to_lower():
+    large = ("train.global_batch_size=4096", "train.micro_batch_size=4096")
+    result = CliRunner().invoke(plan, ["--config", "moe_model", "--device", "t4-16", "--ds_config", "zero0", *large])
+    assert "does not fit; lower what it needs" in result.stdout
+    assert "train.micro_batch_size=2048 (now 4096)" in result.stdout
+
+
+def test_where_a_smaller_micro_batch_fits_the_command_has_it():
+    found = planned("--config", "moe_model", "--device", "t4-16", "train.micro_batch_size=128")
+    fitting = next(row for row in found["strategies"] if row["name"] == found["recommended"])
+    assert any(setting in found["command"] for setting in fitting["settings"] if "micro_batch" in setting)
+    assert found["memory"]["needed"] <= found["memory"]["available"]
+
+
+def test_an_unknown_device_is_named_with_the_nearest():
+    with pytest.raises(UserError, match="h100-80"):
+        published("h100")
+
+
+def test_the_cost_is_hours_times_price_times_devices():
+    found = planned("--config", "moe_model", "--device", "a100-80", "--gpus", "2", "--price_per_hour", "3")
+    assert found["cost"] == pytest.approx(found["hours"] * 3 * 2)
+
+
+def test_the_scale_table_goes_to_4096_devices():
+    found = planned("--config", "moe_model", "--device", "h100-80", "--scale")
+    assert [each.get("ranks", each.get("devices")) for each in found["scale"]] == [*SCALES]
+    speeds = [each["speed"]["tokens_per_s"] for each in found["scale"] if "speed" in each]
+    assert speeds == sorted(speeds)
+
+
+def test_all_to_all_carries_what_routing_has_to_move():
+    asked = Asked("quickstart", ("precision.dtype=fp32",), published("h100-80"), Ranks(1, 2))
+    estimate = asked.estimate("zero2")
+    assert 2 * estimate.messages.sent["all-to-all"] == routed_bytes(estimate.run, 1)
+
+
+def test_a_ring_sends_twice_for_a_reduction():
+    estimate = Asked("quickstart", (), published("h100-80"), Ranks(1, 4)).estimate("zero1")
+    messages = estimate.messages
+    assert messages.on_the_wire("all-reduce") == 2 * 3 / 4 * messages.sent["all-reduce"]
+    assert messages.on_the_wire("all-gather") == 3 / 4 * messages.sent["all-gather"]
+
+
+def test_one_device_sends_nothing():
+    estimate = Asked("quickstart", (), published("h100-80"), Ranks(1, 1)).estimate("zero2")
+    assert not any(estimate.messages.sent.values())
+
+
+def test_fp16_and_a_disk_are_not_recommended_unasked():
+    found = rows(Asked("fast_train", (), published("rtx4090-24"), Ranks(1, 2)))
+    best = recommended(found)
+    assert best is not None
+    assert not best.is_special
+    assert not best.is_roundabout
+
+
+def test_an_offload_is_recommended_where_nothing_else_fits():
+    # A billion parameters: 16 GB of fp32 weights, gradients and moments.
+    settings = ("model.num_layers=24", "precision.dtype=bf16", "optimizer.kind=adamw", "train.micro_batch_size=1")
+    best = recommended(rows(Asked("moe_model", settings, published("t4-16"), Ranks(1, 1))))
+    assert best is not None
+    assert best.is_roundabout
+
+
+def test_a_checkpoint_has_weights_and_moments_of_all_experts():
+    estimate = Asked("moe_model", ("optimizer.kind=adamw",), published("h100-80"), Ranks(1, 8)).estimate("zero2")
+    total = 3 * 4 * 510_636_288
+    assert estimate.checkpoint_bytes == pytest.approx(total, rel=1e-3)
+
+
+def test_tables_have_the_parts_and_the_assumptions():
+    result = CliRunner().invoke(plan, ["--config", "moe_model", "--device", "h100-80", "--gpus", "2"])
+    for words in ("optimizer state", "needed, most", "assumed: products at", "rates: NVIDIA H100", "recommended:"):
+        assert words in result.stdout
