@@ -1,6 +1,7 @@
 """storyteller plan --dry_run: every DeepSpeed JSON of ours, hostfiles, and what it refuses."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -20,26 +21,16 @@ def plan(*words: object) -> Outcome:
 @pytest.mark.parametrize("ds_config", JSONS)
 def test_every_json(ds_config: str, tmp_path: Path):
     settings = [*SMALL, "train.global_batch_size=32", f"parallel.nvme_path={tmp_path}"]
-    done = plan("--world_size", 16, "--ds_config", ds_config, "--json", *settings)
+    done = plan("--world_size", 4, "--ds_config", ds_config, "--json", *settings)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["world_size"], found["disagreements"]) == (16, [])
-    assert {0, 1, 15} <= {view["rank"] for view in found["ranks"]}
+    assert (found["world_size"], found["disagreements"]) == (4, [])
+    assert {0, 1, 3} <= {view["rank"] for view in found["ranks"]}
     assert all(view["step"] for view in found["ranks"])
-    # Of 16 ranks each keeps a sixteenth of what is not an expert, and padding.
-    optimized = {view["optimized"] for view in found["ranks"]}
-    if ds_config != "zero0":
-        assert max(optimized) < sum(map(size, found["ranks"][0]["parameters"].values())) or ds_config.startswith(
-            "zero3"
-        )
+    if ds_config.startswith(("zero1", "zero2")):  # whose ranks hold the model, and share the optimizer's state
+        total = sum(map(math.prod, found["ranks"][0]["parameters"].values()))
+        assert max(view["optimized"] for view in found["ranks"]) < total
     assert ("nvme" in ds_config) == ("memory in place of NVMe" in found["made_smaller"])
-
-
-def size(shape: list[int]) -> int:
-    count = 1
-    for each in shape:
-        count *= each
-    return count
 
 
 def test_the_ranks_of_a_hostfile(tmp_path: Path):
