@@ -28,6 +28,8 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"every_n_layers": 2, "top_k": 1},
     ),
     "dense": ({}, {"num_experts": 0}),
+    # Sums that oneDNN cuts in two.
+    "wide": ({"hidden_size": 512, "intermediate_size": 512}, {}),
 }
 every_model = pytest.mark.parametrize(("model", "moe"), MODELS.values(), ids=MODELS)
 
