@@ -63,6 +63,7 @@ class Recipe:
             f"train.eval_every_steps={max(1, steps // self.validations) if self.validations else 0}",
             *("train.early_stop_patience=0", "checkpoint.every_steps=0"),
             *("train.sample_every_steps=0", "train.sample_prompts=[]", "tracking.wandb=disabled"),
+            "tracking.report=false",
         ]
 
 

@@ -29,6 +29,7 @@ from storyteller_ds.training.trainer import Trainer
 
 _ONLY_TRAIN = (
     "tracking.wandb=disabled",
+    "tracking.report=false",
     "train.sample_prompts=[]",
     "train.eval_every_steps=0",
     "train.eval_batches=1",

@@ -190,6 +190,8 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
+    report: bool = True
+    """When the run ends, write report.html and report.md into its folder."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases; auto: WANDB_MODE, else online after `wandb login`, offline otherwise."""
     project: str = "storyteller"

@@ -260,8 +260,9 @@ class Trainer:
         progress: Callback = PlainProgress(self._log, max_steps, pace)
         if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
             progress = TerminalProgress(self._console, max_steps, pace)
-        report = RunReport(folder.path, self._log)  # after the bar is gone, before what waits for a server
-        return [MetricsFile(folder.path / records.METRICS), *trackers, report, progress]
+        # After the bar is gone, before what waits for a server.
+        reports = [RunReport(folder.path, self._log)] if self.run.tracking.report else []
+        return [MetricsFile(folder.path / records.METRICS), *trackers, *reports, progress]
 
     def _contents(self, corpus: Corpus) -> Contents:
         """What every checkpoint of this run holds beside its tensors."""

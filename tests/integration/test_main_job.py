@@ -64,6 +64,9 @@ def test_the_folder_has_what_the_readme_says(run_folder: Path):
     assert config["topology"] == {"world_size": 2, "ep_size": 2, "zero_stage": 2, "device": "cpu"}
     assert "## Step 6" in (run_folder / "samples.md").read_text()
     assert (run_folder / "tokenizer.json").exists()
+    page = (run_folder / "report.html").read_text()
+    assert "Finished after 6 steps" in page
+    assert "storyteller launch --num_accelerators 2 -- --ds_config" in page
     assert [path.name for path in (run_folder / "checkpoints").iterdir()] == ["step_00000006"]
 
 

@@ -29,7 +29,13 @@ class At(st.Callback):
 
 def train(folder, *callbacks, steps=STEPS, **settings):
     (folder.parent / "stories.txt").write_text("\n\n".join(STORIES))
-    given = {**SETTINGS, "data.source": str(folder.parent / "stories.txt"), "train.max_steps": steps, **settings}
+    given = {
+        **SETTINGS,
+        "tracking.report": True,
+        "data.source": str(folder.parent / "stories.txt"),
+        "train.max_steps": steps,
+        **settings,
+    }
     said = io.StringIO()
     trainer = st.Trainer(st.load_config("tiny_test", given), folder, callbacks, console=Console(file=said, width=500))
     return trainer.fit(), said
@@ -75,7 +81,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(tmp_path):
 def test_another_run_in_the_folder_begins_without_the_records_of_the_first(tmp_path):
     run, _ = train(tmp_path / "a")
     assert report(run.folder, "--measure", "--device", "cpu").exit_code == 0
-    given = {**SETTINGS, "data.source": str(tmp_path / "stories.txt"), "train.max_steps": 2}
+    given = {**SETTINGS, "tracking.report": True, "data.source": str(tmp_path / "stories.txt"), "train.max_steps": 2}
     st.Trainer(st.load_config("tiny_test", given), run.folder, resume="never").fit()
     assert not (run.folder / "atlas.json").exists()
     assert {path.name for path in (run.folder / "previous-1").iterdir()} >= {"report.html", "atlas.json"}

@@ -24,6 +24,7 @@ TINY_RUN = (
     "model.num_layers=2",
     "model.intermediate_size=96",
     "train.global_batch_size=8",
+    "tracking.report=false",
 )
 """Overrides of the quickstart preset with which a step takes milliseconds."""
 ADAMW = (
@@ -47,6 +48,7 @@ SMALLEST_RUN = (
     "train.max_steps=1",
     "train.sample_prompts=[a]",
     "tracking.wandb=disabled",
+    "tracking.report=false",
     "parallel.device=cpu",
 )
 """Overrides for one step on one device, of a text of a few lines."""
