@@ -12,6 +12,7 @@ from tests.support.wandb_offline import read_config, read_history
 STEPS = 6
 RUN = (
     *TINY_RUN,
+    "tracking.report=true",
     f"train.max_steps={STEPS}",
     "train.eval_every_steps=3",
     "train.eval_batches=1",
