@@ -36,12 +36,8 @@ def open_files(subject: Subject) -> Iterator[Finding]:
 
 def locked_memory(subject: Subject) -> Iterator[Finding]:
     """Offload copies through memory that is locked."""
-    zero = (subject.loaded.deepspeed or {}).get("zero_optimization") or {}
-    offloads = any(
-        (zero.get(name) or {}).get("device") in ("cpu", "nvme") for name in ("offload_optimizer", "offload_param")
-    )
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if offloads and subject.device.type == "cuda" and soft != resource.RLIM_INFINITY and soft < _LOCKED:
+    if subject.offloaded and subject.device.type == "cuda" and soft != resource.RLIM_INFINITY and soft < _LOCKED:
         yield warning(
             f"this process may lock {soft / 2**20:,.0f} MiB of memory (ulimit -l), and offload pins more",
             "ulimit -l unlimited, or docker run --ulimit memlock=-1",

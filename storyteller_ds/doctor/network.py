@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from storyteller_ds.config.deepspeed import run_values
+from storyteller_ds.config.load import COMMAND_LINE, OVERRIDES
 from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
 
@@ -66,8 +66,9 @@ def slow_format(subject: Subject) -> Iterator[Finding]:
 def claimed_size(subject: Subject) -> Iterator[Finding]:
     """A name or a comment of the config that says another size than the model has."""
     total = subject.counts.total
+    of_model = ("model.", "moe.", "tokenizer.")
     is_changed = any(
-        field.startswith(("model.", "moe.", "tokenizer.")) and "line" in source
+        field.startswith(of_model) and source in (COMMAND_LINE, OVERRIDES)
         for field, source in subject.loaded.sources.items()
     )
     if (line := _COUNT_LINE.search(subject.config_text)) and not is_changed:
@@ -88,18 +89,15 @@ def claimed_size(subject: Subject) -> Iterator[Finding]:
 
 def needless_offload(subject: Subject) -> Iterator[Finding]:
     """Optimizer or weights moved off a device that has room for them."""
-    zero = (subject.loaded.deepspeed or {}).get("zero_optimization") or {}
-    sections = [
-        s for s in ("offload_optimizer", "offload_param") if (zero.get(s) or {}).get("device") not in (None, "none")
-    ]
-    if not sections:
-        return
-    where = " and ".join(f"{s} to {zero[s]['device']}" for s in sections)
+    offloaded = subject.offloaded
     need, memory = _STATE_BYTES * subject.counts.total, subject.machine.device_bytes(subject.device)
+    if not offloaded or memory is None:
+        return
+    where = " and ".join(f"{section} to {device}" for section, device in offloaded.items())
     if subject.device.type == "cpu":
-        if all(zero[section]["device"] == "cpu" for section in sections):
+        if set(offloaded.values()) == {"cpu"}:
             yield note(f"{where}: on a CPU it is in that memory anyway", "--ds_config ds_configs/zero2.json")
-    elif memory is not None and need < _FITS_WELL * memory:
+    elif need < _FITS_WELL * memory:
         yield warning(
             f"{where}, though weights, gradients and moments are {need / 1e9:.1f} of the card's {memory / 1e9:.0f} GB; "
             "every step waits for the copies",
@@ -109,18 +107,10 @@ def needless_offload(subject: Subject) -> Iterator[Finding]:
 
 def state_beyond_memory(subject: Subject) -> Iterator[Finding]:
     """Weights, gradients and moments alone are more than the device has."""
-    memory = subject.machine.device_bytes(subject.device)
-    if memory is None or any(
-        (subject.loaded.deepspeed or {}).get("zero_optimization", {}).get(s)
-        for s in ("offload_optimizer", "offload_param")
-    ):
+    memory, is_shared = subject.machine.device_bytes(subject.device), subject.run.parallel.zero_stage == 3
+    if memory is None or subject.offloaded:
         return
-    shares = (
-        subject.plan.world_size
-        if (run_values(subject.loaded.deepspeed or {}).get("parallel.zero_stage", 0) == 3)
-        else 1
-    )
-    need = _STATE_BYTES * subject.counts.total / shares
+    need = _STATE_BYTES * subject.counts.total / (subject.plan.world_size if is_shared else 1)
     if need > memory:
         yield warning(
             f"weights, gradients and moments are {need / 1e9:,.1f} GB, and this device has {memory / 1e9:,.1f}",

@@ -47,6 +47,13 @@ class Subject:
         return 4 * self.counts.total * (3 if self.run.optimizer.kind == "adamw" else 2)
 
     @property
+    def offloaded(self) -> dict[str, str]:
+        """Section of the DeepSpeed JSON -> the device that it moves something to."""
+        zero = (self.loaded.deepspeed or {}).get("zero_optimization") or {}
+        devices = {name: (zero.get(name) or {}).get("device") for name in ("offload_optimizer", "offload_param")}
+        return {name: device for name, device in devices.items() if device not in (None, "none", "auto")}
+
+    @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return run_dtype(self.run, self.device)
