@@ -58,13 +58,14 @@ def _holder(lock: Path) -> str | None:
 
 def few_inodes(subject: Subject) -> Iterator[Finding]:
     """A disk may be full of files while it has bytes free."""
-    for folder in {subject.output_dir, cache_folder(subject.run.data.cache_dir)}:
+    for folder in (subject.output_dir, cache_folder(subject.run.data.cache_dir)):
         free = subject.machine.free_files(folder)
         if free is not None and free < _FEW_FILES:
             yield warning(
                 f"the file system of {folder} has room for {free:,} more files (inodes)",
                 "remove files there (df -i), or choose another disk",
             )
+            return
 
 
 def cache(subject: Subject) -> Iterator[Finding]:

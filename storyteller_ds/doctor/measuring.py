@@ -49,7 +49,7 @@ def validates_at_the_end_only(subject: Subject) -> Iterator[Finding]:
     every, steps = subject.run.train.eval_every_steps, subject.run.train.max_steps
     if every > steps:
         yield note(
-            f"train.eval_every_steps={every} is beyond the end (train.max_steps={steps}): validated is at the end only",
+            f"train.eval_every_steps={every} is beyond the end (train.max_steps={steps}): only the end is validated",
             f"train.eval_every_steps={max(1, steps // 5)} has five",
         )
 
