@@ -84,10 +84,10 @@ def cache(subject: Subject) -> Iterator[Finding]:
 
 
 def cache_to_make(subject: Subject) -> Iterator[Finding]:
-    """A folder that was chosen for the cache, and is missing."""
+    """A folder that was chosen for the cache, and not even the folder that it is in is there: a typo, or a disk."""
     chosen = subject.run.data.cache_dir is not None or bool(os.environ.get("STORYTELLER_CACHE"))
     folder = cache_folder(subject.run.data.cache_dir)
-    if not chosen or os.path.lexists(folder) or not os.access(existing(folder), os.W_OK | os.X_OK):
+    if not chosen or folder.parent.is_dir() or not os.access(existing(folder), os.W_OK | os.X_OK):
         return
 
     def make() -> str:
@@ -95,7 +95,11 @@ def cache_to_make(subject: Subject) -> Iterator[Finding]:
         return f"made {folder}"
 
     where = "data.cache_dir" if subject.run.data.cache_dir is not None else "STORYTELLER_CACHE"
-    yield Finding("note", f"{where} names {folder}, which is not there yet", f"mkdir -p {folder}", make)
+    yield warning(
+        f"{where} names {folder}, and there is no {folder.parent}; is the name right, and the disk mounted?",
+        f"mkdir -p {folder}",
+        make,
+    )
 
 
 def stale_builds(subject: Subject) -> Iterator[Finding]:

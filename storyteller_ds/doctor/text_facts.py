@@ -12,9 +12,11 @@ from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
 from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 
-_CHARACTERS_OF_A_TOKEN = 4
+_CHARACTERS_OF_A_TOKEN = 4.0
 """Of a byte-level BPE with some thousand tokens on stories; docs/tokenizers.md has 3.6 to 4.3."""
 _MOST_DOCUMENTS = 50_000
+_ENCODED = 100
+"""Documents by which the tokens of the others are estimated."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def facts_of_sources(run: RunConfig, tokenizer: Tokenizer | None, train: Sample,
         train: the beginning of the training text; a source that cannot be read raises DataError before.
         validation: likewise.
     """
-    per_token = 1 if run.tokenizer.kind == "char" and tokenizer is None else _CHARACTERS_OF_A_TOKEN
+    per_token = 1.0 if run.tokenizer.kind == "char" else _CHARACTERS_OF_A_TOKEN
+    if tokenizer is not None and (some := list(train.documents[:_ENCODED])):
+        per_token = sum(map(len, some)) / max(1, sum(map(len, tokenizer.encode_batch(some))))
 
     def tokens(sample: Sample, whole: int | None) -> tuple[float | None, float]:
         characters = sum(map(len, sample.documents))

@@ -119,7 +119,7 @@ def test_one_of_two_hundred_is_a_note(tmp_path):
 def test_repetitions_are_found(tmp_path, repeated, is_found):
     finding = on_stories(tmp_path, [*FAR[: 200 - repeated], *[FAR[0]] * repeated], [], "repeated_stories")
     assert (finding is not None) == is_found
-    assert finding is None or finding.severity == "warning" and "(30%)" in finding.evidence
+    assert finding is None or (finding.severity == "warning" and "(30%)" in finding.evidence)
 
 
 @pytest.mark.parametrize("broken", ["caf\ufffd", "itâ€™s"])
