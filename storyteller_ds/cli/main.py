@@ -40,6 +40,7 @@ _VERBS = {
     "prune-experts": "Make a mixture with fewer experts, and measure what that costs in bits per byte.",
     "config": "Show resolved configs, explain settings, list the presets.",
     "checkpoint": "List, verify, show, compare and prune checkpoints.",
+    "doctor": "Say what is wrong with a run before it begins: machine, hosts, text and settings.",
     "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
 }
 """The first sentence of each verb's help, so that the list of verbs needs no module of theirs."""

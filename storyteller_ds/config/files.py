@@ -120,7 +120,7 @@ class PresetSummary(NamedTuple):
 
 def preset_summary(name: str) -> PresetSummary:
     """Of a preset in the package."""
-    purpose, counts, *_ = files("storyteller_ds.presets").joinpath(f"{name}.yaml").read_text("utf-8").splitlines()
+    purpose, counts, *_ = preset_text(name).splitlines()
     parameters, active = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", counts))
     return PresetSummary(purpose.removeprefix("# "), parameters, active)
 
@@ -133,8 +133,12 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise ConfigError(f"no preset is called '{name}'{did_you_mean(name, preset_names())}")
-    text = files("storyteller_ds.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return as_mapping(parse_yaml(text, f"preset {name}"), f"preset {name}")
+    return as_mapping(parse_yaml(preset_text(name), f"preset {name}"), f"preset {name}")
+
+
+def preset_text(name: str) -> str:
+    """A preset as it is written, with its comments."""
+    return files("storyteller_ds.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def read_json(path: Path, what: str, hint: Callable[[Path], str] = nearest_sibling) -> dict[str, Any]:

@@ -34,6 +34,10 @@ _DAMAGE = (DataError, UntrustedFileError, OSError)
 """What is raised by files that are missing or not what they were."""
 
 
+class NotPrepared(DataError):
+    """The cache has no tokens of a text yet."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Tokens to train and validate on."""
@@ -100,12 +104,13 @@ def find_corpus(run: RunConfig, log: Callable[[str], None]) -> Path:
         log: gets a line if the text takes long to read.
 
     Raises:
-        DataError: there is none, it is damaged, or the text cannot be read.
+        NotPrepared: there is none.
+        DataError: it is damaged, or the text cannot be read.
     """
     sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
     folder, problem = _looked_up(run, sources, given, log)
     if problem == "":
-        raise DataError(f"nothing is prepared of {run.data.source_name}: there is no {folder}; a run prepares it")
+        raise NotPrepared(f"nothing is prepared of {run.data.source_name}: there is no {folder}; a run prepares it")
     if problem is not None:
         raise DataError(f"the prepared corpus {folder} is damaged ({problem}); the next run makes it again")
     return folder

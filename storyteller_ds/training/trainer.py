@@ -28,6 +28,9 @@ from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.distributed.shared_corpus import shared_corpus
 from storyteller_ds.distributed.world import World, pick_device
+from storyteller_ds.doctor.examine import lines_before_a_run
+from storyteller_ds.doctor.subject import Subject
+from storyteller_ds.doctor.text_facts import facts_of_corpus
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.engines.base import Engine
 from storyteller_ds.engines.build import build_engine, check_engine, prepared_machine
@@ -44,7 +47,7 @@ from storyteller_ds.records.metrics import read_metrics
 from storyteller_ds.records.run_folder import RunFolder
 from storyteller_ds.records.trained_run import TrainedRun
 from storyteller_ds.training import tracking
-from storyteller_ds.training.announcement import first_lines
+from storyteller_ds.training.announcement import model_and_devices, text_and_passes
 from storyteller_ds.training.callbacks.anomalies import Anomalies
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.callbacks.checkpoints import Checkpoints
@@ -164,8 +167,7 @@ class Trainer:
         check_prompts(run, corpus.tokenizer)
         with meanwhile(lambda: log("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint, folder = self._open_folder(corpus, stack)
-        for line in first_lines(self.loaded, self.plan, self.device, corpus, sequences, is_new=checkpoint is None):
-            log(line)
+        self._announce(corpus, sequences, is_new=checkpoint is None)
         stack.enter_context(self._memory_hint(is_built=True))
         ds_config = stack.enter_context(prepared_machine(run, self.loaded.deepspeed, world, self.device, log))
         if run.parallel.self_test and ds_config is not None:
@@ -213,6 +215,16 @@ class Trainer:
         if state.step < run.train.max_steps:
             log(f"training {why_over(run, state)}")
         return TrainedRun(self.output_dir, state.step)
+
+    def _announce(self, corpus: Corpus, sequences: int, is_new: bool) -> None:
+        """Log what is trained on what, and what is probably a mistake; rank 0 does."""
+        if not self.world.is_main:
+            return
+        text = facts_of_corpus(corpus, sequences)
+        subject = Subject(self.loaded, self.plan, self.device, self.output_dir, text, is_new)
+        lines = model_and_devices(self.loaded, self.plan, self.device)
+        for line in (*lines, text_and_passes(self.run, corpus, sequences), *lines_before_a_run(subject)):
+            self._log(line)
 
     def _memory_hint(self, is_built: bool) -> contextlib.AbstractContextManager[None]:
         rank = f" on rank {self.world.rank} of {socket.gethostname()}" if self.world.size > 1 else ""

@@ -140,6 +140,13 @@ def _of_part(data: DataConfig, name: str, train: "_AnySource", validation: "_Any
     return Sources(HeldOutPart(train, fraction, "kept"), HeldOutPart(train, fraction, "held_out"))
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a source is a dataset of the hub, as no file or folder here is called so."""
+    path = expand_home(name)
+    is_file = name.startswith((".", "/", "~")) or suffix_of(path) in _OF_A_FILE or is_pattern(path)
+    return name != "builtin" and not path.exists() and not is_file
+
+
 _AnySource = BuiltinSource | FilesSource | HuggingFaceSource | TableFileSource | TextFileSource | TextFolderSource
 
 
@@ -152,7 +159,7 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
     if path.is_dir():
         if _is_read_file_by_file(path):
             return TextFolderSource(path, split, reading, max_documents)
-    elif path.exists() or name.startswith((".", "/", "~")) or suffix_of(path) in _OF_A_FILE or is_pattern(path):
+    elif not is_on_hub(name):
         if is_pattern(path):
             return FilesSource(name, tuple(open_file(file, reading) for file in matching_files(path)))
         return open_file(path, reading)

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import pytest
-
-from storyteller_ds.config.files import preset_names
 from storyteller_ds.config.load import load_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.corpus import Corpus, open_corpus, prepare_corpus
 from storyteller_ds.data.corpus_index import SplitIndex
-from storyteller_ds.model.decoder import Decoder
-from storyteller_ds.training.announcement import no_best, no_patience, only_warm_up, text_and_passes, unused_rows
+from storyteller_ds.training.announcement import text_and_passes
 
 STORIES = [f"Story number {i}. There was a dög called Rex{i}." for i in range(40)]
 
@@ -78,67 +74,3 @@ def test_padding_is_said_where_there_may_be_any(tmp_path):
     assert 0.3 < padding < 0.9
     line = text_and_passes(run, corpus, stories)
     assert line.endswith(f"; {stories} sequences (pad), {padding:.1%} of them padding")
-
-
-@pytest.mark.parametrize(("tie", "tables"), [("true", 1), ("false", 2)])
-def test_rows_that_no_token_uses_are_counted_and_the_number_to_set_is_right(tmp_path, tie, tables):
-    run = configured(tmp_path, "tokenizer.vocab_size=5000", f"model.tie_embeddings={tie}")
-    corpus = prepared(run)
-    tokens = corpus.tokenizer.vocab_size
-    warning = unused_rows(run, corpus.tokenizer)
-    assert warning is not None
-    smaller = configured(tmp_path, f"tokenizer.vocab_size={tokens}", f"model.tie_embeddings={tie}")
-    saved = sum(p.numel() for p in Decoder(run).parameters()) - sum(p.numel() for p in Decoder(smaller).parameters())
-    assert saved == tables * (5000 - tokens) * run.model.hidden_size
-    assert f"{5000 - tokens:,} of the 5,000 rows" in warning
-    assert f"{saved:,} of {sum(p.numel() for p in Decoder(run).parameters()):,} parameters" in warning
-    assert f"tokenizer.vocab_size={tokens} has the same tokens" in warning
-    # What it advises is true, and silent.
-    again = prepared(smaller)
-    assert again.tokenizer.to_json() == corpus.tokenizer.to_json()
-    assert again.fingerprint == corpus.fingerprint
-    assert unused_rows(smaller, again.tokenizer) is None
-
-
-def test_a_vocabulary_rounded_up_is_nothing_to_warn_of(tmp_path):
-    run = configured(tmp_path)
-    tokenizer = prepared(run).tokenizer
-    assert tokenizer.vocab_size < 64
-    assert unused_rows(run, tokenizer) is None
-
-
-@pytest.mark.parametrize(("warm_up", "warns"), [(0, False), (49, False), (50, True), (51, True)])
-def test_a_run_that_only_warms_up_is_told(tmp_path, warm_up, warns):
-    run = configured(tmp_path, "train.max_steps=50", f"schedule.warmup_steps={warm_up}")
-    warning = only_warm_up(run)
-    assert (warning is not None) == warns
-    if warning is not None:
-        assert f"schedule.warmup_steps={warm_up}, train.max_steps=50" in warning
-
-
-@pytest.mark.parametrize("kind", ["constant", "cosine"])
-def test_of_no_schedule_is_a_preset_warned(kind):
-    for name in preset_names():
-        assert only_warm_up(load_config(name, [f"schedule.kind={kind}"]).run) is None
-
-
-@pytest.mark.parametrize(("patience", "every", "warns"), [(2, 0, True), (2, 40, True), (2, 33, False), (0, 0, False)])
-def test_a_patience_that_cannot_end_the_run_is_warned_of(tmp_path, patience, every, warns):
-    settings = (f"train.early_stop_patience={patience}", f"train.eval_every_steps={every}", "train.max_steps=100")
-    warning = no_patience(configured(tmp_path, *settings))
-    assert (warning is not None) == warns
-    if warns:
-        assert f"train.early_stop_patience={patience} has no effect" in warning
-        assert f"train.eval_every_steps={every}" in warning
-
-
-@pytest.mark.parametrize(
-    ("every", "validated", "best", "warns"),
-    [(30, 20, 1, False), (30, 45, 1, False), (30, 50, 1, True), (30, 0, 1, True), (30, 0, 0, False), (0, 0, 1, False)],
-)
-def test_a_best_checkpoint_that_has_no_score_is_warned_of(tmp_path, every, validated, best, warns):
-    settings = (f"checkpoint.every_steps={every}", f"train.eval_every_steps={validated}", "train.max_steps=100")
-    run = configured(tmp_path, *settings, f"checkpoint.keep_best={best}", "checkpoint.keep_last=2")
-    scored = [s for s in range(1, 100) if every and s % every == 0 and validated and s % validated == 0]
-    assert (not scored and bool(every and best)) == warns
-    assert (no_best(run) is not None) == warns

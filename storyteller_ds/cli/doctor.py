@@ -1,0 +1,77 @@
+"""storyteller doctor: what is wrong with a run before it begins."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from storyteller_ds.cli.paths import UserPath
+
+if TYPE_CHECKING:
+    from storyteller_ds.doctor.finding import Finding
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=UserPath(or_word=True),
+    metavar="PRESET_OR_FILE",
+    help="Preset name or YAML file.  [default: quickstart]",
+)
+@click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON; without one, a single device.")
+@click.option("--hostfile", "-H", type=UserPath(), help="Also ask the machines of this file, by ssh.")
+@click.option("--output_dir", type=UserPath(), help="Where the run would write.  [default: runs/NAME]")
+@click.option("--fix", is_flag=True, help="Mend what can be mended without a risk, and say so.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON array.")
+@click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
+def doctor(
+    config: str | None,
+    ds_config: Path | None,
+    hostfile: Path | None,
+    output_dir: Path | None,
+    fix: bool,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Say what is wrong with a run before it begins: machine, hosts, text and settings.
+
+    Takes what train takes. Each finding is an error (it cannot work), a warning or a note, with what was seen and how
+    to mend it. Exits with 2 if there is an error.
+    """
+    # Imported here, with torch: --help need not wait for it.
+    from storyteller_ds.doctor.consult import consult
+    from storyteller_ds.errors import EXIT_USER_ERROR
+
+    found = consult(config, overrides, ds_config, hostfile, output_dir)
+    if fix:
+        found = [_mended(each) for each in found]
+    if as_json:
+        fields = ("severity", "check", "evidence", "fix")
+        print(json.dumps([{field: getattr(each, field) for field in fields} for each in found], indent=2))
+    else:
+        _print(found)
+    if any(each.severity == "error" for each in found):
+        raise click.exceptions.Exit(EXIT_USER_ERROR)
+
+
+def _mended(finding: "Finding") -> "Finding":
+    """Repaired, if that is possible; what was done is its fix then."""
+    if finding.repair is None:
+        return finding
+    try:
+        return replace(finding, severity="note", fix=f"mended: {finding.repair()}")
+    except OSError as failure:
+        return replace(finding, fix=f"{finding.fix} (could not be mended: {failure.strerror or failure})")
+
+
+def _print(found: "list[Finding]") -> None:
+    from storyteller_ds.redaction import redacted
+    from storyteller_ds.untrusted import for_terminal
+
+    for each in found:
+        print(for_terminal(redacted(f"{each.severity}: {each.evidence}  [{each.check}]\n    fix: {each.fix}")))
+    counts = {kind: sum(each.severity == kind for each in found) for kind in ("error", "warning", "note")}
+    said = [f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items() if count]
+    print(", ".join(said) if said else "nothing is wrong")

@@ -1,0 +1,61 @@
+"""How many validation stories are in the training text, exactly or nearly; of samples, in a second or two."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from storyteller_ds.data.cleaning.shingles import digest_of, jaccard, shingles_of, words_of
+
+_SIMILARITY = 0.5
+"""As cleaning has it (data/cleaning/duplicates.py, which needs ftfy)."""
+_LOOKED_AT = 200
+"""Validation stories."""
+_AT_ONCE = 500
+_SECONDS = 2.0
+"""For the stories that are nearly the same; word for word is quick."""
+
+
+class Leaked(NamedTuple):
+    """Numbers of validation stories."""
+
+    exact: int
+    near: int
+    looked_at: int
+
+
+def leaked(train: Sequence[str], validation: Sequence[str]) -> Leaked:
+    """Those that are in the training stories with the same words, and those that share most of their word sequences.
+
+    Args:
+        train: the stories that were read of it.
+        validation: likewise; the first few hundred are looked at.
+    """
+    wanted = [words for story in validation[:_LOOKED_AT] if (words := words_of(story))]
+    if not wanted:
+        return Leaked(0, 0, 1)
+    digests = [digest_of(words) for words in wanted]
+    sets = shingles_of(wanted)
+    everything = np.concatenate(sets)
+    owner = np.repeat(np.arange(len(sets)), [*map(len, sets)])
+    order = np.argsort(everything, kind="stable")
+    everything, owner = everything[order], owner[order]
+    exact: set[int] = set()
+    near: set[int] = set()
+    end = time.monotonic() + _SECONDS
+    for start in range(0, len(train), _AT_ONCE):
+        stories = [words for story in train[start : start + _AT_ONCE] if (words := words_of(story))]
+        known = {digest_of(words) for words in stories}
+        exact |= {index for index, digest in enumerate(digests) if digest in known}
+        for shingles in shingles_of(stories) if stories else ():
+            first = np.searchsorted(everything, shingles, "left")
+            last = np.searchsorted(everything, shingles, "right")
+            shared = np.zeros(len(sets), dtype=np.int64)
+            for a, b in zip(first[first < last].tolist(), last[first < last].tolist(), strict=True):
+                shared[owner[a:b]] += 1
+            likely = np.flatnonzero(shared >= _SIMILARITY * len(shingles) / 2)
+            near |= {int(i) for i in likely if jaccard(sets[i], shingles) >= _SIMILARITY}
+        if time.monotonic() > end:
+            break
+    return Leaked(len(exact), len(near - exact), len(wanted))

@@ -1,0 +1,108 @@
+"""This machine: limits, memory, locale, and the port where ranks meet."""
+
+import codecs
+import contextlib
+import locale
+import os
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from storyteller_ds.cores import usable_cores
+from storyteller_ds.distributed.ports import listener_on
+from storyteller_ds.doctor.finding import Check, Finding, error, warning
+from storyteller_ds.doctor.subject import Subject
+from storyteller_ds.engines.deepspeed.nvme.settings import nvme_sections
+
+_OPEN_FILES = 1024
+_SHARED_MEMORY = 512 << 20
+"""For the ranks of one machine: NCCL and gloo have buffers in it (bytes)."""
+_SHM = Path("/dev/shm")
+_LOCKED = 64 << 20
+"""Pinned memory that offload needs at least (bytes)."""
+_DEFAULT_PORT = 29500
+
+
+def open_files(subject: Subject) -> Iterator[Finding]:
+    """Shards, sockets of every rank and pipes of loaders are open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
+        most = "" if hard == resource.RLIM_INFINITY or hard >= 65536 else f" (at most {hard} without root)"
+        yield warning(f"this process may have {soft} files open (ulimit -n)", f"ulimit -n 65536{most}")
+
+
+def locked_memory(subject: Subject) -> Iterator[Finding]:
+    """Offload copies through memory that is locked."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if subject.offloaded and subject.device.type == "cuda" and soft != resource.RLIM_INFINITY and soft < _LOCKED:
+        yield warning(
+            f"this process may lock {soft / 2**20:,.0f} MiB of memory (ulimit -l), and offload pins more",
+            "ulimit -l unlimited, or docker run --ulimit memlock=-1",
+        )
+
+
+def shared_memory(subject: Subject) -> Iterator[Finding]:
+    """Containers have 64 MB of it, and ranks of one machine end with a bus error."""
+    if subject.plan.world_size == 1 or not _SHM.is_dir():
+        return
+    size = shutil.disk_usage(_SHM).total
+    if size < _SHARED_MEMORY:
+        yield warning(
+            f"{_SHM} has {size / 2**20:,.0f} MiB, and {subject.plan.world_size} ranks exchange tensors through it",
+            "docker run --shm-size=2g (or --ipc=host); mount -o remount,size=2G /dev/shm",
+        )
+
+
+def text_encoding(subject: Subject) -> Iterator[Finding]:
+    """Names of files and stories on a terminal are UTF-8."""
+    used = {codecs.lookup(name).name for name in (locale.getpreferredencoding(False), sys.getfilesystemencoding())}
+    if used - {"utf-8"}:
+        yield warning(
+            f"the locale is {', '.join(sorted(used))}, and stories are UTF-8: characters will be lost on the terminal",
+            "export LC_ALL=C.UTF-8",
+        )
+
+
+def thread_count(subject: Subject) -> Iterator[Finding]:
+    """More threads than cores wait for each other."""
+    wanted, cores = os.environ.get("OMP_NUM_THREADS", ""), usable_cores()
+    if wanted.isdecimal() and int(wanted) > cores:
+        yield warning(
+            f"OMP_NUM_THREADS={wanted}, and this process may use {cores} core(s): threads that wait for each other "
+            "make a step many times slower",
+            f"unset OMP_NUM_THREADS, or set it to {cores}",
+        )
+
+
+def meeting_port(subject: Subject) -> Iterator[Finding]:
+    """Ranks meet at a port, and a stranger may listen on it."""
+    given = os.environ.get("MASTER_PORT")
+    if subject.loaded.deepspeed is None or (subject.plan.world_size == 1 and given is None):
+        return
+    if given is not None and not (given.isdecimal() and 0 < int(given) < 65536):
+        yield error(f"MASTER_PORT={given} is no port", "use a number from 1024 to 65535, or unset it")
+        return
+    port = int(given) if given is not None else _DEFAULT_PORT
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.5):
+        yield warning(
+            f"{listener_on(port)} listens on port {port}, where the ranks would meet",
+            "--master_port 29501 (storyteller launch on one machine chooses a free one)",
+        )
+
+
+def compiler(subject: Subject) -> Iterator[Finding]:
+    """What compiles on this machine needs a C++ compiler."""
+    if any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
+        return
+    if subject.loaded.deepspeed is not None and nvme_sections(subject.loaded.deepspeed):
+        yield error("offload to NVMe compiles async_io, and there is no C++ compiler", "apt-get install g++ libaio-dev")
+    elif subject.run.train.compile == "on":
+        yield error("train.compile=on, and there is no C++ compiler", "apt-get install g++, or train.compile=auto")
+
+
+QUICK: tuple[Check, ...] = (open_files, locked_memory, shared_memory, text_encoding, thread_count)
+"""Within a millisecond."""
+CHECKS: tuple[Check, ...] = (*QUICK, meeting_port, compiler)

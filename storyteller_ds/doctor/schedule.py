@@ -1,0 +1,90 @@
+"""Learning rate and length of the run: settings that contradict each other, or that have no effect."""
+
+from collections.abc import Iterator
+
+from storyteller_ds.doctor.finding import Check, Finding, note, warning
+from storyteller_ds.doctor.subject import Subject
+
+_TUNED_WIDTH, _TUNED_RATES, _EXPONENTS = 128, {"muon": 1e-2, "adamw": 3e-3}, {"muon": 0.5, "adamw": 1.0}
+"""As config/size.py carries them over to other widths (docs/experiments.md)."""
+_FAR_ABOVE, _FAR_BELOW = 10, 30
+"""Times the tuned rate; other recipes that work are up to 2 above it and 6 below."""
+
+
+def only_warm_up(subject: Subject) -> Iterator[Finding]:
+    """The learning rate is still rising when the run ends."""
+    warm_up, steps = subject.run.schedule.warmup_steps, subject.run.train.max_steps
+    if warm_up >= steps:
+        yield warning(
+            f"the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning rate "
+            "only rises",
+            "lower schedule.warmup_steps",
+        )
+    elif warm_up > steps / 2:
+        yield note(
+            f"{warm_up / steps:.0%} of the run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps})",
+            f"schedule.warmup_steps={max(1, steps // 10)} would be a tenth",
+        )
+
+
+def no_decay(subject: Subject) -> Iterator[Finding]:
+    """A schedule that is to fall and does not."""
+    schedule, steps = subject.run.schedule, subject.run.train.max_steps
+    if schedule.kind == "constant" or schedule.warmup_steps >= steps:
+        return
+    if schedule.min_lr_ratio == 1:
+        yield warning(
+            f"schedule.kind={schedule.kind} ends at schedule.min_lr_ratio=1 of the peak, so that the learning rate "
+            "never falls",
+            "lower schedule.min_lr_ratio (0.1), or set schedule.kind=constant",
+        )
+    elif (falling := schedule.decay_fraction * (steps - schedule.warmup_steps)) < 1:
+        yield warning(
+            f"schedule.decay_fraction={schedule.decay_fraction:g} of {steps - schedule.warmup_steps} steps is "
+            f"{falling:.2g} of a step, so that the learning rate never falls",
+            "raise schedule.decay_fraction",
+        )
+
+
+def rate_far_off(subject: Subject) -> Iterator[Finding]:
+    """A learning rate that is nowhere near what a model of this width was tuned to."""
+    rate, kind, width = subject.run.optimizer.lr, subject.run.optimizer.kind, subject.run.model.hidden_size
+    tuned = _TUNED_RATES[kind] * (_TUNED_WIDTH / width) ** _EXPONENTS[kind]
+    if rate > _FAR_ABOVE * tuned:
+        how, what = f"{rate / tuned:,.0f} times", "it will probably diverge"
+    elif rate < tuned / _FAR_BELOW:
+        how, what = f"a {tuned / rate:,.0f}th of", "it will hardly learn"
+    else:
+        return
+    yield warning(
+        f"optimizer.lr={rate:g} is {how} what {kind} was tuned to at this width (model.hidden_size={width}); {what}",
+        f"optimizer.lr={tuned:.2g}",
+    )
+
+
+def tied_rates(subject: Subject) -> Iterator[Finding]:
+    """Learning rates of an output projection that is the embedding."""
+    optimizer = subject.run.optimizer
+    if not subject.run.model.tie_embeddings:
+        return
+    if optimizer.output_lr_ratio != 1:
+        yield warning(
+            f"optimizer.output_lr_ratio={optimizer.output_lr_ratio:g} has no effect, since the output projection is "
+            "the embedding (model.tie_embeddings=true)",
+            "leave it out, or set model.tie_embeddings=false",
+        )
+    if optimizer.embedding_lr_ratio > 1:
+        yield warning(
+            f"optimizer.embedding_lr_ratio={optimizer.embedding_lr_ratio:g} is the rate of the output projection, too, "
+            "which wants a lower one (model.tie_embeddings=true)",
+            "model.tie_embeddings=false, or optimizer.embedding_lr_ratio=1",
+        )
+
+
+def no_clipping(subject: Subject) -> Iterator[Finding]:
+    """Nothing bounds a step."""
+    if subject.run.optimizer.grad_clip_norm == 0:
+        yield note("optimizer.grad_clip_norm=0: one bad batch can throw the model back", "optimizer.grad_clip_norm=1")
+
+
+CHECKS: tuple[Check, ...] = (only_warm_up, no_decay, rate_far_off, tied_rates, no_clipping)

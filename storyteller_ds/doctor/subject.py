@@ -1,0 +1,59 @@
+"""What the checks look at: a run that has not begun, its text, and the machine that it is to run on."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from storyteller_ds.config import LoadedConfig, RunConfig
+from storyteller_ds.distributed.plan import ParallelPlan
+from storyteller_ds.doctor.machine_facts import MachineFacts
+from storyteller_ds.doctor.text_facts import TextFacts
+from storyteller_ds.engines.precision import run_dtype
+from storyteller_ds.model import count_parameters
+from storyteller_ds.model.counts import ParameterCount
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run that has not begun."""
+
+    loaded: LoadedConfig
+    plan: ParallelPlan
+    device: torch.device
+    output_dir: Path
+    text: TextFacts | None = None
+    """None: the text was not read, as a dataset on the hub."""
+    is_new: bool = True
+    """Whether it does not continue another, so that model and tokenizer can still be chosen."""
+    config_text: str = ""
+    """What is written in the file or the preset that --config names, with its comments."""
+    machine: MachineFacts = field(default_factory=MachineFacts)
+
+    @property
+    def run(self) -> RunConfig:
+        """Its config."""
+        return self.loaded.run
+
+    @cached_property
+    def counts(self) -> ParameterCount:
+        """Parameters of its model."""
+        return count_parameters(self.run)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint: fp32 weights and the optimizer's two moments of each (one with Muon, at least)."""
+        return 4 * self.counts.total * (3 if self.run.optimizer.kind == "adamw" else 2)
+
+    @property
+    def offloaded(self) -> dict[str, str]:
+        """Section of the DeepSpeed JSON -> the device that it moves something to."""
+        zero = (self.loaded.deepspeed or {}).get("zero_optimization") or {}
+        devices = {name: (zero.get(name) or {}).get("device") for name in ("offload_optimizer", "offload_param")}
+        return {name: device for name, device in devices.items() if device not in (None, "none", "auto")}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return run_dtype(self.run, self.device)
