@@ -32,7 +32,8 @@ SMALL_RUN = {
     "train.sample_tokens": 4,
     "schedule.warmup_steps": 1,
     "data.source": "builtin",
-    "data.builtin_stories": 400,
+    "data.builtin_stories": 100,
+    "data.sequence_length": 64,
     "checkpoint.every_steps": 0,
     "parallel.device": "cpu",
 }
@@ -45,7 +46,7 @@ def own_settings(name: str) -> dict[str, object]:
     if load_config(name).run.tokenizer.kind == "gpt2":
         settings["tokenizer.kind"] = "bpe"
     if name in BIG:
-        settings |= {"model.num_layers": 2, "data.sequence_length": 128}
+        settings["model.num_layers"] = 2
     return settings
 
 
