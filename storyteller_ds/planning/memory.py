@@ -66,7 +66,8 @@ def memory_of(
         plan.world_size,
         plan.accumulation_steps > 1,
         _without_none((ds_config or {}).get("zero_optimization", {})),
-        ds_config is not None,
+        is_gloo=device == "cpu" and plan.world_size > 1,
+        is_deepspeed=ds_config is not None,
     )
     acts = Activations(run, plan, device, size, cast=held != size)
     always = {"parameters": keeps.parameters(), "optimizer state": keeps.optimizer()}
@@ -79,6 +80,12 @@ def memory_of(
             "logits and loss": acts.loss_kept() + acts.loss(),
             "communication buffers": keeps.buffers(blocks),
         }
+    }
+    moments["when the last weights are gathered"] = {
+        "parameters": always["parameters"] + keeps.gathered(blocks),
+        "gradients": keeps.gradients(blocks),
+        "activations": acts.base() + sum(kept),
+        "communication buffers": keeps.buffers(blocks) + keeps.gathering(),
     }
     for block in reversed(range(blocks)):
         moments[f"in the backward pass of block {block}"] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.planning.weights import Group
+from storyteller_ds.planning.zero import FP32
 
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
 
@@ -50,6 +51,7 @@ def messages_of(run: RunConfig, plan: ParallelPlan, groups: list[Group], held: i
         sent["reduce-scatter"] = shared * held * rounds
         # Weights that were gathered in the forward pass stay until the backward pass has used them.
         sent["all-gather"] = shared * held * rounds
+        sent["all-reduce"] = sum(weight.cut(group.ranks) for group in spread for weight in group.weights) * FP32
     if plan.ep_size > 1:
         tokens = plan.micro_batch_size * run.data.sequence_length * run.moe.top_k * rounds
         # There and back, forward and backward; and once more, where blocks run again.

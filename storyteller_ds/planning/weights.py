@@ -27,6 +27,14 @@ class Weight(NamedTuple):
         """Number of the block that it is in, or HEAD."""
         return int(self.name.split(".")[1]) if self.name.startswith("blocks.") else HEAD
 
+    def cut(self, ranks: int) -> int:
+        """Numbers in the matrices that lie on several ranks under ZeRO-3, which Muon adds up to update them."""
+        if self.stack is None:
+            return 0
+        matrix, part = self.stack.rows * self.stack.columns, math.ceil(self.numel / ranks)
+        ends = (rank * part for rank in range(1, ranks) if rank * part < self.numel)
+        return matrix * len({end // matrix for end in ends if end % matrix})
+
 
 class Group(NamedTuple):
     """Weights with the same settings, over which ZeRO-1 and 2 lay one flat vector."""

@@ -23,6 +23,7 @@ _DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
 }
 
 
@@ -37,6 +38,7 @@ class Kept:
         ranks: all of them.
         accumulates: whether a step has several micro-batches.
         zero: the section zero_optimization of the DeepSpeed JSON.
+        is_gloo: whether messages go through gloo, as on CPUs.
         is_deepspeed: whether there is one.
     """
 
@@ -46,6 +48,7 @@ class Kept:
     ranks: int
     accumulates: bool
     zero: Mapping[str, Any]
+    is_gloo: bool = False
     is_deepspeed: bool = True
 
     @property
@@ -85,6 +88,10 @@ class Kept:
 
     def gathered(self, block: int) -> int:
         """Weights of others that are here while the backward pass is at a block (self.blocks: at the loss)."""
+        return 0
+
+    def gathering(self) -> int:
+        """What weights have come in by, at the end of the forward pass."""
         return 0
 
     def gradients(self, block: int) -> int:
@@ -253,6 +260,11 @@ class _Stage3(Kept):
                     total += weight.numel
         return (persistent + min(total, self._setting("stage3_max_live_parameters"))) * self.held
 
+    def gathering(self) -> int:
+        # Each weight is a copy out of what a gather has brought, which stays until the last of them is fetched
+        # (AllGatherCoalescedHandle).
+        return min(self.gathered(self.blocks), self._setting("stage3_prefetch_bucket_size") * self.held)
+
     def gradients(self, block: int) -> int:
         return 0 if self._offloads else self._partitions() * FP32
 
@@ -261,7 +273,8 @@ class _Stage3(Kept):
 
     def reduction(self) -> tuple[int, int]:
         copied = min(self._bucket, self.numel) * self.held
-        return self.gradients(0), self.buffers(0) + copied
+        # gloo scatters by an all-reduce of a copy of its own (ProcessGroupGloo).
+        return self.gradients(0), self.buffers(0) + copied * (2 if self.is_gloo else 1)
 
     def update(self) -> tuple[int, int]:
         most = 0
