@@ -1,6 +1,7 @@
 """storyteller doctor: what is wrong with a run before it begins."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def doctor(
     else:
         _print(found)
     if any(each.severity == "error" for each in found):
-        raise click.exceptions.Exit(EXIT_USER_ERROR)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def _mended(finding: "Finding") -> "Finding":

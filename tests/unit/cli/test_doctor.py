@@ -2,12 +2,14 @@
 
 import json
 import os
+import sys
 
 import pytest
 from click.testing import CliRunner, Result
 
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.data.corpus import open_corpus, prepare_corpus
+from tests.support.distributed import run_command
 
 STORIES = [f"Story {i}. A {a} {b} met a {c}." for i, (a, b, c) in enumerate(
     (a, b, c) for a in ("red", "blue", "old", "big") for b in ("dog", "cat", "owl", "fox") for c in ("tree", "bird")
@@ -26,9 +28,9 @@ def doctor(*arguments: object) -> Result:
 
 def findings(*arguments: object) -> list[dict[str, str]]:
     result = doctor("--json", *arguments)
-    assert result.exception is None, result.exception
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     found: list[dict[str, str]] = json.loads(result.stdout)
-    assert (result.return_value == 2) == any(each["severity"] == "error" for each in found)
+    assert (result.exit_code == 2) == any(each["severity"] == "error" for each in found)
     return found
 
 
@@ -172,3 +174,9 @@ def test_hosts_of_a_hostfile_are_asked(stories, tmp_path, monkeypatch):
 
 def test_paths_of_files_hold_no_terminal_commands(stories):
     assert "\x1b" not in doctor(*stories, "data.source=/nowhere/\x1b[31m.txt").stdout
+
+
+@pytest.mark.parametrize(("setting", "code"), [("seed=1", 0), ("schedule.warmup_steps=900", 0), ("moe.top_k=99", 2)])
+def test_the_exit_code_of_the_process(setting, code, tmp_path):
+    command = [sys.executable, "-m", "storyteller_ds", "doctor", "--output_dir", str(tmp_path / "run"), setting]
+    assert run_command(command, 120).exit_code == code
