@@ -1,8 +1,6 @@
 """Folders that a run writes to: the run's own, the cache, and where DeepSpeed compiles."""
 
-import fcntl
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +12,7 @@ from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.doctor.finding import Check, Finding, error, warning
 from storyteller_ds.doctor.machine_facts import existing
 from storyteller_ds.doctor.subject import Subject
-from storyteller_ds.records.run_folder import CHECKPOINTS, LOCK
-from storyteller_ds.untrusted import UntrustedFileError, read_text
+from storyteller_ds.records.run_folder import CHECKPOINTS, holder
 
 _FEW_FILES = 10_000
 """Inodes: a run of a hundred checkpoints on eight ranks has two thousand files."""
@@ -33,27 +30,8 @@ def output_folder(subject: Subject) -> Iterator[Finding]:
         yield error(f"{folder} is no folder", "choose another --output_dir")
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield error(f"{nearest} may not be written, and {folder} is to be there", "choose another --output_dir")
-    elif (holder := _holder(folder / LOCK)) is not None:
-        yield error(f"another run is writing to {folder}{holder}", "wait for it, or choose another --output_dir")
-
-
-def _holder(lock: Path) -> str | None:
-    """Who holds the lock of a run folder, as ` (pid 12 on host)`; None: nobody."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        try:
-            written = read_text(lock, 200).strip()
-        except (OSError, UntrustedFileError):
-            return ""
-        return f" ({written})" if re.fullmatch(r"pid \d+ on [\w.-]+", written) else ""
-    finally:
-        os.close(descriptor)
-    return None
+    elif (by := holder(folder)) is not None:
+        yield error(f"another run is writing to {folder}{by}", "wait for it, or choose another --output_dir")
 
 
 def few_inodes(subject: Subject) -> Iterator[Finding]:

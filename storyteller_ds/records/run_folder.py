@@ -12,7 +12,7 @@ from typing import IO
 
 from storyteller_ds.checkpoint.names import CHECKPOINTS as CHECKPOINTS
 from storyteller_ds.errors import UserError
-from storyteller_ds.untrusted import UntrustedFileError, read_json
+from storyteller_ds.untrusted import UntrustedFileError, read_json, read_text
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
@@ -47,6 +47,29 @@ def written_record(path: Path) -> Iterator[None]:
             f"{path} could not be written: {error.strerror or error}; the checkpoints so far are untouched; "
             "make room or fix the disk, and run again"
         ) from error
+
+
+def holder(path: Path) -> str | None:
+    """Who writes to a run folder now, as ` (pid 12 on host)`, or nothing if that is not known; None: nobody does."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            return _named(read_text(path / LOCK, 200))
+        except (OSError, UntrustedFileError):
+            return ""
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _named(written: str) -> str:
+    """The process named in a lock file, which may come from a stranger."""
+    return f" ({written.strip()})" if re.fullmatch(r"pid \d+ on [\w.-]+\n?", written) else ""
 
 
 class RunFolder:
@@ -84,12 +107,10 @@ class RunFolder:
         self._lock.close()
 
     def _holder(self) -> str:
-        """The process named in the lock file; the file may come from a stranger."""
         try:
-            held_by = self._lock.read(200)
+            return _named(self._lock.read(200))
         except (OSError, ValueError):
             return ""
-        return f" ({held_by.strip()})" if re.fullmatch(r"pid \d+ on [\w.-]+\n", held_by) else ""
 
     def set_aside(self, moved: Iterable[str] = _RECORDS, copied: Iterable[str] = ()) -> Path | None:
         """Put the records of an earlier run into previous-N, so that another one starts clean; nothing is deleted.

@@ -1,6 +1,5 @@
 """What is known of a run: everything that its folder holds, and what is missing there."""
 
-import fcntl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 from storyteller_ds.atlas.atlas import Atlas
 from storyteller_ds.atlas.saved import read_atlas
 from storyteller_ds.checkpoint import names
-from storyteller_ds.checkpoint.manifest import Manifest
-from storyteller_ds.checkpoint.read import open_checkpoint, step_folders
+from storyteller_ds.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from storyteller_ds.config.load import parse_run_config
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import UserError
@@ -36,7 +34,7 @@ class RunRecords:
     samples: list[SampleSection]
     evaluation: Mapping[str, Any] | None
     atlas: Atlas | None
-    checkpoints: list[tuple[Path, Manifest]]
+    checkpoints: list[Checkpoint]
     """That are whole by their names and manifests, the newest first."""
     is_being_written: bool
     missing: list[str]
@@ -127,7 +125,7 @@ def read_run(folder: Path, is_over: bool = False) -> RunRecords:
         evaluation=evaluation,
         atlas=atlas,
         checkpoints=checkpoints,
-        is_being_written=not is_over and _is_locked(folder),
+        is_being_written=not is_over and run_folder.holder(folder) is not None,
         missing=missing,
     )
 
@@ -167,23 +165,11 @@ def _config(saved: Mapping[str, Any], folder: Path, missing: list[str]) -> RunCo
         return None
 
 
-def _checkpoints(folder: Path) -> list[tuple[Path, Manifest]]:
+def _checkpoints(folder: Path) -> list[Checkpoint]:
     found = []
     for step in step_folders(folder / names.CHECKPOINTS):
         try:
-            found.append((step, open_checkpoint(step).manifest))
+            found.append(open_checkpoint(step))
         except UserError:
             continue  # half-written or damaged: `storyteller checkpoint list` says more
     return found
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a run writes there now."""
-    try:
-        with (folder / run_folder.LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False

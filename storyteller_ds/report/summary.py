@@ -82,9 +82,9 @@ def tiles(run: RunRecords) -> list[Tile]:
     elif host := _known(run, "host_memory_bytes"):
         found.append(Tile("memory", decimal(int(max(host))), "of the process"))
     if run.checkpoints:
-        _, manifest = run.checkpoints[0]
-        size = sum(entry.bytes for entry in manifest.files.values())
-        found.append(Tile("checkpoint", decimal(size), f"step {manifest.step:,}, newest of {len(run.checkpoints)}"))
+        newest = run.checkpoints[0]
+        note = f"step {newest.step:,}, newest of {len(run.checkpoints)}"
+        found.append(Tile("checkpoint", decimal(newest.bytes), note))
     return found
 
 

@@ -1,6 +1,7 @@
 """What is read of a run folder, whole or not."""
 
 import json
+import os
 
 import pytest
 
@@ -61,6 +62,13 @@ def test_a_run_that_goes_on_says_so(tmp_path):
     folder.close()
     assert not read_run(folder.path).is_being_written
     assert summary.state(read_run(folder.path)) == "Ended before its end, after 1 of 500 steps"
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_that_is_a_fifo_is_not_waited_for(tmp_path):
+    folder = write_run(tmp_path / "a", [train_record(1)])
+    os.mkfifo(folder / ".lock")
+    assert not read_run(folder).is_being_written
 
 
 def test_what_is_not_there_is_named(tmp_path):
