@@ -91,10 +91,9 @@ def measure(loaded: LoadedConfig, plan: ParallelPlan, world: World, folder: Path
     batches = train_batches(run, corpus, split)
     engine = build_engine(run, loaded.deepspeed, plan, world, device)
 
-    def contents(trainer: dict[str, object]) -> Contents:
-        topology = {"world_size": plan.world_size, "ep_size": plan.ep_size, "zero_stage": run.parallel.zero_stage}
-        config = {"run": run.model_dump(mode="json"), "deepspeed": engine.passed_config, "topology": topology}
-        return Contents(trainer, config, corpus.tokenizer.to_json(), corpus.fingerprint, topology)
+    topology = {"world_size": plan.world_size, "ep_size": plan.ep_size, "zero_stage": run.parallel.zero_stage}
+    described = {"run": run.model_dump(mode="json"), "deepspeed": engine.passed_config, "topology": topology}
+    contents = Contents({}, described, corpus.tokenizer.to_json(), corpus.fingerprint, topology)
 
     def hook(kind: str) -> Checkpoints:
         config = CheckpointConfig(every_steps=EVERY_STEPS, keep_last=1, asynchronous=kind == "asynchronous")

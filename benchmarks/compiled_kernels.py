@@ -31,7 +31,7 @@ def main() -> None:
         eager = Operators()
         with eager:
             step(block)
-        _, codes = run_and_get_code(lambda step=step, block=block: step(torch.compile(block, fullgraph=True)))
+        _, codes = run_and_get_code(step, torch.compile(block, fullgraph=True))
         fused = sum(len(FUSED.findall(code)) for code in codes)
         others = sum(len(LEFT_TO_LIBRARIES.findall(code)) for code in codes)
         print(f"| `{preset}` | {eager.number} | {fused + others} | {fused} |", flush=True)

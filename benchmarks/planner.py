@@ -1,4 +1,4 @@
-"""Is the planner right? Peak memory and messages of real steps, beside what it foretells: python -m benchmarks.planner
+"""Is the planner right? Peak memory and messages of real steps, beside the estimates: python -m benchmarks.planner
 
 Each configuration is trained for some steps in fresh processes, with gloo where it has two ranks. On a CPU torch's
 profiler reports every allocation and release of a tensor; on a card it is torch.cuda.max_memory_allocated
@@ -119,7 +119,7 @@ _CPU_DEVICE = Device("cpu", "cpu", 2**40, {"fp32": 1.0}, 1.0, 1.0, 1.0, 1, "fp32
 _LARGE, _CPU = {"reduce_bucket_size": 50_000_000}, {"device": "cpu"}
 
 
-def foretold(case: Case, device: str) -> tuple[int, dict[str, int]]:
+def planned_of(case: Case, device: str) -> tuple[int, dict[str, int]]:
     """Peak bytes of a rank's tensors, and bytes of its messages in a step."""
     loaded = load_config(None, _settings(case, device), ds_config=case.ds_config, ranks=case.ranks)
     kind = published("h100-80") if device == "cuda" else _CPU_DEVICE
@@ -167,7 +167,7 @@ def _peak_of(work: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
+        return int(torch.cuda.max_memory_allocated(device))
     gc.collect()
     tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.device == device]
     storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
@@ -177,7 +177,8 @@ def _peak_of(work: Callable[[], object], device: torch.device) -> int:
     events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
     changes = sorted((each.start_ns(), each.nbytes()) for each in events)
     changes = sorted(changes + _unseen_releases(changes))
-    return sum(storages.values()) + max(itertools.accumulate(size for _, size in changes))
+    peak: int = sum(storages.values()) + max(itertools.accumulate(size for _, size in changes))
+    return peak
 
 
 def _unseen_releases(changes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -214,7 +215,7 @@ class _Messages(TorchDispatchMode):
     """Bytes that this rank hands to each collective."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.sent: Counter[str] = Counter()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -231,7 +232,7 @@ class _Messages(TorchDispatchMode):
 
 def _is_alone(argument: Any) -> bool:
     """Whether it is a process group of one rank, within which nothing is sent."""
-    is_group = isinstance(argument, torch.ScriptObject) and argument._type().name() == "ProcessGroup"
+    is_group = isinstance(argument, torch.ScriptObject) and argument._type().name() == "ProcessGroup"  # type: ignore[attr-defined]  # every class has one
     return is_group and dist.ProcessGroup.unbox(argument).size() == 1
 
 
@@ -333,11 +334,11 @@ def _messages_in_words(sent: Mapping[str, int]) -> str:
 
 
 def planned_now(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with what the planner foretells as it is, which may have learned since."""
+    """A record with the estimates of the planner as it is now."""
     device = "cuda" if record["machine"]["suite"] == "gpu" else "cpu"
     by_name = {case.name: case for case in cases()}
     for row in record["rows"]:
-        row["planned"], row["planned_messages"] = foretold(by_name[row["name"]], device)
+        row["planned"], row["planned_messages"] = planned_of(by_name[row["name"]], device)
     return record
 
 
@@ -355,8 +356,8 @@ def write_page() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Returns 1 where the errors are not within the bounds."""
     if arguments[:1] == ["rank"]:
-        device, number, rank, folder = arguments[1:]
-        found = be_rank(cases()[int(number)], device, int(rank))
+        device, case_number, rank, folder = arguments[1:]
+        found = be_rank(cases()[int(case_number)], device, int(rank))
         (Path(folder) / rank).write_text(json.dumps(found))
         os._exit(0)  # gloo's threads may not survive Python's finalisation
     device = arguments[0] if arguments and arguments[0] in ("cpu", "cuda") else "cpu"
@@ -367,7 +368,7 @@ def main(arguments: Sequence[str]) -> int:
             is_wanted = not wanted or any(each in case.name for each in wanted)
             if not is_wanted or (device == "cuda" and case.ranks > torch.cuda.device_count()):
                 continue
-            planned, messages = foretold(case, device)
+            planned, messages = planned_of(case, device)
             row = {"name": case.name, "ranks": case.ranks, "planned": planned, "planned_messages": messages}
             try:
                 found = measure(case, number, device)

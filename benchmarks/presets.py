@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
 
 
-def table(found: list[Mapping[str, Any]]) -> str:
+def table(found: Sequence[Mapping[str, Any]]) -> str:
     """The table of presets: a line for each machine that has trained one, and one for each that none has."""
     lines = [
         "| preset | for what | parameters (active) | trained on | minutes | val loss | bits per byte |",
@@ -65,7 +65,7 @@ def table(found: list[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _lines(preset: str, found: list[Mapping[str, Any]]) -> Iterator[str]:
+def _lines(preset: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     summary = preset_summary(preset)
     size = f"{summary.parameters / 1e6:,.1f}M ({summary.active / 1e6:,.1f}M)"
     about = f"| `{preset}` | {summary.purpose.rstrip('.')} | {size}"
@@ -81,7 +81,7 @@ def _lines(preset: str, found: list[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
-def story(found: list[Mapping[str, Any]]) -> str:
+def story(found: Sequence[Mapping[str, Any]]) -> str:
     """A story of the first preset, and the machine it was made on."""
     record = next(record for record in found if record["preset"] == FIRST)
     machine = record["machine"]
@@ -93,7 +93,7 @@ def story(found: list[Mapping[str, Any]]) -> str:
     )
 
 
-def filled_in(text: str, found: list[Mapping[str, Any]]) -> str:
+def filled_in(text: str, found: Sequence[Mapping[str, Any]]) -> str:
     """The README with the figures of the records.
 
     Raises:

@@ -5,6 +5,7 @@ size is the lowest point of a parabola through its losses over the logarithm of 
 benchmarks/results/size_transfer.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -50,26 +51,27 @@ def best_multiple(losses: dict[float, float]) -> float:
 
 
 def main() -> None:
-    """Measure, print a table, and write the record."""
+    """Measure, print a table, and write the record; what it has already is not measured again."""
     text, validation = sys.argv[1:]
-    results: dict[str, dict[str, list[float]]] = {}
-    best = {}
-    for size in SIZES:
-        results[size] = {}
-        for multiple in MULTIPLES:
-            found = [bits_per_byte(size, multiple, seed, text, validation) for seed in SEEDS]
-            results[size][f"{multiple:g}"] = found
-            print(
-                f"{size} at {multiple:g} times its rate: {statistics.mean(found):.4f} bits per byte {found}", flush=True
-            )
-        best[size] = best_multiple({float(m): statistics.mean(found) for m, found in results[size].items()})
-        print(f"{size}: best at {best[size]:.2f} times its rate", flush=True)
-    apart = {size: max(at / best[SIZES[0]], best[SIZES[0]] / at) for size, at in best.items()}
-    print(f"apart from {SIZES[0]}: {apart}; at most {BOUND}")
     machine = describe("cpu", None)
     RECORDS.mkdir(parents=True, exist_ok=True)
-    record = {"tokens": TOKENS, "bits_per_byte": results, "best_multiple": best, "apart": apart, "machine": machine}
-    write_atomically(RECORDS / f"{slug(machine_name(machine))}.json", json.dumps(record, indent=1) + "\n")
+    path = RECORDS / f"{slug(machine_name(machine))}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = earlier.get("bits_per_byte", {}) if earlier.get("tokens") == TOKENS else {}
+    record = {"tokens": TOKENS, "bits_per_byte": results, "machine": machine}
+    for size, multiple, seed in itertools.product(SIZES, MULTIPLES, SEEDS):
+        found = results.setdefault(size, {}).setdefault(f"{multiple:g}", {})
+        if str(seed) not in found:
+            found[str(seed)] = bits_per_byte(size, multiple, seed, text, validation)
+            write_atomically(path, json.dumps(record, indent=1) + "\n")
+        print(f"{size} at {multiple:g} times its rate, seed {seed}: {found[str(seed)]:.4f} bits per byte", flush=True)
+    best = {
+        size: best_multiple({float(m): statistics.mean(by_seed.values()) for m, by_seed in results[size].items()})
+        for size in SIZES
+    }
+    apart = {size: max(at / best[SIZES[0]], best[SIZES[0]] / at) for size, at in best.items()}
+    print(f"best multiples: {best}; apart from {SIZES[0]}: {apart}; at most {BOUND}")
+    write_atomically(path, json.dumps({**record, "best_multiple": best, "apart": apart}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

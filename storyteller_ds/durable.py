@@ -20,17 +20,17 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_flushed(path: Path, text: str) -> None:
+def write_flushed(path: Path, content: str | bytes) -> None:
     """Write a file and wait until it is on disk; for folders that are renamed as a whole afterwards."""
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     flush_to_disk(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file of our own: written beside it, flushed to disk, renamed. A link in its place is replaced, too."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.unlink(missing_ok=True)  # left by a run that was killed; or a link, whose target is not ours
-    write_flushed(beside, text)
+    write_flushed(beside, content)
     beside.replace(path)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from storyteller_ds.atlas.atlas import Atlas
+from storyteller_ds.png import write_png
 
 LOAD, KINDS, KNOCK_OUT, PAIRS = "atlas-load.png", "atlas-kinds.png", "atlas-knock-out.png", "atlas-pairs.png"
 _COLUMNS = 4
@@ -40,9 +41,7 @@ def save_pictures(atlas: Atlas, folder: Path) -> list[tuple[str, str]]:
     if atlas.layers[0].pairs_EE is not None:
         drawn.append((PAIRS, "Experts that are chosen together", pairs(atlas)))
     for name, _, figure in drawn:
-        beside = folder / f"{name}.tmp"
-        figure.savefig(beside, format="png", dpi=120, metadata={"Software": None})
-        beside.replace(folder / name)
+        write_png(figure, folder / name)
     return [(name, title) for name, title, _ in drawn]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -109,12 +110,15 @@ class WorthReport:
             curve = self._curve(recipe, self.found[recipe.name].best)
             scores = [*curve.values()]
             minutes = self.pace.seconds_per_step[recipe.name] / 60
-            work = tokens_of_a_step * flops_per_token(run) / 1e15
-            for axes, of_a_step in zip(panels, (tokens_of_a_step / 1e6, minutes, work), strict=True):
+            work = tokens_of_a_step * flops_per_token(run)
+            for axes, of_a_step in zip(panels, (tokens_of_a_step, minutes, work), strict=True):
                 axes.plot([step * of_a_step for step in curve], scores, marker="o", markersize=3, label=recipe.name)
-        for axes, label in zip(panels, ("million tokens", "minutes", "PFLOP"), strict=True):
+        for axes, label in zip(panels, ("tokens", "minutes", "FLOP"), strict=True):
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
+            axes.xaxis.set_major_locator(MaxNLocator(5))  # as many as have room for their labels
+        for axes in (panels[0], panels[2]):
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         panels[0].set_ylabel("bits per byte")
         panels[0].legend()
         save_figure(figure, path)

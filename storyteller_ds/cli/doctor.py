@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     help="Preset name or YAML file.  [default: quickstart]",
 )
 @click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON; without one, a single device.")
+@click.option("--world_size", type=click.IntRange(1), help="Ranks the run will have.  [default: of the hostfile, or 1]")
 @click.option("--hostfile", "-H", type=UserPath(), help="Also ask the machines of this file, by ssh.")
 @click.option("--output_dir", type=UserPath(), help="Where the run would write.  [default: runs/NAME]")
-@click.option("--fix", is_flag=True, help="Mend what can be mended without a risk, and say so.")
+@click.option("--fix", is_flag=True, help="Fix what can be fixed without a risk, and say so.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON array.")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def doctor(
     config: str | None,
     ds_config: Path | None,
+    world_size: int | None,
     hostfile: Path | None,
     output_dir: Path | None,
     fix: bool,
@@ -39,15 +41,17 @@ def doctor(
     """Say what is wrong with a run before it begins: machine, hosts, text and settings.
 
     Takes what train takes. Each finding is an error (it cannot work), a warning or a note, with what was seen and how
-    to mend it. Exits with 2 if there is an error.
+    to fix it. Exits with 2 if there is an error.
     """
     # Imported here, with torch: --help need not wait for it.
     from storyteller_ds.doctor.consult import consult
-    from storyteller_ds.errors import EXIT_USER_ERROR
+    from storyteller_ds.errors import EXIT_USER_ERROR, UserError
 
-    found = consult(config, overrides, ds_config, hostfile, output_dir)
+    if world_size is not None and hostfile is not None:
+        raise UserError("--hostfile has the number of ranks; leave out --world_size")
+    found = consult(config, overrides, ds_config, hostfile, output_dir, world_size)
     if fix:
-        found = [_mended(each) for each in found]
+        found = [_fixed(each) for each in found]
     if as_json:
         fields = ("severity", "check", "evidence", "fix")
         print(json.dumps([{field: getattr(each, field) for field in fields} for each in found], indent=2))
@@ -57,14 +61,14 @@ def doctor(
         sys.exit(EXIT_USER_ERROR)
 
 
-def _mended(finding: "Finding") -> "Finding":
+def _fixed(finding: "Finding") -> "Finding":
     """Repaired, if that is possible; what was done is its fix then."""
     if finding.repair is None:
         return finding
     try:
-        return replace(finding, severity="note", fix=f"mended: {finding.repair()}")
+        return replace(finding, severity="note", fix=f"fixed: {finding.repair()}")
     except OSError as failure:
-        return replace(finding, fix=f"{finding.fix} (could not be mended: {failure.strerror or failure})")
+        return replace(finding, fix=f"{finding.fix} (could not be fixed: {failure.strerror or failure})")
 
 
 def _print(found: "list[Finding]") -> None:

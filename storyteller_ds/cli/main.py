@@ -23,7 +23,7 @@ _VERBS = {
     "preprocess": "Clean stories, drop duplicates, and split them, with a card that accounts for every one.",
     "data": "Check, count and show the stories that a run config trains on, as tokens.",
     "tokenizer": "Train a tokenizer, look at one, or compare several.",
-    "plan": "Say what a run will need and take: memory, messages, time, cost, and which way is best.",
+    "plan": "Say what a run will need and take: memory, messages, time, cost, and which strategy is best.",
     "train": "Train a story model.",
     "sweep": "Train once with each of several settings, and compare bits per byte.",
     "bench": "Measure on this machine what the documentation claims.",

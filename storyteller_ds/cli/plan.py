@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +11,7 @@ from storyteller_ds.errors import UserError
 
 if TYPE_CHECKING:
     from storyteller_ds.planning.devices import Device
-    from storyteller_ds.planning.estimate import Estimate
-    from storyteller_ds.planning.strategies import Asked, Row
+    from storyteller_ds.planning.planned import Planned
 
 _USUAL = 8
 """Devices of a machine, where nobody says."""
@@ -25,15 +24,15 @@ _USUAL = 8
     metavar="PRESET_OR_FILE",
     help="Preset name or YAML file.  [default: quickstart]",
 )
-@click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON.  [default: the recommended way]")
+@click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON.  [default: the recommended one]")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines.")
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="Ranks on each machine.")
 @click.option(
     "--device",
-    default="cpu",
-    show_default=True,
+    default="here",
     metavar="NAME",
-    help="h200-141, h100-80, a100-80, rtx5090-32, rtx4090-24, t4-16, m3-32, or cpu: this machine.",
+    help="h200-141, h100-80, a100-80, rtx5090-32, rtx4090-24, t4-16, m3-32; of this machine: cpu, cuda or mps.  "
+    "[default: what training would use here]",
 )
 @click.option("--price_per_hour", type=click.FloatRange(0), help="Of one device, in any currency: adds the cost.")
 @click.option("--scale", is_flag=True, help="Add a table for 1 to 4,096 devices, with as many sequences on each.")
@@ -58,7 +57,7 @@ def plan(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say what a run will need and take: memory, messages, time, cost, and which way is best.
+    """Say what a run will need and take: memory, messages, time, cost, and which strategy is best.
 
     Nothing is trained, and no card is needed: times are estimates by published rates, or on this machine by measured
     ones.
@@ -71,19 +70,16 @@ def plan(
         return
     if world_size is not None or hostfile is not None:
         raise UserError("--world_size and --hostfile are of --dry_run; say how many devices with --nodes and --gpus")
+    from storyteller_ds.planning import planned
     from storyteller_ds.planning.estimate import Ranks
-    from storyteller_ds.planning.strategies import Asked, command, recommended, rows, scaled
+    from storyteller_ds.planning.strategies import Asked
 
     asked = Asked(config, overrides, _device(device), Ranks(nodes, gpus))
-    found = rows(asked)
-    best = recommended(found)
-    chosen = _chosen(asked, None if ds_config is None else str(ds_config), found, best)
-    scales = scaled(asked, best) if scale and best is not None else []
-    line = None if best is None else command(asked, best)
+    found = planned.plan(asked, None if ds_config is None else str(ds_config), price_per_hour, scale)
     if as_json:
-        print(json.dumps(_as_json(chosen, found, best, line, scales, price_per_hour), indent=2))
-        return
-    _print(chosen, found, best, line, scales, price_per_hour)
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        _print(found)
 
 
 def _slots(hostfile: Path, world_size: int | None) -> tuple[int, int]:
@@ -118,88 +114,35 @@ def _dry_run(
 
 def _device(name: str) -> "Device":
     from storyteller_ds.console import lines_to, stderr_console
-    from storyteller_ds.planning.devices import HERE, published
+    from storyteller_ds.planning.devices import OF_THIS_MACHINE, published
 
-    if name != HERE:
+    if name not in OF_THIS_MACHINE:
         return published(name)
     from storyteller_ds.planning.here import this_machine
 
-    return this_machine(lines_to(stderr_console()))
+    return this_machine(name, lines_to(stderr_console()))
 
 
-def _chosen(asked: "Asked", ds_config: str | None, found: "list[Row]", best: "Row | None") -> "Estimate":
-    """What is shown in full: what was asked for, else the recommended way, else the first that could run."""
-    if ds_config is not None:
-        return asked.estimate(ds_config)
-    if best is not None and best.fitting is not None:
-        return best.fitting
-    possible = next((row.asked for row in found if row.asked is not None), None)
-    return possible or asked.estimate(None)  # which says why not
-
-
-def _print(
-    chosen: "Estimate",
-    found: "list[Row]",
-    best: "Row | None",
-    line: str | None,
-    scales: list[tuple[int, Any]],
-    price_per_hour: float | None,
-) -> None:
+def _print(found: "Planned") -> None:
     from storyteller_ds.console import print_table
     from storyteller_ds.planning import report
     from storyteller_ds.planning.speed import ASSUMPTIONS
 
-    stage = chosen.run.parallel.zero_stage
-    way = "one device" if stage is None else f"ZeRO-{stage}, {chosen.plan.description}"
-    print(f"{chosen.loaded.name} on {chosen.ranks.number} x {chosen.device.name}, {chosen.dtype}: {way}\n")
-    print_table(report.memory_table(chosen))
-    if not chosen.fits:
-        print(f"\nit does not fit; {chosen.what_to_lower()}")
+    shown, stage = found.shown, found.shown.run.parallel.zero_stage
+    strategy = "one device" if stage is None else f"ZeRO-{stage}, {shown.plan.description}"
+    print(f"{shown.loaded.name} on {shown.ranks.number} x {shown.device.name}, {shown.dtype}: {strategy}\n")
+    print_table(report.memory_table(shown))
+    if not shown.fits:
+        print(f"\nit does not fit; {shown.what_to_lower()}")
     print()
-    if any(chosen.messages.sent.values()):
-        print_table(report.message_table(chosen))
+    if any(shown.messages.sent.values()):
+        print_table(report.message_table(shown))
         print()
-    print("\n".join(report.figures(chosen, price_per_hour)), end="\n\n")
-    print_table(report.strategy_table(found, best))
-    if scales:
+    print("\n".join(report.figures(shown, found.cost)), end="\n\n")
+    print_table(report.strategy_table(found.rows, found.recommended))
+    if found.scales:
         print()
-        print_table(report.scale_table(scales))
-    print(f"\nassumed: {ASSUMPTIONS}\nrates: {chosen.device.source}")
-    print("\nno way fits; use more or larger devices" if line is None else f"\nrecommended:\n  {line}")
-
-
-def _as_json(
-    chosen: "Estimate",
-    found: "list[Row]",
-    best: "Row | None",
-    line: str | None,
-    scales: list[tuple[int, Any]],
-    price_per_hour: float | None,
-) -> dict[str, Any]:
-    from storyteller_ds.errors import ConfigError
-    from storyteller_ds.planning.speed import ASSUMPTIONS
-
-    cost = None if price_per_hour is None else chosen.hours * price_per_hour * chosen.ranks.number
-    return {
-        **chosen.as_json(),
-        "cost": cost,
-        "what_to_lower": None if chosen.fits else chosen.what_to_lower(),
-        "strategies": [
-            {
-                "name": row.name,
-                "settings": row.all_settings,
-                "obstacle": row.obstacle,
-                "fits": row.fitting is not None,
-                "estimate": None if (shown := row.fitting or row.asked) is None else shown.as_json(),
-            }
-            for row in found
-        ],
-        "recommended": None if best is None else best.name,
-        "command": line,
-        "scale": [
-            {"devices": number, "obstacle": str(one)} if isinstance(one, ConfigError) else one.as_json()
-            for number, one in scales
-        ],
-        "assumptions": ASSUMPTIONS,
-        "rates": chosen.device.source,
-    }
+        print_table(report.scale_table(found.scales))
+    print(f"\nassumed: {ASSUMPTIONS}\nrates: {shown.device.source}")
+    line = found.command
+    print("\nnothing fits; use more or larger devices" if line is None else f"\nrecommended:\n  {line}")

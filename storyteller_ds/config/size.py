@@ -45,7 +45,7 @@ def settings_of(size: Size, optimizer: str) -> dict[str, Any]:
     """
     shape = _SHAPES[size]
     wider = shape.hidden_size / _TUNED_WIDTH
-    slower = wider**-0.5 if optimizer == "muon" else 1 / wider
+    slower = tuned_rate(shape.hidden_size, optimizer) / _TUNED_RATES[optimizer]
     return {
         "model.num_layers": shape.num_layers,
         "model.hidden_size": shape.hidden_size,
@@ -53,10 +53,21 @@ def settings_of(size: Size, optimizer: str) -> dict[str, Any]:
         "model.num_kv_heads": shape.num_kv_heads,
         "model.intermediate_size": shape.intermediate_size,
         "train.global_batch_size": shape.sequences,
-        "optimizer.lr": _rounded(_TUNED_RATES[optimizer] * slower),
+        "optimizer.lr": _rounded(tuned_rate(shape.hidden_size, optimizer)),
         "optimizer.embedding_lr_ratio": _rounded(_TUNED_EMBEDDING_RATIO / slower),
         "optimizer.output_lr_ratio": _rounded(_TUNED_OUTPUT_RATIO / wider / slower),
     }
+
+
+def tuned_rate(hidden_size: int, optimizer: str) -> float:
+    """The best measured learning rate, carried over to a width.
+
+    Args:
+        hidden_size: model.hidden_size.
+        optimizer: optimizer.kind.
+    """
+    wider = hidden_size / _TUNED_WIDTH
+    return _TUNED_RATES[optimizer] * (wider**-0.5 if optimizer == "muon" else 1 / wider)
 
 
 def _rounded(value: float) -> float:

@@ -10,7 +10,7 @@ from storyteller_ds.config.files import preset_names, preset_text, read_text
 from storyteller_ds.data.batching.batches import BatchSplit
 from storyteller_ds.data.batching.loading import train_batches, validation_batches
 from storyteller_ds.data.corpus import NotPrepared, find_corpus, open_corpus
-from storyteller_ds.data.sources.choose import Sources, choose_sources, is_on_hub
+from storyteller_ds.data.sources.choose import choose_sources, is_on_hub
 from storyteller_ds.data.sources.listing import is_pattern, matching_files
 from storyteller_ds.data.tokenizers.choose import given_tokenizer
 from storyteller_ds.distributed.hostfile import read_hostfile
@@ -39,6 +39,7 @@ def consult(
     ds_config: Path | None = None,
     hostfile: Path | None = None,
     output_dir: Path | None = None,
+    world_size: int | None = None,
 ) -> list[Finding]:
     """All that is wrong, the worst first; nothing is changed, and nothing of the text is prepared.
 
@@ -48,9 +49,12 @@ def consult(
         ds_config: likewise.
         hostfile: of `storyteller launch`.
         output_dir: likewise.
+        world_size: ranks that the run will have; None: those of the hostfile, or of the environment.
     """
     found: list[Finding] = []
     world, slots = World.from_environment(), None
+    if world_size is not None:
+        world = World(0, 0, world_size, world_size)
     if hostfile is not None:
         try:
             slots = read_hostfile(hostfile)
@@ -109,16 +113,14 @@ def _read(run: RunConfig, world: World, subject: Subject) -> tuple[TextFacts | N
         train, validation = samples_of(sources, _READING_S)
         if is_named and (facts := _prepared(run, world, subject, found)) is not None:
             return replace(facts, train=train, validation=validation), found
-        return facts_of_sources(run, tokenizer, train, validation), [*found, *_empty(run, sources, train.documents)]
+        if not train.documents:
+            raise DataError(f"{sources.train.name} has no document for training; put in stories, or name another text")
     except UserError as failure:
         return None, [*found, _named(failure, "source")]
-
-
-def _empty(run: RunConfig, sources: Sources, documents: Sequence[str]) -> list[Finding]:
-    if documents:
-        return []
-    message = f"{sources.train.name} has no document for training; put in stories, or name another text"
-    return [_named(DataError(message), "source")]
+    try:
+        return facts_of_sources(run, tokenizer, train, validation), found
+    except DataError as failure:
+        return None, [*found, _named(failure, "tokenizer")]
 
 
 def _prepared(run: RunConfig, world: World, subject: Subject, found: list[Finding]) -> TextFacts | None:

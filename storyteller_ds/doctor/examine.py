@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from storyteller_ds.doctor import folders, libraries, machine, measuring, network, saving, schedule, text
+from storyteller_ds.doctor import folders, libraries, machine, measuring, model, saving, schedule, text
 from storyteller_ds.doctor.finding import Check, Finding, from_message, warning
 from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.errors import StorytellerError
 
-CONFIGURATION: tuple[Check, ...] = (*schedule.CHECKS, *measuring.CHECKS, *saving.CHECKS, *network.CHECKS)
+CONFIGURATION: tuple[Check, ...] = (*schedule.CHECKS, *measuring.CHECKS, *saving.CHECKS, *model.CHECKS)
 BEFORE_A_RUN: tuple[Check, ...] = (*CONFIGURATION, *text.ON_TOKENS, *folders.QUICK, *machine.QUICK)
 """What takes no noticeable time, asks no network and starts no process."""
 ALL: tuple[Check, ...] = (*libraries.CHECKS, *machine.CHECKS, *folders.CHECKS, *CONFIGURATION, *text.CHECKS)

@@ -19,7 +19,7 @@ class Finding:
     evidence: str
     """What was seen, with its figures."""
     fix: str
-    """The setting or the command that mends it."""
+    """The setting or the command that fixes it."""
     repair: Callable[[], str] | None = None
     """Mends it without a risk, and returns what was done; raises OSError. None: a person has to decide."""
     check: str = ""

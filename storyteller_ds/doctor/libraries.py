@@ -92,4 +92,13 @@ def _numbers(version: str) -> tuple[int, ...]:
     return found
 
 
-CHECKS: tuple[Check, ...] = (versions, cuda, triton)
+def nccl(subject: Subject) -> Iterator[Finding]:
+    """Cards of several ranks exchange tensors through it (on AMD's, RCCL is torch's NCCL)."""
+    if subject.device.type == "cuda" and subject.plan.world_size > 1 and not torch.distributed.is_nccl_available():
+        yield error(
+            f"torch {torch.__version__} is built without NCCL, with which {subject.plan.world_size} cards communicate",
+            "install torch for Linux from pytorch.org, or train on one card without --ds_config",
+        )
+
+
+CHECKS: tuple[Check, ...] = (versions, cuda, triton, nccl)

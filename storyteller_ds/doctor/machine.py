@@ -93,6 +93,24 @@ def meeting_port(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def network_interface(subject: Subject) -> Iterator[Finding]:
+    """The interface that ranks are to use, by a name that this machine does not have."""
+    if subject.loaded.deepspeed is None:
+        return
+    there = subject.machine.interfaces()
+    for variable, is_prefix in (("GLOO_SOCKET_IFNAME", False), ("NCCL_SOCKET_IFNAME", True)):
+        wanted = os.environ.get(variable, "")
+        if wanted.startswith("^"):  # all but these
+            continue
+        is_exact = not is_prefix or wanted.startswith("=")
+        names = [name.strip() for name in wanted.removeprefix("=").split(",") if name.strip()]
+        if names and not any(have == name if is_exact else have.startswith(name) for have in there for name in names):
+            yield error(
+                f"{variable}={wanted}, and this machine has only {', '.join(there)}",
+                f"unset {variable}, or name the one that the machines share",
+            )
+
+
 def compiler(subject: Subject) -> Iterator[Finding]:
     """What compiles on this machine needs a C++ compiler."""
     if any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
@@ -105,4 +123,4 @@ def compiler(subject: Subject) -> Iterator[Finding]:
 
 QUICK: tuple[Check, ...] = (open_files, locked_memory, shared_memory, text_encoding, thread_count)
 """Within a millisecond."""
-CHECKS: tuple[Check, ...] = (*QUICK, meeting_port, compiler)
+CHECKS: tuple[Check, ...] = (*QUICK, meeting_port, network_interface, compiler)

@@ -35,6 +35,10 @@ class MachineFacts:
             return int(torch.cuda.get_device_properties(device).total_memory)
         return int(psutil.virtual_memory().total) if device.type == "cpu" else None
 
+    def interfaces(self) -> list[str]:
+        """Names of the network interfaces."""
+        return sorted(psutil.net_if_addrs())
+
     def now(self) -> float:
         """The clock (seconds since 1970)."""
         return time.time()

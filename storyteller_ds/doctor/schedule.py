@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
+from storyteller_ds.config.size import tuned_rate
 from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
 
-_TUNED_WIDTH, _TUNED_RATES, _EXPONENTS = 128, {"muon": 1e-2, "adamw": 3e-3}, {"muon": 0.5, "adamw": 1.0}
-"""As config/size.py carries them over to other widths (docs/experiments.md)."""
 _FAR_ABOVE, _FAR_BELOW = 10, 30
 """Times the tuned rate; other recipes that work are up to 2 above it and 6 below."""
 
@@ -49,7 +48,7 @@ def no_decay(subject: Subject) -> Iterator[Finding]:
 def rate_far_off(subject: Subject) -> Iterator[Finding]:
     """A learning rate that is nowhere near what a model of this width was tuned to."""
     rate, kind, width = subject.run.optimizer.lr, subject.run.optimizer.kind, subject.run.model.hidden_size
-    tuned = _TUNED_RATES[kind] * (_TUNED_WIDTH / width) ** _EXPONENTS[kind]
+    tuned = tuned_rate(width, kind)
     if rate > _FAR_ABOVE * tuned:
         how, what = f"{rate / tuned:,.0f} times", "it will probably diverge"
     elif rate < tuned / _FAR_BELOW:

@@ -10,9 +10,10 @@ from storyteller_ds.config import LoadedConfig, RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.doctor.machine_facts import MachineFacts
 from storyteller_ds.doctor.text_facts import TextFacts
-from storyteller_ds.engines.precision import run_dtype
+from storyteller_ds.engines.precision import DTYPE_NAMES, run_dtype
 from storyteller_ds.model import count_parameters
 from storyteller_ds.model.counts import ParameterCount
+from storyteller_ds.planning.memory import Memory, checkpoint_bytes, memory_of
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,16 @@ class Subject:
         """Parameters of its model."""
         return count_parameters(self.run)
 
-    @property
+    @cached_property
+    def memory(self) -> Memory:
+        """Tensors of a rank, as planned."""
+        dtype = DTYPE_NAMES[self.dtype]
+        return memory_of(self.run, self.loaded.deepspeed, self.plan, self.device.type, dtype)
+
+    @cached_property
     def checkpoint_bytes(self) -> int:
-        """Size of one checkpoint: fp32 weights and the optimizer's two moments of each (one with Muon, at least)."""
-        return 4 * self.counts.total * (3 if self.run.optimizer.kind == "adamw" else 2)
+        """Size of one checkpoint on disk."""
+        return checkpoint_bytes(self.run, self.plan)
 
     @property
     def offloaded(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from storyteller_ds.doctor.finding import Check, Finding, note, warning
+from storyteller_ds.doctor.finding import Check, Finding, error, note, warning
 from storyteller_ds.doctor.leaks import leaked
 from storyteller_ds.doctor.subject import Subject
 
@@ -17,6 +17,10 @@ WORTH_A_WARNING = 0.05
 """Fraction of the parameters in embedding rows that no token uses."""
 _REPEATED, _BROKEN = 0.2, 0.01
 """Fractions of the stories."""
+_UNKNOWN = 0.01
+"""Fraction of the tokens."""
+_LEAST_BYTES, _LARGE_VOCABULARY = 2.0, 1000
+"""Of a token of such a vocabulary, in a text that it was made for; English has four."""
 _REPLACEMENT = "\ufffd"
 
 
@@ -111,9 +115,35 @@ def text_below_one_step(subject: Subject) -> Iterator[Finding]:
         return
     step = run.train.global_batch_size * run.data.sequence_length
     if text.is_estimate and text.train_tokens < step:
-        yield warning(
+        say = error if text.most_train_tokens < step else warning
+        yield say(
             f"the training text has {text.about}{text.train_tokens:,.0f} tokens, and one step takes {step:,}",
             f"train.global_batch_size={max(1, int(text.train_tokens / run.data.sequence_length / 8))}, or more text",
+        )
+
+
+def unknown_tokens(subject: Subject) -> Iterator[Finding]:
+    """Characters that the tokenizer does not know. (Before a run, the line about the text says so.)"""
+    text = subject.text
+    if text is not None and text.unknown > _UNKNOWN:
+        yield warning(
+            f"{text.about}{text.unknown:.1%} of the tokens stand for text that the tokenizer does not know: no story "
+            "will have it, and val_bpb flatters",
+            "raise tokenizer.vocab_size, or set tokenizer.kind=bpe, which knows every byte",
+        )
+
+
+def foreign_tokenizer(subject: Subject) -> Iterator[Finding]:
+    """A tokenizer that was made for another language, or for code."""
+    text, tokenizer = subject.text, subject.run.tokenizer
+    if text is None or text.vocabulary is None or text.bytes_per_token is None or tokenizer.kind == "char":
+        return
+    is_given = tokenizer.path is not None or tokenizer.kind == "gpt2"
+    if is_given and text.vocabulary >= _LARGE_VOCABULARY and text.bytes_per_token < _LEAST_BYTES:
+        yield warning(
+            f"the tokenizer has {text.vocabulary:,} tokens, and needs one for every {text.bytes_per_token:.1f} bytes "
+            "of this text: it was made for another",
+            "leave out tokenizer.path, and one is trained on this text",
         )
 
 
@@ -170,6 +200,13 @@ ON_TOKENS: tuple[Check, ...] = (
     vocabulary_larger_than_text,
     validation_too_small,
     text_below_one_step,
+    foreign_tokenizer,
 )
 """Of figures alone; the others read stories."""
-CHECKS: tuple[Check, ...] = (*ON_TOKENS, validation_in_training, repeated_stories, broken_characters)
+CHECKS: tuple[Check, ...] = (
+    *ON_TOKENS,
+    unknown_tokens,
+    validation_in_training,
+    repeated_stories,
+    broken_characters,
+)

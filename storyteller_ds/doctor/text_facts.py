@@ -10,12 +10,13 @@ from storyteller_ds.config import RunConfig
 from storyteller_ds.data.corpus import Corpus
 from storyteller_ds.data.sources.choose import Sources
 from storyteller_ds.data.sources.source import Source
+from storyteller_ds.data.tokenizers.choose import TRAINERS, train_tokenizer
 from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 
 _CHARACTERS_OF_A_TOKEN = 4.0
-"""Of a byte-level BPE with some thousand tokens on stories; docs/tokenizers.md has 3.6 to 4.3."""
+"""Of GPT-2's tokenizer, before it is downloaded (docs/tokenizers.md)."""
 _MOST_DOCUMENTS = 50_000
-_ENCODED = 100
+_ENCODED = 1000
 """Documents by which the tokens of the others are estimated."""
 
 
@@ -38,12 +39,23 @@ class TextFacts:
     validation_tokens: float | None
     vocabulary: int | None = None
     """Tokens that the tokenizer has; None: it is not trained yet."""
+    unknown: float = 0.0
+    """Fraction of the tokens that stand for text the tokenizer does not know."""
+    bytes_per_token: float | None = None
+    """None: not known, as of a corpus whose text was not counted."""
     sequences: int | None = None
     """That the training text is packed into; None: not prepared yet."""
     is_estimate: bool = False
     train: Sample | None = None
     """Stories, where the text itself was read."""
     validation: Sample | None = None
+
+    @property
+    def most_train_tokens(self) -> float:
+        """That the training text can have with any tokenizer: one for each byte, and one for each end."""
+        if self.train is None or not self.train.is_all:
+            return math.inf
+        return sum(len(document.encode(errors="replace")) + 1 for document in self.train.documents)
 
     @property
     def about(self) -> str:
@@ -67,6 +79,8 @@ def facts_of_corpus(
         len(corpus.train) / max(1, corpus.train_size.documents),
         len(corpus.validation),
         corpus.tokenizer.vocab_size,
+        corpus.validation_size.unknown_tokens / max(1, len(corpus.validation)),
+        corpus.train_size.bytes / len(corpus.train) if corpus.train_size.bytes else None,
         sequences,
         train=train,
         validation=validation,
@@ -78,25 +92,42 @@ def facts_of_sources(run: RunConfig, tokenizer: Tokenizer | None, train: Sample,
 
     Args:
         run: its config.
-        tokenizer: which it is given; None: it will train one.
-        train: the beginning of the training text; a source that cannot be read raises DataError before.
-        validation: likewise.
+        tokenizer: which it is given; None: it will train one, and here one is trained on the sample.
+        train: the beginning of the training text, a document at least.
+        validation: likewise; it may be empty.
+
+    Raises:
+        DataError: no tokenizer of these settings can be trained.
     """
-    per_token = 1.0 if run.tokenizer.kind == "char" else _CHARACTERS_OF_A_TOKEN
-    if tokenizer is not None and (some := list(train.documents[:_ENCODED])):
-        per_token = sum(map(len, some)) / max(1, sum(map(len, tokenizer.encode_batch(some))))
+    some = train.documents[:: max(1, len(train.documents) // _ENCODED)][:_ENCODED]
+    characters, count, unknown = sum(map(len, some)), 0, 0
+    if tokenizer is not None or run.tokenizer.kind in TRAINERS:
+        used = tokenizer or train_tokenizer(run.tokenizer, some)
+        encoded = used.encode_batch(list(some))
+        count = sum(map(len, encoded))
+        unknown = 0 if used.unknown is None else sum(ids.count(used.unknown) for ids in encoded)
+    count = max(1, count or round(characters / _CHARACTERS_OF_A_TOKEN))
+    per_character = count / max(1, characters)
 
     def tokens(sample: Sample, whole: int | None) -> tuple[float | None, float]:
-        characters = sum(map(len, sample.documents))
-        each = characters / per_token / max(1, len(sample.documents)) + 1
+        each = sum(map(len, sample.documents)) * per_character / max(1, len(sample.documents)) + 1
         stories = len(sample.documents) if sample.is_all else whole
         return (None if stories is None else stories * each), each
 
     made = run.data.builtin_stories if run.data.source == "builtin" else None
     total, each = tokens(train, made)
     held_out, _ = tokens(validation, None if made is None else math.ceil(made / 20))
-    vocabulary = None if tokenizer is None else tokenizer.vocab_size
-    return TextFacts(total, each, held_out, vocabulary, None, True, train, validation)
+    return TextFacts(
+        total,
+        each,
+        held_out,
+        None if tokenizer is None else tokenizer.vocab_size,
+        unknown / count,
+        sum(len(document.encode(errors="replace")) for document in some) / count,
+        is_estimate=True,
+        train=train,
+        validation=validation,
+    )
 
 
 def sample_of(source: Source, seconds: float, most: int = _MOST_DOCUMENTS) -> Sample:

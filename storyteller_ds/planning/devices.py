@@ -41,6 +41,8 @@ class Device:
     dtype: str
     """What precision.dtype=auto means there."""
     source: str
+    is_measured: bool = False
+    """Whether the rates are what large operations reach here, and not published ones."""
 
     @property
     def context(self) -> int:
@@ -50,7 +52,7 @@ class Device:
 
 _INFINIBAND = "one 400 Gb/s InfiniBand port a card, as in DGX H100"
 _PCIE = "no NVLink: PCI Express x16"
-_ETHERNET = 25 / 8 * GB
+ETHERNET = 25 / 8 * GB
 """25 Gb/s, the network of machines that are no servers for training: an assumption."""
 _AMPERE = {"bf16": 312 * TERA, "fp16": 312 * TERA, "fp32": 19.5 * TERA}
 _HOPPER = {"bf16": 989.5 * TERA, "fp16": 989.5 * TERA, "fp32": 67 * TERA}
@@ -73,30 +75,32 @@ DEVICES = {
         ),
         Device(
             "rtx5090-32", "cuda", 32 * GB, {"bf16": 209.5 * TERA, "fp16": 209.5 * TERA, "fp32": 104.8 * TERA},
-            1.792e12, 64 * GB, _ETHERNET, 4, "bf16",
+            1.792e12, 64 * GB, ETHERNET, 4, "bf16",
             f"NVIDIA RTX Blackwell architecture paper: 209.5 TFLOPS with fp32 sums, 1,792 GB/s; {_PCIE}, version 5",
         ),
         Device(
             "rtx4090-24", "cuda", 24 * GB, {"bf16": 165.2 * TERA, "fp16": 165.2 * TERA, "fp32": 82.6 * TERA},
-            1.008e12, 32 * GB, _ETHERNET, 4, "bf16",
+            1.008e12, 32 * GB, ETHERNET, 4, "bf16",
             f"NVIDIA Ada architecture paper: 165.2 TFLOPS with fp32 sums, 1,008 GB/s; {_PCIE}, version 4",
         ),
         Device(
-            "t4-16", "cuda", 16 * GB, {"fp16": 65 * TERA, "fp32": 8.1 * TERA}, 3.2e11, 16 * GB, _ETHERNET, 4, "fp16",
+            "t4-16", "cuda", 16 * GB, {"fp16": 65 * TERA, "fp32": 8.1 * TERA}, 3.2e11, 16 * GB, ETHERNET, 4, "fp16",
             f"NVIDIA T4 data sheet: 65 TFLOPS fp16, 8.1 fp32, 320 GB/s (bf16 is emulated); {_PCIE}, version 3",
         ),
         Device(
             # 10 cores of 128 lanes at 1.4 GHz, two operations each.
-            "m3-32", "mps", 24 * GB, dict.fromkeys(("fp32", "fp16", "bf16"), 3.6 * TERA), 1e11, _ETHERNET, _ETHERNET,
+            "m3-32", "mps", 24 * GB, dict.fromkeys(("fp32", "fp16", "bf16"), 3.6 * TERA), 1e11, ETHERNET, ETHERNET,
             1, "fp32",
             "Apple M3 specifications: 100 GB/s; Apple publishes no FLOPS: 10 cores x 128 lanes x 2 x 1.4 GHz; of 32 GB "
             "the GPU gets three quarters (Metal's recommendedMaxWorkingSetSize)",
         ),
     )
 }  # fmt: skip
-HERE = "cpu"
-"""This machine without a card: its rates are measured (engines/device_record.py)."""
-NAMES = (*DEVICES, HERE)
+HERE = "here"
+"""The device of this machine that training would use."""
+OF_THIS_MACHINE = (HERE, "cpu", "cuda", "mps")
+"""Their rates are measured (engines/device_record.py)."""
+NAMES = (*DEVICES, *OF_THIS_MACHINE)
 
 
 def published(name: str) -> Device:

@@ -1,4 +1,4 @@
-"""Everything that is foretold of one run on some ranks of a device."""
+"""The estimate of one run on some ranks of a device: memory, messages, speed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +10,10 @@ import torch
 from storyteller_ds.config import LoadedConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
-from storyteller_ds.engines.base import STATE_BYTES
 from storyteller_ds.engines.memory import what_to_lower
 from storyteller_ds.planning.activations import Activations
 from storyteller_ds.planning.devices import NCCL, Device
-from storyteller_ds.planning.memory import BYTES, Memory, memory_of
+from storyteller_ds.planning.memory import BYTES, Memory, checkpoint_bytes, memory_of
 from storyteller_ds.planning.messages import Messages, messages_of
 from storyteller_ds.planning.speed import Speed, speed_of
 from storyteller_ds.planning.weights import Group, groups_of
@@ -174,9 +173,8 @@ class Estimate:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """On disk: weights and moments of the whole model, in fp32."""
-        alone = groups_of(self.run, replace(self.plan, ep_size=1, world_size=1))
-        return sum((1 + group.moments) * group.numel for group in alone) * STATE_BYTES
+        """Of one, on disk."""
+        return checkpoint_bytes(self.run, self.plan)
 
     def what_to_lower(self) -> str:
         """Settings that would help, in one line."""

@@ -5,28 +5,52 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from storyteller_ds.engines.device_record import measure_device, recorded, write_record
-from storyteller_ds.planning.devices import HERE, Device
+from storyteller_ds.distributed.world import pick_device
+from storyteller_ds.engines.device_record import measure_device, measured_formats, recorded, write_record
+from storyteller_ds.engines.precision import DTYPE_NAMES
+from storyteller_ds.planning.devices import ETHERNET, GB, HERE, Device
+
+_OF_MPS = 0.75
+"""Of a Mac's memory, that Metal recommends as the most for its GPU."""
+_PCIE_4 = 32 * GB
+"""Between the cards of a machine that has one: an assumption [byte/s]."""
 
 
-def this_machine(log: Callable[[str], None]) -> Device:
-    """Its processors, by the record of `storyteller bench device`, which is measured now if there is none."""
-    device = torch.device("cpu")
+def this_machine(name: str, log: Callable[[str], None]) -> Device:
+    """Its device, by the record of `storyteller bench device`, which is measured now if there is none.
+
+    Args:
+        name: HERE for what training would use, or cpu, cuda or mps.
+        log: gets a line if it has to be measured.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    device = pick_device("auto" if name == HERE else name, None, "--device")
     entry = recorded(device)
     if entry is None:
         log("this machine has not been measured yet (storyteller bench device); that takes some seconds")
         entry = measure_device(device, log)
         write_record(device, entry)
-    link = min(entry["messages_byte_per_s"].values())
+    link = min(entry["messages_byte_per_s"].values(), default=_PCIE_4)
+    is_cuda = device.type == "cuda"
     return Device(
-        HERE,
-        "cpu",
-        psutil.virtual_memory().total,
+        torch.cuda.get_device_name(device) if is_cuda else device.type,
+        device.type,
+        _memory(device),
         entry["products_flop_per_s"],
         entry["copy_byte_per_s"],
         link,
-        link,
-        1,
-        "fp32",
+        ETHERNET if is_cuda else link,
+        torch.cuda.device_count() if is_cuda else 1,
+        DTYPE_NAMES[measured_formats(device)[-1]] if is_cuda else "fp32",
         "measured on this machine by storyteller bench device",
+        is_measured=True,
     )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total * (_OF_MPS if device.type == "mps" else 1))

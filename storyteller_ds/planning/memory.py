@@ -1,7 +1,7 @@
 """The memory that a rank needs: a walk through one step, and the moment of it that needs most (bytes)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storyteller_ds.config.run import RunConfig
@@ -105,6 +105,17 @@ def memory_of(
     }
     moment, parts = max(moments.items(), key=lambda each: sum((always | each[1]).values()))
     return Memory(moment, dict.fromkeys(PARTS, 0) | always | parts, keeps.host())
+
+
+def checkpoint_bytes(run: RunConfig, plan: ParallelPlan) -> int:
+    """Size on disk of one checkpoint: weights and moments of the whole model, in fp32.
+
+    Args:
+        run: its config.
+        plan: shares of the experts; any number of ranks writes the same.
+    """
+    whole = groups_of(run, replace(plan, ep_size=1, world_size=1))
+    return sum((1 + group.moments) * group.numel for group in whole) * FP32
 
 
 def _without_none(zero: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,29 +34,29 @@ def message_table(estimate: Estimate) -> Table:
     return rows
 
 
-def figures(estimate: Estimate, price_per_hour: float | None) -> list[str]:
-    """What else is foretold, a line each.
+def figures(estimate: Estimate, cost: float | None) -> list[str]:
+    """What else is estimated, a line each.
 
     Args:
         estimate: of the run.
-        price_per_hour: of one device.
+        cost: of the whole run, where its price is known.
     """
     speed, plan = estimate.speed, estimate.plan
     hours = f"{estimate.hours:,.2f} h" if estimate.hours >= 0.1 else f"{60 * estimate.hours:,.1f} min"
-    cost = "" if price_per_hour is None else f", {estimate.hours * price_per_hour * estimate.ranks.number:,.2f} in all"
+    price = "" if cost is None else f", {cost:,.2f} in all"
     return [
         f"micro-batch: {plan.micro_batch_size} x {plan.accumulation_steps} accumulation step(s) x "
         f"{plan.world_size} rank(s); the largest that fits is {estimate.largest_micro_batch}",
         f"step: {1000 * speed.step_s:,.1f} ms (products {1000 * speed.products_s:,.1f}, reads and writes "
         f"{1000 * speed.copies_s:,.1f}, messages {1000 * speed.messages_s:,.1f}); MFU {speed.mfu:.0%}; "
         f"{speed.tokens_per_s:,.0f} tokens/s",
-        f"run: {estimate.tokens:,} tokens in {hours}{cost}",
+        f"run: {estimate.tokens:,} tokens in {hours}{price}",
         f"checkpoint: {estimate.checkpoint_bytes / 1e9:,.2f} GB on disk",
     ]
 
 
 def strategy_table(found: Sequence[Row], best: Row | None) -> Table:
-    """All ways beside each other."""
+    """All strategies beside each other."""
     rows = _table("strategy", "experts over", "needs GiB", "fits", "micro-batch", "step ms", "")
     for row in found:
         if row.asked is None:

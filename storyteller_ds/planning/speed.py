@@ -86,18 +86,17 @@ def speed_of(
         per_machine: ranks of one machine.
         offloads_to: where the optimizer's state is, if not on the device: cpu or nvme.
     """
-    is_measured = device.kind == "cpu"
     rate = device.rates.get(dtype, device.rates["fp32"])  # a format without arithmetic of its own is emulated
     tokens = run.train.global_batch_size * run.data.sequence_length
     flops = flops_per_token(run) * tokens / plan.world_size
     again = {"none": 1.0, "selective": 1.0, "block": 4 / 3}[run.model.activation_checkpointing]
-    products_s = flops * again / (rate * (1 if is_measured else PRODUCTS))
+    products_s = flops * again / (rate * (1 if device.is_measured else PRODUCTS))
     kept = sum(activations.saved(block) for block in range(run.model.num_layers))
     update = _NUMBERS_OF_AN_UPDATE * 4 * updated
     moved = _PASSES_OVER_ACTIVATIONS * kept * plan.accumulation_steps + (0 if offloads_to else update)
-    copies_s = moved / (device.copies * (1 if is_measured else COPIES))
+    copies_s = moved / (device.copies * (1 if device.is_measured else COPIES))
     copies_s += update / OFFLOADS[offloads_to] if offloads_to else 0.0
-    link = LINKS if not is_measured else 1.0
+    link = 1 if device.is_measured else LINKS
     messages_s = 0.0
     for name in COLLECTIVES:
         reach = device.link if messages.groups[name] <= per_machine else device.network

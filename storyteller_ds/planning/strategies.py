@@ -1,8 +1,9 @@
-"""All ways to spread one run over some ranks, beside each other, and the command of the best."""
+"""All strategies to spread one run over some ranks, and the command of the best."""
 
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from storyteller_ds.config import load_config
 from storyteller_ds.config.deepspeed import OURS
@@ -24,7 +25,7 @@ class Asked:
     ranks: Ranks
 
     def estimate(self, ds_config: str | None, more: Sequence[str] = ()) -> Estimate:
-        """Of one way.
+        """Of one strategy.
 
         Raises:
             ConfigError: it cannot be used, or cannot run.
@@ -36,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run it."""
+    """One strategy."""
 
     name: str
     ds_config: str | None
@@ -70,6 +71,17 @@ class Row:
         if self.fitting is None or self.fitting is self.asked:
             return [*self.settings]
         return [*self.settings, f"train.micro_batch_size={self.fitting.plan.micro_batch_size}"]
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json."""
+        shown = self.fitting or self.asked
+        return {
+            "name": self.name,
+            "settings": self.all_settings,
+            "obstacle": self.obstacle,
+            "fits": self.fitting is not None,
+            "estimate": None if shown is None else shown.as_json(),
+        }
 
 
 def rows(asked: Asked) -> list[Row]:

@@ -67,10 +67,3 @@ def as_svg(figure: Figure, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     return _UNUSED_ID.sub("", text.replace(_INK, "currentColor")).strip()
-
-
-def as_png(figure: Figure) -> bytes:
-    """The same for a page without themes."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return out.getvalue()

@@ -11,10 +11,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from storyteller_ds.durable import write_atomically
+from storyteller_ds.png import as_png
 from storyteller_ds.records.run_folder import REPORT, REPORT_MARKDOWN, REPORT_PICTURES
 from storyteller_ds.report import figures, summary
 from storyteller_ds.report.figures import Drawing
-from storyteller_ds.report.look import as_png, as_svg, style
+from storyteller_ds.report.look import as_svg, style
 from storyteller_ds.report.run_records import RunRecords
 from storyteller_ds.report.tables import Rows, atlas_tables, config_yaml, evaluation_rows
 from storyteller_ds.version import VERSION
@@ -116,9 +117,7 @@ def write_report(runs: Sequence[RunRecords], folder: Path) -> Path:
     if pictures:
         (folder / REPORT_PICTURES).mkdir(parents=True, exist_ok=True)
     for name, png in pictures.items():
-        beside = folder / REPORT_PICTURES / f"{name}.png.tmp"
-        beside.write_bytes(png)
-        beside.replace(folder / REPORT_PICTURES / f"{name}.png")
+        write_atomically(folder / REPORT_PICTURES / f"{name}.png", png)
     write_atomically(
         folder / REPORT_MARKDOWN, as_markdown(report, lambda drawing: f"{REPORT_PICTURES}/{drawing.name}.png")
     )

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from storyteller_ds.png import write_png
 from storyteller_ds.records.run_folder import written_record
 from storyteller_ds.sweep.results import Result, best_first
 from storyteller_ds.sweep.space import Listed, Range, Space, spans_magnitudes
@@ -49,10 +50,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.tmp")
     with written_record(path):
-        figure.savefig(beside, format="png", dpi=150)
-        beside.replace(path)
+        write_png(figure, path)
 
 
 def _curves(by: Listed | None, results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -2,15 +2,15 @@
 
 import pytest
 
-from benchmarks.planner import cases, foretold, measure
+from benchmarks.planner import cases, measure, planned_of
 
 NAMES = ("dense, ZeRO-2", "dense, ZeRO-3", "mixture, ZeRO-1, Muon, experts over 2")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_peak_and_the_messages_are_those_foretold(name):
+def test_the_peak_and_the_messages_are_those_planned(name):
     number, case = next((number, case) for number, case in enumerate(cases()) if case.name == name)
-    peak, messages = foretold(case, "cpu")
+    peak, messages = planned_of(case, "cpu")
     found = measure(case, number, "cpu")
     assert peak == pytest.approx(found["peak"], rel=0.1)
     exact = messages.keys() - {"all-to-all"}  # whose routers are not balanced

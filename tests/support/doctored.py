@@ -16,7 +16,7 @@ from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.doctor.text_facts import TextFacts
 
 NOW = 1_800_000_000.0
-HEALTHY_TEXT = TextFacts(5_000_000, 250.0, 250_000, 2048, 19_531)
+HEALTHY_TEXT = TextFacts(5_000_000, 250.0, 250_000, 2048, sequences=19_531)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class MadeUp(MachineFacts):
 
     def device_bytes(self, device: torch.device) -> int | None:
         return self.memory
+
+    def interfaces(self) -> list[str]:
+        return ["eth0", "lo"]
 
     def now(self) -> float:
         return self.clock

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from storyteller_ds.png import write_png
+
 LENGTHS, VOCABULARY = "card-lengths.png", "card-vocabulary.png"
 _INCHES = (6.0, 4.0)
 
@@ -28,7 +30,7 @@ def save_lengths(words: NDArray[np.uint32], path: Path) -> None:
     axes.axvline(float(np.median(words)), color="black", linestyle="--", label=f"median {np.median(words):,.0f}")
     axes.set(xlabel="words of a story", ylabel="stories")
     axes.legend()
-    _save(figure, path)
+    write_png(figure, path)
 
 
 def save_vocabulary(vocabulary: Counter[str], path: Path) -> None:
@@ -48,9 +50,4 @@ def save_vocabulary(vocabulary: Counter[str], path: Path) -> None:
     share.plot(ranks, np.cumsum(counts) / counts.sum(), color="C1", label="share of the text up to this rank")
     share.set(ylabel="share of the text", ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=2)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Without the version of the library, so that the same figures are the same bytes for longer.
-    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+    write_png(figure, path)

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from storyteller_ds.doctor import libraries, machine
 from storyteller_ds.records.run_folder import LOCK, RunFolder
@@ -195,6 +196,30 @@ def test_a_port_that_is_taken(tmp_path, monkeypatch):
     finding = check("meeting_port", tmp_path, ds_config="zero2", ranks=2)
     assert finding is not None
     assert finding.severity == "error"
+
+
+@pytest.mark.parametrize(("variable", "value", "is_wrong"), [
+    ("GLOO_SOCKET_IFNAME", "eth1", True), ("GLOO_SOCKET_IFNAME", "eth0", False), ("GLOO_SOCKET_IFNAME", "eth", True),
+    ("NCCL_SOCKET_IFNAME", "eth", False), ("NCCL_SOCKET_IFNAME", "=eth", True), ("NCCL_SOCKET_IFNAME", "^lo", False),
+    ("NCCL_SOCKET_IFNAME", "ib,eth", False),
+])  # fmt: skip
+def test_an_interface_that_this_machine_does_not_have(tmp_path, monkeypatch, variable, value, is_wrong):
+    monkeypatch.setenv(variable, value)
+    finding = check("network_interface", tmp_path, ds_config="zero2", ranks=2)
+    assert (finding is not None) == is_wrong
+    assert finding is None or (finding.severity, "eth0, lo" in finding.evidence) == ("error", True)
+    assert check("network_interface", tmp_path) is None  # one device asks no network
+
+
+def test_several_cards_without_nccl(tmp_path, monkeypatch):
+    several = {"ds_config": "zero2", "ranks": 2, "device": "cuda", "machine": MadeUp(capability=(9, 0))}
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert check("nccl", tmp_path, "precision.dtype=bf16", **several) is None
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    finding = check("nccl", tmp_path, "precision.dtype=bf16", **several)
+    assert finding is not None
+    assert (finding.severity, "without NCCL" in finding.evidence) == ("error", True)
+    assert check("nccl", tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,20 @@ import json
 import shlex
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from storyteller_ds.certify.traffic import routed_bytes
 from storyteller_ds.cli.plan import plan
 from storyteller_ds.config import load_config
 from storyteller_ds.config.deepspeed import OURS
-from storyteller_ds.config.files import preset_names
+from storyteller_ds.config.files import preset_names, preset_summary
 from storyteller_ds.distributed.plan import make_plan
 from storyteller_ds.errors import UserError
-from storyteller_ds.planning.devices import DEVICES, published
+from storyteller_ds.planning import here
+from storyteller_ds.planning.devices import DEVICES, GB, published
 from storyteller_ds.planning.estimate import Ranks
+from storyteller_ds.planning.speed import PRODUCTS
 from storyteller_ds.planning.strategies import SCALES, Asked, recommended, rows
 
 
@@ -30,6 +33,54 @@ def test_every_preset_has_an_estimate_on_every_device(preset, device):
     assert 0 < estimate.speed.mfu < 1
     assert estimate.needed > 16 * sum(group.numel for group in estimate.groups) * 0.7
     assert estimate.largest_micro_batch >= 1
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_passes_and_fits_a_card(preset):
+    found = planned("--config", preset, "--device", "rtx4090-24")
+    assert found["memory"]["fits"]
+    assert found["recommended"] == "none"  # one card: nothing to share, nothing to offload
+    assert shlex.split(found["command"])[:4] == ["storyteller", "train", "--config", preset]
+    weights = 4 * preset_summary(preset).parameters
+    assert found["memory"]["parts"]["parameters"] == weights
+    assert 2 * weights <= found["checkpoint_bytes"] <= 3 * weights
+
+
+def test_this_machine_is_planned_for_by_what_training_would_use(monkeypatch, tmp_path):
+    record = {
+        "products_flop_per_s": {"fp32": 1e11},
+        "copy_byte_per_s": 1e10,
+        "launch_s": 1e-6,
+        "messages_byte_per_s": {"all_reduce": 2e9, "all_to_all": 1e9},
+    }
+    monkeypatch.setattr(here, "recorded", lambda device: record if device.type == "cpu" else None)
+    by_default, named = planned("--config", "tiny_test"), planned("--config", "tiny_test", "--device", "cpu")
+    assert by_default["device"] == named["device"] == "cpu"
+    assert "measured on this machine" in by_default["rates"]
+    with pytest.raises(UserError, match="this machine has only: cpu"):
+        here.this_machine("mps", print)
+
+
+def test_a_card_of_this_machine_is_planned_for_by_its_record(monkeypatch):
+    record = {
+        "products_flop_per_s": {"fp32": 6e13, "fp16": 9e14, "bf16": 8e14},
+        "copy_byte_per_s": 3e12,
+        "launch_s": 4e-6,
+        "messages_byte_per_s": {},
+    }
+    monkeypatch.setattr(here, "pick_device", lambda name, rank, option: torch.device("cuda"))
+    monkeypatch.setattr(here, "recorded", lambda device: record)
+    monkeypatch.setattr(here, "_memory", lambda device: 80 * GB)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    card = here.this_machine("here", print)
+    assert (card.name, card.kind, card.dtype, card.per_machine) == ("A Card", "cuda", "bf16", 1)
+    estimate = Asked("moe_model", (), card, Ranks(1, 1)).estimate(None)
+    published_card = Asked("moe_model", (), published("h100-80"), Ranks(1, 1)).estimate(None)
+    assert estimate.needed == published_card.needed
+    by_rates = PRODUCTS * 989.5e12 / 8e14  # measured rates count in full, of published ones a part
+    assert estimate.speed.products_s / published_card.speed.products_s == pytest.approx(by_rates)
 
 
 def test_every_json_has_a_row_and_one_is_recommended():

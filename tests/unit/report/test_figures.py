@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from storyteller_ds.png import as_png
 from storyteller_ds.report import figures
-from storyteller_ds.report.look import as_png, as_svg, style
+from storyteller_ds.report.look import as_svg, style
 from storyteller_ds.report.run_records import read_run
 from tests.support.recorded_runs import finished_run, train_record, write_run
 

@@ -1,4 +1,4 @@
-"""The model: experts that are none, and sizes that are not what they are called."""
+"""The model: experts that are none, sizes that are not what they are called, and the memory of a rank."""
 
 import re
 from collections.abc import Iterator
@@ -9,16 +9,18 @@ import torch
 from storyteller_ds.config.load import COMMAND_LINE, OVERRIDES
 from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
+from storyteller_ds.engines.memory import what_to_lower
 
 _COUNT_LINE = re.compile(r"^# *parameters: *([\d,]+)", re.MULTILINE)
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[ _]?([mMbB])(?![a-zA-Z0-9])")
 _TOLERANCE = 0.15
 """Of a size that a name claims: `125M` may be 124."""
 _BF16_SINCE = (8, 0)
-_STATE_BYTES = 16
-"""Of a parameter in training: weight, gradient and AdamW's two moments, fp32."""
-_FITS_WELL = 0.25
-"""Of a device's memory; the rest is for activations."""
+_FITS_WELL = 0.5
+"""Of a device's memory."""
+_ABOUT = 1.5
+"""Times that a name of model.size may be off, for vocabularies differ."""
+_TIMES = {"M": 1e6, "B": 1e9}
 
 
 def experts_that_are_none(subject: Subject) -> Iterator[Finding]:
@@ -79,42 +81,62 @@ def claimed_size(subject: Subject) -> Iterator[Finding]:
                 f"write `# parameters: {total:,} total`, or change the model",
             )
     if named := _SIZE_IN_NAME.search(Path(subject.loaded.name).name.replace("_", " ").replace("-", " ")):
-        size = float(named[1]) * (1e6 if named[2] in "mM" else 1e9)
+        size = float(named[1]) * _TIMES[named[2].upper()]
         if abs(total - size) > _TOLERANCE * size:
             yield warning(
                 f"{subject.loaded.name} is named for {named[0]} parameters, and the model has {total:,}",
                 "rename the config, or change the model (storyteller config explain model.size)",
             )
+    if dial := subject.run.model.size:
+        size = float(dial[:-1]) * _TIMES[dial[-1]]
+        if not size / _ABOUT <= total <= size * _ABOUT:
+            yield warning(
+                f"model.size={dial}, and the model has {total:,} parameters: settings beside it, or tokenizer."
+                f"vocab_size={subject.run.tokenizer.vocab_size}, have changed it",
+                "another model.size, or leave it out",
+            )
+
+
+def untrained_positions(subject: Subject) -> Iterator[Finding]:
+    """Rows of a table of positions that no sequence reaches."""
+    run = subject.run
+    if subject.is_new and run.model.position == "learned" and run.data.sequence_length < run.context_length:
+        yield warning(
+            f"{run.context_length - run.data.sequence_length:,} of the {run.context_length:,} learned positions are "
+            f"never trained (data.sequence_length={run.data.sequence_length})",
+            f"data.sequence_length={run.context_length}, or model.position=rope",
+        )
 
 
 def needless_offload(subject: Subject) -> Iterator[Finding]:
     """Optimizer or weights moved off a device that has room for them."""
-    offloaded = subject.offloaded
-    need, memory = _STATE_BYTES * subject.counts.total, subject.machine.device_bytes(subject.device)
+    offloaded, memory = subject.offloaded, subject.machine.device_bytes(subject.device)
     if not offloaded or memory is None:
         return
     where = " and ".join(f"{section} to {device}" for section, device in offloaded.items())
+    need = subject.memory.total + subject.memory.host
     if subject.device.type == "cpu":
         if set(offloaded.values()) == {"cpu"}:
             yield note(f"{where}: on a CPU it is in that memory anyway", "--ds_config ds_configs/zero2.json")
     elif need < _FITS_WELL * memory:
         yield warning(
-            f"{where}, though weights, gradients and moments are {need / 1e9:.1f} of the card's {memory / 1e9:.0f} GB; "
+            f"{where}, though all of a rank's tensors are {need / 1e9:.1f} of the card's {memory / 1e9:.0f} GB; "
             "every step waits for the copies",
             "--ds_config ds_configs/zero2.json",
         )
 
 
-def state_beyond_memory(subject: Subject) -> Iterator[Finding]:
-    """Weights, gradients and moments alone are more than the device has."""
-    memory, is_shared = subject.machine.device_bytes(subject.device), subject.run.parallel.zero_stage == 3
-    if memory is None or subject.offloaded:
+def too_little_memory(subject: Subject) -> Iterator[Finding]:
+    """A step of a rank needs more than its device has."""
+    memory, planned = subject.machine.device_bytes(subject.device), subject.memory
+    if memory is None:
         return
-    need = _STATE_BYTES * subject.counts.total / (subject.plan.world_size if is_shared else 1)
+    need = planned.total + (planned.host if subject.device.type == "cpu" else 0)
     if need > memory:
+        parts = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in planned.parts.items() if size > 0.05 * need)
         yield warning(
-            f"weights, gradients and moments are {need / 1e9:,.1f} GB, and this device has {memory / 1e9:,.1f}",
-            "a smaller model (model.size), --ds_config ds_configs/zero3.json on more ranks, or zero3_offload.json",
+            f"a rank needs {need / 1e9:,.1f} GB {planned.moment} ({parts}), and this device has {memory / 1e9:,.1f}",
+            what_to_lower(subject.run, subject.loaded.deepspeed, subject.plan, subject.device),
         )
 
 
@@ -123,6 +145,7 @@ CHECKS: tuple[Check, ...] = (
     zero3_without_expert_parallelism,
     slow_format,
     claimed_size,
+    untrained_positions,
     needless_offload,
-    state_beyond_memory,
+    too_little_memory,
 )

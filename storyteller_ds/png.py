@@ -1,0 +1,29 @@
+"""Figures of matplotlib as PNG files."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storyteller_ds.durable import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 150
+
+
+def as_png(figure: "Figure") -> bytes:
+    """The content of a PNG file, on white."""
+    out = io.BytesIO()
+    # Without the version of the library, so that the same figures are the same bytes for longer.
+    figure.savefig(out, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a PNG, which replaces the one that is there when it is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_atomically(path, as_png(figure))
