@@ -66,7 +66,7 @@ def _fixed(finding: "Finding") -> "Finding":
     if finding.repair is None:
         return finding
     try:
-        return replace(finding, severity="note", fix=f"fixed: {finding.repair()}")
+        return replace(finding, severity="note", fix=f"done: {finding.repair()}")
     except OSError as failure:
         return replace(finding, fix=f"{finding.fix} (could not be fixed: {failure.strerror or failure})")
 

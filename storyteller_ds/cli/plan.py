@@ -1,6 +1,7 @@
 """storyteller plan: what a run will need and take, before it is started."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ def plan(
             size, local_size = _slots(hostfile, world_size)
         _dry_run(config, ds_config, overrides, size, local_size, as_json)
         return
+    if price_per_hour is not None and not math.isfinite(price_per_hour):
+        raise UserError(f"--price_per_hour={price_per_hour} is no price")
     if world_size is not None or hostfile is not None:
         raise UserError("--world_size and --hostfile are of --dry_run; say how many devices with --nodes and --gpus")
     from storyteller_ds.planning import planned
@@ -140,9 +143,15 @@ def _print(found: "Planned") -> None:
         print()
     print("\n".join(report.figures(shown, found.cost)), end="\n\n")
     print_table(report.strategy_table(found.rows, found.recommended))
+    for line in report.obstacles(found.rows):
+        print(line)
     if found.scales:
         print()
         print_table(report.scale_table(found.scales))
     print(f"\nassumed: {ASSUMPTIONS}\nrates: {shown.device.source}")
-    line = found.command
-    print("\nnothing fits; use more or larger devices" if line is None else f"\nrecommended:\n  {line}")
+    if found.command is None:
+        print("\nnothing fits; use more or larger devices")
+    else:
+        print(f"\nrecommended:\n  {found.command}")
+    if shown.ranks.nodes > 1:
+        print("  (hosts: a file with a line `NAME slots=N` for each machine)")

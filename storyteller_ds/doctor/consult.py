@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from storyteller_ds.checkpoint.read import newest_valid
+from storyteller_ds.checkpoint.resume import check_same_run
 from storyteller_ds.config import LoadedConfig, RunConfig, load_config
 from storyteller_ds.config.files import preset_names, preset_text, read_text
 from storyteller_ds.data.batching.batches import BatchSplit
@@ -23,7 +25,8 @@ from storyteller_ds.doctor.hosts import check_hosts
 from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.doctor.text_facts import TextFacts, facts_of_corpus, facts_of_sources, samples_of
 from storyteller_ds.engines.build import check_engine
-from storyteller_ds.errors import ConfigError, DataError, UserError
+from storyteller_ds.errors import CheckpointError, ConfigError, DataError, UserError
+from storyteller_ds.records.run_folder import CHECKPOINTS
 from storyteller_ds.user_paths import expand_home
 
 _READING_S = 1.5
@@ -77,6 +80,7 @@ def consult(
     except UserError as failure:
         found.append(_named(failure, "engine"))
     text, of_text = _read(loaded.run, world, subject)
+    found += _continued(subject)
     return worst_first([*found, *of_text, *examine(replace(subject, text=text), ALL)])
 
 
@@ -85,6 +89,18 @@ def _subject(loaded: LoadedConfig, world: World, output_dir: Path | None, config
     device = pick_device(loaded.run.parallel.device, None if loaded.deepspeed is None else world.local_rank)
     folder = output_dir if output_dir is not None else Path("runs") / loaded.name
     return Subject(loaded, plan, device, folder, config_text=_text_of(config))
+
+
+def _continued(subject: Subject) -> list[Finding]:
+    """Why the run cannot go on with what is in its folder; its text is compared when it is prepared."""
+    checkpoint = newest_valid(subject.output_dir / CHECKPOINTS, lambda _: None)
+    if checkpoint is None:
+        return []
+    try:
+        check_same_run(checkpoint, subject.run, checkpoint.manifest.dataset_fingerprint)
+    except CheckpointError as failure:
+        return [_named(failure, "continued")]
+    return []
 
 
 def _text_of(config: str | None) -> str:

@@ -10,7 +10,7 @@ import psutil
 from storyteller_ds.checkpoint.read import step_folders
 from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.doctor.finding import Check, Finding, error, warning
-from storyteller_ds.doctor.machine_facts import existing
+from storyteller_ds.doctor.machine_facts import existing, file_in_the_way
 from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.records.run_folder import CHECKPOINTS, holder
 
@@ -26,8 +26,8 @@ def output_folder(subject: Subject) -> Iterator[Finding]:
     """The run's folder can be made, or written to, and no other run holds it."""
     folder = subject.output_dir
     nearest = existing(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        yield error(f"{folder} is no folder", "choose another --output_dir")
+    if (file := file_in_the_way(folder)) is not None:
+        yield error(f"{file} is no folder", "choose another --output_dir")
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield error(f"{nearest} may not be written, and {folder} is to be there", "choose another --output_dir")
     elif (by := holder(folder)) is not None:
@@ -51,8 +51,8 @@ def cache(subject: Subject) -> Iterator[Finding]:
     folder = cache_folder(subject.run.data.cache_dir)
     fix = "set data.cache_dir or STORYTELLER_CACHE to a folder that can be written"
     nearest = existing(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        yield error(f"the cache {folder} is no folder", fix)
+    if (file := file_in_the_way(folder)) is not None:
+        yield error(f"the cache {file} is no folder", fix)
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield error(f"the cache {folder} cannot be written ({nearest} is not this user's)", fix)
     if (free := subject.machine.free_bytes(folder)) < _LITTLE_CACHE:

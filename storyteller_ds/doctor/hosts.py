@@ -49,6 +49,9 @@ def _check(host: str, here: Mapping[str, str]) -> Iterator[Finding]:
         return
     lines = (done.stderr.strip() or "no message").splitlines()
     if done.returncode == 255:
+        if "resolve" in lines[-1]:
+            yield error(f"{host} is not known here ({lines[-1]:.200})", "correct the hostfile, DNS or /etc/hosts")
+            return
         yield error(
             f"{host} cannot be reached by ssh ({lines[-1]:.200})",
             f"ssh-copy-id {host}, and let `ssh -o BatchMode=yes {host} true` work",

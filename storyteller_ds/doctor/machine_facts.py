@@ -9,6 +9,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from storyteller_ds.cores import usable_cores
+from storyteller_ds.engines.device_record import recorded
+
+_OF_A_CORE = 1e11
+"""[FLOP/s]"""
+
 
 @dataclass(frozen=True)
 class MachineFacts:
@@ -35,6 +41,13 @@ class MachineFacts:
             return int(torch.cuda.get_device_properties(device).total_memory)
         return int(psutil.virtual_memory().total) if device.type == "cpu" else None
 
+    def product_rate(self, device: torch.device) -> float | None:
+        """Matrix products [FLOP/s], measured, or for a CPU about the most that its cores can reach; None: not known."""
+        measured: dict[str, float] = (recorded(device) or {}).get("products_flop_per_s", {})
+        if not measured and device.type == "cpu":
+            return _OF_A_CORE * usable_cores()
+        return max(measured.values(), default=None)
+
     def interfaces(self) -> list[str]:
         """Names of the network interfaces."""
         return sorted(psutil.net_if_addrs())
@@ -42,6 +55,12 @@ class MachineFacts:
     def now(self) -> float:
         """The clock (seconds since 1970)."""
         return time.time()
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """What is there in place of a folder, or of one above it; None: nothing."""
+    paths = (folder.absolute(), *folder.absolute().parents)
+    return next((path for path in paths if os.path.lexists(path) and not path.is_dir()), None)
 
 
 def existing(folder: Path) -> Path:

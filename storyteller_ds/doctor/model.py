@@ -11,7 +11,7 @@ from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.engines.memory import what_to_lower
 
-_COUNT_LINE = re.compile(r"^# *parameters: *([\d,]+)", re.MULTILINE)
+_COUNT_LINE = re.compile(r"^# *parameters: *(\d[\d,]*)(?![\d,.]*\d* ?[kKmMbB.])", re.MULTILINE)
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[ _]?([mMbB])(?![a-zA-Z0-9])")
 _TOLERANCE = 0.15
 """Of a size that a name claims: `125M` may be 124."""

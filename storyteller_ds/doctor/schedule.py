@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from storyteller_ds.config.size import tuned_rate
 from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
+from storyteller_ds.model.counts import flops_per_token
 
 _FAR_ABOVE, _FAR_BELOW = 10, 30
 """Times the tuned rate; other recipes that work are up to 2 above it and 6 below."""
@@ -17,12 +18,26 @@ def only_warm_up(subject: Subject) -> Iterator[Finding]:
         yield warning(
             f"the whole run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps}), its learning rate "
             "only rises",
-            "lower schedule.warmup_steps",
+            f"schedule.warmup_steps={max(1, steps // 10)} would be a tenth",
         )
     elif warm_up > steps / 2:
         yield note(
             f"{warm_up / steps:.0%} of the run is warm-up (schedule.warmup_steps={warm_up}, train.max_steps={steps})",
             f"schedule.warmup_steps={max(1, steps // 10)} would be a tenth",
+        )
+
+
+def longer_than_a_week(subject: Subject) -> Iterator[Finding]:
+    """A model for a card on a CPU, or one for a cluster on a card."""
+    run, rate = subject.run, subject.machine.product_rate(subject.device)
+    if rate is None or run.train.max_minutes is not None:
+        return
+    tokens = run.train.max_steps * run.train.global_batch_size * run.data.sequence_length
+    days = flops_per_token(run) * tokens / rate / subject.plan.world_size / 86400
+    if days > 7:
+        yield warning(
+            f"{tokens:,} tokens take {days:,.0f} days at least on this {subject.device.type}, by its rate of products",
+            "storyteller plan says how long elsewhere; a smaller model (model.size), or lower train.max_steps",
         )
 
 
@@ -86,4 +101,4 @@ def no_clipping(subject: Subject) -> Iterator[Finding]:
         yield note("optimizer.grad_clip_norm=0: one bad batch can throw the model back", "optimizer.grad_clip_norm=1")
 
 
-CHECKS: tuple[Check, ...] = (only_warm_up, no_decay, rate_far_off, tied_rates, no_clipping)
+CHECKS: tuple[Check, ...] = (only_warm_up, longer_than_a_week, no_decay, rate_far_off, tied_rates, no_clipping)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from storyteller_ds.data.tokenizers.choose import TRAINERS
 from storyteller_ds.doctor.finding import Check, Finding, error, note, warning
 from storyteller_ds.doctor.leaks import leaked
 from storyteller_ds.doctor.subject import Subject
@@ -87,11 +88,14 @@ def vocabulary_larger_than_text(subject: Subject) -> Iterator[Finding]:
     tokens = text.vocabulary or run.tokenizer.vocab_size
     each = text.train_tokens / tokens
     if each < _FEW_OCCURRENCES:
+        is_given = run.tokenizer.path is not None or run.tokenizer.kind not in TRAINERS
         enough = max(258 if run.tokenizer.kind != "char" else 2, int(text.train_tokens / (5 * _FEW_OCCURRENCES)))
         yield warning(
             f"{text.about}{text.train_tokens:,.0f} tokens of training text are {each:.1f} for each of {tokens:,} in "
             "the vocabulary, too few to learn what it means",
-            f"tokenizer.vocab_size={enough}, or more text",
+            "more text, or a tokenizer that is trained on it (leave out tokenizer.path and tokenizer.kind)"
+            if is_given
+            else f"tokenizer.vocab_size={enough}, or more text",
         )
 
 
@@ -128,7 +132,7 @@ def unknown_tokens(subject: Subject) -> Iterator[Finding]:
     if text is not None and text.unknown > _UNKNOWN:
         yield warning(
             f"{text.about}{text.unknown:.1%} of the tokens stand for text that the tokenizer does not know: no story "
-            "will have it, and val_bpb flatters",
+            "will have it, and val_bpb looks better than the model is",
             "raise tokenizer.vocab_size, or set tokenizer.kind=bpe, which knows every byte",
         )
 
@@ -159,7 +163,7 @@ def validation_in_training(subject: Subject) -> Iterator[Finding]:
     say = warning if (exact + near) / looked_at > 0.01 else note
     yield say(
         f"of {looked_at:,} validation stories {exact:,} are among the training stories{more} word for word, and "
-        f"{near:,} nearly: val_loss flatters",
+        f"{near:,} nearly: val_loss looks better than the model is",
         "storyteller preprocess, which splits without leaks",
     )
 

@@ -110,6 +110,5 @@ def published(name: str) -> Device:
         UserError: there is none of this name.
     """
     if name not in DEVICES:
-        hint = did_you_mean(name, NAMES)
-        raise UserError(f"--device={name}: no device is called so{hint}; there are {', '.join(NAMES)}")
+        raise UserError(f"--device={name}: no device is called so{did_you_mean(name.lower(), NAMES)}")
     return DEVICES[name]

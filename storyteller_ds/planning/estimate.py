@@ -11,6 +11,7 @@ from storyteller_ds.config import LoadedConfig
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.distributed.plan import ParallelPlan, make_plan
 from storyteller_ds.engines.memory import what_to_lower
+from storyteller_ds.model import count_parameters
 from storyteller_ds.planning.activations import Activations
 from storyteller_ds.planning.devices import NCCL, Device
 from storyteller_ds.planning.memory import BYTES, Memory, checkpoint_bytes, memory_of
@@ -187,6 +188,7 @@ class Estimate:
             "name": self.loaded.name,
             "device": self.device.name,
             "ranks": self.ranks.number,
+            "parameters": count_parameters(self.run).total,
             "zero_stage": self.run.parallel.zero_stage,
             "ep_size": self.plan.ep_size,
             "dtype": self.dtype,

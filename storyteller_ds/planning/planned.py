@@ -80,4 +80,4 @@ def _shown(asked: Asked, ds_config: str | None, found: Sequence[Row], best: Row 
     if best is not None and best.fitting is not None:
         return best.fitting
     possible = next((row.asked for row in found if row.asked is not None), None)
-    return possible or asked.estimate(None)  # which says why not
+    return possible or asked.estimate(None if asked.ranks.number == 1 else "zero2")  # which says why not

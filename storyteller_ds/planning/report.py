@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from storyteller_ds.errors import ConfigError
+from storyteller_ds.model import count_parameters
 from storyteller_ds.planning.estimate import Estimate
 from storyteller_ds.planning.strategies import Row
 
@@ -42,15 +43,16 @@ def figures(estimate: Estimate, cost: float | None) -> list[str]:
         cost: of the whole run, where its price is known.
     """
     speed, plan = estimate.speed, estimate.plan
-    hours = f"{estimate.hours:,.2f} h" if estimate.hours >= 0.1 else f"{60 * estimate.hours:,.1f} min"
-    price = "" if cost is None else f", {cost:,.2f} in all"
+    counts = count_parameters(estimate.run)
+    price = "" if cost is None else f", cost {cost:,.2f}"
     return [
+        f"model: {counts.total:,} parameters, {counts.active:,} active per token",
         f"micro-batch: {plan.micro_batch_size} x {plan.accumulation_steps} accumulation step(s) x "
         f"{plan.world_size} rank(s); the largest that fits is {estimate.largest_micro_batch}",
-        f"step: {1000 * speed.step_s:,.1f} ms (products {1000 * speed.products_s:,.1f}, reads and writes "
+        f"step, at best: {1000 * speed.step_s:,.1f} ms (products {1000 * speed.products_s:,.1f}, reads and writes "
         f"{1000 * speed.copies_s:,.1f}, messages {1000 * speed.messages_s:,.1f}); MFU {speed.mfu:.0%}; "
         f"{speed.tokens_per_s:,.0f} tokens/s",
-        f"run: {estimate.tokens:,} tokens in {hours}{price}",
+        f"run: {estimate.tokens:,} tokens, at best in {_duration(estimate.hours)}{price}",
         f"checkpoint: {estimate.checkpoint_bytes / 1e9:,.2f} GB on disk",
     ]
 
@@ -60,7 +62,7 @@ def strategy_table(found: Sequence[Row], best: Row | None) -> Table:
     rows = _table("strategy", "experts over", "needs GiB", "fits", "micro-batch", "step ms", "")
     for row in found:
         if row.asked is None:
-            rows.add_row(row.name, *_ep(row), "", "cannot run", "", "", row.obstacle or "")
+            rows.add_row(row.name, *_ep(row), "", "cannot run", "", "", "")
             continue
         shown = row.fitting or row.asked
         is_smaller = row.fitting is not None and row.fitting is not row.asked
@@ -70,6 +72,15 @@ def strategy_table(found: Sequence[Row], best: Row | None) -> Table:
         micro = str(shown.plan.micro_batch_size)
         rows.add_row(row.name, str(shown.plan.ep_size), _gib(shown.needed), fits, micro, speed, note)
     return rows
+
+
+def obstacles(found: Sequence[Row]) -> list[str]:
+    """Why some strategies cannot run, a line each; the same reason once."""
+    names: dict[str, list[str]] = {}
+    for row in found:
+        if row.obstacle is not None and row.name not in names.setdefault(row.obstacle, []):
+            names[row.obstacle].append(row.name)
+    return [f"{', '.join(each)} cannot run: {obstacle}" for obstacle, each in names.items()]
 
 
 def _ep(row: Row) -> list[str]:
@@ -103,6 +114,13 @@ def _table(*columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     return table
+
+
+def _duration(hours: float) -> str:
+    for unit, size in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
+        if hours >= 2 * size:
+            return f"{hours / size:,.1f} {unit}"
+    return f"{3600 * hours:,.1f} s"
 
 
 def _gib(size: float) -> str:

@@ -19,7 +19,8 @@ PRODUCTS, COPIES, LINKS = 0.7, 0.85, 0.8
 ASSUMPTIONS = (
     f"products at {PRODUCTS:.0%} of the published rate, copies at {COPIES:.0%}, messages at {LINKS:.0%} "
     "(measured rates: in full); nothing overlaps; rings without latency; expert loads balanced; every activation "
-    "that is kept is written and read five times in all; no validation, samples or checkpoints in the time"
+    "that is kept is written and read five times in all; nothing for launches of "
+    "kernels, which small models on a card wait for most; no validation, samples or checkpoints"
 )
 _PASSES_OVER_ACTIVATIONS = 5
 OFFLOADS = {"cpu": 25e9, "nvme": 3e9}

@@ -85,9 +85,11 @@ class Row:
 
 
 def rows(asked: Asked) -> list[Row]:
-    """Without DeepSpeed, every JSON of ds_configs/, and each size of expert groups with those that spread experts."""
+    """Every JSON of ds_configs/, with each size of expert groups where it spreads them; on one device, none at all."""
     found = []
-    names = [ALONE, *sorted(path.stem for path in OURS.glob("*.json"))]
+    names = sorted(path.stem for path in OURS.glob("*.json"))
+    if asked.ranks.number == 1:
+        names.insert(0, ALONE)
     for name in names:
         ds_config = None if name == ALONE else name
         for settings in _ep_settings(asked, name):

@@ -64,6 +64,8 @@ class Curves:
     """Whether runs with different tokenizers cannot be compared by it."""
 
 
+_OF_SEVERAL = "At each validation; lower is better. Lines that end earlier are of runs that trained on less."
+
 LEARNING = (
     Curves(
         "loss",
@@ -240,7 +242,9 @@ def _drawn(every: Iterable[Curves], runs: Sequence[RunRecords], same_tokens: boo
             axes.set_yscale("log")
         if len(axes.lines) > 1 or len(runs) > 1:
             _legend(figure)
-        drawn.append(Drawing(curves.name, curves.title, curves.caption, figure))
+        is_compared = len(runs) > 1 and curves.validated is not None
+        title = f"{curves.title} on held-out stories" if is_compared and curves.lines else curves.title
+        drawn.append(Drawing(curves.name, title, _OF_SEVERAL if is_compared else curves.caption, figure))
     return drawn
 
 

@@ -28,6 +28,7 @@ class MadeUp(MachineFacts):
     capability: tuple[int, int] | None = None
     memory: int = 64 * 10**9
     clock: float = NOW
+    rate: float | None = None
 
     def free_bytes(self, folder: Path) -> int:
         return self.free
@@ -40,6 +41,9 @@ class MadeUp(MachineFacts):
 
     def device_bytes(self, device: torch.device) -> int | None:
         return self.memory
+
+    def product_rate(self, device: torch.device) -> float | None:
+        return self.rate
 
     def interfaces(self) -> list[str]:
         return ["eth0", "lo"]

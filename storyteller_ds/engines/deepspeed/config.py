@@ -98,9 +98,15 @@ def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, quiet on a healthy run.
 
     Raises:
-        ConfigError: it is not installed, or its installation is broken.
+        ConfigError: it is not installed, its installation is broken, or DS_ACCELERATOR names another device.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    own = "cuda" if device.type == "cuda" else "cpu"
+    accelerator = os.environ.setdefault("DS_ACCELERATOR", own)
+    if accelerator != own:
+        raise ConfigError(
+            f"DS_ACCELERATOR={accelerator} has DeepSpeed use another device than the run ({device.type}); unset it, or "
+            f"set parallel.device={accelerator}"
+        )
     try:
         import deepspeed
         import deepspeed.moe.utils

@@ -38,6 +38,8 @@ def read_folder(folder: Path) -> Imported:
                 raise UserError(
                     f"{folder} is of storyteller_ds itself; use it as it is, as --checkpoint or --init_from"
                 )
+            if not any(folder.glob("*.safetensors")):
+                raise UserError(f"{folder} has no checkpoint; train until one is saved, or give another run folder")
             raise UserError(
                 f"{folder} is a step of storyteller_ds without its {names.MANIFEST}; copy all of it but "
                 "optimizer-* and rng-*"

@@ -34,8 +34,10 @@ class Planted(NamedTuple):
 
 T4 = MadeUp(capability=(7, 5), memory=16 * 10**9)
 PLANTED = [
-    Planted("only_warm_up", "warning", "lower schedule.warmup_steps", ("schedule.warmup_steps=500",)),
+    Planted("only_warm_up", "warning", "schedule.warmup_steps=50", ("schedule.warmup_steps=500",)),
     Planted("only_warm_up", "note", "schedule.warmup_steps=50", ("schedule.warmup_steps=400",), evidence="80%"),
+    Planted("longer_than_a_week", "warning", "model.size", ("train.max_steps=100_000",),
+            {"machine": MadeUp(rate=1e9)}, evidence="21 days at least"),
     Planted("no_decay", "warning", "schedule.min_lr_ratio", ("schedule.min_lr_ratio=1",)),
     Planted("no_decay", "warning", "schedule.decay_fraction", ("schedule.decay_fraction=1e-3",)),
     Planted("rate_far_off", "warning", "optimizer.lr=0.01", ("optimizer.lr=0.5",), evidence="50 times"),
@@ -169,6 +171,21 @@ def test_a_size_in_the_name_of_a_config_is_a_claim(name, is_wrong, tmp_path):
     finding = found_by(subject_of(tmp_path, config=str(path)), "claimed_size")
     assert (finding is not None) == is_wrong
     assert finding is None or "3,937,664" in finding.evidence
+
+
+@pytest.mark.parametrize(("claim", "is_wrong"), [
+    ("3,937,664 total", False), ("3937664", False), ("3,937,665", True), ("3.9M", False), ("40M", False),
+])  # fmt: skip
+def test_only_a_count_in_full_is_compared_with_the_model(claim, is_wrong, tmp_path):
+    subject = subject_of(tmp_path, config_text=f"# mine\n# parameters: {claim}\n")
+    assert (found_by(subject, "claimed_size") is not None) == is_wrong
+
+
+def test_a_vocabulary_that_is_given_cannot_be_made_smaller(tmp_path):
+    subject = with_text(subject_of(tmp_path, "tokenizer.path=x.json"), train_tokens=30_000)
+    finding = found_by(subject, "vocabulary_larger_than_text")
+    assert finding is not None
+    assert "vocab_size" not in finding.fix
 
 
 def test_a_comment_about_a_model_that_the_command_line_changes_claims_nothing(tmp_path):

@@ -4,6 +4,7 @@ import fcntl
 import os
 import resource
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def test_a_folder_that_is_a_file(tmp_path):
     finding = check("output_folder", tmp_path)
     assert finding is not None
     assert (finding.severity, "is no folder" in finding.evidence) == ("error", True)
+    (tmp_path / "run").rename(tmp_path / "file")
+    below = found_by(replace(subject_of(tmp_path), output_dir=tmp_path / "file" / "run"), "output_folder")
+    assert below is not None
+    assert f"{tmp_path / 'file'} is no folder" in below.evidence
 
 
 def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):

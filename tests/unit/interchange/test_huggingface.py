@@ -162,6 +162,12 @@ def test_what_we_do_not_compute_is_refused_by_name(tokenizer, tmp_path, change, 
         read_folder(folder)
 
 
+def test_a_run_folder_before_its_first_checkpoint_is_no_export(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"run": {}}))
+    with pytest.raises(UserError, match="has no checkpoint; train until one is saved"):
+        read_folder(tmp_path)
+
+
 def test_large_weights_are_split_with_an_index(tokenizer, tmp_path, monkeypatch):
     from storyteller_ds.interchange.huggingface import export
 

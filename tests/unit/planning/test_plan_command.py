@@ -13,7 +13,7 @@ from storyteller_ds.config import load_config
 from storyteller_ds.config.deepspeed import OURS
 from storyteller_ds.config.files import preset_names, preset_summary
 from storyteller_ds.distributed.plan import make_plan
-from storyteller_ds.errors import UserError
+from storyteller_ds.errors import ConfigError, UserError
 from storyteller_ds.planning import here
 from storyteller_ds.planning.devices import DEVICES, GB, published
 from storyteller_ds.planning.estimate import Ranks
@@ -43,6 +43,7 @@ def test_every_preset_passes_and_fits_a_card(preset):
     assert shlex.split(found["command"])[:4] == ["storyteller", "train", "--config", preset]
     weights = 4 * preset_summary(preset).parameters
     assert found["memory"]["parts"]["parameters"] == weights
+    assert found["parameters"] == preset_summary(preset).parameters
     assert 2 * weights <= found["checkpoint_bytes"] <= 3 * weights
 
 
@@ -85,7 +86,7 @@ def test_a_card_of_this_machine_is_planned_for_by_its_record(monkeypatch):
 
 def test_every_json_has_a_row_and_one_is_recommended():
     found = planned("--config", "moe_model", "--device", "h100-80", "--gpus", "4")
-    assert {row["name"] for row in found["strategies"]} == {"none", *(path.stem for path in OURS.glob("*.json"))}
+    assert {row["name"] for row in found["strategies"]} == {path.stem for path in OURS.glob("*.json")}
     assert found["recommended"] in {row["name"] for row in found["strategies"] if row["fits"]}
     sizes = {row["estimate"]["ep_size"] for row in found["strategies"] if row["name"] == "zero2"}
     assert sizes == {1, 2, 4}
@@ -115,6 +116,28 @@ def test_where_a_smaller_micro_batch_fits_the_command_has_it():
     fitting = next(row for row in found["strategies"] if row["name"] == found["recommended"])
     assert any(setting in found["command"] for setting in fitting["settings"] if "micro_batch" in setting)
     assert found["memory"]["needed"] <= found["memory"]["available"]
+
+
+def test_why_a_strategy_cannot_run_stands_once_below_the_table():
+    arguments = ["--config", "moe_model", "--device", "h100-80", "--gpus", "2", "parallel.strategy=stock"]
+    printed = CliRunner().invoke(plan, arguments, catch_exceptions=False).stdout
+    found = planned(*arguments)["strategies"]
+    reasons = {row["obstacle"] for row in found if row["obstacle"]}
+    assert reasons
+    for reason in reasons:
+        (line,) = [line for line in printed.splitlines() if reason in line]
+        assert all(row["name"] in line for row in found if row["obstacle"] == reason)
+
+
+def test_a_batch_that_no_strategy_can_divide_is_refused_for_that_reason():
+    with pytest.raises(ConfigError, match=r"cannot be split over .* x 3 rank\(s\)"):
+        CliRunner().invoke(plan, ["--config", "moe_model", "--device", "h100-80", "--gpus", "3"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("price", ["nan", "inf"])
+def test_a_price_is_a_number(price):
+    result = CliRunner().invoke(plan, ["--device", "t4-16", "--price_per_hour", price])
+    assert isinstance(result.exception, UserError)
 
 
 def test_an_unknown_device_is_named_with_the_nearest():

@@ -8,7 +8,7 @@ import torch
 
 from storyteller_ds.config import load_config
 from storyteller_ds.distributed.plan import make_plan
-from storyteller_ds.engines.deepspeed.config import check_json, passed_json
+from storyteller_ds.engines.deepspeed.config import check_json, import_deepspeed, passed_json
 from storyteller_ds.errors import ConfigError
 from tests.support.distributed import DS_CONFIGS
 
@@ -138,3 +138,11 @@ def test_what_deepspeed_refuses_is_one_line_with_the_field(tmp_path, json, field
 def test_autoep_is_told_about_the_model_only_where_it_is_used(strategy, patterns):
     ds_config = DS_CONFIGS / ("zero3_autoep.json" if patterns else "zero3.json")
     assert ("expert_parallel" in passed(ds_config, 2, f"parallel.strategy={strategy}")) == patterns
+
+
+def test_an_accelerator_that_is_not_the_device_is_refused(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    with pytest.raises(ConfigError, match=r"DS_ACCELERATOR=cuda .* \(cpu\); unset it, or set parallel.device=cuda"):
+        import_deepspeed(CPU)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert import_deepspeed(CPU) is not None
