@@ -131,7 +131,7 @@ def test_why_a_strategy_cannot_run_stands_once_below_the_table():
 
 def test_a_batch_that_no_strategy_can_divide_is_refused_for_that_reason():
     with pytest.raises(ConfigError, match=r"cannot be split over .* x 3 rank\(s\)"):
-        CliRunner().invoke(plan, ["--config", "moe_model", "--device", "h100-80", "--gpus", "3"], catch_exceptions=False)
+        planned("--config", "moe_model", "--device", "h100-80", "--gpus", "3")
 
 
 @pytest.mark.parametrize("price", ["nan", "inf"])
