@@ -80,9 +80,12 @@ def kinds(atlas: Atlas) -> Figure:
     size = len(atlas.layers[0].experts)
     for line in range(1, len(atlas.layers)):
         axes.axhline(line * size - 0.5, color="black", linewidth=0.8)
-    for line in range(1, len(columns)):
-        if columns[line][0] != columns[line - 1][0]:
-            axes.axvline(line - 0.5, color="black", linewidth=0.8)
+    for part in parts:
+        places = [place for place, column in enumerate(columns) if column[0] == part]
+        if places:
+            axes.text((places[0] + places[-1]) / 2, -0.8, part, ha="center", va="bottom", fontsize=8)
+        if places and places[-1] + 1 < len(columns):
+            axes.axvline(places[-1] + 0.5, color="black", linewidth=0.8)
     axes.set(ylabel="layer.expert")
     doublings_bar(figure, image, axes, "times as often as in the text")
     return figure

@@ -52,7 +52,7 @@ def state(run: RunRecords) -> str:
     if run.last("final_val_bpb") is not None:
         return f"Finished after {steps}"
     planned = "" if run.config is None else f" of {run.config.train.max_steps:,}"
-    return f"Ended before its end, after {run.step:,}{planned} steps" if run.step else "Not a step is recorded"
+    return f"Stopped early, after {run.step:,}{planned} steps" if run.step else "No step is recorded yet"
 
 
 def best_known_bpb(run: RunRecords) -> float | None:

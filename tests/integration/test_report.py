@@ -56,7 +56,7 @@ def test_a_finished_run(tmp_path):
 def test_an_interrupted_run_and_its_continuation(tmp_path):
     run, _ = train(tmp_path / "a", At(5, lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert run.interrupted
-    assert f"Ended before its end, after 5 of {STEPS} steps" in (tmp_path / "a" / "report.html").read_text()
+    assert f"Stopped early, after 5 of {STEPS} steps" in (tmp_path / "a" / "report.html").read_text()
     train(tmp_path / "a")
     assert f"Finished after {STEPS} steps" in (tmp_path / "a" / "report.html").read_text()
 

@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_says_so(tmp_path):
     assert summary.state(read_run(folder.path)) == "Still training: 1 steps so far"
     folder.close()
     assert not read_run(folder.path).is_being_written
-    assert summary.state(read_run(folder.path)) == "Ended before its end, after 1 of 500 steps"
+    assert summary.state(read_run(folder.path)) == "Stopped early, after 1 of 500 steps"
 
 
 @pytest.mark.timeout(60)
