@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from storyteller_ds.config.nearest import did_you_mean, nearest
 from storyteller_ds.cores import usable_cores
 from storyteller_ds.distributed.ports import listener_on
 from storyteller_ds.doctor.finding import Check, Finding, error, warning
@@ -24,6 +25,8 @@ _SHM = Path("/dev/shm")
 _LOCKED = 64 << 20
 """Pinned memory that offload needs at least (bytes)."""
 _DEFAULT_PORT = 29500
+_OWN, _OWN_VARIABLES = "STORYTELLER_", ("CACHE", "GPU", "JUDGE_KEY", "KERNELS")
+_WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun")
 
 
 def open_files(subject: Subject) -> Iterator[Finding]:
@@ -111,6 +114,20 @@ def network_interface(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def misspelt_variables(subject: Subject) -> Iterator[Finding]:
+    """Variables that nobody reads, or with a value that nobody knows."""
+    for name in os.environ.keys():  # noqa: SIM118  # the names alone, never their values
+        own = name.removeprefix(_OWN) if name.startswith(_OWN) else None
+        if own is not None and own not in _OWN_VARIABLES and (meant := nearest(own, _OWN_VARIABLES)):
+            yield warning(f"{name} is read by nobody", f"did you mean {_OWN}{meant}?")
+    mode = os.environ.get("WANDB_MODE", "")
+    if subject.run.tracking.wandb == "auto" and mode and mode not in _WANDB_MODES:
+        yield warning(f"WANDB_MODE={mode} is no mode of wandb{did_you_mean(mode, _WANDB_MODES)}", "correct it")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads and not all(part.strip().isdecimal() for part in threads.split(",")):
+        yield warning(f"OMP_NUM_THREADS={threads} is no number, and is ignored", "unset OMP_NUM_THREADS")
+
+
 def compiler(subject: Subject) -> Iterator[Finding]:
     """What compiles on this machine needs a C++ compiler."""
     if any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
@@ -123,4 +140,4 @@ def compiler(subject: Subject) -> Iterator[Finding]:
 
 QUICK: tuple[Check, ...] = (open_files, locked_memory, shared_memory, text_encoding, thread_count)
 """Within a millisecond."""
-CHECKS: tuple[Check, ...] = (*QUICK, meeting_port, network_interface, compiler)
+CHECKS: tuple[Check, ...] = (*QUICK, meeting_port, network_interface, misspelt_variables, compiler)

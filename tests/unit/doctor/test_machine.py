@@ -216,6 +216,19 @@ def test_an_interface_that_this_machine_does_not_have(tmp_path, monkeypatch, var
     assert check("network_interface", tmp_path) is None  # one device asks no network
 
 
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("STORYTELLER_KERNEL", "reference", "did you mean STORYTELLER_KERNELS?"), ("STORYTELLER_KERNELS", "cpu", None),
+    ("WANDB_MODE", "onlin", "did you mean 'online'?"), ("WANDB_MODE", "offline", None),
+    ("OMP_NUM_THREADS", "abc", "is no number"), ("OMP_NUM_THREADS", "2,1", None), ("STORYTELLER_OF_MINE", "x", None),
+])  # fmt: skip
+def test_a_variable_that_is_misspelt(tmp_path, monkeypatch, name, value, said):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(name, value)
+    finding = check("misspelt_variables", tmp_path)
+    assert (finding is not None) == (said is not None)
+    assert finding is None or (finding.severity == "warning" and said in f"{finding.evidence}; {finding.fix}")
+
+
 def test_several_cards_without_nccl(tmp_path, monkeypatch):
     several = {"ds_config": "zero2", "ranks": 2, "device": "cuda", "machine": MadeUp(capability=(9, 0))}
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
