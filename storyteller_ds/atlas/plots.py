@@ -82,9 +82,10 @@ def kinds(atlas: Atlas) -> Figure:
         axes.axhline(line * size - 0.5, color="black", linewidth=0.8)
     for part in parts:
         places = [place for place, column in enumerate(columns) if column[0] == part]
-        if places:
-            axes.text((places[0] + places[-1]) / 2, -0.8, part, ha="center", va="bottom", fontsize=8)
-        if places and places[-1] + 1 < len(columns):
+        if not places:
+            continue
+        axes.text((places[0] + places[-1]) / 2, -0.8, part, ha="center", va="bottom", fontsize=8)
+        if places[-1] + 1 < len(columns):
             axes.axvline(places[-1] + 0.5, color="black", linewidth=0.8)
     axes.set(ylabel="layer.expert")
     doublings_bar(figure, image, axes, "times as often as in the text")

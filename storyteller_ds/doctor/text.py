@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.data.tokenizers.choose import TRAINERS
 from storyteller_ds.doctor.finding import Check, Finding, error, note, warning
 from storyteller_ds.doctor.leaks import leaked
@@ -88,13 +89,12 @@ def vocabulary_larger_than_text(subject: Subject) -> Iterator[Finding]:
     tokens = text.vocabulary or run.tokenizer.vocab_size
     each = text.train_tokens / tokens
     if each < _FEW_OCCURRENCES:
-        is_given = run.tokenizer.path is not None or run.tokenizer.kind not in TRAINERS
         enough = max(258 if run.tokenizer.kind != "char" else 2, int(text.train_tokens / (5 * _FEW_OCCURRENCES)))
         yield warning(
             f"{text.about}{text.train_tokens:,.0f} tokens of training text are {each:.1f} for each of {tokens:,} in "
             "the vocabulary, too few to learn what it means",
             "more text, or a tokenizer that is trained on it (leave out tokenizer.path and tokenizer.kind)"
-            if is_given
+            if _is_given(run.tokenizer)
             else f"tokenizer.vocab_size={enough}, or more text",
         )
 
@@ -142,8 +142,7 @@ def foreign_tokenizer(subject: Subject) -> Iterator[Finding]:
     text, tokenizer = subject.text, subject.run.tokenizer
     if text is None or text.vocabulary is None or text.bytes_per_token is None or tokenizer.kind == "char":
         return
-    is_given = tokenizer.path is not None or tokenizer.kind == "gpt2"
-    if is_given and text.vocabulary >= _LARGE_VOCABULARY and text.bytes_per_token < _LEAST_BYTES:
+    if _is_given(tokenizer) and text.vocabulary >= _LARGE_VOCABULARY and text.bytes_per_token < _LEAST_BYTES:
         yield warning(
             f"the tokenizer has {text.vocabulary:,} tokens, and needs one for every {text.bytes_per_token:.1f} bytes "
             "of this text: it was made for another",
@@ -190,6 +189,11 @@ def broken_characters(subject: Subject) -> Iterator[Finding]:
             "wrong encoding",
             "storyteller preprocess, which repairs what can be, or data.encoding=windows-1252 for the original file",
         )
+
+
+def _is_given(tokenizer: TokenizerConfig) -> bool:
+    """Whether it is read, and not trained on the text."""
+    return tokenizer.path is not None or tokenizer.kind not in TRAINERS
 
 
 def _rounded(tokens: float) -> int:
