@@ -1,4 +1,4 @@
-"""Lines of progress on stderr, and tables on stdout."""
+"""Lines of progress on stderr, tables on stdout, and durations as people say them."""
 
 import sys
 from collections.abc import Callable
@@ -31,3 +31,10 @@ def print_table(table: Table) -> None:
     """A table on stdout: as wide as the terminal, and not folded at all where it goes into a file or a pipe."""
     width = None if sys.stdout.isatty() else PAGE_COLUMNS
     Console(markup=False, emoji=False, highlight=False, width=width).print(table)
+
+
+def duration(seconds: float) -> str:
+    """In hours and minutes, or minutes and seconds."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"

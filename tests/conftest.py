@@ -10,7 +10,7 @@ import pytest
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Each worker has a core, and so have the runs that it starts; torch reads this when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
@@ -106,6 +106,15 @@ def main_job(machine: WarmMachine) -> MainJob:
         return folder
 
     return train
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several threads round a product of another shape otherwise, and wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

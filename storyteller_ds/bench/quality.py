@@ -8,6 +8,7 @@ not run again, so that a comparison which was interrupted goes on.
 
 import statistics
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from storyteller_ds.bench.compared import Recipe
 from storyteller_ds.bench.finished import FinishedRuns, Run
 from storyteller_ds.bench.ordinary import train
 from storyteller_ds.bench.pace import Pace, find_pace
+from storyteller_ds.bench.remaining import Remaining
 from storyteller_ds.errors import InterruptedSafely
 
 RUNS = "runs.json"
@@ -75,6 +77,11 @@ class Comparison:
         run = recipe.load(self.overrides).run
         return -(-self.tokens // (run.train.global_batch_size * run.data.sequence_length))
 
+    @property
+    def runs(self) -> dict[str, int]:
+        """The number of runs of each recipe."""
+        return {recipe.name: len(recipe.factors) + self.seeds - 1 for recipe in self.recipes}
+
     def name_of(self, recipe: Recipe, lr: float, seed: int) -> str:
         """The name of a run and of its folder."""
         return f"{recipe.name}-lr{lr:g}-seed{seed}"
@@ -88,6 +95,8 @@ class Comparison:
             UserError: a folder has a run with other settings.
         """
         pace, finished, ended = self.pace(log), FinishedRuns(self.folder / RUNS), threading.Event()
+        planned_s = {each.name: self.steps(each, pace) * pace.seconds_per_step[each.name] for each in self.recipes}
+        remaining = Remaining(planned_s, self.runs, self.at_once)
 
         def one(recipe: Recipe, lr: float, seed: int) -> Run:
             if ended.is_set():
@@ -95,12 +104,15 @@ class Comparison:
             steps = self.steps(recipe, pace)
             name, overrides = self.name_of(recipe, lr, seed), [*recipe.overrides(steps, lr, seed), *self.overrides]
             config = recipe.load(overrides).run
+            began = None
             if (done := finished.find(name, config)) is None:
+                began = time.monotonic()
                 records = train(recipe, self.folder / name, overrides, self.at_once)
                 last = next(record for record in reversed(records) if "train_loss" in record)
                 done = Run(lr, seed, records[-1]["final_val_bpb"], last["step"], last["tokens"])
                 finished.add(name, config, done)
-            log(f"{recipe.name}, lr {lr:g}, seed {seed}: {done.bpb:.4f} bits per byte, {done.steps} steps")
+            state = remaining.finish(recipe.name, None if began is None else time.monotonic() - began)
+            log(f"[{state}] {recipe.name}, lr {lr:g}, seed {seed}: {done.bpb:.4f} bits per byte, {done.steps} steps")
             return done
 
         def all_of(recipe: Recipe) -> Outcome:

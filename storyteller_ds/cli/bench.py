@@ -70,7 +70,7 @@ def quality(
     for recipe in recipes:
         recipe.load(overrides)  # a typo ends the command before the first of many minutes
     comparison = Comparison(recipes, minutes, seeds, overrides, folder, at_once=at_once)
-    runs = sum(len(recipe.factors) + seeds - 1 for recipe in recipes)
+    runs = sum(comparison.runs.values())
     log = lines_to(stderr_console())
     log(f"{runs} runs of {minutes:g} min, {runs * minutes / 60:.1f} h, in {folder}")
     pace, found = comparison.pace(log), comparison.run(log)

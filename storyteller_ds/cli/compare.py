@@ -70,7 +70,7 @@ def compare(
     whole = None if tokens is None else round(tokens)
     comparison = Comparison(twins.recipes, minutes or 5.0, seeds, twins.overrides, folder, whole, at_once)
     log = lines_to(stderr_console())
-    runs = sum(len(recipe.factors) + seeds - 1 for recipe in twins.recipes)
+    runs = sum(comparison.runs.values())
     each = f"{comparison.minutes:g} min" if whole is None else f"{whole:,} tokens"
     log(f"{runs} runs of {each} each, in {folder}")
     pace = comparison.pace(log)

@@ -1,6 +1,5 @@
 """What a report says in words and numbers: of one run, and of several side by side."""
 
-import datetime
 import math
 import statistics
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import NamedTuple
 from rich.filesize import decimal
 
 from storyteller_ds.config.load import flatten
+from storyteller_ds.console import duration
 from storyteller_ds.model.counts import count_parameters
 from storyteller_ds.report.run_records import RunRecords
 
@@ -107,14 +107,6 @@ def seconds_in_steps(run: RunRecords) -> float:
         total += (record.get("step_time_s") or 0.0) * (record["step"] - before)
         before = record["step"]
     return total
-
-
-def duration(seconds: float) -> str:
-    """In hours, minutes and seconds."""
-    whole = datetime.timedelta(seconds=round(seconds))
-    hours, rest = divmod(int(whole.total_seconds()), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"
 
 
 def where(run: RunRecords) -> list[tuple[str, str]]:

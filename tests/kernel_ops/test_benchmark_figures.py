@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,9 @@ from benchmarks.operations.decoder_reference import DecoderReference
 from benchmarks.operations.goals import Goal, judge
 from benchmarks.operations.ops import expert_mlp, moe_layer, training_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for each other are most of the time of tiny operations."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def case_in(dtype: torch.dtype) -> Case:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from benchmarks.operations.case import Size
 from benchmarks.operations.measure import measure
 from benchmarks.operations.ops import moe_layer, rms_norm, routing
 from benchmarks.operations.suite import OPS, main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -41,15 +42,6 @@ ROW = {
     *("op", "case", "shape", "direction", "implementation", "role", "ok", "why", "note", "compared", "median_s"),
     *("q1_s", "q3_s", "rounds", "of_limit", "work", "details", "tokens_per_s", "peak_bytes"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for each other are most of the time of tiny operations."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(out: Path, *ops: str) -> tuple[int, dict[str, Any]]:

@@ -90,6 +90,13 @@ def test_the_best_rate_gets_the_other_seeds(player, comparison):
     assert {(run.steps, run.tokens) for run in found["other"].best} == {(480, 480 * 64)}
 
 
+def test_each_line_says_how_many_runs_are_over(player, comparison):
+    lines: list[str] = []
+    comparison().run(lines.append)
+    over = [line.split(",")[0] for line in lines if "bits per byte" in line]
+    assert over == [f"[{number}/9" for number in range(1, 10)]
+
+
 def test_recipes_are_timed_in_turn_and_what_disturbed_one_window_does_not_count(player, comparison):
     pace = comparison().pace(lambda _: None)
     assert player.played == [f"{name}-{turn}" for turn in range(3) for name in ("mixture", "other")]
