@@ -14,6 +14,10 @@ matrices. So the ranks that share a vector add up the pieces of just the cut one
 a rank for a model of any size, under ZeRO-3, which cuts every parameter by itself, a few of each. Adding zeros is
 exact, so every rank orthogonalises the same bits.
 
+A matrix without a gradient in this step, as of an expert that no token chose, is decayed but not moved. The size of an
+update does not depend on that of the momentum, so what an expert has left of it would move it at full speed for
+hundreds of steps.
+
 Matrices of one shape are multiplied together, however many parameters they come from.
 """
 
@@ -36,7 +40,10 @@ _COEFFICIENTS = (
 """a, b and c of each iteration a s + b s^3 + c s^5: the best for what the last one leaves of [0.02, 1]."""
 _EPS = 1e-7
 ENTRIES_AT_ONCE = 2**26
-"""Most entries that are sent or multiplied together, which bounds the memory that a step takes."""
+"""Most entries that are sent or multiplied together: the memory of a step beside its gradients and updates."""
+_MARGIN = 1.01
+"""In half precision a matrix is so much smaller than its norm asks for. Its products are rounded, and above 1 the
+polynomials grow without bound: for a matrix of rank 1, as an expert with one token has, to many times 1."""
 
 
 class Stack(NamedTuple):
@@ -71,7 +78,7 @@ def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Sta
     return Stack(math.prod(shape[:-1]) // rows, rows, shape[-1])
 
 
-def orthogonalised(x_NRC: Tensor) -> Tensor:
+def orthogonalised(x_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """Each matrix with its singular values brought near 1: U f(S) V^T of U S V^T.
 
     f is three minimax polynomials, one after the other (Polar Express, Amsel et al. 2025, 2505.16932, Algorithm 1),
@@ -79,15 +86,17 @@ def orthogonalised(x_NRC: Tensor) -> Tensor:
     Newton-Schulz iterations of Jordan et al. do (docs/experiments.md). A matrix of zeros stays zero.
 
     Args:
-        x_NRC: [N, R, C], in the dtype in which it is to be computed.
+        x_NRC: [N, R, C], fp32: small gradients would be lost in fp16.
+        dtype: of the products.
 
     Returns:
-        [N, R, C], same dtype.
+        [N, R, C], in dtype.
     """
     is_tall = x_NRC.shape[1] > x_NRC.shape[2]
     if is_tall:
         x_NRC = x_NRC.mT
-    x_NRC = x_NRC / torch.linalg.matrix_norm(x_NRC, keepdim=True).clamp(min=_EPS)
+    norm_N11 = torch.linalg.matrix_norm(x_NRC, keepdim=True) * (_MARGIN if dtype.itemsize < 4 else 1.0)
+    x_NRC = (x_NRC / norm_N11.clamp(min=_EPS)).to(dtype)
     for a, b, c in _COEFFICIENTS:
         gram_NRR = x_NRC @ x_NRC.mT
         gram_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
@@ -205,7 +214,7 @@ class Muon(torch.optim.AdamW):
             self._add_gradient(vector, group, forbidden)
         due = [(v, g) for v, g in hidden if g["number"] % g["period"] == 0]
         for matrices in _batched(each for vector, group in due for each in self._matrices(vector, group)):
-            orthogonal_NRC = orthogonalised(torch.cat([m.update_NRC for m in matrices]).to(self.dtype))
+            orthogonal_NRC = orthogonalised(torch.cat([m.update_NRC for m in matrices]), self.dtype)
             for one, x_NRC in zip(matrices, orthogonal_NRC.split([len(m.update_NRC) for m in matrices]), strict=True):
                 one.apply(x_NRC, forbidden)
         rest = [{**group, "params": [p for p in group["params"] if p not in self.layouts]} for group in groups]
@@ -232,12 +241,16 @@ class Muon(torch.optim.AdamW):
         """The matrices of a vector, none of them in pieces."""
         assert vector.grad is not None
         layout, rate = self.layouts[vector], group["lr"] * group["period"]
-        update_N, weight_N = vector.grad.lerp(self.state[vector]["exp_avg"], self.momentum).view(-1), vector.view(-1)
-        for piece, matrix_N in _joined(update_N, layout):
+        gradient_N, weight_N = vector.grad.view(-1), vector.view(-1)
+        update_N = vector.grad.lerp(self.state[vector]["exp_avg"], self.momentum).view(-1)
+        for piece, matrix_N in _joined(update_N, gradient_N, layout):
             if piece.begin < piece.end:
                 yield _Matrices.of(piece, matrix_N, weight_N, rate)
         for piece in layout.whole:
-            yield _Matrices.of(piece, update_N[piece.begin : piece.end].to(layout.device), weight_N, rate)
+            by_matrix = (-1, piece.stack.numel)
+            moves_N1 = gradient_N[piece.begin : piece.end].view(by_matrix).any(dim=1, keepdim=True)
+            update_NM = update_N[piece.begin : piece.end].view(by_matrix) * moves_N1
+            yield _Matrices.of(piece, update_NM.to(layout.device), weight_N, rate)
 
 
 class _Matrices(NamedTuple):
@@ -262,14 +275,19 @@ class _Matrices(NamedTuple):
         self.weight_N.add_(x_N if forbidden is None else x_N.masked_fill(forbidden, 0.0), alpha=-self.rate)
 
 
-def _joined(update_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
-    """The cut matrices, added up over the ranks that hold parts of them; called by all of these."""
+def _joined(update_N: Tensor, gradient_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
+    """The cut matrices, added up over the ranks that hold parts of them; called by all of these.
+
+    Behind each matrix goes a number, which stays 0 where no rank has a gradient for it.
+    """
     for pieces in _at_most(layout.cut, lambda piece: piece.stack.numel):
-        sizes = [piece.stack.numel for piece in pieces]
+        sizes = [piece.stack.numel + 1 for piece in pieces]
         whole_N = torch.zeros(sum(sizes), dtype=update_N.dtype, device=layout.device)
         for piece, matrix_N in zip(pieces, whole_N.split(sizes), strict=True):
             matrix_N[piece.offset : piece.offset + piece.end - piece.begin] = update_N[piece.begin : piece.end]
-        yield from zip(pieces, layout.sum_over_holders(whole_N).split(sizes), strict=True)
+            matrix_N[-1] = gradient_N[piece.begin : piece.end].any()
+        for piece, matrix_N in zip(pieces, layout.sum_over_holders(whole_N).split(sizes), strict=True):
+            yield piece, matrix_N[:-1] * (matrix_N[-1] > 0)
 
 
 def _batched(all_matrices: Iterable[_Matrices]) -> Iterator[list[_Matrices]]:
