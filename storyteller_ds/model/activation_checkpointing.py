@@ -6,6 +6,7 @@ statistics are those of the first pass, which are the outputs of the block, so n
 """
 
 import logging
+import types
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,9 @@ _EXCHANGES = frozenset({
 """Routed tokens from and to other ranks, and their counts (engines/deepspeed/expert_parallel.py). A collective that
 fills a buffer of the caller's cannot be kept and is repeated: so DeepSpeed's own layers, AutoEP and stock, exchange
 tokens."""
+_VARIANTS = 64
+"""Most of one model's blocks: of layers that differ, in training and validation, with each shape of a batch. torch's
+own limit is 8."""
 
 
 class BlockRunner:
@@ -69,7 +73,11 @@ class BlockRunner:
         self._needs_compiler = is_needed
         # It warns of in-place operations under selective checkpointing, of which blocks have none.
         logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-        self._compiled = torch.compile(self._run, fullgraph=True, dynamic=False, backend=backend)
+        # What torch has compiled belongs to a code object. One for each model, so that the models of a process, one
+        # after the other, do not use up one limit, and what was compiled for a model goes with it.
+        shared = BlockRunner._run
+        own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+        self._compiled = torch.compile(types.MethodType(own, self), fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, block: Callable[..., T], *inputs: Any) -> T:
         """block(*inputs); its outputs may depend on these, on parameters and on the random state only."""
@@ -77,9 +85,9 @@ class BlockRunner:
             return self._run(block, *inputs)
         # Under expert parallelism the host asks for counts, which become sizes of tensors.
         try:
-            with torch._dynamo.config.patch(capture_scalar_outputs=True):
+            with torch._dynamo.config.patch(capture_scalar_outputs=True, recompile_limit=_VARIANTS):
                 result: T = self._compiled(block, *inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if self._needs_compiler:
                 raise
             reason = str(error).strip().partition("\n")[0]

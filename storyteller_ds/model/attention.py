@@ -82,6 +82,15 @@ class ValueEmbedding(nn.Module):
         return gated_BHSD
 
 
+def lacks_grouped_kernel(q_BHSD: Tensor, mask_BHSS: Tensor | None) -> bool:
+    """Whether torch would attend to shared key/value heads with the kernel that keeps all probabilities [B, H, S, S].
+
+    On CUDA only flash attention takes shared heads, and it takes neither masks nor fp32. With heads of their own the
+    memory-efficient kernel takes both.
+    """
+    return q_BHSD.is_cuda and (mask_BHSS is not None or q_BHSD.dtype == torch.float32)
+
+
 class Attention(nn.Module):
     """Multi-head causal attention; several query heads share a key/value head (GQA, Ainslie et al. 2023).
 
@@ -136,6 +145,11 @@ class Attention(nn.Module):
         new, total = q_BHSD.shape[2], k_BHSD.shape[2]
         if mask_BHSS is None and 1 < new < total:
             mask_BHSS = torch.ones(new, total, dtype=torch.bool, device=x_BSD.device).tril(total - new)
+        is_grouped = self.is_grouped
+        if is_grouped and lacks_grouped_kernel(q_BHSD, mask_BHSS):
+            each = q_BHSD.shape[1] // k_BHSD.shape[1]
+            k_BHSD, v_BHSD = k_BHSD.repeat_interleave(each, dim=1), v_BHSD.repeat_interleave(each, dim=1)
+            is_grouped = False
         out_BHSD = F.scaled_dot_product_attention(
             q_BHSD,
             k_BHSD,
@@ -143,7 +157,7 @@ class Attention(nn.Module):
             attn_mask=mask_BHSS,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask_BHSS is None and new == total,
-            enable_gqa=self.is_grouped,
+            enable_gqa=is_grouped,
         )
         out_BSD: Tensor = self.o_proj(out_BHSD.transpose(1, 2).flatten(2))
         return out_BSD

@@ -121,7 +121,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
-    x_TD, weight_VD = x_TD.contiguous(), weight_VD.contiguous()
+    x_TD, weight_VD, target_T = x_TD.contiguous(), weight_VD.contiguous(), target_T.contiguous()
     if chunk_size is None:
         chunk_size = max(MIN_CHUNK, x_TD.numel() // weight_VD.shape[0])
     records = torch.is_grad_enabled()

@@ -55,6 +55,7 @@ def loss_kernel(
     chosen = _capped(tl.load(row_ptr + tl.where(counts, target, 0)).to(tl.float32), softcap, HAS_CAP)
     tl.store(nll_ptr + row, tl.where(counts, log_z - chosen, 0.0))
     if GRADIENT:
+        tl.debug_barrier()  # a warp ahead of others would overwrite the logit that they have yet to read
         for start in range(0, V, COLS):
             col = start + tl.arange(0, COLS)
             logit = _capped(tl.load(row_ptr + col, mask=col < V, other=0.0).to(tl.float32), softcap, HAS_CAP)

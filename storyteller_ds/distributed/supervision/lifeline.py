@@ -160,7 +160,7 @@ class Lifeline:
             self._add(self._listener.accept()[0], None)
 
     def _peer(self, hello: dict[str, Any]) -> Peer | None:
-        right = hmac.compare_digest(str(hello.get("token")), self._token)
+        right = hmac.compare_digest(str(hello.get("token")).encode("utf-8", "replace"), self._token.encode())
         return Peer(hello["rank"], hello["host"]) if right else None
 
 
@@ -196,6 +196,6 @@ class _Connection:
         *lines, self._received = (self._received + data).split(b"\n")
         try:
             messages = [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return [], True  # not from a supervisor
         return messages, not data or len(self._received) > _LONGEST_MESSAGE

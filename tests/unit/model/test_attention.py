@@ -99,6 +99,33 @@ def test_forward_and_gradients(make_run, fill, theta, kv_heads, bias, length, qk
             assert_within(grad, wanted, COMPLEX)
 
 
+@pytest.mark.parametrize("length", [1, 9])
+def test_repeating_shared_heads_changes_nothing(make_run, fill, monkeypatch, length):
+    attention = fill(Attention(make_run({"num_kv_heads": 2}).model))
+    x_BSD = inputs(length)
+    mask = torch.ones(length, length, dtype=torch.bool).tril() & ~torch.ones(length, length, dtype=torch.bool).tril(-4)
+    for mask_BHSS in (None, mask[None, None]):
+        found = []
+        for lacks in (False, True):
+            monkeypatch.setattr("storyteller_ds.model.attention.lacks_grouped_kernel", lambda *_, it=lacks: it)
+            y_BSD = attention(x_BSD, None, mask_BHSS=mask_BHSS)
+            found.append([y_BSD, *torch.autograd.grad(y_BSD.square().sum(), [x_BSD, attention.v_proj.weight])])
+        for one, other in zip(*found, strict=True):
+            assert_within(other, one, SIMPLE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_a_mask_shared_heads_do_not_keep_all_probabilities(make_run, fill, dtype):
+    attention = fill(Attention(make_run({"num_kv_heads": 2}).model)).to("cuda", dtype)
+    x_BSD = inputs(16).detach().to("cuda", dtype)
+    mask_BHSS = torch.ones(2, 1, 16, 16, dtype=torch.bool, device="cuda").tril()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION):
+        masked_BSD = attention(x_BSD, None, mask_BHSS=mask_BHSS)
+    assert_within(masked_BSD, attention(x_BSD, None), COMPLEX if dtype == torch.float32 else 2e-2)
+
+
 def test_grouped_heads_are_repeated_heads(make_run, fill):
     grouped = fill(Attention(make_run({"num_kv_heads": 2}).model))
     full = Attention(make_run().model)

@@ -105,6 +105,36 @@ def test_the_blocks_of_every_preset_compile_whole(name):
     assert_within(*losses, SIMPLE)
 
 
+@torch.no_grad()
+def test_more_models_than_torch_compiles_variants_of_a_function_follow_each_other():
+    torch._dynamo.reset()
+    for number in range(1, torch._dynamo.config.recompile_limit + 3):
+        module = loss_module({"model": {"hidden_size": 8 * number, "num_layers": 1}})
+        counter = CompileCounterWithBackend("eager")
+        module.decoder.run_block.compile(counter)
+        module.decoder(torch.zeros(1, 4, dtype=torch.int64))
+        assert counter.frame_count == 1
+
+
+@torch.no_grad()
+def test_a_model_with_more_variants_than_there_may_be_is_warned_of(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr("storyteller_ds.model.activation_checkpointing._VARIANTS", 2)
+    for is_needed in (True, False):
+        module, eager = loss_module({}), loss_module({})
+        module.decoder.run_block.compile("eager", is_needed)
+        tokens = [torch.zeros(1, length, dtype=torch.int64) for length in (3, 4, 5)]
+        for token_BS in tokens[:2]:
+            module.decoder(token_BS)
+        if is_needed:
+            with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+                module.decoder(tokens[2])
+        else:
+            with pytest.warns(RuntimeWarning, match="blocks are not compiled, which is slower"):
+                logits = module.decoder(tokens[2])[0]
+            assert_within(logits, eager.decoder(tokens[2])[0], EXACT)
+
+
 def broken(*_: Any) -> Any:
     raise ValueError("no compiler here")
 

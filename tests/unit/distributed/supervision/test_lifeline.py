@@ -137,7 +137,16 @@ def test_rank_0_leaving_before_it_has_seen_that_a_rank_connected():
 
 @pytest.mark.parametrize(
     "greeting",
-    [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b'{"kind": "hello", "token": "x", "rank": 1}\n', b"[]\n" * 9],
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"{}\n",
+        b'{"kind": "hello", "token": "x", "rank": 1}\n',
+        b"[]\n" * 9,
+        b"[" * 30000 + b"\n",
+        b'{"token": "\xc3\xa9"}\n',
+        b'{"token": "\\ud800"}\n',
+    ],
 )
 def test_strangers_are_hung_up_on(greeting: bytes, line: Line):
     with socket.create_connection(line.hub.lifeline.address(local=True)[:2], 5) as stranger:
