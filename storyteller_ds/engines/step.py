@@ -200,5 +200,6 @@ def evaluate_batch(world: World, loss_module: LossModule, batch: MicroBatch, dev
     token_BS, target_BS, position_BS = batch.to(device)
     nll, _ = loss_module.decoder(token_BS, target_BS=target_BS, position_BS=position_BS)
     loss_module.train(was_training)
-    sums = torch.stack([nll.cpu().double(), (batch.target_BS != IGNORED).sum().double()])
-    return world.all_reduce_sum(sums.to(device) if device.type == "cuda" else sums).cpu()
+    place = device if device.type == "cuda" else torch.device("cpu")  # MPS has no fp64
+    sums = torch.stack([one.to(place).double() for one in (nll, (target_BS != IGNORED).sum())])
+    return world.all_reduce_sum(sums).cpu()

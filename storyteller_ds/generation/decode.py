@@ -166,16 +166,11 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
 
 
-def stream_text(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
-    """The continuation as pieces of text, each as soon as it is certain.
+def text_of_each(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
+    """For each id the text that is certain with it, which may be none; joined, the continuation.
 
     A character may need several tokens; half a character at the very end is never yielded.
     """
-    return filter(None, text_of_each(tokenizer, prompt, ids))
-
-
-def text_of_each(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
-    """For each id the text that is certain with it, which may be none; joined, the continuation."""
     window = prompt_ids(tokenizer, prompt)
     said = len(tokenizer.decode(window))
     for i in ids:

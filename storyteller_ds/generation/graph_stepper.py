@@ -81,7 +81,8 @@ class GraphStepper:
                 self._forward(self._token_11, self._position_1)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Another thread may tell a story meanwhile; what it allocates is none of this graph's business.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 logits_V = self._forward(self._token_11, self._position_1)
         return graph, logits_V
 

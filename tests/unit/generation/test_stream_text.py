@@ -11,7 +11,7 @@ from tokenizers import decoders, models
 from storyteller_ds.config.data import TokenizerConfig
 from storyteller_ds.data.tokenizers.choose import train_tokenizer
 from storyteller_ds.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
-from storyteller_ds.generation.decode import prompt_ids, stream_text, text_of_each
+from storyteller_ds.generation.decode import prompt_ids, text_of_each
 
 CORPUS = [
     "Es war einmal ein Bär, der übte Flöte. 🐻🎶",
@@ -29,7 +29,7 @@ def tokenizer(request) -> Tokenizer:
 
 
 def pieces(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> list[str]:
-    return list(stream_text(tokenizer, prompt, iter(ids)))
+    return list(filter(None, text_of_each(tokenizer, prompt, iter(ids))))
 
 
 @pytest.mark.parametrize("text", CORPUS)
@@ -60,7 +60,7 @@ def test_nothing_certain_is_held_back(tokenizer):
             seen.append(i)
             yield i
 
-    for piece in stream_text(tokenizer, "", source()):
+    for piece in filter(None, text_of_each(tokenizer, "", source())):
         text_so_far += piece
     assert text_so_far == "Zoë a🐻b"
 
@@ -195,6 +195,6 @@ def test_a_long_story_is_not_decoded_again_and_again(kind, monkeypatch):
     prompt, sizes = "the fox", []
     decode = tokenizer.decode
     monkeypatch.setattr(tokenizer, "decode", lambda window: (sizes.append(len(window)), decode(window))[1])
-    list(stream_text(tokenizer, prompt, iter(ids)))
+    list(text_of_each(tokenizer, prompt, iter(ids)))
     longest = max(sizes[3:])
     assert longest > 400 if kind in DECODED_WHOLE else longest < 40
