@@ -32,6 +32,7 @@ class PackedTexts:
 
     def __init__(self, weights: PackedWeights, run: RunConfig) -> None:
         self._weights, self._run = weights, run
+        self._packed: step.Layers | None = None
         self._values = np.empty((0, 0, 0, 0, 0), np.float32)
         self._worked = (0, 0, 0)
 
@@ -42,6 +43,9 @@ class PackedTexts:
             prompts: ids.
             room: positions that there will be in a text at most.
         """
+        weights = self._weights.current()
+        if weights is not self._packed:
+            self._packed, self._layers = weights, self._weights.layers(self._values.shape[-1])
         self._slot = np.arange(len(prompts))
         self._length = np.array([len(prompt) for prompt in prompts])
         self._make_room(len(prompts), min(room, int(self._length.max()) + CACHED_AT_FIRST))
@@ -58,6 +62,9 @@ class PackedTexts:
 
     def step(self, ids: Sequence[int]) -> Tensor:
         """[B, V] behind another id of each text."""
+        if self._weights.are_moved():  # machine code would read where nothing is any more
+            self._packed = self._weights.current()
+            self._layers = self._weights.layers(self._values.shape[-1])
         if self._length.max() == self._values.shape[-1]:  # machine code would write beyond it
             self._grow()
         # A text that is over may go on with the others, at the last position.

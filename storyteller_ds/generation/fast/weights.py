@@ -1,6 +1,8 @@
 """A decoder's weights, laid out for step.py."""
 
-from collections.abc import Sequence
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ class PackedWeights:
 
     Args:
         decoder: on the CPU, fp32 or held quantised. Its parameters become views of stacks over all layers, so that
-            nothing is in memory twice.
+            nothing is in memory twice. It may be changed between two stories.
         run: its config.
 
     Attributes:
@@ -46,8 +48,8 @@ class PackedWeights:
             softcap=model.logit_softcap or 0.0,
         )
         self.multiplied = int(product_weights(run))
-        self._layers = _layers(decoder, run)
-        self._embedding, self._embedding_scale = _table(decoder, "embedding.weight")
+        self._decoder, self._run, self._lock = decoder, run, threading.Lock()
+        self._pack()
         self._rotary = decoder.rotary
         self._half = model.head_dim // 2
         self._up = max(self._layers.up.shape[1], self._layers.expert_up.shape[2])
@@ -71,6 +73,23 @@ class PackedWeights:
             branch=np.empty((rows, features), np.float32),
         )
 
+    def current(self) -> step.Layers:
+        """The weights as they are now: laid out anew if one was changed, replaced or moved, as into shared memory."""
+        with self._lock:
+            if self._state != _state(self._decoder):
+                self._pack()
+            return self._layers
+
+    def are_moved(self) -> bool:
+        """Whether their memory is another one than when they were laid out; quicker than current()."""
+        return self._first.data_ptr() != self._place
+
+    def _pack(self) -> None:
+        self._layers = _layers(self._decoder, self._run)
+        self._embedding, self._embedding_scale = _table(self._decoder, "embedding.weight")
+        self._state, self._first = _state(self._decoder), next(_tensors(self._decoder))
+        self._place = self._first.data_ptr()
+
     def layers(self, positions: int) -> step.Layers:
         """With the angles of so many positions."""
         if self._rotary is None:
@@ -82,6 +101,15 @@ class PackedWeights:
         """[N, D], a copy."""
         rows: NDArray[np.float32] = self._embedding[token_N]
         return rows * self._embedding_scale[token_N] if self._embedding_scale.size else rows
+
+
+def _state(decoder: Decoder) -> list[tuple[int, int]]:
+    """Where each tensor is, and how often it was written to."""
+    return [(each.data_ptr(), each._version) for each in _tensors(decoder)]
+
+
+def _tensors(decoder: Decoder) -> Iterator[Tensor]:
+    return itertools.chain(decoder.parameters(), decoder.buffers())
 
 
 def _layers(decoder: Decoder, run: RunConfig) -> step.Layers:
@@ -193,17 +221,19 @@ def _stack(parameters: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def _norms(modules: Sequence[Any], name: str) -> NDArray[np.float32]:
-    """[modules, 2, D]: gain and bias."""
-    rows = []
-    for module in modules:
-        norm = getattr(module, name)
-        bias = getattr(norm, "bias", None)
-        rows.append(
-            torch.stack([norm.weight.detach(), torch.zeros_like(norm.weight) if bias is None else bias.detach()])
-        )
-    return _numbers(torch.stack(rows))
+    """[modules, 2, D]: gain and bias, 0 where there is none; the parameters become views of it."""
+    norms = [getattr(module, name) for module in modules]
+    first = norms[0].weight
+    stack = torch.zeros((len(norms), 2, *first.shape), dtype=first.dtype)
+    for joined, norm in zip(stack, norms, strict=True):
+        for part, parameter in zip(joined, (norm.weight, getattr(norm, "bias", None)), strict=True):
+            if parameter is not None:
+                part.copy_(parameter.detach())
+                parameter.data = part
+    return _numbers(stack)
 
 
 def _head_norms(blocks: Sequence[Any]) -> NDArray[np.float32]:
-    gains = [torch.stack([b.attention.q_norm.weight, b.attention.k_norm.weight]) for b in blocks]
-    return _numbers(torch.stack(gains))
+    """[blocks, 2, head size]: gains of queries and keys."""
+    stack = _stacked(blocks, ["attention.q_norm.weight", "attention.k_norm.weight"])
+    return stack.reshape(len(blocks), 2, -1)

@@ -71,6 +71,61 @@ def test_every_step_has_the_logits_of_the_whole_text(run_and_decoder):
     assert np.array_equal(decoder(torch.tensor([tokens]))[0][0].numpy(), expected_SV)
 
 
+def negated(decoder: Decoder) -> None:
+    decoder.final_norm.weight.mul_(-1)
+
+
+def replaced(decoder: Decoder) -> None:
+    decoder.blocks[1].ffn_norm.weight = torch.nn.Parameter(torch.full((40,), 2.0))
+
+
+def loaded(decoder: Decoder) -> None:
+    decoder.load_state_dict({name: 0.5 * value for name, value in decoder.state_dict().items()})
+
+
+def behind_its_back(decoder: Decoder) -> None:
+    for parameter in decoder.parameters():
+        parameter.data.mul_(1.5)
+
+
+def shared(decoder: Decoder) -> None:
+    decoder.share_memory()
+
+
+def rounded(decoder: Decoder) -> None:
+    decoder.bfloat16().float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [negated, replaced, loaded, behind_its_back, shared, rounded])
+def test_weights_that_change_between_two_stories_are_seen(run_and_decoder, change):
+    """Machine code reads memory that torch may have given back since."""
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    tokens = [7, 3, 9, 30, 2, 11]
+    packed = PackedDecoder(decoder, run)
+    before_V = packed.begin(tokens, 24).numpy().copy()
+    change(decoder)
+    for stepper in (packed, packed.another(), packed):
+        expected_SV = decoder(torch.tensor([[*tokens, 4]]))[0][0].numpy()
+        found = [stepper.begin(tokens, 24).numpy().copy(), stepper.step(4).numpy()]
+        np.testing.assert_allclose(np.stack(found), expected_SV[-2:], rtol=0, atol=2e-5 * abs(expected_SV).max())
+    assert (change is shared) == np.allclose(before_V, expected_SV[-2], rtol=0, atol=2e-5 * abs(expected_SV).max())
+
+
+@torch.no_grad()
+def test_weights_that_move_within_a_story_are_followed(run_and_decoder):
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    packed = PackedDecoder(decoder, run)
+    packed.begin([7, 3, 9], 24)
+    decoder.share_memory()
+    expected_SV = decoder(torch.tensor([[7, 3, 9, 4]]))[0][0].numpy()
+    np.testing.assert_allclose(packed.step(4).numpy(), expected_SV[-1], rtol=0, atol=2e-5 * abs(expected_SV).max())
+
+
 @torch.no_grad()
 def test_a_new_prompt_begins_anew(run_and_decoder):
     from storyteller_ds.generation.fast.packed import PackedDecoder
