@@ -5,17 +5,39 @@ from pathlib import Path
 
 from storyteller_ds.errors import UserError
 
+LONGEST_NAME = 255
+"""Of a file or folder, in bytes: the limit of all common file systems."""
+
 
 def expand_home(path: str | Path) -> Path:
     """`~` and `~name` at the beginning as home folders; shells leave them alone in `--flag=~/x` and `field=~/x`.
 
     Raises:
-        UserError: it begins with `~/`, and the home folder is not known.
+        UserError: it begins with `~/`, and the home folder is not known; or no file can have this name.
     """
+    for name in Path(path).parts:
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            raise UserError(
+                f"{name[:40]}...: a name of {len(os.fsencode(name)):,} bytes, and a file system takes {LONGEST_NAME}; "
+                "is it a text in place of a path?"
+            )
     expanded = os.path.expanduser(path)  # noqa: PTH111  # Path's own raises on `~name` that is just a name
     if expanded == "~" or expanded.startswith("~/"):
         raise UserError(f"{path}: there is no home folder for ~ (HOME is not set); write the whole path")
     return Path(expanded)
+
+
+def given_path(path: object, name: str) -> Path:
+    """A path that a caller has given as the argument of this name.
+
+    Raises:
+        UserError: it is none, or an empty one, which would be the current folder; or see expand_home.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{name} is of type {type(path).__name__}; give a path")
+    if not os.fspath(path):
+        raise UserError(f"{name} is empty; give a path")
+    return expand_home(os.fspath(path))
 
 
 def is_utf8(name: str | Path) -> bool:

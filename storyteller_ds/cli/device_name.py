@@ -12,7 +12,8 @@ class DeviceName(click.ParamType[str]):
     name = "auto|cpu|mps|cuda|cuda:N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Called by click."""
+        """Called by click; --help shows the names in capitals, so those are taken, too."""
+        value = value.lower()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", value):
             self.fail(
                 f"{value!r} is no device; give auto, cpu, mps, cuda or, for one card of several, cuda:0", param, ctx

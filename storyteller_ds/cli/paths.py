@@ -23,6 +23,7 @@ class UserPath(click.Path):
         """Called by click. An empty path, as of a variable that is not set, would be the current folder."""
         if value == "":
             self.fail("it is empty; give a path", param, ctx)
-        if isinstance(value, str) and value.startswith("~"):
-            value = str(expand_home(value))
+        if isinstance(value, str):
+            expanded = str(expand_home(value))
+            value = expanded if value.startswith("~") else value
         return super().convert(value, param, ctx)

@@ -19,7 +19,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
 from storyteller_ds.untrusted import parse_json
-from storyteller_ds.user_paths import expand_home
+from storyteller_ds.user_paths import expand_home, given_path
 
 OURS = Path(__file__).parents[1] / "ds_configs"
 """The DeepSpeed configs that come with the package; in the repository a link to the folder ds_configs."""
@@ -57,7 +57,7 @@ JSON_KEYS = {field: key for key, field in _SHARED.items()} | {
 
 def file_or_name(given: str | os.PathLike[str] | Mapping[str, Any]) -> Path:
     """The path of a DeepSpeed config in messages: as it was given."""
-    return IN_PYTHON if isinstance(given, Mapping) else Path(given)
+    return IN_PYTHON if isinstance(given, Mapping) else given_path(given, "ds_config")
 
 
 def read_deepspeed_json(path: Path, content: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from storyteller_ds.config.size import Size, settings_of
 from storyteller_ds.config.training import OptimizerConfig
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.redaction import WHAT_TO_DO_ABOUT_IT, secret_within
-from storyteller_ds.user_paths import is_utf8
+from storyteller_ds.user_paths import given_path, is_utf8
 from storyteller_ds.validation_errors import complaint
 
 DEFAULT_PRESET = "quickstart"
@@ -98,6 +98,8 @@ def load_config(
     Raises:
         ConfigError: anything in it cannot be used; the message names the source and the fix.
     """
+    if config is not None:
+        given_path(config, "config")
     ds_file = None if ds_config is None else deepspeed.file_or_name(ds_config)
     layers = _Layers(ds_file)
     name = _add_run_config(layers, None if config is None else os.fspath(config), model)
@@ -114,7 +116,7 @@ def load_config(
             layers.set(field, value, str(ds_file))
     if isinstance(overrides, Mapping):
         layers.merge({field: _plain(value) for field, value in flatten(overrides).items()}, OVERRIDES)
-    elif overrides is None or isinstance(overrides, str):
+    elif isinstance(overrides, str) or not isinstance(overrides, Sequence):
         raise ConfigError(f'overrides={overrides!r:.60}: give a dict, as in {{"train.max_steps": 200}}')
     else:
         _add_command_line(layers, overrides)

@@ -251,7 +251,9 @@ def pick_device(wanted: str, local_rank: int | None, option: str = "parallel.dev
         ConfigError: this machine does not have it, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
     """
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind, _, index = wanted.partition(":")
+    if not isinstance(wanted, str):
+        raise ConfigError(f"{option} is of type {type(wanted).__name__}; use auto, cpu, cuda, cuda:N or mps")
+    kind, _, index = wanted.lower().partition(":")
     kind = kind if kind != "auto" else next(name for name, there in has.items() if there)
     if not has.get(kind, False) or (index and kind != "cuda"):
         there = ", ".join(name for name, available in has.items() if available)

@@ -40,7 +40,7 @@ def validates_too_often(subject: Subject) -> Iterator[Finding]:
         enough = max(train.eval_every_steps, round(9 * validating))
         yield warning(
             f"{share:.0%} of the time would be validation: {batches} batches every {train.eval_every_steps} step(s)",
-            f"train.eval_every_steps={enough}, or train.eval_batches={max(1, round(batches * (1 - share) / 5))}",
+            f"set train.eval_every_steps={enough}, or train.eval_batches={max(1, round(batches * (1 - share) / 5))}",
         )
 
 
@@ -83,7 +83,7 @@ def needless_accumulation(subject: Subject) -> Iterator[Finding]:
         yield note(
             f"{plan.accumulation_steps} micro-batches of {plan.micro_batch_size} x {length} tokens make a step of "
             f"{tokens:,} tokens a rank, which one micro-batch holds in less time",
-            f"train.micro_batch_size={plan.micro_batch_size * plan.accumulation_steps}, and leave out "
+            f"set train.micro_batch_size={plan.micro_batch_size * plan.accumulation_steps}, and leave out "
             "train.gradient_accumulation_steps",
         )
 

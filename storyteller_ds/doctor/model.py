@@ -33,13 +33,13 @@ def experts_that_are_none(subject: Subject) -> Iterator[Finding]:
         yield warning(
             f"every token goes to all experts (moe.top_k={top_k}, moe.num_experts={experts}): a dense model that is "
             "slower",
-            f"moe.top_k={max(1, experts // 4)}" if experts > 1 else "moe.num_experts=0, or more of them",
+            f"set moe.top_k={max(1, experts // 4)}" if experts > 1 else "set moe.num_experts=0, or have more of them",
         )
     elif run.moe.balance_loss_coef == 0:
         yield warning(
             f"moe.balance_loss_coef=0: nothing keeps all {experts} experts in use, and a router that is left alone "
             "tends to a few",
-            "moe.balance_loss_coef=0.01",
+            "set moe.balance_loss_coef=0.01",
         )
 
 

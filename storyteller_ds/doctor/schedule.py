@@ -10,6 +10,9 @@ from storyteller_ds.model.counts import flops_per_token
 _FAR_ABOVE, _FAR_BELOW = 10, 30
 """Times the tuned rate; other recipes that work are up to 2 above it and 6 below."""
 
+_DECAYED = 0.05
+"""Of a weight in a step: after fourteen steps half of it is left."""
+
 
 def only_warm_up(subject: Subject) -> Iterator[Finding]:
     """The learning rate is still rising when the run ends."""
@@ -72,7 +75,7 @@ def rate_far_off(subject: Subject) -> Iterator[Finding]:
         return
     yield warning(
         f"optimizer.lr={rate:g} is {how} what {kind} was tuned to at this width (model.hidden_size={width}); {what}",
-        f"optimizer.lr={tuned:.2g}",
+        f"set optimizer.lr={tuned:.2g}",
     )
 
 
@@ -91,14 +94,37 @@ def tied_rates(subject: Subject) -> Iterator[Finding]:
         yield warning(
             f"optimizer.embedding_lr_ratio={optimizer.embedding_lr_ratio:g} is the rate of the output projection, too, "
             "which wants a lower one (model.tie_embeddings=true)",
-            "model.tie_embeddings=false, or optimizer.embedding_lr_ratio=1",
+            "set model.tie_embeddings=false, or optimizer.embedding_lr_ratio=1",
         )
 
 
 def no_clipping(subject: Subject) -> Iterator[Finding]:
     """Nothing bounds a step."""
     if subject.run.optimizer.grad_clip_norm == 0:
-        yield note("optimizer.grad_clip_norm=0: one bad batch can throw the model back", "optimizer.grad_clip_norm=1")
+        yield note(
+            "optimizer.grad_clip_norm=0: one bad batch can throw the model back", "set optimizer.grad_clip_norm=1"
+        )
 
 
-CHECKS: tuple[Check, ...] = (only_warm_up, longer_than_a_week, no_decay, rate_far_off, tied_rates, no_clipping)
+def decayed_to_nothing(subject: Subject) -> Iterator[Finding]:
+    """A step takes the rate times the decay off every weight: more than 1 and it changes its sign."""
+    optimizer = subject.run.optimizer
+    part = optimizer.lr * optimizer.weight_decay
+    if part > _DECAYED:
+        steps = "to nothing or beyond" if part >= 1 else f"by {part:.0%}"
+        yield warning(
+            f"each step shrinks the weights {steps} (optimizer.lr={optimizer.lr:g} times optimizer.weight_decay="
+            f"{optimizer.weight_decay:g}), so that nothing is kept of what was learnt",
+            "set optimizer.weight_decay=0.1",
+        )
+
+
+CHECKS: tuple[Check, ...] = (
+    only_warm_up,
+    longer_than_a_week,
+    no_decay,
+    rate_far_off,
+    tied_rates,
+    no_clipping,
+    decayed_to_nothing,
+)

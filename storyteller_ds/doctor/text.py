@@ -41,7 +41,7 @@ def too_many_passes(subject: Subject) -> Iterator[Finding]:
         yield warning(
             f"{run.train.max_steps:,} steps are {text.about}{passes:,.0f} passes through the training text, which a "
             "model knows by heart long before",
-            f"train.max_steps={max(1, int(run.train.max_steps * 4 / passes))} (4 passes), or more text",
+            f"set train.max_steps={max(1, int(run.train.max_steps * 4 / passes))} (4 passes), or more text",
         )
 
 
@@ -95,7 +95,7 @@ def vocabulary_larger_than_text(subject: Subject) -> Iterator[Finding]:
             "the vocabulary, too few to learn what it means",
             "more text, or a tokenizer that is trained on it (leave out tokenizer.path and tokenizer.kind)"
             if _is_given(run.tokenizer)
-            else f"tokenizer.vocab_size={enough}, or more text",
+            else f"set tokenizer.vocab_size={enough}, or more text",
         )
 
 
@@ -122,7 +122,7 @@ def text_below_one_step(subject: Subject) -> Iterator[Finding]:
         say = error if text.most_train_tokens < step else warning
         yield say(
             f"the training text has {text.about}{text.train_tokens:,.0f} tokens, and one step takes {step:,}",
-            f"train.global_batch_size={max(1, int(text.train_tokens / run.data.sequence_length / 8))}, or more text",
+            f"more text, or train.global_batch_size={max(1, int(text.train_tokens / run.data.sequence_length / 8))}",
         )
 
 

@@ -11,6 +11,7 @@ from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
 from storyteller_ds.generation.stepper import Stepper, Texts
 from storyteller_ds.generation.story import Story
 from storyteller_ds.generation.torch_stepper import TorchStepper
+from storyteller_ds.model.counts import count_parameters
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.user_paths import is_utf8
 
@@ -46,12 +47,17 @@ class StoryModel(NamedTuple):
         yield prompt
         yield from story
 
-    def story(self, prompt: str, config: SamplingConfig) -> Story:
+    def __repr__(self) -> str:
+        return f"StoryModel({self.step_folder}, {count_parameters(self.run).total:,} parameters)"
+
+    def story(self, prompt: str, config: SamplingConfig = SamplingConfig()) -> Story:  # noqa: B008  # it is frozen
         """A story that is yet to be generated; several may be read at the same time.
 
         Raises:
             UserError: see generate.
         """
+        if not isinstance(config, SamplingConfig):
+            raise UserError(f"config is of type {type(config).__name__}; give a SamplingConfig, or use generate")
         if not isinstance(prompt, str):
             raise UserError(f"the prompt is of type {type(prompt).__name__}; give a str")
         if not is_utf8(prompt):

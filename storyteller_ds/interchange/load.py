@@ -19,6 +19,7 @@ from storyteller_ds.interchange.huggingface.load import read_folder
 from storyteller_ds.interchange.imported import Imported
 from storyteller_ds.interchange.llama2c.model_file import read_model
 from storyteller_ds.model.canonical import placed_parameters
+from storyteller_ds.user_paths import given_path
 
 
 def load(path: str | os.PathLike[str], device: str = "auto", precision: Precision = "auto") -> StoryModel:
@@ -35,7 +36,9 @@ def load(path: str | os.PathLike[str], device: str = "auto", precision: Precisio
         OutOfMemory: the weights do not fit the device.
         UserError: an export cannot be read.
     """
-    return open_model(Path(path), pick_device(device, None, "device"), lines_to(stderr_console()), precision)
+    return open_model(
+        given_path(path, "path"), pick_device(device, None, "device"), lines_to(stderr_console()), precision
+    )
 
 
 def open_model(

@@ -20,6 +20,7 @@ from storyteller_ds.engines.base import Engine
 from storyteller_ds.errors import CheckpointError
 from storyteller_ds.model.canonical import placed_parameters
 from storyteller_ds.model.decoder import empty_decoder
+from storyteller_ds.user_paths import given_path
 
 
 def load_initial_config(
@@ -45,7 +46,7 @@ def load_initial_config(
         CheckpointError: there is no valid checkpoint.
         ConfigError: see load_config.
     """
-    path = Path(init_from)
+    path = given_path(init_from, "init_from")
     if is_of_another_tool(path):
         raise CheckpointError(
             f"{path} is a model in another tool's format; read it first: storyteller import --from hf --model {path} "

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from storyteller_ds.config.load import load_config
@@ -14,6 +15,7 @@ from storyteller_ds.records.trained_run import TrainedRun
 from storyteller_ds.training.callbacks.callback import Callback
 from storyteller_ds.training.initial import load_initial_config
 from storyteller_ds.training.trainer import Trainer
+from storyteller_ds.user_paths import LONGEST_NAME
 
 
 def train(
@@ -41,8 +43,8 @@ def train(
         UserError, TrainingStopped, InterruptedAfterSave, KeyboardInterrupt: see Trainer.fit.
     """
     ranks = World.from_environment().size
-    if isinstance(data, str) and ("\n" in data or not data.strip()):
-        raise DataError("data is one text; give a list of stories, or the path of a text file")
+    if data is not None:
+        _check_data(data)
     load = load_config if init_from is None else partial(load_initial_config, init_from)
     loaded = load(config, overrides, ds_config=ds_config, ranks=ranks)
     if data is not None:
@@ -52,6 +54,16 @@ def train(
             source = str(keep_stories(list(data), loaded.run.data.cache_dir))
         loaded = load(config, _with_source(overrides, source), ds_config=ds_config, ranks=ranks)
     return Trainer(loaded, output_dir, callbacks, resume).fit()
+
+
+def _check_data(data: object) -> None:
+    """Raises DataError for what would be taken for a path, or for stories, and is none."""
+    fix = "give a list of stories, or the path of a text file"
+    if isinstance(data, str):
+        if "\n" in data or not data.strip() or len(os.fsencode(Path(data).name)) > LONGEST_NAME:
+            raise DataError(f"data is one text; {fix}")
+    elif isinstance(data, Mapping) or not isinstance(data, os.PathLike | Iterable):
+        raise DataError(f"data is of type {type(data).__name__}; {fix}")
 
 
 def _with_source(overrides: Mapping[str, Any] | Sequence[str], source: str) -> Mapping[str, Any] | Sequence[str]:

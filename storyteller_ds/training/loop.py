@@ -14,7 +14,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.data.batching.batches import Batches, ValidationBatches
 from storyteller_ds.engines.base import Engine, PendingStep
 from storyteller_ds.engines.step import finished, reading_is_free
-from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped
+from storyteller_ds.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_TRAINING_STOPPED, TrainingStopped, UserError
 from storyteller_ds.optim.schedule import learning_rate
 from storyteller_ds.training.callbacks.anomalies import AGAIN
 from storyteller_ds.training.callbacks.callback import Callback, Record
@@ -151,7 +151,7 @@ def _finish_steps(
     for result in results:
         state = _after_step(run, state, result.skipped)
         for callback in callbacks:
-            state = callback.on_result(state, result)
+            state = _given_back(callback.on_result(state, result), callback, "on_result")
         if _due(state.step, run.train.log_every_steps):
             took = StepTime((clock() - begun.since) / len(results), begun.waited / len(results), mean_parts(results))
             record = records.record(state, result, engine.loss_scale, begun.lr, took)
@@ -159,10 +159,22 @@ def _finish_steps(
                 callback.on_train(record)
         before = state
         for callback in callbacks:
-            state = callback.recover(state)
+            state = _given_back(callback.recover(state), callback, "recover")
         if state is not before:
             return state, True
     return state, False
+
+
+def _given_back(state: object, callback: Callback, event: str) -> TrainState:
+    """What a callback has returned.
+
+    Raises:
+        UserError: it is no state; a `return` is easily forgotten.
+    """
+    if not isinstance(state, TrainState):
+        name = type(callback).__name__
+        raise UserError(f"{name}.{event} returned {state!r:.40}; it has to return the state to go on with")
+    return state
 
 
 def _after_step(run: RunConfig, state: TrainState, skipped: bool) -> TrainState:

@@ -65,6 +65,7 @@ from storyteller_ds.training.callbacks.watchdog import Watchdog
 from storyteller_ds.training.initial import begin_with, check_initial
 from storyteller_ds.training.interruption import Interruption
 from storyteller_ds.training.loop import train, why_over
+from storyteller_ds.user_paths import given_path
 
 
 class Trainer:
@@ -102,9 +103,11 @@ class Trainer:
         self.plan = make_plan(self.run, self.world.size, self.loaded)
         check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
         tracking.check_trackers(self.run.tracking)
-        self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.loaded.name
-        self.callbacks = checked([*named_callbacks(self.run.train.callbacks), *callbacks])
-        self._resume = os.fspath(resume)
+        self.output_dir = (
+            given_path(output_dir, "output_dir") if output_dir is not None else Path("runs") / self.loaded.name
+        )
+        self.callbacks = checked(named_callbacks(self.run.train.callbacks), callbacks)
+        self._resume = str(given_path(resume, "resume"))
         self._origin = None if self.loaded.init_from is None else str(self.loaded.init_from)
         self._command = command
         self._console = console or stderr_console(quiet=not self.world.is_main)

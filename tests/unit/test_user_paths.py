@@ -24,6 +24,15 @@ def test_without_a_home_it_says_so(monkeypatch):
     assert str(expand_home("/x")) == "/x"
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "ö" * 128])
+def test_a_name_that_no_file_can_have_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match=r"\.\.\.: a name of 256 bytes, .* is it a text in place of a path\?"):
+        expand_home(tmp_path / name / "run")
+    with pytest.raises(OSError, match="too long"):  # control
+        (tmp_path / name).touch()
+    (expand_home(tmp_path / name[:-1])).touch()
+
+
 def test_a_file_system_takes_any_bytes():
     assert is_utf8("Öre \U0001f600")
     assert not is_utf8(os.fsdecode(b"caf\xe9"))

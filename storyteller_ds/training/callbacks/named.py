@@ -34,16 +34,21 @@ def _made(name: str) -> Callback:
     return made
 
 
-def checked(callbacks: Sequence[Callback]) -> Sequence[Callback]:
-    """The callbacks, after a look for what would be silently ignored.
+def checked(named: Sequence[Callback], given: Sequence[Callback]) -> Sequence[Callback]:
+    """Those of the run config and those of the caller, after a look for what would be silently ignored.
 
     Raises:
         ConfigError: one is no Callback, or has a method on_... that no event calls.
     """
+    if not isinstance(given, Sequence):
+        raise ConfigError(f"callbacks is of type {type(given).__name__}; give a list: callbacks=[...]")
     events = [name for name in vars(Callback) if name.startswith("on_")]
+    callbacks = [*named, *given]
     for callback in callbacks:
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            raise ConfigError(f"callbacks: {callback.__name__} is a class; give an object, {callback.__name__}()")
         if not isinstance(callback, Callback):
-            raise ConfigError(f"callbacks: {callback!r:.60} is not an object of a storyteller_ds.Callback")
+            raise ConfigError(f"callbacks: an object of type {type(callback).__name__} is no storyteller_ds.Callback")
         for name in dir(callback):
             if name.startswith("on_") and name not in events:
                 raise ConfigError(

@@ -119,6 +119,20 @@ def test_a_loaded_model_tells_the_story_that_the_command_tells(train, capsys):
         (lambda: st.train("tiny_test", data=[]), "an empty list; give stories"),
         (lambda: st.train("tiny_test", data=[b"a"]), "item 1 of data is a bytes; give a list of texts, or of rows"),
         (lambda: st.train("tiny_test", data=["\ud800"]), "half a character"),
+        (lambda: st.train("tiny_test", data={"a": "text"}), "data is of type dict; give a list of stories"),
+        (lambda: st.train("tiny_test", data=5), "data is of type int; give a list of stories"),
+        (lambda: st.train("tiny_test", output_dir=""), "output_dir is empty; give a path"),
+        (lambda: st.train("tiny_test", output_dir=5), "output_dir is of type int; give a path"),
+        (lambda: st.train("tiny_test", resume=None), "resume is of type NoneType; give a path"),
+        (lambda: st.train("tiny_test", init_from=""), "init_from is empty; give a path"),
+        (lambda: st.train("tiny_test", ds_config=5), "ds_config is of type int; give a path"),
+        (lambda: st.train("", output_dir="x"), "config is empty; give a path"),
+        (lambda: st.train("x" * 300), "a name of 300 bytes, and a file system takes 255"),
+        (lambda: st.load_config("tiny_test", 5), "overrides=5: give a dict"),
+        (lambda: st.train("tiny_test", callbacks=st.Callback()), "callbacks is of type Callback; give a list"),
+        (lambda: st.load(""), "path is empty; give a path"),
+        (lambda: st.load(None), "path is of type NoneType; give a path"),
+        (lambda: st.load("no_such_folder", device=None), "device is of type NoneType; use auto, cpu"),
         (lambda: st.load("no_such_folder"), "no such folder"),
         (lambda: st.train("tiny_test", {"train.callbacks": ["os:path"]}), "train.callbacks: 'os:path'"),
         (lambda: st.train("tiny_test", {"train.callbacks": ["nothing_there:X"]}), "ModuleNotFoundError"),
@@ -293,13 +307,28 @@ def test_a_callback_that_fails_at_the_end_does_not_keep_others_from_theirs(train
     ("callback", "words"),
     [
         (type("Typo", (st.Callback,), {"on_evl": lambda self, record: None})(), "Typo.on_evl; did you mean 'on_eval'?"),
-        (st.Callback, "is not an object of a storyteller_ds.Callback"),
-        (object(), "is not an object of a storyteller_ds.Callback"),
+        (st.Callback, "Callback is a class; give an object, Callback()"),
+        (object(), "an object of type object is no storyteller_ds.Callback"),
     ],
 )
 def test_a_callback_that_would_never_be_called_is_refused(train, callback, words):
     with pytest.raises(st.ConfigError, match=re.escape(words)):
         train("run", callback)
+
+
+@pytest.mark.parametrize("event", ["on_result", "recover"])
+def test_a_callback_that_forgets_to_return_the_state_is_named(train, event):
+    forgetful = type("Forgetful", (st.Callback,), {event: lambda self, *given: None})()
+    with pytest.raises(st.UserError, match=f"Forgetful.{event} returned None; it has to return the state"):
+        train("run", forgetful)
+
+
+def test_a_story_needs_no_config_and_takes_no_dict(train):
+    model = st.load(train().folder, "cpu")
+    assert "".join(["a", *model.story("a")]) == model.generate("a")
+    with pytest.raises(st.UserError, match="config is of type dict; give a SamplingConfig"):
+        model.story("a", {"seed": 1})
+    assert re.fullmatch(r"StoryModel\(.*step_\d+, [\d,]+ parameters\)", repr(model))
 
 
 def test_stories_may_come_one_by_one(train, tmp_path):
@@ -311,7 +340,7 @@ def test_stories_may_come_one_by_one(train, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "One story.\n\nAnother one."])
+@pytest.mark.parametrize("text", ["", "One story.\n\nAnother one.", "One long story. " * 20])
 def test_a_text_is_not_taken_for_a_path(text, tmp_path):
     with pytest.raises(st.DataError, match="give a list of stories"):
         st.train("tiny_test", data=text, output_dir=tmp_path / "run")
