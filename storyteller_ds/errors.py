@@ -68,7 +68,7 @@ class InterruptedSafely(StorytellerError):
 
 
 class InterruptedAfterSave(InterruptedSafely):
-    """Likewise, after the step and its checkpoint; raised on all ranks at the same step."""
+    """A signal has ended the run after a step that was saved; raised on all ranks at the same step."""
 
     step = 0
     """Optimizer steps done and saved."""

@@ -27,7 +27,7 @@ class Subject:
     text: TextFacts | None = None
     """None: the text was not read, as a dataset on the hub."""
     is_new: bool = True
-    """Whether it does not continue another, so that model and tokenizer can still be chosen."""
+    """Whether it has nothing of another run, so that model and tokenizer can still be chosen."""
     config_text: str = ""
     """What is written in the file or the preset that --config names, with its comments."""
     machine: MachineFacts = field(default_factory=MachineFacts)

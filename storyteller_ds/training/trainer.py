@@ -170,7 +170,7 @@ class Trainer:
         check_prompts(run, corpus.tokenizer)
         with meanwhile(lambda: log("checking the checkpoint to continue from"), LINE_EVERY_S):
             checkpoint, folder = self._open_folder(corpus, stack)
-        self._announce(corpus, sequences, is_new=checkpoint is None)
+        self._announce(corpus, sequences, is_new=checkpoint is None and self.loaded.init_from is None)
         stack.enter_context(self._memory_hint(is_built=True))
         ds_config = stack.enter_context(prepared_machine(run, self.loaded.deepspeed, world, self.device, log))
         if run.parallel.self_test and ds_config is not None:

@@ -18,7 +18,7 @@ from storyteller_ds.meanwhile import meanwhile
 from storyteller_ds.model.decoder import Decoder
 
 _SLOW_S = 3.0
-"""Longer than it takes to load what is compiled."""
+"""Longer than it takes to load what is compiled, unless others use the cores."""
 
 
 def is_fast(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
@@ -39,7 +39,7 @@ def fast_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -
         run: its config.
         log: gets a line if the step has to be compiled first.
     """
-    once = cache(lambda: log("compiling the decoder for this machine; later starts will not need to"))
+    once = cache(lambda: log("loading the decoder's machine code; the first time on a machine it is compiled"))
     with meanwhile(once, _SLOW_S):
         from storyteller_ds.generation.fast.packed import PackedDecoder
 

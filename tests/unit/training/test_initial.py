@@ -86,6 +86,14 @@ def test_model_and_tokenizer_come_along_and_all_else_is_new(source, tmp_path):
     st.load(run.folder).generate("A cat", max_new_tokens=3)
 
 
+def test_no_other_tokenizer_is_advised(source, tmp_path, capsys):
+    few = [f"The {number} foxes came home." for number in range(40)]
+    for number, more in enumerate(({}, {"init_from": source})):
+        train(tmp_path / str(number), few, **more)
+        # Control: a run of its own may choose.
+        assert ("too few to learn what it means" in capsys.readouterr().err) == (not more)
+
+
 def test_the_same_call_continues(source, tmp_path):
     half = train(tmp_path / "run", init_from=source, **{"train.max_steps": 2, "checkpoint.every_steps": 2})
     assert half.step == 2
