@@ -87,8 +87,8 @@ def load_config(
     """Merge all sources into one validated config.
 
     Args:
-        config: name of a preset, or path of a YAML file (which may build on one with `preset: NAME`);
-            None: the preset `quickstart`.
+        config: name of a preset, or path of a YAML file (which may build on one with `preset: NAME`) or of the
+            config.json of a run folder; None: the preset `quickstart`.
         overrides: field -> value, as in {"train.max_steps": 200} or {"train": {"max_steps": 200}}; or
             `section.field=value` texts as on a command line, the value in YAML.
         ds_config: a DeepSpeed JSON: its path, the name of one of ours (zero2), or its content; None: one device.
@@ -184,6 +184,8 @@ def _add_run_config(layers: "_Layers", config: str | None, model: tuple[str, Map
     values = as_mapping(parse_yaml(read_text(Path(name), "config"), name), name)
     if name.endswith(".json") and values.keys() & (DEEPSPEED_KEYS.keys() - RunConfig.model_fields.keys()):
         raise ConfigError(f"{name} is a DeepSpeed config; give it with --ds_config {name}")
+    if isinstance(of_run := values.get("run"), dict):  # the config.json of a run folder, which has more beside it
+        values = of_run
     for key in values:
         if "." in key:
             section, _, field = key.partition(".")

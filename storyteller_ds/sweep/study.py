@@ -21,6 +21,7 @@ from storyteller_ds.training.trainer import Trainer
 
 JOURNAL = "study.journal"
 _NAME = "sweep"
+_VARY = "--vary "
 _IDENTITY, _STEPS, _SECONDS, _REASON = "sweep", "steps", "seconds", "reason"
 
 
@@ -138,10 +139,14 @@ class Study:
     def _check_same(self) -> None:
         """Trials of another config could not be compared with these."""
         settings = flatten(self.space.load({}).run.model_dump(mode="json"))
-        now = settings | {f"--vary {each.field}": each.written for each in self.space.varied}
+        now = settings | {f"{_VARY}{each.field}": each.written for each in self.space.varied}
         before: dict[str, Any] = self._study.user_attrs.get(_IDENTITY, {})
         if not before:
             self._study.set_user_attr(_IDENTITY, now)
+        fields = [[name for name in each if name.startswith(_VARY)] for each in (before or now, now)]
+        if set(fields[0]) != set(fields[1]):
+            was, given = (" ".join(each) for each in fields)
+            raise UserError(f"{self.folder} has another sweep: {was}, now {given}; choose another --output_dir")
         for name in [*before, *now] if before else ():
             if before.get(name) != now.get(name):
                 raise UserError(

@@ -155,7 +155,7 @@ def test_another_sweep_or_a_second_one_is_refused(sweep, tmp_path):
     sweep(tmp_path, "--vary", "optimizer.lr=1e-3")
     for arguments, words in (
         (("--vary", "optimizer.lr=2e-3"), "another sweep: --vary optimizer.lr was 1e-3, now 2e-3; choose another"),
-        (("--vary", "seed=1"), "another sweep"),
+        (("--vary", "seed=1"), "another sweep: --vary optimizer.lr, now --vary seed; choose another"),
         (("--vary", "optimizer.lr=1e-3", "--minutes", "2"), "train.max_minutes was None, now 2.0"),
         (("--vary", "optimizer.lr=1e-3", "seed=1"), "seed was 0, now 1"),
     ):

@@ -1,5 +1,6 @@
 """The library: what its calls give back, what a callback gets, and what a run leaves behind in the process."""
 
+import json
 import os
 import re
 import signal
@@ -353,6 +354,13 @@ def test_overrides_take_what_programs_have(tmp_path):
     for wrong in ("train.max_steps=7", None):
         with pytest.raises(st.ConfigError, match="give a dict"):
             st.load_config("tiny_test", wrong)
+
+
+def test_the_config_of_a_run_is_a_config(train):
+    run = train(seed=7)
+    again = st.load_config(run.folder / "config.json").run
+    assert again.model_dump(mode="json") == json.loads((run.folder / "config.json").read_text())["run"]
+    assert st.load_config(run.folder / "config.json", {"seed": 8}).run.seed == 8
 
 
 def test_a_device_that_does_not_exist_is_an_error_of_ours(train):
