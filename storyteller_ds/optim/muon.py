@@ -249,7 +249,7 @@ class Muon(torch.optim.AdamW):
         for piece in layout.whole:
             by_matrix = (-1, piece.stack.numel)
             moves_N1 = gradient_N[piece.begin : piece.end].view(by_matrix).any(dim=1, keepdim=True)
-            update_NM = update_N[piece.begin : piece.end].view(by_matrix) * moves_N1
+            update_NM = update_N[piece.begin : piece.end].view(by_matrix).mul_(moves_N1)
             yield _Matrices.of(piece, update_NM.to(layout.device), weight_N, rate)
 
 
@@ -287,7 +287,7 @@ def _joined(update_N: Tensor, gradient_N: Tensor, layout: Layout) -> Iterator[tu
             matrix_N[piece.offset : piece.offset + piece.end - piece.begin] = update_N[piece.begin : piece.end]
             matrix_N[-1] = gradient_N[piece.begin : piece.end].any()
         for piece, matrix_N in zip(pieces, layout.sum_over_holders(whole_N).split(sizes), strict=True):
-            yield piece, matrix_N[:-1] * (matrix_N[-1] > 0)
+            yield piece, matrix_N[:-1].mul_(matrix_N[-1] > 0)
 
 
 def _batched(all_matrices: Iterable[_Matrices]) -> Iterator[list[_Matrices]]:

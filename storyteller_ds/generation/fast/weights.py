@@ -17,6 +17,8 @@ from storyteller_ds.model.counts import product_weights
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.quantized import held_quantized
 
+_LAYING_OUT = threading.Lock()
+"""One thread at a time; not in an object, which could not be copied then."""
 _NONE = np.empty(0, np.float32)
 _ACTIVATIONS = {"swiglu": step.SWIGLU, "gelu": step.GELU, "relu": step.RELU, "relu2": step.RELU2}
 
@@ -48,7 +50,7 @@ class PackedWeights:
             softcap=model.logit_softcap or 0.0,
         )
         self.multiplied = int(product_weights(run))
-        self._decoder, self._run, self._lock = decoder, run, threading.Lock()
+        self._decoder, self._run = decoder, run
         self._pack()
         self._rotary = decoder.rotary
         self._half = model.head_dim // 2
@@ -75,7 +77,7 @@ class PackedWeights:
 
     def current(self) -> step.Layers:
         """The weights as they are now: laid out anew if one was changed, replaced or moved, as into shared memory."""
-        with self._lock:
+        with _LAYING_OUT:
             if self._state != _state(self._decoder):
                 self._pack()
             return self._layers

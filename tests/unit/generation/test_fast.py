@@ -1,5 +1,6 @@
 """The step in machine code against torch's, for everything that a model can be."""
 
+import copy
 import os
 from typing import Any
 
@@ -112,6 +113,23 @@ def test_weights_that_change_between_two_stories_are_seen(run_and_decoder, chang
         found = [stepper.begin(tokens, 24).numpy().copy(), stepper.step(4).numpy()]
         np.testing.assert_allclose(np.stack(found), expected_SV[-2:], rtol=0, atol=2e-5 * abs(expected_SV).max())
     assert (change is shared) == np.allclose(before_V, expected_SV[-2], rtol=0, atol=2e-5 * abs(expected_SV).max())
+
+
+@torch.no_grad()
+def test_a_copy_has_weights_of_its_own(run_and_decoder):
+    from storyteller_ds.generation.fast.packed import PackedDecoder
+
+    run, decoder = run_and_decoder
+    packed = PackedDecoder(decoder, run)
+    before_V = packed.begin([7, 3, 9], 24).numpy().copy()
+    other_decoder, other = copy.deepcopy((decoder, packed))
+    other_decoder.embedding.weight.mul_(2)
+    expected_V = other_decoder(torch.tensor([[7, 3, 9]]))[0][0, -1].numpy()
+    np.testing.assert_allclose(
+        other.begin([7, 3, 9], 24).numpy(), expected_V, rtol=0, atol=2e-5 * abs(expected_V).max()
+    )
+    np.testing.assert_array_equal(packed.begin([7, 3, 9], 24).numpy(), before_V)
+    assert abs(expected_V - before_V).max() > 0.01
 
 
 @torch.no_grad()
