@@ -1,6 +1,6 @@
 # make quickstart   environment, main job, three stories
 # make install      only the environment (.venv)
-# make test         what a change can break at once (under 4 minutes)    make test-all   the whole suite (under 25)
+# make test         what a change can break at once (under 4 minutes)    make test-all   the whole suite (under 30)
 # make check        lint, format, types, architecture
 # make test-faults  everything that can go wrong, and whether it goes as docs/reliability.md promises; NVMe (15 minutes)
 # make bench        the mixture layer against its peers and its limit
