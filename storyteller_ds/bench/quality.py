@@ -95,14 +95,15 @@ class Comparison:
             UserError: a folder has a run with other settings.
         """
         pace, finished, ended = self.pace(log), FinishedRuns(self.folder / RUNS), threading.Event()
-        planned_s = {each.name: self.steps(each, pace) * pace.seconds_per_step[each.name] for each in self.recipes}
+        steps_of = {each.name: self.steps(each, pace) for each in self.recipes}
+        planned_s = {name: steps * pace.seconds_per_step[name] for name, steps in steps_of.items()}
         remaining = Remaining(planned_s, self.runs, self.at_once)
 
         def one(recipe: Recipe, lr: float, seed: int) -> Run:
             if ended.is_set():
                 raise InterruptedSafely("another run of the comparison has ended it")
-            steps = self.steps(recipe, pace)
-            name, overrides = self.name_of(recipe, lr, seed), [*recipe.overrides(steps, lr, seed), *self.overrides]
+            name = self.name_of(recipe, lr, seed)
+            overrides = [*recipe.overrides(steps_of[recipe.name], lr, seed), *self.overrides]
             config = recipe.load(overrides).run
             began = None
             if (done := finished.find(name, config)) is None:

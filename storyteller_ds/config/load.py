@@ -99,7 +99,7 @@ def load_config(
         ConfigError: anything in it cannot be used; the message names the source and the fix.
     """
     if config is not None:
-        given_path(config, "config")
+        given_path(config, "config")  # a check; as it is written, ./name is a file and name a preset
     ds_file = None if ds_config is None else deepspeed.file_or_name(ds_config)
     layers = _Layers(ds_file)
     name = _add_run_config(layers, None if config is None else os.fspath(config), model)

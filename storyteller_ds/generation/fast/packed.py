@@ -11,6 +11,7 @@ from torch import Tensor
 
 from storyteller_ds.config.run import RunConfig
 from storyteller_ds.generation.fast import step
+from storyteller_ds.generation.fast.step import Layers
 from storyteller_ds.generation.fast.team import threads
 from storyteller_ds.generation.fast.weights import PackedWeights
 from storyteller_ds.generation.stepper import CACHED_AT_FIRST
@@ -32,7 +33,7 @@ class PackedTexts:
 
     def __init__(self, weights: PackedWeights, run: RunConfig) -> None:
         self._weights, self._run = weights, run
-        self._packed: step.Layers | None = None
+        self._packed: Layers | None = None
         self._values = np.empty((0, 0, 0, 0, 0), np.float32)
         self._worked = (0, 0, 0)
 
@@ -43,12 +44,10 @@ class PackedTexts:
             prompts: ids.
             room: positions that there will be in a text at most.
         """
-        weights = self._weights.current()
-        if weights is not self._packed:
-            self._packed, self._layers = weights, self._weights.layers(self._values.shape[-1])
         self._slot = np.arange(len(prompts))
         self._length = np.array([len(prompt) for prompt in prompts])
         self._make_room(len(prompts), min(room, int(self._length.max()) + CACHED_AT_FIRST))
+        self._follow(self._weights.current())
         self._logits = np.empty((len(prompts), self._run.tokenizer.vocab_size), np.float32)
         token = np.concatenate([np.array(prompt, np.int64) for prompt in prompts])
         slot = np.repeat(self._slot, self._length)
@@ -62,11 +61,9 @@ class PackedTexts:
 
     def step(self, ids: Sequence[int]) -> Tensor:
         """[B, V] behind another id of each text."""
-        if self._weights.are_moved():  # machine code would read where nothing is any more
-            self._packed = self._weights.current()
-            self._layers = self._weights.layers(self._values.shape[-1])
         if self._length.max() == self._values.shape[-1]:  # machine code would write beyond it
             self._grow()
+        self._follow(self._weights.where_they_are())
         # A text that is over may go on with the others, at the last position.
         position = np.minimum(self._length, self._run.context_length - 1)
         self._decode(np.array(ids, np.int64), self._slot, position, np.arange(len(ids)), self._logits)
@@ -98,14 +95,19 @@ class PackedTexts:
         )
 
     def _make_room(self, texts: int, positions: int) -> None:
-        """For keys, values and angles. What there is of an earlier text is used again: new memory takes its time."""
+        """For keys and values. What there is of an earlier text is used again: new memory takes its time."""
         model = self._run.model
         positions = -(-positions // step.VECTOR) * step.VECTOR
         if self._values.shape[1] == texts and self._values.shape[-1] >= positions:
             return
         shape = (model.num_layers, texts, model.kv_heads, model.head_dim, positions)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self._layers = self._weights.layers(positions)
+        self._packed = None  # it has the angles of other positions
+
+    def _follow(self, packed: Layers) -> None:
+        """Go on with these weights: where those before were, there may be nothing any more."""
+        if packed is not self._packed:
+            self._packed, self._layers = packed, self._weights.layers(self._values.shape[-1])
 
     def _grow(self) -> None:
         """Twice the room."""
