@@ -1,7 +1,7 @@
 """storyteller generate: continue prompts."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -133,17 +133,18 @@ def generate(
         return
     if as_json:
         begin = partial(TracedStory, model, TorchStepper(model.decoder, model.run))
-        traced, too_long = _prepare(begin, config, prompts, num_stories)
-        for each in traced:
+        fitting, too_long = _sorted_out(begin, config, prompts)
+        for each in _begun(begin, config, fitting, num_stories):
             print(json.dumps(each.record()), flush=True)
     else:
-        stories, too_long = _prepare(model.story, config, prompts, num_stories)
+        fitting, too_long = _sorted_out(model.story, config, prompts)
+        stories = _begun(model.story, config, fitting, num_stories)
         if output is None:
             for i, story in enumerate(stories):
                 print(BETWEEN_STORIES if i else "", end="")
                 print_story(story, log)
-        elif stories:
-            write_stories(model, stories, output, log)
+        elif fitting:
+            write_stories(model.texts(), stories, len(fitting) * num_stories, output, log)
     if too_long:
         others = f"; the other {len(prompts) - len(too_long)} prompts are continued" if len(prompts) > 1 else ""
         raise UserError("; ".join(too_long) + others)
@@ -154,16 +155,27 @@ def _refuse_to_replace(prompts_file: Path, output: Path) -> None:
         raise UserError(f"--output {output} is the --prompts_file, which the stories would replace; give another file")
 
 
-def _prepare(
-    begin: Callable[[str, "SamplingConfig"], _S], config: "SamplingConfig", prompts: Sequence[Prompt], num_stories: int
-) -> tuple[list[_S], list[str]]:
-    """The stories, none of them generated yet; and the prompts that leave no room, which must not stop the others."""
-    stories: list[_S] = []
-    too_long = []
-    for i, prompt in enumerate(prompts):
-        numbers = range(i * num_stories, (i + 1) * num_stories)
+def _sorted_out(
+    begin: Callable[[str, "SamplingConfig"], object], config: "SamplingConfig", prompts: Sequence[Prompt]
+) -> tuple[list[tuple[int, str]], list[str]]:
+    """Prompts with their numbers; and the errors of those that leave no room, which must not stop the others."""
+    fitting, too_long = [], []
+    for number, prompt in enumerate(prompts):
         try:
-            stories += [begin(prompt.text, config.of_story(number)) for number in numbers]
+            begin(prompt.text, config)
+            fitting.append((number, prompt.text))
         except UserError as error:
             too_long.append(f"{prompt.where}: {error}")
-    return stories, too_long
+    return fitting, too_long
+
+
+def _begun(
+    begin: Callable[[str, "SamplingConfig"], _S],
+    config: "SamplingConfig",
+    prompts: Sequence[tuple[int, str]],
+    num_stories: int,
+) -> Iterator[_S]:
+    """The stories of prompts, each begun when it is asked for: a hundred thousand need no memory."""
+    for number, prompt in prompts:
+        for i in range(number * num_stories, (number + 1) * num_stories):
+            yield begin(prompt, config.of_story(i))

@@ -54,7 +54,7 @@ def tell(model: StoryModel, beginnings: Sequence[Opening], config: SamplingConfi
         held_out.append(_cut(model.tokenizer, opening, story.continuation.most))
     of_model: list[Told] = []
     with meanwhile(lambda: log(f"telling stories: {len(of_model)} of {len(begun)}"), LINE_EVERY_S):
-        for story in told(model, begun):
+        for story in told(model.texts(), begun):
             rest = story.text[len(story.prompt) :]
             of_model.append(Told(story.prompt, rest, story.ending is Ending.END))
     return ToldStories(of_model, held_out, len(beginnings) - len(begun))

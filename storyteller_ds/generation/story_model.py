@@ -1,6 +1,6 @@
 """A trained model that tells stories."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig, sampling_config
 from storyteller_ds.generation.stepper import Stepper, Texts
 from storyteller_ds.generation.story import Story
+from storyteller_ds.generation.told import told
 from storyteller_ds.generation.torch_stepper import TorchStepper
 from storyteller_ds.model.counts import count_parameters
 from storyteller_ds.model.decoder import Decoder
@@ -40,6 +41,27 @@ class StoryModel(NamedTuple):
             UserError: the prompt leaves no room in the context, or a setting is out of its range or not for this model.
         """
         return "".join(self.stream(prompt, **sampling))
+
+    def generate_all(self, prompts: Sequence[str], **sampling: Any) -> list[str]:
+        """A story for each prompt, several computed at a time.
+
+        Args:
+            prompts: their beginnings. Equal ones get stories of their own: the first has the seed, each other the next.
+            sampling: see generate.
+
+        Raises:
+            UserError: see generate; says which prompt. No story is told then.
+        """
+        if isinstance(prompts, str):
+            raise UserError("prompts is one str; give a list of them, or use generate")
+        config = sampling_config(sampling)
+        stories = []
+        for number, prompt in enumerate(prompts):
+            try:
+                stories.append(self.story(prompt, config.of_story(number)))
+            except UserError as error:
+                raise UserError(f"prompts[{number}]: {error}") from None
+        return [story.text for story in told(self.texts(), stories)]
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """The same in pieces, each as soon as it is certain: the prompt, then its continuation."""

@@ -1,26 +1,26 @@
 """Many stories, several at a time."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from storyteller_ds.generation.batch import Batch
+from storyteller_ds.generation.stepper import Texts
 from storyteller_ds.generation.story import Story
-from storyteller_ds.generation.story_model import StoryModel
 
 BATCH = 16
 """Stories that are continued together."""
 
 
-def told(model: StoryModel, stories: Sequence[Story]) -> Iterator[Story]:
+def told(texts: Texts, stories: Iterable[Story]) -> Iterator[Story]:
     """Tell stories, and give each when it is over, in their order.
 
     Args:
-        model: whose stories they are.
-        stories: none of them begun.
+        texts: of the model whose stories they are.
+        stories: none of them begun; each is taken when its batch is told.
     """
-    texts = model.texts()
-    for start in range(0, len(stories), BATCH):
-        group = stories[start : start + BATCH]
+    coming = iter(stories)
+    while group := list(islice(coming, BATCH)):
         together = [story for story in group if story.continuation.config.past_context == "stop"]
         if together:
             batch = Batch([story.continuation for story in together], texts)

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 
 from storyteller_ds.config.load import flatten
-from storyteller_ds.errors import TrainingStopped, UserError
+from storyteller_ds.errors import OutOfMemory, TrainingStopped, UserError
 from storyteller_ds.records.run_folder import RunFolder, written_record
 from storyteller_ds.sweep.results import Result, shown
 from storyteller_ds.sweep.space import Space, Values
@@ -115,6 +115,8 @@ class Study:
             score, found = run.metrics[-1]["final_val_bpb"], {_STEPS: run.step}
         except TrainingStopped as error:
             found = {_REASON: str(error)}
+        except OutOfMemory as error:
+            found = {_REASON: str(error).partition(";")[0]}  # without what to lower: that is what the sweep varies
         finally:
             seconds = trial.user_attrs.get(_SECONDS, 0.0) + time.monotonic() - began
             with written_record(self.folder / JOURNAL):

@@ -48,7 +48,7 @@ def test_they_are_the_same_and_in_order(model, way, monkeypatch):
     for story in expected:
         for _ in story:
             pass
-    found = list(told(model, stories(model)))
+    found = list(told(model.texts(), stories(model)))
     assert [story.text for story in found] == [story.text for story in expected]
     assert [story.ending for story in found] == [story.ending for story in expected]
     assert {story.ending for story in found} >= {Ending.STOP, Ending.LENGTH, Ending.CONTEXT}
@@ -57,7 +57,7 @@ def test_they_are_the_same_and_in_order(model, way, monkeypatch):
 def test_each_comes_when_it_is_over(model):
     """Not all at the end: a file gets what is finished."""
     model = model._replace(stepper=None)
-    coming = told(model, stories(model))
+    coming = told(model.texts(), stories(model))
     assert next(coming).ending is not None
     coming.close()
 
@@ -65,7 +65,7 @@ def test_each_comes_when_it_is_over(model):
 def test_of_a_batch_the_first_comes_before_the_last_is_over(model, monkeypatch):
     model = model._replace(stepper=None)
     short, long = (model.story("a", st.SamplingConfig(max_new_tokens=n)) for n in (3, 30))
-    coming = told(model, [short, long])
+    coming = told(model.texts(), [short, long])
     assert next(coming) is short
     assert long.ending is None
     assert next(coming) is long
@@ -81,5 +81,33 @@ def test_two_stories_can_be_read_in_turn(model):
 
 
 def test_no_stories_are_none(model, tmp_path: Path):
-    assert list(told(model, [])) == []
-    assert list(told(model._replace(stepper=None), [])) == []
+    assert list(told(model.texts(), [])) == []
+    assert list(told(model._replace(stepper=None).texts(), [])) == []
+
+
+def test_the_next_are_begun_when_their_batch_is_told(model):
+    """A hundred thousand stories need no memory."""
+    begun = (model.story("a", st.SamplingConfig(max_new_tokens=2, seed=seed)) for seed in itertools.count())
+    assert next(told(model.texts(), begun)).ending is not None
+    assert next(begun).continuation.config.seed == telling.BATCH
+
+
+@pytest.mark.parametrize("way", ["torch", "fastest"])
+def test_all_of_a_list_are_as_each_with_its_seed(model, way):
+    model = model._replace(stepper=None) if way == "torch" else model
+    found = model.generate_all(["a", "a", "There was"], seed=3, max_new_tokens=20)
+    alone = [model.generate(p, seed=s, max_new_tokens=20) for p, s in (("a", 3), ("a", 4), ("There was", 5))]
+    assert found == alone
+    assert found[0] != found[1]
+    assert model.generate_all([]) == []
+
+
+def test_what_is_wrong_with_a_list_is_said_before_a_story_is_told(model):
+    with pytest.raises(st.UserError, match=r"^prompts is one str; give a list of them, or use generate$"):
+        model.generate_all("a")
+    with pytest.raises(st.UserError, match=r"^prompts\[1\]: the prompt has \d+ tokens and the model's context 40"):
+        model.generate_all(["a", "z" * 400])
+    with pytest.raises(st.UserError, match=r"^prompts\[0\]: the prompt is of type int; give a str$"):
+        model.generate_all([1])
+    with pytest.raises(st.UserError, match=r"^temperature=-1"):
+        model.generate_all(["a"], temperature=-1)

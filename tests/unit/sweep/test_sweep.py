@@ -151,6 +151,15 @@ def test_a_trial_that_stops_itself_has_failed_and_the_sweep_goes_on(sweep, at_st
     assert ended.value.exit_code == EXIT_TRAINING_STOPPED
 
 
+def test_a_trial_that_does_not_fit_into_memory_has_failed_and_the_sweep_goes_on(sweep, at_step_2, tmp_path):
+    def allocate() -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 40.00 GiB. GPU 0 has a total capacity of 31 GiB")
+
+    at_step_2("trial-002", allocate)
+    trials, _ = sweep(tmp_path / "a", *LISTS)
+    assert [trial["reason"] for trial in trials] == [None, "out of memory (tried to allocate 40.00 GiB)", None]
+
+
 def test_another_sweep_or_a_second_one_is_refused(sweep, tmp_path):
     sweep(tmp_path, "--vary", "optimizer.lr=1e-3")
     for arguments, words in (
