@@ -122,7 +122,7 @@ def train(
             trainer = Trainer(loaded, output_dir, resume=resume, console=console, command=_command(world))
             run = trainer.train(interruption, print_end)
             if world.is_main and not quiet:
-                _print_where(run)
+                _print_where(run, next(iter(loaded.run.train.sample_prompts), "Once upon a time"))
         except InterruptedAfterSave:
             raise InterruptedAfterSave("") from None  # the line is printed already
         except (Interrupted, InterruptedSafely) as error:
@@ -156,7 +156,7 @@ def _command(world: "World") -> str:
     return f"{command}    # on {world.size} ranks, with the launcher and the hosts that started it"
 
 
-def _print_where(run: "TrainedRun") -> None:
+def _print_where(run: "TrainedRun", prompt: str) -> None:
     """Where everything is, on stdout, and what to type next."""
     from storyteller_ds.records.run_folder import METRICS, REPORT, SAMPLES
 
@@ -166,7 +166,5 @@ def _print_where(run: "TrainedRun") -> None:
     print(f"checkpoint: {run.checkpoint}")
     is_here = run.checkpoint is None or run.checkpoint.is_relative_to(run.folder)
     model = run.folder if is_here else run.checkpoint  # --resume may have named another run, which is over
-    print(
-        f'try:        storyteller generate --checkpoint {shlex.quote(str(model))} --prompt "Once upon a time"',
-        flush=True,
-    )
+    command = shlex.join(["storyteller", "generate", "--checkpoint", str(model), "--prompt", prompt])
+    print(f"try:        {command}", flush=True)

@@ -17,6 +17,7 @@ RUN = (
     "train.eval_every_steps=3",
     "train.eval_batches=1",
     "train.sample_tokens=10",
+    'train.sample_prompts=["One day,", "The fox"]',
     "schedule.warmup_steps=2",
     "tracking.wandb=offline",
 )
@@ -73,6 +74,7 @@ def test_the_folder_has_what_the_readme_says(run_folder: Path):
 
 def test_every_line_goes_where_it_belongs(outcome: Outcome, run_folder: Path):
     assert f"checkpoint: {run_folder}/checkpoints/step_00000006" in outcome.stdout
+    assert f"try:        storyteller generate --checkpoint {run_folder} --prompt 'One day,'\n" in outcome.stdout
     # The launcher writes to stdout; on stderr are our lines and nothing of the libraries.
     ours = ("training a ", "tokenizing ", "quickstart: ", "DeepSpeed ZeRO-2", "600 stories, ", "step ", "saved ")
     ours += ("validating ", "generating ", "saving ", "other programs use ")  # the last where tests have a busy machine
