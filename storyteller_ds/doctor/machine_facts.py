@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from storyteller_ds.cores import usable_cores
-from storyteller_ds.engines.device_record import recorded
+from storyteller_ds.engines.device_record import measured_formats, recorded
 
 _OF_A_CORE = 1e11
 """[FLOP/s]"""
@@ -34,6 +34,10 @@ class MachineFacts:
         if device.type != "cuda" or torch.version.hip is not None:
             return None
         return torch.cuda.get_device_capability(device)
+
+    def formats(self, device: torch.device) -> list[torch.dtype]:
+        """Those that it has arithmetic for."""
+        return measured_formats(device)
 
     def device_bytes(self, device: torch.device) -> int | None:
         """Memory of a device; None: not known."""

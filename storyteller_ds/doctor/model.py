@@ -10,6 +10,7 @@ from storyteller_ds.config.load import COMMAND_LINE, OVERRIDES
 from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.engines.memory import what_to_lower
+from storyteller_ds.engines.precision import DTYPE_NAMES
 
 _COUNT_LINE = re.compile(r"^# *parameters: *(\d[\d,]*)(?![\d,.]*\d* ?[kKmMbB.])", re.MULTILINE)
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[ _]?([mMbB])(?![a-zA-Z0-9])")
@@ -55,7 +56,13 @@ def zero3_without_expert_parallelism(subject: Subject) -> Iterator[Finding]:
 
 
 def slow_format(subject: Subject) -> Iterator[Finding]:
-    """bf16 on a card whose matrix units do not take it is emulated."""
+    """A half format that a card's matrix units or a CPU's instructions do not take is emulated."""
+    is_cpu, name = subject.device.type == "cpu", DTYPE_NAMES[subject.dtype]
+    if is_cpu and subject.dtype not in subject.machine.formats(subject.device):
+        yield warning(
+            f"precision.dtype={name} is emulated on this CPU, many times slower than fp32",
+            "precision.dtype=auto, and a --ds_config that does not name a format",
+        )
     capability = subject.machine.compute_capability(subject.device)
     if capability is not None and capability < _BF16_SINCE and subject.dtype == torch.bfloat16:
         yield warning(

@@ -37,7 +37,8 @@ def measured_formats(device: torch.device) -> list[torch.dtype]:
         return [torch.float32, torch.float16, *[torch.bfloat16] * has_bf16]
     if device.type == "mps":
         return [torch.float32, torch.float16]
-    return [torch.float32, *[torch.bfloat16] * torch.cpu._is_avx512_bf16_supported()]
+    has_bf16, has_fp16 = torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_fp16_supported()
+    return [torch.float32, *[torch.float16] * has_fp16, *[torch.bfloat16] * has_bf16]
 
 
 def measure_device(device: torch.device, log: Callable[[str], None]) -> dict[str, Any]:

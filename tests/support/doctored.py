@@ -29,6 +29,7 @@ class MadeUp(MachineFacts):
     memory: int = 64 * 10**9
     clock: float = NOW
     rate: float | None = None
+    half: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 
     def free_bytes(self, folder: Path) -> int:
         return self.free
@@ -38,6 +39,9 @@ class MadeUp(MachineFacts):
 
     def compute_capability(self, device: torch.device) -> tuple[int, int] | None:
         return self.capability
+
+    def formats(self, device: torch.device) -> list[torch.dtype]:
+        return [torch.float32, *self.half]
 
     def device_bytes(self, device: torch.device) -> int | None:
         return self.memory
