@@ -109,8 +109,8 @@ class Comparison:
             if (done := finished.find(name, config)) is None:
                 began = time.monotonic()
                 records = train(recipe, self.folder / name, overrides, self.at_once)
-                last = next(record for record in reversed(records) if "train_loss" in record)
-                done = Run(lr, seed, records[-1]["final_val_bpb"], last["step"], last["tokens"])
+                last = records[-1]
+                done = Run(lr, seed, last["final_val_bpb"], last["step"], last["tokens"])
                 finished.add(name, config, done)
             state = remaining.finish(recipe.name, None if began is None else time.monotonic() - began)
             log(f"[{state}] {recipe.name}, lr {lr:g}, seed {seed}: {done.bpb:.4f} bits per byte, {done.steps} steps")
