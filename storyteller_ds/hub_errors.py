@@ -7,4 +7,4 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
     # Its bases are the HTTP client's own, which is another with each major version of huggingface_hub.
     bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
-    return (OSError, RuntimeError, ValueError, *bases)  # ValueError: an answer that is no JSON
+    return (OSError, RuntimeError, ValueError, *bases)  # ValueError: an answer that is not JSON

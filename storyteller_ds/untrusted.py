@@ -26,7 +26,7 @@ _TERMINAL_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u206
 """Control characters but tab and line feed, what turns the direction of writing, and what no encoding has."""
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy", ".npz")
 _PICKLE_STARTS = [bytes([0x80, protocol]) for protocol in range(2, 6)]
-"""Of the protocols that announce themselves. (torch.save's zip archive is no text in any case.)"""
+"""Of the protocols that announce themselves. (torch.save's zip archive is not text in any case.)"""
 
 
 class UntrustedFileError(UserError):
@@ -127,7 +127,7 @@ def parse_json(text: str, where: str) -> Any:
 def seal_of(entries: Mapping[str, Any]) -> str:
     """sha256 of a JSON object without its entry "seal", by which damage of the file is found.
 
-    Everybody can compute it: it is no signature.
+    Everybody can compute it: it is not a signature.
     """
     sealed = {key: value for key, value in entries.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()

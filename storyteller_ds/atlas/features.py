@@ -48,7 +48,7 @@ def features_of(text: EvaluatedText, sample: Sample) -> list[Feature]:
     """The features of the tokens before those that are predicted: these are what the experts see.
 
     The end of a story is where the next one begins, and counts as its byte 0. A token has the kind of its last
-    character that is no white space.
+    character that is not white space.
 
     Args:
         text: that was read.
@@ -89,7 +89,7 @@ def _of_story(contents: list[bytes], tags: bool) -> Iterator[tuple[str, NDArray[
 def _solid_ends(
     story: str, start_T: NDArray[np.int64], size_T: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first and the last character of each token that is no white space; of one that has none, its last."""
+    """The first and the last character of each token that is not white space; of one that has none, its last."""
     sizes = np.array([len(each.encode(errors="surrogateescape")) for each in story])
     begins_C = np.cumsum(sizes) - sizes
     first_T = np.searchsorted(begins_C, start_T, side="right") - 1

@@ -11,7 +11,7 @@ def _table(kind: type[np.generic]) -> PlainValidator:
     def read(value: Any) -> NDArray[Any]:
         table = np.array(value, dtype=kind)
         if table.ndim != 2:
-            raise ValueError("is no table of numbers")
+            raise ValueError("is not a table of numbers")
         return table
 
     return PlainValidator(read)

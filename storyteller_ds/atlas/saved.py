@@ -21,4 +21,4 @@ def read_atlas(path: Path) -> Atlas:
     try:
         return TypeAdapter(Atlas).validate_json(read_text(path, _BYTES))
     except ValidationError as error:
-        raise UntrustedFileError(f"{path} is no atlas ({first_problem(error)}); make it again") from None
+        raise UntrustedFileError(f"{path} is not an atlas ({first_problem(error)}); make it again") from None

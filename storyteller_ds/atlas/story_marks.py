@@ -61,7 +61,7 @@ def marks_of(story: str, tags: bool) -> Marks:
 
 
 def _speech(story: str) -> NDArray[np.int8]:
-    """Whether each character is within double quotation marks, which are no part of it; a new paragraph ends them.
+    """Whether each character is within double quotation marks, which are not part of it; a new paragraph ends them.
 
     Single ones are left out: they are apostrophes, too.
     """

@@ -67,7 +67,7 @@ def measure(megabytes: float) -> EncodingRate:
         folder = Path(name)
         (folder / "stories.txt").write_text("".join(f"{story}\n{MARKER}\n" for story in stories), encoding="utf-8")
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        # A process of its own: what this one holds is no part of its memory.
+        # A process of its own: what this one holds is not part of its memory.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, peak = pool.apply(_prepared, (folder,))
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())

@@ -38,7 +38,7 @@ class Roofline:
     products_s: float
     """At the rate of a large product on this device."""
     traffic_bytes: int
-    """Read and written by the operators that are no products, each by itself, as without a compiler."""
+    """Read and written by the operators that are not products, each by itself, as without a compiler."""
     traffic_s: float
     """At the rate of a large copy."""
     launches: int
@@ -99,7 +99,7 @@ def _operators(run: RunConfig, batches: list[MicroBatch], device: torch.device) 
 
 
 class Operators(TorchDispatchMode):
-    """Counts in its context the operators that compute something, and the bytes of those that are no products."""
+    """Counts in its context the operators that compute something, and the bytes of those that are not products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's stub

@@ -36,7 +36,7 @@ def twins_of(config: str, overrides: Sequence[str], factors: tuple[float, ...]) 
 
     Raises:
         ConfigError: an override is none.
-        UserError: it is no mixture.
+        UserError: it is not a mixture.
     """
     run = load_config(config, overrides).run
     if not run.moe_layers:

@@ -135,5 +135,5 @@ class Weights(Mapping[str, Tensor]):
         values, scale = stored_shapes(shape, bits)
         whole = len(shape) > 1 and (bits == 8 or shape[-1] % GROUP == 0)
         if not whole or parts != {TensorEntry(_VALUES[bits][1], values), TensorEntry("F32", scale)}:
-            raise CheckpointError(f"{self._files.folder}: {name} is no weight in {bits} bits; do not trust it")
+            raise CheckpointError(f"{self._files.folder}: {name} is not a weight in {bits} bits; do not trust it")
         return shape

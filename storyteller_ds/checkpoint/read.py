@@ -153,7 +153,7 @@ class Checkpoint:
         """The tensors of `weights`, `optimizer` or `rng` as they are stored, read when they are asked for.
 
         Raises:
-            CheckpointError: a file is no safetensors file, or two files have a tensor of the same name.
+            CheckpointError: a file is not a safetensors file, or two files have a tensor of the same name.
         """
         files = sorted(name for name in self.manifest.files if name.startswith(f"{part}-"))
         return TensorFiles([self.folder / name for name in files])
@@ -271,7 +271,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     # Every name is one that we write, so none leaves the folder.
     if unknown := sorted(files.keys() - expected):
         raise CheckpointError(
-            f"{folder}: its {names.MANIFEST} names {unknown[0]!r}, which is no file of a checkpoint; do not trust it"
+            f"{folder}: its {names.MANIFEST} names {unknown[0]!r}, which is not a file of a checkpoint; do not trust it"
         )
     return Checkpoint(folder, manifest)
 

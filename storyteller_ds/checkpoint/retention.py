@@ -47,7 +47,7 @@ def best_step(checkpoints: Path) -> Checkpoint | None:
 def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) -> list[Path]:
     """Delete what need not be kept after step `newest` has been written. Returns the folders that are gone.
 
-    The step just written is always kept: it is known to be whole. Folders that are no checkpoints, or lack a file,
+    The step just written is always kept: it is known to be whole. Folders that are not checkpoints, or lack a file,
     neither count nor are touched.
     """
     present = intact(checkpoints)

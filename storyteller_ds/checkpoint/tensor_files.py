@@ -32,7 +32,7 @@ class TensorFiles(Mapping[str, "Tensor"]):
             a header that does not agree with the length of its file before anything is allocated.
 
     Raises:
-        CheckpointError: a file is no safetensors file, two have a tensor of the same name, or one is of a dtype that
+        CheckpointError: a file is not a safetensors file, two have a tensor of the same name, or one is of a dtype that
             no checkpoint has.
     """
 
@@ -46,7 +46,7 @@ class TensorFiles(Mapping[str, "Tensor"]):
                 file = _opened(path)
             except (SafetensorError, UntrustedFileError, OSError) as error:
                 raise CheckpointError(f"{self.folder}: {path.name} is damaged: {error}; use another step") from None
-            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+            for name in file.keys():  # noqa: SIM118  # safe_open is not a mapping
                 tensor = file.get_slice(name)
                 entry = TensorEntry(tensor.get_dtype(), tuple(tensor.get_shape()))
                 if name in self._home:

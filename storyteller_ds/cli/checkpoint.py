@@ -261,7 +261,7 @@ def _print_difference(difference: "Difference") -> None:
         for name in only_there:
             _print(f"tensor {name}: only in {where}")
     _print(f"tensors: {difference.equal} equal bit for bit, {len(difference.tensors)} differ")
-    # The largest differences first; those that are no number before all.
+    # The largest differences first; NaN before all.
     worst = sorted(difference.tensors, key=lambda one: math.inf if one.relative is None else one.relative, reverse=True)
     for one in worst[:_SHOWN_TENSORS]:
         if one.shapes[0] != one.shapes[1]:

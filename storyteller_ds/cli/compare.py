@@ -94,5 +94,5 @@ def _factors(text: str) -> tuple[float, ...]:
     except ValueError:
         factors = ()
     if not factors or not all(0 < factor < float("inf") for factor in factors):
-        raise UserError(f"--rates={text} is no list of factors; give some such as 0.5,1,2")
+        raise UserError(f"--rates={text} is not a list of factors; give some such as 0.5,1,2")
     return factors

@@ -65,7 +65,7 @@ class Conversation:
         elif command == "/save":
             self._save(argument.strip())
         else:
-            raise UserError(f"{command} is no command; /help lists them")
+            raise UserError(f"{command} is not a command; /help lists them")
 
     def _tell(self, prompt: str) -> None:
         for _ in range(self.num_stories):

@@ -16,6 +16,6 @@ class DeviceName(click.ParamType[str]):
         value = value.lower()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", value):
             self.fail(
-                f"{value!r} is no device; give auto, cpu, mps, cuda or, for one card of several, cuda:0", param, ctx
+                f"{value!r} is not a device; give auto, cpu, mps, cuda or, for one card of several, cuda:0", param, ctx
             )
         return str(value)

@@ -70,7 +70,7 @@ def plan(
         _dry_run(config, ds_config, overrides, size, local_size, as_json)
         return
     if price_per_hour is not None and not math.isfinite(price_per_hour):
-        raise UserError(f"--price_per_hour={price_per_hour} is no price")
+        raise UserError(f"--price_per_hour={price_per_hour} is not a price")
     if world_size is not None or hostfile is not None:
         raise UserError("--world_size and --hostfile are of --dry_run; say how many devices with --nodes and --gpus")
     from storyteller_ds.planning import planned

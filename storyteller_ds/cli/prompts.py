@@ -42,7 +42,7 @@ def prompts_of(path: Path, log: Callable[[str], None]) -> list[Prompt]:
         log: gets a line for each line with bytes that are not UTF-8; they are read as U+FFFD.
 
     Raises:
-        UserError: it cannot be read, is no text, or has no prompts.
+        UserError: it cannot be read, is not text, or has no prompts.
     """
     source = f"--prompts_file {path}"
     content = _read(path, source)

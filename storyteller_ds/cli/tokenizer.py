@@ -101,7 +101,7 @@ def inspect(path: Path, text: str | None, as_json: bool) -> None:
     from storyteller_ds.user_paths import is_utf8
 
     if text is not None and not is_utf8(text):
-        raise UserError("--text has bytes that are not UTF-8, which are no characters; leave them out")
+        raise UserError("--text has bytes that are not UTF-8, which are not characters; leave them out")
     found = open_tokenizer(path, "give a tokenizer.json, a tokenizer.bin, or a folder")
     by_length = sorted(
         (Piece(i, content) for i, content in pieces(found).items()), key=lambda piece: (len(piece.content), piece.id)

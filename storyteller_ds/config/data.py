@@ -90,7 +90,7 @@ class DataConfig(Section):
                 except ValidationError as error:
                     raise ValueError(f"{dict(part)}: {first_problem(error)}") from None
             elif not isinstance(part, str | SourcePart):
-                raise ValueError(f"{part!r} is no source; each is a name, or {{source: NAME, weight: NUMBER}}")
+                raise ValueError(f"{part!r} is not a source; each is a name, or {{source: NAME, weight: NUMBER}}")
         return value
 
     @property

@@ -48,7 +48,7 @@ class Corpus:
     validation_bytes: TextBytes
     """Bytes of the text behind the validation tokens."""
     train_prompts: NDArray[np.int64] | None
-    """[documents] Tokens of the prompt of each, which are no targets; None: there are none."""
+    """[documents] Tokens of the prompt of each, which are not targets; None: there are none."""
     validation_prompts: NDArray[np.int64] | None
     """Likewise."""
     train_size: SplitIndex
@@ -206,6 +206,6 @@ def _key(run: RunConfig, sources: Sources, given: Tokenizer | None) -> str:
     tokenizer = run.tokenizer
     special = f"/{json.dumps(tokenizer.special_tokens)}" if tokenizer.special_tokens else ""
     tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}{special}"
-    # How shards are written is no part of the fingerprint: their tokens are the same, and old runs continue.
+    # How shards are written is not part of the fingerprint: their tokens are the same, and old runs continue.
     parts = (FORMAT, SHARD_VERSION, sources.train.fingerprint, sources.validation.fingerprint, tokens)
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]

@@ -217,7 +217,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
     # Its bases are the HTTP client's own, which is another with each major version of huggingface_hub.
     bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
-    return (OSError, RuntimeError, ValueError, *bases)  # ValueError: an answer that is no JSON
+    return (OSError, RuntimeError, ValueError, *bases)  # ValueError: an answer that is not JSON
 
 
 def _unreachable(known: KnownDataset, error: Exception) -> NoReturn:

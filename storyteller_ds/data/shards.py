@@ -79,7 +79,7 @@ def _write_shard(
         file.seek(HEADER_BYTES)
         while chunk := file.read(_CHECK_CHUNK):
             digest.update(chunk)
-        # Last, so that what was interrupted is no shard.
+        # Last, so that what was interrupted is not a shard.
         file.seek(0)
         file.write(header + digest.digest())
         file.flush()

@@ -240,10 +240,10 @@ def _leave(message: str) -> None:
 
 
 def pick_device(wanted: str, local_rank: int | None, option: str = "parallel.device") -> torch.device:
-    """The device of this rank, or of a process that is no rank.
+    """The device of this rank, or of a process that is not a rank.
 
     Args:
-        wanted: auto, cpu, cuda or mps; cuda:N for a process that is no rank.
+        wanted: auto, cpu, cuda or mps; cuda:N for a process that is not a rank.
         local_rank: which CUDA card, on a machine with several; None: no rank, which takes the freest.
         option: where `wanted` was given, for the error.
 

@@ -17,7 +17,7 @@ from storyteller_ds.records.run_folder import CHECKPOINTS, holder
 _FEW_FILES = 10_000
 """Inodes: a run of a hundred checkpoints on eight ranks has two thousand files."""
 _OLD_LOCK_S = 600
-"""Age from which on a lock that no process here holds is no build of another machine either (seconds)."""
+"""Age from which on a lock that no process here holds is not a build of another machine either (seconds)."""
 _LITTLE_CACHE = 1 << 30
 """For prepared tokens and what is compiled (bytes)."""
 
@@ -27,7 +27,7 @@ def output_folder(subject: Subject) -> Iterator[Finding]:
     folder = subject.output_dir
     nearest = existing(folder)
     if (file := file_in_the_way(folder)) is not None:
-        yield error(f"{file} is no folder", "choose another --output_dir")
+        yield error(f"{file} is not a folder", "choose another --output_dir")
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield error(f"{nearest} may not be written, and {folder} is to be there", "choose another --output_dir")
     elif (by := holder(folder)) is not None:
@@ -52,7 +52,7 @@ def cache(subject: Subject) -> Iterator[Finding]:
     fix = "set data.cache_dir or STORYTELLER_CACHE to a folder that can be written"
     nearest = existing(folder)
     if (file := file_in_the_way(folder)) is not None:
-        yield error(f"the cache {file} is no folder", fix)
+        yield error(f"the cache {file} is not a folder", fix)
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield error(f"the cache {folder} cannot be written ({nearest} is not this user's)", fix)
     if (free := subject.machine.free_bytes(folder)) < _LITTLE_CACHE:

@@ -86,7 +86,7 @@ def meeting_port(subject: Subject) -> Iterator[Finding]:
     if subject.loaded.deepspeed is None or (subject.plan.world_size == 1 and given is None):
         return
     if given is not None and not (given.isdecimal() and 0 < int(given) < 65536):
-        yield error(f"MASTER_PORT={given} is no port", "use a number from 1024 to 65535, or unset it")
+        yield error(f"MASTER_PORT={given} is not a port", "use a number from 1024 to 65535, or unset it")
         return
     port = int(given) if given is not None else _DEFAULT_PORT
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.5):
@@ -122,10 +122,10 @@ def misspelt_variables(subject: Subject) -> Iterator[Finding]:
             yield warning(f"{name} is read by nobody", f"did you mean {_OWN}{meant}?")
     mode = os.environ.get("WANDB_MODE", "")
     if subject.run.tracking.wandb == "auto" and mode and mode not in _WANDB_MODES:
-        yield warning(f"WANDB_MODE={mode} is no mode of wandb{did_you_mean(mode, _WANDB_MODES)}", "correct it")
+        yield warning(f"WANDB_MODE={mode} is not a mode of wandb{did_you_mean(mode, _WANDB_MODES)}", "correct it")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads and not all(part.strip().isdecimal() for part in threads.split(",")):
-        yield warning(f"OMP_NUM_THREADS={threads} is no number, and is ignored", "unset OMP_NUM_THREADS")
+        yield warning(f"OMP_NUM_THREADS={threads} is not a number, and is ignored", "unset OMP_NUM_THREADS")
 
 
 def compiler(subject: Subject) -> Iterator[Finding]:

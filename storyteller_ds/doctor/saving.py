@@ -52,7 +52,7 @@ def keeps_nothing_more(subject: Subject) -> Iterator[Finding]:
     elif keep.keep_every_steps and keep.every_steps and keep.keep_every_steps % keep.every_steps:
         both = math.lcm(keep.keep_every_steps, keep.every_steps)
         yield warning(
-            f"checkpoint.keep_every_steps={keep.keep_every_steps} is no multiple of checkpoint.every_steps="
+            f"checkpoint.keep_every_steps={keep.keep_every_steps} is not a multiple of checkpoint.every_steps="
             f"{keep.every_steps}: only every {both} steps one is both saved and kept",
             f"checkpoint.keep_every_steps={-(-keep.keep_every_steps // keep.every_steps) * keep.every_steps}",
         )

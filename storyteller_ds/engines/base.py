@@ -53,7 +53,7 @@ class StepResult:
     skipped: bool = False
     """No weight and no moment was changed, on no rank: the scaled gradient of fp16 overflowed, or see non_finite."""
     non_finite: Literal["loss", "gradient"] | None = None
-    """What of a skipped step was not finite on some rank, where that is no overflow which a lower scale would fix."""
+    """What of a skipped step was not finite on some rank, where a lower loss scale would not fix it."""
     router_layers: Sequence[RouterMetrics] = ()
     """Of each MoE layer, where `router` is not None."""
     part_norms: Mapping[str, float] = field(default_factory=dict)

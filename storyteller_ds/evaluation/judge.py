@@ -68,7 +68,7 @@ class Judge:
     def __init__(self, url: str, model: str, timeout_s: float = 60.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"--judge_url {url} is no address; give one as http://localhost:8000/v1")
+            raise UserError(f"--judge_url {url} is not an address; give one as http://localhost:8000/v1")
         if parts.username is not None or parts.query:
             raise UserError(f"--judge_url has a name or a query in it; give the key in the variable {KEY}")
         base = url.rstrip("/").removesuffix("/chat/completions")
@@ -133,7 +133,7 @@ class Judge:
             raise JudgeError(f"{self._url} answers {error.code} {error.reason}") from None
         except TimeoutError:
             raise JudgeError(f"no answer within {self._timeout_s:g} s") from None
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that is no header
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that is not a header
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise JudgeError(f"no answer within {self._timeout_s:g} s") from None

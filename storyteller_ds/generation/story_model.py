@@ -83,7 +83,7 @@ class StoryModel(NamedTuple):
         if not isinstance(prompt, str):
             raise UserError(f"the prompt is of type {type(prompt).__name__}; give a str")
         if not is_utf8(prompt):
-            raise UserError("the prompt has half of a surrogate pair, which is no character; leave it out")
+            raise UserError("the prompt has half of a surrogate pair, which is not a character; leave it out")
         stepper = None if self.stepper is None else self.stepper.another()
         return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=stepper)
 

@@ -121,7 +121,7 @@ def check_llama2c(model: StoryModel, path: Path, dtype: str) -> str:
 
 
 def _probabilities_apart(model: StoryModel, path: Path) -> list[float]:
-    """Differences; none of a model whose likeliest tokens are no text, as one that has not learned."""
+    """Differences; none of a model whose likeliest tokens are not text, as one that has not learned."""
     context = model.run.context_length
     ids = prompt_ids(model.tokenizer, PROMPT)
     requests: list[dict[str, Any]] = []

@@ -38,7 +38,7 @@ def bits_of(shapes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, int]:
     These are the matrices of products: attention, feed-forward layers, experts, the output projection. Norms, biases,
     routers and tables that are only looked up stay fp32: they are few, or one row of them is read for a token. An
     embedding that is the output projection, too, is quantised to 8 bits: a product reads all of it, and what is rounded
-    in it is rounded both at the beginning and at the end. So is a matrix whose rows are no whole groups.
+    in it is rounded both at the beginning and at the end. So is a matrix whose rows are not whole groups.
 
     Args:
         shapes: of the model's parameters, by canonical name.

@@ -5,7 +5,7 @@ For a hidden weight matrix W [R, C] with gradient g, in this order (kellerjordan
     m = mu m + (1 - mu) g;    u = mu m + (1 - mu) g;    W = (1 - lr lambda) W - lr s orthogonal(u)
 
 with s = 0.2 sqrt(max(R, C)), which gives the update the root mean square that AdamW's usually has, so that
-learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4). Every parameter that is no hidden
+learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4). Every parameter that is not a hidden
 matrix is updated by AdamW.
 
 Each linear map is a matrix of its own: each expert of a stack, and gate and up projection, which are stored as

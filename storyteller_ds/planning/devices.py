@@ -53,7 +53,7 @@ class Device:
 _INFINIBAND = "one 400 Gb/s InfiniBand port a card, as in DGX H100"
 _PCIE = "no NVLink: PCI Express x16"
 ETHERNET = 25 / 8 * GB
-"""25 Gb/s, the network of machines that are no servers for training: an assumption."""
+"""25 Gb/s, the network of machines that are not servers for training: an assumption."""
 _AMPERE = {"bf16": 312 * TERA, "fp16": 312 * TERA, "fp32": 19.5 * TERA}
 _HOPPER = {"bf16": 989.5 * TERA, "fp16": 989.5 * TERA, "fp32": 67 * TERA}
 

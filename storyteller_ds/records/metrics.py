@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 def read_metrics(path: Path, attempts: int | None = None) -> list[dict[str, Any]]:
     """The records of a run, oldest first, also while it writes them; none where there is no file.
 
-    Lines that are no JSON object are passed over: the last one, where a kill has cut it short.
+    Lines that are not JSON objects are skipped: the last one, where a kill has cut it short.
 
     Args:
         path: metrics.jsonl.

@@ -87,7 +87,7 @@ class RunFolder:
         for name in (METRICS, SAMPLES, CONFIG, TOKENIZER):
             if (path / name).exists() and not (path / name).is_file():
                 # Reading a FIFO would wait for a writer.
-                raise UserError(f"{path / name} is no file; remove it, or choose another --output_dir")
+                raise UserError(f"{path / name} is not a file; remove it, or choose another --output_dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock: IO[str] = os.fdopen(os.open(path / LOCK, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")

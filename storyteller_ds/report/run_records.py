@@ -74,10 +74,10 @@ def read_run(folder: Path, is_over: bool = False) -> RunRecords:
         is_over: whether it is known to have ended, even though its process still holds the folder.
 
     Raises:
-        UserError: this is no run folder.
+        UserError: this is not a run folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no run folder; give what --output_dir was")
+        raise UserError(f"{folder} is not a run folder; give what --output_dir was")
     metrics, checkpoints = folder / run_folder.METRICS, _checkpoints(folder)
     if not metrics.exists() and not (folder / run_folder.CONFIG).exists() and not checkpoints:
         raise UserError(
@@ -88,7 +88,7 @@ def read_run(folder: Path, is_over: bool = False) -> RunRecords:
     config = _config(saved, folder, missing)
     records = read_metrics(metrics)
     if cut := sum(bool(line.strip()) for line in metrics_lines(metrics)) - len(records):
-        missing.append(f"{cut} line(s) of {run_folder.METRICS} are no whole records, and passed over")
+        missing.append(f"{cut} line(s) of {run_folder.METRICS} are not whole records, and passed over")
     train = _valid(record for record in records if "train_loss" in record)
     evals = _valid(record for record in records if "val_loss" in record)
     if not train:

@@ -23,7 +23,7 @@ class Rows:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: Sequence[int] = (0,)
-    """Columns that are no numbers."""
+    """Columns that are not numbers."""
 
     @property
     def is_long(self) -> bool:

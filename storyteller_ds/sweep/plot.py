@@ -85,7 +85,7 @@ def _places(field: Listed) -> dict[str, float]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """The values; none if any of them is no number."""
+    """The values; none if any of them is not a number."""
     try:
         return [float(text) for text in texts]
     except ValueError:

@@ -196,7 +196,7 @@ def _resolve(space: Space) -> dict[tuple[str, str], Any]:
 
 def _range(field: str, low: Any, high: Any) -> Range:
     if not (isinstance(low, int | float) and isinstance(high, int | float)):
-        raise ConfigError(f"--vary {field}={low}..{high}: its values are no numbers; list some, V1,V2,V3")
+        raise ConfigError(f"--vary {field}={low}..{high}: its values are not numbers; list some, V1,V2,V3")
     if low > high:
         raise ConfigError(f"--vary {field}={low}..{high}: the second end must be larger than the first")
     return Range(field, low, high)

@@ -169,7 +169,7 @@ def _given_back(state: object, callback: Callback, event: str) -> TrainState:
     """What a callback has returned.
 
     Raises:
-        UserError: it is no state; a `return` is easily forgotten.
+        UserError: it is not a state; a `return` is easily forgotten.
     """
     if not isinstance(state, TrainState):
         name = type(callback).__name__

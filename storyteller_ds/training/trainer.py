@@ -98,7 +98,7 @@ class Trainer:
         self.loaded = config if isinstance(config, LoadedConfig) else LoadedConfig.of(config)
         self.run = self.loaded.run
         self.world = World.from_environment()
-        rank = None if self.loaded.deepspeed is None else self.world.local_rank  # without DeepSpeed it is no rank
+        rank = None if self.loaded.deepspeed is None else self.world.local_rank  # without DeepSpeed it is not a rank
         self.device = pick_device(self.run.parallel.device, rank)
         self.plan = make_plan(self.run, self.world.size, self.loaded)
         check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)

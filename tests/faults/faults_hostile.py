@@ -114,7 +114,7 @@ def _(case: Case) -> None:
         folder = case.step_folder(8)
         entry = json.loads((folder / MANIFEST).read_text())["files"][FILES["weights"]]
         change_manifest(folder, lambda manifest, name=name, entry=entry: manifest["files"].update({name: entry}))
-        line = "which is no file of a checkpoint; do not trust it"
+        line = "which is not a file of a checkpoint; do not trust it"
         run = case.main_job("--output_dir", str(case.folder / "new"), "--quiet", *TINY, "--resume", str(folder))
         case.ended(run, 2, line)
 

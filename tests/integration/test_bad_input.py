@@ -93,7 +93,7 @@ def test_bad_text(home, refused):
     lines = write(home, "lines.txt", b"A dog a cat a cow\n")
     assert "is one document of 6 words" in refused(*train(f"data.source={lines}"))
     rows = write(home, "rows.txt", b'{"text": "A dog."}\n{"text": "A cat.\n{"text": "A cow."}\n')
-    assert "rows.txt: line 2 is no JSON: " in refused(*train(f"data.source={rows}"))
+    assert "rows.txt: line 2 is not JSON: " in refused(*train(f"data.source={rows}"))
     assert "no field 'tale'; set data.text_field to one of: text" in refused(
         *train(f"data.source={rows}", "data.text_field=tale")
     )

@@ -114,6 +114,6 @@ def test_side_by_side_and_refused(tmp_path):
     assert "moe.num_experts" in page
     refused = report(tmp_path / "none")
     assert isinstance(refused.exception, st.UserError)
-    assert "is no run folder" in str(refused.exception)
+    assert "is not a run folder" in str(refused.exception)
     refused = report(one.folder, "--wandb")
     assert isinstance(refused.exception, st.UserError)

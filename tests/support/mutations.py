@@ -21,7 +21,7 @@ INSERTED = (
     *(b"\x00", b"\xff", b"\x80", b"\n", b"\t", b" ", b'"', b"'", b"\\", b"{", b"}", b"[", b"]", b":", b",", b"-", b"#"),
     *(b"&a ", b"*a", b"<<: ", b"!!int ", b"%", b"|", b">", b"?", b"---\n", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"1e999"),
 )
-"""What means something to a parser, and what is no text."""
+"""What means something to a parser, and what is not text."""
 
 
 def mutated_value(rng: random.Random, value: Any) -> Any:

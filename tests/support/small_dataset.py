@@ -7,7 +7,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "f" * 40
 TINY_STORIES = "roneneldan/TinyStories"
 TRAIN_ROWS = ["  One day.\r\nThe end.\n", None, "Two\rcats.", " \n", "Three dogs.", "Vier Bären. 🐻"]
-"""As they are stored; None, and what is only white space, is no document."""
+"""As they are stored; None, and what is only white space, is not a document."""
 TRAIN = ["One day.\nThe end.", "Two\ncats.", "Three dogs.", "Vier Bären. 🐻"]
 VALIDATION = ["Last one."]
 

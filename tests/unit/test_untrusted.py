@@ -30,7 +30,7 @@ def refusal(function, *arguments) -> str:
     return str(caught.value)
 
 
-# --- files that are no files ---
+# --- files that are not files ---
 
 
 @pytest.mark.timeout(30)

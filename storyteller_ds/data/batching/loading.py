@@ -42,7 +42,7 @@ def sequences_of(
         data: its packing, sequence length and document mask count.
         stream: the tokens.
         end_of_text: id of the separator between documents.
-        prompts: [documents] tokens of the prompt of each, which are no targets; None: there are none.
+        prompts: [documents] tokens of the prompt of each, which are not targets; None: there are none.
         keeps_rest: whether the end of a cut stream, shorter than a sequence, is one too.
     """
     packing: Packing = CutStream(len(stream), data.sequence_length, keeps_rest)

@@ -33,7 +33,7 @@ def reason_to_drop(text: str, policy: Policy) -> str | None:
         return "too_long"
     if not _WORD.search(text):
         return "no_words"
-    # A note at the foot of the page is no sentence; without it, the tale may end well.
+    # A note at the foot of the page is not a sentence; without it, the tale may end well.
     if not (_is_finished(text) or _is_finished(_FOOTNOTES.sub("", text))):
         return "unfinished"
     if policy.language != "any" and not is_in(text, policy.language):

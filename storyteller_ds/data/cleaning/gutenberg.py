@@ -1,4 +1,4 @@
-"""Header, licence and credits of a Project Gutenberg book, which are no part of the tale.
+"""Header, licence and credits of a Project Gutenberg book, which are not part of the tale.
 
 Books begin behind `*** START OF THE PROJECT GUTENBERG EBOOK … ***`, those of the first decades behind the end of "the
 small print", and end before `*** END OF …` or `End of the Project Gutenberg Etext`. Anything between the end of one

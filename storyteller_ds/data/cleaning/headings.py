@@ -3,7 +3,7 @@
 import re
 
 LONGEST = 100
-"""A longer line is no heading (characters)."""
+"""A longer line is not a heading (characters)."""
 _MARKDOWN = re.compile(r"#{1,6}\s+\S")
 _ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|last"
 _NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"

@@ -20,7 +20,7 @@ _WORD = re.compile(r"\w+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order; an apostrophe is no part of a word and does not end one."""
+    """The words of a text, in order; an apostrophe is not part of a word and does not end one."""
     if text.isascii():  # the same, and much faster
         return text.lower().translate(_ASCII).split()
     return _WORD.findall(text.casefold().translate(_APOSTROPHES))

@@ -45,7 +45,7 @@ class Tally:
     def __init__(self) -> None:
         self.read = Count()
         self.removed: dict[str, Count] = {}
-        """Text that is no part of a story, by what it is."""
+        """Text that is not part of a story, by what it is."""
         self.dropped: dict[str, Count] = {}
         """Stories by the reason."""
         self.repaired: dict[str, Count] = {}

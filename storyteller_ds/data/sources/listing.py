@@ -13,7 +13,7 @@ from storyteller_ds.errors import DataError
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 TABLE_SUFFIXES = (".parquet", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 NOT_STORIES = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
-"""Files of a dataset that are no data."""
+"""Files of a dataset that are not data."""
 
 _ABOUT_THE_TEXT = re.compile(r"(readme|licen[cs]e|copying|provenance)\b.*|card\.(md|json)|card-\w+\.png", re.IGNORECASE)
 """Names of files about the stories; the card is what `storyteller preprocess` writes."""

@@ -1,6 +1,6 @@
 """The rows of a table in one file, one by one: JSON, JSON Lines, CSV, TSV and Parquet.
 
-A row is a mapping of its fields. What is no row comes as Malformed, and the rows behind it follow.
+A row is a mapping of its fields. What is not a row comes as Malformed, and the rows behind it follow.
 """
 
 import csv
@@ -90,7 +90,7 @@ def _json_lines(first: str, text: io.TextIOWrapper, path: Path) -> Rows:
         try:
             yield _row(json.loads(line, strict=False))
         except (ValueError, RecursionError) as error:
-            yield Malformed(f"line {number:,}", f"no JSON: {error}")
+            yield Malformed(f"line {number:,}", f"not JSON: {error}")
 
 
 def _json_values(begun: str, text: io.TextIOWrapper, path: Path) -> Rows:
@@ -114,7 +114,7 @@ def _json_values(begun: str, text: io.TextIOWrapper, path: Path) -> Rows:
             is_malformed = isinstance(error, json.JSONDecodeError) and not is_cut(error, left)
             if is_over or is_malformed:
                 if at < len(left) or is_array:
-                    yield Malformed(f"value {count + 1:,}", f"no JSON: {error}")
+                    yield Malformed(f"value {count + 1:,}", f"not JSON: {error}")
                 return
         left, at = left[at:], 0
         if len(left) > LONGEST:
@@ -151,7 +151,7 @@ def _csv_rows(file: BinaryIO, path: Path, usual: str, wanted: str) -> Rows:
         except csv.Error as error:
             if "field limit" in str(error):
                 raise too_long(f"a field that begins before line {reader.line_num:,} of {path}", TOO_LONG_ROW) from None
-            yield Malformed(f"line {reader.line_num:,}", f"no row of CSV: {error}")
+            yield Malformed(f"line {reader.line_num:,}", f"not a row of CSV: {error}")
             continue
         if names is None:
             has_names = names_columns(row) or wanted in row

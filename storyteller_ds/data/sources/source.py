@@ -8,7 +8,7 @@ from storyteller_ds.errors import DataError
 LOOKED_AT = 10_000
 """Documents at the beginning of a source that are read for its remarks."""
 LONGEST = 1 << 24
-"""A line, a row or a document that is longer is no story: memory would have to hold it, its tokens and more
+"""A line, a row or a document that is longer is not a story: memory would have to hold it, its tokens and more
 (characters)."""
 
 

@@ -37,7 +37,7 @@ class Evidence:
         self._lines = self._ended = 0
         self._is_behind_blank_line = False
         self._last = ""
-        """Of the line that is being read, the last character so far that is no white space."""
+        """Of the line that is being read, the last character so far that is not white space."""
 
     def look_at(self, piece: bytes) -> None:
         """The next bytes of UTF-8; b"" at the end."""

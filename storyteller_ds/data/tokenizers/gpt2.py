@@ -94,7 +94,7 @@ def _merges(path: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= ids.keys():
             raise UntrustedFileError(
-                f"{path}: line {number}, {line!r:.60}, is no merge of two tokens of the vocabulary"
+                f"{path}: line {number}, {line!r:.60}, is not a merge of two tokens of the vocabulary"
             )
         merges.append((left, right))
     return merges

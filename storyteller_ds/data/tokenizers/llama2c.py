@@ -40,7 +40,7 @@ def read_tokenizer(path: Path, fix: str) -> Tokenizer:
     except UntrustedFileError as error:
         raise DataError(f"{error}; {fix}") from None
     except DataError as error:
-        raise DataError(f"{path} is no tokenizer.bin of llama2.c's that can be used: {error}; {fix}") from None
+        raise DataError(f"{path} is not a tokenizer.bin of llama2.c's that can be used: {error}; {fix}") from None
 
 
 def write_tokenizer(tokens: Sequence[ScoredToken], path: Path) -> None:

@@ -19,10 +19,10 @@ class Piece(NamedTuple):
 
     id: int
     content: bytes
-    """What it stands for; nothing, if it is no text."""
+    """What it stands for; nothing, if it is not text."""
 
     def __str__(self) -> str:
-        """Text as it is but for what cannot be seen; bytes that are no text as <F0>."""
+        """Text as it is but for what cannot be seen; bytes that are not text as <F0>."""
         text = self.content.decode(errors="surrogateescape")
         return "".join(_shown(character) for character in text)
 
@@ -87,6 +87,6 @@ def unreachable(tokenizer: Tokenizer) -> list[Piece]:
 
 
 def _shown(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is no text, as surrogateescape has it
+    if "\udc80" <= character <= "\udcff":  # a byte that is not text, as surrogateescape has it
         return f"<{ord(character) - 0xDC00:02X}>"
     return character if character.isprintable() else ascii(character)[1:-1]

@@ -1,8 +1,8 @@
 """SentencePiece's BPE (Kudo and Richardson 2018) in the `tokenizers` library: tokens with scores in place of merges.
 
-A text gets a space in front and is cut into characters; one that is no token becomes the tokens of its bytes. Then the
-two neighbours whose union is the token with the best score become that token, the leftmost two if there are several,
-and so on until no union is a token.
+A text gets a space in front and is cut into characters; those that are not tokens become the tokens of their bytes.
+Then the two neighbours whose union is the token with the best score become that token, the leftmost two if there are
+several, and so on until no union is a token.
 """
 
 import json
@@ -18,7 +18,7 @@ from storyteller_ds.data.tokenizers.tokenizer import BYTES, END_OF_TEXT, Tokeniz
 from storyteller_ds.errors import DataError
 
 UNKNOWN, BEGIN, END = 0, 1, 2
-"""Ids of the tokens that are no text. BEGIN is before every text, and here END_OF_TEXT."""
+"""Ids of the tokens that are not text. BEGIN is before every text, and here END_OF_TEXT."""
 FIRST_BYTE = 3
 FIRST_TEXT = FIRST_BYTE + BYTES
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(BYTES)]
@@ -37,11 +37,11 @@ def make_tokenizer(tokens: Sequence[ScoredToken], special_tokens: Sequence[str] 
     """The tokenizer of these tokens, in the order of their ids, END_OF_TEXT at BEGIN.
 
     Args:
-        tokens: begin with three that are no text, and the bytes.
-        special_tokens: others that are no text, which get the ids after these.
+        tokens: begin with three that are not text, and the bytes.
+        special_tokens: others that are not text, which get the ids after these.
 
     Raises:
-        DataError: they do not begin with three that are no text and 256 bytes, lack the space, or are not distinct; or
+        DataError: they do not begin with three that are not text and 256 bytes, lack the space, or are not distinct; or
             two of the same score compete, which a list of merges cannot express.
     """
     texts = [token.text for token in tokens]
@@ -64,7 +64,7 @@ def make_tokenizer(tokens: Sequence[ScoredToken], special_tokens: Sequence[str] 
 def scored_tokens(tokenizer: Tokenizer) -> list[ScoredToken] | None:
     """Tokens of which make_tokenizer makes this tokenizer; None: it is of another kind.
 
-    Scores are 0, -1, -2 and so on, in the order of the merges, behind them tokens that are no unions.
+    Scores are 0, -1, -2 and so on, in the order of the merges, behind them tokens that are not unions.
     """
     state = json.loads(tokenizer.to_json())
     model = state["model"]

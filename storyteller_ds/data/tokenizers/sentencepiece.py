@@ -1,4 +1,4 @@
-"""SentencePiece's BPE, trained: words begin with their space, and characters that are no token become their bytes.
+"""SentencePiece's BPE, trained: words begin with their space, and characters that are not tokens become their bytes.
 
 What comes out is made of tokens with scores (scored.py), as llama2.c and llama.cpp read them.
 """
@@ -40,7 +40,7 @@ def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], document
     if room < 1:
         raise DataError(
             f"tokenizer.vocab_size={vocab_size} has no room for the {BYTES} bytes, the space and "
-            f"{FIRST_TEXT - BYTES + len(others)} tokens that are no text; use {FIRST_TEXT + len(others) + 1} or more, "
+            f"{FIRST_TEXT - BYTES + len(others)} tokens that are not text; use {FIRST_TEXT + len(others) + 1} or more, "
             "or tokenizer.kind=char"
         )
     inner = tokenizers.Tokenizer(models.BPE())

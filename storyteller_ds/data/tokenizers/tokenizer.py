@@ -45,7 +45,7 @@ class Tokenizer:
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Tokens that are no text, with their ids."""
+        """Tokens that are not text, with their ids."""
         added = self._inner.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special}
 

@@ -41,7 +41,7 @@ class ZeroState:
         return value.detach()
 
     def holder(self, parameter: nn.Parameter) -> int | None:
-        """The one rank that has the whole of a parameter's state at hand; None if that is no single rank.
+        """The one rank that has the whole of a parameter's state at hand; None if that is not a single rank.
 
         Not for experts that are spread over ranks.
         """

@@ -253,7 +253,7 @@ def family_of(run: RunConfig) -> Family:
     Raises:
         UserError: there is none; names what stands in the way of the nearest.
     """
-    # A dense model is no mixture of one expert, though the weights would fit.
+    # A dense model is not a mixture of one expert, though the weights would fit.
     wanted = [family for family in FAMILIES if ("moe.num_experts" in family.requires) == (run.moe_layers == 0)]
     nearest = min(wanted, key=lambda family: len(family.obstacles(run)))
     if obstacles := nearest.obstacles(run):

@@ -67,7 +67,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}); give a folder in Hugging Face's layout") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path} is not a JSON object")
     return document
 
 
@@ -92,7 +92,7 @@ def _read_tokenizer(folder: Path, document: Mapping[str, Any]) -> Tokenizer:
                 token["content"] = END_OF_TEXT
         inner["post_processor"] = None  # which names tokens that have just been renamed
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no tokenizer.json") from None
+        raise UserError(f"{path} is not a tokenizer.json") from None
     return parse_tokenizer(json.dumps(inner), str(path), "save it again with transformers")
 
 

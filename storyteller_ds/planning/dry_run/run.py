@@ -88,7 +88,7 @@ def disagreements(views: Sequence[RankView]) -> Iterator[str]:
     for view in views:
         for group in view.groups:
             if view.rank not in group:
-                yield f"rank {view.rank} uses a group of {_named(group)}, which it is no member of"
+                yield f"rank {view.rank} uses a group of {_named(group)}, which it is not a member of"
             members.setdefault(group, []).append(view)
     for group, seen in members.items():
         for absent in (view.rank for view in views if view.rank in group and group not in view.groups):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation (Hampel 1974)."""
 LEAST_DEVIATION = 0.01
-"""Losses that all lie closer together count as this far apart (nats per token): small changes are no spikes."""
+"""Losses that all lie closer together count as this far apart (nats per token): small changes are not spikes."""
 
 
 def deviations(recent: Sequence[float], loss: float) -> float:

@@ -16,7 +16,7 @@ def named_callbacks(names: Sequence[str]) -> list[Callback]:
         names: MODULE:CLASS each.
 
     Raises:
-        ConfigError: one cannot be imported or made, or is no Callback.
+        ConfigError: one cannot be imported or made, or is not a Callback.
     """
     return [_made(name) for name in names]
 
@@ -38,7 +38,7 @@ def checked(named: Sequence[Callback], given: Sequence[Callback]) -> Sequence[Ca
     """Those of the run config and those of the caller, after a look for what would be silently ignored.
 
     Raises:
-        ConfigError: one is no Callback, or has a method on_... that no event calls.
+        ConfigError: one is not a Callback, or has a method on_... that no event calls.
     """
     if not isinstance(given, Sequence):
         raise ConfigError(f"callbacks is of type {type(given).__name__}; give a list: callbacks=[...]")
@@ -48,7 +48,8 @@ def checked(named: Sequence[Callback], given: Sequence[Callback]) -> Sequence[Ca
         if isinstance(callback, type) and issubclass(callback, Callback):
             raise ConfigError(f"callbacks: {callback.__name__} is a class; give an object, {callback.__name__}()")
         if not isinstance(callback, Callback):
-            raise ConfigError(f"callbacks: an object of type {type(callback).__name__} is no storyteller_ds.Callback")
+            kind = type(callback).__name__
+            raise ConfigError(f"callbacks: an object of type {kind} is not a storyteller_ds.Callback")
         for name in dir(callback):
             if name.startswith("on_") and name not in events:
                 raise ConfigError(

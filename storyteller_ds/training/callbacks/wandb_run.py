@@ -112,7 +112,7 @@ class WandbRun(Callback):
         self._items: Items
         if mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES):
             return
-        # Reports of wandb's own crashes to its makers are no part of tracking a run, unless the user has set this.
+        # Reports of wandb's own crashes to its makers are not part of tracking a run, unless the user has set this.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             self._wandb: Any = importlib.import_module("wandb")

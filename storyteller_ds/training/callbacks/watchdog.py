@@ -30,7 +30,7 @@ class Watchdog(Callback):
     """Watches this process while it trains; each rank has its own.
 
     Progress is every collective of World, every step and every validation batch (distributed/heartbeat.py). Saving and
-    compiling are no progress: the time limit must be longer than they take.
+    compiling are not progress: the time limit must be longer than they take.
 
     Args:
         rank: of this process, for the message.

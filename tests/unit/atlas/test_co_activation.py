@@ -23,7 +23,7 @@ def test_partners_by_load_alone_are_as_expected():
     exact = np.outer(weight, weight) * 1000
     np.fill_diagonal(exact, 0)
     assert expected_pairs(exact.astype(np.int64)) == pytest.approx(exact)
-    # Control: the usual product of the loads is not, as an expert is no partner of itself.
+    # Control: the usual product of the loads is not, as an expert is not a partner of itself.
     sums = exact.sum(axis=1)
     assert np.outer(sums, sums)[2, 3] / sums.sum() < 0.9 * exact[2, 3]
 

@@ -32,5 +32,5 @@ def test_a_damaged_one_is_refused(runs, text, tmp_path):
     document = json.loads(as_json(atlas))
     document["layers"][0]["pairs_EE"] = [[1], [1, 2]]
     (tmp_path / "atlas.json").write_text(json.dumps(document))
-    with pytest.raises(UntrustedFileError, match="is no atlas"):
+    with pytest.raises(UntrustedFileError, match="is not an atlas"):
         read_atlas(tmp_path / "atlas.json")

@@ -75,7 +75,7 @@ def test_a_rank_tells_its_own_error_from_a_lost_peer(error, code, last_line, tmp
         raise error
 
     monkeypatch.setattr(ranks, "load_config", fail)
-    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # that of pytest is no descriptor 1
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # that of pytest is not a descriptor 1
     context = run.multiprocessing.get_context("fork")
     process = context.Process(target=run_rank, args=(TWO, 0, 0, "key", tmp_path))
     process.start()

@@ -280,7 +280,7 @@ def sealed(folder: Path, **changes: object) -> Path:
 def test_a_sealed_manifest_can_still_only_name_our_files(steps, name):
     files = json.loads((steps / "step_00000020" / "manifest.json").read_text())["files"]
     folder = sealed(steps / "step_00000020", files={**files, name: {"bytes": 1, "sha256": "0"}})
-    with pytest.raises(CheckpointError, match="which is no file of a checkpoint; do not trust it") as caught:
+    with pytest.raises(CheckpointError, match="which is not a file of a checkpoint; do not trust it") as caught:
         open_checkpoint(folder)
     assert "\n" not in str(caught.value)
 

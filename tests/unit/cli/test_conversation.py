@@ -126,7 +126,7 @@ def test_help_lists_the_commands_and_others_are_none(generate, types):
     out, err = generate(*SHORT)
     assert out == ""
     assert all(f"\n{command} " in err for command in ("/retry", "/temp 0.9", "/save FILE", "/help"))
-    assert "/hepl is no command; /help lists them" in err
+    assert "/hepl is not a command; /help lists them" in err
 
 
 def test_bytes_that_are_not_utf_8_do_not_end_it(generate, types):

@@ -13,5 +13,5 @@ def test_any_case_will_do(name):
 
 @pytest.mark.parametrize("name", ["gpu", "", "cpu:0", "cuda:", "cuda:-1"])
 def test_others_are_refused(name):
-    with pytest.raises(click.BadParameter, match="is no device; give auto"):
+    with pytest.raises(click.BadParameter, match="is not a device; give auto"):
         DeviceName().convert(name, None, None)

@@ -79,7 +79,7 @@ REFUSED = [
     ("parallel.ep_size", "'2'", "parallel.ep_size='2': input should be a valid integer; or "),
     ("model.tie_embeddings", "'false'", "model.tie_embeddings='false': should be true or false"),
     ("train.max_minutes", "'5'", "train.max_minutes='5': input should be a valid number"),
-    # what is no whole number
+    # what is not a whole number
     ("train.max_steps", "1.5", "valid integer"),
     ("train.max_steps", "1e300", "valid integer"),
     ("train.max_steps", "many", "train.max_steps='many': input should be a valid integer"),

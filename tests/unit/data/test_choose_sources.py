@@ -233,7 +233,7 @@ def test_one_document_is_cut_where_something_ends(tmp_path, text, kept):
     [
         ([{"source": "a.txt", "weigth": 2}], "a source has no setting 'weigth'; did you mean 'weight'?"),
         ([{"source": "a.txt", "weight": 0}], "weight=0: input should be greater than 0"),
-        ([["a.txt"]], "is no source; each is a name, or {source: NAME, weight: NUMBER}"),
+        ([["a.txt"]], "is not a source; each is a name, or {source: NAME, weight: NUMBER}"),
         ([], "an empty list; name a source"),
     ],
 )

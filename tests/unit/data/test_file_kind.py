@@ -126,7 +126,7 @@ PROSE = {
     "terminal": "Once.\x0c\n\x1b[1mTwice.\x1b[0m",
     "Russian": RUSSIAN,
     "Chinese": CHINESE,
-    "orcs": "ORCs came.\n\nBZh, said one. GIF8! said another. %PDF is no word.",
+    "orcs": "ORCs came.\n\nBZh, said one. GIF8! said another. %PDF is not a word.",
 }
 
 

@@ -140,8 +140,8 @@ GOOD = [json.dumps({"text": f"Story {i}."}) for i in range(40)]
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ('{"text": "Story', "line 21 is no JSON: "),
-        ("nonsense", "line 21 is no JSON: "),
+        ('{"text": "Story', "line 21 is not JSON: "),
+        ("nonsense", "line 21 is not JSON: "),
         ('{"text": 7}', "row 21 has int and no text in its field 'text'"),
         ('{"text": "a<|endoftext|>b"}', "row 21 has <|endoftext|> within its text"),
         ('{"text": "a\\u0000b"}', "row 21 has characters that no text has"),
@@ -167,7 +167,7 @@ def test_rows_of_csv_that_are_too_short_or_never_end(tmp_path):
     assert refused(table(tmp_path, f"id,text\n{good}60\n61,One.\n")).startswith(
         "line 62 is a row of 1 fields in place of 2"
     )
-    assert refused(table(tmp_path, f'id,text\n{good}60,"Once\n61,One.\n')).startswith("line 63 is no row of CSV: ")
+    assert refused(table(tmp_path, f'id,text\n{good}60,"Once\n61,One.\n')).startswith("line 63 is not a row of CSV: ")
 
 
 def test_a_table_without_names_has_numbered_fields(tmp_path):
@@ -196,7 +196,7 @@ def test_a_large_table_is_never_whole_in_memory(tmp_path, form):
 def test_a_first_line_that_is_broken_leaves_the_others(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(['{"text": "Story', *GOOD]).encode()))
-    with pytest.raises(DataError, match="line 1 is no JSON"):
+    with pytest.raises(DataError, match="line 1 is not JSON"):
         list(choose_sources(DataConfig(source=str(path), validation="builtin")).train.documents())
     train = choose_sources(DataConfig(source=str(path), validation="builtin", bad_rows=0.1)).train
     assert list(train.documents()) == [f"Story {i}." for i in range(40)]
@@ -208,7 +208,7 @@ def test_what_is_no_json_is_said_without_reading_on(tmp_path, monkeypatch):
     content = '[{"text": "One."}, {"text": Two}, ' + ", ".join(GOOD * 100) + "]"
     path = tmp_path / "rows.json"
     path.write_text(content)
-    with pytest.raises(DataError, match="value 2 is no JSON: Expecting value"):
+    with pytest.raises(DataError, match="value 2 is not JSON: Expecting value"):
         list(choose_sources(DataConfig(source=str(path), validation="builtin")).train.documents())
 
 
@@ -242,7 +242,7 @@ def test_fields_between_tabs_may_be_quoted(tmp_path):
     with path.open("w", newline="") as file:
         csv.writer(file, delimiter="\t").writerows(rows)
     assert [*TableFileSource(path, "TSV", "text").documents()] == [text for _, text in rows[1:]]
-    # Control: quotation marks that are no field's are text.
+    # Control: quotation marks inside a field are text.
     path.write_text('name\ttext\na\t"Hello," she said.\nb\t"Yes!" he said. "Run!"\n')
     assert [*TableFileSource(path, "TSV", "text").documents()] == ['"Hello," she said.', '"Yes!" he said. "Run!"']
 

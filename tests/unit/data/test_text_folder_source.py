@@ -465,7 +465,7 @@ def test_a_folder_of_tables_needs_no_library(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("a__jsonl", '{"text": "One\n{"text": "Two."}\n', "line 1 is no JSON"),
+        ("a__jsonl", '{"text": "One\n{"text": "Two."}\n', "line 1 is not JSON"),
         ("a__json", "{}", "has no row with a story"),
         ("a__csv", "text\nOne.\nTwo, too.\n", "line 3 is a row of 2 fields in place of 1"),
     ],

@@ -54,11 +54,11 @@ def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
     finding = check("output_folder", tmp_path)
     assert finding is not None
-    assert (finding.severity, "is no folder" in finding.evidence) == ("error", True)
+    assert (finding.severity, "is not a folder" in finding.evidence) == ("error", True)
     (tmp_path / "run").rename(tmp_path / "file")
     below = found_by(replace(subject_of(tmp_path), output_dir=tmp_path / "file" / "run"), "output_folder")
     assert below is not None
-    assert f"{tmp_path / 'file'} is no folder" in below.evidence
+    assert f"{tmp_path / 'file'} is not a folder" in below.evidence
 
 
 def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_an_interface_that_this_machine_does_not_have(tmp_path, monkeypatch, var
 @pytest.mark.parametrize(("name", "value", "said"), [
     ("STORYTELLER_KERNEL", "reference", "did you mean STORYTELLER_KERNELS?"), ("STORYTELLER_KERNELS", "cpu", None),
     ("WANDB_MODE", "onlin", "did you mean 'online'?"), ("WANDB_MODE", "offline", None),
-    ("OMP_NUM_THREADS", "abc", "is no number"), ("OMP_NUM_THREADS", "2,1", None), ("STORYTELLER_OF_MINE", "x", None),
+    ("OMP_NUM_THREADS", "abc", "is not a number"), ("OMP_NUM_THREADS", "2,1", None), ("STORYTELLER_OF_MINE", "x", None),
 ])  # fmt: skip
 def test_a_variable_that_is_misspelt(tmp_path, monkeypatch, name, value, said):
     monkeypatch.delenv("WANDB_MODE", raising=False)

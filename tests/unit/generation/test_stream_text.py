@@ -83,7 +83,7 @@ def test_some_token_of_the_merges_holds_a_whole_and_a_half_character(tokenizer):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_ids_too(tokenizer, seed):
-    """An untrained model says bytes that are no text; they decode to replacement characters in the middle."""
+    """An untrained model says bytes that are not text; they decode to replacement characters in the middle."""
     ids = random.Random(seed).choices(range(tokenizer.vocab_size), k=60)
     whole = tokenizer.decode([*prompt_ids(tokenizer, "Once "), *ids]).removeprefix("Once ")
     assert "".join(pieces(tokenizer, "Once ", ids)) == whole.rstrip(BROKEN)

@@ -54,7 +54,7 @@ def test_ranks_that_agree():
         (2, {"operation": "all_reduce"}, "call 2 of rank 0 is reduce_scatter of [64] float32, and that of rank 3 all_"),
         (1, {"shape": (10, 8)}, "of rank 3 all_to_all of [10, 8]"),
         (1, {"ranks": (1, 3)}, "uses the group of 2 ranks (1, 3), and rank 1, which is in it, does not"),
-        (1, {"ranks": (0, 1)}, "rank 3 uses a group of 2 ranks (0, 1), which it is no member of"),
+        (1, {"ranks": (0, 1)}, "rank 3 uses a group of 2 ranks (0, 1), which it is not a member of"),
     ],
 )
 def test_a_rank_that_does_something_else(i, changes, words):

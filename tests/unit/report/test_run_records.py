@@ -36,7 +36,7 @@ def test_a_line_cut_short_and_a_loss_that_is_no_number(tmp_path):
         file.write('{"step": 3, "train_')
     run = read_run(folder)
     assert [record["step"] for record in run.train] == [1, 2]
-    assert "1 line(s) of metrics.jsonl are no whole records, and passed over" in run.missing
+    assert "1 line(s) of metrics.jsonl are not whole records, and passed over" in run.missing
     assert "the loss of 1 logged step(s) is not a finite number: gaps in the curves" in run.missing
 
 
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run has written there"):
         read_run(tmp_path)
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         read_run(tmp_path / "no")
 
 

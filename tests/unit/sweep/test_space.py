@@ -125,7 +125,7 @@ def test_rounding_does_not_leave_the_range():
         (["seed=1,2"], "seed is given twice"),
         (["optimizer.kind=1..2"], "input should be 'adamw' or 'muon'"),
         (["parallel.self_test=0..1"], "should be true or false"),
-        (["tracking.run_name=1..2"], "its values are no numbers"),
+        (["tracking.run_name=1..2"], "its values are not numbers"),
         (["model.hidden_size=128,129"], "129"),
         (["data.source=a.txt,b.txt"], "scored on different texts"),
         (["data.validation=a.txt,b.txt"], "scored on different texts"),

@@ -309,7 +309,7 @@ def test_a_callback_that_fails_at_the_end_does_not_keep_others_from_theirs(train
     [
         (type("Typo", (st.Callback,), {"on_evl": lambda self, record: None})(), "Typo.on_evl; did you mean 'on_eval'?"),
         (st.Callback, "Callback is a class; give an object, Callback()"),
-        (object(), "an object of type object is no storyteller_ds.Callback"),
+        (object(), "an object of type object is not a storyteller_ds.Callback"),
     ],
 )
 def test_a_callback_that_would_never_be_called_is_refused(train, callback, words):

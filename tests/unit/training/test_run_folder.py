@@ -116,7 +116,7 @@ def test_the_wandb_run_is_read_from_the_config(tmp_path, text, expected):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "folder"])
 def test_a_record_that_is_no_file_is_refused_and_never_waited_for(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises(UserError, match=f"{name} is no file; remove it"):
+    with pytest.raises(UserError, match=f"{name} is not a file; remove it"):
         RunFolder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

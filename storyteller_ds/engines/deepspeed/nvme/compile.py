@@ -153,7 +153,7 @@ def _append(name: str, folder: str) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Both libraries also print what is no error; what is one, they raise."""
+    """Both libraries also print what is not an error; what is one, they raise."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -21,7 +21,7 @@ def test_every_epoch_is_a_permutation(size):
 
 
 def test_a_position_beyond_the_first_epoch_belongs_to_the_next():
-    # Negative control for the bijection: a window across the border is no permutation.
+    # Negative control for the bijection: a window across the border is not a permutation.
     order = SampleOrder("corpus", 0, 64)
     assert len(set(order.sequence_ids(32, 64).tolist())) < 64
 

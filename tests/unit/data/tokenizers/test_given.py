@@ -100,9 +100,9 @@ def vocabulary_with(**changes: object) -> dict[str, object]:
         ({"vocab": vocabulary_with(ab=5)}, "the ids are not 0 to 258, each once"),
         ({"vocab": vocabulary_with(ab=10**12)}, "the ids are not 0 to 258, each once"),
         ({"vocab": {"a": 0, "b": 1}}, "of the 256 bytes and <.endoftext.> are missing"),
-        ({"merges": "a b\na z"}, r"merges\.txt: line 2, 'a z', is no merge"),
-        ({"merges": "a b\nabc"}, "line 2, 'abc', is no merge"),
-        ({"merges": "a b c"}, "line 1, 'a b c', is no merge"),
+        ({"merges": "a b\na z"}, r"merges\.txt: line 2, 'a z', is not a merge"),
+        ({"merges": "a b\nabc"}, "line 2, 'abc', is not a merge"),
+        ({"merges": "a b c"}, "line 1, 'a b c', is not a merge"),
     ],
 )
 def test_broken_files_are_refused_in_one_line(changes, message, tmp_path):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/p
 
 
 def test_only_a_deepspeed_command_is_one():
-    # pytest is no launcher; ending what is above it would be a surprise.
+    # pytest is not a launcher; ending what is above it would be a surprise.
     assert DeepSpeedCommand.above(psutil.Process()) is None
     assert DeepSpeedCommand.above(psutil.Process(os.getppid())) is None
 
@@ -59,7 +59,7 @@ def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
     found = above(ours)
     assert found is not None
     assert found.process.pid == runner.pid
-    # Controls: another run's launcher, and what is no launcher.
+    # Controls: another run's launcher, and what is not a launcher.
     assert above(process("deepspeed.launcher.launch", RUN[0], "--master_port=1")) is None
     assert above(process(*RUN)) is None
     # It is gone as soon as it has ended, even if nobody has waited for it.
