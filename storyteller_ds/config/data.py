@@ -21,46 +21,47 @@ class SourcePart(Section):
     source: str
     """As data.source, one name."""
     weight: float = Field(1.0, gt=0, le=100)
-    """How often each of its training stories is in the corpus (times); of 0.3, three stories in ten are, once."""
+    """How often each of its training stories is in the corpus (times); with 0.3, three stories in ten are, once
+    each."""
 
 
 class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
 
     source: str | tuple[str | SourcePart, ...] = "builtin"
-    """`builtin` (stories made on the spot), a file of text, JSON, CSV or Parquet, also packed, a folder or a pattern of
-    them, or a Hugging Face dataset or folder; or a list of these, a name or {source, weight} each."""
+    """`builtin` (generated stories); a text, JSON, CSV or Parquet file, which may be compressed; a folder or a pattern
+    of such files; a Hugging Face dataset or folder; or a list of these, each a name or {source, weight}."""
     validation: str | None = None
-    """Like source, for validation; null: the validation split of source or, where it has none, a held-out part."""
+    """Like source, for validation; null: the validation split of source or, if it has none, a held-out part."""
     encoding: str | None = None
     """Encoding of text files, such as `windows-1252`; null: UTF-8, or what their byte order mark says."""
     split: Split = "auto"
-    """Where the stories of text files end: at `<|endoftext|>`, at blank lines, with every line, with the file, or
-    nowhere, so that the end of each file is held out; auto: as the content says."""
+    """Where a story in a text file ends: at `<|endoftext|>` (marker), at a blank line, at the end of a line or of the
+    file, or nowhere (none: the end of each file is held out); auto: decided by the content."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Part held out when validation is null and source has no validation split (fraction of the documents)."""
+    """Share held out if validation is null and source has no validation split (fraction of the documents)."""
     sequence_length: int = Field(256, ge=2)
     """Length of a training sequence (tokens)."""
     packing: Packing = "stream"
-    """How documents fill sequences: cut out of one stream of all of them; best_fit: whole where they are not longer
-    than a sequence (2404.10830), little is padding; or pad: one a sequence, the rest padding."""
+    """How documents fill sequences. stream: cut from one stream of all documents; best_fit: documents stay whole unless
+    they are longer than a sequence, with little padding (2404.10830); pad: one document per sequence, then padding."""
     document_mask: bool = False
-    """Whether a story in a packed sequence attends to itself only and its positions begin at 0 (Llama 3, 2407.21783,
-    sec. 3.2); in validation too."""
+    """Whether a story in a packed sequence attends only to itself, with positions from 0 (Llama 3, 2407.21783, sec.
+    3.2); in validation too."""
     builtin_stories: int = Field(20_000, ge=1)
-    """Number of built-in training stories; a twentieth as many are made for validation."""
+    """Number of built-in training stories; a twentieth as many are generated for validation."""
     revision: str | None = None
-    """Commit of a Hugging Face dataset (40 hex digits); null: the pinned one of a dataset we know."""
+    """Commit of a Hugging Face dataset (40 hex digits); null: the pinned commit of a known dataset."""
     text_field: str = "text"
-    """Column of a Hugging Face dataset, or field of a table, that holds the story; a single file without `text` has
-    one of another name, or the longest texts, chosen."""
+    """Column of a Hugging Face dataset, or field of a table, that holds the story. In a single file without `text`, a
+    field with another usual name or with the longest texts is chosen."""
     prompt: str | None = None
-    """Text before each story of a table or dataset, with other fields of its row in braces (`Genre: {genre}\\n`): the
-    model reads it, and learns to write the story only; null: none."""
+    """Template of a prompt before each story of a table or dataset, with fields of its row in braces, such as
+    `Genre: {genre}\\n`. The model reads the prompt and learns to write only the story; null: none."""
     bad_rows: float = Field(0.0, ge=0, lt=1)
-    """Part of the rows of a table in one file that may be malformed and is left out (fraction of the rows)."""
+    """Share of malformed rows that is tolerated in a table file; they are left out (fraction of the rows)."""
     streaming: bool = False
-    """Read a Hugging Face dataset as a stream, without keeping the whole of it on disk first."""
+    """Stream a Hugging Face dataset instead of downloading all of it first."""
     max_documents: int | None = Field(None, ge=1)
     """Use at most this many documents of a Hugging Face training split or of a folder (documents); null: all."""
     cache_dir: Path | None = None
@@ -110,7 +111,7 @@ class DataConfig(Section):
         try:
             "".encode(value or "utf-8")
         except LookupError:
-            raise ValueError("no encoding of text is called so; utf-8, utf-16-le and windows-1252 are some") from None
+            raise ValueError("no encoding has that name; use one such as utf-8, utf-16-le or windows-1252") from None
         return value
 
 
@@ -121,12 +122,12 @@ class TokenizerConfig(Section):
     """Trained on the corpus: byte-level BPE (bpe), one token a character (char), or SentencePiece's BPE with bytes for
     rare characters (sentencepiece); or GPT-2's own, from the hub or path (gpt2), or the one of path (llama2c)."""
     vocab_size: int = Field(2048, ge=2, le=10_000_000)
-    """Rows of the embedding table, and the most tokens a trained tokenizer may have (tokens)."""
+    """Rows of the embedding table, and the largest size of a trained tokenizer (tokens)."""
     special_tokens: tuple[str, ...] = ()
-    """Tokens that no text becomes, besides the end of text: a trained tokenizer gets them, a given one must have
-    them."""
+    """Special tokens besides the end of text, which no text is encoded to. A trained tokenizer gets them; a given one
+    must have them."""
     path: Path | None = None
-    """An existing tokenizer to use in place of a trained one: a tokenizer.json, llama2.c's tokenizer.bin, or a folder
+    """An existing tokenizer to use instead of training one: a tokenizer.json, llama2.c's tokenizer.bin, or a folder
     with a tokenizer.json or with GPT-2's vocab.json and merges.txt."""
 
     @field_validator("special_tokens")

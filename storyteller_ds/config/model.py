@@ -1,4 +1,4 @@
-"""What the network is: the decoder, and its mixture-of-experts layers."""
+"""The network: the decoder and its mixture-of-experts layers."""
 
 from typing import Literal, Self
 
@@ -12,11 +12,11 @@ _MOST_HEADS = 1024
 
 
 class ModelConfig(Section):
-    """A decoder-only transformer. The defaults give Llama's block; GPT-2's is a choice of options."""
+    """A decoder-only transformer. The defaults give Llama's block; other options give GPT-2's."""
 
     size: Size | None = None
-    """Parameters of the whole model, about: one dial for width, depth, experts, batch and learning rates. What is set
-    beside it or after it stays as it is set."""
+    """Approximate number of parameters of the whole model: one setting for width, depth, experts, batch size and
+    learning rates. Values set explicitly beside it or after it are kept."""
     hidden_size: int = Field(128, ge=1)
     """Width of the residual stream, D (features)."""
     num_layers: int = Field(4, ge=1, le=10_000)
@@ -30,36 +30,36 @@ class ModelConfig(Section):
     context_length: int | None = Field(None, ge=1)
     """Longest sequence the model accepts (tokens); null: data.sequence_length."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation before attention, before the feed-forward layer and before the output."""
+    """Normalization before attention, before the feed-forward layer and before the output."""
     norm_eps: float = Field(1e-5, gt=0)
-    """Added to the variance in the normalisation (squared activation units)."""
+    """Added to the variance in the normalization (squared activation units)."""
     position: Literal["rope", "learned"] = "rope"
     """Rotary embeddings (RoFormer, Su et al. 2021) or a learned table as in GPT-2."""
     rope_theta: float = Field(10_000.0, gt=0)
     """Base of the rotary wavelengths (dimensionless)."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised before the rotation, each head by itself, as in Qwen3 (2505.09388); it
-    allows higher learning rates."""
+    """Whether queries and keys are normalized per head before the rotation, as in Qwen3 (2505.09388); this allows
+    higher learning rates."""
     activation: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
     """Non-linearity of the feed-forward layer; swiglu is gated and has a third projection, relu2 is the square of relu
     (Primer, 2109.08668)."""
     bias: bool = False
-    """Whether linear layers, and LayerNorm, carry a bias."""
+    """Whether linear layers and LayerNorm have a bias."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of zeroing an activation in training (embedding, attention, both residual branches)."""
     tie_embeddings: bool = True
     """Whether the output projection is the token embedding."""
     logit_softcap: float | None = Field(None, gt=0)
-    """Bound c of the logits, which become c tanh(logits / c), as in Gemma 2 (2408.00118); null: none (logit units)."""
+    """Bound c of the logits, which become c tanh(logits / c), as in Gemma 2 (2408.00118) (logit units); null: none."""
     value_embeddings: bool = False
-    """Whether every second block, the last among them, adds a token's own embedding, times a gate, to its values, as in
-    nanochat."""
+    """Whether every second block, counted back from the last, adds an embedding of the token, times a gate, to the
+    attention values, as in nanochat."""
     residual_scales: bool = False
-    """Whether each block scales the residual stream and adds a part of the embedding to it, by two learned numbers,
-    as in nanochat."""
+    """Whether each block scales the residual stream and adds a multiple of the embedding to it, with two learned
+    numbers, as in nanochat."""
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
-    """What the backward pass computes again instead of keeping: nothing, whole blocks, or all but their matrix
-    products and attention; less memory for more time, the same numbers."""
+    """What the backward pass recomputes instead of keeping: nothing, whole blocks, or everything but matrix products
+    and attention (selective). Saves memory, costs time, and changes no number."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights; residual outputs use init_std / sqrt(2 * num_layers)."""
 
@@ -105,12 +105,12 @@ class MoEConfig(Section):
     top_k: int = Field(2, ge=1)
     """Experts that each token is sent to, K."""
     every_n_layers: int = Field(1, ge=1)
-    """Every n-th block has an MoE layer, counted so that the last of each n is (1: all of them)."""
+    """Every n-th block has an MoE layer: the last of each n blocks (1: all blocks)."""
     balance_loss_coef: float = Field(0.01, ge=0)
     """Weight of the load-balancing loss E * sum f_i P_i (Switch Transformer, eq. 4); 1 is perfect balance."""
     balance_scope: Literal["batch", "sequence"] = "batch"
-    """What has to be balanced: the sequences of one forward pass of all ranks together, or each by itself
-    (DeepSeek-V3, sec. 2.1.2), and then the loss does not depend on the number of accumulation steps either."""
+    """What is balanced: the sequences of one forward pass of all ranks together, or each sequence by itself
+    (DeepSeek-V3, sec. 2.1.2). With sequence, the loss does not depend on the number of accumulation steps either."""
     z_loss_coef: float = Field(0.001, ge=0)
     """Weight of the router z-loss, mean of logsumexp(logits)^2 (ST-MoE, eq. 5)."""
     noisy_gating: bool = False
