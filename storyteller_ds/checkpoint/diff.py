@@ -1,4 +1,4 @@
-"""What is different between two checkpoints; one tensor of each is in memory at a time."""
+"""The differences between two checkpoints, with one tensor of each in memory at a time."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from storyteller_ds.checkpoint.read import Checkpoint
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """How far a tensor of B is from that of A."""
+    """How far a tensor of B is from the same tensor of A."""
 
     name: str
-    """Canonical name of a weight; exp_avg/NAME and exp_avg_sq/NAME of its moments."""
+    """Canonical name of a weight; exp_avg/NAME and exp_avg_sq/NAME for its moments."""
     max_abs: float | None
-    """Largest difference of an element; None where a difference is not a number, or the shapes differ."""
+    """Largest difference of any element; None if it is not finite or the shapes differ."""
     relative: float | None
-    """max_abs over the largest magnitude in A; None if that is not finite."""
+    """max_abs divided by the largest magnitude in A; None if that is not finite."""
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     """In A and in B."""
 
@@ -30,13 +30,13 @@ class Difference:
 
     steps: tuple[int, int]
     settings: Mapping[str, tuple[Any, Any]]
-    """Fields of the run config that differ: the values in A and in B, None where there is no such field."""
+    """Run config fields that differ, with their values in A and in B; None if there is no such field."""
     topology: Mapping[str, tuple[Any, Any]]
-    """Fields of the topology that wrote them and that differ."""
+    """Fields that differ between the topologies that wrote them."""
     same_corpus: bool
     """Whether both were trained on the same tokens."""
     tensors: list[TensorDifference]
-    """Those that differ in a bit, in the order of A."""
+    """Tensors that differ in any bit, in the order of A."""
     only_in_a: list[str]
     only_in_b: list[str]
     equal: int
@@ -44,7 +44,7 @@ class Difference:
 
 
 def diff(a: Checkpoint, b: Checkpoint) -> Difference:
-    """Compare two checkpoints: settings, topology, and every weight and moment; if one has weights only, these.
+    """Compare settings, topology, weights and moments of two checkpoints; only weights if one has nothing else.
 
     Raises:
         CheckpointError: a file of either cannot be read.
@@ -82,14 +82,14 @@ def _tensor_difference(name: str, a: Tensor, b: Tensor) -> TensorDifference | No
         return TensorDifference(name, None, None, shapes)
     if a.equal(b):
         return None
-    # In fp64, where a difference of two fp32 numbers cannot overflow.
+    # In fp64, so that the difference of two fp32 numbers cannot overflow.
     max_abs, largest = (a.double() - b.double()).abs().max().item(), a.double().abs().max().item()
     relative = max_abs / largest if largest else math.inf
     return TensorDifference(name, _number(max_abs), _number(relative), shapes)
 
 
 def _number(value: float) -> float | None:
-    """A number that JSON has, or None."""
+    """The value if JSON can represent it, else None."""
     return value if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""manifest.json: what a checkpoint is, and size and sha256 of every other file in it."""
+"""manifest.json: describes a checkpoint, with the size and sha256 of every other file in it."""
 
 import hashlib
 import os
@@ -19,39 +19,39 @@ class FileEntry(_Strict, extra="forbid"):
     bytes: int = Field(ge=0, lt=2**63)
     """Size (bytes)."""
     sha256: str
-    """In hex. A hostile digest is found by comparing it with the file."""
+    """In hex; not validated here, since a bogus digest fails the comparison with the file."""
 
 
 class Topology(_Strict, extra="allow"):
-    """The ranks that wrote it, and how the model was spread over them: ep_size, zero_stage and the like."""
+    """The ranks that wrote it, and how the model was distributed over them: ep_size, zero_stage and so on."""
 
     world_size: int = Field(ge=1)
     """Number of ranks."""
 
 
 class Manifest(_Strict):
-    """The content of manifest.json, its seal aside."""
+    """The contents of manifest.json, except its seal."""
 
     format: int
     """Version of the format."""
     step: int = Field(ge=0, le=MAX_STEP)
     """Optimizer steps done when it was written."""
     dataset_fingerprint: str = ""
-    """Which corpus it was trained on."""
+    """Identifies the corpus that it was trained on."""
     config_fingerprint: str | None = None
     """sha256 of the run config."""
     topology: Topology
     """What wrote it."""
     val_bpb: float | None = None
-    """Validation score of this very step (bits per byte); None if it was not validated then."""
+    """Validation score at exactly this step (bits per byte); None if there was no validation."""
     val_tokens: int | None = None
-    """How many tokens of the validation text val_bpb is the score of; None: not known."""
+    """Number of tokens of the validation text that val_bpb covers; None: not known."""
     files: dict[str, FileEntry]
-    """By name, the manifest aside."""
+    """By name, except the manifest."""
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Size and sha256 of a file, as they stand in the manifest."""
+    """Size and sha256 of a file, as recorded in the manifest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(bytes=os.fstat(file.fileno()).st_size, sha256=digest)

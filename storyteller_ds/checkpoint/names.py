@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk: a folder of safetensors and JSON, complete if and only if its manifest is.
+"""Layout of a checkpoint on disk: a folder of safetensors and JSON, complete if and only if its manifest is.
 
 step_00000100/
   weights-00000-of-00002.safetensors     canonical fp32 weights, each tensor in one of the files
@@ -9,21 +9,21 @@ step_00000100/
 
 Nothing else is read: the last step is the newest folder, and there is no pointer file.
 
-The optimizer's and the rng files may be left out of a copy: weights are enough to generate, and only training demands
-all parts. An imported, a pruned or a quantised model has none; weights in 8 or 4 bits are described in quantized.py.
+A copy may leave out the optimizer and rng files: weights are enough to generate, and only training needs all parts.
+An imported, pruned or quantized model has neither; quantized.py describes weights in 8 or 4 bits.
 """
 
 FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
-"""Folder of a run folder that holds the step folders."""
+"""Subfolder of a run folder that holds the step folders."""
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 PARTS = ("weights", "optimizer", "rng")
-"""What each rank writes a file of; all of them are needed to continue training."""
+"""Each rank writes a file for each part; all parts are needed to continue training."""
 WEIGHTS = PARTS[:1]
-"""What a story needs."""
+"""The part that is enough to generate."""
 STEP_PREFIX = "step_"
 
 

@@ -9,15 +9,15 @@ from storyteller_ds.errors import DataError
 
 
 def own_corpus(run: RunConfig, checkpoint: Checkpoint, log: Callable[[str], None]) -> Corpus:
-    """The corpus of a checkpoint, made again where the cache has it no more.
+    """The corpus of a checkpoint, prepared again if it is no longer in the cache.
 
     Args:
-        run: its run config.
-        checkpoint: knows the fingerprint of its corpus.
+        run: run config of the checkpoint.
+        checkpoint: records the fingerprint of its corpus.
         log: gets a line about each step.
 
     Raises:
-        DataError: no text is recorded for it, or that text cannot be used or has changed; advises to give --data.
+        DataError: no text is recorded for it, or that text cannot be used or has changed; suggests --data.
     """
     if not checkpoint.manifest.dataset_fingerprint:
         raise DataError(f"{checkpoint.folder} was made from another model, and no text is recorded for it; give --data")

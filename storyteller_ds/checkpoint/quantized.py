@@ -1,7 +1,7 @@
-"""Quantised weights in a checkpoint's files (model/quantized.py), and all weights as fp32.
+"""Quantized weights in a checkpoint's files (see model/quantized.py), and reading all weights as fp32.
 
-A weight NAME is two tensors in place of one: `int8/NAME` (I8) or `int4/NAME` (U8, two numbers to a byte), and
-`scale/NAME` (F32).
+A quantized weight NAME is stored as two tensors instead of one: `int8/NAME` (I8) or `int4/NAME` (U8, two numbers per
+byte), and `scale/NAME` (F32).
 """
 
 import math
@@ -16,22 +16,22 @@ from storyteller_ds.model.quantized import GROUP, Quantized, bits_of, dequantize
 
 _SCALE = "scale/"
 _VALUES = {8: ("int8/", "I8"), 4: ("int4/", "U8")}
-"""Bits -> prefix of the name, dtype."""
+"""Bits -> name prefix and dtype."""
 _ITEM_BYTES = {"F32": 4, "I8": 1, "U8": 1}
 
 
 def stored_bytes(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> int:
-    """How much memory the weights of a model need (bytes).
+    """Memory that the weights of a model need (bytes).
 
     Args:
-        shapes: of its parameters, by canonical name.
+        shapes: shapes of its parameters, by canonical name.
         bits: 8 or 4; None: fp32.
     """
     return sum(_ITEM_BYTES[entry.dtype] * math.prod(entry.shape) for entry in _entries(shapes, bits).values())
 
 
 def _entries(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> dict[str, TensorEntry]:
-    """What the files of a model hold; see stored_bytes."""
+    """The tensors in the files of a model; see stored_bytes."""
     quantised = bits_of(shapes, bits) if bits else {}
     entries = {}
     for name, shape in shapes.items():
@@ -45,7 +45,7 @@ def _entries(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> dict[st
 
 
 def quantized_tensors(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """The tensors to write for these weights, by canonical name.
+    """The tensors to write for weights given by canonical name.
 
     Raises:
         CheckpointError: a weight is not finite; names it.
@@ -64,21 +64,21 @@ def quantized_tensors(weights: Mapping[str, Tensor], bits: int) -> dict[str, Ten
 
 
 class Weights(Mapping[str, Tensor]):
-    """The weights of a checkpoint by canonical name, in fp32 whatever is stored.
+    """The weights of a checkpoint by canonical name, in fp32 however they are stored.
 
     Args:
-        files: of the checkpoint.
-        finite: refuse numbers with which nothing can be computed, when they are read.
+        files: weight files of the checkpoint.
+        finite: refuse infinities and NaNs when they are read.
 
     Raises:
-        CheckpointError: a quantised weight lacks a part, or its parts do not belong together.
+        CheckpointError: a quantized weight lacks a part, or its parts do not match.
     """
 
     def __init__(self, files: TensorFiles, finite: bool = True) -> None:
         self._files, self._finite = files, finite
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._bits: dict[str, int] = {}
-        """Of each that is quantised."""
+        """Bits of each quantized weight."""
         for stored, entry in files.headers.items():
             bits = next((bits for bits, (prefix, _) in _VALUES.items() if stored.startswith(prefix)), None)
             if bits is not None:
@@ -99,14 +99,14 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def bits(self) -> int | None:
-        """What the model was quantised to; None: fp32."""
+        """Number of bits that the model was quantized to; None: fp32."""
         return min(self._bits.values(), default=None)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check that these are exactly the weights of a model, before any is loaded.
 
         Args:
-            shapes: of its parameters, by canonical name.
+            shapes: shapes of its parameters, by canonical name.
 
         Raises:
             CheckpointError: one is missing, is not expected, or has another shape or dtype; names it.

@@ -1,4 +1,4 @@
-"""What one rank writes of a checkpoint: taken from the engine while training waits, written in the background."""
+"""One rank's part of a checkpoint: taken from the engine while training waits, then written in the background."""
 
 import contextlib
 import json
@@ -22,20 +22,20 @@ class RankState(NamedTuple):
     parts: dict[str, dict[str, Tensor]]
     """For each of names.PARTS, its tensors by name."""
     total_bytes: int
-    """Size of the parts of all ranks together, the random streams aside (bytes)."""
+    """Total size of the parts of all ranks, without the RNG state (bytes)."""
 
 
 def take_rank_state(engine: Engine, copy: bool) -> RankState:
-    """This rank's part of the state: a tensor is written by the rank that holds it, or else by the one with least.
+    """This rank's part of the state; each tensor goes to the rank that holds it, or else to the least loaded one.
 
     Called by every rank.
 
-    The engine hands out one whole tensor at a time, already on the host: no more than one extra copy of the largest
-    tensor is on the device.
+    The engine yields one whole tensor at a time, already on the host, so the device holds at most one extra copy of the
+    largest tensor.
 
     Args:
-        engine: what is saved.
-        copy: the tensors; else they may be the engine's own, which then must not train until they are written.
+        engine: the engine to save.
+        copy: copy the tensors; otherwise they may be the engine's own, and it must not train until they are written.
     """
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     load = [0] * engine.world.size
@@ -61,7 +61,7 @@ def write_rank_state(folder: Path, state: RankState, rank: int, world_size: int)
     """Write a rank's part, wait until it is on disk, then leave a receipt with sizes and sha256.
 
     Raises:
-        OSError, SafetensorError: the disk refuses.
+        OSError, SafetensorError: the files cannot be written.
     """
     written: dict[str, Any] = {}
     for part, tensors in state.parts.items():
@@ -84,7 +84,7 @@ def read_receipt(folder: Path, rank: int, world_size: int) -> dict[str, Any] | N
 
 
 def _as_readable_as_its_folder(path: Path) -> None:
-    """Give a file the mode that the umask sets: those of safetensors can be read by their owner alone."""
-    # Read from the folder: asking for the umask would set it for the other threads.
+    """Give a file the mode that follows from the umask: safetensors makes files that only their owner can read."""
+    # Taken from the folder: reading the umask means setting it, for the other threads, too.
     with contextlib.suppress(OSError):  # a file system without modes
         path.chmod(path.parent.stat().st_mode & 0o666)

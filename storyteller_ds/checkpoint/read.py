@@ -1,4 +1,4 @@
-"""Finding and reading a checkpoint: its manifest, whether its files are those that were written, its tensors."""
+"""Finding and reading a checkpoint: its manifest, the integrity of its files, and its tensors."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WeightsOnlyError(CheckpointError):
-    """A whole checkpoint that never had more than weights, where more is needed."""
+    """An intact checkpoint that only ever had weights, where more is needed."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class Checkpoint:
 
     @property
     def world_size(self) -> int:
-        """Ranks that wrote it."""
+        """Number of ranks that wrote it."""
         return self.manifest.topology.world_size
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """names.PARTS, or names.WEIGHTS where the optimizer's files have been left out, as of a copy to share."""
+        """names.PARTS, or names.WEIGHTS if the optimizer files were left out, as in a copy made for sharing."""
         optimizer = [name for name in self.manifest.files if name.startswith("optimizer-")]
         return names.PARTS if any(os.path.lexists(self.folder / name) for name in optimizer) else names.WEIGHTS
 
     @property
     def bytes(self) -> int:
-        """Size of the files of its parts, the manifest aside (bytes)."""
+        """Size of the files of its parts, without the manifest (bytes)."""
         return sum(entry.bytes for _, entry in self.files(self.parts))
 
     def settings(self) -> dict[str, Any]:
-        """The run config that wrote it: the fields' full names, as in `model.hidden_size`, and their values.
+        """The run config that wrote it: full field names, such as `model.hidden_size`, and their values.
 
         Raises:
-            CheckpointError, ConfigError: it cannot be read, or is none.
+            CheckpointError, ConfigError: it cannot be read, or is not a run config.
         """
         return flatten(as_mapping(self.read_json(names.CONFIG).get("run"), f"{self.folder / names.CONFIG}, run"))
 
@@ -79,7 +79,7 @@ class Checkpoint:
         """Compare size and sha256 of every file with the manifest.
 
         Args:
-            parts: which of names.PARTS are needed; the files of others may be missing, or be anything.
+            parts: which of names.PARTS are needed; files of the others may be missing or contain anything.
 
         Raises:
             CheckpointError: a file is missing or differs; names it.
@@ -96,23 +96,23 @@ class Checkpoint:
                 raise self._damaged(name)
 
     def verify_name(self) -> None:
-        """Check that a folder that is named like a step has the name of its own step.
+        """Check that a folder named like a step has the name of its own step.
 
         Raises:
-            CheckpointError: it has that of another.
+            CheckpointError: it has the name of another step.
         """
         name = self.folder.resolve().name
         if name.startswith(names.STEP_PREFIX) and name != names.step_folder_name(self.step):
             raise CheckpointError(f"{self.folder} holds step {self.step}; give it its own name back")
 
     def verify_sizes(self, parts: Sequence[str] = names.PARTS) -> None:
-        """Without reading the files: they are there, plain files, and as long as in the manifest.
+        """Check, without reading the files, that they exist, are regular files, and have the sizes in the manifest.
 
         Args:
             parts: as for verify.
 
         Raises:
-            CheckpointError: one is not; names it.
+            CheckpointError: a file fails the check; names it.
         """
         if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
             raise WeightsOnlyError(
@@ -132,25 +132,25 @@ class Checkpoint:
                 raise self._damaged(name)
 
     def unknown_files(self) -> list[str]:
-        """Names in the folder that the manifest does not know; they are never read."""
+        """Names of files in the folder that are not in the manifest; they are never read."""
         known = {names.MANIFEST, *self.manifest.files}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in known)
 
     def open_weights(self, finite: bool = True) -> "Weights":
-        """The weights in fp32, also where they are stored in fewer bits.
+        """The weights in fp32, even if they are stored in fewer bits.
 
         Args:
-            finite: refuse numbers with which nothing can be computed, when they are read.
+            finite: refuse infinities and NaNs when they are read.
 
         Raises:
-            CheckpointError: as for open_tensors, or a quantised weight is not whole.
+            CheckpointError: as for open_tensors, or a quantized weight is not complete.
         """
-        from storyteller_ds.checkpoint.quantized import Weights  # torch, see above
+        from storyteller_ds.checkpoint.quantized import Weights  # imports torch, see above
 
         return Weights(self.open_tensors("weights"), finite)
 
     def open_tensors(self, part: str) -> TensorFiles:
-        """The tensors of `weights`, `optimizer` or `rng` as they are stored, read when they are asked for.
+        """The tensors of `weights`, `optimizer` or `rng` as they are stored, each read on access.
 
         Raises:
             CheckpointError: a file is not a safetensors file, or two files have a tensor of the same name.
@@ -169,12 +169,12 @@ class Checkpoint:
 
 
 def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS) -> Checkpoint:
-    """The checkpoint that `path` names: a step folder, or a run folder and then its newest valid step.
+    """The checkpoint at `path`, which is a step folder, or a run folder for its newest valid step.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         log: gets a line about each step that is skipped.
-        parts: what is needed of it: names.WEIGHTS to generate, all to continue training; None: what it has.
+        parts: the parts needed: names.WEIGHTS to generate, all to continue training; None: those that it has.
 
     Raises:
         CheckpointError: there is none, or it is damaged or lacks a part.
@@ -195,7 +195,7 @@ def find_checkpoint(path: Path, log: Callable[[str], None], parts: Sequence[str]
 
 
 def is_of_another_tool(path: Path) -> bool:
-    """Whether a folder has a model's config.json, and neither a step nor a run of ours."""
+    """Whether a folder has a model's config.json but is neither a step folder nor a run folder of ours."""
     is_ours = (path / names.MANIFEST).exists() or (path / names.CHECKPOINTS).exists()
     return (path / names.CONFIG).is_file() and not is_ours
 
@@ -211,15 +211,15 @@ def _open_valid(folder: Path, parts: Sequence[str] | None) -> Checkpoint:
 def newest_valid(
     checkpoints: Path, log: Callable[[str], None], parts: Sequence[str] | None = names.PARTS
 ) -> Checkpoint | None:
-    """The newest step whose files, those of `parts`, agree with its manifest; others are skipped, with a line.
+    """The newest step whose files of `parts` match its manifest; damaged steps are skipped and logged.
 
     See find_checkpoint for the arguments.
 
-    No pointer file (`latest` and the like) is read: it may be old, or written by somebody else.
+    No pointer file (`latest` and the like) is read: it may be stale, or written by somebody else.
 
     Raises:
-        WeightsOnlyError: there are steps, of an imported, a pruned or a quantised model, and more than weights is
-            needed.
+        WeightsOnlyError: more than weights is needed, and the steps found are of an imported, pruned or quantized
+            model.
     """
     seen = step_folders(checkpoints)
     weights_only: WeightsOnlyError | None = None
@@ -235,16 +235,16 @@ def newest_valid(
         if unknown := checkpoint.unknown_files():
             log(f"{folder} has files that its manifest does not know; they are not read: {', '.join(unknown)}")
         return checkpoint
-    # A run that keeps few checkpoints may have replaced all of them meanwhile.
+    # A run that keeps few checkpoints may have replaced all of them in the meantime.
     if set(step_folders(checkpoints)) - set(seen):
         return newest_valid(checkpoints, log, parts)
-    if weights_only is not None:  # a run that starts over would put the model away
+    if weights_only is not None:  # a run that starts over would move the model aside
         raise weights_only
     return None
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """A step folder, after reading its manifest and checking that the names in it are plain.
+    """Open a step folder: read its manifest and check that the file names in it are those of a checkpoint.
 
     Raises:
         CheckpointError: there is no valid manifest, so the checkpoint does not exist.
@@ -261,14 +261,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if values.get("seal") != seal_of(values):
         raise _no_checkpoint(folder, "was changed or damaged")
     files, world_size = manifest.files, manifest.topology.world_size
-    if world_size > len(files):  # before as many names are made
+    if world_size > len(files):  # checked before that many names are generated
         raise _no_checkpoint(folder, f"is damaged ({len(files)} files of {world_size} ranks)")
     expected = _expected_files(world_size)
     missing = expected - files.keys()
-    # An imported, a pruned or a quantised model has weights only.
+    # An imported, pruned or quantized model has weights only.
     if missing and missing != _shards(names.PARTS[1:], world_size):
         raise _no_checkpoint(folder, f"has no {min(missing)}")
-    # Every name is one that we write, so none leaves the folder.
+    # Only names that we write are accepted, so none can point outside the folder.
     if unknown := sorted(files.keys() - expected):
         raise CheckpointError(
             f"{folder}: its {names.MANIFEST} names {unknown[0]!r}, which is not a file of a checkpoint; do not trust it"
@@ -297,19 +297,19 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _refuse_link(path: Path) -> None:
-    # A link in place of a file would let the checkpoint name files elsewhere.
+    # A symlink instead of a file would let the checkpoint refer to files elsewhere.
     if not stat.S_ISREG(path.lstat().st_mode):
         raise CheckpointError(f"checkpoint {path.parent}: {path.name} is not a plain file; do not trust it")
 
 
 def _expected_files(world_size: int) -> set[str]:
-    """Every file that a checkpoint of so many ranks has, its manifest aside."""
+    """Every file of a checkpoint written by this many ranks, except its manifest."""
     shards = _shards(names.PARTS, world_size)
     return {names.TRAINER, names.CONFIG, names.TOKENIZER} | shards
 
 
 def why_none(path: Path, none_in_it: str) -> str:
-    """Why a path has no checkpoint, and what to give in its place; `none_in_it` is the reason for a folder."""
+    """Why there is no checkpoint at a path, and what to give instead; `none_in_it` is the reason for a folder."""
     give = "give a run folder or a step folder"
     if path.is_file():
         return f"it is a file; {give}"
@@ -322,7 +322,7 @@ def why_none(path: Path, none_in_it: str) -> str:
 
 
 def step_folders(checkpoints: Path, after: int = -1) -> list[Path]:
-    """Folders that look like steps later than `after`, newest first; unfinished ones (.tmp) are not among them."""
+    """Folders that look like steps later than `after`, newest first, without unfinished ones (.tmp)."""
     found = []
     for path in checkpoints.glob(f"{names.STEP_PREFIX}*"):
         number = path.name.removeprefix(names.STEP_PREFIX)

@@ -1,4 +1,4 @@
-"""Whether a run may continue from a checkpoint, and putting it back to where it was."""
+"""Check whether a run may continue from a checkpoint, and restore it to where it was."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,22 +22,22 @@ from storyteller_ds.optim.optimizer import muon_stacks, state_kinds
 from storyteller_ds.validation_errors import first_problem
 
 _MODEL_FIELDS = ("model.", "moe.num_experts", "moe.top_k", "moe.every_n_layers", "moe.noisy_gating")
-# What must not change when a run continues: the model's function, and what its ids and targets mean.
+# Must not change when a run continues: the function that the model computes, and what its ids and targets mean.
 _FIXED_FIELDS = (
     *_MODEL_FIELDS,
     "tokenizer.vocab_size",
-    # Which moments there are.
+    # Decides which moments there are.
     "optimizer.kind",
-    # The position in the order of samples counts these sequences, in the order of this seed.
+    # The saved position counts sequences of this length and packing, in the order given by this seed.
     "data.sequence_length",
     "data.packing",
     "seed",
 )
-# These change the training, not what the weights mean.
+# These affect training, not the meaning of the weights.
 _FREE_FIELDS = tuple(
     f"model.{name}" for name in ("size", "dropout", "init_std", "context_length", "activation_checkpointing")
 )
-# Of the settings of text and tokenizer, these give the same tokens.
+# Settings of text and tokenizer that do not change the tokens.
 _SAME_TOKENS = ("data.sequence_length", "data.packing", "data.document_mask", "data.cache_dir", "data.streaming")
 
 
@@ -45,10 +45,10 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
     """Refuse to continue with another model, vocabulary or corpus, or from tensors that are not the model's.
 
     Args:
-        checkpoint: to continue.
+        checkpoint: the checkpoint to continue from.
         run: the run config.
-        dataset_fingerprint: of its corpus.
-        resume: the flag as it was typed, or its default; the message says what to type in its place.
+        dataset_fingerprint: fingerprint of its corpus.
+        resume: the --resume option as typed, or its default; the message says what to type instead.
 
     Raises:
         CheckpointError: names every field that differs, with both values.
@@ -62,7 +62,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
         reasons = [_difference(field, before, now) for field in causes if not _is_fixed(field)]
         if not causes:
             reasons = [_changed_in_place(now)]
-        if reasons:  # else a fixed field is the cause, which is listed already
+        if reasons:  # else the cause is a fixed field, which is listed already
             changed.append(f"the corpus or its tokenizer is another ({'; '.join(reasons)})")
     if changed:
         how = "with another --output_dir or --resume never"
@@ -75,7 +75,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunConfig, dataset_fingerprint: 
 
 
 def model_changes(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
-    """What makes another model than the checkpoint's of a run config: `field was OLD, now NEW`."""
+    """How the model of a run config differs from the checkpoint's: `field was OLD, now NEW`."""
     before, now = settings_then(checkpoint), flatten(run.model_dump(mode="json"))
     fields = [field for field in _changed(before, now) if decides_model(field)]
     if _is_dense(before) and _is_dense(now):
@@ -89,28 +89,28 @@ def model_changes(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
 
 
 def decides_model(field: str) -> bool:
-    """Whether a field of the run config decides what function the weights are of."""
+    """Whether a field of the run config decides which function the weights compute."""
     return field.startswith(_MODEL_FIELDS) and field not in _FREE_FIELDS
 
 
 def _changed_in_place(now: Mapping[str, Any]) -> str:
-    """The cause if the corpus is another and all of its settings are the same."""
+    """The reason to give if the corpus has changed but none of its settings have."""
     others = [f"{field}={now[field]}" for field in ("data.validation", "tokenizer.path") if now[field] is not None]
     or_that = f", or that of {' or '.join(others)}" if others else ""
     return f"data.source is {now['data.source']} as before, its text has changed{or_that}"
 
 
 def changed_settings(checkpoint: Checkpoint, run: RunConfig) -> list[str]:
-    """What is different from the run that wrote the checkpoint, and may be: `field was OLD, now NEW`."""
+    """Allowed differences from the run that wrote the checkpoint: `field was OLD, now NEW`."""
     before, now = settings_then(checkpoint), flatten(run.model_dump(mode="json"))
     return [_difference(field, before, now) for field in _changed(before, now) if not _is_fixed(field)]
 
 
 def check_tensors(checkpoint: Checkpoint, run: RunConfig) -> None:
-    """Check that the tensors are those of the model, by name, shape and dtype; none is loaded.
+    """Check that the tensors match the model in name, shape and dtype, without loading any.
 
     Raises:
-        CheckpointError: one is not; names it.
+        CheckpointError: a tensor does not match; names it.
     """
     decoder = empty_decoder(run)
     stacks = muon_stacks(decoder, run)
@@ -124,22 +124,22 @@ def check_tensors(checkpoint: Checkpoint, run: RunConfig) -> None:
 
 
 def saved_state(checkpoint: Checkpoint) -> TrainState:
-    """How far the run had come.
+    """The progress of the run when it was saved.
 
     Raises:
-        CheckpointError: its trainer.json does not have it.
+        CheckpointError: its trainer.json does not contain it.
     """
     return _progress(checkpoint).state
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
-    """Put weights, moments, random streams and progress back; called by every rank.
+    """Restore weights, moments, RNG state and progress; called by every rank.
 
-    Another number of ranks keeps everything but the random streams of the ranks, which start over from the seed and
-    the step.
+    With a different number of ranks, everything is kept except the RNG state of the ranks, which is seeded again from
+    the seed and the step.
 
     Raises:
-        CheckpointError: a file cannot be used, on any rank; nothing has been changed.
+        CheckpointError: a file cannot be used on some rank; nothing has been changed.
     """
     files: list[_Files] = []
     engine.world.together(lambda: files.append(_open(checkpoint, engine.world.rank, engine.world.size)))
@@ -158,7 +158,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, seed: int) -> TrainState:
 
 
 class _Progress(BaseModel):
-    """The content of trainer.json."""
+    """The contents of trainer.json."""
 
     state: TrainState
     loss_scale: LossScale | None = None
@@ -166,13 +166,13 @@ class _Progress(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """What a rank needs of a checkpoint."""
+    """What a rank needs from a checkpoint."""
 
     weights: TensorFiles
     optimizer: TensorFiles
     progress: _Progress
     streams: Mapping[str, torch.Tensor] | None
-    """None: there is no stream for this rank, because another number of ranks wrote."""
+    """RNG state; None: there is none for this rank, because a different number of ranks wrote the checkpoint."""
 
 
 def _progress(checkpoint: Checkpoint) -> _Progress:
@@ -199,12 +199,12 @@ def _open(checkpoint: Checkpoint, rank: int, world_size: int) -> _Files:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    # A field that did not exist then is not compared, unless the model depends on it: see settings_then.
+    # A field that did not exist when the checkpoint was written is not compared, except fixed ones: see settings_then.
     return [field for field in now if field in before and before[field] != now[field]]
 
 
 def settings_then(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings that wrote the checkpoint; a fixed field that did not exist then had what is the default now."""
+    """The settings that wrote the checkpoint; a fixed field that did not exist then gets its current default."""
     defaults = flatten(RunConfig().model_dump(mode="json"))
     return {field: value for field, value in defaults.items() if _is_fixed(field)} | checkpoint.settings()
 

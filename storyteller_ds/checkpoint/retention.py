@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how a folder is replaced and deleted without a half of it ever being valid."""
+"""Which checkpoints to keep, and replacing and deleting folders so that a partial one is never valid."""
 
 import shutil
 from collections import defaultdict
@@ -17,7 +17,7 @@ _UNFINISHED = ".tmp"
 
 
 def steps_to_keep(saved: Iterable[Manifest], keep: CheckpointConfig) -> set[int]:
-    """The last few, every so many steps, and the best on each text; all of them if keep_last is not set."""
+    """The last keep_last, multiples of keep_every_steps, and the keep_best best on each text; all without keep_last."""
     all_saved = sorted(saved, key=lambda one: one.step)
     if keep.keep_last is None:
         return {one.step for one in all_saved}
@@ -32,7 +32,7 @@ def steps_to_keep(saved: Iterable[Manifest], keep: CheckpointConfig) -> set[int]
 
 
 def best_step(checkpoints: Path) -> Checkpoint | None:
-    """The step with the fewest bits per byte, on the text that the newest score is of; without scores the newest step.
+    """The step with the fewest bits per byte on the text of the newest score; without scores, the newest step.
 
     None if there is no checkpoint.
     """
@@ -45,10 +45,10 @@ def best_step(checkpoints: Path) -> Checkpoint | None:
 
 
 def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) -> list[Path]:
-    """Delete what need not be kept after step `newest` has been written. Returns the folders that are gone.
+    """Delete what need not be kept after step `newest` has been written. Returns the deleted folders.
 
-    The step just written is always kept: it is known to be whole. Folders that are not checkpoints, or lack a file,
-    neither count nor are touched.
+    The step just written is always kept: it is known to be complete. Folders that are not checkpoints or lack a file
+    do not count and are not touched.
     """
     present = intact(checkpoints)
     kept = steps_to_keep((one.manifest for one in present), keep) | {newest}
@@ -59,7 +59,7 @@ def delete_superseded(checkpoints: Path, keep: CheckpointConfig, newest: int) ->
 
 
 def intact(checkpoints: Path) -> list[Checkpoint]:
-    """The steps whose manifest is valid and whose files have the right sizes, newest first; nothing is read whole."""
+    """Steps with a valid manifest and files of the right sizes, newest first; only manifests are read."""
     found = []
     for folder in step_folders(checkpoints):
         try:
@@ -73,7 +73,7 @@ def intact(checkpoints: Path) -> list[Checkpoint]:
 
 
 def delete(folder: Path) -> None:
-    """Delete a step folder. By one rename it stops being a checkpoint; a reader then reports missing files."""
+    """Delete a step folder; a single rename stops it from being a checkpoint, and readers then report missing files."""
     doomed = folder.with_name(folder.name + _DELETING)
     folder.rename(doomed)
     flush_to_disk(folder.parent)
@@ -81,7 +81,7 @@ def delete(folder: Path) -> None:
 
 
 def put_in_place(unfinished: Path, final: Path) -> None:
-    """Give a finished folder its name; what had it before, a damaged or older one of the same step, is deleted."""
+    """Give a finished folder its final name; a damaged or older folder of the same step is deleted."""
     replaced = final.with_name(final.name + _REPLACED)
     if final.exists():
         final.rename(replaced)
@@ -97,7 +97,7 @@ def put_in_place(unfinished: Path, final: Path) -> None:
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Remove what a killed run was writing or deleting; what it was replacing gets its name back."""
+    """Remove what a killed run was writing or deleting; a folder that it was replacing gets its name back."""
     for path in sorted(checkpoints.glob("step_*")):
         if path.is_symlink() or not path.is_dir():
             continue

@@ -1,4 +1,4 @@
-"""The random streams of a rank: dropout and gating noise draw from them."""
+"""The RNG state of a rank: dropout and gating noise draw from it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def seed_rng(seed: int, step: int, rank: int) -> None:
-    """Start this rank's streams afresh, as a function of the run's seed, the step and the rank."""
+    """Seed this rank's generators from the run's seed, the step and the rank."""
     digest = hashlib.sha256(f"rng/{seed}/{step}/{rank}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The random streams that training draws from on this rank."""
+    """State of the generators that training draws from on this rank."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -24,7 +24,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(device: torch.device, read: Mapping[str, Tensor]) -> None:
-    """Put back what rng_state returned; streams that the checkpoint does not have are left alone.
+    """Restore what rng_state returned; generators that the checkpoint does not have are left alone.
 
     Raises:
         RuntimeError: a tensor is not the state of a generator.

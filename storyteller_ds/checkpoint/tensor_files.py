@@ -1,4 +1,4 @@
-"""Reading the tensors of a checkpoint: several safetensors files as one mapping, each tensor loaded when it is used."""
+"""Reading the tensors of a checkpoint: several safetensors files as one mapping, each tensor loaded on access."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("F32", "U8", "I8")
-"""safetensors' names of what is in a checkpoint: weights and moments, random streams, quantised weights."""
+"""safetensors dtypes that occur in a checkpoint: weights and moments, RNG state, quantized weights."""
 
 
 class TensorEntry(NamedTuple):
@@ -28,12 +28,12 @@ class TensorFiles(Mapping[str, "Tensor"]):
     """Several safetensors files read as one mapping of names to tensors.
 
     Args:
-        paths: the files, at least one, all of one folder. They are mapped into memory, not read: safetensors refuses
-            a header that does not agree with the length of its file before anything is allocated.
+        paths: the files, at least one, all in one folder. They are memory-mapped, not read: safetensors rejects a
+            header that does not match the length of its file before anything is allocated.
 
     Raises:
-        CheckpointError: a file is not a safetensors file, two have a tensor of the same name, or one is of a dtype that
-            no checkpoint has.
+        CheckpointError: a file is not a safetensors file, two have a tensor of the same name, or a tensor has a dtype
+            that no checkpoint has.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -86,5 +86,5 @@ class TensorFiles(Mapping[str, "Tensor"]):
 
 
 def _opened(path: Path) -> safe_open:
-    with open_regular(path) as file:  # under a name that the library takes: that of the file need not be UTF-8
+    with open_regular(path) as file:  # the library takes UTF-8 paths only, and the file's need not be
         return safe_open(f"/dev/fd/{file.fileno()}", framework="pt")

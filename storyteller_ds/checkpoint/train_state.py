@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""The progress of a run."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 class TrainState:
     """Everything about progress that a resumed run must know; the same on every rank.
 
-    Read from trainer.json by pydantic, which refuses what is not of these types, and a field that is not here.
+    Read from trainer.json by pydantic, which rejects values of other types and unknown fields.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -20,7 +20,7 @@ class TrainState:
     step: NonNegativeInt = 0
     """Optimizer steps done."""
     samples: NonNegativeInt = 0
-    """Training sequences seen; the position in the order of samples."""
+    """Training sequences seen; the position in the sample order."""
     tokens: NonNegativeInt = 0
     """Training tokens seen."""
     best_val_loss: float | None = None
@@ -28,22 +28,22 @@ class TrainState:
     evals_since_best: NonNegativeInt = 0
     """Validations since then."""
     skipped_steps: NonNegativeInt = 0
-    """Steps among `step` that changed no weight: fp16's gradient overflowed, or loss or gradient was not finite."""
+    """Steps in `step` that changed no weight: the fp16 gradient overflowed, or loss or gradient was not finite."""
     bad_steps: NonNegativeInt = 0
-    """Steps so far whose loss or gradient was not finite, those that were undone included."""
+    """Steps so far whose loss or gradient was not finite, including undone ones."""
     bad_steps_in_a_row: NonNegativeInt = 0
-    """The latest of them, up to this step."""
+    """Consecutive bad steps up to this one."""
     loss_spikes: NonNegativeInt = 0
-    """Steps so far whose loss stood far above those before it, those that were undone included."""
+    """Steps so far whose loss was far above those before it, including undone ones."""
     recent_losses: tuple[float, ...] = ()
     """Finite training losses of the latest steps (nats per token), oldest first; at most loss_spike_window."""
     rollbacks: NonNegativeInt = 0
-    """Times that the run went back to a checkpoint because of its numbers."""
+    """How often the run went back to a checkpoint because of bad steps or loss spikes."""
     undone_steps: NonNegativeInt = 0
-    """Optimizer steps that these have undone; `step + undone_steps` never goes back."""
+    """Optimizer steps that rollbacks have undone; `step + undone_steps` never decreases."""
     best_val_tokens: int | None = None
-    """Tokens of the validation text, from its beginning, that best_val_loss is the mean of; a loss over another number
-    of them is not compared with it. None: not known, as in checkpoints of older versions."""
+    """Number of tokens, from the beginning of the validation text, that best_val_loss is the mean over; a loss over a
+    different number is not compared with it. None: not known, as in checkpoints of older versions."""
     elapsed_s: NonNegativeFloat = 0.0
     """Time spent in training while train.max_minutes was set, by the clock of rank 0 (s)."""
 
@@ -53,16 +53,16 @@ class TrainState:
 
     @property
     def updates(self) -> int:
-        """Times that the weights have changed."""
+        """How often the weights have changed."""
         return self.step - self.skipped_steps
 
     @property
     def attempts(self) -> int:
-        """Steps tried so far, undone ones included: what orders the records of a run."""
+        """Steps attempted so far, including undone ones; orders the records of a run."""
         return self.step + self.undone_steps
 
     def after_step(self, samples: int, tokens: int, skipped: bool = False) -> "TrainState":
-        """One optimizer step later."""
+        """The state one optimizer step later."""
         return dataclasses.replace(
             self,
             step=self.step + 1,
@@ -72,7 +72,7 @@ class TrainState:
         )
 
     def after_eval(self, val_loss: float, val_tokens: int) -> "TrainState":
-        """After a validation on the first `val_tokens` targets of the text; best if on others than the ones before."""
+        """After validating the first `val_tokens` targets; a loss over a new number of them counts as best."""
         is_best = self.best_val_loss is None or val_tokens != self.best_val_tokens or val_loss < self.best_val_loss
         if is_best and math.isfinite(val_loss):
             return dataclasses.replace(self, best_val_loss=val_loss, best_val_tokens=val_tokens, evals_since_best=0)
@@ -81,8 +81,8 @@ class TrainState:
     def after_rollback(self, checkpoint: "TrainState") -> "TrainState":
         """The state after going back from here to a checkpoint.
 
-        Steps go back, with the weights, the schedule and the validations. Samples and tokens do not: what was
-        seen since then stays skipped. Nor do time spent and the counts of what went wrong.
+        Steps go back, along with the weights, the schedule and the validations. Samples and tokens do not: data seen
+        since the checkpoint is not seen again. Nor do the time spent and the counts of what went wrong.
         """
         return dataclasses.replace(
             checkpoint,

@@ -1,9 +1,9 @@
-"""Writing a checkpoint: every rank writes its files, then one rename; in the background while training continues.
+"""Writing a checkpoint in the background while training continues: every rank writes its files, then one rename.
 
-The ranks agree in two ways. A rank whose files are on disk writes a receipt into the unfinished folder, and the writing
-thread of rank 0 waits for it: only main threads communicate, so that collectives keep their order. A rank that could
-not write its files may have no room for a message either; the main threads exchange that, at the end of a step or when
-the save is waited for.
+The ranks coordinate in two ways. A rank whose files are on disk writes a receipt into the unfinished folder, and the
+writer thread of rank 0 waits for the receipts: only main threads communicate, so that collectives keep their order. A
+rank that could not write its files may have no room for a message either, so the main threads exchange failures, at the
+end of a step or when they wait for the save.
 """
 
 import contextlib
@@ -49,35 +49,35 @@ class Contents:
     tokenizer_json: str
     dataset_fingerprint: str
     topology: Mapping[str, Any]
-    """world_size, ep_size, zero_stage and the like, of the run that writes."""
+    """world_size, ep_size, zero_stage and so on, of the run that writes."""
     val_bpb: float | None = None
-    """Validation score at this very step (bits per byte); None if there was no validation."""
+    """Validation score at exactly this step (bits per byte); None if there was no validation."""
     val_tokens: int | None = None
-    """How many tokens of the validation text that is the score of."""
+    """Number of tokens of the validation text that val_bpb covers."""
 
     @classmethod
     def of_model(cls, run: RunConfig, tokenizer_json: str) -> Self:
-        """For a model that was not trained here; no text is known."""
+        """Contents for a model that was not trained here, so that no text is known."""
         config = {"run": run.model_dump(mode="json"), "deepspeed": None, "topology": {}}
         return cls({}, config, tokenizer_json, dataset_fingerprint="", topology={"world_size": 1})
 
 
 class Save:
-    """A checkpoint that is being written; made, asked and finished by the main thread of every rank.
+    """A checkpoint that is being written; created, polled and finished by the main thread of every rank.
 
     Everything is written to `step_N.tmp` and flushed to disk; the manifest comes last, then the rename.
 
     Args:
-        engine: what is saved, as it is now.
-        checkpoints: the folder of the step folders; it must exist, so that nothing is written below the place where
-            a disk was mounted.
+        engine: the engine to save, in its current state.
+        checkpoints: the folder of the step folders; must exist, so that nothing is written to the mount point of a
+            disk that is no longer mounted.
         step: optimizer steps done.
-        contents: what is saved beside the tensors.
-        copy: save copies of the tensors; false: training stands still until finish().
+        contents: what is saved besides the tensors.
+        copy: save copies of the tensors; false: training must wait until finish().
         after: called in the background on rank 0 when the checkpoint is in place.
 
     Raises:
-        CheckpointError: there is no room, or the folder cannot be made; raised on all ranks.
+        CheckpointError: there is no room, or the folder cannot be created; raised on all ranks.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Save:
         return self.folder
 
     def finish_alone(self, seconds: float) -> Path:
-        """As finish(), without communication with the other ranks, which may be gone: wait so long for their files.
+        """Like finish(), but without contacting the other ranks, which may be gone: wait `seconds` for their files.
 
         Raises:
             CheckpointError: it could not be written.
@@ -137,7 +137,7 @@ class Save:
         return self.folder
 
     def _start(self, total_bytes: int) -> None:
-        if self.unfinished.exists():  # left by a run that was killed while it wrote
+        if self.unfinished.exists():  # left by a run that was killed while writing
             shutil.rmtree(self.unfinished)
         free = shutil.disk_usage(self.checkpoints).free
         if free < total_bytes:
@@ -151,7 +151,7 @@ class Save:
         write_rank_state(self.unfinished, state, self.world.rank, self.world.size)
 
     def _commit(self) -> None:
-        """Only on rank 0: when the files of all ranks are on disk, make them a checkpoint."""
+        """On rank 0 only: when the files of all ranks are on disk, make them a checkpoint."""
         self._state.result()
         files = self._wait_for_receipts()
         _complete(self.unfinished, self.step, self.contents, files)
@@ -173,7 +173,7 @@ class Save:
 
     @contextlib.contextmanager
     def _cleared_on_failure(self) -> Iterator[None]:
-        """After a failure: end the waiting, and remove what was written."""
+        """On failure, stop waiting and remove what was written."""
         try:
             yield
         except CheckpointError:
@@ -184,7 +184,7 @@ class Save:
             raise
 
     def _guarded(self, action: Callable[[], T]) -> T:
-        """`action`, with an error of the disk as a CheckpointError."""
+        """Run `action`, turning a disk error into a CheckpointError."""
         try:
             return action()
         except (OSError, SafetensorError) as error:
@@ -196,7 +196,7 @@ class Save:
 
 
 def _let_training_go_first() -> None:
-    """Lower the priority of this thread below those that train; threads have priorities on Linux only."""
+    """Lower the priority of this thread below that of the training threads; Linux only has per-thread priorities."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -207,7 +207,7 @@ def fingerprint_of(run: Mapping[str, Any]) -> str:
 
 
 def check_new_run(output_dir: Path) -> None:
-    """Refuse a run folder that is there already, before the work for it begins.
+    """Refuse a run folder that already exists, before the work for it begins.
 
     Raises:
         UserError: it exists.
@@ -217,7 +217,7 @@ def check_new_run(output_dir: Path) -> None:
 
 
 def write_weights_run(output_dir: Path, step: int, contents: Contents, weights: Mapping[str, Tensor]) -> Path:
-    """A new run folder with one checkpoint, see write_weights; all of it or nothing. Returns the step folder.
+    """Write a new run folder with one checkpoint (see write_weights), or nothing at all. Returns the step folder.
 
     Raises:
         UserError: it could not be written.
@@ -234,13 +234,13 @@ def write_weights_run(output_dir: Path, step: int, contents: Contents, weights: 
 
 
 def write_weights(checkpoints: Path, step: int, contents: Contents, weights: Mapping[str, Tensor]) -> Path:
-    """A checkpoint of weights alone, which is enough to generate; returns its folder.
+    """Write a checkpoint of weights alone, which is enough to generate; returns its folder.
 
     Args:
         checkpoints: the folder of the step folders.
         step: its number.
-        contents: what is saved beside the tensors.
-        weights: canonical name -> fp32; or what quantized.py makes of them.
+        contents: what is saved besides the tensors.
+        weights: canonical name -> fp32 tensor, or the tensors that quantized.py makes of them.
 
     Raises:
         CheckpointError: it could not be written.
@@ -261,13 +261,13 @@ def write_weights(checkpoints: Path, step: int, contents: Contents, weights: Map
 
 
 def _complete(unfinished: Path, step: int, contents: Contents, files: dict[str, Any]) -> None:
-    """Write what stands beside the tensors, the manifest last.
+    """Write everything besides the tensors, the manifest last.
 
     Args:
         unfinished: folder with the tensors.
         step: its number.
         contents: what is written.
-        files: manifest entries of the tensors' files.
+        files: manifest entries of the tensor files.
     """
     for name, text in (
         (names.TRAINER, json.dumps(contents.trainer, indent=2)),

@@ -27,14 +27,16 @@ JSON, MARKDOWN = "atlas.json", "atlas.md"
     help="Text; anything that data.validation takes.  [default: what the run was validated on]",
 )
 @click.option("--json", "as_json", is_flag=True, help="All figures as JSON.")
-@click.option("--output_dir", type=UserPath(), help="Also write atlas.json, atlas.md and pictures into this folder.")
-@click.option("--tokens", type=click.IntRange(1), default=200_000, show_default=True, help="About how many are read.")
+@click.option("--output_dir", type=UserPath(), help="Also write atlas.json, atlas.md and plots to this folder.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=200_000, show_default=True, help="Approximate number of tokens to read."
+)
 @click.option(
     "--knock_out_tokens",
     type=click.IntRange(0),
     default=20_000,
     show_default=True,
-    help="About how many are read again without each expert; 0: none.",
+    help="Approximate number of tokens to read again without each expert; 0: none.",
 )
 @click.option("--device", type=DeviceName(), default="auto", show_default=True)
 @click.argument("overrides", nargs=-1, metavar="[data.field=value]...")
@@ -48,9 +50,9 @@ def atlas(
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say what the experts of a mixture serve, what is lost without each, and which can go.
+    """Show what each expert of a mixture serves, what is lost without it, and which can be removed.
 
-    Tables on stdout, progress on stderr. Settings of data say how --data is read.
+    Prints tables to stdout and progress to stderr. Settings of data say how --data is read.
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())
     if output_dir is not None:

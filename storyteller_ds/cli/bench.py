@@ -32,16 +32,18 @@ def bench() -> None:
     show_default=True,
     help="Training time of each run.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs with the best learning rate.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of runs with the best learning rate."
+)
 @click.option(
     "--at_once",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Runs at the same time, each with its part of the cores.",
+    help="Runs at the same time, each with its share of the cores.",
 )
 @click.option("--only", metavar="RECIPE[,RECIPE...]", help="Only these recipes.  [default: all]")
-@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/bench-quality]")
+@click.option("--output_dir", type=UserPath(), help="Output folder.  [default: runs/bench-quality]")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def quality(
     minutes: float,
@@ -51,7 +53,7 @@ def quality(
     output_dir: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train our recipes and those of others for the same time, and compare bits per byte.
+    """Train our recipes and others for the same time and compare bits per byte.
 
     First a step of each recipe is timed: the minutes become steps, and the machine is then free for other work. Each
     recipe runs with three learning rates. Overrides are for all of them: data.source=FILE data.validation=FILE. The
@@ -98,7 +100,7 @@ def quality(
 )
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def train(config: str | None, overrides: tuple[str, ...]) -> None:
-    """Time training steps on this device, and what their parts would take at its own rates.
+    """Time training steps, and what their parts would take at this device's own rates.
 
     Without data: on random tokens. Products, traffic and launches overlap on a GPU, where the longest of them is the
     least that a step can take.
@@ -128,12 +130,12 @@ def train(config: str | None, overrides: tuple[str, ...]) -> None:
 
 @bench.command()
 @click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
-@click.option("--tokens", type=click.IntRange(1), default=128, show_default=True, help="Of each story.")
-@click.option("--device", default="auto", show_default=True, help="As for storyteller generate.")
+@click.option("--tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest story.")
+@click.option("--device", default="auto", show_default=True, help="As in storyteller generate.")
 def generate(checkpoint: Path, tokens: int, device: str) -> None:
-    """Time a model's stories beside other tools that are installed, and the limit of this machine.
+    """Time generation against other installed tools and the limit of this machine.
 
-    All generate the same tokens, one story at a time; that is checked first. Then they take turns.
+    All generate the same tokens, one story at a time, which is checked first. Then they take turns.
     """
     import tempfile
 
@@ -177,9 +179,11 @@ def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
 
 
 @bench.command()
-@click.option("--megabytes", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Of made-up stories.")
+@click.option(
+    "--megabytes", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Amount of generated text."
+)
 def data(megabytes: float) -> None:
-    """Time the way from text to batches: a tokenizer, shards, batches, and cleaning, each beside its limit."""
+    """Time the data pipeline: tokenizer, shards, batches and cleaning, each beside its limit."""
     from storyteller_ds.bench import cleaning, encoding, loading
     from storyteller_ds.cores import usable_cores
     from storyteller_ds.data.cleaning.extra import require_libraries
@@ -193,11 +197,11 @@ def data(megabytes: float) -> None:
 
 
 @bench.command()
-@click.option("--output", type=UserPath(), help="Write the record of this device here, too.")
+@click.option("--output", type=UserPath(), help="Also write the record of this device to this file.")
 def device(output: Path | None) -> None:
-    """Measure this machine's rates: products, copies, launches, messages between ranks.
+    """Measure this machine: matrix products, copies, kernel launches and messages between ranks.
 
-    In under a minute; let it do nothing else. storyteller plan uses the record, and the MFU of training.
+    Takes under a minute; keep the machine idle. `storyteller plan` and the MFU of training use the record.
     """
     from rich import box
     from rich.table import Table

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--only", metavar="ROW[,ROW...]", help=f"Only these rows: {', '.join(row.name for row in ROWS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--output", type=UserPath(), help="Write the table and the machine to this file, too.")
+@click.option("--output", type=UserPath(), help="Also write the table and the machine to this file.")
 def certify(only: str | None, as_json: bool, output: Path | None) -> None:
     """Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.
 
-    8 steps in fp32, on a seed with clear choices of the routers; what that proves is printed with the table.
-    Exits 1 if any row is beyond its tolerance or does not run.
+    8 steps in fp32, with a seed whose router choices are clear; the table says what that proves. Exits 1 if a row
+    exceeds its tolerance or does not run.
     """
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
     if only is not None and not names:

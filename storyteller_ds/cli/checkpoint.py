@@ -62,7 +62,7 @@ def ls(path: Path, as_json: bool) -> None:
 @_path
 @_as_json
 def verify(path: Path, as_json: bool) -> None:
-    """Read every file and compare it with the manifest; a file that the manifest does not know is a fault, too.
+    """Read every file and compare it with the manifest; files that the manifest does not list count as damage.
 
     Exits 2 if anything is wrong with any step, and names the file. A step without the optimizer's files is "weights
     only", which is enough to generate.
@@ -109,14 +109,20 @@ def show(path: Path, as_json: bool) -> None:
 @checkpoint.command()
 @_path
 @click.option("--keep_last", type=click.IntRange(1), required=True, help="Newest steps to keep.")
-@click.option("--keep_every_steps", type=click.IntRange(0), default=0, help="Also keep every so many steps.")
-@click.option("--keep_best", type=click.IntRange(0), default=1, show_default=True, help="Also keep the lowest val_bpb.")
+@click.option("--keep_every_steps", type=click.IntRange(0), default=0, help="Also keep multiples of this step.")
+@click.option(
+    "--keep_best",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Also keep this many with the lowest val_bpb.",
+)
 @click.option("--dry_run", is_flag=True, help="Only print what would be deleted.")
 @_as_json
 def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry_run: bool, as_json: bool) -> None:
-    """Delete old steps of a run. Only whole ones are counted and deleted, and one of them always stays.
+    """Delete old steps of a run. Only complete steps are counted and deleted, and one always stays.
 
-    A step that has weights only is not whole: training could not be continued from it.
+    A step with weights only is not complete: it cannot continue training.
     """
     if (path / names.MANIFEST).exists():
         raise CheckpointError(f"{path} is a step folder; give the run folder")

@@ -22,23 +22,23 @@ PAGE, PLOT, RESULTS = "compare.md", "compare.png", "compare.json"
     help="A mixture.",
 )
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Training time of each run.  [default: 5]")
-@click.option("--tokens", type=click.FloatRange(0, min_open=True), help="Tokens of each run, in place of --minutes.")
+@click.option("--tokens", type=click.FloatRange(0, min_open=True), help="Tokens of each run, instead of --minutes.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each model.")
 @click.option(
     "--rates",
     default="1",
     show_default=True,
     metavar="FACTOR[,FACTOR...]",
-    help="Learning rates that each model tries, as factors of its own.",
+    help="Learning rates to try, as factors of each model's own.",
 )
 @click.option(
     "--at_once",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Runs at the same time, each with its part of the cores.",
+    help="Runs at the same time, each with its share of the cores.",
 )
-@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/compare-CONFIG]")
+@click.option("--output_dir", type=UserPath(), help="Output folder.  [default: runs/compare-CONFIG]")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def compare(
     config: str,
@@ -50,7 +50,7 @@ def compare(
     output_dir: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train a mixture and its dense twins on the same batches, and say which is better.
+    """Train a mixture and its dense twins on the same batches and compare them.
 
     One twin has as much work per token, the other as many parameters. First a step of each is timed: minutes become
     steps, and the machine is then free for other work. The same command again continues.

@@ -45,7 +45,7 @@ def schema() -> None:
 @config.command()
 @click.argument("names", nargs=-1, metavar="[SECTION | SECTION.FIELD]...")
 def explain(names: tuple[str, ...]) -> None:
-    """Explain settings: meaning and unit, what each takes, its default, and where it is set.
+    """Explain settings: meaning and unit, accepted values, default, and where it is set.
 
     Without a name, list the sections.
     """

@@ -27,7 +27,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group(cls=Group)
 def data() -> None:
-    """Check, count and show the stories that a run config trains on, as tokens."""
+    """Verify, count and show the tokenized stories that a run config trains on."""
 
 
 @data.command()
@@ -36,7 +36,7 @@ def data() -> None:
 def verify(config: str | None, overrides: tuple[str, ...]) -> None:
     """Read every prepared token and compare it with the checksums. Exits 2 if one is damaged, or nothing is prepared.
 
-    A run makes what is damaged again.
+    A run prepares damaged parts again.
     """
     from storyteller_ds.data.corpus import find_corpus
 
@@ -83,7 +83,7 @@ def stats(config: str | None, as_json: bool, overrides: tuple[str, ...]) -> None
 @click.argument("number", type=int)
 @_config
 @click.option("--split", type=click.Choice(_SPLITS), default="train", show_default=True)
-@click.option("--tokens", is_flag=True, help="Show how it is cut.")
+@click.option("--tokens", is_flag=True, help="Show the tokens.")
 @_overrides
 def show(number: int, config: str | None, split: str, tokens: bool, overrides: tuple[str, ...]) -> None:
     """Print story NUMBER, counted from 1, as the model sees it: decoded from its tokens."""

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     help="Preset name or YAML file.  [default: quickstart]",
 )
 @click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON; without one, a single device.")
-@click.option("--world_size", type=click.IntRange(1), help="Ranks the run will have.  [default: of the hostfile, or 1]")
-@click.option("--hostfile", "-H", type=UserPath(), help="Also ask the machines of this file, by ssh.")
-@click.option("--output_dir", type=UserPath(), help="Where the run would write.  [default: runs/NAME]")
-@click.option("--fix", is_flag=True, help="Fix what can be fixed without a risk, and say so.")
+@click.option(
+    "--world_size", type=click.IntRange(1), help="Number of ranks of the run.  [default: of the hostfile, or 1]"
+)
+@click.option("--hostfile", "-H", type=UserPath(), help="Also check the machines in this file, by ssh.")
+@click.option("--output_dir", type=UserPath(), help="Output folder of the run.  [default: runs/NAME]")
+@click.option("--fix", is_flag=True, help="Fix what can be fixed safely, and list it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON array.")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def doctor(
@@ -38,10 +40,10 @@ def doctor(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say what is wrong with a run before it begins: machine, hosts, text and settings.
+    """Find what is wrong with a run before it starts: machine, hosts, text and settings.
 
-    Takes what train takes. Each finding is an error (it cannot work), a warning or a note, with what was seen and how
-    to fix it. Exits with 2 if there is an error.
+    Takes the arguments of train. Each finding is an error (it cannot work), a warning or a note, with what was seen
+    and how to fix it. Exits with 2 if there is an error.
     """
     # Imported here, with torch: --help need not wait for it.
     from storyteller_ds.doctor.consult import consult

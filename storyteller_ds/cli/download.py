@@ -12,7 +12,7 @@ _NAMES = ("tinystories", "tinystories-gpt4", "writingprompts", "gutenberg", "boo
 
 
 @click.command()
-@click.option("--output_dir", type=UserPath(), help="Folder that gets a folder for each dataset.")
+@click.option("--output_dir", type=UserPath(), help="Where to put a folder for each dataset.")
 @click.option(
     "--dataset",
     "names",
@@ -22,11 +22,11 @@ _NAMES = ("tinystories", "tinystories-gpt4", "writingprompts", "gutenberg", "boo
     show_default=True,
     help="May be given several times.",
 )
-@click.option("--list", "is_list", is_flag=True, help="Say what the datasets are, and end.")
+@click.option("--list", "is_list", is_flag=True, help="List the datasets and exit.")
 def download(output_dir: Path | None, names: tuple[str, ...], is_list: bool) -> None:
     """Download datasets of stories from the Hugging Face hub.
 
-    Size and licence are told first. The same command again continues an interrupted download.
+    Shows size and license first. The same command again continues an interrupted download.
     """
     from storyteller_ds.console import lines_to, stderr_console
     from storyteller_ds.data.download import download as download_dataset

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=32,
     show_default=True,
-    help="To be told from held-out openings; 0: none.",
+    help="Number of stories to tell from held-out openings; 0: none.",
 )
-@click.option("--max_new_tokens", type=click.IntRange(1), default=200, show_default=True, help="Of each story.")
+@click.option("--max_new_tokens", type=click.IntRange(1), default=200, show_default=True, help="Longest story.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the openings and the stories.")
-@click.option("--judge_url", metavar="URL", help="Endpoint of a model that grades the stories, as OpenAI's.")
-@click.option("--judge_model", metavar="NAME", help="What the endpoint calls it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the openings and the stories.")
+@click.option("--judge_url", metavar="URL", help="OpenAI-compatible endpoint of a model that grades the stories.")
+@click.option("--judge_model", metavar="NAME", help="Name of that model at the endpoint.")
 @click.option("--device", type=DeviceName(), default="auto", show_default=True)
 @click.argument("overrides", nargs=-1, metavar="[data.field=value]...")
 def evaluate(
@@ -59,10 +59,10 @@ def evaluate(
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say how well models predict held-out stories, what their own are like, and what is copied.
+    """Measure how models predict held-out stories, what their own stories are like, and how much is copied.
 
-    A table on stdout, progress on stderr. A judge is sent stories, and the key in STORYTELLER_JUDGE_KEY. Settings of
-    data say how --data is read.
+    Prints a table to stdout and progress to stderr. A judge gets the stories, and the key in STORYTELLER_JUDGE_KEY.
+    Settings of data say how --data is read.
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())
     if (judge_url is None) != (judge_model is None):

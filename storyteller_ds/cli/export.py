@@ -15,7 +15,7 @@ from storyteller_ds.cli.paths import UserPath
     "form",
     required=True,
     type=click.Choice(["hf", "gguf", "llama2c", "safetensors"]),
-    help="hf: for transformers and its kin; gguf: for llama.cpp and Ollama; llama2c: for llama2.c; safetensors: "
+    help="hf: for transformers; gguf: for llama.cpp and Ollama; llama2c: for llama2.c; safetensors: "
     "weights under our own names.",
 )
 @click.option("--output", required=True, type=UserPath(), help="Folder to write; must not exist yet.")
@@ -26,11 +26,11 @@ from storyteller_ds.cli.paths import UserPath
     show_default=True,
     help="Format of the weights; bf16 for hf and safetensors, q8_0 for gguf and llama2c.",
 )
-@click.option("--push_to_hub", "repo", metavar="REPO", help="Also upload it to OWNER/NAME on the Hugging Face hub.")
+@click.option("--push_to_hub", "repo", metavar="REPO", help="Also upload to OWNER/NAME on the Hugging Face hub.")
 def export(checkpoint: Path, form: str, output: Path, dtype: str, repo: str | None) -> None:
-    """Write a model in the format of another tool, read it back, and compare.
+    """Export a model to the format of another tool, read it back, and compare.
 
-    What the format cannot express is refused with the reason. A repository that --push_to_hub makes is private.
+    A model that the format cannot express is refused with the reason. A repository created by --push_to_hub is private.
     """
     from storyteller_ds.interchange import hub
 

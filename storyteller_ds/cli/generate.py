@@ -31,13 +31,19 @@ _STDOUT = Path("-")
 @click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line or Ctrl-D.")
 @click.option("--prompts_file", type=UserPath(or_stream=True), help="One prompt a line; - is stdin.")
 @click.option("--output", type=UserPath(or_stream=True), help="Write the stories of --prompts_file here; - is stdout.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object for each story, with its tokens and experts.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per story, with its tokens and experts.")
 @click.option(
-    "-n", "--num_stories", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="For each prompt."
+    "-n", "--num_stories", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Stories per prompt."
 )
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest token.")
 @click.option("--top_k", type=int, default=0, show_default=True, help="Only the k likeliest tokens; 0: all.")
-@click.option("--top_p", type=float, default=1.0, show_default=True, help="Only the likeliest up to this probability.")
+@click.option(
+    "--top_p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Only the likeliest tokens that together reach this probability.",
+)
 @click.option(
     "--min_p",
     type=float,
@@ -45,13 +51,15 @@ _STDOUT = Path("-")
     show_default=True,
     help="Only tokens with this share of the likeliest's probability.",
 )
+@click.option("--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1: fewer repetitions.")
 @click.option(
-    "--repetition_penalty", type=float, default=1.0, show_default=True, help="Above 1: less of what was said."
+    "--presence_penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Above 0: fewer words that the story already has.",
 )
-@click.option(
-    "--presence_penalty", type=float, default=0.0, show_default=True, help="Above 0: less of the story's words."
-)
-@click.option("--frequency_penalty", type=float, default=0.0, show_default=True, help="The same, for each time.")
+@click.option("--frequency_penalty", type=float, default=0.0, show_default=True, help="The same, once per occurrence.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option("--max_new_tokens", type=int, help="Longest continuation.  [default: as long as the context has room]")
 @click.option(
@@ -59,16 +67,22 @@ _STDOUT = Path("-")
     type=click.Choice(["stop", "slide"]),
     default="stop",
     show_default=True,
-    help="At the context's end; slide: forget its first half and go on.",
+    help="When the context is full: stop, or forget its first half and continue.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first story; each next has the next seed.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the first story; each following story has the next seed.",
+)
 @click.option("--device", type=DeviceName(), default="auto", show_default=True)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
-    help="Of weights and products; auto: that of training on a GPU, else fp32.",
+    help="Format of weights and products; auto: as in training on a GPU, else fp32.",
 )
 @memory_hint("a shorter prompt or fewer --max_new_tokens need less; of a GPU's memory, --device cpu needs none")
 def generate(

@@ -14,15 +14,15 @@ from storyteller_ds.cli.paths import UserPath
     "form",
     required=True,
     type=click.Choice(["hf", "llama2c"]),
-    help="hf: a folder of Hugging Face's layout; llama2c: a model.bin of llama2.c.",
+    help="hf: a folder in Hugging Face's layout; llama2c: a model.bin of llama2.c.",
 )
 @click.option("--model", required=True, type=UserPath(), help="The folder, or the file.")
 @click.option("--tokenizer", type=UserPath(), help="tokenizer.bin of llama2.c; by default that beside the model.")
 @click.option("--output_dir", required=True, type=UserPath(), help="Run folder to write; must not exist yet.")
 def import_(form: str, model: Path, tokenizer: Path | None, output_dir: Path) -> None:
-    """Read a model of another tool into a run folder, from which stories can be generated.
+    """Import a model of another tool into a run folder.
 
-    A pickle, which can run code, is never read. What we do not compute is refused.
+    Pickles can run code and are never read. A model that storyteller cannot compute exactly is refused.
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())
     # Imported here, with torch: --help need not wait for it.

@@ -51,18 +51,18 @@ class _Launch(click.Command):
     cls=_Launch,
     epilog="What follows -- is for storyteller train: storyteller launch --num_accelerators 2 -- --ds_config F seed=1",
 )
-@click.option("--hostfile", "-H", type=UserPath(), help="A line HOST slots=N for each machine.")
+@click.option("--hostfile", "-H", type=UserPath(), help="File with a line HOST slots=N per machine.")
 @click.option("--include", "-i", default="", metavar="HOST[:SLOT,..][@..]", help="Only these hosts and slots.")
-@click.option("--exclude", "-e", default="", metavar="HOST[:SLOT,..][@..]", help="All but these hosts and slots.")
-@click.option("--num_nodes", type=click.IntRange(1), help="The first so many hosts.")
+@click.option("--exclude", "-e", default="", metavar="HOST[:SLOT,..][@..]", help="All except these hosts and slots.")
+@click.option("--num_nodes", type=click.IntRange(1), help="Use this many hosts, from the first.")
 @click.option("--num_accelerators", "--num_gpus", type=click.IntRange(1), help="Ranks on each host.")
-@click.option("--master_addr", help="Address of the first host, as the others reach it.")
+@click.option("--master_addr", help="Address at which the others reach the first host.")
 @click.option("--master_port", type=click.IntRange(1, 65535), help="[default: a free one for a local run, else 29500]")
 @click.option("--no_ssh", is_flag=True, help="Start only the ranks of this machine, --node_rank of the hostfile.")
 @click.option("--node_rank", type=click.IntRange(0), help="With --no_ssh: which host of the hostfile this one is.")
-@click.option("--ssh_port", type=click.IntRange(1, 65535), help="Of all hosts.")
-@click.option("--no_ssh_check", is_flag=True, help="Do not try ssh to the first host beforehand.")
-@click.option("--force_multi", is_flag=True, help="Go through ssh also to a single host.")
+@click.option("--ssh_port", type=click.IntRange(1, 65535), help="ssh port of all hosts.")
+@click.option("--no_ssh_check", is_flag=True, help="Do not test ssh to the first host first.")
+@click.option("--force_multi", is_flag=True, help="Use ssh even for a single host.")
 @click.argument("training", nargs=-1, type=click.UNPROCESSED, metavar="-- [ARGUMENTS OF storyteller train]")
 def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     """Train on several ranks, here or on the machines of a hostfile (through ssh, with pdsh).

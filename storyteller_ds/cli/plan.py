@@ -35,13 +35,13 @@ _USUAL = 8
     help="h200-141, h100-80, a100-80, rtx5090-32, rtx4090-24, t4-16, m3-32; of this machine: cpu, cuda or mps.  "
     "[default: what training would use here]",
 )
-@click.option("--price_per_hour", type=click.FloatRange(0), help="Of one device, in any currency: adds the cost.")
-@click.option("--scale", is_flag=True, help="Add a table for 1 to 4,096 devices, with as many sequences on each.")
+@click.option("--price_per_hour", type=click.FloatRange(0), help="Price of one device in any currency; adds the cost.")
+@click.option("--scale", is_flag=True, help="Add a table for 1 to 4,096 devices with the same batch on each.")
 @click.option(
-    "--dry_run", is_flag=True, help="Take the first step as rank after rank, and compare what they do; needs no card."
+    "--dry_run", is_flag=True, help="Run the first step as every rank in turn and compare them; needs no GPU."
 )
 @click.option("--world_size", type=click.IntRange(1), help="Ranks of the dry run.  [default: nodes x gpus]")
-@click.option("--hostfile", type=UserPath(), help="Ranks of the dry run: the slots of these hosts.")
+@click.option("--hostfile", type=UserPath(), help="Take the ranks of the dry run from this hostfile.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; bytes and seconds.")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def plan(
@@ -58,9 +58,9 @@ def plan(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say what a run will need and take: memory, messages, time, cost, and which strategy is best.
+    """Estimate a run: memory, communication, time, cost, and the best strategy.
 
-    Nothing is trained, and no card is needed: times are estimates by published rates, or on this machine by measured
+    Nothing is trained and no GPU is needed: times are estimated from published rates, or on this machine from measured
     ones.
     """
     if dry_run:

@@ -21,39 +21,43 @@ _BOUNDARIES = ["auto", "blank_line", "line", "line_break", "heading", "opening",
     type=click.Choice(_BOUNDARIES),
     default="auto",
     show_default=True,
-    help="Where stories end in text without <|endoftext|>; auto decides by content and says what.",
+    help="Where stories end in text without <|endoftext|>; auto decides by content and logs its choice.",
 )
-@click.option("--language", default="en", show_default=True, help="The one that stays (ISO 639-1), or any.")
+@click.option(
+    "--language", default="en", show_default=True, help="Keep only stories in this language (ISO 639-1), or any."
+)
 @click.option(
     "--punctuation",
     type=click.Choice(["keep", "plain"]),
     default="keep",
     show_default=True,
-    help="plain: curly quotes, dashes and ellipses become those of a keyboard.",
+    help="plain: replace curly quotes, dashes and ellipses by ASCII.",
 )
-@click.option("--min_chars", type=click.IntRange(0), default=100, show_default=True, help="Of a story that stays.")
+@click.option("--min_chars", type=click.IntRange(0), default=100, show_default=True, help="Drop shorter stories.")
 @click.option(
     "--max_chars",
     type=click.IntRange(1),
     default=32_000,
     show_default=True,
-    help="A longer tale is cut at chapters, paragraphs or sentences.",
+    help="Cut longer stories at chapters, paragraphs or sentences.",
 )
 @click.option(
     "--splits",
     type=click.Choice(["hash", "given"]),
     default="hash",
     show_default=True,
-    help="hash: each story by itself, so that it stays in its split when the corpus grows; given: as files are named.",
+    help="hash: by each story's hash, so that it stays in its split when the corpus grows; given: by file name.",
 )
 @click.option("--validation_fraction", type=click.FloatRange(0, 0.5), default=0.05, show_default=True)
 @click.option("--test_fraction", type=click.FloatRange(0, 0.4), default=0.05, show_default=True)
 @click.argument("overrides", nargs=-1, metavar="[data.field=value]...")
-@click.option("--processes", type=click.IntRange(1), help="That clean; the result is the same.  [default: all cores]")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Number of processes; the result is the same.  [default: all cores]"
+)
 def preprocess(
     input_dir: Path, output_dir: Path, processes: int | None, overrides: tuple[str, ...], **settings: Any
 ) -> None:
-    """Clean stories, drop duplicates, and split them, with a card that accounts for every one.
+    """Clean, deduplicate and split stories, with a card that accounts for every one.
 
     Writes train.txt, validation.txt and test.txt, for `storyteller train data.source=OUTPUT_DIR`, and card.md and
     card.json: what came in, what was dropped and why, with examples. data.encoding, data.text_field and data.bad_rows

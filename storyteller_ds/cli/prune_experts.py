@@ -19,20 +19,24 @@ _EXPERT = re.compile(r"\s*(\d{1,9}):(\d{1,9})\s*")
 @click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
 @click.option("--output_dir", required=True, type=UserPath(), help="Run folder to write; must not exist yet.")
 @click.option(
-    "--experts", type=click.IntRange(1), help="Each layer keeps so many: those whose loss costs most, each by itself."
+    "--experts",
+    type=click.IntRange(1),
+    help="Keep this many experts in each layer: those that cost most when removed one at a time.",
 )
-@click.option("--drop", metavar="LAYER:EXPERT,...", help="Which go instead, as many of each layer; counted from 0.")
+@click.option(
+    "--drop", metavar="LAYER:EXPERT,...", help="Or remove these, the same number in each layer; counted from 0."
+)
 @click.option(
     "--data",
     type=UserPath(or_word=True),
-    help="Text to choose and to measure on.  [default: what the run was validated on]",
+    help="Text to choose experts and measure on.  [default: what the run was validated on]",
 )
 @click.option(
     "--knock_out_tokens",
     type=click.IntRange(1),
     default=20_000,
     show_default=True,
-    help="About how many are read without each expert, to choose.",
+    help="Approximate number of tokens to read without each expert.",
 )
 @click.option("--device", type=DeviceName(), default="auto", show_default=True)
 @click.argument("overrides", nargs=-1, metavar="[data.field=value]...")
@@ -46,10 +50,9 @@ def prune_experts(
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Make a mixture with fewer experts, and measure what that costs in bits per byte.
+    """Remove experts from a mixture and measure the cost in bits per byte.
 
-    What is written has weights only: enough to generate, to evaluate and to export; training begins with it
-    (--init_from).
+    The result has weights only: it can generate, be evaluated and be exported, and can start a new run (--init_from).
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())
     if (experts is None) == (drop is None):

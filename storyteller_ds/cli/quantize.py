@@ -10,13 +10,13 @@ from storyteller_ds.cli.paths import UserPath
 
 @click.command()
 @click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder; weights are enough.")
-@click.option("--bits", required=True, type=click.Choice(["8", "4"]), help="Of each weight.")
+@click.option("--bits", required=True, type=click.Choice(["8", "4"]), help="Bits per weight.")
 @click.option("--output_dir", required=True, type=UserPath(), help="Run folder to write; must not exist yet.")
 @click.option("--data", type=UserPath(), help="Text to measure on.  [default: what the run was validated on]")
 def quantize(checkpoint: Path, bits: str, output_dir: Path, data: Path | None) -> None:
-    """Round the weights to 8 or 4 bits, and measure what that costs in bits per byte.
+    """Quantize the weights to 8 or 4 bits and measure the cost in bits per byte.
 
-    What is written is enough to generate and to export; training cannot be continued, but begin with it (--init_from).
+    The result can generate and be exported. It cannot continue training, but can start a new run (--init_from).
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())
     # Imported here, with torch: --help need not wait for it.

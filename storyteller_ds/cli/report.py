@@ -12,18 +12,20 @@ from storyteller_ds.errors import UserError
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=UserPath(), metavar="RUN...")
-@click.option("--output_dir", type=UserPath(), help="Where the report goes.  [default: the run folder; of several: .]")
+@click.option(
+    "--output_dir", type=UserPath(), help="Where to write the report.  [default: the run folder; of several: .]"
+)
 @click.option(
     "--measure",
     is_flag=True,
-    help="First evaluate the newest checkpoint and make the atlas of its experts; kept in the run folder.",
+    help="First evaluate the newest checkpoint and make its expert atlas; both stay in the run folder.",
 )
-@click.option("--wandb", "to_wandb", is_flag=True, help="Also make it a report on Weights & Biases, and print its URL.")
+@click.option("--wandb", "to_wandb", is_flag=True, help="Also create a report on Weights & Biases and print its URL.")
 @click.option("--device", type=DeviceName(), default="auto", show_default=True, help="For --measure.")
 def report(runs: tuple[Path, ...], output_dir: Path | None, measure: bool, to_wandb: bool, device: str) -> None:
-    """Show what a run was and what it came to, or several side by side, from their records.
+    """Make the report of a run, or of several runs side by side.
 
-    Writes report.html, and report.md with pictures; also of a run that goes on. Training writes the report of its run
+    Writes report.html, and report.md with pictures; also for a run in progress. Training writes the report of its run
     when it ends.
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())

@@ -31,11 +31,11 @@ RESULTS, PLOT = "sweep.json", "sweep.png"
     multiple=True,
     required=True,
     metavar="FIELD=V1,V2,V3",
-    help="Values to try; all combinations where given again. FIELD=LOW..HIGH: a range, of which --trials are tried.",
+    help="Values to try; repeat for all combinations. FIELD=LOW..HIGH: a range, from which --trials values are tried.",
 )
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Length of each trial.  [default: its steps]")
-@click.option("--trials", type=click.IntRange(1), metavar="N", help="How many, where there is a range.")
-@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/NAME-sweep]")
+@click.option("--trials", type=click.IntRange(1), metavar="N", help="Number of trials, for ranges.")
+@click.option("--output_dir", type=UserPath(), help="Output folder.  [default: runs/NAME-sweep]")
 @click.argument("overrides", nargs=-1, metavar="[section.field=value]...")
 def sweep(
     config: str | None,
@@ -45,7 +45,7 @@ def sweep(
     output_dir: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train once with each of several settings, and compare bits per byte. The same command again continues."""
+    """Train with each of several settings and compare bits per byte. The same command again continues."""
     _check_installed()
     from storyteller_ds.sweep.space import read_space
 

@@ -24,7 +24,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group(cls=Group)
 def tokenizer() -> None:
-    """Train a tokenizer, look at one, or compare several."""
+    """Train, inspect or compare tokenizers."""
 
 
 @tokenizer.command()
@@ -35,9 +35,11 @@ def tokenizer() -> None:
     help="Text to train on; anything that data.source takes.",
 )
 @click.option("--output_dir", required=True, type=UserPath(), help="Folder for tokenizer.json.")
-@click.option("--kind", type=click.Choice(KINDS), default="bpe", show_default=True, help="As tokenizer.kind.")
+@click.option("--kind", type=click.Choice(KINDS), default="bpe", show_default=True, help="See tokenizer.kind.")
 @click.option("--vocab_size", type=click.IntRange(2, 10_000_000), help="Number of tokens.  [default: at most 2048]")
-@click.option("--special_token", multiple=True, metavar="TOKEN", help="A token that no text becomes; may be repeated.")
+@click.option(
+    "--special_token", multiple=True, metavar="TOKEN", help="Special token that no text is encoded to; may be repeated."
+)
 @_as_json
 @click.argument("overrides", nargs=-1, metavar="[data.field=value]...")
 def train(
@@ -89,10 +91,10 @@ def train(
 
 @tokenizer.command()
 @click.argument("path", type=UserPath())
-@click.option("--text", help="Also show how this text is cut.")
+@click.option("--text", help="Also show how this text is split.")
 @_as_json
 def inspect(path: Path, text: str | None, as_json: bool) -> None:
-    """Show what a tokenizer is made of, and how it cuts a text.
+    """Show what a tokenizer consists of, and how it splits a text.
 
     PATH is a tokenizer.json, a tokenizer.bin of llama2.c, or a folder: a run's, or one with vocab.json and merges.txt.
     """
@@ -143,9 +145,9 @@ def inspect(path: Path, text: str | None, as_json: bool) -> None:
 @tokenizer.command()
 @click.argument("tokenizers", nargs=-1, required=True, type=UserPath(or_word=True), metavar="TOKENIZER...")
 @click.option("--input_file", required=True, type=UserPath(or_word=True), help="Text to compare on, as data.source.")
-@click.option("--train_file", type=UserPath(or_word=True), help="Text for those that are trained, as data.source.")
-@click.option("--rare", type=click.IntRange(1), default=10, show_default=True, help="Used less often is rare.")
-@click.option("--plot", type=UserPath(), help="Also draw it, into this PNG file.")
+@click.option("--train_file", type=UserPath(or_word=True), help="Text to train tokenizers on, as data.source.")
+@click.option("--rare", type=click.IntRange(1), default=10, show_default=True, help="Tokens used less often are rare.")
+@click.option("--plot", type=UserPath(), help="Also plot the comparison to this PNG file.")
 @_as_json
 def compare(
     tokenizers: tuple[str, ...], input_file: str, train_file: str | None, rare: int, plot: Path | None, as_json: bool

@@ -62,7 +62,7 @@ class _Train(click.Command):
     help="Preset name or YAML file.  [default: quickstart]",
 )
 @click.option("--ds_config", type=UserPath(), help="DeepSpeed JSON; without one, a single device.")
-@click.option("--output_dir", type=UserPath(), help="Where everything goes.  [default: runs/NAME]")
+@click.option("--output_dir", type=UserPath(), help="Output folder.  [default: runs/NAME]")
 @click.option(
     "--resume",
     type=UserPath(or_word=True),
@@ -74,10 +74,10 @@ class _Train(click.Command):
     "--init_from",
     type=UserPath(),
     metavar="RUN",
-    help="Begin with the weights, model and tokenizer of a run or a step; new optimizer and schedule.",
+    help="Start from the weights, model and tokenizer of a run or a step, with a new optimizer and schedule.",
 )
-@click.option("--tokenizer_path", type=UserPath(), help="The same as tokenizer.path=PATH.")
-@click.option("--quiet", is_flag=True, help="No progress, only errors.")
+@click.option("--tokenizer_path", type=UserPath(), help="Same as tokenizer.path=PATH.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option(
     "--local_rank", type=int, hidden=True, help="Passed by the deepspeed launcher; LOCAL_RANK has the same value."
 )

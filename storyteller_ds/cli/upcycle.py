@@ -12,16 +12,18 @@ from storyteller_ds.cli.paths import UserPath
 @click.option("--checkpoint", required=True, type=UserPath(), help="Run folder or step folder of a dense model.")
 @click.option("--output_dir", required=True, type=UserPath(), help="Run folder to write; must not exist yet.")
 @click.option("--num_experts", type=click.IntRange(2), default=8, show_default=True)
-@click.option("--top_k", type=click.IntRange(1), default=2, show_default=True, help="Experts of a token.")
-@click.option("--every_n_layers", type=click.IntRange(1), default=1, show_default=True, help="Which layers get them.")
+@click.option("--top_k", type=click.IntRange(1), default=2, show_default=True, help="Experts per token.")
+@click.option(
+    "--every_n_layers", type=click.IntRange(1), default=1, show_default=True, help="Every n-th layer gets experts."
+)
 @click.option(
     "--noise",
     type=click.FloatRange(0, 10),
     default=0.0,
     show_default=True,
-    help="Added to the experts' matrices, as a part of their standard deviation; 0: the mixture computes the same.",
+    help="Noise added to the experts' matrices, relative to their standard deviation; 0: the same outputs.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of routers and noise.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of routers and noise.")
 def upcycle(
     checkpoint: Path,
     output_dir: Path,
@@ -31,10 +33,10 @@ def upcycle(
     noise: float,
     seed: int,
 ) -> None:
-    """Make a mixture of experts from a dense model, to train it further.
+    """Turn a dense model into a mixture of experts, to train it further.
 
-    Each expert is a copy of a feed-forward layer; routers are new. It has weights only: `storyteller train --init_from`
-    begins with them.
+    Each expert is a copy of the feed-forward layer; routers are new. The result has weights only, for `storyteller
+    train --init_from`.
     """
     click.get_current_context().with_resource(ended_as_by_ctrl_c())
     # Imported here, with torch: --help need not wait for it.

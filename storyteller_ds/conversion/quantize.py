@@ -1,4 +1,4 @@
-"""From a checkpoint to one whose weights are small integers with scales, and what that costs in bits per byte."""
+"""Quantize a checkpoint's weights to small integers with scales, and measure the cost in bits per byte."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.quantized import bits_of, dequantize, quantize
 
 _SEQUENCES = 8
-"""In one forward pass."""
+"""Sequences in one forward pass."""
 
 
 class Score(NamedTuple):
@@ -33,7 +33,7 @@ class Score(NamedTuple):
 
     bits_per_byte: float
     tokens: int
-    """That were predicted."""
+    """Number of predicted tokens."""
 
 
 class QuantizedRun(NamedTuple):
@@ -41,25 +41,25 @@ class QuantizedRun(NamedTuple):
 
     checkpoint: Path
     text: str
-    """What both were measured on."""
+    """The text that both were measured on."""
     scores: tuple[Score, Score]
     """Before and after."""
     bytes: tuple[int, int]
-    """Of the weights, before and after."""
+    """Size of the weights, before and after."""
 
 
 @torch.no_grad()
 def quantize_run(
     source: Path, bits: int, output_dir: Path, data: Path | None, device: torch.device, log: Callable[[str], None]
 ) -> QuantizedRun:
-    """Write a run folder with a checkpoint of quantised weights, enough to generate and to export.
+    """Write a run folder with a checkpoint of quantized weights, enough to generate and to export.
 
     Args:
         source: a run folder (its newest valid step) or a step folder; weights are enough.
         bits: 8 or 4; see model/quantized.py.
         output_dir: the run folder; must not exist.
         data: text file or folder to measure bits per byte on; None: the validation text of the run.
-        device: where they are measured.
+        device: where bits per byte are measured.
         log: gets a line about each step.
 
     Raises:
@@ -95,7 +95,7 @@ def quantize_run(
 
 @torch.no_grad()
 def score(decoder: Decoder, batches: ValidationBatches, limit: int | None, device: torch.device) -> Score:
-    """Bits per UTF-8 byte of the first `limit` global batches, or of all; as val_bpb of a run that trains in fp32."""
+    """Bits per UTF-8 byte of the first `limit` global batches, or of all; like val_bpb of a run that trains in fp32."""
     nll, tokens = 0.0, 0
     for batch in batches.batches(limit):
         token_BS, target_BS, position_BS = batch.to(device)
@@ -105,7 +105,7 @@ def score(decoder: Decoder, batches: ValidationBatches, limit: int | None, devic
 
 
 def _on(run: RunConfig, checkpoint: Checkpoint, data: Path) -> RunConfig:
-    """The run config with another text, in the model's tokens."""
+    """The run config with another text, tokenized with the model's tokenizer."""
     text, before = str(data.absolute()), run.data
     given = DataConfig(
         source=text,
@@ -122,10 +122,10 @@ def _on(run: RunConfig, checkpoint: Checkpoint, data: Path) -> RunConfig:
 def _validation(
     run: RunConfig, checkpoint: Checkpoint, log: Callable[[str], None], is_given: bool
 ) -> ValidationBatches:
-    """The validation text of a run.
+    """Batches of the validation text of a run.
 
     Raises:
-        DataError: it cannot be used, or it is not what the checkpoint was validated on and was not given.
+        DataError: the text cannot be used, or no text was given and it is not what the checkpoint was validated on.
     """
     corpus = open_corpus(run, prepare_corpus(run, log)) if is_given else own_corpus(run, checkpoint, log)
     size = run.train.global_batch_size

@@ -1,4 +1,4 @@
-"""A dense model as the beginning of a mixture: sparse upcycling (Komatsuzaki et al. 2023, 2212.05055)."""
+"""Turn a dense model into an initial MoE model: sparse upcycling (Komatsuzaki et al. 2023, 2212.05055)."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _DENSE_NAME = {
     "experts.down_proj": "down_proj.weight",
     "experts.down_bias": "down_proj.bias",
 }
-"""What the experts of a mixture are copies of."""
+"""Expert parameter -> dense parameter that it is copied from."""
 
 
 def upcycle(
@@ -37,17 +37,17 @@ def upcycle(
     seed: int,
     log: Callable[[str], None],
 ) -> Path:
-    """A checkpoint of a mixture whose experts are copies of a dense model's feed-forward layers; its router is new.
+    """Write a checkpoint of an MoE model whose experts are copies of a dense model's FFN layers, with a new router.
 
-    The gate weights of a token sum to 1, so that without noise the mixture computes what the dense model does.
+    The gate weights of a token sum to 1, so without noise the MoE model computes what the dense model does.
 
     Args:
         source: run folder (its newest valid step) or step folder of the dense model.
         output_dir: run folder to write; must not exist.
         experts: fields of the moe section: num_experts, top_k, every_n_layers.
-        noise: standard deviation of what is added to each number of an expert's matrix, as a part of that of the
-            matrix.
-        seed: of router and noise.
+        noise: standard deviation of the noise added to each expert matrix, as a fraction of the standard deviation of
+            the matrix.
+        seed: seed of router and noise.
         log: gets a line about each step that is skipped.
 
     Returns:
@@ -55,10 +55,10 @@ def upcycle(
 
     Raises:
         CheckpointError: there is no valid checkpoint, or the new one could not be written.
-        ConfigError, UserError: the model is a mixture already, or there can be no such mixture; or output_dir exists.
+        ConfigError, UserError: the model is an MoE model already, no such MoE model is possible, or output_dir exists.
     """
     check_new_run(output_dir)
-    if not math.isfinite(noise):  # which passes for a number within any range
+    if not math.isfinite(noise):  # range checks let it pass
         raise UserError(f"--noise {noise}: give a part of the weights' standard deviation, as 0.02")
     checkpoint = find_checkpoint(source, log, names.WEIGHTS)
     config = str(checkpoint.folder / names.CONFIG)
@@ -76,16 +76,16 @@ def upcycle(
 
 @torch.no_grad()
 def _mixture(run: RunConfig, dense: Callable[[str], Tensor], noise: float, seed: int) -> dict[str, Tensor]:
-    """Canonical tensors of a mixture.
+    """Canonical tensors of the MoE model.
 
     Args:
-        run: of the mixture.
-        dense: gives the dense model's tensor of a canonical name.
+        run: run config of the MoE model.
+        dense: returns the dense model's tensor with a canonical name.
         noise: see upcycle.
         seed: likewise.
     """
     decoder = empty_decoder(run).to_empty(device="cpu")
-    init_parameters(decoder, run.model, seed)  # what is not overwritten: the routers
+    init_parameters(decoder, run.model, seed)  # all but the routers are overwritten below
     weights = {}
     for name, parameter, *_ in placed_parameters(decoder):
         block, _, part = name.partition(".ffn.")

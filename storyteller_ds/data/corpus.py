@@ -1,7 +1,7 @@
-"""A prepared corpus: tokenizer and token shards of both splits, made once and kept in a cache folder.
+"""A prepared corpus: the tokenizer and the token shards of both splits, made once and kept in a cache folder.
 
-The cache can always be made again from the text: what is damaged in it is made again, and a preparation
-continues what a killed one has finished.
+The cache can always be rebuilt from the text: a damaged corpus is made again, and a preparation continues from
+what a killed one has finished.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.untrusted import UntrustedFileError
 
 _DAMAGE = (DataError, UntrustedFileError, OSError)
-"""What is raised by files that are missing or not what they were."""
+"""Raised for files that are missing or have changed."""
 
 
 class NotPrepared(DataError):
-    """The cache has no tokens of a text yet."""
+    """The cache has no tokens for a text yet."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Corpus:
     validation_bytes: TextBytes
     """Bytes of the text behind the validation tokens."""
     train_prompts: NDArray[np.int64] | None
-    """[documents] Tokens of the prompt of each, which are not targets; None: there are none."""
+    """[documents] Number of prompt tokens of each, which are not targets; None: there are no prompts."""
     validation_prompts: NDArray[np.int64] | None
-    """Likewise."""
+    """Like train_prompts."""
     train_size: SplitIndex
     validation_size: SplitIndex
     fingerprint: str
@@ -58,18 +58,18 @@ class Corpus:
 
 
 def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
-    """Make tokenizer and token shards unless the cache has them whole; one process per machine calls this.
+    """Make the tokenizer and token shards unless the cache has them intact; one process per machine calls this.
 
     Returns the key that open_corpus takes.
 
     Args:
-        run: its data and tokenizer sections count.
+        run: only its data and tokenizer sections are used.
         log: gets a line about each step.
 
     Raises:
-        DataError: the text or the tokenizer cannot be used, the text has changed meanwhile, or the cache cannot be
-            written. Nothing is left behind then; after an interruption what is finished stays, and the next call goes
-            on from there.
+        DataError: the text or the tokenizer cannot be used, the text changed in the meantime, or the cache cannot be
+            written. Nothing is left behind then; after an interruption, finished parts are kept and the next call
+            continues from there.
     """
     sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
     folder, problem = _looked_up(run, sources, given, log)
@@ -97,14 +97,14 @@ def prepare_corpus(run: RunConfig, log: Callable[[str], None]) -> str:
 
 
 def find_corpus(run: RunConfig, log: Callable[[str], None]) -> Path:
-    """The folder in the cache with the corpus of a run, all shards checked; makes none.
+    """The cache folder with the corpus of a run, after checking all shards; does not prepare one.
 
     Args:
         run: see prepare_corpus.
         log: gets a line if the text takes long to read.
 
     Raises:
-        NotPrepared: there is none.
+        NotPrepared: the cache has no such corpus.
         DataError: it is damaged, or the text cannot be read.
     """
     sources, given = choose_sources(run.data), given_tokenizer(run.tokenizer, run.data.cache_dir)
@@ -117,7 +117,7 @@ def find_corpus(run: RunConfig, log: Callable[[str], None]) -> Path:
 
 
 def open_corpus(run: RunConfig, key: str) -> Corpus:
-    """The corpus that prepare_corpus has made and named `key`, all shards checked.
+    """Open the corpus that prepare_corpus made and named `key`, after checking all shards.
 
     Raises:
         DataError: something in it is missing or damaged; prepare_corpus prepares it again.
@@ -173,7 +173,7 @@ def _looked_up(
 
 
 def _problem(folder: Path, vocab_size: int) -> str | None:
-    """Why the corpus must be made: the damage, or "" if there is none yet; None: it is whole."""
+    """Why the corpus must be made: the damage, or "" if there is no corpus yet; None: it is intact."""
     if not os.path.lexists(folder):
         return ""
     try:
@@ -188,7 +188,7 @@ def _fill(
 ) -> None:
     try:
         make_corpus(run, sources, given, work, log)
-        # The text was read several times since then; new sources have nothing cached.
+        # The text was read several times since the key was computed; new sources have nothing cached.
         with meanwhile(lambda: log(f"checking that {run.data.source_name} has not changed"), LINE_EVERY_S):
             if _key(run, choose_sources(run.data), given) != key:
                 names = " or ".join(filter(None, (run.data.source_name, run.data.validation)))
@@ -196,16 +196,16 @@ def _fill(
                     f"{names} was changed while it was prepared, and nothing of that is kept; run again when it stays "
                     "as it is"
                 )
-    except (DataError, OSError):  # but not after an interruption: the next try continues
+    except (DataError, OSError):  # not after an interruption: the next attempt continues
         shutil.rmtree(work, ignore_errors=True)
         raise
 
 
 def _key(run: RunConfig, sources: Sources, given: Tokenizer | None) -> str:
-    """Name of the cache folder: all that would change the tokens changes it. Reads the sources once."""
+    """Name of the cache folder, which changes with anything that would change the tokens; reads the sources once."""
     tokenizer = run.tokenizer
     special = f"/{json.dumps(tokenizer.special_tokens)}" if tokenizer.special_tokens else ""
     tokens = given.fingerprint if given else f"{tokenizer.kind}/{tokenizer.vocab_size}{special}"
-    # How shards are written is not part of the fingerprint: their tokens are the same, and old runs continue.
+    # The shard version is in this key but not in the fingerprint: the tokens are the same, and old runs continue.
     parts = (FORMAT, SHARD_VERSION, sources.train.fingerprint, sources.validation.fingerprint, tokens)
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:24]

@@ -25,19 +25,19 @@ class _Strict(BaseModel):
 
 
 class SplitIndex(_Strict):
-    """The shards of one split, and how much text they are."""
+    """The shards of one split, and how much text they hold."""
 
     documents: int = Field(ge=0)
     bytes: int | None = Field(None, ge=0)
-    """UTF-8 bytes of the text; None: prepared before they were counted."""
+    """UTF-8 bytes of the text; None: the corpus was prepared before bytes were counted."""
     unknown_tokens: int = Field(0, ge=0)
-    """Tokens that stand for what the tokenizer does not know; counted for validation alone."""
+    """Tokens that stand for text unknown to the tokenizer; counted for validation only."""
     shards: list[str] = Field(min_length=1)
     """File names, in order."""
     byte_shards: list[str] | None = Field(None, min_length=1)
-    """Likewise, of the bytes of each token (TextBytes)."""
+    """File names, in order, of the shards with the bytes of each token (TextBytes)."""
     prompt_shards: list[str] | None = Field(None, min_length=1)
-    """Likewise, of the number of tokens of each document's prompt; None: the documents have none."""
+    """File names, in order, of the shards with each document's number of prompt tokens; None: there are no prompts."""
 
 
 class UnfinishedIndex(_Strict):
@@ -46,7 +46,7 @@ class UnfinishedIndex(_Strict):
     tokenizer: str
     """Fingerprint of the tokenizer."""
     sha256: dict[str, str] = {}
-    """Checksums of the shards by name; older indexes do not have it."""
+    """Checksums of the shards by name; missing from older indexes."""
 
 
 class CorpusIndex(UnfinishedIndex):
@@ -65,9 +65,9 @@ def write_index(folder: Path, tokenizer: Tokenizer, entries: Mapping[str, Any]) 
     """Write the tokenizer, then the index.
 
     Args:
-        folder: of the shards.
-        tokenizer: which has made them.
-        entries: of the shards; none while they are being made.
+        folder: folder of the shards.
+        tokenizer: the tokenizer that made them.
+        entries: index entries of the shards; empty while they are being made.
     """
     index = {**entries, "tokenizer": tokenizer.fingerprint}
     if entries:
@@ -81,8 +81,8 @@ def read_index(folder: Path, kind: type[Index]) -> tuple[Index, Tokenizer]:
     """The index and the tokenizer.
 
     Args:
-        folder: of the shards.
-        kind: whether they are finished.
+        folder: folder of the shards.
+        kind: CorpusIndex if the shards must be finished, else UnfinishedIndex.
 
     Raises:
         UntrustedFileError, OSError: one of the two is missing or damaged.
@@ -96,7 +96,7 @@ def read_index(folder: Path, kind: type[Index]) -> tuple[Index, Tokenizer]:
         raise UntrustedFileError(f"{folder / INDEX}: changed since it was written")
     try:
         tokenizer = load_tokenizer(inside(folder, TOKENIZER))
-    except DataError:  # whose advice is about tokenizer.path
+    except DataError:  # its advice is about tokenizer.path
         raise UntrustedFileError(f"{folder / TOKENIZER}: missing, or no tokenizer") from None
     if tokenizer.fingerprint != index.tokenizer:
         raise UntrustedFileError(f"{folder / TOKENIZER}: not the tokenizer of these shards")
@@ -104,12 +104,12 @@ def read_index(folder: Path, kind: type[Index]) -> tuple[Index, Tokenizer]:
 
 
 def open_listed_shard(folder: Path, name: str, index: UnfinishedIndex, vocab_size: int) -> NDArray[Any]:
-    """The ids of a shard, after open_shard's checks, and that its checksum is the one in the index.
+    """The ids of a shard, after open_shard's checks and a comparison of its checksum with the index.
 
-    A shard of another corpus is as whole as ours.
+    open_shard alone would accept an intact shard of another corpus.
 
     Raises:
-        DataError, UntrustedFileError: it is missing, damaged, or another.
+        DataError, UntrustedFileError: the shard is missing, damaged, or a different one.
     """
     path = inside(folder, name)
     ids = open_shard(path, vocab_size)

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub as folders that data.source and `storyteller preprocess` read."""
+"""Downloads datasets of the Hugging Face hub as folders that data.source and `storyteller preprocess` read."""
 
 import hashlib
 import logging
@@ -20,10 +20,10 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
 ANSWER_SECONDS = 10.0
-"""The hub must have said within it what a dataset holds (seconds)."""
+"""Time limit for the hub to say what a dataset holds (seconds)."""
 PROVENANCE = "PROVENANCE.md"
 _PART = ".part"
-"""Of the name of a file that is not complete."""
+"""Name suffix of a file that is not complete."""
 _CHUNK_BYTES = 1 << 23
 
 Log = Callable[[str], None]
@@ -35,7 +35,7 @@ class RemoteFile(NamedTuple):
     size: int
     """Bytes."""
     sha256: str | None
-    """In hex; the hub has it of large files."""
+    """In hex; the hub has it only for large files."""
 
 
 class Contents(NamedTuple):
@@ -48,7 +48,7 @@ class Contents(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of all files (bytes)."""
+        """Total size of all files (bytes)."""
         return sum(file.size for file in self.files.values())
 
 
@@ -57,8 +57,8 @@ def download(name: str, folder: Path, log: Log) -> Path:
 
     Args:
         name: a key of KNOWN.
-        folder: gets a folder of that name.
-        log: gets the lines about it: size and licence first.
+        folder: where to make a folder of that name.
+        log: gets lines about the progress, size and license first.
 
     Returns:
         The folder of the dataset.
@@ -125,7 +125,7 @@ def _licence(info: Any) -> str:
 
 
 def _fetch(known: KnownDataset, contents: Contents, work: Path) -> None:
-    """Download what is not there yet. (hf_hub_download would begin each file anew, and the largest has gigabytes.)"""
+    """Download what is missing; hf_hub_download would restart each file, and the largest is gigabytes in size."""
     from huggingface_hub import HfFileSystem
 
     try:
@@ -144,12 +144,12 @@ def _fetch(known: KnownDataset, contents: Contents, work: Path) -> None:
             part.rename(path)
     except _errors() as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # of the disk
+            raise  # an error of the disk
         _unreachable(known, error)
 
 
 def _check(part: Path, file: RemoteFile) -> None:
-    """Raises DataError, and removes a downloaded file, if it is not what the hub has."""
+    """Raises DataError if a downloaded file does not match the hub's, and removes it."""
     with part.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     if _size(part) != file.size or file.sha256 not in (None, sha256):
@@ -159,7 +159,7 @@ def _check(part: Path, file: RemoteFile) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's bars and warnings: our lines are about all files, and what matters becomes an error."""
+    """Hide the library's progress bars and warnings: our lines cover all files, and what matters becomes an error."""
     utils, logger = import_module("huggingface_hub.utils"), logging.getLogger("huggingface_hub")
     level, silent = logger.level, utils.are_progress_bars_disabled()
     logger.setLevel(logging.CRITICAL)
@@ -173,7 +173,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _finish(name: str, known: KnownDataset, contents: Contents, work: Path) -> None:
-    """Write down what it is and where it is from."""
+    """Record what the dataset is and where it is from."""
     rows = "\n".join(f"| {name} | {file.size} |" for name, file in contents.files.items())
     write_flushed(
         work / PROVENANCE,
@@ -208,14 +208,14 @@ def _bytes_in(folder: Path) -> int:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
-    except OSError:  # renamed meanwhile
+    except OSError:  # renamed in the meantime
         return 0
 
 
 def _errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Its bases are the HTTP client's own, which is another with each major version of huggingface_hub.
+    # Its bases come from the HTTP client, which differs between major versions of huggingface_hub.
     bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     return (OSError, RuntimeError, ValueError, *bases)  # ValueError: an answer that is not JSON
 

@@ -11,18 +11,18 @@ from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 
 
 class EncodedDocument(NamedTuple):
-    """A document in tokens, without the separator behind it."""
+    """A document in tokens, without the separator after it."""
 
     ids: list[int]
     byte_counts: NDArray[np.int64]
-    """[len(ids) + 1] UTF-8 bytes of the text that each token stands for, and those behind the last; where they are
-    recorded."""
+    """[len(ids) + 1] UTF-8 bytes of the text that each token stands for, and those after the last; empty if they are
+    not recorded."""
     prompt_tokens: int
-    """The first of the ids, which are the prompt's."""
+    """How many of the first ids belong to the prompt."""
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> list[EncodedDocument]:
-    """Prompt and story of each are encoded apart: a prompt has the tokens that it has when it is given alone."""
+    """Encode documents; prompt and story are encoded separately, so that a prompt has the same tokens as by itself."""
     prompts = [prompt_of(document) for document in documents]
     if not any(prompts):
         return [EncodedDocument(*each, 0) for each in tokenizer.encode_with_bytes(documents)]

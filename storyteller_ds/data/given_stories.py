@@ -1,4 +1,4 @@
-"""Stories that a program has in memory."""
+"""Stories that a program holds in memory."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def keep_stories(stories: Sequence[str | Mapping[str, Any]], cache_dir: Path | N
         cache_dir: data.cache_dir.
 
     Returns:
-        The path, for data.source; the same stories have the same.
+        The path, for data.source; the same stories give the same path.
 
     Raises:
         DataError: they are not texts or rows, or the cache cannot be written.
@@ -49,5 +49,5 @@ def keep_stories(stories: Sequence[str | Mapping[str, Any]], cache_dir: Path | N
                 f"the stories in data cannot be kept in {path.parent}: {error.strerror}; set data.cache_dir to another "
                 "folder"
             ) from None
-        write_output(path, "data", text)  # every rank may do it at once
+        write_output(path, "data", text)  # every rank may do this at once
     return path

@@ -1,4 +1,4 @@
-"""A call that may hang in the system, such as looking up a name on a network that is down, and is not waited for."""
+"""A time limit for calls that may hang in the system, such as looking up a name on a network that is down."""
 
 import queue
 import threading
@@ -9,14 +9,14 @@ _T = TypeVar("_T")
 
 
 def in_time(action: Callable[[], _T], seconds: float) -> _T:
-    """What `action` returns or raises.
+    """Run `action` with a time limit, and return or raise what it does.
 
     Args:
-        action: runs in another thread, which goes on if it is not in time.
+        action: runs in another thread, which keeps running after a timeout.
         seconds: how long to wait.
 
     Raises:
-        TimeoutError: it has not ended.
+        TimeoutError: `action` has not ended in time.
     """
     results: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue()
 
@@ -26,7 +26,7 @@ def in_time(action: Callable[[], _T], seconds: float) -> _T:
         except BaseException as error:
             results.put((None, error))
 
-    # A daemon: a process that ends does not wait for it.
+    # A daemon thread does not keep the process from ending.
     threading.Thread(target=run, name="in_time", daemon=True).start()
     try:
         result, error = results.get(timeout=seconds)
@@ -34,4 +34,4 @@ def in_time(action: Callable[[], _T], seconds: float) -> _T:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]  # there is one where there was no error
+    return result  # type: ignore[return-value]  # there is one if there was no error

@@ -9,17 +9,17 @@ WRITING_PROMPTS = "euclaise/writingprompts"
 
 
 class KnownDataset(NamedTuple):
-    """Which files of which dataset."""
+    """A dataset, and which of its files are used."""
 
     repository: str
     revision: str | None
-    """Commit; None: the newest one is looked up, and written down."""
+    """Commit; None: the newest one is looked up and recorded."""
     files: tuple[str, ...]
-    """Patterns of the names of its files."""
+    """Patterns for the names of its files."""
     text_field: str | None
-    """The field of the stories in its rows; None: they are text files."""
+    """Field of its rows that holds the stories; None: the files are text."""
     what: str
-    """For people."""
+    """Description for people."""
 
 
 KNOWN = {

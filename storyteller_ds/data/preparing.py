@@ -1,4 +1,4 @@
-"""From the documents of the sources to tokenizer, token shards and index."""
+"""Turns the documents of the sources into a tokenizer, token shards and an index."""
 
 import contextlib
 import hashlib
@@ -34,15 +34,15 @@ from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.untrusted import UntrustedFileError
 
 FORMAT = 1
-"""Raise it whenever the same text would give other tokens."""
+"""Raise it whenever the same text would give different tokens."""
 SHARD_TOKENS = 100_000_000
 MOST_BYTES_OF_A_TOKEN = 1 << 32
 MOST_TOKENS_OF_A_PROMPT = 1 << 32
 _DOCUMENTS_AT_ONCE = 1000
 _CHARACTERS_AT_ONCE = 1 << 22
-"""Books are not a thousand at once."""
+"""A batch also ends at this size, so that it never holds a thousand books."""
 _BATCHES_AHEAD = 2
-"""That are encoded while one is written: one of them is made Python's lists of, which only one core does."""
+"""Batches that are encoded while one is written: two, because turning one into Python lists uses only one core."""
 _NOT_COUNTED = np.empty(0, dtype=np.int64)
 
 Log = Callable[[str], None]
@@ -50,13 +50,13 @@ Result = TypeVar("Result")
 
 
 def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folder: Path, log: Log) -> None:
-    """Fill a folder, and keep what an earlier try for the same text has finished in it.
+    """Fill a folder, keeping what an earlier attempt at the same text has finished in it.
 
     Args:
-        run: its tokenizer section counts.
+        run: its tokenizer section and data.prompt are used.
         sources: the text.
         given: the tokenizer to use; None: train one.
-        folder: no other process writes to it; all else in it is removed.
+        folder: no other process writes to it; anything else in it is removed.
         log: gets a line about each step.
 
     Raises:
@@ -68,7 +68,7 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
             log(remark)
     tokenizer, finished = _left_behind(folder, run.tokenizer.vocab_size)
     if run.data.prompt is not None:
-        finished = []  # how long the prompts in them are is known to none
+        finished = []  # the lengths of the prompts in them are not known
     _remove_all_but(folder, [LOCK, *([INDEX, TOKENIZER, *finished] if tokenizer else [])])
     if tokenizer is not None:
         log(f"taking over what is already prepared: tokenizer, {len(finished)} finished shard(s)")
@@ -90,13 +90,13 @@ def make_corpus(run: RunConfig, sources: Sources, given: Tokenizer | None, folde
 
 
 def _left_behind(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, list[str]]:
-    """The tokenizer, and the shards of the training text, that are whole."""
+    """The tokenizer and the training shards that an earlier attempt left intact."""
     try:
         index, tokenizer = read_index(folder, UnfinishedIndex)
     except (UntrustedFileError, OSError):
         return None, []
     shards: list[str] = []
-    # A shard that was being written does not agree with its header.
+    # A partly written shard does not match its header.
     with contextlib.suppress(DataError, UntrustedFileError, OSError):
         while True:
             name = shard_name("train", len(shards))
@@ -115,7 +115,7 @@ def _remove_all_but(folder: Path, names: Iterable[str]) -> None:
 
 
 class Tally:
-    """Counts documents, and logs the count every so often.
+    """Counts documents, and logs the count from time to time.
 
     Args:
         doing: what is being done with them.
@@ -128,13 +128,13 @@ class Tally:
 
     @contextlib.contextmanager
     def logged(self) -> Iterator[None]:
-        """Log what is being done, and how far it is while the block takes long."""
+        """Log what is being done, and the progress if the block takes long."""
         self._log(self._doing)
         with meanwhile(lambda: self._log(f"{self._doing}: {self}"), LINE_EVERY_S):
             yield
 
     def counted(self, documents: Iterable[str]) -> Iterator[str]:
-        """The documents, counted one by one."""
+        """Yield the documents, counting each."""
         for document in documents:
             self.documents += 1
             self.bytes += len(document.encode())
@@ -145,10 +145,10 @@ class Tally:
 
 
 class _Split:
-    """One split on its way to shards.
+    """Writes one split as shards.
 
     Args:
-        name: train or validation; the bytes of validation are counted per token if the tokenizer does not spell bytes.
+        name: train or validation; for validation, bytes are counted per token if the tokenizer does not spell bytes.
         source: its text.
         tokenizer: makes the tokens.
         prompted: whether documents may have prompts.
@@ -165,12 +165,12 @@ class _Split:
         self._unknown_tokens = 0
 
     def write(self, folder: Path, vocab_size: int, finished: list[str]) -> dict[str, Any]:
-        """Write the shards; returns the entry of the split in the index.
+        """Write the shards, and return the split's entry for the index.
 
         Args:
             folder: where the shards go.
             vocab_size: all ids are below it.
-            finished: the first shards, which are there already.
+            finished: the first shards, which exist already.
 
         Raises:
             DataError: the source has no document, or cannot be read.
@@ -202,7 +202,7 @@ class _Split:
 
     def _documents_in(self, folder: Path, vocab_size: int, shards: list[str]) -> int:
         ends = (np.count_nonzero(open_shard(folder / n, vocab_size) == self._tokenizer.end_of_text) for n in shards)
-        return max(0, sum(int(count) for count in ends) - 1)  # the stream begins with one more
+        return max(0, sum(int(count) for count in ends) - 1)  # the stream begins with an extra one
 
     def _encoded(self, passed_over: int, begins: bool) -> Iterator[list[int]]:
         end, unknown = self._tokenizer.end_of_text, self._tokenizer.unknown
@@ -228,7 +228,7 @@ class _Split:
 
 
 def _ahead(work: Callable[[list[str]], Result], batches: Iterable[list[str]]) -> Iterator[Result]:
-    """What `work` makes of each batch, in order; threads are at the next ones while the caller uses this one."""
+    """The results of `work` for each batch, in order; threads work on the next ones while the caller uses one."""
     with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="encoding") as threads:
         ahead: deque[Future[Result]] = deque()
         for batch in batches:

@@ -1,8 +1,8 @@
-"""Documents that begin with a prompt, which the model reads and does not learn to write."""
+"""Documents that begin with a prompt, which the model reads but does not learn to write."""
 
 
 class PromptedStory(str):
-    """A prompt and the story behind it, as one text."""
+    """A prompt and the story after it, as one text."""
 
     prompt: str
 
@@ -14,7 +14,7 @@ class PromptedStory(str):
 
 
 def prompt_of(document: str) -> str:
-    """The prompt that a document begins with; that of most is empty."""
+    """The prompt that a document begins with; empty for most."""
     return document.prompt if isinstance(document, PromptedStory) else ""
 
 

@@ -39,14 +39,14 @@ def write_shards(
     max_tokens: int,
     first: int = 0,
 ) -> list[str]:
-    """Write documents as shards of about max_tokens ids each, a document never cut; returns the file names.
+    """Write documents as shards of about max_tokens ids each, never cutting a document; returns the file names.
 
     Args:
         folder: where to write; must exist.
-        split: beginning of the file names.
+        split: prefix of the file names.
         documents: ids of each document, separators included.
         vocab_size: all ids are below it.
-        max_tokens: a shard that has reached it is closed.
+        max_tokens: a shard is closed once it has this many ids.
         first: number of the first shard.
     """
     dtype = _DTYPES[2 if vocab_size <= 1 << 16 else 4]
@@ -65,7 +65,7 @@ def _write_shard(
     vocab_size: int,
     max_tokens: int,
 ) -> None:
-    """Write documents until there are max_tokens ids; memory is that of a document."""
+    """Write documents until there are max_tokens ids, with one document in memory at a time."""
     size = 0
     with path.open("w+b") as file:
         file.write(bytes(HEADER_BYTES))
@@ -79,7 +79,7 @@ def _write_shard(
         file.seek(HEADER_BYTES)
         while chunk := file.read(_CHECK_CHUNK):
             digest.update(chunk)
-        # Last, so that what was interrupted is not a shard.
+        # Written last, so that an interrupted file is not a shard.
         file.seek(0)
         file.write(header + digest.digest())
         file.flush()
@@ -91,7 +91,7 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
 
     Args:
         path: the shard.
-        vocab_size: rows of the model's embedding; an id beyond would read outside it.
+        vocab_size: rows of the model's embedding; an id beyond it would read out of bounds.
 
     Raises:
         DataError: the shard is damaged.
@@ -109,7 +109,7 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
     if file_bytes != expected or count == 0:
         raise DataError(f"token shard {path} has {file_bytes} bytes and {count} ids, its header says {expected} bytes")
     digest, start = hashlib.sha256(header[: _HEADER.size]), 0
-    # Read and not mapped: what is mapped and was looked at counts as memory of this process.
+    # Read, not mapped: mapped pages that were accessed count as memory of this process.
     with open_regular(path) as file:
         file.seek(HEADER_BYTES)
         while content := file.read(_CHECK_CHUNK):
@@ -129,7 +129,7 @@ def open_shard(path: Path, vocab_size: int) -> NDArray[Any]:
 
 
 def shard_digest(path: Path) -> str:
-    """The checksum in a shard's header, in hex; open_shard has found it right."""
+    """The checksum in a shard's header, in hex; open_shard verifies it."""
     with open_regular(path) as file:
         return file.read(HEADER_BYTES)[_HEADER.size :].hex()
 
@@ -138,21 +138,21 @@ class TokenStream:
     """Several shards read as one long row of ids."""
 
     def __init__(self, shards: Sequence[NDArray[Any]]) -> None:
-        self._shards = [shard.view(np.ndarray) for shard in shards]  # np.memmap is slow on few ids
+        self._shards = [shard.view(np.ndarray) for shard in shards]  # np.memmap is slow for a few ids
         self._begins = np.cumsum([0, *map(len, shards)])
 
     def __len__(self) -> int:
         return int(self._begins[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Ids start to stop (excluded) as int64; fewer where the stream ends before."""
+        """Ids from start to stop (exclusive) as int64; fewer if the stream ends before."""
         bounds = zip(self._shards, self._begins.tolist(), strict=False)
         return np.concatenate(
             [shard[max(0, start - begin) : max(0, stop - begin)].astype(np.int64) for shard, begin in bounds]
         )
 
     def take(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The ids at places 0 to len - 1, of any shape, as int64."""
+        """The ids at an array of places (0 to len - 1) of any shape, as int64."""
         if len(self._shards) == 1:
             return self._shards[0][places].astype(np.int64)
         ids = np.empty(places.shape, dtype=np.int64)

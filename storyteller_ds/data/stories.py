@@ -1,4 +1,4 @@
-"""The stories in a row of token ids, one by one, and what can be said of all of them."""
+"""The individual stories in a stream of token ids, and statistics of all of them."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from storyteller_ds.data.shards import TokenStream
 from storyteller_ds.errors import DataError
 
 _AT_ONCE = 1 << 24
-"""Ids that are looked at together."""
+"""Ids that are read at once."""
 
 
 class Stories:
-    """The documents of a prepared split; its ids are a separator, then each document with one behind it.
+    """The documents of a prepared split, whose ids are a separator, then each document followed by one.
 
     Args:
         stream: the ids.
@@ -38,10 +38,10 @@ class Stories:
         return lengths
 
     def ids(self, number: int) -> list[int]:
-        """The ids of a story, counted from 1.
+        """The ids of a story by its number, counted from 1.
 
         Raises:
-            DataError: there is none of that number.
+            DataError: there is no story with that number.
         """
         if not 1 <= number <= len(self):
             raise DataError(f"there is no story {number:,}; there are {len(self):,}, counted from 1")
@@ -52,23 +52,23 @@ class Stories:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a split."""
+    """Statistics of a split."""
 
     stories: int
     bytes: int | None
-    """UTF-8 bytes of the text; None: prepared before they were counted."""
+    """UTF-8 bytes of the text; None: the corpus was prepared before bytes were counted."""
     tokens: int
-    """With a separator for each story."""
+    """Including the separators."""
     length_percentiles: dict[str, int]
     """Tokens of a story: the shortest, the 5th, 50th and 95th percentile, the longest."""
     used: int
-    """Different ids that occur."""
+    """Number of distinct ids that occur."""
     longer: int
-    """Stories that are longer than a training sequence."""
+    """Number of stories that are longer than a training sequence."""
 
 
 def statistics_of(stream: TokenStream, end_of_text: int, text_bytes: int | None, sequence_length: int) -> Statistics:
-    """Look at all of a split."""
+    """Compute the statistics of a whole split."""
     lengths = Stories(stream, end_of_text).lengths
     used: set[int] = set()
     for start in range(0, len(stream), _AT_ONCE):

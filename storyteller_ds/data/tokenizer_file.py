@@ -1,4 +1,4 @@
-"""A tokenizer from a text to a file (`storyteller tokenizer train`), and tokenizers by name to compare them."""
+"""Trains a tokenizer into a file (`storyteller tokenizer train`), and finds tokenizers by name to compare them."""
 
 import itertools
 import time
@@ -18,7 +18,7 @@ from storyteller_ds.user_paths import expand_home
 
 FILE = "tokenizer.json"
 LOOKED_AT = 1000
-"""Documents of which the length in tokens is told."""
+"""Number of documents whose length in tokens is reported."""
 
 
 class Trained(NamedTuple):
@@ -29,12 +29,12 @@ class Trained(NamedTuple):
     documents: int
     bytes: int
     seconds: float
-    """Reading and training."""
+    """Time for reading and training."""
     looked_at: int
-    """Documents that the next two are about."""
+    """Number of documents that the next two fields are about."""
     characters_per_token: float
     unknown_share: float
-    """Of their tokens."""
+    """Share of their tokens that are unknown."""
 
 
 def train_file(data: DataConfig, config: TokenizerConfig, folder: Path, has_to_be_full: bool, log: Log) -> Trained:
@@ -43,12 +43,12 @@ def train_file(data: DataConfig, config: TokenizerConfig, folder: Path, has_to_b
     Args:
         data: names the text; nothing is held out.
         config: the tokenizer; its kind is one of TRAINERS.
-        folder: is made; an older tokenizer.json in it is replaced.
+        folder: created if missing; an older tokenizer.json in it is replaced.
         has_to_be_full: refuse a text that has fewer tokens to learn than vocab_size.
         log: gets lines about the progress.
 
     Raises:
-        DataError: the text cannot be read, or does not go with the config. Nothing is written.
+        DataError: the text cannot be read, or does not fit the config. Nothing is written.
         UserError: the folder cannot be written.
     """
     source = whole_source(data)
@@ -83,8 +83,8 @@ def named_tokenizer(name: str, train_on: str | None, log: Log) -> Tokenizer:
     """A tokenizer to compare.
 
     Args:
-        name: a kind, as in bpe:4096 or gpt2; or a path, see open_tokenizer.
-        train_on: as data.source, the text for kinds that are trained.
+        name: a kind, such as bpe:4096 or gpt2, or a path (see open_tokenizer).
+        train_on: the text for kinds that are trained, named as in data.source.
         log: gets lines about the progress.
 
     Raises:
@@ -107,7 +107,7 @@ def named_tokenizer(name: str, train_on: str | None, log: Log) -> Tokenizer:
 
 
 def first_documents(source: str, most: int) -> list[str]:
-    """The first stories of a text, named as data.source.
+    """The first stories of a text, which is named as in data.source.
 
     Raises:
         DataError: it cannot be read, or has none.
@@ -119,7 +119,7 @@ def first_documents(source: str, most: int) -> list[str]:
 
 
 def _noted(documents: Iterable[str], first: list[str]) -> Iterator[str]:
-    """The documents, of which the first ones are put into a list."""
+    """Yield the documents, appending the first LOOKED_AT of them to a list."""
     for document in documents:
         if len(first) < LOOKED_AT:
             first.append(document)

@@ -1,8 +1,8 @@
-"""Folders for long work: used by one process at a time, and continued by the next one if that is killed.
+"""Folders for long jobs: used by one process at a time, and continued by the next one if that process is killed.
 
-A folder NAME is made as `NAME.work-XXXX` beside its place and renamed at the end, so that it is never seen unfinished.
-The process that works in it holds a lock on a file in it, which the kernel releases when the process ends. The next
-process that makes the same folder then continues with its content.
+A folder NAME is made as `NAME.work-XXXX` next to its final place and renamed at the end, so it is never seen
+unfinished. The process that works in it holds a lock on a file in it, which the kernel releases when the process ends.
+The next process that makes the same folder then continues with its contents.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 LOCK = "lock"
 KEPT_DAYS = 7
-"""How long what a killed process has left is kept for the next one (days)."""
+"""How long the work of a killed process is kept for the next one (days)."""
 _WORK = ".work-"
 _LEFT = re.compile(r"[0-9a-f]{24,40}\.(work|tmp)-[0-9a-f-]+")
 """Names of work folders; older versions wrote tmp. The cache folder is the user's, and may hold anything else."""
@@ -25,12 +25,12 @@ _LEFT = re.compile(r"[0-9a-f]{24,40}\.(work|tmp)-[0-9a-f-]+")
 
 @contextlib.contextmanager
 def work_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that no other process works in, with the content that a killed one has left there.
+    """A folder next to `target` that no other process works in, with whatever a killed process left there.
 
-    After the block it is removed, unless it was renamed, or the block was left by an exception.
+    It is removed after the block, unless it was renamed or the block raised an exception.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_forgotten(target)
@@ -44,7 +44,7 @@ def work_folder(target: Path) -> Iterator[Path]:
 
 
 def set_aside(target: Path) -> None:
-    """Rename what lies at `target`, so that the next work_folder() continues with it."""
+    """Rename the folder at `target`, so that the next work_folder() continues with it; a file there is removed."""
     with contextlib.suppress(FileNotFoundError):  # another process has done it
         if target.is_dir():
             target.rename(_name(target))
@@ -53,7 +53,7 @@ def set_aside(target: Path) -> None:
 
 
 def put_in_place(folder: Path, target: Path) -> None:
-    """Give a work folder its name.
+    """Give a work folder its final name.
 
     Raises:
         OSError: there is something at `target`, or it cannot be written.
@@ -66,7 +66,7 @@ def _new(target: Path, locks: contextlib.ExitStack) -> Path:
     while True:
         folder = _name(target)
         folder.mkdir()
-        with contextlib.suppress(Timeout):  # another process has locked it in between, as one that was left
+        with contextlib.suppress(Timeout):  # another process took it for a leftover and locked it first
             locks.enter_context(FileLock(folder / LOCK, timeout=0))
             return folder
 
@@ -76,7 +76,7 @@ def _name(target: Path) -> Path:
 
 
 def _taken(folder: Path, locks: contextlib.ExitStack) -> bool:
-    """Whether this process has a folder that was there now, until `locks` is closed."""
+    """Lock an existing folder for this process until `locks` is closed; returns whether that succeeded."""
     try:
         locks.enter_context(FileLock(folder / LOCK, timeout=0))
     except OSError:  # in use, another user's, or no folder
@@ -85,7 +85,7 @@ def _taken(folder: Path, locks: contextlib.ExitStack) -> bool:
 
 
 def _remove_forgotten(target: Path) -> None:
-    """Remove work folders that are older than KEPT_DAYS and that no process works in."""
+    """Remove work folders that are older than KEPT_DAYS and not in use."""
     oldest = time.time() - 24 * 3600 * KEPT_DAYS
     for folder in target.parent.iterdir():
         if not _LEFT.fullmatch(folder.name) or folder.name.startswith(f"{target.name}{_WORK}"):

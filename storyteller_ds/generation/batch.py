@@ -1,4 +1,4 @@
-"""Several texts continued together, whose logits come from one pass of the decoder."""
+"""Several texts continued together, with one pass of the decoder for the logits of all."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,21 +13,21 @@ class Batch:
     """Texts of any lengths that get their next ids at the same time.
 
     Args:
-        texts: at least one, none of them begun; past_context=stop.
-        computed: gives their logits.
+        texts: at least one, none of them started; past_context=stop.
+        computed: computes their logits.
     """
 
     def __init__(self, texts: Sequence[Continuation], computed: Texts) -> None:
         self.texts, self._computed = texts, computed
         self._queues: list[deque[int]] = [deque() for _ in texts]
         self._rows = list(range(len(texts)))
-        """Of the batch as it is now: which text each is."""
+        """Row of the current batch -> text."""
         self._left: set[int] = set()
-        """Texts that nobody reads any more."""
+        """Texts that are no longer read."""
         self._has_begun = False
 
     def ids(self, text: int) -> Iterator[int]:
-        """The ids of a text; those of the others are computed with them, and kept until they are asked for."""
+        """The ids of a text; those of the other texts are computed along with them, and queued until requested."""
         queue = self._queues[text]
         try:
             while queue or not self.texts[text].is_over:
@@ -39,7 +39,7 @@ class Batch:
             self._left.add(text)
 
     def _advance(self) -> None:
-        """Give every text that goes on its next id."""
+        """Give every unfinished text its next id."""
         logits_BV = self._step() if self._has_begun else self._begin()
         going = [row for row, text in enumerate(self._rows) if not self._ended(text)]
         texts = [self._rows[row] for row in going]
@@ -57,7 +57,7 @@ class Batch:
 
     def _step(self) -> Tensor:
         going = [row for row, text in enumerate(self._rows) if not self._ended(text)]
-        if 2 * len(going) <= len(self._rows):  # half of the batch would be computed for nobody
+        if 2 * len(going) <= len(self._rows):  # half of the batch would be computed for nothing
             self._rows = [self._rows[row] for row in going]
             self._computed.keep(going)
         return self._computed.step([self.texts[text].window[-1] for text in self._rows])

@@ -20,7 +20,7 @@ def check_sampling(decoder: Decoder, config: SamplingConfig, prefix: str = "") -
     """Check that a model can do what the config says.
 
     Raises:
-        UserError: it cannot; the setting's name gets the prefix.
+        UserError: it cannot; `prefix` is put before the setting's name.
     """
     if config.past_context == "slide" and decoder.position_embedding is not None:
         raise UserError(
@@ -34,7 +34,7 @@ def check_sampling(decoder: Decoder, config: SamplingConfig, prefix: str = "") -
 
 
 def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig) -> int:
-    """How many ids can follow the prompt at most: max_new_tokens, or fewer where the context ends the story before.
+    """Maximum number of ids that can follow the prompt: max_new_tokens, or fewer if the context ends first.
 
     Raises:
         UserError: the prompt leaves no room in the context, or check_sampling does.
@@ -44,31 +44,31 @@ def most_new_ids(decoder: Decoder, prompt: Sequence[int], config: SamplingConfig
         raise UserError(
             f"the prompt has {len(prompt)} tokens and the model's context {decoder.context_length}; shorten the prompt"
         )
-    room = decoder.context_length - len(prompt) + 1  # the last id is that which follows a full context
+    room = decoder.context_length - len(prompt) + 1  # the last id is the one that follows a full context
     if config.max_new_tokens is None:
         return room
     return config.max_new_tokens if config.past_context == "slide" else min(room, config.max_new_tokens)
 
 
 class Continuation:
-    """A text that is continued: what is chosen from the logits behind it, and what it needs the next ones of.
+    """A text that is being continued: chooses ids from logits, and tells which ids the next logits are needed for.
 
-    With past_context=slide an id that has no room in the context begins it anew: it and the ids before it, half a
-    context of them, get the positions from 0. All of these are computed again, since keys and values of the ids that
-    are forgotten went into theirs, so that the logits are those of the window alone.
+    With past_context=slide, an id that does not fit into the context starts a new one: the last ids up to this one,
+    half a context of them, get the positions from 0. All of them are computed again, since their keys and values depend
+    on the ids that are forgotten; so the logits are those of the window alone.
 
     Args:
-        decoder: whose logits they are.
+        decoder: the decoder that computes the logits.
         prompt: at least one id.
         config: sampling.
         stop_id: ends the story and is not part of it; None: never.
         agree: see generate_ids.
 
     Attributes:
-        window: ids whose next one is wanted, at most a context of them.
+        window: ids whose successor is wanted, at most a full context.
         most: longest continuation (tokens).
-        begins_anew: whether all of `window` has to be computed, and not its last id alone.
-        is_over: whether nothing follows.
+        begins_anew: whether all of `window` must be computed, and not just its last id.
+        is_over: whether the text is complete.
 
     Raises:
         UserError: see most_new_ids.
@@ -87,17 +87,17 @@ class Continuation:
         self.begins_anew, self.is_over = True, False
         self._stop_id, self._agree, self._context = stop_id, agree, decoder.context_length
         self._generator = torch.Generator().manual_seed(config.seed)
-        # The end of a story stands before the prompt, too, and has not been said there.
+        # The end-of-story id also stands before the prompt, where it does not count as said.
         self._said_before = [i for i in prompt if i != stop_id]
         self._generated: list[int] = []
 
     @property
     def longest(self) -> int:
-        """Most positions that the window can have without beginning anew."""
+        """Maximum number of positions that the window can have without starting a new context."""
         return min(self._context, len(self.window) + self.most - len(self._generated))
 
     def choose(self, logits_V: Tensor) -> int | None:
-        """The id that follows the window, whose logits these are; None: it is the end of the story."""
+        """The id that follows the window, chosen from its logits; None: the story has ended."""
         return self._take(sample(logits_V, self.config, self._generator, self._said_before, self._generated))
 
     def _take(self, sampled: int) -> int | None:
@@ -115,7 +115,7 @@ class Continuation:
 
 
 def choose_each(texts: Sequence[Continuation], logits_BV: NDArray[np.float32]) -> list[int | None]:
-    """The same for several texts, by their logits [B, V]; many at once take less time for each."""
+    """Continuation.choose for several texts, by their logits [B, V]; a batch takes less time per text."""
     plain = [row for row, text in enumerate(texts) if text.config.is_plain]
     configs, generators = [texts[row].config for row in plain], [texts[row]._generator for row in plain]
     sampled = dict(zip(plain, sample_plain(logits_BV[plain], configs, generators), strict=True))
@@ -150,9 +150,9 @@ def generate_ids(
         prompt: at least one id.
         config: sampling.
         stop_id: ends the story and is not yielded; None: never.
-        agree: called with each id that was chosen, gives the one to go on with. Where the experts are on several
-            ranks, all of them call this with the same arguments, and `agree` gives all of them the same id: in the
-            last bit they could disagree, and one would go on while the others stop.
+        agree: called with each id that was chosen, returns the one to continue with. If the experts are on several
+            ranks, all ranks call this with the same arguments, and `agree` returns the same id on all of them: their
+            logits could differ in the last bit, and one rank would continue while the others stop.
         stepper: computes the decoder's logits; None: torch.
 
     Raises:
@@ -162,26 +162,26 @@ def generate_ids(
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document."""
+    """The ids of a prompt at the beginning of a document."""
     return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
 
 
 def text_of_each(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
-    """For each id the text that is certain with it, which may be none; joined, the continuation.
+    """For each id, the text that becomes certain with it, possibly empty; joined, the continuation.
 
-    A character may need several tokens; half a character at the very end is never yielded.
+    A character may need several tokens; an incomplete character at the very end is never yielded.
     """
     window = prompt_ids(tokenizer, prompt)
     said = len(tokenizer.decode(window))
     for i in ids:
         window.append(i)
         text = tokenizer.decode(window)
-        # Half a character decodes to a replacement character; it is yielded with its other half.
+        # An incomplete character decodes to a replacement character; it is yielded when it is complete.
         whole = text.rstrip("\ufffd")
         yield whole[said:]
         if len(whole) > said:
             said = len(whole)
             if whole == text and tokenizer.text_is_certain_after(i):
-                # Of all that came before, nothing needs to be decoded again.
+                # Nothing before this id needs to be decoded again.
                 window = [i]
                 said = len(tokenizer.decode(window))

@@ -1,4 +1,4 @@
-"""The fastest way there is to compute a decoder's logits, and in which format it computes them."""
+"""The fastest available way to compute a decoder's logits, and the dtype to compute them in."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -19,7 +19,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def weights_dtype(run: RunConfig, device: torch.device, precision: Precision) -> torch.dtype:
-    """The format of weights and products: with `auto` on CUDA that in which the run is trained there, else fp32.
+    """The dtype of weights and matrix products; `auto`: on CUDA the dtype that the run is trained in there, else fp32.
 
     Raises:
         UserError: there is no such precision.
@@ -32,7 +32,7 @@ def weights_dtype(run: RunConfig, device: torch.device, precision: Precision) ->
 
 
 def fastest_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -> Stepper | None:
-    """See Stepper; None: there is nothing faster than torch's operators one by one.
+    """The fastest Stepper for a decoder; None: nothing is faster than torch's operators one by one.
 
     Args:
         decoder: in eval mode, on its device.
@@ -42,7 +42,7 @@ def fastest_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]
     weight = decoder.embedding.weight
     if is_fast(weight.device, weight.dtype):
         return fast_stepper(decoder, run, log)
-    # Without Triton the host goes from expert to expert by their counts.
+    # Without Triton the host loops over the experts by their token counts.
     if weight.device.type == "cuda" and (not run.moe_layers or backend().name == "triton"):
         return GraphStepper(decoder, run)
     return None

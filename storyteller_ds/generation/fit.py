@@ -1,4 +1,4 @@
-"""Whether the weights of a model fit the memory of a device, before any is loaded."""
+"""Whether the weights of a model fit into the memory of a device, before any is loaded."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,16 +21,16 @@ def held_bits(
     log: Callable[[str], None],
     dtype: torch.dtype = torch.float32,
 ) -> int | None:
-    """In how many bits a device is to hold the weights; None: in `dtype`.
+    """The number of bits in which a device should hold the weights; None: in `dtype`.
 
     Args:
-        shapes: of the parameters, by canonical name.
-        bits: what they are quantised to; None: nothing.
+        shapes: shapes of the parameters, by canonical name.
+        bits: number of bits that they are quantized to; None: not quantized.
         device: where they go.
-        as_stored: hold quantised weights as they are, whether there is room for more or not.
-        folder: of the checkpoint.
-        log: gets a line if quantised weights stay so for want of room.
-        dtype: of weights that are not held quantised.
+        as_stored: hold quantized weights as they are, even if there is room for more.
+        folder: folder of the checkpoint.
+        log: gets a line if weights stay quantized for lack of room.
+        dtype: dtype of weights that are not held quantized.
 
     Raises:
         OutOfMemory: they do not fit; names the number of bits in which they would.

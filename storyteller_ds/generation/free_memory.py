@@ -10,7 +10,7 @@ _FILES, _UNLIMITED = ("max", "current", "stat"), "max"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free (bytes), on a CPU within the limits of a container or a batch job."""
+    """Free memory of a device (bytes); on a CPU, within the limits of a container or a batch job."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -19,9 +19,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_in_groups() -> list[int]:
-    """What each limit on this process leaves (bytes): that of its control group (Linux, version 2), and of those above.
+    """Memory left by each limit on this process (bytes): those of its cgroup (Linux, version 2) and of its ancestors.
 
-    Pages of files count as free: the kernel drops them before it ends a process.
+    Inactive file pages count as free: the kernel drops them before it kills a process.
     """
     try:
         lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
@@ -32,7 +32,7 @@ def _left_in_groups() -> list[int]:
     for folder in (group, *group.parents):
         try:
             limit, used, stat = ((folder / f"memory.{name}").read_text(encoding="utf-8").strip() for name in _FILES)
-        except OSError:  # the uppermost group has none
+        except OSError:  # the root group has none
             continue
         if limit != _UNLIMITED:
             kept = dict(line.split() for line in stat.splitlines())

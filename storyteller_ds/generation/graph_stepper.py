@@ -1,6 +1,7 @@
-"""The decoder on a GPU, where a step of one token is recorded once and replayed: launching a hundred small operators
-takes the host longer than they take the card. Nothing in it has a shape, an address or a branch that depends on the
-text, and nothing is read by the host.
+"""Decoder steps on a GPU by replaying a CUDA graph.
+
+A step of one token is recorded once and replayed: launching a hundred small operators takes the host longer than they
+take the GPU. No shape, address or branch in it depends on the text, and the host reads nothing.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class GraphStepper:
         self._caches: list[FixedCache] = []
         self._length = 0
         self._graph: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
-        """With the logits that it writes."""
+        """The graph and the logits that it writes."""
 
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
         """Begin a text."""
@@ -41,7 +42,7 @@ class GraphStepper:
         return self._forward(token_1S, torch.arange(self._length, device=self._device))
 
     def step(self, token: int) -> Tensor:
-        """Go on."""
+        """Continue with a token."""
         self._length += 1
         self._have_room(self._length)
         self._token_11.fill_(token)
@@ -55,7 +56,7 @@ class GraphStepper:
         return logits_V
 
     def another(self) -> Self:
-        """With caches and a graph of its own."""
+        """Another stepper with its own caches and graph."""
         return type(self)(self.decoder, self.run)
 
     def texts(self) -> TorchTexts:
@@ -64,7 +65,7 @@ class GraphStepper:
 
     @torch.no_grad()
     def _forward(self, token_1S: Tensor, position_S: Tensor) -> Tensor:
-        """Logits [V] behind tokens at positions."""
+        """Logits [V] after tokens at positions."""
         for cache in self._caches:
             cache.position_S = position_S
         seen_11ST = (torch.arange(self._room, device=self._device) <= position_S[:, None])[None, None]
@@ -73,15 +74,15 @@ class GraphStepper:
         return logits_V
 
     def _recorded(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The graph of a step, which writes the same keys and values however often it runs."""
+        """Record the graph of a step, which writes the same keys and values however often it runs."""
         with torch.cuda.device(self._device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # kernels are compiled before, and libraries get their memory
+            with torch.cuda.stream(aside):  # before that, kernels are compiled and libraries get their memory
                 self._forward(self._token_11, self._position_1)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # Another thread may tell a story meanwhile; what it allocates is none of this graph's business.
+            # Another thread may be generating at the same time; its allocations do not concern this graph.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 logits_V = self._forward(self._token_11, self._position_1)
         return graph, logits_V
@@ -91,7 +92,7 @@ class GraphStepper:
         return self._caches[0].room
 
     def _have_room(self, positions: int) -> None:
-        """Have caches with room for so many positions, with what they hold, and then no graph of smaller ones."""
+        """Make room in the caches for this many positions, keeping their contents; drop a graph of smaller ones."""
         if self._caches and positions <= self._room:
             return
         model, weight = self.run.model, self.decoder.embedding.weight
@@ -105,16 +106,16 @@ class GraphStepper:
 
 
 class FixedCache:
-    """Keys and values of one layer and one text, in memory that stays where it is; see attention.LayerCache.
+    """Keys and values of one layer and one text, at a fixed address; see attention.LayerCache.
 
     Args:
-        heads: of keys and values.
+        heads: number of key and value heads.
         room: positions.
         head_dim: features.
-        like: whose dtype and device they have.
+        like: tensor whose dtype and device they have.
 
     Attributes:
-        position_S: [S] int64, where the next keys and values belong.
+        position_S: [S] int64, positions of the next keys and values.
         room: positions.
     """
 
@@ -122,16 +123,16 @@ class FixedCache:
 
     def __init__(self, heads: int, room: int, head_dim: int, like: Tensor) -> None:
         self.room = room
-        # Zeros: what no position attends to is multiplied by 0, and must be finite.
+        # Zeros: entries that no position attends to are multiplied by 0, and must be finite.
         self._k, self._v = (like.new_zeros(1, heads, room, head_dim, requires_grad=False) for _ in range(2))
 
     def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep them; return all there is room for, [1, H, T, D]."""
+        """Store keys and values; return the whole cache, [1, H, T, D]."""
         self._k.index_copy_(2, self.position_S, k_BHSD)
         self._v.index_copy_(2, self.position_S, v_BHSD)
         return self._k, self._v
 
     def take(self, before: "FixedCache") -> None:
-        """Begin with what a smaller one holds."""
+        """Copy the contents of a smaller cache."""
         self._k[:, :, : before.room] = before._k
         self._v[:, :, : before.room] = before._v

@@ -24,7 +24,7 @@ class KVCache:
         return self._k[:, :, : self._length], self._v[:, :, : self._length]
 
     def keep(self, row_B: Tensor) -> None:
-        """Forget all texts of the batch but these [B], int64."""
+        """Forget all texts of the batch except these, [B] int64."""
         self._k, self._v = self._k[row_B], self._v[row_B]
 
     def _grown(self, old: Tensor, filled: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A model ready to tell stories, from a checkpoint. Needs neither deepspeed nor a process group."""
+"""Loading a model from a checkpoint to generate with it; needs neither deepspeed nor a process group."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from storyteller_ds.model.quantized import bits_of, fill, hold_quantized
 def load_story_model(
     path: Path, device: torch.device, log: Callable[[str], None], precision: Precision = "auto"
 ) -> StoryModel:
-    """Load a model with the fastest way to generate there is; see load_decoder."""
+    """Load a model with the fastest available stepper; see load_decoder."""
     as_stored = is_fast(device) and precision != "bf16"
     model = load_decoder(path, device, log, as_stored, precision)
     return model._replace(stepper=fastest_stepper(model.decoder, model.run, log))
@@ -39,12 +39,12 @@ def load_decoder(
 ) -> StoryModel:
     """Load the decoder of a run folder (its newest valid step) or of a step folder, in eval mode.
 
-    Weights are enough: the optimizer's and the rng files may be missing. They come in the format of weights_dtype;
-    quantised ones are dequantised. Where they would not fit then, or with `as_stored`, the decoder holds them quantised
-    and dequantises each when it uses it.
+    Weights are enough: the optimizer and rng files may be missing. Weights are loaded in the dtype of weights_dtype;
+    quantized ones are dequantized. If they would not fit then, or with `as_stored`, the decoder holds them quantized
+    and dequantizes each when it uses it.
 
     Raises:
-        CheckpointError: there is no valid checkpoint, or its files do not belong together.
+        CheckpointError: there is no valid checkpoint, or its files do not match.
         ConfigError, DataError: its config or its tokenizer cannot be used.
         OutOfMemory: the weights do not fit.
     """
@@ -58,7 +58,7 @@ def load_decoder(
             f"{run.tokenizer.vocab_size} of them; use another step"
         )
     weights = checkpoint.open_weights()
-    if run.model.num_layers > len(weights):  # whose modules alone could fill the memory
+    if run.model.num_layers > len(weights):  # the modules alone could fill the memory
         raise CheckpointError(
             f"{config} has {run.model.num_layers} layers, more than there are tensors; do not trust it"
         )
@@ -66,7 +66,7 @@ def load_decoder(
         decoder = empty_decoder(run)
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
         raise CheckpointError(f"{config} describes a model that cannot be ({error}); do not trust it") from None
-    # A config can promise any size; memory is taken only once the files have been seen to hold it.
+    # A config can claim any size; memory is allocated only after checking that the files hold it.
     shapes = {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)}
     weights.check(shapes)
     dtype = weights_dtype(run, device, precision)

@@ -1,4 +1,4 @@
-"""A story in a Markdown file: it reads as it was generated, even with characters that mean something in Markdown."""
+"""A story in a Markdown file: it reads as generated, even if it has characters with a meaning in Markdown."""
 
 import re
 
@@ -6,7 +6,7 @@ from storyteller_ds.untrusted import for_terminal
 
 _INLINE = re.compile(r"[\\`*_\[<&~$]")
 _AT_THE_START = re.compile(r"\d+[.)]|[-+=#>]")
-"""Of a line: a list, a heading or its underline, a quote."""
+"""At the start of a line: a list, a heading or its underline, a quote."""
 
 
 def as_quote(prompt: str, continuation: str) -> str:
@@ -26,7 +26,7 @@ def _joined(head: str, space: str, tail: str) -> str:
     if not head or not tail:
         return _bold(head) + _escaped(tail)
     if not space and not head[-1].isalnum():
-        # Asterisks between a full stop and a letter would begin bold text, and not end it (CommonMark, "flanking").
+        # Asterisks between a period and a letter would begin bold text, not end it (CommonMark, "flanking").
         return f"{_bold(head)}&#{ord(tail[0])};{_escaped_inline(tail[1:])}"
     return f"{_bold(head)}{space}{_escaped_inline(tail)}"
 

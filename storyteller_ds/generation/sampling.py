@@ -14,7 +14,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.validation_errors import first_problem
 
 _BLOCK = 64
-"""Weights that are added up first."""
+"""Number of weights that are summed first; see _drawn."""
 _LOWEST_TEMPERATURE = 1e-6
 """Below it the quotients overflow."""
 
@@ -31,25 +31,25 @@ class SamplingConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     """Only the most probable tokens that together reach this probability (nucleus, Holtzman et al. 2020); 1: all."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Only tokens with at least this part of the probability of the most probable (Nguyen et al. 2024); 0: all."""
+    """Only tokens with at least this fraction of the highest probability (Nguyen et al. 2024); 0: all."""
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    """Logits of tokens of the prompt and the story are divided by it, negative ones multiplied (CTRL, Keskar et al.
+    """Logits of tokens in the prompt and the story are divided by it, negative ones multiplied (CTRL, Keskar et al.
     2019, sec. 4.1); 1: none."""
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    """Subtracted from the logits of tokens that the story has, the prompt left out (OpenAI's API); 0: none."""
+    """Subtracted from the logits of tokens in the story, not counting the prompt (OpenAI's API); 0: none."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    """The same, once for each time that the story has the token."""
+    """Likewise, once for each occurrence in the story."""
     logit_bias: Mapping[Annotated[int, Field(ge=0)], float] = {}
-    """Token id: what is added to its logit; -100 all but forbids it."""
+    """Token id -> value added to its logit; -100 all but forbids it."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Texts; the story ends before the first of them."""
+    """Stop strings; the story ends before the first of them."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Longest continuation (tokens); None: as long as the context has room."""
     past_context: Literal["stop", "slide"] = "stop"
-    """At the end of the model's context: the story ends, or goes on from the last half of the context, which takes
-    rotary positions. Stories of a model that never ends one would then have no end: slide needs max_new_tokens."""
+    """At the end of the model's context, the story ends, or continues from the last half of the context, which requires
+    rotary positions. A model that never ends a story would then go on forever, so slide needs max_new_tokens."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Start of the random stream; the same seed gives the same story."""
+    """Seed of the random numbers; the same seed gives the same story."""
 
     @field_validator("temperature")
     @classmethod
@@ -67,7 +67,7 @@ class SamplingConfig(BaseModel):
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether only the temperature is between the logits and the draw."""
+        """Whether only the temperature changes the logits before sampling."""
         changed = self.logit_bias or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
         return not (changed or self._filters)
 
@@ -76,7 +76,7 @@ class SamplingConfig(BaseModel):
         return bool(self.top_k or self.top_p < 1 or self.min_p)
 
     def of_story(self, number: int) -> Self:
-        """The same with another random stream, for story `number` of several; that of story 0 is this one's."""
+        """The same config with another seed, for story `number` of several; story 0 keeps this one's."""
         return self.model_copy(update={"seed": (self.seed + number) % 2**63})
 
 
@@ -84,7 +84,7 @@ def sampling_config(settings: Mapping[str, Any], prefix: str = "") -> SamplingCo
     """A SamplingConfig with these settings.
 
     Raises:
-        UserError: there is no such setting, or it is out of its range; its name gets the prefix.
+        UserError: there is no such setting, or it is out of range; `prefix` is put before its name.
     """
     try:
         return SamplingConfig.model_validate(settings)
@@ -99,13 +99,13 @@ def sample(
     prompt: Sequence[int] = (),
     generated: Sequence[int] = (),
 ) -> int:
-    """One token id for the next position; with temperature 0 that of the largest logit after bias and penalties.
+    """One token id for the next position; with temperature 0, that of the largest logit after bias and penalties.
 
     Args:
         logits_V: [V], unchanged.
         config: sampling.
-        generator: of the CPU; not used with temperature 0.
-        prompt: ids that the repetition penalty takes for said.
+        generator: on the CPU; not used with temperature 0.
+        prompt: ids that also count as said for the repetition penalty.
         generated: ids that the model has said, for all penalties.
     """
     if config.is_plain:
@@ -120,14 +120,14 @@ def sample(
 def sample_plain(
     logits_BV: NDArray[np.float32], configs: Sequence[SamplingConfig], generators: Sequence[torch.Generator]
 ) -> list[int]:
-    """The same for several texts at once, by configs that are plain.
+    """The same for several texts at once, for configs that are plain.
 
-    In numpy: torch would share such an operation among its threads, which then hold the cores for a while.
+    In numpy: torch would split such an operation among its threads, which then keep the cores busy for a while.
 
     Args:
         logits_BV: [B, V], unchanged.
-        configs: of each text.
-        generators: of each.
+        configs: one for each text.
+        generators: one for each text.
     """
     chosen: list[int] = logits_BV.argmax(axis=1).tolist()
     drawing = [row for row, config in enumerate(configs) if config.temperature]
@@ -143,12 +143,12 @@ def sample_plain(
 def distribution(
     logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int] = (), generated: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Ids [N], int64, and the weight of each in the draw [N], fp32, on the CPU; sorted where some are left out.
+    """Ids [N], int64, and their sampling weights [N], fp32, on the CPU; sorted if some ids are left out.
 
-    In the order of transformers: logit_bias, repetition_penalty, then presence_penalty and frequency_penalty, which it
-    does not have, temperature, top_k, top_p, min_p. The arguments are those of `sample`; temperature is not 0.
+    Applied in the order of transformers: logit_bias, repetition_penalty, presence_penalty and frequency_penalty (which
+    transformers does not have), temperature, top_k, top_p, min_p. Arguments as for `sample`; temperature is not 0.
     """
-    # On the CPU in fp32, so that a seed means the same story on every device.
+    # On the CPU in fp32, so that a seed gives the same story on every device.
     logits_V = _penalised(logits_V, config, prompt, generated).float().cpu() / config.temperature
     if not config._filters:
         return torch.arange(len(logits_V)), torch.softmax(logits_V, dim=-1)
@@ -166,10 +166,10 @@ def distribution(
 
 
 def _drawn(weight_BN: NDArray[np.float32], generators: Sequence[torch.Generator]) -> list[int]:
-    """The places that uniform numbers, one of each generator, fall on, where each has the width of its weight.
+    """For each row, an index drawn in proportion to its weight, with one uniform number from each generator.
 
-    Numbers are added up in blocks first, for the sums of all beginnings take as long as a step of a small model. So
-    does torch.multinomial, which draws a number for each place.
+    Weights are summed in blocks first, since a full cumulative sum takes as long as a step of a small model. So does
+    torch.multinomial, which draws a number for each index.
     """
     texts, number = weight_BN.shape
     padded = np.zeros((texts, -(-number // _BLOCK) * _BLOCK), np.float32)
@@ -186,12 +186,12 @@ def _drawn(weight_BN: NDArray[np.float32], generators: Sequence[torch.Generator]
 
 
 def _place(end_N: NDArray[np.float64], number: float) -> int:
-    """Where a number lies among the ends of places; at the very end rounding could pass the last that has a width."""
+    """The interval that a number falls into, by interval ends; never past the last nonempty one, despite rounding."""
     return min(int(end_N.searchsorted(number, side="right")), int(end_N.searchsorted(end_N[-1])))
 
 
 def _penalised(logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:
-    """fp32 [V] on the CPU with bias and penalties; where there are none, the logits as they are."""
+    """Logits with bias and penalties, fp32 [V] on the CPU; if there are none, the logits as they are."""
     repeats = config.repetition_penalty != 1
     counts = bool(config.presence_penalty or config.frequency_penalty) and len(generated) > 0
     if not (config.logit_bias or repeats or counts):
@@ -210,12 +210,13 @@ def _penalised(logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int], 
 
 
 def _descending(logits_V: Tensor) -> Tensor:
-    """Ids by their fp32 logits [V] on the CPU, the largest first, of equal ones the lower id: a stable sort.
+    """Ids sorted by their fp32 logits [V] on the CPU, the largest first, of equal ones the lower id: a stable sort.
 
-    The bits of a float, read as an integer, are ordered as floats are, but for negative ones, whose order is reversed.
-    With the id in the lower half no two of these integers are equal, and numpy has vector instructions to sort them.
+    The bits of floats, read as integers, are ordered like the floats, except that the order of negative ones is
+    reversed. With the id in the lower half, no two of these integers are equal, and numpy sorts them with vector
+    instructions.
     """
-    bits_V = (logits_V.numpy() + np.float32(0)).view(np.int32).astype(np.int64)  # the sum makes -0.0 0.0
+    bits_V = (logits_V.numpy() + np.float32(0)).view(np.int32).astype(np.int64)  # adding 0 turns -0.0 into 0.0
     rising_V = bits_V ^ ((bits_V >> 63) & 0x7FFFFFFF)
     key_V = (~rising_V << 32) | np.arange(len(bits_V))
     key_V.sort()

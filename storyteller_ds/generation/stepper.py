@@ -1,4 +1,4 @@
-"""What computes the logits of texts that grow."""
+"""Interfaces of what computes the logits of growing texts."""
 
 from collections.abc import Sequence
 from typing import Protocol, Self
@@ -10,34 +10,34 @@ CACHED_AT_FIRST = 256
 
 
 class Texts(Protocol):
-    """Gives the logits of the next tokens of several texts, of any lengths, one token of each after the other."""
+    """Computes the logits of the next tokens of several texts of any lengths, one token of each at a time."""
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
-        """[B, V] behind prompts of at least one id each; valid until the next call.
+        """[B, V], the logits after prompts of at least one id each; valid until the next call.
 
         Args:
             prompts: ids.
-            room: positions that a text will have at most.
+            room: maximum number of positions of a text.
         """
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        """[B, V] behind another id of each."""
+        """[B, V], the logits after another id of each text."""
 
     def keep(self, texts: Sequence[int]) -> None:
-        """Forget all texts but these, by their places in the batch as it is."""
+        """Forget all texts except these, by their indices in the current batch."""
 
 
 class Stepper(Protocol):
-    """Gives the logits of the next token, one token after the other, for one text at a time."""
+    """Computes the logits of the next token, one token at a time, for one text at a time."""
 
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
-        """[V] behind a prompt of at least one id; valid until the next call. At most `length` positions will be."""
+        """[V], the logits after a prompt of at least one id, valid until the next call; `length`: maximum positions."""
 
     def step(self, token: int) -> Tensor:
-        """[V] behind another token."""
+        """[V], the logits after another token."""
 
     def another(self) -> Self:
-        """The same for another text at the same time, in another thread."""
+        """A stepper for another text at the same time, in another thread."""
 
     def texts(self) -> Texts:
-        """For several texts at the same time."""
+        """A Texts for several texts at the same time."""

@@ -1,4 +1,4 @@
-"""Texts before which a story ends."""
+"""Stop strings: a story ends before the first of them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 class StopStrings:
     """Passes pieces of text on, up to the first stop string.
 
-    The first is the one that is complete first; of several that end in one place, the longest.
+    The first is the one that is complete first; of several that end at the same place, the longest.
 
     Args:
         stop: the stop strings; none of them is empty.
@@ -18,7 +18,7 @@ class StopStrings:
         """Whether one of them has ended the text."""
 
     def before(self, pieces: Iterator[str]) -> Iterator[str]:
-        """The text before it. What may yet become a stop string is held back until it is certain."""
+        """The text before it. What may still become a stop string is held back until that is decided."""
         held = ""
         for piece in pieces:
             held += piece
@@ -35,5 +35,5 @@ class StopStrings:
 
 
 def _beginning(stop: str, text: str) -> int:
-    """Characters at the end of the text that a stop string, not yet complete, begins with."""
+    """Number of characters at the end of the text that are an incomplete beginning of a stop string."""
     return next(size for size in range(min(len(stop) - 1, len(text)), -1, -1) if text.endswith(stop[:size]))

@@ -17,11 +17,11 @@ class Ending(StrEnum):
     """Why a story ended."""
 
     END = "end"
-    """The model said that it is over."""
+    """The model ended it."""
     STOP = "stop"
-    """The next words were a stop string."""
+    """A stop string came next."""
     LENGTH = "length"
-    """It has max_new_tokens."""
+    """It has reached max_new_tokens."""
     CONTEXT = "context"
     """It has filled the model's context."""
 
@@ -36,14 +36,14 @@ class Story:
         prompt: its beginning.
         config: sampling.
         agree: see generate_ids.
-        stepper: see generate_ids; it has one story at a time.
+        stepper: see generate_ids; used by one story at a time.
 
     Attributes:
-        text: the prompt and what has been told so far.
-        token_texts: text that became certain with each token that was generated; joined, the continuation, to which a
-            stop string and what follows it do not belong.
-        context_length: of the model (tokens).
-        continuation: its ids.
+        text: the prompt and the continuation so far.
+        token_texts: text that became certain with each generated token; joined, the continuation plus any stop string
+            and what follows it.
+        context_length: context length of the model (tokens).
+        continuation: the continuation as ids.
 
     Raises:
         UserError: the prompt leaves no room in the context, or the model cannot do what the config says.
@@ -75,7 +75,7 @@ class Story:
 
     @property
     def ending(self) -> Ending | None:
-        """Why it ended; None: it has not, or its reader has left it."""
+        """Why it ended; None: it has not, or its reader stopped early."""
         if not self._is_over:
             return None
         if self._stop.found:
@@ -86,11 +86,11 @@ class Story:
 
     @property
     def was_cut(self) -> bool:
-        """Whether it has as many tokens as it could have, without coming to its end."""
+        """Whether it has as many tokens as it can have, without having ended."""
         return self.ending in (Ending.LENGTH, Ending.CONTEXT)
 
     def read_from(self, ids: Iterator[int]) -> None:
-        """Let others compute the ids of its continuation, as told.Batch does; before it is begun."""
+        """Take the ids of its continuation from elsewhere, such as a Batch; to be called before it is started."""
         self._ids = ids
 
     def _read(self) -> Iterator[int]:

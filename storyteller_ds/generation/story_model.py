@@ -1,4 +1,4 @@
-"""A trained model that tells stories."""
+"""A trained model that generates stories."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ from storyteller_ds.user_paths import is_utf8
 
 
 class StoryModel(NamedTuple):
-    """What is needed to continue a text. Get one from storyteller_ds.load."""
+    """Everything needed to continue a text. Get one from storyteller_ds.load."""
 
     decoder: Decoder
     run: RunConfig
     """The run config that it was trained with."""
     tokenizer: Tokenizer
     step_folder: Path
-    """The checkpoint that it is from."""
+    """The checkpoint that it was loaded from."""
     stepper: Stepper | None = None
-    """What computes one token after the other; None: torch."""
+    """Computes one token after the other; None: torch."""
 
     def generate(self, prompt: str, **sampling: Any) -> str:
         """A story: the prompt and its continuation.
 
         Args:
             prompt: its beginning; may be empty.
-            sampling: fields of SamplingConfig, such as temperature, min_p, stop or seed. The same seed tells the same
+            sampling: fields of SamplingConfig, such as temperature, min_p, stop or seed. The same seed gives the same
                 story.
 
         Raises:
-            UserError: the prompt leaves no room in the context, or a setting is out of its range or not for this model.
+            UserError: the prompt leaves no room in the context, or a setting is out of range or not for this model.
         """
         return "".join(self.stream(prompt, **sampling))
 
@@ -46,11 +46,12 @@ class StoryModel(NamedTuple):
         """A story for each prompt, several computed at a time.
 
         Args:
-            prompts: their beginnings. Equal ones get stories of their own: the first has the seed, each other the next.
+            prompts: their beginnings. The first story has the seed, each later one the next, so that equal prompts get
+                stories of their own.
             sampling: see generate.
 
         Raises:
-            UserError: see generate; says which prompt. No story is told then.
+            UserError: see generate; says which prompt. No story is generated then.
         """
         if isinstance(prompts, str):
             raise UserError("prompts is one str; give a list of them, or use generate")
@@ -64,7 +65,7 @@ class StoryModel(NamedTuple):
         return [story.text for story in told(self.texts(), stories)]
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
-        """The same in pieces, each as soon as it is certain: the prompt, then its continuation."""
+        """Like generate, but in pieces, each as soon as it is certain: the prompt, then its continuation."""
         story = self.story(prompt, sampling_config(sampling))
         yield prompt
         yield from story
@@ -73,7 +74,7 @@ class StoryModel(NamedTuple):
         return f"StoryModel({self.step_folder}, {count_parameters(self.run).total:,} parameters)"
 
     def story(self, prompt: str, config: SamplingConfig = SamplingConfig()) -> Story:  # noqa: B008  # it is frozen
-        """A story that is yet to be generated; several may be read at the same time.
+        """A story that has not been generated yet; several may be read at the same time.
 
         Raises:
             UserError: see generate.
@@ -88,5 +89,5 @@ class StoryModel(NamedTuple):
         return Story(self.decoder, self.run, self.tokenizer, prompt, config, stepper=stepper)
 
     def texts(self) -> Texts:
-        """What gives the logits of several texts that are continued together."""
+        """Computes the logits of several texts that are continued together."""
         return (self.stepper or TorchStepper(self.decoder, self.run)).texts()

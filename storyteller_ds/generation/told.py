@@ -1,4 +1,4 @@
-"""Many stories, several at a time."""
+"""Generating many stories, several at a time."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ BATCH = 16
 
 
 def told(texts: Texts, stories: Iterable[Story]) -> Iterator[Story]:
-    """Tell stories, and give each when it is over, in their order.
+    """Generate stories, and yield each when it is complete, in their order.
 
     Args:
-        texts: of the model whose stories they are.
-        stories: none of them begun; each is taken when its batch is told.
+        texts: from the model that generates the stories.
+        stories: none of them started; each is taken when its batch is generated.
     """
     coming = iter(stories)
     while group := list(islice(coming, BATCH)):
@@ -26,7 +26,7 @@ def told(texts: Texts, stories: Iterable[Story]) -> Iterator[Story]:
             batch = Batch([story.continuation for story in together], texts)
             for place, story in enumerate(together):
                 story.read_from(batch.ids(place))
-        # A piece of each in turn, so that a stop string ends one before the others are over.
+        # A piece of each in turn, so that a stop string can end one before the others are complete.
         waiting, going = deque(group), [iter(story) for story in group]
         while waiting:
             going = [pieces for pieces in going if next(pieces, None) is not None]

@@ -13,7 +13,7 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.moe.balance import RouterStats
 
 _PADDING = 0
-"""An id; no text attends to it."""
+"""Any id; no text attends to it."""
 
 
 class TorchStepper:
@@ -24,7 +24,7 @@ class TorchStepper:
         run: its config.
 
     Attributes:
-        logits_V: what the last call gave.
+        logits_V: logits of the last call.
     """
 
     logits_V: Tensor
@@ -37,7 +37,7 @@ class TorchStepper:
 
     @property
     def experts(self) -> list[list[int]]:
-        """For each mixture layer the experts that the last token went to, in the router's order."""
+        """For each MoE layer, the experts that the last token went to, in the router's order."""
         return [stats.expert_TK[-1].tolist() for stats in self._stats]
 
     def begin(self, prompt: Sequence[int], length: int) -> Tensor:
@@ -47,11 +47,11 @@ class TorchStepper:
         return self._forward(prompt)
 
     def step(self, token: int) -> Tensor:
-        """Go on."""
+        """Continue with a token."""
         return self._forward([token])
 
     def another(self) -> Self:
-        """With caches of its own."""
+        """Another stepper with its own caches."""
         return type(self)(self.decoder, self.run)
 
     def texts(self) -> "TorchTexts":
@@ -104,7 +104,7 @@ class TorchTexts:
         """[B, V]"""
         token_BS = torch.tensor(ids, device=self._padding_B.device)
         place_S = torch.arange(start, start + token_BS.shape[1], device=token_BS.device)
-        # Texts that are over go on at the last position until the batch is made smaller.
+        # Finished texts continue at the last position until the batch is made smaller.
         position_BS = (place_S - self._padding_B[:, None]).clamp(max=self.decoder.context_length - 1)
         logits_BSV, _ = self.decoder(token_BS, self._caches, start, position_BS=position_BS)
         logits_BV: Tensor = logits_BSV[:, -1]
@@ -112,7 +112,7 @@ class TorchTexts:
 
 
 def _caches(decoder: Decoder, run: RunConfig, texts: int, length: int, room: int) -> list[KVCache]:
-    """For texts that are `length` long now and will be at most `room`."""
+    """Caches for texts that are `length` long now and will be at most `room` (positions)."""
     weight = decoder.embedding.weight
     room = min(room, length + CACHED_AT_FIRST)
     return make_caches(run, texts, room, decoder.dtype or weight.dtype, weight.device)

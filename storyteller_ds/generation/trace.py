@@ -1,4 +1,4 @@
-"""A story with what the model computed at each of its tokens."""
+"""A story with what the model computed for each of its tokens."""
 
 import math
 from typing import Any
@@ -10,11 +10,11 @@ from storyteller_ds.generation.torch_stepper import TorchStepper
 
 
 class TracedStory:
-    """A story that is yet to be generated.
+    """A story that has not been generated yet.
 
     Args:
-        model: tells it.
-        stepper: of the model's decoder; has one story at a time.
+        model: generates it.
+        stepper: of the model's decoder; used by one story at a time.
         prompt: its beginning.
         config: sampling.
 
@@ -30,15 +30,15 @@ class TracedStory:
         )
 
     def record(self) -> dict[str, Any]:
-        """Generate it; an object for JSON.
+        """Generate it; returns an object for JSON.
 
-        prompt; text, the continuation; reason, an Ending; tokens, each with its id; text, what became certain with it;
-        probability, the model's own, before penalties, temperature and filters; and experts, for each mixture layer
-        those that computed this probability, which the token before it went to.
+        It has: prompt; text, the continuation; reason, an Ending; and tokens. Each token has: id; text, what became
+        certain with it; probability, the model's own, before penalties, temperature and filters; and experts, for each
+        MoE layer those that computed this probability, which are the ones that the previous token went to.
         """
         for _ in self._story:
             pass
-        # The end of the story is the last that was noted, and has no text.
+        # The id that ends the story is noted last, and has no text.
         return {
             "prompt": self._story.prompt,
             "text": self._story.text.removeprefix(self._story.prompt),

@@ -1,4 +1,4 @@
-"""Writing a model for another tool: all of it or nothing, and only if it computes the same."""
+"""Writing a model for another tool: completely or not at all, and only if it computes the same."""
 
 import importlib.util
 import json
@@ -33,13 +33,14 @@ def export_model(model: StoryModel, output: Path, form: str, dtype: str) -> str:
         model: from storyteller_ds.load.
         output: the folder; must not exist.
         form: a key of FORMS.
-        dtype: of the weights, one that the form has.
+        dtype: dtype of the weights, one that the form supports.
 
     Returns:
-        A line on how far what was written is from the model.
+        A line on how far the export is from the model.
 
     Raises:
-        UserError: the format cannot express this model, the folder cannot be written, or it computes something else.
+        UserError: the format cannot express this model, the folder cannot be written, or the export computes something
+            else.
     """
     target = FORMS[form]
     target.check(model)  # before anything is written
@@ -57,7 +58,7 @@ def export_model(model: StoryModel, output: Path, form: str, dtype: str) -> str:
         flush_to_disk(beside)
         beside.rename(output)
     except (OSError, SafetensorError) as error:
-        # numpy does not say why it wrote less than it was to.
+        # numpy does not say why it wrote less than requested.
         reason = getattr(error, "strerror", None) or f"{error}; is the disk full?"
         raise UserError(f"{output} could not be written: {reason}; choose another --output") from error
     finally:
@@ -70,15 +71,15 @@ class Form:
     """A format of another tool."""
 
     dtypes: tuple[str, ...]
-    """Of the weights."""
+    """Supported dtypes of the weights."""
     check: Callable[[StoryModel], object]
     """Raises UserError if the format cannot express the model."""
     write: Callable[[StoryModel, Path, str], str]
-    """Into an empty folder, with weights of a dtype, and reads it back; see export_model."""
+    """Writes into an empty folder, with weights of a dtype, and reads it back; see export_model."""
     library: str
-    """What the card says that reads it."""
+    """The library that reads it, for the model card."""
     use: str
-    """How, in Markdown."""
+    """How to use it, in Markdown, for the model card."""
 
 
 def _write_huggingface(model: StoryModel, folder: Path, dtype: str) -> str:
@@ -116,7 +117,7 @@ def _write_llama2c(model: StoryModel, folder: Path, dtype: str) -> str:
 
 
 def _write_safetensors(model: StoryModel, folder: Path, dtype: str) -> str:
-    """Canonical names, with the run config and the tokenizer."""
+    """Write weights under canonical names, with the run config and the tokenizer."""
     weights = {p.name: p.parameter.detach().to("cpu", DTYPES[dtype]) for p in placed_parameters(model.decoder)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_flushed(folder / "config.json", json.dumps({"run": model.run.model_dump(mode="json")}, indent=2) + "\n")
@@ -172,7 +173,7 @@ weights = load_file("model.safetensors")     # names and shapes: storyteller_ds.
 """,
     ),
 }
-"""By the name that --to has."""
+"""By the value of --to."""
 
 
 def _card(model: StoryModel, checkpoint: Checkpoint, form: Form, verified: str) -> str:

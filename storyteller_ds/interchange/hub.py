@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face hub."""
+"""Uploading exports to the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ _NAME = re.compile(r"([\w.-]+/)?[\w.-]+", re.ASCII)
 
 
 def check_access(repo: str) -> None:
-    """Check that an export could be uploaded to a repository, before the work.
+    """Check that an export can be uploaded to a repository, before the work begins.
 
     Args:
-        repo: OWNER/NAME, or NAME of one's own.
+        repo: OWNER/NAME, or NAME for the user's own.
 
     Raises:
-        UserError: huggingface_hub is missing, the name cannot be one, nobody is logged in, or there is no network.
+        UserError: huggingface_hub is missing, the name is invalid, nobody is logged in, or there is no network.
     """
     try:
         from huggingface_hub import HfApi
@@ -32,10 +32,10 @@ def check_access(repo: str) -> None:
 
 
 def upload(folder: Path, repo: str) -> str:
-    """Upload an export; a repository that does not exist is made, a private one.
+    """Upload an export; a repository that does not exist is created as a private one.
 
     Returns:
-        The address of its page.
+        The URL of its page.
 
     Raises:
         UserError: it could not be uploaded.

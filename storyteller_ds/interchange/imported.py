@@ -1,4 +1,4 @@
-"""A model of another tool, as it is read."""
+"""A model read from the files of another tool."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from storyteller_ds.model.decoder import Decoder, empty_decoder
 
 
 class Imported(NamedTuple):
-    """What is read of another tool's files."""
+    """What was read from another tool's files."""
 
     decoder: Decoder
     """In eval mode, fp32."""
@@ -23,11 +23,11 @@ class Imported(NamedTuple):
 
 @torch.no_grad()
 def decoder_with(run: RunConfig, read: Callable[[dict[str, tuple[int, ...]]], dict[str, Tensor]]) -> Decoder:
-    """A decoder with the weights that `read` gives.
+    """A decoder with the weights that `read` returns.
 
     Args:
         run: its config.
-        read: from the shapes of all canonical tensors to the tensors, fp32.
+        read: maps the shapes of all canonical tensors to the tensors, fp32.
     """
     decoder = empty_decoder(run)
     weights = read({name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(decoder)})

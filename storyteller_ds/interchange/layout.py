@@ -1,4 +1,4 @@
-"""How the tensors of two layouts lie in each other, as data: one table serves both ways."""
+"""How the tensors of two layouts map to each other, as data: one table serves both directions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,9 +11,9 @@ class View(NamedTuple):
     """A part of a tensor, which can be read and written."""
 
     place: tuple[int | slice, ...] = ()
-    """Along the first dimensions; none: all of it."""
+    """Index along the first dimensions; empty: all of it."""
     transposed: bool = False
-    """Whether the two dimensions of the part are exchanged."""
+    """Whether the two dimensions of the part are swapped."""
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part, which shares the tensor's memory."""
@@ -31,17 +31,17 @@ class Piece(NamedTuple):
     """Canonical name."""
     theirs: str
     shape: tuple[int, ...]
-    """Of their tensor, of which this may be a part."""
+    """Shape of their whole tensor; the piece may be only a part of it."""
     our_view: View = WHOLE
     their_view: View = WHOLE
 
 
 def with_neighbours(weight: Tensor, heads: int) -> Tensor:
-    """Queries' or keys' weight for a rotary embedding that turns features 2i and 2i + 1 together, as Llama's own did.
+    """Query or key weight for a rotary embedding that rotates features 2i and 2i + 1 together, as the original Llama.
 
     Args:
-        weight: [heads * head size, D], of one that turns i and i + head size / 2, as ours and Hugging Face's do.
-        heads: query heads or key heads.
+        weight: [heads * head size, D], for one that rotates i and i + head size / 2, as ours and Hugging Face's do.
+        heads: number of query heads or key heads.
     """
     rows: Tensor = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
     return rows
@@ -57,8 +57,8 @@ def to_theirs(pieces: Sequence[Piece], read: Callable[[str], Tensor]) -> Iterato
     """Their tensors, one at a time, fp32.
 
     Args:
-        pieces: those of one of their tensors stand together.
-        read: gives the canonical tensor of a name.
+        pieces: pieces of the same tensor of theirs must be adjacent.
+        read: returns the canonical tensor of a name.
     """
     for start, piece in enumerate(pieces):
         if start and pieces[start - 1].theirs == piece.theirs:
@@ -78,8 +78,8 @@ def to_ours(
 
     Args:
         pieces: together they fill every canonical tensor.
-        shapes: canonical ones.
-        read: gives their tensor of a name, of any floating-point dtype.
+        shapes: shapes of the canonical tensors.
+        read: returns their tensor of a name, in any floating-point dtype.
     """
     tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
     for piece in pieces:

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 FORMATS = {"fp32": "f32", "fp16": "f16", "q8_0": "q8_0"}
-"""Formats of weights, and GGUF's names for them."""
+"""Formats of weights -> GGUF's names for them."""
 _BLOCK = 32
-"""Numbers that q8_0 scales together: rows have to be a multiple of it."""
+"""Numbers that share a scale in q8_0: the size of a row must be a multiple of it."""
 _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
-"""Types of tokens."""
+"""GGUF's token types."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp computes a family of Hugging Face's."""
+    """How llama.cpp computes a Hugging Face family."""
 
     name: str
     interleaved: bool = False
-    """Whether its rotary embedding turns neighbours, where ours turns feature i together with i + D/2."""
+    """Whether its rotary embedding rotates neighboring features; ours rotates feature i with i + D/2."""
 
 
 ARCHITECTURES = {
@@ -64,18 +64,18 @@ def write_file(model: StoryModel, path: Path, form: str) -> None:
     """Write weights, sizes and tokenizer into one file.
 
     Args:
-        model: what is exported.
-        path: of the file.
+        model: the model to export.
+        path: the file to write.
         form: a value of FORMATS; norms, biases and routers stay f32.
 
     Raises:
-        UserError: llama.cpp does not compute this model, or has no such tokenizer.
+        UserError: llama.cpp does not support this model or its tokenizer.
     """
     import gguf
 
     run = model.run
     architecture = architecture_of(run)
-    vocabulary = _vocabulary(model.tokenizer, run.tokenizer.vocab_size)  # refused before anything is written
+    vocabulary = _vocabulary(model.tokenizer, run.tokenizer.vocab_size)  # raises before anything is written
     writer = gguf.GGUFWriter(path, architecture.name)
     _write_sizes(writer, run, architecture, form)
     _write_tokenizer(writer, model.tokenizer, vocabulary)
@@ -143,21 +143,21 @@ def _write_sizes(writer: "GGUFWriter", run: RunConfig, architecture: Architectur
 
 
 class _Vocabulary(NamedTuple):
-    """Tokens by id, with what llama.cpp makes them of text by: merges or scores."""
+    """Tokens by id, with the merges or scores by which llama.cpp tokenizes text."""
 
     tokens: list[str]
     types: list[int]
     merges: list[str]
-    """Of byte-level BPE."""
+    """For byte-level BPE."""
     scores: list[float]
-    """Of SentencePiece's BPE."""
+    """For SentencePiece's BPE."""
 
 
 def _vocabulary(tokenizer: Tokenizer, rows: int) -> _Vocabulary:
     """The vocabulary, with as many tokens as the model has rows.
 
     Raises:
-        UserError: llama.cpp has no such tokenizer.
+        UserError: llama.cpp does not support the tokenizer.
     """
     unused = [f"[unused {i}]" for i in range(tokenizer.vocab_size, rows)]
     if (with_scores := scored.scored_tokens(tokenizer)) is not None:

@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: neither a hang nor a crash nor what it writes reaches ours."""
+"""llama.cpp in a separate process, so that neither a hang nor a crash nor its output reaches ours."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from storyteller_ds.errors import UserError
 
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
 SECONDS = 600.0
-"""After which it is taken to hang: half a billion weights on two cores take one of them."""
+"""Time after which it counts as hung: half a billion weights on two cores take one second."""
 
 
 def completions(
@@ -23,10 +23,10 @@ def completions(
     """The first choice of llama.cpp's server for each request, and its `timings` (ms).
 
     Args:
-        path: of a GGUF file.
+        path: a GGUF file.
         context: length of the context (tokens).
         requests: in the format of its completions endpoint.
-        seconds: it is ended after them.
+        seconds: time limit, after which it is killed.
 
     Raises:
         UserError: it ended without an answer; says how.
@@ -41,7 +41,7 @@ def completions(
             errors="replace",
             timeout=seconds,
             check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # for which it would start a debugger
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # it would start a debugger for one
         )
     except subprocess.TimeoutExpired:
         raise UserError(f"llama.cpp did not read {path.name} in {seconds:g} s, and was ended") from None

@@ -1,4 +1,4 @@
-"""Reading a model of another tool: into a run folder, or to tell stories with it."""
+"""Reading another tool's model, into a run folder or to generate with it."""
 
 import os
 from collections.abc import Callable
@@ -23,16 +23,17 @@ from storyteller_ds.user_paths import given_path
 
 
 def load(path: str | os.PathLike[str], device: str = "auto", precision: Precision = "auto") -> StoryModel:
-    """A model that tells stories.
+    """Load a model that generates stories.
 
     Args:
         path: a run folder (its newest valid step), a step folder (weights are enough), or an export to Hugging Face.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: of weights and products, fp32 or bf16; auto: that of training on a CUDA device, else fp32.
+        precision: precision of weights and matrix products, fp32 or bf16; auto: that of training on a CUDA device, else
+            fp32.
 
     Raises:
-        CheckpointError: there is no valid checkpoint, or its files do not belong together.
-        ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not there.
+        CheckpointError: there is no valid checkpoint, or its files do not match.
+        ConfigError, DataError: its config or its tokenizer cannot be used, or the device is not available.
         OutOfMemory: the weights do not fit the device.
         UserError: an export cannot be read.
     """
@@ -44,13 +45,13 @@ def load(path: str | os.PathLike[str], device: str = "auto", precision: Precisio
 def open_model(
     path: Path, device: torch.device, log: Callable[[str], None], precision: Precision = "auto"
 ) -> StoryModel:
-    """See load.
+    """Like load, for a given device and log.
 
     Args:
-        path: likewise.
-        device: where it is computed.
+        path: see load.
+        device: where the model is computed.
         log: gets a line about each step that is skipped.
-        precision: likewise.
+        precision: see load.
     """
     if not is_of_another_tool(path):
         return load_story_model(path, device, log, precision)
@@ -62,16 +63,16 @@ def open_model(
 
 
 def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Path) -> Path:
-    """A checkpoint with the weights of another tool's model; returns its folder.
+    """Write a checkpoint with the weights of another tool's model; returns its folder.
 
     Args:
         form: hf or llama2c.
-        source: the folder of Hugging Face's, or the model.bin of llama2.c.
+        source: a Hugging Face folder, or the model.bin of llama2.c.
         tokenizer: the tokenizer.bin of llama2.c; None: the one beside the model.
         output_dir: run folder; must not exist.
 
     Raises:
-        UserError: the model cannot be read, or computes what we do not; or the folder cannot be written.
+        UserError: the model cannot be read or is not supported, or the folder cannot be written.
     """
     check_new_run(output_dir)
     if form == "hf":
@@ -87,7 +88,7 @@ def import_model(form: str, source: Path, tokenizer: Path | None, output_dir: Pa
 
 
 def _warn_of_another_tokenizer(model: Imported, folder: Path, log: Callable[[str], None]) -> None:
-    """Some models have rows to spare; most of them to spare is another model's tokenizer."""
+    """Warn if most rows of the model have no token: a few spare rows are normal, but not so many."""
     tokens, rows = model.tokenizer.vocab_size, model.run.tokenizer.vocab_size
     if tokens < rows / 2:
         log(

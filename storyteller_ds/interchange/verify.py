@@ -1,4 +1,4 @@
-"""Whether an export computes what the model does."""
+"""Check that an export computes what the model does."""
 
 import importlib.util
 import math
@@ -20,15 +20,15 @@ from storyteller_ds.model.canonical import placed_parameters
 
 SEQUENCES, TOKENS = 2, 64
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
-"""Largest difference of a logit, as a part of the largest logit. In half precision a rounding may send a token to
-another expert."""
+"""Largest difference of a logit, relative to the largest logit. In half precision, rounding may send a token to another
+expert."""
 
 
 def check_huggingface(model: StoryModel, folder: Path, dtype: str) -> str:
     """Read an export back and compare logits.
 
     Returns:
-        A line with the largest difference and what has read the export.
+        A line with the largest difference and what read the export.
 
     Raises:
         UserError: it differs by more than rounding.
@@ -49,7 +49,7 @@ def check_huggingface(model: StoryModel, folder: Path, dtype: str) -> str:
 def _by_transformers(folder: Path, token_BS: Tensor) -> Tensor:
     import transformers
 
-    library: Any = transformers  # parts of it have no types
+    library: Any = transformers  # parts of it are untyped
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
     model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -65,20 +65,22 @@ def _by_ourselves(folder: Path, token_BS: Tensor) -> Tensor:
 
 
 GGUF_TOLERANCES = {"fp32": 0.01, "fp16": 0.1, "q8_0": 0.5}
-"""Largest difference of a log-probability in llama.cpp, which looks GELU up in a table of 16 bits."""
+"""Largest difference of a log-probability in llama.cpp, which looks up GELU in a 16-bit table."""
 WEIGHT_TOLERANCES = {"fp32": 0.0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
-"""Largest difference of a weight, as a part of the largest of its tensor."""
+"""Largest difference of a weight, relative to the largest weight of its tensor."""
 PROMPT, CONTINUED = "Once upon a time", 32
-"""What llama.cpp continues, and by how many tokens at most."""
+"""The text that llama.cpp continues, and the maximum number of tokens that it adds."""
 
 
 @torch.no_grad()
 def check_llama_cpp(model: StoryModel, path: Path, dtype: str) -> str:
-    """Read a GGUF file back: by llama.cpp if it is installed (xllamacpp), and compare the probabilities of the next
-    token; else compare the weights.
+    """Read a GGUF file back and compare.
+
+    If llama.cpp is installed (xllamacpp), it reads the file and the probabilities of the next token are compared; else
+    the weights are.
 
     Returns:
-        A line with the largest difference and what has read the file.
+        A line with the largest difference and what read the file.
 
     Raises:
         UserError: it differs by more than rounding, or llama.cpp ends without an answer.
@@ -121,7 +123,7 @@ def check_llama2c(model: StoryModel, path: Path, dtype: str) -> str:
 
 
 def _probabilities_apart(model: StoryModel, path: Path) -> list[float]:
-    """Differences; none of a model whose likeliest tokens are not text, as one that has not learned."""
+    """Differences; empty for a model whose likeliest tokens are not text, such as an untrained one."""
     context = model.run.context_length
     ids = prompt_ids(model.tokenizer, PROMPT)
     requests: list[dict[str, Any]] = []

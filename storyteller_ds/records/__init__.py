@@ -1,1 +1,1 @@
-"""What a run leaves in its folder, and how it is read: names, metrics, samples."""
+"""The files in a run folder and how they are read: names, metrics, samples."""

@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl: what they are, and how they are read."""
+"""The records in metrics.jsonl and how they are read."""
 
 import json
 import math
@@ -11,25 +11,25 @@ Record = Mapping[str, Any]
 
 
 def read_metrics(path: Path, attempts: int | None = None) -> list[dict[str, Any]]:
-    """The records of a run, oldest first, also while it writes them; none where there is no file.
+    """The records of a run, oldest first, even while it is writing them; empty if there is no file.
 
-    Lines that are not JSON objects are skipped: the last one, where a kill has cut it short.
+    Lines that are not JSON objects are skipped, such as a last line that was cut short when the run was killed.
 
     Args:
         path: metrics.jsonl.
-        attempts: only up to so many steps tried; None: all.
+        attempts: only records up to this many attempted steps; None: all.
     """
     lines = [line for line in metrics_lines(path) if attempts is None or attempt_of_line(line) <= attempts]
     return [record for line in lines if (record := _object(line)) is not None]
 
 
 def metrics_lines(path: Path) -> list[str]:
-    """All lines as they stand there; none where there is no file."""
+    """All lines, unparsed; empty if there is no file."""
     return path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
 
 
 def finite(value: Any) -> Any:
-    """A value with None for every number that is not finite, since JSON has none."""
+    """A value with every number that is not finite replaced by None, since JSON cannot represent them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -38,13 +38,13 @@ def finite(value: Any) -> Any:
 
 
 def attempt_of(record: Record) -> int:
-    """How many steps had been tried when a record was written, undone ones included; never goes back."""
+    """Number of steps attempted when a record was written, including undone ones; never decreases."""
     step: int = record["step"]
     return step + int(record.get("undone_steps", 0))
 
 
 def attempt_of_line(line: str) -> float:
-    """The attempt of a line; infinity for one that a kill has cut short."""
+    """The attempt of a line; infinity for a line that was cut short when the run was killed."""
     try:
         return float(attempt_of(json.loads(line)))
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write to it, and what lies where."""
+"""The output folder of a run: who may write to it, and where things are."""
 
 import contextlib
 import fcntl
@@ -22,23 +22,23 @@ TENSORBOARD = "tensorboard"
 MLRUNS = "mlruns"
 REPORT, REPORT_MARKDOWN, REPORT_PICTURES = "report.html", "report.md", "report"
 EVALUATION, ATLAS = "evaluation.json", "atlas.json"
-"""What `storyteller report --measure` has found."""
+"""Results of `storyteller report --measure`."""
 WANDB_RUN_ID, MLFLOW_RUN_ID = "wandb_run_id", "mlflow_run_id"
-"""Keys in config.json: the runs to go on with after a resume."""
+"""Keys in config.json: the tracker runs to continue after a resume."""
 LOCK = ".lock"
-"""Held by the process that writes there."""
+"""Held by the process that writes to the folder."""
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""Not through a link, and without waiting for the reader of a FIFO: the folder may come from a stranger."""
+"""Do not follow a link and do not block on a FIFO: the folder may come from a stranger."""
 _DERIVED = (REPORT, REPORT_MARKDOWN, REPORT_PICTURES, EVALUATION, ATLAS)
 _RECORDS = (METRICS, SAMPLES, CONFIG, TOKENIZER, CHECKPOINTS, TENSORBOARD, MLRUNS, *_DERIVED)
 
 
 @contextlib.contextmanager
 def written_record(path: Path) -> Iterator[None]:
-    """Around the writing of a record: an error of the disk becomes a UserError.
+    """Turn a disk error while writing a record into a UserError.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the record cannot be written.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def written_record(path: Path) -> Iterator[None]:
 
 
 def holder(path: Path) -> str | None:
-    """Who writes to a run folder now, as ` (pid 12 on host)`, or nothing if that is not known; None: nobody does."""
+    """Who is writing to a run folder, as ` (pid 12 on host)`, or "" if that is not known; None: nobody is."""
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -113,17 +113,17 @@ class RunFolder:
             return ""
 
     def set_aside(self, moved: Iterable[str] = _RECORDS, copied: Iterable[str] = ()) -> Path | None:
-        """Put the records of an earlier run into previous-N, so that another one starts clean; nothing is deleted.
+        """Move the records of an earlier run into previous-N, so that a new one starts clean; nothing is deleted.
 
         Args:
-            moved: names in this folder; those that are not there are passed over.
-            copied: likewise, of what the other run goes on with.
+            moved: names in this folder; missing ones are ignored.
+            copied: likewise, names to copy because the new run continues with them.
 
         Returns:
-            That folder; None if there is nothing to move.
+            The previous-N folder; None if there is nothing to move.
 
         Raises:
-            UserError: the disk refuses.
+            UserError: the records cannot be moved or copied.
         """
         moved, copied = ([name for name in names if (self.path / name).exists()] for names in (moved, copied))
         if not moved:
@@ -141,7 +141,7 @@ class RunFolder:
         return aside
 
     def tracked_as(self, key: str) -> str | None:
-        """The run of a tracker that this folder's records went to so far, if any; see WANDB_RUN_ID for the keys."""
+        """The tracker run that this folder's records have gone to so far, if any; see WANDB_RUN_ID for the keys."""
         try:
             value = read_json(self.path / CONFIG).get(key)
         except (OSError, UntrustedFileError, AttributeError):

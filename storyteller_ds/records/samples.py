@@ -1,4 +1,4 @@
-"""Sections of samples.md: the stories of a step."""
+"""Sections of samples.md, each with the stories of a step."""
 
 import re
 from pathlib import Path
@@ -8,15 +8,15 @@ HEADING = re.compile(r"^## Step (\d+)$", re.MULTILINE)
 
 
 class SampleSection(NamedTuple):
-    """The stories that were told after a step."""
+    """The stories that were generated after a step."""
 
     step: int
     markdown: str
-    """A block quote for each prompt, which stands in bold before its story."""
+    """A block quote for each prompt: the prompt in bold, then its story."""
 
 
 def read_samples(path: Path) -> list[SampleSection]:
-    """All sections, oldest first; none where there is no file."""
+    """All sections, oldest first; empty if there is no file."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")

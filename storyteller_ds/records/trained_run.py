@@ -1,4 +1,4 @@
-"""What a run has left in its folder."""
+"""The results of a run in its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +12,23 @@ from storyteller_ds.records.run_folder import METRICS
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The records and the checkpoint of a run, read when they are asked for."""
+    """The records and the checkpoint of a run, read on access."""
 
     folder: Path
     """The run folder."""
     step: int
     """Optimizer steps done."""
     interrupted: bool = False
-    """Whether a person has ended it early; the same call again continues it."""
+    """Whether the user ended it early; repeating the call continues it."""
     finished: Path | None = None
-    """The step folder that was to be continued, where its run was over already."""
+    """The step folder to continue from, if its run was already finished."""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, oldest first; the last one is the final validation. Also while the run goes on:
-        a line that is only half there is passed over.
+        """The records of metrics.jsonl, oldest first; the last one is the final validation.
 
-        Those of the run that was over already, where this one had nothing to do.
+        Can be read while the run goes on: a partial line is skipped. If this run had nothing to do because the run to
+        continue was already finished, these are the records of that run.
         """
         path = self.folder / METRICS
         if self.finished is not None and not path.exists():

@@ -1,1 +1,1 @@
-"""Which settings learn best: many ordinary runs, compared in bits per byte on the same text."""
+"""Find the settings that learn best: many ordinary runs, compared in bits per byte on the same text."""

@@ -1,4 +1,4 @@
-"""Bits per byte over what was varied, as a picture."""
+"""Plots of bits per byte over the varied fields."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,15 @@ _BEST: Mapping[str, Any] = {"label": "best", "marker": "*", "markersize": 14, "c
 
 
 def save_plot(space: Space, results: Sequence[Result], path: Path) -> None:
-    """One field: a curve. Two, of which one has listed values: a curve for each of these. Else a panel for each field.
+    """Plot the scores of trials.
+
+    One field: a curve. Two fields, one with listed values: a curve for each of these. Otherwise: a panel for each
+    field.
 
     Args:
         space: what was varied.
         results: trials that have a score.
-        path: of a PNG, replaced.
+        path: PNG to write or replace.
 
     Raises:
         UserError: it cannot be written.
@@ -45,7 +48,7 @@ def save_plot(space: Space, results: Sequence[Result], path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, which replaces the one that is there when it is whole.
+    """Write a PNG; an existing one is replaced only when it is complete.
 
     Raises:
         UserError: it cannot be written.
@@ -55,7 +58,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _curves(by: Listed | None, results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Trials by the value of a field; all of them without one."""
+    """Trials grouped by the value of a field; without one, all of them together."""
     if by is None:
         return {"trials": [*results]}
     return {f"{by.field}={text}": [each for each in results if each.values[by.field] == text] for text in by.texts}
@@ -80,12 +83,12 @@ def _label(axes: Axes, field: Listed | Range) -> None:
 
 
 def _places(field: Listed) -> dict[str, float]:
-    """Where each value stands on its axis: numbers where they are, names side by side."""
+    """The position of each value on its axis: numbers at their value, names side by side."""
     return dict(zip(field.texts, _numbers(field.texts) or range(len(field.texts)), strict=True))
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """The values; none if any of them is not a number."""
+    """The values as numbers; empty if any of them is not a number."""
     try:
         return [float(text) for text in texts]
     except ValueError:

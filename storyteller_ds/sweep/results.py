@@ -1,4 +1,4 @@
-"""What the trials of a sweep have come to: sweep.json, and the table."""
+"""The results of a sweep's trials: sweep.json and the table."""
 
 import json
 import math
@@ -18,19 +18,19 @@ from storyteller_ds.sweep.space import Space, Values
 
 @dataclass(frozen=True)
 class Result:
-    """A trial that is over."""
+    """A finished trial."""
 
     folder: Path
     """Its run folder."""
     values: Values
     bpb: float | None
-    """Bits per byte at its end, on the whole validation text; None where it has failed."""
+    """Bits per byte at its end, on the whole validation text; None if it failed."""
     steps: int | None = None
     """Optimizer steps."""
     seconds: float = 0.0
-    """Wall time, preparation and validation included, of all processes that worked on it."""
+    """Wall time including preparation and validation, summed over all processes that worked on it (s)."""
     reason: str | None = None
-    """Why it has failed."""
+    """Why it failed."""
 
     def line(self) -> str:
         """Values and outcome."""
@@ -60,7 +60,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def as_json(space: Space, results: Sequence[Result], best: str | None) -> str:
-    """All trials in the order in which they ran, and the command of the best."""
+    """All trials in the order in which they ran, and the command for the best."""
     document = {
         "config": space.config or DEFAULT_PRESET,
         "overrides": space.overrides,
@@ -71,7 +71,7 @@ def as_json(space: Space, results: Sequence[Result], best: str | None) -> str:
 
 
 def best_command(space: Space, results: Sequence[Result]) -> str | None:
-    """What to type for a run with the best values, in a folder of its own beside the trials; None if all failed."""
+    """The command for a run with the best values, in a separate folder beside the trials; None if all failed."""
     best = best_first(results)[0]
     if best.bpb is None:
         return None

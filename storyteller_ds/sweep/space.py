@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 OF_TRIALS = ("checkpoint.keep_last=1", "checkpoint.keep_best=0")
-"""Settings of every trial that are not those of the config: only the newest checkpoint is kept."""
+"""Settings that override the config in every trial: only the newest checkpoint is kept."""
 DIGITS = 4
-"""Of a value from a range, so that it can be typed."""
+"""Significant digits of a value from a range, so that it can be typed."""
 _TEXT = ("data.validation", "data.revision", "data.text_field", "data.split", "data.encoding", "data.bad_rows")
 _TEXT_UNLESS_NAMED = ("data.source", "data.validation_fraction", "data.builtin_stories")
-"""Fields that decide on which text a run is scored; these if data.validation names no text of its own."""
+"""Fields that decide which text a run is scored on; these ones only if data.validation names no text of its own."""
 Values = Mapping[str, str]
 """Field -> value of a trial, as typed."""
 
@@ -41,13 +41,13 @@ class Listed:
         return ",".join(self.texts)
 
     def suggest(self, trial: "BaseTrial") -> str:
-        """The value of a trial; optuna chooses one if it has none."""
+        """The value of a trial; optuna chooses it if the trial has none yet."""
         return trial.suggest_categorical(self.field, self.texts)
 
 
 @dataclass(frozen=True)
 class Range:
-    """A field and the ends between which its values lie, both included: integers, or numbers."""
+    """A field and the ends of the range of its values, both included: integers or floats."""
 
     field: str
     low: float
@@ -65,11 +65,11 @@ class Range:
 
     @property
     def is_log(self) -> bool:
-        """Whether its logarithm is varied evenly."""
+        """Whether it is varied on a log scale."""
         return spans_magnitudes((self.low, self.high))
 
     def suggest(self, trial: "BaseTrial") -> str:
-        """The value of a trial, with as many digits as one types; optuna chooses one if it has none."""
+        """The value of a trial, floats rounded to DIGITS; optuna chooses it if the trial has none yet."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return repr(trial.suggest_int(self.field, self.low, self.high, log=self.is_log))
         value = trial.suggest_float(self.field, self.low, self.high, log=self.is_log)
@@ -77,13 +77,13 @@ class Range:
 
 
 def spans_magnitudes(values: Sequence[float]) -> bool:
-    """Whether numbers are positive and an order of magnitude apart, so that their logarithms matter."""
+    """Whether numbers are positive and span an order of magnitude, so that a log scale makes sense."""
     return 0 < 10 * min(values) <= max(values)
 
 
 @dataclass(frozen=True)
 class Space:
-    """A run config, and what is varied of it."""
+    """A run config, and what is varied in it."""
 
     config: str | None
     """A preset's name or a YAML file."""
@@ -97,7 +97,7 @@ class Space:
         return any(isinstance(each, Range) for each in self.varied)
 
     def corners(self) -> Iterator[Values]:
-        """All combinations, of a range its ends, in the order in which they are typed; the last field changes first."""
+        """All combinations of values (the ends of a range), in the order typed; the last field changes fastest."""
         for texts in itertools.product(*(each.texts for each in self.varied)):
             yield {each.field: text for each, text in zip(self.varied, texts, strict=True)}
 
@@ -105,17 +105,17 @@ class Space:
         """The config of a trial.
 
         Raises:
-            ConfigError: these values cannot be.
+            ConfigError: these values are not valid.
         """
         return load_config(self.config, [*OF_TRIALS, *self.arguments(values)])
 
     def arguments(self, values: Values) -> list[str]:
-        """What is typed for these values after `--config NAME`."""
+        """The command-line arguments for these values, after `--config NAME`."""
         return [*self.overrides, *(f"{field}={text}" for field, text in values.items())]
 
 
 def read_space(config: str | None, vary: Sequence[str], overrides: Sequence[str]) -> Space:
-    """What `--vary` says, with every combination of values checked.
+    """Parse the values of `--vary`, and check every combination.
 
     Raises:
         ConfigError: a field or a value cannot be used, a field is given twice, or trials would be scored on different
@@ -147,11 +147,11 @@ def read_space(config: str | None, vary: Sequence[str], overrides: Sequence[str]
 
 
 def _check_field(field: str, taken: Sequence[str], is_text_named: bool) -> None:
-    """Refuse what cannot be varied.
+    """Refuse a field that cannot be varied.
 
     Args:
-        field: to be varied.
-        taken: fields that have values already.
+        field: the field to vary.
+        taken: fields that already have values.
         is_text_named: whether data.validation is a text of its own.
     """
     if [setting.name for setting in settings(field)] != [field]:
@@ -177,7 +177,7 @@ def _is_number(text: str) -> bool:
 
 
 def _items(field: str, text: str) -> tuple[str, ...]:
-    """The texts between the commas; those in quotes or brackets are part of a value, as in a YAML list."""
+    """The texts between the commas; commas in quotes or brackets are part of a value, as in a YAML list."""
     items = f"[{text}]"
     if not parse_yaml(items, f"--vary {field}={text}"):
         raise ConfigError(f"--vary {field}: it has no values; list some, V1,V2,V3")
@@ -186,7 +186,7 @@ def _items(field: str, text: str) -> tuple[str, ...]:
 
 
 def _resolve(space: Space) -> dict[tuple[str, str], Any]:
-    """Every field's texts as the run config has them; in combinations, of which all must be possible."""
+    """(field, text) -> value in the run config; every combination of values must be possible."""
     values: dict[tuple[str, str], Any] = {}
     for corner in space.corners():
         run = space.load(corner).run

@@ -28,14 +28,14 @@ _IDENTITY, _STEPS, _SECONDS, _REASON = "sweep", "steps", "seconds", "reason"
 class Study:
     """A sweep in its folder, held exclusively until close().
 
-    Lists are tried in the order in which they are typed, every combination once. Where there is a range, optuna's TPE
-    (Bergstra et al. 2011) proposes values; what it proposes for a trial depends on the trials before and the number of
-    this one alone, so that a sweep that is continued proposes what an uninterrupted one does.
+    Lists are tried in the order in which they are typed, every combination once. If there is a range, optuna's TPE
+    (Bergstra et al. 2011) proposes values; its proposal for a trial depends only on the earlier trials and the number
+    of this one, so that a continued sweep proposes what an uninterrupted one would.
 
     Args:
         space: what is varied.
         trials: how many trials; None: all combinations of the listed values.
-        folder: the study, and a run folder for each trial.
+        folder: holds the study, and a run folder for each trial.
 
     Raises:
         UserError: another sweep is or was here, or the folder cannot be used.
@@ -73,14 +73,14 @@ class Study:
 
     @property
     def results(self) -> list[Result]:
-        """Of the trials that are over, in the order in which they ran."""
+        """Results of the finished trials, in the order in which they ran."""
         return [self._result(trial) for trial in self._study.trials if trial.state.is_finished()]
 
     def run(self, interruption: Interruption, console: Console, log: Callable[[str], None]) -> None:
-        """Run what is left of it; one line is logged for each trial.
+        """Run the remaining trials; one line is logged for each.
 
         Raises:
-            InterruptedAfterSave, Interrupted, InterruptedSafely: a signal has asked for it; run() goes on from there.
+            InterruptedAfterSave, Interrupted, InterruptedSafely: a signal asked for it; run() continues from there.
             UserError: a trial cannot run.
         """
         while (trial := self._next()) is not None:
@@ -91,7 +91,7 @@ class Study:
             log(f"{title}: {self._result(self._study.trials[trial.number]).line()}")
 
     def _next(self) -> Trial | None:
-        """The trial that was interrupted, or a new one; None if all are over."""
+        """The trial that was interrupted, or a new one; None if all are finished."""
         begun = [trial.number for trial in self._study.trials if trial.state == TrialState.RUNNING]
         if not begun and len(self.results) >= self.size:
             return None
@@ -104,7 +104,7 @@ class Study:
             return Trial(self._study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _train(self, trial: Trial, values: Values, interruption: Interruption) -> None:
-        """An ordinary run; what it prints goes to a file beside its folder."""
+        """Train a trial as an ordinary run; its output goes to a file beside its folder."""
         folder, began = self._run_folder(trial.number), time.monotonic()
         score: float | None = None
         found: dict[str, Any] = {}
@@ -116,7 +116,7 @@ class Study:
         except TrainingStopped as error:
             found = {_REASON: str(error)}
         except OutOfMemory as error:
-            found = {_REASON: str(error).partition(";")[0]}  # without what to lower: that is what the sweep varies
+            found = {_REASON: str(error).partition(";")[0]}  # without the advice what to lower: the sweep varies that
         finally:
             seconds = trial.user_attrs.get(_SECONDS, 0.0) + time.monotonic() - began
             with written_record(self.folder / JOURNAL):
@@ -139,7 +139,7 @@ class Study:
         return self.folder / f"trial-{number + 1:03d}"
 
     def _check_same(self) -> None:
-        """Trials of another config could not be compared with these."""
+        """Refuse a folder with trials of another config, which could not be compared with these."""
         settings = flatten(self.space.load({}).run.model_dump(mode="json"))
         now = settings | {f"{_VARY}{each.field}": each.written for each in self.space.varied}
         before: dict[str, Any] = self._study.user_attrs.get(_IDENTITY, {})

@@ -14,7 +14,7 @@ from storyteller_ds.model import count_parameters, flops_per_token
 
 
 def model_and_devices(loaded: LoadedConfig, plan: ParallelPlan, device: torch.device) -> list[str]:
-    """Size of the model; engine, topology and kernels; and what makes it slow here, if something does."""
+    """Lines about model size; engine, topology and kernels; and slow kernels on this machine, if any."""
     run, counts = loaded.run, count_parameters(loaded.run)
     experts = f"{run.moe.num_experts} experts, top-{run.moe.top_k}" if run.moe_layers else "dense"
     dtype = DTYPE_NAMES[run_dtype(run, device)]
@@ -41,7 +41,7 @@ def text_and_passes(run: RunConfig, corpus: Corpus, sequences: int) -> str:
     Args:
         run: its config.
         corpus: its text.
-        sequences: that the training text is packed into.
+        sequences: number of sequences that the training text is packed into.
     """
     train, held_out, tokens = corpus.train_size, corpus.validation_size, len(corpus.train)
     size = "" if train.bytes is None else f"{decimal(train.bytes)}, "

@@ -1,4 +1,4 @@
-"""Training that begins with the weights of another run (`--init_from`): a new text, optimizer and schedule."""
+"""Training that starts from the weights of another run (`--init_from`), with a new text, optimizer and schedule."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ def load_initial_config(
 
     Args:
         init_from: run folder (its newest valid step) or step folder; weights are enough.
-        config: a preset or a file; what it says about model and tokenizer does not count if it is a preset.
+        config: a preset or a file; what a preset says about model and tokenizer is ignored.
         overrides: see load_config.
         ds_config: likewise.
         ranks: likewise.
@@ -60,12 +60,12 @@ def load_initial_config(
 
 
 def check_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
-    """Refuse to begin with the weights of another model, or with another vocabulary than theirs.
+    """Refuse to start from the weights of another model, or with a vocabulary other than theirs.
 
     Args:
-        folder: of its step.
+        folder: step folder of the weights.
         run: the run config.
-        tokenizer: of its corpus.
+        tokenizer: tokenizer of its corpus.
 
     Raises:
         CheckpointError: names every field that differs.
@@ -90,10 +90,10 @@ def check_initial(folder: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 def begin_with(engine: Engine, folder: Path) -> None:
-    """Replace an engine's weights by those of a checkpoint; its optimizer starts anew. Called by every rank.
+    """Replace an engine's weights with those of a checkpoint and reset its optimizer; called by every rank.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, on any rank; nothing has been changed.
+        CheckpointError: the checkpoint cannot be read on some rank; nothing has been changed.
     """
     opened: list[Weights] = []
     engine.world.together(lambda: opened.append(open_checkpoint(folder).open_weights()))
@@ -107,7 +107,7 @@ def begin_with(engine: Engine, folder: Path) -> None:
 
 
 def _model_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What decides the model and its tokens, and the length of a sequence that it is used to."""
+    """The settings that decide the model and its tokens, and the sequence length that it was trained with."""
     config = str(checkpoint.folder / names.CONFIG)
     run = parse_run_config(checkpoint.read_json(names.CONFIG).get("run") or {}, config)
     return {

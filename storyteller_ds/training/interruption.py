@@ -1,15 +1,15 @@
-"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning before the time is over), SIGINT, SIGHUP.
+"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning before the time limit), SIGINT, SIGHUP.
 
     outside training    the run ends at once: all that was trained is saved. Exit code 75, so that a scheduler restarts
-                        a job that it stopped while it was starting; 130 for SIGINT (Ctrl-C)
+                        a job that it stopped during startup; 130 for SIGINT (Ctrl-C)
     in training         at the end of the step the ranks agree, whichever of them got the signal, save, and exit with 75
     a second SIGTERM or SIGINT    the run ends at once, with 128 + its number, without saving
 
 SIGUSR1 is only a warning: a SIGTERM after it, at the time limit, counts as the first. So does a SIGTERM after SIGHUP,
 when a machine shuts down. A signal that was ignored when the process started stays ignored (nohup).
 
-Python runs signal handlers in the main thread between two instructions, so not while that waits in a collective.
-Therefore a thread receives the number of each signal from Python's C handler (signal.set_wakeup_fd).
+Python runs signal handlers in the main thread between two instructions, so not while it waits in a collective.
+Therefore another thread receives the number of each signal from Python's C handler (signal.set_wakeup_fd).
 """
 
 import contextlib
@@ -32,9 +32,9 @@ from storyteller_ds.errors import EXIT_INTERRUPTED, InterruptedAfterSave
 from storyteller_ds.streams import print_unlocked
 
 SECONDS_OF_ONE_EVENT = 2.0
-"""A signal within this time after the first is the same one: a rank gets it from terminal, launcher and supervisor."""
+"""A signal within this time of the first is the same one: a rank gets it from terminal, launcher and supervisor."""
 SECONDS_TO_UNWIND = 5.0
-"""For the main thread to end by itself outside training; it may be waiting for other ranks, and not get the signal."""
+"""Time for the main thread to end by itself outside training; waiting for other ranks, it may not get the signal."""
 
 
 class _Phase(enum.Enum):
@@ -44,11 +44,11 @@ class _Phase(enum.Enum):
 
 
 class Interruption:
-    """Handles the signals between entering and leaving this context; then the previous handlers are put back.
+    """Handles the signals while in this context, then restores the previous handlers.
 
-    For a program that continues after the run: a script that calls the library, a notebook. A second SIGTERM or SIGINT
-    goes to the previous handler, which for SIGINT raises KeyboardInterrupt. Outside the main thread signals are not
-    handled: Python does not allow it.
+    For a program that continues after the run, such as a script that calls the library or a notebook. A second SIGTERM
+    or SIGINT goes to the previous handler, which for SIGINT raises KeyboardInterrupt. Outside the main thread, signals
+    are not handled: Python does not allow it.
 
     Args:
         clock: seconds.
@@ -56,7 +56,7 @@ class Interruption:
     """
 
     ends_process = False
-    """Whether the process is nothing but this run."""
+    """Whether the process does nothing but this run."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, log: Callable[[str], object] = lambda _: None
@@ -67,7 +67,7 @@ class Interruption:
         self._asked: list[int] = []
         """Signals received in training."""
         self._agreed: list[str] = []
-        """Those that the ranks have agreed to end for, by name."""
+        """Names of the signals that the ranks have agreed to end for."""
         self._ending_since: float | None = None
         """When the first SIGTERM or SIGINT was received."""
         self._outside: int | None = None
@@ -156,7 +156,7 @@ class Interruption:
 class ProcessInterruption(Interruption):
     """For the process of a command: signals are also received while it waits for other ranks, and end the process.
 
-    To be entered by the main thread.
+    Must be entered by the main thread.
 
     Args:
         log: logs that a signal has been received in training; called from another thread.
@@ -224,10 +224,10 @@ class ProcessInterruption(Interruption):
 
     def _in_main_thread(self, number: int, _: FrameType | None) -> None:
         if self._phase is _Phase.OUTSIDE:
-            for mine in self._handlers:  # one exception is enough; the listener counts on
+            for mine in self._handlers:  # one exception is enough; the listener keeps counting
                 signal.signal(mine, _only_received)
             raise outside_training(number)
 
 
 def _only_received(number: int, frame: FrameType | None) -> None:
-    """Without a handler nothing would be written to the thread."""
+    """Do nothing; without a handler, Python would not pass the signal on to the thread."""

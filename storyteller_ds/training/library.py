@@ -1,4 +1,4 @@
-"""Training by one call."""
+"""Training with one call."""
 
 import json
 import os
@@ -29,17 +29,17 @@ def train(
     init_from: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TrainedRun:
-    """Train a story model; the same call again continues, or finds nothing to do.
+    """Train a story model; repeating the call continues the run, or finds nothing to do.
 
     Args:
         config, overrides, ds_config: see load_config.
         data: what data.source may be (`builtin`, a text file, a folder, a Hugging Face name), or stories, one text
             each; a twentieth of them (data.validation_fraction) is held out, and the rest must fill a batch.
         output_dir, resume, callbacks: see Trainer.
-        init_from: run folder or step folder; the run has its model and tokenizer, and begins with its weights.
+        init_from: run folder or step folder; the run uses its model and tokenizer, and starts from its weights.
 
     Raises:
-        ConfigError: the config cannot be used, or not on this machine.
+        ConfigError: the config cannot be used, in general or on this machine.
         UserError, TrainingStopped, InterruptedAfterSave, KeyboardInterrupt: see Trainer.fit.
     """
     ranks = World.from_environment().size
@@ -57,7 +57,7 @@ def train(
 
 
 def _check_data(data: object) -> None:
-    """Raises DataError for what would be taken for a path, or for stories, and is none."""
+    """Raise DataError for data that would be mistaken for a path or for stories."""
     fix = "give a list of stories, or the path of a text file"
     if isinstance(data, str):
         if "\n" in data or not data.strip() or len(os.fsencode(Path(data).name)) > LONGEST_NAME:

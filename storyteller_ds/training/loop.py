@@ -23,7 +23,7 @@ from storyteller_ds.training.train_record import StepTime, TrainRecords, mean_pa
 from storyteller_ds.training.validation import validate
 
 MOST_BEGUN = 16
-"""Steps that a GPU may be behind: so long a signal, or the end of train.max_minutes, may have to wait."""
+"""Steps that a GPU may lag behind: a signal, or the end of train.max_minutes, may have to wait that long."""
 
 
 def train(
@@ -42,18 +42,18 @@ def train(
 
     Args:
         run: its config.
-        engine: model and optimizer, where `state` has them.
-        batches: of this rank.
-        validation: of this rank.
-        state: what is behind the run.
+        engine: model and optimizer, as they are at `state`.
+        batches: training batches of this rank.
+        validation: validation batches of this rank.
+        state: progress of the run so far.
         callbacks: get every event, in this order.
         clock: seconds.
         interruption: signals that end the run early.
         product_rate, earlier: see TrainRecords.
 
     Raises:
-        InterruptedAfterSave: a signal has asked for it.
-        TrainingStopped: loss or gradient were not finite too often, or the validation loss is not.
+        InterruptedAfterSave: a signal asked for it.
+        TrainingStopped: loss or gradient was not finite too often, or the validation loss is not finite.
     """
     exit_code, began, last = EXIT_TRAINING_STOPPED, clock() - state.elapsed_s, False
     records = TrainRecords(run, engine.world.size, product_rate, earlier)
@@ -86,22 +86,22 @@ def train(
                 raise interruption.after_save(state.step)
         exit_code = EXIT_DONE
     finally:
-        with contextlib.ExitStack() as ends:  # all of them, also where one raises
+        with contextlib.ExitStack() as ends:  # all of them, even if one raises
             for callback in reversed(callbacks):
                 ends.callback(callback.on_end, exit_code)
     return state
 
 
 class _Begun(NamedTuple):
-    """Steps of which nothing is known yet."""
+    """Steps whose results are not known yet."""
 
     steps: list[PendingStep]
     lr: float
-    """Of the last of them."""
+    """Learning rate of the last one."""
     since: float
-    """When the first began."""
+    """When the first one began."""
     waited: float
-    """For their batches [s]."""
+    """Time spent waiting for their batches [s]."""
 
 
 def _begin_steps(
@@ -112,7 +112,7 @@ def _begin_steps(
     callbacks: Sequence[Callback],
     clock: Callable[[], float],
 ) -> _Begun:
-    """One step; on a GPU all until one after which something is to be done, so that it never waits for the host."""
+    """Begin one step; on a GPU, all steps until something is due after one, so that it never waits for the host."""
     steps: list[PendingStep] = []
     since, waited = clock(), 0.0
     while True:
@@ -142,10 +142,11 @@ def _finish_steps(
     clock: Callable[[], float],
     records: TrainRecords,
 ) -> tuple[TrainState, bool]:
-    """What the steps came to, one after the other.
+    """Process the results of the steps, one after the other.
 
     Returns:
-        The state after them, and whether a callback has put the run back, which undoes the steps behind it.
+        The state after them, and whether a callback has rolled the run back, which also undoes the steps after that
+        one.
     """
     results = finished(begun.steps)
     for result in results:
@@ -166,10 +167,10 @@ def _finish_steps(
 
 
 def _given_back(state: object, callback: Callback, event: str) -> TrainState:
-    """What a callback has returned.
+    """What a callback has returned, after checking that it is a state.
 
     Raises:
-        UserError: it is not a state; a `return` is easily forgotten.
+        UserError: it is not; a `return` is easily forgotten.
     """
     if not isinstance(state, TrainState):
         name = type(callback).__name__
@@ -190,13 +191,13 @@ def _evaluate(
     last: bool,
     callbacks: Sequence[Callback],
 ) -> tuple[TrainState, Record, bool]:
-    """Validate on the text of every validation of this run; where it ends, on the whole text too.
+    """Validate on the text that every validation of this run uses; at the end of the run, on the whole text, too.
 
-    Only scores of one text can be compared, from step to step or to find the best; so those of the whole text have
+    Only scores on the same text can be compared, from step to step or to find the best; so those on the whole text have
     names of their own.
 
     Returns:
-        The state with the scores, the record, and whether this is the last step, also for patience.
+        The state with the scores, the record, and whether this is the last step, possibly because patience ran out.
     """
     _busy(callbacks, "validating", last)
     scores = _validated(engine, validation, state, run.train.eval_batches)
@@ -227,7 +228,7 @@ def _validated(engine: Engine, validation: ValidationBatches, state: TrainState,
 
 
 def why_over(run: RunConfig, state: TrainState) -> str | None:
-    """Why a run does not go on from here, and what would let it; None if it does."""
+    """Why a run does not continue from here, and what would let it; None if it does."""
     limits = run.train
     if state.step >= limits.max_steps:
         return f"trained for {state.step} steps; raise train.max_steps to go on"
@@ -246,7 +247,7 @@ def why_over(run: RunConfig, state: TrainState) -> str | None:
 def _with_time(run: RunConfig, engine: Engine, state: TrainState, seconds: float) -> TrainState:
     if run.train.max_minutes is None:
         return state
-    # Clocks differ between ranks, and all must stop at the same step, with the same rates before: rank 0's decides.
+    # Clocks differ between ranks, but all must use the same learning rates and stop at the same step: rank 0 decides.
     # In whole microseconds, since MPS has no fp64.
     microseconds = torch.tensor(round(1e6 * seconds) if engine.world.is_main else 0, device=engine.device)
     return dataclasses.replace(state, elapsed_s=int(engine.world.all_reduce_sum(microseconds)) / 1e6)

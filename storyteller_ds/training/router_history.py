@@ -1,4 +1,4 @@
-"""What one step does not show of the routers: experts that stay without tokens, and loads that move."""
+"""What a single step does not show about the routers: experts that stay without tokens, and loads that shift."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -8,15 +8,15 @@ from storyteller_ds.engines.base import RouterMetrics
 from storyteller_ds.training.callbacks.callback import Record
 
 IDLE_STEPS = 20
-"""Logged steps in a row without a token that make an expert an idle one."""
+"""Number of consecutive logged steps without a token after which an expert is idle."""
 
 
 class RouterHistory:
     """Looks at the routers of every logged step.
 
     Args:
-        earlier: records of the run so far, with which a resumed run finds what it would have found without the break.
-            They come from a file: loads of another shape, or none, are passed over.
+        earlier: records of the run so far, with which a resumed run finds what an uninterrupted one would have found.
+            They come from a file: missing loads, or loads of another shape, are ignored.
     """
 
     def __init__(self, earlier: Iterable[Record] = ()) -> None:
@@ -28,15 +28,15 @@ class RouterHistory:
         """Fields of the record of the next logged step.
 
         Args:
-            layers: their routers.
-            step: its number; steps from there on that were seen before have been undone.
+            layers: metrics of their routers.
+            step: its number; steps with this number or a later one that were seen before have been undone.
 
         Returns:
-            layer_router_drift: per layer, half the sum over experts of the change of their loads since the step logged
-                before: the part of the routed tokens that went elsewhere, 0 to 1; router_drift, their mean. From the
-                second logged step on.
-            idle_experts: experts without a token in the last IDLE_STEPS logged steps, summed over layers. From the
-                step on that makes so many.
+            layer_router_drift: per layer, half the sum over experts of the change of their loads since the previous
+                logged step: the fraction of the routed tokens that went elsewhere, 0 to 1; router_drift, their mean.
+                From the second logged step on.
+            idle_experts: experts without a token in the last IDLE_STEPS logged steps, summed over layers. Only once
+                there are that many steps.
         """
         now = [layer.expert_load for layer in layers]
         for earlier, loads in self._earlier:
@@ -58,7 +58,7 @@ class RouterHistory:
 
 
 def _is_like(loads: Any, now: list[list[float]]) -> TypeGuard[list[list[float]]]:
-    """Whether these are loads of as many layers and experts."""
+    """Whether these are loads of the same number of layers and experts."""
     return (
         isinstance(loads, list)
         and len(loads) == len(now)

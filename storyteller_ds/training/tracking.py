@@ -1,4 +1,4 @@
-"""Which trackers get the records of a run besides metrics.jsonl, and which of their runs it goes on with."""
+"""Which trackers get the records of a run besides metrics.jsonl, and which of their runs it continues."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ from storyteller_ds.training.callbacks.wandb_run import WandbRun
 
 
 def check_trackers(tracking: TrackingConfig) -> None:
-    """Refuse a tracker that was asked for and is not installed.
+    """Refuse a tracker that was requested but is not installed.
 
     Raises:
         ConfigError: says what to install.
@@ -38,15 +38,15 @@ def trackers(
 
     Args:
         loaded: the run config, and where its values come from.
-        folder: of the run; what it says of earlier runs is read.
-        config: recorded as theirs.
+        folder: folder of the run; the tracker runs recorded in it are read.
+        config: recorded as the config of the tracker runs.
         log: logs a line.
 
     Returns:
-        The callbacks, and what config.json has to say so that a resumed run goes on with the same runs.
+        The callbacks, and the entries that config.json needs so that a resumed run continues the same tracker runs.
     """
     tracking = loaded.run.tracking
-    # A default gives way to the environment, a choice does not.
+    # The environment overrides a default, but not an explicit choice.
     chosen = "tracking.project" in loaded.sources or not os.environ.get("WANDB_PROJECT")
     wandb_run = WandbRun(
         mode=tracking.wandb,

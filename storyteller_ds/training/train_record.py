@@ -1,4 +1,4 @@
-"""What a logged optimizer step puts into metrics.jsonl; docs/tracking.md says what each field is."""
+"""What a logged optimizer step puts into metrics.jsonl; docs/tracking.md describes each field."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,22 +20,23 @@ _COUNTS = ("skipped_steps", "bad_steps", "loss_spikes", "rollbacks", "undone_ste
 
 
 class StepTime(NamedTuple):
-    """What an optimizer step took [s]."""
+    """Time that an optimizer step took [s]."""
 
     seconds: float
     waited_for_data: float
-    """Of these, until its batches were there."""
+    """Part of it until its batches were there."""
     parts: Mapping[str, float]
-    """Of these, forward, backward and optimizer, where the device tells."""
+    """Parts of it for forward, backward and optimizer, if the device reports them."""
 
 
 class TrainRecords:
     """Makes the records of a run.
 
     Args:
-        run: its batch and its model decide what a step is worth.
-        devices: ranks of the run.
-        product_rate: of this rank's device [FLOP/s], see engines/device_rates.py; None: no record has "mfu".
+        run: its batch and its model decide the tokens and FLOPs of a step.
+        devices: number of ranks of the run.
+        product_rate: product rate of this rank's device [FLOP/s], see engines/device_rates.py; None: no record has
+            "mfu".
         earlier: records of the run so far.
     """
 
@@ -46,12 +47,12 @@ class TrainRecords:
         self._least_seconds = None if product_rate is None else flops / product_rate
         self._routers = RouterHistory(earlier)
         self._process = psutil.Process()
-        self._process.cpu_percent()  # what it says is since the last time
+        self._process.cpu_percent()  # each call measures since the previous one
 
     def record(
         self, state: TrainState, result: StepResult, scale: LossScale | None, lr: float, took: StepTime
     ) -> Record:
-        """Of the step after which the state is this."""
+        """The record of the step that led to this state."""
         tokens_per_s = self._tokens / took.seconds
         record = {
             "step": state.step,
@@ -80,7 +81,7 @@ class TrainRecords:
         return {name: finite(value) for name, value in record.items()}
 
     def _of_routers(self, result: StepResult, step: int) -> Record:
-        """All layers together, then each layer under the same names with "layer_" in front."""
+        """Metrics of all layers together, then of each layer under the same names with "layer_" in front."""
         if result.router is None:
             return {}
         names = [field.name for field in dataclasses.fields(RouterMetrics)]
@@ -92,5 +93,5 @@ class TrainRecords:
 
 
 def mean_parts(results: Sequence[StepResult]) -> Mapping[str, float]:
-    """What the parts of a step took [s], mean over steps."""
+    """Time that each part of a step took [s], averaged over steps."""
     return {part: sum(result.seconds[part] for result in results) / len(results) for part in results[0].seconds}

@@ -1,4 +1,4 @@
-"""One training run: the parts connected, in the order in which they need each other."""
+"""One training run: connects the parts, in the order in which they need each other."""
 
 import contextlib
 import json
@@ -71,16 +71,16 @@ from storyteller_ds.user_paths import given_path
 class Trainer:
     """Trains a run config into a run folder; one object on every rank.
 
-    Ranks are those of a launcher's environment (deepspeed, torchrun, srun, mpirun), one without. Nothing is written
-    before fit().
+    The ranks are those of a launcher's environment (deepspeed, torchrun, srun, mpirun), or a single one without a
+    launcher. Nothing is written before fit().
 
     Args:
         config: what load_config returns; a RunConfig trains on one device.
-        output_dir: the run folder, created if need be.  [default: runs/NAME]
+        output_dir: the run folder, created if needed.  [default: runs/NAME]
         callbacks: get every event, after those of train.callbacks.
         resume: auto (the newest checkpoint of output_dir, if any), never, or the path of a run folder or a step folder.
         console: where progress is printed; silent on all ranks but the first.  [default: stderr]
-        command: what a person types to continue this run; for its report.
+        command: the command that continues this run; for its report.
 
     Raises:
         ConfigError: the config cannot run on this machine or on these ranks.
@@ -98,7 +98,7 @@ class Trainer:
         self.loaded = config if isinstance(config, LoadedConfig) else LoadedConfig.of(config)
         self.run = self.loaded.run
         self.world = World.from_environment()
-        rank = None if self.loaded.deepspeed is None else self.world.local_rank  # without DeepSpeed it is not a rank
+        rank = None if self.loaded.deepspeed is None else self.world.local_rank  # without DeepSpeed there are no ranks
         self.device = pick_device(self.run.parallel.device, rank)
         self.plan = make_plan(self.run, self.world.size, self.loaded)
         check_engine(self.run, self.loaded.deepspeed, self.plan, self.world, self.device)
@@ -113,19 +113,19 @@ class Trainer:
         self._console = console or stderr_console(quiet=not self.world.is_main)
         self._log = lines_to(self._console)
         self.engine: Engine
-        """Model and optimizer; from on_start to on_end."""
+        """Model and optimizer; available from on_start to on_end."""
 
     def fit(self) -> TrainedRun:
-        """Train to the end, from where the run folder stands; called by every rank.
+        """Train to the end, from where the run folder left off; called by every rank.
 
-        A first Ctrl-C, or a notebook's interrupt, saves the step and returns; the same call again continues. Signals
-        of a scheduler (SIGTERM, SIGUSR1, SIGHUP) save too, and raise. Afterwards signal handlers, torch's threads and
-        random streams, and the environment are as before.
+        A first Ctrl-C, or a notebook's interrupt, saves the step and returns; repeating the call continues the run. The
+        signals of a scheduler (SIGTERM, SIGUSR1, SIGHUP) save, too, and raise. Afterwards, signal handlers, torch's
+        threads and RNG state, and the environment are as before.
 
         Raises:
             UserError: text, tokenizer, checkpoint or folder cannot be used, or memory has run out.
-            TrainingStopped: loss or gradient were not finite too often.
-            InterruptedAfterSave: a signal that is not from a person.
+            TrainingStopped: loss or gradient was not finite too often.
+            InterruptedAfterSave: the run was ended by a signal other than the user's interrupt.
             KeyboardInterrupt: Ctrl-C before training began, or a second one.
         """
         with Interruption() as interruption:
@@ -139,14 +139,14 @@ class Trainer:
                 raise KeyboardInterrupt(str(error)) from None
 
     def train(self, interruption: Interruption, log_end: Callable[[str], object]) -> TrainedRun:
-        """What fit() does, with the caller's signal handling.
+        """Like fit(), but with the caller's signal handling.
 
         Args:
-            interruption: entered.
+            interruption: has been entered.
             log_end: prints, on rank 0, that the run was interrupted and saved.
 
         Raises:
-            InterruptedAfterSave: a signal has asked for it; all ranks are done.
+            InterruptedAfterSave: a signal asked for it; all ranks are done.
         """
         timeout = self.run.parallel.timeout_minutes
         several = self.loaded.deepspeed is not None
@@ -158,7 +158,7 @@ class Trainer:
             try:
                 return self._prepare_and_train(interruption, stack)
             except InterruptedAfterSave as error:
-                # A launcher ends all ranks as soon as one has left. Here all are through with everything.
+                # A launcher ends all ranks as soon as one has exited. At this point, all are done with everything.
                 self.world.on_main(partial(log_end, str(error)))
                 raise
 
@@ -202,7 +202,7 @@ class Trainer:
                 ahead = PrefetchedBatches(batches, STEPS_AHEAD, pinned=True)
                 data = stack.enter_context(contextlib.closing(ahead))
             earlier = []
-            if folder is not None and checkpoint is not None:  # of the run that is continued, which may be another
+            if folder is not None and checkpoint is not None:  # of the run being continued, which may be another
                 earlier = read_metrics(checkpoint.folder.parent.parent / records.METRICS, state.attempts)
             state = train(
                 run,
@@ -220,7 +220,7 @@ class Trainer:
         return TrainedRun(self.output_dir, state.step)
 
     def _announce(self, corpus: Corpus, sequences: int, is_new: bool) -> None:
-        """Log what is trained on what, and what is probably a mistake; rank 0 does."""
+        """Log model, devices and text, and what is probably a mistake; on rank 0 only."""
         if not self.world.is_main:
             return
         text = facts_of_corpus(corpus, sequences)
@@ -243,8 +243,8 @@ class Trainer:
     ) -> list[Callback]:
         """The callbacks of a run, in the order in which they get each event.
 
-        Records come first: whatever happens after them, they are written. The watchdog starts when all are ready, and
-        watches the others end. Where the process may not be ended (`may_end`), it only reports.
+        Records come first, so that they are written whatever happens afterwards. The watchdog starts when all others
+        are ready, and watches them end. If the process must not be ended (`may_end` is false), it only reports.
         """
         contents = self._contents(corpus)
         saving = Checkpoints(
@@ -266,7 +266,7 @@ class Trainer:
         ]
 
     def _records(self, folder: RunFolder, contents: Contents) -> list[Callback]:
-        """Files, trackers and progress: what rank 0 alone does."""
+        """Files, trackers and progress, which are on rank 0 only."""
         trackers, ids = tracking.trackers(self.loaded, folder, contents.config["run"], self._log)
         config = {**contents.config, **ids, "machine": machine(), "command": self._command}
         write_atomically(folder.path / records.CONFIG, json.dumps(config, indent=2) + "\n")
@@ -280,7 +280,7 @@ class Trainer:
         return [MetricsFile(folder.path / records.METRICS), *trackers, *reports, progress]
 
     def _contents(self, corpus: Corpus) -> Contents:
-        """What every checkpoint of this run holds beside its tensors."""
+        """What every checkpoint of this run holds besides its tensors."""
         topology = {
             "world_size": self.plan.world_size,
             "ep_size": self.plan.ep_size,
@@ -320,7 +320,7 @@ class Trainer:
             is_over = checkpoint is not None and why_over(self.run, resuming.saved_state(checkpoint)) is not None
             folder = RunFolder(self.output_dir)
             stack.callback(folder.close)
-            # A run that has nothing left to do makes nothing that could take the place of what is there.
+            # A run with nothing left to do makes nothing that could replace what is there.
             is_another = checkpoint is None or (self._resume != "auto" and not is_over)
             if is_another and (aside := _set_aside(folder, checkpoint)):
                 self._log(f"the records of an earlier run are now in {aside}")
@@ -342,10 +342,10 @@ class Trainer:
         return checkpoint
 
     def _checked_origin(self, checkpoint: Checkpoint) -> str | None:
-        """The step folder whose weights the run that is continued began with.
+        """The step folder whose weights the run being continued started from, if any.
 
         Raises:
-            CheckpointError: it began with none, and is to now.
+            CheckpointError: it did not start from other weights, but --init_from asks for that.
         """
         origin, given = checkpoint.read_json(names.CONFIG).get("init_from"), self.loaded.init_from
         if given is not None and origin is None:
@@ -359,7 +359,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _as_before_afterwards(self) -> Iterator[None]:
-        """Leave torch's threads and random streams to the program as they were, and no variables of libraries."""
+        """Restore torch's threads and RNG state, and remove environment variables that libraries set."""
         threads, streams, variables = torch.get_num_threads(), rng_state(self.device), set(os.environ.keys())
         self.world.limit_threads()
         if self.device.type == "cpu":
@@ -374,11 +374,11 @@ class Trainer:
 
 
 def _set_aside(folder: RunFolder, checkpoint: Checkpoint | None) -> Path | None:
-    """Move away what does not lead up to the checkpoint that this run goes on from, or later resumes would find it."""
+    """Move away what does not lead up to the checkpoint that this run continues from; later resumes would find it."""
     checkpoints = folder.path / records.CHECKPOINTS
     if checkpoint is None or not checkpoint.folder.resolve().is_relative_to(checkpoints.resolve()):
         return folder.set_aside()
     later = [f"{records.CHECKPOINTS}/{step.name}" for step in step_folders(checkpoints, after=checkpoint.step)]
     # Records are cut back to the step of the checkpoint. Its Weights & Biases run, whose id is in the config, cannot
-    # be; so another one begins.
+    # be cut; so another one begins.
     return folder.set_aside([*later, records.CONFIG], copied=(records.METRICS, records.SAMPLES)) if later else None

@@ -12,7 +12,7 @@ def validate(engine: Engine, batches: ValidationBatches, limit: int | None) -> d
     """Score the first `limit` global batches of the validation text, or all of it; called by every rank.
 
     Returns:
-        val_tokens: how many tokens were predicted; scores of different ones are not comparable.
+        val_tokens: number of predicted tokens; scores over different numbers are not comparable.
         val_loss: mean negative log-likelihood (nats per token).
         val_ppl: exp(val_loss).
         val_bpb: bits per UTF-8 byte of the original text; comparable between tokenizers. Separators

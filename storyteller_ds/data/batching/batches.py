@@ -16,14 +16,14 @@ _SEQUENCES_AT_ONCE = 1 << 12
 
 
 class BatchSplit(NamedTuple):
-    """Which part of every global batch is this rank's."""
+    """This rank's part of every global batch."""
 
     rank: int
     world_size: int
     micro_batch_size: int
-    """Sequences of one rank in one forward pass."""
+    """Sequences per rank and forward pass."""
     accumulation_steps: int
-    """Micro-batches of one rank in an optimizer step."""
+    """Micro-batches per rank and optimizer step."""
 
     @property
     def global_batch_size(self) -> int:
@@ -31,7 +31,7 @@ class BatchSplit(NamedTuple):
         return self.world_size * self.micro_batch_size * self.accumulation_steps
 
     def positions(self, number: int) -> range:
-        """Positions within the global batch of this rank's micro-batch `number`; those of all ranks are contiguous."""
+        """Positions in the global batch of this rank's micro-batch `number`; over all ranks they are contiguous."""
         start = (number * self.world_size + self.rank) * self.micro_batch_size
         return range(start, start + self.micro_batch_size)
 
@@ -48,10 +48,10 @@ class TrainBatches:
     """The training batches of one rank.
 
     Args:
-        sequences: of the training text.
-        fingerprint: of the corpus.
-        seed: of the run.
-        split: which part of a batch is this rank's.
+        sequences: sequences of the training text.
+        fingerprint: fingerprint of the corpus.
+        seed: seed of the run.
+        split: this rank's part of a batch.
 
     Raises:
         DataError: the corpus is smaller than one global batch.
@@ -67,7 +67,7 @@ class TrainBatches:
             )
         self._sequences, self._split = sequences, split
         self.samples_of_a_step = split.global_batch_size
-        """Of all ranks together."""
+        """Sequences per optimizer step over all ranks."""
         self.order = SampleOrder(fingerprint, seed, len(sequences))
 
     def step(self, samples_seen: int) -> list[MicroBatch]:
@@ -79,26 +79,26 @@ class TrainBatches:
 
 
 class ValidationBatches:
-    """All validation sequences in order; the last batch is filled up with sequences without a target.
+    """All validation sequences in order; the last batch is padded with sequences without targets.
 
     Args:
-        sequences: of the validation text.
+        sequences: sequences of the validation text.
         text: the bytes behind its tokens.
-        split: which part of a batch is this rank's.
+        split: this rank's part of a batch.
 
     Raises:
-        DataError: there is no target.
+        DataError: there are no targets.
     """
 
     def __init__(self, sequences: Sequences, text: TextBytes, split: BatchSplit) -> None:
         self._sequences, self._text, self._split = sequences, text, split
         self.targets = sum(map(len, self._target_places(None)))
-        """Tokens that a validation on all of the text predicts."""
+        """Number of tokens that are predicted in a validation on the whole text."""
         if self.targets == 0:
             raise DataError("the validation text is empty; give a longer one in data.validation")
 
     def text_bytes(self, limit: int | None) -> int:
-        """UTF-8 bytes of the text that the first `limit` global batches predict; None: all of it."""
+        """UTF-8 bytes of the text that is predicted in the first `limit` global batches; None: in all of them."""
         return sum(map(self._text.at, self._target_places(limit)))
 
     def batches(self, limit: int | None) -> Iterator[MicroBatch]:

@@ -1,4 +1,4 @@
-"""The batches of a run out of its corpus."""
+"""Makes the batches of a run from its corpus."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from storyteller_ds.data.stories import Stories
 
 
 def train_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> TrainBatches:
-    """Those of one rank.
+    """The training batches of one rank.
 
     Raises:
         DataError: the corpus is smaller than one global batch.
@@ -24,10 +24,10 @@ def train_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> TrainBat
 
 
 def validation_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> ValidationBatches:
-    """Those of one rank, packed as the text that is trained on.
+    """The validation batches of one rank, packed like the training text.
 
     Raises:
-        DataError: there is no target.
+        DataError: there are no targets.
     """
     sequences = sequences_of(run.data, corpus.validation, corpus.tokenizer.end_of_text, corpus.validation_prompts, True)
     return ValidationBatches(sequences, corpus.validation_bytes, split)
@@ -36,14 +36,14 @@ def validation_batches(run: RunConfig, corpus: Corpus, split: BatchSplit) -> Val
 def sequences_of(
     data: DataConfig, stream: TokenStream, end_of_text: int, prompts: NDArray[np.int64] | None, keeps_rest: bool
 ) -> Sequences:
-    """A split of a corpus in sequences.
+    """The sequences of a corpus split.
 
     Args:
-        data: its packing, sequence length and document mask count.
+        data: its packing, sequence length and document mask are used.
         stream: the tokens.
         end_of_text: id of the separator between documents.
-        prompts: [documents] tokens of the prompt of each, which are not targets; None: there are none.
-        keeps_rest: whether the end of a cut stream, shorter than a sequence, is one too.
+        prompts: [documents] number of prompt tokens of each, which are not targets; None: there are no prompts.
+        keeps_rest: whether the rest of a cut stream, shorter than a sequence, becomes a sequence too.
     """
     packing: Packing = CutStream(len(stream), data.sequence_length, keeps_rest)
     counted = None

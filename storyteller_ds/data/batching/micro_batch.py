@@ -18,17 +18,17 @@ class MicroBatch(NamedTuple):
     target_BS: Tensor
     """[B, S] int64: the next token of each, IGNORED where there is none."""
     position_BS: Tensor | None = None
-    """[B, S] int64: the position of each token in its document or, where that begins earlier, in the sequence; None:
-    documents are not told apart."""
+    """[B, S] int64: the position of each token in its document, or in the sequence if the document begins before it;
+    None: documents are not separated."""
 
     def pinned(self) -> "MicroBatch":
-        """The same in memory that a GPU copies from while the host goes on."""
+        """The same in pinned memory, which a GPU copies from while the host goes on."""
         return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on a device."""
         if device.type == "cuda":
-            # What was pinned before is not copied again.
+            # Tensors that are pinned already are not copied again.
             return self.pinned()._each(lambda tensor: tensor.to(device, non_blocking=True))
         return self._each(lambda tensor: tensor.to(device))
 

@@ -1,6 +1,6 @@
 """The order of training sequences: a function of the corpus, the seed and the position, and nothing else.
 
-No state, and no table of the whole permutation: position i of an epoch is looked up directly, so a run can
+There is no state and no table of the whole permutation: position i of an epoch is computed directly, so a run can
 continue from any position on any number of ranks.
 """
 
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 _ROUNDS = 6
 _BLOCK = 1 << 13
-"""Positions that are looked up together: a few alone take as long as hundreds."""
+"""Positions that are computed together: a few take as long as hundreds."""
 
 
 class SampleOrder:
     """A fresh pseudo-random permutation of the sequences in every epoch.
 
     Args:
-        fingerprint: of the corpus.
-        seed: of the run.
+        fingerprint: fingerprint of the corpus.
+        seed: seed of the run.
         sequences: number of sequences in an epoch.
     """
 
@@ -52,8 +52,8 @@ class SampleOrder:
 def permute(position: NDArray[np.uint64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A permutation of 0 .. size - 1, evaluated at the given positions.
 
-    A balanced Feistel network (Luby and Rackoff 1988) over the next power of four, walked until the
-    value falls into the range (Black and Rogaway 2002, "cycle walking"): one to four rounds on average.
+    A balanced Feistel network (Luby and Rackoff 1988) over the next power of four, applied until the
+    value falls into the range (Black and Rogaway 2002, "cycle walking"): one to four times on average.
 
     Args:
         position: uint64 values below size.
@@ -78,7 +78,7 @@ def _feistel(
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014); unsigned arithmetic wraps."""
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014); unsigned arithmetic wraps."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

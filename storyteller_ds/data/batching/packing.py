@@ -1,8 +1,8 @@
 """Which tokens of a stream each training sequence holds.
 
-A stream is a separator, then each document with one behind it. The input tokens of a document are the separator
-before it and its own; the target of each is the token after it. So every token of the stream but the first is a
-target, and of exactly one sequence, whatever the packing.
+A stream is a separator, then each document followed by one. The input tokens of a document are the separator before it
+and its own tokens; the target of each is the next token. So, whatever the packing, every token of the stream but the
+first is a target in exactly one sequence, except in a rest that CutStream drops.
 """
 
 from typing import Protocol
@@ -15,7 +15,7 @@ PADDING = -1
 
 
 class Packing(Protocol):
-    """The sequences of a stream."""
+    """How a stream is divided into sequences."""
 
     length: int
     """S (tokens)."""
@@ -25,17 +25,17 @@ class Packing(Protocol):
         ...
 
     def places(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[B] numbers of sequences to [B, S]: the place in the stream of each input token, or PADDING at the end."""
+        """Map [B] sequence numbers to [B, S]: each input token's place in the stream, or PADDING at the end."""
         ...
 
 
 class CutStream:
-    """The stream is cut every S tokens, also within documents.
+    """Cuts the stream every S tokens, even within documents.
 
     Args:
-        tokens: of the stream.
+        tokens: number of tokens in the stream.
         length: S (tokens).
-        keeps_rest: whether what is left at the end is a sequence too.
+        keeps_rest: whether the rest at the end becomes a sequence too.
     """
 
     def __init__(self, tokens: int, length: int, keeps_rest: bool) -> None:
@@ -52,21 +52,21 @@ class CutStream:
 
 
 class WholeDocuments:
-    """Documents are only cut where they are longer than a sequence, and then into pieces of S tokens and a rest.
+    """Cuts only documents that are longer than a sequence, into pieces of S tokens and a rest.
 
-    The sequences are in the order of the first document in each, and so are the documents in a sequence.
+    Sequences are ordered by the first document in each; the documents in a sequence are in order, too.
 
     Args:
-        separators: [documents + 1] their places in the stream.
+        separators: [documents + 1] places of the separators in the stream.
         length: S (tokens).
-        shared: whether several pieces may share a sequence: each is put where the least room is left, the longest
-            first (best-fit packing, Ding et al. 2024, 2404.10830). Otherwise each has a sequence of its own.
+        shared: whether several pieces may share a sequence: longest first, each is put where it fits with the least
+            room left (best-fit packing, Ding et al. 2024, 2404.10830). Otherwise each has a sequence of its own.
     """
 
     def __init__(self, separators: NDArray[np.int64], length: int, shared: bool) -> None:
         starts, sizes = _pieces(separators, length)
         sequence = best_fit(sizes, length) if shared else np.arange(len(sizes))
-        # Numbered by their first piece: a part of them, such as the first, is then a fair sample of the documents.
+        # Numbered by their first piece, so that a part of them, such as the first, is a fair sample of the documents.
         _, first, number = np.unique(sequence, return_index=True, return_inverse=True)
         rank = np.empty(len(first), dtype=np.int64)
         rank[np.argsort(first)] = np.arange(len(first))
@@ -90,7 +90,7 @@ class WholeDocuments:
 
 
 def _pieces(separators: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the pieces of documents begin, and their sizes: pieces of `length`, and the rest of each document."""
+    """Starts and sizes of the pieces of documents: pieces of `length`, and the rest of each document."""
     sizes = np.diff(separators)
     counts = -(-sizes // length)
     within = length * ranges(np.zeros_like(counts), counts)
@@ -98,20 +98,20 @@ def _pieces(separators: NDArray[np.int64], length: int) -> tuple[NDArray[np.int6
 
 
 def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers starts[0], starts[0] + 1, …, sizes[0] of them, then those from starts[1] on, and so forth."""
+    """The sizes[0] numbers from starts[0] on, then the sizes[1] numbers from starts[1] on, and so on."""
     return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
 
 
 def best_fit(sizes: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """The bin of each item, by best-fit decreasing: the longest first, each where the least room is left.
+    """The bin of each item, by best-fit decreasing: longest first, each where it fits with the least room left.
 
     Args:
         sizes: [items] from 1 to capacity.
-        capacity: of a bin.
+        capacity: capacity of a bin.
     """
     bins = np.empty(len(sizes), dtype=np.int64)
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    # Bit r is set where a bin has room for r: the next larger one is found without a search.
+    # Bit r is set if some bin has room r left, so the bin with the next larger room is found without a search.
     rooms, count = 0, 0
     order = np.argsort(-sizes, kind="stable")
     for item, size in zip(order.tolist(), sizes[order].tolist(), strict=True):

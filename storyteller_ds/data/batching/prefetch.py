@@ -1,4 +1,4 @@
-"""Batches that a thread has ready before they are asked for."""
+"""Batches that a thread reads before they are asked for."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,10 +11,10 @@ STEPS_AHEAD = 2
 
 
 class PrefetchedBatches:
-    """The same batches as those given, in pinned memory where a GPU is to copy them.
+    """The given batches, read ahead of time, in pinned memory if a GPU is to copy them.
 
     Args:
-        batches: to read ahead of.
+        batches: the batches to read.
         ahead: optimizer steps that are read before they are asked for.
         pinned: whether they are put into pinned memory.
     """
@@ -25,7 +25,7 @@ class PrefetchedBatches:
         self._ready: deque[tuple[int, Future[list[MicroBatch]]]] = deque()
 
     def step(self, samples_seen: int) -> list[MicroBatch]:
-        """See Batches; what was read ahead of another position is dropped."""
+        """See Batches; what was read ahead for another position is dropped."""
         if not self._ready or self._ready[0][0] != samples_seen:
             self._ready.clear()
         while len(self._ready) <= self._ahead:

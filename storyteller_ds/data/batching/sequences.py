@@ -14,8 +14,8 @@ class Sequences:
 
     Args:
         stream: all tokens.
-        packing: of the stream.
-        document_start: the id that every document begins with, to tell them apart; None: do not.
+        packing: how the stream is packed.
+        document_start: the id that every document begins with, to separate them; None: do not separate them.
         counted: [tokens] whether each token of the stream counts as a target; None: all do.
     """
 
@@ -38,9 +38,9 @@ class Sequences:
         return self._packing.length
 
     def read(self, numbers: NDArray[np.int64]) -> MicroBatch:
-        """The sequences of these numbers; behind the last, numbers give sequences without a target."""
+        """The sequences with these numbers; numbers beyond the last one give sequences without targets."""
         places, counts = self._places(numbers)
-        # Padding is the separator at the beginning of the stream.
+        # Padding gets the separator at the beginning of the stream.
         token_BS = self.stream.take(np.maximum(places, 0))
         target_BS = np.where(counts, self.stream.take(places + 1), IGNORED)
         position_BS = None
@@ -67,6 +67,6 @@ class Sequences:
 
 
 def document_positions(begins_BS: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[B, S], true at the first token of each document, to the position of each token in its document."""
+    """Map [B, S] flags, true at the first token of each document, to the position of each token in its document."""
     index_S = np.arange(begins_BS.shape[1])
     return index_S - np.maximum.accumulate(np.where(begins_BS, index_S, 0), axis=1)

@@ -1,13 +1,13 @@
 """The story grammar: from (split, seed, index) to one story.
 
-A plot is a text in the folder plots. A blank line ends a paragraph; a line that begins with
+A plot is a text file in the folder plots. A blank line ends a paragraph; a line that begins with
 
     *   begins a sentence,
-    ?   begins a sentence that every other story leaves out,
+    ?   begins a sentence that half of the stories leave out,
     /   is another wording of the sentence above.
 
 In a wording, [one|other] is a choice, <pool> is a word of `vocabulary.POOLS`, and {placeholder} is filled
-with the same words through the whole story, so that names and objects stay what they are.
+with the same words throughout the story, so that names and objects stay the same.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class StoryKey(NamedTuple):
 
 
 Wording: TypeAlias = tuple[str | tuple[str, ...], ...]
-"""Fixed text and choices, in turn."""
+"""Fixed text and choices, in order."""
 
 
 class Sentence(NamedTuple):
@@ -166,7 +166,7 @@ def _draw_key(chooser: Chooser, split: Split) -> tuple[StoryKey, Thing, str]:
 
 
 def _cast(chooser: Chooser, key: StoryKey, thing: Thing, at_place: str) -> Mapping[str, str]:
-    """Fill every placeholder once, for the whole story; one with a capital is filled with a capital."""
+    """Fill every placeholder once for the whole story; a capitalized placeholder gets capitalized words."""
     is_girl = key.name in _GIRLS
     child = "girl" if is_girl else "boy"
     kind = chooser.one(vocabulary.HERO_ANIMALS) if chooser.happens(ANIMAL_HEROES_SHARE) else child
@@ -228,7 +228,7 @@ def _tell(chooser: Chooser, paragraphs: Sequence[Paragraph], cast: Mapping[str, 
             for part in chooser.one(sentence.wordings):
                 pieces.append(part if isinstance(part, str) else chooser.one(part))
             pieces.append(" ")
-    # The placeholders come last, because a pool's words may hold some too.
+    # Placeholders are filled last, because a pool's words may contain some too.
     return "".join(pieces[:-1]).format_map(cast)
 
 
@@ -240,10 +240,10 @@ def story_key(split: Split, seed: int, index: int) -> StoryKey:
 def story(split: Split, seed: int, index: int) -> str:
     """Tell story `index`: paragraphs of printable ASCII with a blank line between them.
 
-    A pure function of its arguments. Train and validation are disjoint by construction, also between
-    seeds: the story's key (plot, name, thing, place) is hashed, the hash says which split owns the key
-    (one key in `VALIDATION_KEYS_ONE_IN` is validation's), and a draw of a key that the other split owns
-    is drawn again. A telling that came out too long is told again, with the same key.
+    A pure function of its arguments. Train and validation are disjoint by construction, even across
+    seeds: the story's key (plot, name, thing, place) is hashed, the hash decides which split owns the key
+    (one key in `VALIDATION_KEYS_ONE_IN` is validation's), and a key that the other split owns is drawn
+    again. A story that comes out too long is told again with the same key.
     """
     chooser = Chooser(split, seed, index)
     key, thing, at_place = _draw_key(chooser, split)

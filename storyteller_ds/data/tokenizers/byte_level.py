@@ -1,4 +1,4 @@
-"""Byte-level BPE (Radford et al. 2019): a text is its bytes, and frequent neighbours within a word are one token."""
+"""Byte-level BPE (Radford et al. 2019): text is bytes, and frequent neighbors within a word become one token."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from storyteller_ds.errors import DataError
 
 
 def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    """A tokenizer of the library, with GPT-2's rules about where words end."""
+    """A tokenizer of the `tokenizers` library, with GPT-2's rules for where words end."""
     inner = tokenizers.Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -18,11 +18,11 @@ def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def train_byte_level(vocab_size: int, special_tokens: Sequence[str], documents: Iterable[str]) -> Tokenizer:
-    """A new tokenizer from a corpus.
+    """Train a new tokenizer on a corpus.
 
     Args:
-        vocab_size: the most tokens that it has.
-        special_tokens: the first of them, in this order; END_OF_TEXT is one.
+        vocab_size: maximum number of tokens.
+        special_tokens: get the first ids, in this order; END_OF_TEXT is one of them.
         documents: the corpus.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One token a character."""
+"""A tokenizer with one token per character."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,11 +10,11 @@ from storyteller_ds.errors import DataError
 
 
 def train_characters(vocab_size: int, special_tokens: Sequence[str], documents: Iterable[str]) -> Tokenizer:
-    """The most frequent characters of a corpus; the others become UNKNOWN.
+    """Make a tokenizer of the most frequent characters of a corpus; all others become UNKNOWN.
 
     Args:
-        vocab_size: the most tokens that it has, UNKNOWN and the special ones among them.
-        special_tokens: END_OF_TEXT is the first.
+        vocab_size: maximum number of tokens, including UNKNOWN and the special ones.
+        special_tokens: END_OF_TEXT comes first.
         documents: the corpus.
 
     Raises:

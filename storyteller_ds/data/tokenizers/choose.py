@@ -14,12 +14,12 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.user_paths import expand_home
 
 TRAINERS = {"bpe": train_byte_level, "char": train_characters, "sentencepiece": train_sentencepiece}
-"""Kinds that are trained on the corpus; the others are read."""
+"""Kinds that are trained on the corpus; the others are read from files."""
 _FILE = "tokenizer.json"
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-    """A new tokenizer from a corpus; the same documents give the same tokenizer.
+    """Train a new tokenizer on a corpus; the same documents give the same tokenizer.
 
     Args:
         config: its kind is one of TRAINERS.
@@ -39,11 +39,11 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
 
 
 def given_tokenizer(config: TokenizerConfig, cache_dir: Path | None) -> Tokenizer | None:
-    """The tokenizer that a run does not train, after a check that the model has rows for it; None: it trains one.
+    """The existing tokenizer that a run uses, after checking that the model has rows for it; None: it trains one.
 
     Args:
-        config: names it.
-        cache_dir: data.cache_dir, where GPT-2's is kept.
+        config: names the tokenizer.
+        cache_dir: data.cache_dir, where GPT-2's tokenizer is kept.
 
     Raises:
         DataError: it cannot be read, or lacks a special token.
@@ -75,15 +75,15 @@ def given_tokenizer(config: TokenizerConfig, cache_dir: Path | None) -> Tokenize
 
 
 def open_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:
-    """A tokenizer from a file, whatever its kind.
+    """Open a tokenizer of any kind.
 
     Args:
-        path: a tokenizer.json, a tokenizer.bin of llama2.c, or a folder with a tokenizer.json (as a run's) or with
+        path: a tokenizer.json, a tokenizer.bin of llama2.c, or a folder with a tokenizer.json (such as a run's) or with
             GPT-2's vocab.json and merges.txt.
-        fix: what to do if it cannot be used, for the message.
+        fix: what to do if it cannot be used, for the error message.
 
     Raises:
-        DataError: it is none.
+        DataError: there is no usable tokenizer at the path.
     """
     if path.is_dir():
         return load_tokenizer(path / _FILE, fix) if (path / _FILE).exists() else gpt2.read_folder(path, fix)

@@ -1,4 +1,4 @@
-"""Several tokenizers on one text: how short it becomes, how fast, and which tokens are never or hardly used."""
+"""Compares tokenizers on one text: how short it becomes, how fast, and which tokens are never or rarely used."""
 
 import time
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from storyteller_ds.data.tokenizers.pieces import Piece, kind_of, pieces, unreac
 from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 
 PASSES = 3
-"""Over the text; the fastest counts, which other work on the machine has disturbed least."""
+"""Passes over the text; the fastest one counts, as the one least disturbed by other work on the machine."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A tokenizer on a text."""
+    """Measurements of a tokenizer on a text."""
 
     name: str
     kind: str
@@ -25,36 +25,36 @@ class Measured:
     bytes: int
     tokens: int
     unknown: int
-    """Tokens that stand for what it does not know."""
+    """Number of tokens that stand for text unknown to the tokenizer."""
     seconds: float
-    """To encode the text, on all cores."""
+    """Time to encode the text on all cores."""
     counts_V: NDArray[np.int64]
     """[vocab_size] how often each token is used."""
     unused: list[Piece]
-    """Never used; special tokens are left out, here and below."""
+    """Tokens that are never used; special tokens are left out, here and below."""
     rare: list[Piece]
-    """Used, but less often than was asked."""
+    """Tokens that are used, but less often than `rare_below`."""
     unreachable: list[Piece]
     """See pieces.unreachable."""
 
     @property
     def characters_per_token(self) -> float:
-        """Of the text."""
+        """Characters of the text per token."""
         return self.characters / self.tokens
 
     @property
     def bytes_per_token(self) -> float:
-        """Of the text, in UTF-8."""
+        """UTF-8 bytes of the text per token."""
         return self.bytes / self.tokens
 
     @property
     def mb_per_s(self) -> float:
-        """Encoding speed (10^6 bytes a second)."""
+        """Encoding speed (10^6 bytes per second)."""
         return self.bytes / 1e6 / self.seconds
 
     @property
     def frequency_bpb(self) -> float:
-        """Bits per byte of a model that knows nothing but how frequent each token is: the entropy of the counts."""
+        """Bits per byte of a model that knows only how frequent each token is: the entropy of the counts."""
         used = self.counts_V[self.counts_V > 0]
         return float(-(used * np.log2(used / self.tokens)).sum() / self.bytes)
 
@@ -63,9 +63,9 @@ def measure(name: str, tokenizer: Tokenizer, texts: Sequence[str], rare_below: i
     """Measure a tokenizer.
 
     Args:
-        name: of the row.
-        tokenizer: it.
-        texts: the documents, one character or more in all.
+        name: name of its row in the comparison.
+        tokenizer: the tokenizer to measure.
+        texts: the documents, with at least one character in total.
         rare_below: a token that is used less often is rare.
     """
     seconds = float("inf")

@@ -21,20 +21,20 @@ from storyteller_ds.untrusted import UntrustedFileError, read_json, read_text
 REPOSITORY, COMMIT = "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 PROBE_TIMEOUT_SECONDS = 4.0
-"""The hub must answer one small request within this before anything is downloaded."""
+"""The hub must answer one small request within this time before anything is downloaded."""
 _VERSION = "#version"
-"""How the first line of merges.txt may begin; others are merges, also of #."""
+"""How the first line of merges.txt may begin; all other lines are merges, even those that begin with #."""
 
 
 def read_folder(folder: Path, fix: str = "check tokenizer.path") -> Tokenizer:
-    """The tokenizer of a folder.
+    """Read the tokenizer in a folder.
 
     Args:
-        folder: has one file whose name ends in vocab.json and one in merges.txt.
-        fix: what to do if it cannot be used, for the message.
+        folder: has one file whose name ends in vocab.json and one whose name ends in merges.txt.
+        fix: what to do if it cannot be used, for the error message.
 
     Raises:
-        DataError: a file is missing, cannot be read, or is not what it should be.
+        DataError: a file is missing, cannot be read, or is malformed.
     """
     try:
         ids = _ids(_only(folder, VOCABULARY))
@@ -55,7 +55,7 @@ def from_hub(cache_dir: Path | None) -> Tokenizer:
         cache_dir: data.cache_dir.
 
     Raises:
-        DataError: it is not there, and the hub cannot be reached (said within 15 seconds); or it is damaged.
+        DataError: it is not there, and the hub cannot be reached (reported within 15 seconds); or it is damaged.
     """
     folder = cache_folder(cache_dir) / "hub" / REPOSITORY / COMMIT
     if not folder.exists():
@@ -64,7 +64,7 @@ def from_hub(cache_dir: Path | None) -> Tokenizer:
 
 
 def _only(folder: Path, ending: str) -> Path:
-    """The file of the folder whose name ends so."""
+    """The only file in the folder whose name ends in `ending`."""
     found = sorted(folder.glob(f"*{ending}"))
     if len(found) != 1:
         there = f"has {', '.join(path.name for path in found)}" if found else f"has no {ending}"
@@ -85,7 +85,7 @@ def _ids(path: Path) -> dict[str, int]:
 
 
 def _merges(path: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs of tokens, in the order in which they are united."""
+    """Pairs of tokens, in the order in which they are merged."""
     merges = []
     for number, line in enumerate(read_text(path, FILE_BYTES).split("\n"), start=1):
         line = line.removesuffix("\r")
@@ -124,8 +124,8 @@ def _download(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's bars and warnings off the screen: what matters of them becomes a DataError."""
-    library: Any = importlib.import_module("huggingface_hub.utils")  # which mypy has no names of
+    """Hide the library's progress bars and warnings: what matters becomes a DataError."""
+    library: Any = importlib.import_module("huggingface_hub.utils")  # mypy does not know its names
     logger = logging.getLogger("huggingface_hub")
     level, loud = logger.level, not library.are_progress_bars_disabled()
     logger.setLevel(logging.CRITICAL)

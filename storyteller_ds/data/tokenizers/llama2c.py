@@ -1,4 +1,4 @@
-"""tokenizer.bin of llama2.c: the longest token's length (uint32), then of each token score (fp32), length and bytes.
+"""tokenizer.bin of llama2.c: the longest token's length (uint32), then each token's score (fp32), length and bytes.
 
 Source: karpathy/llama2.c, tokenizer.py (export) and run.c (build_tokenizer).
 """
@@ -14,17 +14,17 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_bytes, refuse_pickle
 
 MOST_BYTES = 256
-"""Of a token; SentencePiece makes none of more than 16 characters."""
+"""Maximum length of a token (bytes); SentencePiece makes none of more than 16 characters."""
 _BEGIN = "\n<s>\n"
 """The text of token BEGIN."""
 
 
 def read_tokenizer(path: Path, fix: str) -> Tokenizer:
-    """The tokenizer of a file.
+    """Read the tokenizer in a file.
 
     Args:
-        path: of the file.
-        fix: what to do if it cannot be used, for the message.
+        path: path of the file.
+        fix: what to do if it cannot be used, for the error message.
 
     Raises:
         DataError: it cannot be read, is damaged, or is of another kind.
@@ -44,7 +44,7 @@ def read_tokenizer(path: Path, fix: str) -> Tokenizer:
 
 
 def write_tokenizer(tokens: Sequence[ScoredToken], path: Path) -> None:
-    """Write a file; END_OF_TEXT gets llama2.c's name."""
+    """Write tokens to a file; END_OF_TEXT gets llama2.c's name for it."""
     texts = [(_BEGIN if i == BEGIN else token.text).encode() for i, token in enumerate(tokens)]
     parts = [struct.pack("<I", max(map(len, texts)))]
     for text, token in zip(texts, tokens, strict=True):
@@ -60,7 +60,7 @@ def _parse(content: bytes) -> list[ScoredToken]:
         if start > len(content):
             raise DataError(f"it ends within token {len(tokens)}")
         score, length = struct.unpack_from("<fI", content, place)
-        if length > MOST_BYTES:  # all of its halves are looked for
+        if length > MOST_BYTES:  # every way to split it will be tried
             raise DataError(f"token {len(tokens)} would have {length:,} bytes, and {MOST_BYTES} are the most")
         place = start + length
         if place > len(content):

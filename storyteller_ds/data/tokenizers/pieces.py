@@ -11,7 +11,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SHOWN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, BYTES)]
 _HIDDEN = [byte for byte in range(BYTES) if byte not in _SHOWN]
 BYTE_OF_LETTER = {chr(byte): byte for byte in _SHOWN} | {chr(BYTES + i): byte for i, byte in enumerate(_HIDDEN)}
-"""Byte-level BPE writes a byte as a letter: itself where that can be seen, else the next one from U+0100 on."""
+"""Byte-level BPE writes a byte as a character: itself if that is visible, else the next one from U+0100 on."""
 
 
 class Piece(NamedTuple):
@@ -19,16 +19,16 @@ class Piece(NamedTuple):
 
     id: int
     content: bytes
-    """What it stands for; nothing, if it is not text."""
+    """The bytes that it stands for; empty if it is not text."""
 
     def __str__(self) -> str:
-        """Text as it is but for what cannot be seen; bytes that are not text as <F0>."""
+        """The text with invisible characters escaped, and bytes that are not text as <F0>."""
         text = self.content.decode(errors="surrogateescape")
         return "".join(_shown(character) for character in text)
 
 
 def kind_of(tokenizer: Tokenizer) -> str:
-    """What kind a tokenizer is, in words."""
+    """The kind of a tokenizer, in words."""
     if tokenizer.spells_bytes:
         return "byte-level BPE"
     state = json.loads(tokenizer.to_json())
@@ -40,17 +40,17 @@ def kind_of(tokenizer: Tokenizer) -> str:
 
 
 def pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """What each token stands for within a text, by id; without special ones."""
+    """What each token stands for within a text, by id; special tokens are left out."""
     special = set(tokenizer.special_tokens.values())
     names = {i: name for i in range(tokenizer.vocab_size) if (name := tokenizer.name(i)) is not None}
     ordinary = {i: name for i, name in names.items() if i not in special}
     if tokenizer.spells_bytes:
         letters = BYTE_OF_LETTER
         return {
-            i: bytes(letters[c] for c in name) if letters.keys() >= set(name) else name.encode()  # or an added token
+            i: bytes(letters[c] for c in name) if letters.keys() >= set(name) else name.encode()  # an added token
             for i, name in ordinary.items()
         }
-    before = tokenizer.encode("a")  # some drop a space at the beginning of a text
+    before = tokenizer.encode("a")  # some tokenizers drop a space at the beginning of a text
     start = tokenizer.decode(before)
     found = {}
     for i, name in ordinary.items():
@@ -61,15 +61,15 @@ def pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
 
 
 def cut(tokenizer: Tokenizer, text: str) -> list[Piece]:
-    """The tokens of a text; those that are unknown stand for nothing."""
+    """The tokens of a text; unknown ones have empty content."""
     contents = pieces(tokenizer)
     return [Piece(i, contents.get(i, b"")) for i in tokenizer.encode(text)]
 
 
 def unreachable(tokenizer: Tokenizer) -> list[Piece]:
-    """Tokens that their own text does not become, neither by itself nor in a new line.
+    """Tokens that their own text is not encoded to, neither by itself nor on a new line.
 
-    Tokens that are only a part of a character are left out.
+    Tokens that are only part of a character are left out.
     """
     texts = {}
     for i, content in pieces(tokenizer).items():
@@ -87,6 +87,6 @@ def unreachable(tokenizer: Tokenizer) -> list[Piece]:
 
 
 def _shown(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is not text, as surrogateescape has it
+    if "\udc80" <= character <= "\udcff":  # a byte that is not text, as decoded by surrogateescape
         return f"<{ord(character) - 0xDC00:02X}>"
     return character if character.isprintable() else ascii(character)[1:-1]

@@ -12,7 +12,7 @@ INCHES = (11.0, 4.0)
 
 
 def draw(measured: Sequence[Measured]) -> Figure:
-    """Bytes per token, and how often each token is used, the most frequent first."""
+    """Plot bytes per token, and how often each token is used, most frequent first."""
     figure = Figure(INCHES, layout="constrained")
     bars, curves = figure.subplots(1, 2)
     for place, each in enumerate(measured):

@@ -1,8 +1,8 @@
-"""SentencePiece's BPE (Kudo and Richardson 2018) in the `tokenizers` library: tokens with scores in place of merges.
+"""SentencePiece's BPE (Kudo and Richardson 2018) in the `tokenizers` library: tokens with scores instead of merges.
 
-A text gets a space in front and is cut into characters; those that are not tokens become the tokens of their bytes.
-Then the two neighbours whose union is the token with the best score become that token, the leftmost two if there are
-several, and so on until no union is a token.
+A text gets a space in front and is split into characters; those that are not tokens become the tokens of their bytes.
+Then the two neighbors whose concatenation is the token with the best score are merged into it, the leftmost two if
+there are several, and so on until no concatenation is a token.
 """
 
 import json
@@ -18,31 +18,31 @@ from storyteller_ds.data.tokenizers.tokenizer import BYTES, END_OF_TEXT, Tokeniz
 from storyteller_ds.errors import DataError
 
 UNKNOWN, BEGIN, END = 0, 1, 2
-"""Ids of the tokens that are not text. BEGIN is before every text, and here END_OF_TEXT."""
+"""Ids of the tokens that are not text. BEGIN comes before every text; here, it is END_OF_TEXT."""
 FIRST_BYTE = 3
 FIRST_TEXT = FIRST_BYTE + BYTES
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(BYTES)]
 NEVER = -1e10
-"""A token with this score or a lower one is never the union of two (llama2.c, run.c)."""
+"""A token with this score or a lower one is never merged from two others (llama2.c, run.c)."""
 
 
 class ScoredToken(NamedTuple):
-    """A token; a space is a space."""
+    """A token and its score; spaces in it are plain spaces."""
 
     text: str
     score: float
 
 
 def make_tokenizer(tokens: Sequence[ScoredToken], special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """The tokenizer of these tokens, in the order of their ids, END_OF_TEXT at BEGIN.
+    """Make a tokenizer of these tokens, given in the order of their ids, with END_OF_TEXT at BEGIN.
 
     Args:
-        tokens: begin with three that are not text, and the bytes.
-        special_tokens: others that are not text, which get the ids after these.
+        tokens: begin with three that are not text, followed by the bytes.
+        special_tokens: more tokens that are not text, which get the ids after these.
 
     Raises:
         DataError: they do not begin with three that are not text and 256 bytes, lack the space, or are not distinct; or
-            two of the same score compete, which a list of merges cannot express.
+            two with the same score compete, which a list of merges cannot express.
     """
     texts = [token.text for token in tokens]
     ids = {text: i for i, text in enumerate(texts)}
@@ -62,9 +62,9 @@ def make_tokenizer(tokens: Sequence[ScoredToken], special_tokens: Sequence[str] 
 
 
 def scored_tokens(tokenizer: Tokenizer) -> list[ScoredToken] | None:
-    """Tokens of which make_tokenizer makes this tokenizer; None: it is of another kind.
+    """Tokens from which make_tokenizer makes this tokenizer; None: it is of another kind.
 
-    Scores are 0, -1, -2 and so on, in the order of the merges, behind them tokens that are not unions.
+    Scores are 0, -1, -2 and so on, in the order of the merges, followed by tokens that no merge makes.
     """
     state = json.loads(tokenizer.to_json())
     model = state["model"]
@@ -82,12 +82,12 @@ def scored_tokens(tokenizer: Tokenizer) -> list[ScoredToken] | None:
 
 
 def _merges(tokens: Sequence[ScoredToken], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Pairs of tokens whose union is a token, those that are united first in front."""
+    """Pairs of tokens whose concatenation is a token, in the order in which they are merged."""
     found = []
     for i, (text, score) in enumerate(tokens):
         if math.isnan(score):
             raise DataError(f"the score of the token {text!r:.80} is not a number")
-        # Pairs with one union would compete where they overlap; no text is known in which they do.
+        # Pairs that make the same token would compete where they overlap; no text is known in which they do.
         pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
         pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
         if i == BEGIN or score <= NEVER or not pairs:

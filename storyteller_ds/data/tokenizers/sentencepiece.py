@@ -1,6 +1,6 @@
-"""SentencePiece's BPE, trained: words begin with their space, and characters that are not tokens become their bytes.
+"""Trains SentencePiece's BPE: words begin with their space, and characters that are not tokens become their bytes.
 
-What comes out is made of tokens with scores (scored.py), as llama2.c and llama.cpp read them.
+The result consists of tokens with scores (scored.py), as llama2.c and llama.cpp read them.
 """
 
 import itertools
@@ -18,18 +18,18 @@ from storyteller_ds.errors import DataError
 _WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[\r\n]+|\s"
 """A token lies within one match: a word, a digit or punctuation with the space before it, line ends, or a space."""
 _LETTERS = 1 / 4
-"""Single characters get at most this part of the room, if there is something else to learn; the rarer ones are spelt in
-bytes. (The library's own limit chooses among equally frequent ones by chance.)"""
+"""Single characters get at most this share of the room, if there is something else to learn; rarer ones are spelled in
+bytes. (The library's own limit chooses among equally frequent ones at random.)"""
 _SPARE = 10_000
-"""So many tokens more are trained, in place of those with characters that are left out."""
+"""Number of extra tokens to train, to replace those with characters that are left out."""
 
 
 def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], documents: Iterable[str]) -> Tokenizer:
-    """A new tokenizer from a corpus.
+    """Train a new tokenizer on a corpus.
 
     Args:
-        vocab_size: the most tokens that it has.
-        special_tokens: END_OF_TEXT is the first, the others get the last ids.
+        vocab_size: maximum number of tokens.
+        special_tokens: END_OF_TEXT comes first; the others get the last ids.
         documents: the corpus.
 
     Raises:
@@ -62,7 +62,7 @@ def train_sentencepiece(vocab_size: int, special_tokens: Sequence[str], document
 
 
 def _counted(documents: Iterable[str], counts: Counter[str]) -> Iterator[str]:
-    """The documents, whose characters are counted."""
+    """Yield the documents, counting their characters."""
     for document in documents:
         counts.update(document)
         yield document

@@ -1,4 +1,4 @@
-"""Text to token ids and back: what every kind of tokenizer is, around one of the `tokenizers` library."""
+"""Text to token ids and back: the class of every kind of tokenizer, wrapping one of the `tokenizers` library."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
-    """A trained tokenizer. Token END_OF_TEXT separates documents and is never made from text.
+    """A trained tokenizer, whose token END_OF_TEXT separates documents and is never produced from text.
 
     Raises:
         DataError: the vocabulary has no END_OF_TEXT.
@@ -41,7 +41,7 @@ class Tokenizer:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token; add it as a special token")
         self.end_of_text: int = end
         self.vocab_size = 1 + max(inner.get_vocab(with_added_tokens=True).values())
-        """All ids are below it; the number of tokens, where none of the ids between is left out."""
+        """All ids are below it; equal to the number of tokens if no id is skipped."""
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -50,13 +50,13 @@ class Tokenizer:
         return {token.content: i for i, token in added.items() if token.special}
 
     def is_forged(self, token: str) -> bool:
-        """Whether text that spells a special token becomes it; it should not."""
+        """Whether text that spells a special token is encoded as that token, which it should not be."""
         i = self.special_tokens[token]
-        # What stands for anything that is unknown may stand for this, too.
+        # The unknown token stands for anything unknown, which may include its own name.
         return i != self.unknown and any(i in self.encode(text) for text in (token, f"a {token} b", f"a{token}b"))
 
     def name(self, i: int) -> str | None:
-        """What the vocabulary calls an id; None: no token has it."""
+        """The vocabulary's name for an id; None: no token has it."""
         found: str | None = self._inner.id_to_token(i)
         return found
 
@@ -80,20 +80,20 @@ class Tokenizer:
         return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, END_OF_TEXT left out."""
+        """The text of the ids, without END_OF_TEXT and other special tokens."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=True)
         return text
 
     def encode_with_bytes(self, texts: Sequence[str]) -> list[tuple[list[int], NDArray[np.int64]]]:
-        """Ids of several texts, with the bytes of the text that each stands for (aligned_bytes)."""
+        """Ids of several texts, with the bytes of text that each stands for (see aligned_bytes)."""
         encodings = self._inner.encode_batch(list(texts), add_special_tokens=False)
         return [(each.ids, aligned_bytes(text, each.offsets)) for text, each in zip(texts, encodings, strict=True)]
 
     @cached_property
     def spells_bytes(self) -> bool:
-        """Whether a token is always the same bytes, and the bytes of the tokens are those of every text.
+        """Whether a token always stands for the same bytes, and the tokens of any text add up to its bytes.
 
-        True of byte-level BPE without a normalizer: ours, and GPT-2's.
+        True for byte-level BPE without a normalizer: ours and GPT-2's.
         """
         state = json.loads(self.to_json())
         pre_tokenizer, model = state["pre_tokenizer"] or {}, state["model"]
@@ -110,7 +110,7 @@ class Tokenizer:
         )
 
     def token_bytes(self, vocab_size: int) -> NDArray[np.int64]:
-        """[vocab_size] UTF-8 bytes that each id stands for, of a tokenizer that spells bytes.
+        """[vocab_size] UTF-8 bytes that each id stands for, for a tokenizer that spells bytes.
 
         0 for special tokens and ids without a token.
         """
@@ -123,16 +123,16 @@ class Tokenizer:
         return sizes
 
     def text_is_certain_after(self, i: int) -> bool:
-        """Whether text that ends with this id's stays what it is, whatever follows.
+        """Whether text that ends with this id stays the same, whatever ids follow.
 
-        Then what follows has the same text behind this id alone as behind all of them. Half a character at the end must
-        be looked for besides.
+        If so, the ids that follow have the same text after this id alone as after all ids before them. The caller must
+        check for an incomplete character at the end separately.
         """
         return self._decodes_one_by_one and not _BYTE.fullmatch(self._inner.id_to_token(i) or "")
 
     @cached_property
     def _decodes_one_by_one(self) -> bool:
-        """Whether a token's text depends on no other token, but for whether there is one before it, and for bytes."""
+        """Whether a token's text depends on no other token, except on whether one precedes it, and except for bytes."""
         return _is_one_by_one(json.loads(self.to_json())["decoder"])
 
     @property
@@ -145,7 +145,7 @@ class Tokenizer:
 
 
 def _is_one_by_one(decoder: dict[str, Any] | None) -> bool:
-    """See Tokenizer._decodes_one_by_one; of a decoder's JSON."""
+    """Tokenizer._decodes_one_by_one for the JSON of a decoder."""
     match decoder:
         case None | {"type": "ByteLevel" | "ByteFallback" | "Fuse" | "Metaspace"}:
             return True

@@ -1,4 +1,4 @@
-"""Reading tokenizer.json, the format of the `tokenizers` library in which every tokenizer is kept."""
+"""Reads tokenizer.json, the format of the `tokenizers` library in which every tokenizer is stored."""
 
 import re
 from pathlib import Path
@@ -10,16 +10,16 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_text
 
 FILE_BYTES = 1 << 26
-"""Largest tokenizer.json that is read (bytes); those of 250,000 tokens have half of it."""
+"""Largest tokenizer.json that is read (bytes); those with 250,000 tokens have half this size."""
 _PRECOMPILED = re.compile(r'"type":\s*"Precompiled"')
 
 
 def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new one") -> Tokenizer:
-    """A tokenizer from a tokenizer.json.
+    """Load a tokenizer from a tokenizer.json.
 
     Args:
-        path: of the file.
-        fix: what to do if it cannot be used, for the message.
+        path: path of the file.
+        fix: what to do if it cannot be used, for the error message.
 
     Raises:
         DataError: the file is missing or not a tokenizer.
@@ -32,19 +32,19 @@ def load_tokenizer(path: Path, fix: str = "check tokenizer.path, or train a new 
 
 
 def parse_tokenizer(text: str, where: str, fix: str) -> Tokenizer:
-    """A tokenizer from the content of a tokenizer.json.
+    """Make a tokenizer from the contents of a tokenizer.json.
 
     Raises:
-        DataError: it is none; names `where`, and says what to do (`fix`).
+        DataError: it is not a usable tokenizer.json; names `where`, and says what to do (`fix`).
     """
     try:
-        # On a damaged table of such a normalizer the library panics, with lines on stderr.
+        # If the table of such a normalizer is damaged, the library panics and prints to stderr.
         if _PRECOMPILED.search(text):
             raise ValueError("its normalizer is Precompiled, which is not supported")
         tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(text))
-        tokenizer.decode(tokenizer.encode("Once upon a time"))  # what is wrong with some shows only then
+        tokenizer.decode(tokenizer.encode("Once upon a time"))  # some defects show only here
     except BaseException as error:
-        # The library raises plain Exception for a bad file, and on some the exception of a Rust panic.
+        # The library raises a plain Exception for a bad file, and for some the exception of a Rust panic.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]

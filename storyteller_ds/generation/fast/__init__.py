@@ -1,8 +1,8 @@
-"""Steps of the decoder on the CPU as one function of machine code, where numba is installed.
+"""Decoder steps on the CPU as one compiled function, if numba is installed.
 
-At batch 1 a step of a small model is a hundred products of a few microseconds each, and torch takes longer to begin one
-than to compute it. step.py is the step, compiled once for all models; weights.py lays the
-weights out for it, packed.py keeps texts, and team.py the threads.
+At batch size 1, a step of a small model is a hundred matrix products of a few microseconds each, and torch takes longer
+to launch one than to compute it. step.py is the step, compiled once for all models; weights.py lays out the weights for
+it, packed.py holds the texts, and team.py the threads.
 """
 
 import importlib.util
@@ -18,11 +18,11 @@ from storyteller_ds.meanwhile import meanwhile
 from storyteller_ds.model.decoder import Decoder
 
 _SLOW_S = 3.0
-"""Longer than it takes to load what is compiled, unless others use the cores."""
+"""Longer than it takes to load the compiled code, unless other programs use the cores."""
 
 
 def is_fast(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether there is a fast way: on the CPU, in fp32, with numba, and without STORYTELLER_KERNELS=reference."""
+    """Whether the compiled step can be used: on the CPU, in fp32, with numba, unless STORYTELLER_KERNELS=reference."""
     return (
         device.type == "cpu"
         and dtype == torch.float32
@@ -32,7 +32,7 @@ def is_fast(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
 
 
 def fast_stepper(decoder: Decoder, run: RunConfig, log: Callable[[str], None]) -> Stepper:
-    """The fast way for a decoder, where is_fast.
+    """The compiled stepper for a decoder, for which is_fast must hold.
 
     Args:
         decoder: see PackedDecoder.

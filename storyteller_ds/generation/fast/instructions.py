@@ -1,6 +1,6 @@
-"""Instructions that numba has no name for.
+"""Instructions that numba does not expose.
 
-numba compiles step.py anew when that file changes, and does not look at this one.
+numba recompiles step.py when that file changes, but does not look at this one.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ llvmlite.binding.add_symbol(
 
 @intrinsic
 def add_one(typing_context: Any, counters: Any) -> Any:
-    """Add 1 to the first of an array of int64, in one piece and visible to all threads."""
+    """Atomically add 1 to the first element of an int64 array, visible to all threads."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -34,7 +34,7 @@ def add_one(typing_context: Any, counters: Any) -> Any:
 
 @intrinsic
 def now(typing_context: Any, counters: Any) -> Any:
-    """The first of an array of int64, with all that other threads have written before they changed it."""
+    """Load the first element of an int64 array, and see everything that other threads wrote before changing it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -45,7 +45,7 @@ def now(typing_context: Any, counters: Any) -> Any:
 
 @intrinsic
 def let_others_run(typing_context: Any) -> Any:
-    """Give the core to a thread that waits for it, perhaps the one that this one waits for."""
+    """Yield the core to a waiting thread, perhaps the one that this thread is waiting for."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
@@ -57,7 +57,7 @@ def let_others_run(typing_context: Any) -> Any:
 
 @intrinsic
 def float_of(typing_context: Any, bits: Any) -> Any:
-    """The fp32 number that an int32 has the bits of."""
+    """The fp32 number that has the bits of an int32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -67,7 +67,7 @@ def float_of(typing_context: Any, bits: Any) -> Any:
 
 @intrinsic
 def prefetch(typing_context: Any, numbers: Any, place: Any) -> Any:
-    """Begin to read what is at a place of an array that is contiguous, or would be there if it were longer."""
+    """Prefetch the element at an index of a contiguous array; the index may lie beyond its end."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data

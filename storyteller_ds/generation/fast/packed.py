@@ -18,16 +18,16 @@ from storyteller_ds.generation.stepper import CACHED_AT_FIRST
 from storyteller_ds.model.decoder import Decoder
 
 _TOGETHER = 128
-"""Tokens of prompts that are computed in one step: what they need stays in the caches of a core."""
+"""Prompt tokens that are computed in one step: what they need stays in the caches of a core."""
 _WORTH_A_THREAD = 4_000_000
-"""Numbers to multiply by in a step, of all its tokens: to wake a thread takes as long."""
+"""Multiplications in a step, over all its tokens, that take as long as waking a thread."""
 
 
 class PackedTexts:
-    """Any number of texts, each of any length, that get their next ids together; see Texts in batch.py.
+    """Any number of texts, each of any length, that get their next ids together; see Texts in stepper.py.
 
     Args:
-        weights: of the decoder.
+        weights: weights of the decoder.
         run: its config.
     """
 
@@ -38,11 +38,11 @@ class PackedTexts:
         self._worked = (0, 0, 0)
 
     def begin(self, prompts: Sequence[Sequence[int]], room: int) -> Tensor:
-        """[B, V], the logits behind each prompt of at least one id; valid until the next call.
+        """[B, V], the logits after each prompt of at least one id; valid until the next call.
 
         Args:
             prompts: ids.
-            room: positions that there will be in a text at most.
+            room: maximum number of positions of a text.
         """
         self._slot = np.arange(len(prompts))
         self._length = np.array([len(prompt) for prompt in prompts])
@@ -60,18 +60,18 @@ class PackedTexts:
         return torch.from_numpy(self._logits)
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        """[B, V] behind another id of each text."""
-        if self._length.max() == self._values.shape[-1]:  # machine code would write beyond it
+        """[B, V], the logits after another id of each text."""
+        if self._length.max() == self._values.shape[-1]:  # compiled code would write beyond the end
             self._grow()
         self._follow(self._weights.where_they_are())
-        # A text that is over may go on with the others, at the last position.
+        # A finished text may continue along with the others, at the last position.
         position = np.minimum(self._length, self._run.context_length - 1)
         self._decode(np.array(ids, np.int64), self._slot, position, np.arange(len(ids)), self._logits)
         self._length = position + 1
         return torch.from_numpy(self._logits)
 
     def keep(self, texts: Sequence[int]) -> None:
-        """Forget all texts but these, by their places in the batch."""
+        """Forget all texts except these, by their indices in the batch."""
         self._slot, self._length = self._slot[texts], self._length[texts]
         self._logits = self._logits[: len(texts)]
 
@@ -95,22 +95,22 @@ class PackedTexts:
         )
 
     def _make_room(self, texts: int, positions: int) -> None:
-        """For keys and values. What there is of an earlier text is used again: new memory takes its time."""
+        """Allocate keys and values, reusing the memory of earlier texts: new memory takes time."""
         model = self._run.model
         positions = -(-positions // step.VECTOR) * step.VECTOR
         if self._values.shape[1] == texts and self._values.shape[-1] >= positions:
             return
         shape = (model.num_layers, texts, model.kv_heads, model.head_dim, positions)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self._packed = None  # it has the angles of other positions
+        self._packed = None  # its rotary angles are for another number of positions
 
     def _follow(self, packed: Layers) -> None:
-        """Go on with these weights: where those before were, there may be nothing any more."""
+        """Switch to these weights: the memory of the previous ones may no longer exist."""
         if packed is not self._packed:
             self._packed, self._layers = packed, self._weights.layers(self._values.shape[-1])
 
     def _grow(self) -> None:
-        """Twice the room."""
+        """Double the room."""
         keys, values, kept = self._keys, self._values, self._values.shape[-1]
         self._make_room(values.shape[1], 2 * kept)
         self._keys[..., :kept], self._values[..., :kept] = keys, values
@@ -129,11 +129,11 @@ class PackedDecoder:
         self._text = self.texts()
 
     def texts(self) -> PackedTexts:
-        """For several texts that are continued together."""
+        """A PackedTexts for several texts that are continued together."""
         return PackedTexts(self.weights, self._run)
 
     def another(self) -> Self:
-        """The same weights for another text at the same time."""
+        """A decoder with the same weights for another text at the same time."""
         other = copy.copy(self)
         other._text = self.texts()
         return other

@@ -1,6 +1,6 @@
-"""Tokens through the decoder, in numba. Loops over plain arrays, with the arithmetic of model/.
+"""The forward pass of the decoder in numba: loops over plain arrays, with the arithmetic of model/.
 
-All that is compiled is in this file: numba compiles anew when it changes, and would not when another file does.
+All compiled code is in this file: numba recompiles when it changes, but would not when another file does.
 """
 
 from functools import partial
@@ -18,20 +18,20 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float32] | NDArray[np.int8]
 
 _LOOKS = 1000
-"""How often a thread looks for the others before it lets one run: some microseconds."""
+"""How many times a thread polls for the others before it yields its core: a few microseconds."""
 
 compiled = partial(njit, fastmath=True, error_model="numpy")
-"""A quotient is not checked: LLVM makes no vectors of what may raise."""
+"""Division is not checked: LLVM does not vectorize what may raise."""
 
 VECTOR = 16
-"""Numbers in the widest vector of a processor."""
+"""Numbers in the widest vector register of a processor."""
 
 RMSNORM, LAYERNORM = 0, 1
 SWIGLU, GELU, RELU, RELU2 = 0, 1, 2, 3
 
 
 class Sizes(NamedTuple):
-    """What a model is."""
+    """Sizes and options of a model."""
 
     heads: int
     kv_heads: int
@@ -47,9 +47,9 @@ class Sizes(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Weights, stacked over layers; arrays of what a model has not are empty.
+    """Weights, stacked over layers; arrays that a model does not need are empty.
 
-    Those of products are fp32 with an empty scale, or as in model/quantized.py with bytes as int8.
+    Weights of matrix products are fp32 with an empty scale, or quantized as in model/quantized.py, with bytes as int8.
     """
 
     position: Floats
@@ -72,7 +72,7 @@ class Layers(NamedTuple):
     head_norm: Floats
     """[L, 2, head_dim]: gains of queries and keys."""
     dense: Ids
-    """[L]: place among the dense layers; of a mixture -1 minus its place among those."""
+    """[L]: index among the dense layers; for an MoE layer, -1 minus its index among the MoE layers."""
     up: Weights
     """[dense layers, H, D]."""
     up_scale: Floats
@@ -81,16 +81,16 @@ class Layers(NamedTuple):
     down_scale: Floats
     down_bias: Floats
     router: Floats
-    """[mixtures, E, D]."""
+    """[MoE layers, E, D]."""
     expert_up: Weights
-    """[mixtures, E, H, D]."""
+    """[MoE layers, E, H, D]."""
     expert_up_scale: Floats
     expert_up_bias: Floats
     expert_down: Weights
     expert_down_scale: Floats
     expert_down_bias: Floats
     value: Ids
-    """[L]: place among the value embeddings; -1: it has none."""
+    """[L]: index among the value embeddings; -1: the layer has none."""
     value_embedding: Floats
     """[value embeddings, V, kv_heads * head_dim]."""
     value_gate: Floats
@@ -102,12 +102,12 @@ class Layers(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Memory for a step of N tokens, shared by its threads; M = N * top_k, and N where no layer is a mixture."""
+    """Memory for a step of N tokens, shared by its threads; M = N * top_k, or N if there is no MoE layer."""
 
     every: Ids
     """[N]: 0, 1, 2 and so on."""
     first: Floats
-    """[N, D]: the stream before the first layer."""
+    """[N, D]: the residual stream before the first layer."""
     normal: Floats
     """[N, D]."""
     qkv: Floats
@@ -115,11 +115,11 @@ class Work(NamedTuple):
     attended: Floats
     """[N, heads * head_dim]."""
     score: Floats
-    """[threads, T]: of one head."""
+    """[threads, T]: attention scores of one head."""
     chosen: Ids
-    """[N, top_k]: experts."""
+    """[N, top_k]: chosen experts."""
     gate: Floats
-    """[N, top_k]: their weights."""
+    """[N, top_k]: their gate weights."""
     hidden: Floats
     """[M * the largest H]."""
     act: Floats
@@ -129,17 +129,17 @@ class Work(NamedTuple):
 
 
 class Team(NamedTuple):
-    """One of the threads that do a step together, each a part of every product."""
+    """One of the threads that compute a step together; each does a part of every matrix product."""
 
     meetings: Ids
-    """[2], shared: how often a thread has come to a meeting, in all; whether one of them will not come any more."""
+    """[2], shared: how many times threads have arrived at a meeting (barrier); whether one will never arrive."""
     thread: int
     threads: int
 
 
 @compiled(inline="always")
 def _meet(team, meeting):
-    """Wait until all threads have come here; the number of the next meeting."""
+    """Wait until all threads have arrived here; returns the number of the next meeting."""
     if team.threads > 1:
         add_one(team.meetings)
         looks = 0
@@ -152,15 +152,15 @@ def _meet(team, meeting):
 
 @compiled(inline="always")
 def _part(count, team):
-    """What a thread does of a number of things."""
+    """The range of `count` items that a thread handles."""
     return count * team.thread // team.threads, count * (team.thread + 1) // team.threads
 
 
 @compiled(inline="always")
 def _exp(x):
-    """e^x to 1e-7 (1 + |x|) of itself, from 1e-38 to 1e38; unlike numpy's, LLVM makes vectors of it.
+    """e^x with a relative error of 1e-7 (1 + |x|), from 1e-38 to 1e38; unlike numpy's, LLVM can vectorize it.
 
-    2^y is a shift for the whole part of y, and a polynomial for the rest (Taylor's, about the middle).
+    2^y is a shift for the integer part of y, and a polynomial for the rest (Taylor's, about the middle).
     """
     y = min(max(x * np.float32(1.4426950408889634), np.float32(-126)), np.float32(126))
     whole = np.floor(y + np.float32(0.5))
@@ -177,7 +177,7 @@ def _exp(x):
 
 
 def _numbers(weight, scale, row, rows, scratch):
-    """fp32 [rows, columns] of a weight, in scratch where it is quantised; see _numbers_of."""
+    """fp32 [rows, columns] of a weight, in scratch if it is quantized; see _numbers_of."""
 
 
 @overload(_numbers)
@@ -206,9 +206,9 @@ def _dequantised(weight, scale, row, rows, scratch):
 
 @compiled()
 def _products(weight, scale, x, rows, out, begin, end):
-    """out[n] = W x[rows[n]], of its features those from begin to end.
+    """out[n] = W x[rows[n]], only the output features from begin to end.
 
-    Three rows of the weight by four of x: so many sums have room in the registers of AVX2, with what they are sums of.
+    Three rows of the weight by four of x: as many sums as fit into the registers of AVX2 along with their operands.
     """
     if rows.size == 1:
         _product(weight, scale, x[rows[0]], out[0], begin, end)
@@ -266,7 +266,7 @@ def _products(weight, scale, x, rows, out, begin, end):
 
 @compiled()
 def _product(weight, scale, x, out, begin, end):
-    """out = W x, of its features those from begin to end, without a copy of the weight."""
+    """out = W x, only the output features from begin to end, without copying the weight."""
     columns = weight.shape[1]
     if columns < x.size:
         _product_4_bits(weight, scale, x, out, begin, end)
@@ -281,7 +281,7 @@ def _product(weight, scale, x, out, begin, end):
 @compiled()
 def _product_4_bits(weight, scale, x, out, begin, end):
     rows, groups = scale.shape
-    half = weight.shape[1] // groups  # were it a constant, LLVM would unroll the loops in place of using vectors
+    half = weight.shape[1] // groups  # if it were a constant, LLVM would unroll the loops instead of vectorizing them
     byte, number = weight.reshape((rows, groups, half)), x.reshape((groups, 2, half))
     eight = np.empty(groups, np.float32)  # what adding 8 to each number in a group adds to the sum
     for group in range(groups):
@@ -335,17 +335,18 @@ def _normalise(x, gain_and_bias, kind, eps, out):
 
 @compiled(cache=True, nogil=True)
 def decode(token, slot, position, wanted, x, sizes, layers, keys, values, work, logits, team):
-    """The logits behind tokens, which may be of one text, of several, or both; a thread's part of it.
+    """One thread's part of computing the logits after tokens, which may be of one text, of several, or both.
 
     Args:
         token: [N], ids.
-        slot: [N]: the text that each is of.
-        position: [N]: of each in its text; keys and values of those before it are there, or come in this step.
-        wanted: [W]: the tokens whose logits are.
-        x: [N, D], their embeddings, overwritten.
+        slot: [N]: the text that each token belongs to.
+        position: [N]: position of each token in its text; keys and values of earlier positions exist, or are computed
+            in this step.
+        wanted: [W]: the tokens whose logits are wanted.
+        x: [N, D], embeddings of the tokens, overwritten.
         sizes: Sizes.
         layers: Layers.
-        keys: [L, texts, kv_heads, head_dim, T]; gets those of the tokens; T is a multiple of VECTOR.
+        keys: [L, texts, kv_heads, head_dim, T]; those of the tokens are added; T is a multiple of VECTOR.
         values: likewise, and finite.
         work: Work.
         logits: [W, V], written.
@@ -378,7 +379,7 @@ def decode(token, slot, position, wanted, x, sizes, layers, keys, values, work, 
                     keys[layer, slot[n], head, i, position[n]] = work.qkv[n, at + i]
                     values[layer, slot[n], head, i, position[n]] = work.qkv[n, at + sizes.kv_heads * sizes.head_dim + i]
         meeting = _meet(team, meeting)
-        for n in range(team.thread, tokens, team.threads):  # the later ones of a text have more to attend to
+        for n in range(team.thread, tokens, team.threads):  # later tokens of a text have more to attend to
             for head in range(sizes.heads):
                 kv, at = head // (sizes.heads // sizes.kv_heads), head * sizes.head_dim
                 _attend(
@@ -421,7 +422,7 @@ def decode(token, slot, position, wanted, x, sizes, layers, keys, values, work, 
 
 @compiled()
 def _finish_qkv(layer, token, position, normal, sizes, layers, qkv):
-    """Bias, value embedding, norms and rotation of a token's queries, keys and values."""
+    """Apply bias, value embedding, norms and rotation to a token's queries, keys and values."""
     heads, kv_heads, width = sizes.heads, sizes.kv_heads, sizes.head_dim
     half = width // 2
     if layers.qkv_bias.size:
@@ -452,14 +453,14 @@ def _finish_qkv(layer, token, position, normal, sizes, layers, qkv):
 def _attend(query, keys, values, score, length, out):
     """One head: query [head_dim], keys and values [head_dim, T], out [head_dim].
 
-    Loops go over whole vectors, on behind the length of the text, where there are numbers of no meaning.
+    Loops cover whole vectors, and so go past the length of the text, where the numbers are meaningless.
 
     Args:
         query: fp32.
-        keys: T a multiple of VECTOR, as are values and score.
+        keys: T is a multiple of VECTOR, as it is for values and score.
         values: finite.
         score: [T], overwritten.
-        length: positions that there are.
+        length: number of positions of the text.
         out: written.
     """
     zero = np.float32(0)
@@ -467,7 +468,7 @@ def _attend(query, keys, values, score, length, out):
     scale = np.float32(1) / np.sqrt(np.float32(width))
     score = score[:filled]
     score[:] = zero
-    for i in range(0, width - 3, 4):  # four rows at a time: a sum goes to memory a quarter as often
+    for i in range(0, width - 3, 4):  # four rows at a time: sums go to memory a quarter as often
         k0, k1, k2, k3 = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
         q0, q1, q2, q3 = query[i] * scale, query[i + 1] * scale, query[i + 2] * scale, query[i + 3] * scale
         for t in range(filled):
@@ -504,7 +505,7 @@ def _attend(query, keys, values, score, length, out):
 
 @compiled()
 def _route(router, normal, chosen, gate):
-    """The experts of a token, and the weights that they get."""
+    """The experts of a token and their gate weights."""
     experts = router.shape[0]
     prob = np.empty(experts, np.float32)
     _product(router, np.empty((0, 0), np.float32), normal, prob, 0, experts)
@@ -514,7 +515,7 @@ def _route(router, normal, chosen, gate):
     mass = np.float32(0)
     for k in range(chosen.size):
         best = 0
-        for e in range(1, experts):  # of equal ones the lower index
+        for e in range(1, experts):  # of equal ones, the lower index
             if prob[e] > prob[best]:
                 best = e
         chosen[k], gate[k] = best, prob[best]
@@ -526,7 +527,7 @@ def _route(router, normal, chosen, gate):
 
 @compiled(inline="always")
 def _activate(hidden, kind, act, begin, end):
-    """hidden [H] to act [I], of these those from begin to end."""
+    """From hidden [H] to act [I], only the elements of act from begin to end."""
     gate, up, act = (
         hidden[begin:end],
         hidden[hidden.size - act.size + begin : hidden.size - act.size + end],
@@ -547,10 +548,10 @@ def _activate(hidden, kind, act, begin, end):
 
 @compiled()
 def _feed_forward(layer, sizes, layers, work, x, team, meeting):
-    """Add a layer's feed-forward network, or what its experts give, to x [N, D]; the number of the next meeting."""
+    """Add the output of a layer's FFN or experts to x [N, D]; returns the number of the next meeting."""
     place = layers.dense[layer]
     is_dense = place >= 0
-    if is_dense:  # one expert, to which all tokens go
+    if is_dense:  # a single expert that all tokens go to
         up, up_scale, up_bias = (
             layers.up[place : place + 1],
             layers.up_scale[place : place + 1],
@@ -574,7 +575,7 @@ def _feed_forward(layer, sizes, layers, work, x, team, meeting):
     for e in range(experts):
         start[e + 1] += start[e]
     filled = start.copy()
-    row = np.empty(chosen.size, np.int64)  # sorted by experts: the token of each row
+    row = np.empty(chosen.size, np.int64)  # the token of each row, sorted by expert
     at = np.empty(chosen.shape, np.int64)
     for n in range(tokens):
         for k in range(chosen.shape[1]):

@@ -1,4 +1,4 @@
-"""Threads that do one step of the decoder together."""
+"""Threads that compute one step of the decoder together."""
 
 import os
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from storyteller_ds.generation.fast.step import Team
 
 
 class Threads:
-    """Threads that wait for each other many times in a step, so that all of them have to run.
+    """Threads that wait for each other many times in a step, so that all of them have to be running.
 
-    Steps of texts that several threads of the program read come one after the other.
+    If several threads of the program read texts, their steps run one after the other.
 
     Args:
-        number: of threads, that of the caller among them.
+        number: number of threads, including the caller's.
     """
 
     def __init__(self, number: int) -> None:
@@ -27,10 +27,10 @@ class Threads:
         self._lock = Lock()
 
     def run(self, part: Callable[[Team], None], threads: int) -> None:
-        """Let so many threads, of which this is one, do their parts.
+        """Let this many threads, including this one, do their parts.
 
         Args:
-            part: of a member of a team; does not raise.
+            part: does the part of one member of a team; must not raise.
             threads: at most `number`.
         """
         meetings = np.zeros(2, np.int64)
@@ -45,7 +45,7 @@ class Threads:
                 for other in others:
                     other.result()
             except BaseException:  # Ctrl-C
-                meetings[1] = 1  # those that wait for this one go on, to no use
+                meetings[1] = 1  # releases the threads that wait for this one; their results are useless
                 for other in others:
                     if not other.cancel():
                         other.exception()
@@ -54,9 +54,9 @@ class Threads:
 
 @cache
 def threads() -> Threads:
-    """Those of this process, as many as torch has."""
+    """The threads of this process, as many as torch has."""
     return Threads(torch.get_num_threads())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=threads.cache_clear)  # threads do not come along
+    os.register_at_fork(after_in_child=threads.cache_clear)  # threads do not survive a fork

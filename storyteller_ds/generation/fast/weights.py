@@ -18,7 +18,7 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.quantized import held_quantized
 
 _LAYING_OUT = threading.Lock()
-"""One thread at a time; not in an object, which could not be copied then."""
+"""One thread at a time; not an attribute, since an object with a lock cannot be copied."""
 _NONE = np.empty(0, np.float32)
 _ACTIVATIONS = {"swiglu": step.SWIGLU, "gelu": step.GELU, "relu": step.RELU, "relu2": step.RELU2}
 
@@ -27,13 +27,13 @@ class PackedWeights:
     """A decoder's weights as step.decode reads them.
 
     Args:
-        decoder: on the CPU, fp32 or held quantised. Its parameters become views of stacks over all layers, so that
+        decoder: on the CPU, fp32 or held quantized. Its parameters become views of stacks over all layers, so that
             nothing is in memory twice. It may be changed between two stories.
         run: its config.
 
     Attributes:
         sizes: see step.Sizes.
-        multiplied: numbers that a token is multiplied by.
+        multiplied: number of weights that a token is multiplied by.
     """
 
     def __init__(self, decoder: Decoder, run: RunConfig) -> None:
@@ -58,7 +58,7 @@ class PackedWeights:
         self._rows = run.moe.top_k if len(self._layers.expert_up) else 1
 
     def work(self, tokens: int, threads: int, positions: int) -> step.Work:
-        """Memory for a step of so many tokens, in texts of at most so many positions."""
+        """Memory for a step of this many tokens, in texts of at most this many positions."""
         sizes, layers = self.sizes, self._layers
         columns, features, rows = layers.qkv.shape[1], layers.first_norm.shape[2], tokens * self._rows
         return step.Work(
@@ -76,14 +76,14 @@ class PackedWeights:
         )
 
     def current(self) -> step.Layers:
-        """The weights as they are now: laid out anew if one was changed, replaced or moved, as into shared memory."""
+        """The current weights, laid out again if one was changed, replaced or moved, for example into shared memory."""
         with _LAYING_OUT:
             if self._state != _state(self._decoder):
                 self._pack()
             return self._layers
 
     def where_they_are(self) -> step.Layers:
-        """Quicker than current(): laid out anew only if they were moved."""
+        """Faster than current(): laid out again only if they were moved."""
         return self._layers if self._first.data_ptr() == self._place else self.current()
 
     def _pack(self) -> None:
@@ -93,14 +93,14 @@ class PackedWeights:
         self._place = self._first.data_ptr()
 
     def layers(self, positions: int) -> step.Layers:
-        """With the angles of so many positions."""
+        """The weights with the rotary angles of this many positions."""
         if self._rotary is None:
             return self._layers
         cos, sin = (_numbers(table[:, : self._half]) for table in self._rotary(torch.arange(positions)))
         return self._layers._replace(cos=cos, sin=sin)
 
     def embedded(self, token_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[N, D], a copy."""
+        """[N, D] embeddings, a copy."""
         rows: NDArray[np.float32] = self._embedding[token_N]
         return rows * self._embedding_scale[token_N] if self._embedding_scale.size else rows
 
@@ -172,7 +172,7 @@ def _numbers(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _table(decoder: Decoder, name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Values [V, ...] and scale of a matrix, the latter empty where it is fp32."""
+    """Values [V, ...] and scale of a matrix; the scale is empty if it is fp32."""
     held = held_quantized(decoder, name)
     if held is None:
         return _numbers(decoder.get_parameter(name)), _NONE.reshape(0, 0)
@@ -184,7 +184,7 @@ def _weights(
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Values [modules, rows, ...] and scale of matrices, joined along their rows; see _stack.
 
-    Where they are fp32, there is no scale for any row.
+    If they are fp32, there is no scale for any row.
     """
     if not modules:
         return empty.reshape((0,) * dimensions), _NONE.reshape((0,) * dimensions)
@@ -198,7 +198,7 @@ def _weights(
 
 
 def _signed(values: Tensor) -> NDArray[np.int8]:
-    """Bytes as int8, also those that hold two numbers: see _weights on types."""
+    """Bytes as int8, even if they hold two numbers, so that there are few types to compile for."""
     numbers: NDArray[np.int8] = values.detach().contiguous().numpy().view(np.int8)
     return numbers
 
@@ -211,7 +211,7 @@ def _stacked(modules: Sequence[Any], names: Sequence[str], dimensions: int | Non
 
 
 def _stack(parameters: Sequence[Sequence[Tensor]]) -> Tensor:
-    """[rows of parameters, rows, ...]: each row joined; the parameters become views of it, one after the other."""
+    """[rows of parameters, rows, ...]: each row joined; the parameters become views of it, one by one."""
     first = parameters[0][0]
     lengths = [len(parameter) for parameter in parameters[0]]
     stack = torch.empty((len(parameters), sum(lengths), *first.shape[1:]), dtype=first.dtype)
@@ -223,7 +223,7 @@ def _stack(parameters: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def _norms(modules: Sequence[Any], name: str) -> NDArray[np.float32]:
-    """[modules, 2, D]: gain and bias, 0 where there is none; the parameters become views of it."""
+    """[modules, 2, D]: gain and bias (0 if there is none); the parameters become views of it."""
     norms = [getattr(module, name) for module in modules]
     first = norms[0].weight
     stack = torch.zeros((len(norms), 2, *first.shape), dtype=first.dtype)

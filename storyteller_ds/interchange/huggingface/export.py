@@ -20,7 +20,7 @@ from storyteller_ds.interchange.layout import to_theirs
 from storyteller_ds.model.canonical import placed_parameters
 
 SHARD_BYTES = 4 * 10**9
-"""Largest file of weights: what does not fit is split, with an index beside the parts."""
+"""Largest file of weights (bytes): larger models are split into several files with an index."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,8 +28,8 @@ def write_folder(model: StoryModel, folder: Path, dtype: str) -> None:
     """Write config, weights and tokenizer into an empty folder.
 
     Args:
-        model: what is exported.
-        folder: exists.
+        model: the model to export.
+        folder: must exist.
         dtype: a key of DTYPES.
 
     Raises:
@@ -69,7 +69,7 @@ def write_folder(model: StoryModel, folder: Path, dtype: str) -> None:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The tokenizer as a program of Hugging Face's needs it: with the token before a text that begins every story."""
+    """The tokenizer as Hugging Face programs need it: it puts the token that begins every story before a text."""
     inner = InnerTokenizer.from_str(tokenizer.to_json())
     inner.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A",
@@ -81,7 +81,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """Into one file, or into several with an index."""
+    """Write tensors into one file, or into several with an index."""
     files: list[list[str]] = []
 
     def write(shard: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """The families of transformers that compute exactly what a run config describes.
 
-Each is a rule in both directions: what a run config must be, the config.json that says the same, and back.
+Each works in both directions: what a run config must be, the config.json that says the same, and the way back.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ class Family:
     model_type: str
     architecture: str
     requires: Mapping[str, Any]
-    """Fields of the run config, and the value that it computes with."""
+    """Fields of the run config, and the value that the family computes with."""
     config: Callable[[RunConfig], dict[str, Any]]
-    """Beyond what all families have."""
+    """Entries of config.json beyond those that all families have."""
     settings: Callable[[Mapping[str, Any]], dict[str, Any]]
     """From a config.json to the sections of a run config."""
     fixed: Mapping[str, Any]
-    """Entries of a config.json that we compute with one value only; that of one that is not there."""
+    """Entries of a config.json for which we support only one value, which is also that of a missing entry."""
     pieces: Callable[[RunConfig], list[Piece]]
 
     def obstacles(self, run: RunConfig) -> list[str]:
-        """What of a run config it cannot compute, as section.field=value."""
+        """The settings of a run config that it cannot compute, as section.field=value."""
         found = []
         for name, wanted in self.requires.items():
             section, _, field = name.partition(".")
@@ -65,7 +65,7 @@ def _llama_config(run: RunConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": run.context_length,
         "rms_norm_eps": model.norm_eps,
-        # The first is what transformers 5 reads, the second all others.
+        # transformers 5 reads the first, everything else the second.
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "rope_theta": model.rope_theta,
         "attention_bias": False,
@@ -251,9 +251,9 @@ def family_of(run: RunConfig) -> Family:
     """The family that computes exactly what the run config describes.
 
     Raises:
-        UserError: there is none; names what stands in the way of the nearest.
+        UserError: there is none; names the settings that the nearest one does not support.
     """
-    # A dense model is not a mixture of one expert, though the weights would fit.
+    # A dense model is not an MoE model with one expert, though the weights would fit.
     wanted = [family for family in FAMILIES if ("moe.num_experts" in family.requires) == (run.moe_layers == 0)]
     nearest = min(wanted, key=lambda family: len(family.obstacles(run)))
     if obstacles := nearest.obstacles(run):
@@ -268,10 +268,10 @@ def config_json(run: RunConfig, family: Family, end_of_text: int, dtype: str) ->
     """The content of config.json.
 
     Args:
-        run: of the model.
+        run: run config of the model.
         family: its family.
         end_of_text: the token that begins and ends every story.
-        dtype: of the weights that are written, as torch names it.
+        dtype: dtype of the weights that are written, as torch names it.
     """
     return {
         "architectures": [family.architecture],
@@ -287,10 +287,10 @@ def config_json(run: RunConfig, family: Family, end_of_text: int, dtype: str) ->
 
 
 def run_settings(document: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The sections of a run config that compute what a config.json says.
+    """The sections of a run config that compute what a config.json describes.
 
     Raises:
-        UserError: an entry is missing, or says what we do not compute.
+        UserError: an entry is missing, or has a value that we do not support.
     """
     for name, wanted in family.fixed.items():
         if document.get(name, wanted) != wanted:
@@ -307,6 +307,6 @@ def run_settings(document: Mapping[str, Any], family: Family) -> dict[str, Any]:
         raise UserError(f"there is no {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
-    ties = family.model_type == "gpt2"  # what the classes do without an entry
+    ties = family.model_type == "gpt2"  # the default of the transformers classes
     settings["model"]["tie_embeddings"] = document.get("tie_word_embeddings", ties)
     return settings

@@ -1,4 +1,4 @@
-"""Reading a folder of Hugging Face's: safetensors only, never a pickle."""
+"""Reading a Hugging Face folder: safetensors only, never a pickle."""
 
 import json
 import re
@@ -20,15 +20,15 @@ from storyteller_ds.interchange.layout import to_ours
 from storyteller_ds.untrusted import UntrustedFileError, inside, open_regular, parse_json, read_json, read_text
 
 _DERIVED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|lm_head\.weight)")
-"""Tensors that follow from others: angles, causal masks, and the output projection where it is the embedding."""
+"""Tensors that follow from others: rotary angles, causal masks, and an output projection tied to the embedding."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def read_folder(folder: Path) -> Imported:
-    """The model of a folder.
+    """Read the model in a folder.
 
     Raises:
-        UserError: it lacks a file, is of a family that is not known, computes what we do not, or is damaged.
+        UserError: it lacks a file, is of an unknown family, needs something that we do not support, or is damaged.
     """
     document = _read_object(folder / "config.json")
     family = next((each for each in FAMILIES if each.model_type == document.get("model_type")), None)
@@ -72,7 +72,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_tokenizer(folder: Path, document: Mapping[str, Any]) -> Tokenizer:
-    """Its tokenizer.json, in which the token that ends a text gets our name for it."""
+    """Read tokenizer.json, renaming the token that ends a text to our name for it."""
     path = folder / "tokenizer.json"
     try:
         inner = parse_json(read_text(path, FILE_BYTES), str(path))
@@ -90,14 +90,14 @@ def _read_tokenizer(folder: Path, document: Mapping[str, Any]) -> Tokenizer:
                 if isinstance(vocabulary, dict) and token["content"] in vocabulary:
                     vocabulary[END_OF_TEXT] = vocabulary.pop(token["content"])
                 token["content"] = END_OF_TEXT
-        inner["post_processor"] = None  # which names tokens that have just been renamed
+        inner["post_processor"] = None  # it refers to tokens that have just been renamed
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a tokenizer.json") from None
     return parse_tokenizer(json.dumps(inner), str(path), "save it again with transformers")
 
 
 def _weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], Tensor]:
-    """Reads a tensor by its name, after a check that exactly those of the family are there."""
+    """A function that reads a tensor by name, after checking that exactly the tensors of the family are there."""
     files = [SINGLE]
     if not (folder / SINGLE).exists() and (folder / INDEX).exists():
         places = _read_object(folder / INDEX).get("weight_map")

@@ -1,4 +1,4 @@
-"""The tensors of each family, and the canonical ones that they are."""
+"""The tensors of each family, and the canonical tensors that they correspond to."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,7 +18,7 @@ def mixtral(run: RunConfig) -> list[Piece]:
 
 
 def qwen3_moe(run: RunConfig) -> list[Piece]:
-    """Qwen3-MoE, whose blocks may be dense in part."""
+    """Qwen3-MoE, in which some blocks may be dense."""
     names = ("gate_proj", "up_proj", "down_proj")
 
     def ffn(layer: int) -> Iterator[Piece]:
@@ -28,7 +28,7 @@ def qwen3_moe(run: RunConfig) -> list[Piece]:
 
 
 def gpt2(run: RunConfig) -> list[Piece]:
-    """GPT-2, which stores weights transposed, and queries, keys and values as one."""
+    """GPT-2, which stores weights transposed, and queries, keys and values as one tensor."""
     model = run.model
     width, inner, vocabulary = model.hidden_size, model.intermediate_size, run.tokenizer.vocab_size
     pieces = [
@@ -100,7 +100,7 @@ def _llama_blocks(run: RunConfig, ffn: "_FeedForward") -> Iterator[Piece]:
 def _llama_ffn(run: RunConfig, layer: int) -> Iterator[Piece]:
     width, inner = run.model.hidden_size, run.model.intermediate_size
     ours, theirs = f"blocks.{layer}.ffn", f"model.layers.{layer}.mlp"
-    # Ours stacks the gate above the up projection.
+    # Our layout stacks the gate above the up projection.
     for name, rows in (("gate_proj", slice(inner)), ("up_proj", slice(inner, None))):
         yield Piece(f"{ours}.gate_up_proj.weight", f"{theirs}.{name}.weight", (inner, width), View((rows,)))
     yield Piece(f"{ours}.down_proj.weight", f"{theirs}.down_proj.weight", (width, inner))

@@ -1,1 +1,1 @@
-"""llama2.c's files: model_file.py has header and weights, both ways. Its tokenizers: data/tokenizers/llama2c.py."""
+"""llama2.c's files: model_file.py reads and writes models, data/tokenizers/llama2c.py the tokenizers."""

@@ -1,4 +1,4 @@
-"""model.bin of llama2.c: a header and the weights of a Llama, in fp32 or, in groups, in int8.
+"""model.bin of llama2.c: a header and the weights of a Llama, in fp32 or in int8 with a scale for each group.
 
 Source: karpathy/llama2.c, export.py (legacy_export is version 0, version1_export, version2_export), run.c and runq.c.
 """
@@ -26,15 +26,15 @@ VERSIONS = {"fp32": 0, "q8_0": 2}
 """Format of the weights -> version of the file that is written. Version 1, fp32 with another header, is only read."""
 _MAGIC = 0x616B3432
 _HEADER_BYTES = 256
-"""Of versions 1 and 2."""
+"""Size of the header in versions 1 and 2 (bytes)."""
 _GROUP = 64
-"""Numbers that share a scale, if it divides the sizes; else the half of it, and so on."""
+"""Numbers that share a scale; halved until it divides the sizes."""
 _FIXED = {"model.norm_eps": 1e-5, "model.rope_theta": 10_000.0}
-"""What its program computes with, whatever the file says."""
+"""What llama2.c computes with, whatever the file says."""
 
 
 class Sizes(NamedTuple):
-    """The header."""
+    """The sizes in the header."""
 
     dim: int
     hidden_dim: int
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What else a header says."""
+    """The rest of the header."""
 
     version: int
     group: int
@@ -57,15 +57,15 @@ class Part(NamedTuple):
     """A tensor of the file."""
 
     ours: str
-    """The canonical tensor that it is, or is a part of; empty: a table of the rotary embedding."""
+    """The canonical tensor that it is or is part of; empty: a table of the rotary embedding."""
     shape: tuple[int, ...]
     rows: slice = slice(None)
-    """Of the canonical tensor."""
+    """Rows of the canonical tensor."""
     heads: int = 0
-    """Heads in which a rotary embedding turns neighbours; 0: there is none."""
+    """Number of heads in which a rotary embedding rotates neighboring features; 0: no rotary embedding."""
 
     def is_quantized(self, version: int) -> bool:
-        """Whether it is in int8."""
+        """Whether it is stored in int8."""
         return version == 2 and len(self.shape) > 1
 
 
@@ -87,9 +87,9 @@ def write_model(run: RunConfig, weights: Mapping[str, Tensor], path: Path, dtype
     """Write a file.
 
     Args:
-        run: of the model; check_config has passed it.
-        weights: canonical ones, fp32, on the CPU.
-        path: of the file.
+        run: run config of the model, which has passed check_config.
+        weights: by canonical name, fp32, on the CPU.
+        path: the file to write.
         dtype: a key of VERSIONS; norms stay fp32.
     """
     model = run.model
@@ -103,7 +103,7 @@ def write_model(run: RunConfig, weights: Mapping[str, Tensor], path: Path, dtype
         vocabulary if model.tie_embeddings or VERSIONS[dtype] else -vocabulary,
         run.context_length,
     )
-    # A power of two that divides the sizes, as runq.c goes through activations in these groups, too.
+    # A power of two that divides the sizes: runq.c goes through activations in these groups, too.
     layout = Layout(VERSIONS[dtype], math.gcd(_GROUP, model.hidden_size, model.intermediate_size))
     with path.open("wb") as file:
         if layout.version:
@@ -126,17 +126,17 @@ def write_model(run: RunConfig, weights: Mapping[str, Tensor], path: Path, dtype
 
 
 def read_model(path: Path) -> tuple[RunConfig, Decoder]:
-    """The model of a file, in eval mode, fp32.
+    """Read the model in a file, in eval mode, fp32.
 
     Raises:
-        UserError: it cannot be read, is of another kind or another size than its header says, or damaged.
+        UserError: it cannot be read, is not of the kind or the size that its header says, or is damaged.
     """
     try:
         with open_regular(path) as file:
             run, layout = _read_header(file, path)
             parts = list(_parts(run, layout.version))
             expected = file.tell() + sum(_size(part, layout) for part in parts)
-            if (found := os.fstat(file.fileno()).st_size) != expected:  # before memory is taken
+            if (found := os.fstat(file.fileno()).st_size) != expected:  # before memory is allocated
                 raise UserError(
                     f"{path} has {found:,} bytes, and after its first ones it is a model of {expected:,}; it is cut "
                     "off, or no file of llama2.c's"
@@ -149,7 +149,7 @@ def read_model(path: Path) -> tuple[RunConfig, Decoder]:
 
 
 def quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Numbers in int8 and the fp32 scale of each group, whose largest number is 127 of them.
+    """Numbers in int8 and the fp32 scale of each group, with which its largest number becomes 127.
 
     Args:
         weight: fp32; the size of its last dimension is a multiple of the group.
@@ -206,11 +206,11 @@ def _read_weights(
     for part in parts:
         content = bytearray(file.read(_size(part, layout)))
         if not part.ours:
-            continue  # its program ignores them, too
+            continue  # llama2.c ignores them, too
         if part.is_quantized(layout.version):
             numbers = math.prod(part.shape)
             grouped = torch.frombuffer(content, dtype=torch.int8, count=numbers).reshape(-1, layout.group)
-            # The scales need not begin at a multiple of four bytes.
+            # The scales may not begin at a multiple of four bytes.
             scales = torch.frombuffer(content[numbers:], dtype=torch.float32)
             tensor = grouped * scales[:, None]
         else:
@@ -223,7 +223,7 @@ def _read_weights(
 
 
 def _parts(run: RunConfig, version: int) -> Iterator[Part]:
-    """The tensors of a file, in its order."""
+    """The tensors of a file, in file order."""
     model = run.model
     width, inner, vocabulary = model.hidden_size, model.intermediate_size, run.tokenizer.vocab_size
     keys = model.kv_heads * model.head_dim
@@ -255,7 +255,7 @@ def _parts(run: RunConfig, version: int) -> Iterator[Part]:
 
 
 def _size(part: Part, layout: Layout) -> int:
-    """Bytes in the file."""
+    """Size in the file (bytes)."""
     numbers = math.prod(part.shape)
     return numbers + 4 * (numbers // layout.group) if part.is_quantized(layout.version) else 4 * numbers
 

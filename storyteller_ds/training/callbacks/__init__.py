@@ -1,1 +1,1 @@
-"""What happens beside the optimizer steps: records, progress, samples, checkpoints, checks."""
+"""What happens besides the optimizer steps: records, progress, samples, checkpoints, checks."""

@@ -1,4 +1,4 @@
-"""What a person who is not looking should hear of a run."""
+"""What someone who is not watching should hear about a run."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from storyteller_ds.training.callbacks.callback import Record
 
 
 class Alert(NamedTuple):
-    """A message, of one of the levels INFO, WARN and ERROR."""
+    """A message with level INFO, WARN or ERROR."""
 
     title: str
     text: str
@@ -16,17 +16,17 @@ class Alert(NamedTuple):
 
 
 class Alerts:
-    """Finds in the records what is new since the record before, so that everything is told once."""
+    """Finds what is new in a record since the previous one, so that everything is reported once."""
 
     def __init__(self) -> None:
         self._bad_steps = self._loss_spikes = self._idle_experts = 0
 
     def start(self, state: TrainState) -> None:
-        """What is behind the run has been told."""
+        """Treat everything up to this state as already reported."""
         self._bad_steps, self._loss_spikes = state.bad_steps, state.loss_spikes
 
     def of(self, record: Record) -> list[Alert]:
-        """Of a train record: non-finite steps, loss spikes, experts without tokens."""
+        """The alerts of a train record: non-finite steps, loss spikes, experts without tokens."""
         at = f"at or before step {record['step']}"
         found = []
         if (bad := record.get("bad_steps", 0)) > self._bad_steps:
@@ -42,7 +42,7 @@ class Alerts:
 
 
 def end_of_run(exit_code: int) -> Alert:
-    """The end of a run that left with this exit code."""
+    """The alert for the end of a run with this exit code."""
     if exit_code == EXIT_DONE:
         return Alert("run finished", "training has ended as configured", "INFO")
     if exit_code == EXIT_INTERRUPTED:

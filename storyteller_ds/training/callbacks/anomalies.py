@@ -17,13 +17,13 @@ AGAIN = "run again; that continues from the last checkpoint, if there is one"
 class Anomalies(Callback):
     """The policy of train.max_bad_steps, train.max_rollbacks and train.loss_spike_*.
 
-    A function of the state and the result of a step, which are the same on every rank; so all ranks decide the
-    same without a message, and a resumed run decides as the first would have.
+    It depends only on the state and the result of a step, which are the same on every rank; so all ranks decide the
+    same without communication, and a resumed run decides as the original one would have.
 
     Args:
         run: the run config.
         log: gets a line for each bad step, spike and rollback.
-        roll_back: puts the engine back to the newest checkpoint, on every rank, and gives the state of that time;
+        roll_back: restores the engine from the newest checkpoint, on every rank, and returns the state of that time;
             None if there is no checkpoint.
     """
 
@@ -58,7 +58,7 @@ class Anomalies(Callback):
         """Go back to the newest checkpoint, if this step was too bad; training continues with samples not yet seen.
 
         Raises:
-            TrainingStopped: it has gone back often enough, or there is no checkpoint.
+            TrainingStopped: it has gone back too often already, or there is no checkpoint.
         """
         why = self._too_bad
         if why is None:

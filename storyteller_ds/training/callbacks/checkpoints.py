@@ -20,7 +20,7 @@ SECONDS_FOR_THE_OTHERS = 60
 
 
 class Checkpoints(Callback):
-    """A checkpoint every so many steps, and always at the end.
+    """Saves a checkpoint at regular intervals, and always at the end.
 
     At most one is being written; the next waits for it. All methods are called by every rank.
 
@@ -28,8 +28,8 @@ class Checkpoints(Callback):
         engine: what to save.
         checkpoints: the folder of the step folders.
         config: when, how, and which are kept.
-        contents: what is saved beside the tensors, whatever the state.
-        log: gets a line for each checkpoint, also from another thread.
+        contents: what is saved besides the tensors, whatever the state.
+        log: gets a line for each checkpoint; may be called from another thread.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Checkpoints(Callback):
         self._evaluated: Record = {}
 
     def on_start(self, state: TrainState) -> None:
-        """Make the folder, and remove what a killed run has left half-done in it."""
+        """Make the folder, and remove what a killed run left unfinished in it."""
         self.engine.world.on_main(self._prepare_folder)
 
     def on_eval(self, record: Record) -> None:
@@ -55,15 +55,15 @@ class Checkpoints(Callback):
         self._evaluated = record
 
     def busy_with(self, state: TrainState, last: bool) -> str | None:
-        """A checkpoint, if it is time."""
+        """A checkpoint, if one is due."""
         return f"saving step {state.step}" if self._due(state, last) else None
 
     def acts_after(self, state: TrainState) -> bool:
-        """Where a checkpoint is due."""
+        """Whether a checkpoint is due."""
         return self._due(state, False)
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
-        """Save if it is time; log the result of the save before, as soon as it is known.
+        """Save if a checkpoint is due; log the result of the previous save as soon as it is known.
 
         Raises:
             CheckpointError: one could not be written, and checkpoint.on_error is stop or this is the last.
@@ -83,7 +83,7 @@ class Checkpoints(Callback):
             self._settle(may_fail)
 
     def on_interrupt(self, state: TrainState) -> None:
-        """Save this step, unless that has just been done, and wait for it.
+        """Save this step unless it has just been saved, and wait for it.
 
         Raises:
             CheckpointError: it could not be written, even if checkpoint.on_error is continue.
@@ -94,7 +94,7 @@ class Checkpoints(Callback):
             self._settle(may_fail=False)
 
     def on_end(self, exit_code: int) -> None:
-        """Where training has failed while a checkpoint was being written: finish it, without asking the other ranks."""
+        """If training failed while a checkpoint was being written, finish it without contacting the other ranks."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             try:
@@ -103,13 +103,13 @@ class Checkpoints(Callback):
                 self.log(f"warning: {error}")
 
     def roll_back(self, seed: int) -> TrainState | None:
-        """Put the run back to its newest valid checkpoint, one that is being written included.
+        """Restore the run from its newest valid checkpoint, including one that is being written.
 
         Args:
-            seed: of the run.
+            seed: seed of the run.
 
         Returns:
-            Where the run is now; None if there is no valid checkpoint, and then nothing has changed.
+            The state of the run now; None if there is no valid checkpoint, in which case nothing has changed.
         """
         self._settle(may_fail=True)
         self._saved_step = None
@@ -118,7 +118,7 @@ class Checkpoints(Callback):
 
     def _due(self, state: TrainState, last: bool) -> bool:
         due = bool(self.config.every_steps and state.step % self.config.every_steps == 0)
-        # Weights that may have caused the non-finite numbers are nothing to go back to.
+        # Weights that may have caused the non-finite numbers are not worth going back to.
         return last or (due and not state.bad_steps_in_a_row)
 
     def _begin(self, state: TrainState, wait: bool) -> Save:

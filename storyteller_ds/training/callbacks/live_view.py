@@ -1,4 +1,4 @@
-"""What stands below the progress bar on a terminal: the loss as a curve, and the load of each expert as a bar."""
+"""The view below the progress bar on a terminal: the loss as a curve, and the load of each expert as a bar."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from storyteller_ds.training.callbacks.callback import Record
 
 BARS = "▁▂▃▄▅▆▇█"
 _LEAST_ROWS = 10
-"""On a terminal with fewer there is room for the bar only."""
+"""A terminal with fewer rows has room for the progress bar only."""
 _LABEL = 8
 """Columns in front of the bars."""
 
 
 class Curve:
-    """Losses of a run of any length, as at most `most` means of equally many."""
+    """Losses of a run of any length, as at most `most` means over equally many losses each."""
 
     def __init__(self, most: int = 512) -> None:
         self._most, self._each = most, 1
@@ -23,7 +23,7 @@ class Curve:
         self._open: list[float] = []
 
     def add(self, value: float) -> None:
-        """The next one."""
+        """Add the next loss."""
         self._open.append(value)
         if len(self._open) == self._each:
             self._means.append(sum(self._open) / self._each)
@@ -33,7 +33,7 @@ class Curve:
             self._each *= 2
 
     def points(self, most: int) -> list[float]:
-        """From first to last, at most so many."""
+        """At most this many points, from first to last."""
         points = self._means or self._open
         while len(points) > most:
             points = _halved(points)
@@ -41,14 +41,14 @@ class Curve:
 
 
 class LiveView:
-    """A rich renderable that follows the records; nothing where the terminal is small, or knows no Unicode."""
+    """A rich renderable that follows the records; empty if the terminal is small or does not support Unicode."""
 
     def __init__(self) -> None:
         self._curve = Curve()
         self._last: Record = {}
 
     def look(self, record: Record) -> None:
-        """A step is done."""
+        """Take the record of a step that is done."""
         self._last = record
         if record["train_loss"] is not None:
             self._curve.add(record["train_loss"])
@@ -84,7 +84,7 @@ def bars(values: Sequence[float], lowest: float, highest: float) -> str:
 
 
 def _expert_bars(load: Sequence[float | None]) -> Text:
-    """A fair part is half as high as can be, where no expert has more than twice of it; none at all is a red dot."""
+    """A bar per expert: a fair share is half height, unless an expert has over twice that; no load is a red dot."""
     shown, highest = Text(), max(2 / len(load), *(one or 0.0 for one in load))
     for one in load:
         shown.append(bars([one], 0.0, highest) if one else "·", None if one else "red")

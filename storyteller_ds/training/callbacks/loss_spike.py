@@ -6,13 +6,13 @@ from collections.abc import Sequence
 NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation (Hampel 1974)."""
 LEAST_DEVIATION = 0.01
-"""Losses that all lie closer together count as this far apart (nats per token): small changes are not spikes."""
+"""Smallest spread of losses that is assumed (nats per token), so that small changes are not spikes."""
 
 
 def deviations(recent: Sequence[float], loss: float) -> float:
-    """The distance of `loss` above the median of `recent`, in robust standard deviations; below it: negative.
+    """The distance of `loss` above the median of `recent`, in robust standard deviations; negative below it.
 
-    Median and median absolute deviation, unlike mean and deviation, are not moved by a few earlier spikes.
+    Unlike mean and standard deviation, median and median absolute deviation are not moved by a few earlier spikes.
 
     Args:
         recent: finite losses (nats per token), at least one.
@@ -24,5 +24,5 @@ def deviations(recent: Sequence[float], loss: float) -> float:
 
 
 def is_spike(recent: Sequence[float], loss: float, window: int, threshold: float) -> bool:
-    """Whether a finite loss is more than `threshold` deviations above the latest `window` ones; False without them."""
+    """Whether a finite loss is over `threshold` deviations above the latest `window` ones; False if there are fewer."""
     return len(recent) >= window and deviations(recent[-window:], loss) > threshold

@@ -11,18 +11,18 @@ from storyteller_ds.training.callbacks.callback import Callback
 
 
 class MetricsFile(Callback):
-    """One JSON object a line, written at once. Lines beyond the step that a run resumes from are cut.
+    """Writes one JSON object per line, immediately. Lines beyond the step that a run resumes from are removed.
 
-    A run that went back to a checkpoint leaves the lines of the undone steps, and the same step may come again.
+    A run that went back to a checkpoint keeps the lines of the undone steps, and the same step may occur again.
     `undone_steps` distinguishes them: it counts all steps undone before the line was written, so that
-    `step + undone_steps` orders the lines, and of one step the last line is the valid one.
+    `step + undone_steps` orders the lines, and the last line of a step is the valid one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_start(self, state: TrainState) -> None:
-        """Keep only the lines that belong to the state that training goes on from."""
+        """Keep only the lines that belong to the state that training continues from."""
         with written_record(self.path):
             kept = [line for line in metrics_lines(self.path) if attempt_of_line(line) <= state.attempts]
             write_atomically(self.path, "".join(f"{line}\n" for line in kept))

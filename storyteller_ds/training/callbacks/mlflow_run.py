@@ -1,7 +1,7 @@
-"""A run's records in MLflow, by its public client; that never delays or ends the run.
+"""A run's records in MLflow, through its public client, without ever delaying or ending the run.
 
-A server that hangs must not hang the training loop, so all calls happen on one daemon thread. MLflow's variables
-(MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and the rest) are followed.
+A server that hangs must not hang the training loop, so all calls happen on one daemon thread. MLflow's environment
+variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and the rest) apply.
 """
 
 import importlib
@@ -24,16 +24,16 @@ from storyteller_ds.training.callbacks.scalars import scalars
 START_LIMIT_SECONDS = 25.0
 CLOSE_LIMIT_SECONDS = 15.0
 QUEUE_LIMIT = 10_000
-"""Records waiting, from which on a store counts as hung."""
+"""Number of waiting records at which a store counts as hung."""
 _PARAMETERS_AT_ONCE = 100
 """MLflow's own limit."""
 _DEFAULTS = {
-    "MLFLOW_ALLOW_FILE_STORE": "true",  # files need no database, and MLflow asks whether one knows what one does
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # files need no database; MLflow wants it to be a deliberate choice
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-"""Variables that are set unless the user has set them."""
+"""Environment variables that are set unless the user has set them."""
 
 
 class _Stories(NamedTuple):
@@ -41,23 +41,23 @@ class _Stories(NamedTuple):
     samples: Sequence[Sample]
 
 
-_Item = Record | _Stories | int  # at last the exit code
+_Item = Record | _Stories | int  # the exit code comes last
 
 
 class MlflowRun(Callback):
-    """An MLflow run that gets the numbers of every record; its step counts all steps tried, undone ones too.
+    """An MLflow run that gets the numbers of every record; its step counts all steps attempted, including undone ones.
 
     Construction waits at most `START_LIMIT_SECONDS`, and on_end at most `CLOSE_LIMIT_SECONDS`. No error of MLflow or
-    its server is raised: `warn` gets it in one line, and MLflow's tracking is off from then on. A resumed run goes on
-    with the same MLflow run; steps that this one has already are not sent again.
+    its server is raised: `warn` gets it in one line, and MLflow tracking is off from then on. A resumed run continues
+    the same MLflow run; steps that it already has are not sent again.
 
     Args:
-        folder: of the file store, where MLFLOW_TRACKING_URI names no other.
-        experiment: where MLFLOW_EXPERIMENT_NAME names no other.
-        run_name: None: chosen by MLflow.
+        folder: folder of the file store, unless MLFLOW_TRACKING_URI names another store.
+        experiment: name of the experiment, unless MLFLOW_EXPERIMENT_NAME names another.
+        run_name: name of the run; None: chosen by MLflow.
         config: recorded as the run's parameters.
-        run_id: of the run to go on with; None: a new one.
-        warn: called with one line of text, also on that thread.
+        run_id: MLflow run to continue; None: a new one.
+        warn: called with one line of text, possibly on that thread.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class MlflowRun(Callback):
         self._put(record)
 
     def on_samples(self, state: TrainState, samples: Sequence[Sample]) -> None:
-        """Queue the stories: one text file a step."""
+        """Queue the stories: one text file per step."""
         self._put(_Stories(state.step, samples))
 
     def on_end(self, exit_code: int) -> None:
@@ -116,7 +116,7 @@ class MlflowRun(Callback):
             self._failed = True
             self._warn(f"MLflow tracks this run no longer (metrics.jsonl goes on): {reason}")
 
-    # From here on: what runs on the thread.
+    # From here on: methods that run on the thread.
 
     def _work(self, started: threading.Event) -> None:
         try:
@@ -126,7 +126,7 @@ class MlflowRun(Callback):
             while not isinstance(item, int) and not self._failed:
                 item = self._queue.get()
                 self._send(item)
-        except Exception as error:  # stores raise what their libraries raise, and none of it may end a run
+        except Exception as error:  # stores raise whatever their libraries raise, and none of it may end a run
             self._fail(one_line(error))
         started.set()
 
@@ -134,7 +134,7 @@ class MlflowRun(Callback):
         self._mlflow = importlib.import_module("mlflow")
         self._client = self._mlflow.MlflowClient(tracking_uri=self._uri)
         self._sent = {"lr": 0, "val_loss": 0}
-        """Last step of the records that have such a field."""
+        """Field -> last step sent of the records that have it."""
         if self.run_id is not None:
             self._client.update_run(self.run_id, "RUNNING")
             for name in self._sent:

@@ -1,4 +1,4 @@
-"""Callbacks of a user's own, also those that a run config names: train.callbacks=["my_module:MyCallback"]."""
+"""A user's own callbacks, including those that a run config names: train.callbacks=["my_module:MyCallback"]."""
 
 import pkgutil
 import sys
@@ -10,10 +10,10 @@ from storyteller_ds.training.callbacks.callback import Callback
 
 
 def named_callbacks(names: Sequence[str]) -> list[Callback]:
-    """One object of each class, made without arguments. Modules of the working directory are found, too.
+    """One object of each class, made without arguments. Modules in the working directory are found, too.
 
     Args:
-        names: MODULE:CLASS each.
+        names: each is MODULE:CLASS.
 
     Raises:
         ConfigError: one cannot be imported or made, or is not a Callback.
@@ -22,7 +22,7 @@ def named_callbacks(names: Sequence[str]) -> list[Callback]:
 
 
 def _made(name: str) -> Callback:
-    if "" not in sys.path:  # as python itself has it; the storyteller command has its own folder there
+    if "" not in sys.path:  # as in python itself; the storyteller command has its own folder there
         sys.path.append("")
     try:
         made = pkgutil.resolve_name(name)()
@@ -35,7 +35,7 @@ def _made(name: str) -> Callback:
 
 
 def checked(named: Sequence[Callback], given: Sequence[Callback]) -> Sequence[Callback]:
-    """Those of the run config and those of the caller, after a look for what would be silently ignored.
+    """Callbacks of the run config and of the caller, after checking for what would be silently ignored.
 
     Raises:
         ConfigError: one is not a Callback, or has a method on_... that no event calls.

@@ -1,4 +1,4 @@
-"""How long a run has trained, and how long it will go on."""
+"""How long a run has trained, and how long it will continue."""
 
 import statistics
 import time
@@ -11,14 +11,14 @@ from storyteller_ds.config.training import TrainConfig
 from storyteller_ds.training.callbacks.callback import Record
 
 RECENT_STEPS = 30
-"""The time of a step is the median of these, so that compilation and a short load on the machine do not count."""
+"""The time of a step is the median of this many, so that compilation and brief load on the machine do not count."""
 
 
 class Pace:
     """Elapsed and remaining time of one process.
 
     Args:
-        limits: train.max_steps and train.max_minutes, of which the earlier one ends the run.
+        limits: train.max_steps and train.max_minutes; whichever is reached first ends the run.
         clock: seconds.
     """
 
@@ -33,7 +33,7 @@ class Pace:
         self._began, self._trained_before_s = self._clock(), state.elapsed_s
 
     def look(self, record: Record) -> None:
-        """A step is done."""
+        """Take the record of a step that is done."""
         self._step_s.append(record["step_time_s"])
         self._ends_at = self._clock() + (self._limits.max_steps - record["step"]) * statistics.median(self._step_s)
         if self._limits.max_minutes is not None:
@@ -41,7 +41,7 @@ class Pace:
             self._ends_at = min(self._ends_at, limit)
 
     def finish(self) -> None:
-        """The last step is done; what is left is not known."""
+        """The last step is done; the remaining time is not known."""
         self._ends_at = None
 
     def __str__(self) -> str:

@@ -17,9 +17,9 @@ class Profile(Callback):
     """Traces rank 0 from the step `first` to `last`, both included, and writes the trace and a table of operators.
 
     Args:
-        first: step, from 1 on.
-        last: step.
-        folder: for both files; made if need be.
+        first: first step, from 1 on.
+        last: last step.
+        folder: for both files; made if needed.
     """
 
     def __init__(self, first: int, last: int, folder: Path) -> None:
@@ -27,11 +27,11 @@ class Profile(Callback):
         self._profile: profile | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """A run may begin right before the first of the steps."""
+        """Begin the trace if the run begins right before the first of the steps."""
         self._begin_before(state.step + 1)
 
     def acts_after(self, state: TrainState) -> bool:
-        """Where the trace begins and ends."""
+        """Whether the trace begins or ends here."""
         return state.step in (self.first - 1, self.last)
 
     def on_step_end(self, state: TrainState, last: bool) -> None:

@@ -32,7 +32,7 @@ class _BarAndView(Progress):
 
 
 class TerminalProgress(Callback):
-    """A live bar with the latest loss, and below it curve and experts; validations leave a line above it."""
+    """A live bar with the latest loss, the loss curve and experts below it, and a line for each validation above it."""
 
     def __init__(self, console: Console, max_steps: int, pace: Pace) -> None:
         self.console, self.pace = console, pace
@@ -45,7 +45,7 @@ class TerminalProgress(Callback):
             TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console,
             expand=True,
-            # What callbacks print goes above the bar; into a file, where stdout is one.
+            # What callbacks print goes above the bar, or into a file if stdout is one.
             redirect_stdout=sys.stdout.isatty(),
         )
         self.task = self.bar.add_task("training", total=max_steps, note="", pace=pace)

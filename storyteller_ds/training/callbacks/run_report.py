@@ -8,12 +8,12 @@ from storyteller_ds.training.callbacks.callback import Callback
 
 
 class RunReport(Callback):
-    """Writes the report of the run folder when the run ends, in whatever way.
+    """Writes the report of the run folder when the run ends, however it ends.
 
-    A report that cannot be written is logged in one line, and never the end of a run.
+    If the report cannot be written, one line is logged; the run does not fail.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         log: logs a line.
     """
 

@@ -1,4 +1,4 @@
-"""Sample stories while a model trains."""
+"""Sample stories during training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,14 +36,14 @@ def check_prompts(run: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 class Samples(Callback):
-    """Writes stories to samples.md, a section per step. One that was cut before its end closes with an ellipsis.
+    """Writes stories to samples.md, one section per step. A story that was cut off ends with an ellipsis.
 
     Args:
         engine: the model; every rank takes part, since the experts may be spread over them.
-        run: prompts and how often.
+        run: has the prompts and the interval.
         tokenizer: for the text.
         path: samples.md; rank 0 writes it.
-        others: get the stories, too, by on_samples.
+        others: callbacks that get the stories, too, through on_samples.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Samples(Callback):
         self.engine, self.run, self.tokenizer, self.path, self.others = engine, run, tokenizer, path, others
 
     def on_start(self, state: TrainState) -> None:
-        """Drop the sections beyond the step that training goes on from."""
+        """Drop the sections beyond the step that training continues from."""
         if not (self.engine.world.is_main and self.path.exists()):
             return
         with written_record(self.path):
@@ -63,15 +63,15 @@ class Samples(Callback):
                     return
 
     def busy_with(self, state: TrainState, last: bool) -> str | None:
-        """Stories, if it is time."""
+        """Stories, if they are due."""
         return f"generating {len(self.run.train.sample_prompts)} stories" if self._due(state, last) else None
 
     def acts_after(self, state: TrainState) -> bool:
-        """Where samples are due."""
+        """Whether samples are due."""
         return self._due(state, False)
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
-        """Write stories if it is time."""
+        """Write stories if they are due."""
         if not self._due(state, last):
             return
         decoder = self.engine.decoder

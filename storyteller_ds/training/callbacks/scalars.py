@@ -1,15 +1,15 @@
-"""The numbers of a record, for trackers that know nothing else."""
+"""The numbers of a record, for trackers that accept nothing else."""
 
 from storyteller_ds.training.callbacks.callback import Record
 
 
 def scalars(record: Record, with_lists: bool) -> dict[str, float]:
-    """Name -> number, without the step and what is None.
+    """Name -> number, without the step and values that are None.
 
     Args:
-        record: of training or validation.
-        with_lists: whether lists of numbers count, entry by entry as NAME/INDEX: a number for each expert or layer.
-            Lists of lists never do.
+        record: a training or validation record.
+        with_lists: whether to include lists of numbers, entry by entry as NAME/INDEX: a number for each expert or
+            layer. Lists of lists are never included.
     """
     numbers: dict[str, float] = {}
     for name, value in record.items():

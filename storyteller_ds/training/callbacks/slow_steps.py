@@ -9,15 +9,15 @@ from storyteller_kernels.cpu_sharing import TAKEN, Neighbours
 from storyteller_ds.training.callbacks.callback import Callback, Record
 
 SLOW = 1.5
-"""How many times as long as usual a step takes to be called slow."""
+"""A step that takes more than this many times the usual time is slow."""
 IN_A_ROW = 5
-"""So many slow steps are reported, and so many others end them."""
+"""This many slow steps in a row are reported, and this many others end the report."""
 USUAL_STEPS = 50
-"""Latest steps with free cores whose median is the usual time."""
+"""The usual time is the median of this many of the latest steps with free cores."""
 
 
 class SlowSteps(Callback):
-    """One line when steps have become slow while other programs use the cores, and again only after they were not.
+    """Logs a line when steps become slow while other programs use the cores, and again only after they recovered.
 
     Args:
         neighbours: what the other programs use.
@@ -28,7 +28,7 @@ class SlowSteps(Callback):
         self.neighbours, self.log = neighbours, log
         self._usual_s: deque[float] = deque(maxlen=USUAL_STEPS)
         self._in_a_row = 0
-        """Steps that were not as reported so far: slow ones before a report, others after it."""
+        """Consecutive steps that differ from what was reported: slow ones before a report, others after it."""
         self._reported = False
 
     def on_train(self, record: Record) -> None:

@@ -13,7 +13,7 @@ class StepReport(Callback):
         report_step(state.step)
 
     def acts_after(self, state: TrainState) -> bool:
-        """Nowhere: it can wait."""
+        """Never: the report can wait."""
         return False
 
     def on_step_end(self, state: TrainState, last: bool) -> None:

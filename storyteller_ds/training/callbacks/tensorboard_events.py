@@ -12,13 +12,13 @@ from storyteller_ds.training.callbacks.scalars import scalars
 
 
 class TensorBoardEvents(Callback):
-    """Writes every number and every sample to event files; its step counts the steps tried, undone ones included.
+    """Writes every number and every sample to event files; its step counts the steps attempted, including undone ones.
 
-    A resumed run writes another file. TensorBoard leaves out what the earlier ones have beyond the step that it began
-    at. An error of the disk ends the tracking with a line, and not the run.
+    A resumed run writes another file, and TensorBoard leaves out what the earlier ones have beyond the step that it
+    began at. A disk error ends the tracking with a logged line, but not the run.
 
     Args:
-        folder: of the event files; made if need be.
+        folder: folder of the event files; made if needed.
         warn: logs a line.
     """
 
@@ -65,6 +65,6 @@ class TensorBoardEvents(Callback):
             return
         try:
             what(self._writer)
-        except Exception as error:  # whatever its thread that writes has met: no tracker ends a run
+        except Exception as error:  # whatever happened in its writer thread: no tracker ends a run
             self._writer = None
             self.warn(f"TensorBoard's files get no more records (metrics.jsonl goes on): {one_line(error)}")

@@ -1,4 +1,4 @@
-"""What goes into a Weights & Biases run, each in wandb's own form."""
+"""What goes into a Weights & Biases run, each item in wandb's own form."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,29 +32,29 @@ class Items:
 
     def __init__(self, wandb: Any, run: Any) -> None:
         self._wandb, self._run = wandb, run
-        # Each time it is logged, only the rows since are sent.
+        # Each time it is logged, only the new rows are sent.
         self._samples = wandb.Table(columns=["step", "prompt", "story"], log_mode="INCREMENTAL")
 
     def record(self, record: Record) -> None:
-        """One row; those of one step become one."""
+        """Log one row; the records of one step share a row."""
         row: dict[str, object] = {name: record[name] for name in record if name != "step"}
         if load := record.get("expert_load"):
             row[HISTOGRAM] = self._wandb.Histogram(np_histogram=(load, list(range(len(load) + 1))))
-        # Weights & Biases drops a row whose step lies before the last one's, as after a rollback.
+        # Weights & Biases drops a row whose step is before the last one's, as after a rollback.
         self._run.log(row, step=attempt_of(record))
 
     def samples(self, rows: SampleRows) -> None:
-        """More rows of the one table."""
+        """Add rows to the table of samples."""
         for prompt, continuation in rows.samples:
             self._samples.add_data(rows.step, prompt, continuation)
         self._run.log({SAMPLES: self._samples}, step=rows.attempt)
 
     def alert(self, alert: Alert) -> None:
-        """A message; who has asked Weights & Biases for them gets it by mail or Slack."""
+        """Send a message; users who asked Weights & Biases for alerts get it by email or Slack."""
         self._run.alert(title=alert.title, text=alert.text, level=alert.level)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """The files of a step that a story needs, as the artifact model-RUN_ID, with its scores as metadata."""
+        """Upload the files of a step that generation needs, as artifact model-RUN_ID with its scores as metadata."""
         manifest = checkpoint.manifest
         metadata = {"step": manifest.step, "val_bpb": manifest.val_bpb}
         artifact = self._wandb.Artifact(f"model-{self._run.id}", "model", metadata=metadata)

@@ -1,11 +1,11 @@
-"""A run's records on Weights & Biases; that never delays or ends the run.
+"""A run's records on Weights & Biases, without ever delaying or ending the run.
 
-Every call into wandb waits on a service process, and a service that hangs must not hang the training loop: all of them
+Every call into wandb waits on a service process, and a service that hangs must not hang the training loop: all calls
 happen on one daemon thread.
 
-wandb's variables (WANDB_MODE, WANDB_PROJECT, WANDB_NAME, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_DIR,
-WANDB_RUN_ID, WANDB_RESUME and the rest) are followed where the run config leaves it to its defaults: wandb reads them
-itself, wherever it is given no argument.
+wandb's environment variables (WANDB_MODE, WANDB_PROJECT, WANDB_NAME, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS,
+WANDB_DIR, WANDB_RUN_ID, WANDB_RESUME and the rest) apply where the run config keeps its defaults: wandb reads them
+itself wherever it is given no argument.
 """
 
 import collections
@@ -34,7 +34,7 @@ from storyteller_ds.training.callbacks.callback import Callback, Record, Sample
 from storyteller_ds.training.callbacks.wandb_items import Items, SampleRows
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
-_Item = Record | SampleRows | Checkpoint | int  # at last the exit code
+_Item = Record | SampleRows | Checkpoint | int  # the exit code comes last
 
 SERVER_WAIT_SECONDS = 10.0
 # Service start, the wait for the server, and the second start without it.
@@ -44,9 +44,9 @@ UPLOAD_WAIT_SECONDS = 10.0
 CHECKPOINT_WAIT_SECONDS = 600.0
 # On top of the wait for uploads.
 CLOSE_SECONDS = 4.0
-# After the service was killed the thread has nothing left to wait for but its own clean-up.
+# After the service was killed, the thread has nothing left to wait for but its own cleanup.
 KILLED_LIMIT_SECONDS = 3.0
-# A healthy service takes a record in milliseconds: a backlog of this size is a hung one.
+# A healthy service takes a record in milliseconds: a backlog of this size means that it hangs.
 QUEUE_LIMIT = 10_000
 _SERVICE = "wandb-core"
 _YES = ("1", "true", "yes", "on")
@@ -68,23 +68,23 @@ SETTINGS: Mapping[str, object] = {
 
 
 class WandbRun(Callback):
-    """A Weights & Biases run that gets every record; its step counts the steps tried, undone ones included.
+    """A Weights & Biases run that gets every record; its step counts the steps attempted, including undone ones.
 
     Construction waits at most `START_LIMIT_SECONDS`, and `on_end` at most `UPLOAD_WAIT_SECONDS` (with a checkpoint to
     upload `CHECKPOINT_WAIT_SECONDS`) + `CLOSE_SECONDS` + `KILLED_LIMIT_SECONDS`; records never wait. No error of wandb,
     its service or its server is raised here: `warn` gets it in one line, and tracking is off from then on. An online
-    run whose server does not answer becomes an offline one. A service that dies is started once more, and gets this
-    process's records again: a signal that ends a run may go to all its processes, the service too.
+    run whose server does not answer becomes an offline one. A service that dies is restarted once, and gets this
+    process's records again: a signal that ends a run may go to all its processes, including the service.
 
     Args:
-        mode: "auto" is as WANDB_MODE says, else online if a W&B login is found on this machine, else offline.
+        mode: "auto": as WANDB_MODE says, else online if a W&B login is found on this machine, else offline.
         project: The W&B project; None: WANDB_PROJECT.
         run_name: The name shown for the run; None: WANDB_NAME, or one that W&B chooses.
         output_dir: W&B's files go to its `wandb`, or to that of WANDB_DIR.
         config: Recorded as the run's config.
-        run_id: The W&B id of the run to go on with, unless WANDB_RUN_ID names one; None starts a new one.
-        warn: Called with one line of text, also on that thread.
-        best: The checkpoint to upload at the end, asked for at that time; None: none.
+        run_id: The W&B id of the run to continue, unless WANDB_RUN_ID names one; None starts a new one.
+        warn: Called with one line of text, possibly on that thread.
+        best: Returns the checkpoint to upload; called at the end. None: no upload.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WandbRun(Callback):
         best: Callable[[], Checkpoint | None] | None = None,
     ) -> None:
         self.run_id = run_id
-        """The W&B id to resume this run with; the id given at construction where tracking is off."""
+        """The W&B id to resume this run with; the id given at construction if tracking is off."""
         self._warn, self._best, self._alerts = warn, best, Alerts()
         self._upload_seconds = UPLOAD_WAIT_SECONDS if best is None else CHECKPOINT_WAIT_SECONDS
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -108,11 +108,11 @@ class WandbRun(Callback):
         self._failed = False
         self._restarted = False
         self._thread: threading.Thread | None = None
-        self._run: Any = None  # stays so where WANDB_MODE is "disabled"
+        self._run: Any = None  # stays None if WANDB_MODE is "disabled"
         self._items: Items
         if mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _YES):
             return
-        # Reports of wandb's own crashes to its makers are not part of tracking a run, unless the user has set this.
+        # Reporting wandb's own crashes to its makers is not part of tracking a run, unless the user has set this.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             self._wandb: Any = importlib.import_module("wandb")
@@ -134,7 +134,7 @@ class WandbRun(Callback):
             self._kill_service()
 
     def on_start(self, state: TrainState) -> None:
-        """Alerts are about what happens from here on."""
+        """Alert only about what happens from here on."""
         self._alerts.start(state)
 
     def on_train(self, record: Record) -> None:
@@ -142,7 +142,7 @@ class WandbRun(Callback):
         self.on_eval({name: value for name, value in record.items() if value is not None})
 
     def on_eval(self, record: Record) -> None:
-        """Queue the record; those of one step become one W&B row."""
+        """Queue the record; the records of one step become one W&B row."""
         self._put(record)
 
     def on_samples(self, state: TrainState, samples: Sequence[Sample]) -> None:
@@ -168,7 +168,7 @@ class WandbRun(Callback):
         self._thread.join(limit)
         if self._thread.is_alive():
             self._fail(f"wandb did not finish within {limit:.0f} s")
-            # wandb waits for its service once more when Python exits, and would wait there for ever.
+            # wandb waits for its service once more when Python exits, and would wait there forever.
             self._kill_service()
             self._thread.join(KILLED_LIMIT_SECONDS)
 
@@ -179,12 +179,12 @@ class WandbRun(Callback):
             self._warn(f"{reason}; wandb tracks this run no longer (metrics.jsonl goes on)")
 
     def _kill_service(self) -> None:
-        """End a service process that hangs; what it wrote to disk so far stays."""
+        """Kill a service process that hangs; what it wrote to disk so far stays."""
         self._restarted = True  # and start no other
         for service in _service_pids():
             os.kill(service, signal.SIGKILL)
 
-    # From here on: what runs on the thread.
+    # From here on: methods that run on the thread.
 
     def _work(self, mode: WandbMode, started: threading.Event) -> None:
         # wandb's errors have no common base class: besides wandb.Error and OSError its client raises
@@ -206,8 +206,8 @@ class WandbRun(Callback):
             self._take(item)
 
     def _start(self, mode: WandbMode) -> None:
-        str(self._folder.absolute()).encode()  # where a path is not UTF-8, an error here and no traceback of wandb
-        # Given here too, because some of wandb's messages ask the global settings and not the run's.
+        str(self._folder.absolute()).encode()  # if a path is not UTF-8, an error here instead of a traceback of wandb
+        # Passed here too, because some of wandb's messages use the global settings, not the run's.
         chosen = mode != "auto" or os.environ.get("WANDB_MODE")
         settings = self._settings() if mode == "auto" else self._settings(mode=mode)
         effective, reason = self._wandb.setup(settings=settings).settings.mode, None
@@ -243,7 +243,7 @@ class WandbRun(Callback):
             if self._restarted or not self._service_has_died():
                 raise
             self._restarted = True
-            with contextlib.suppress(Exception):  # it is no longer there to be stopped
+            with contextlib.suppress(Exception):  # there is nothing left to stop
                 self._stop_service()
             self._init_arguments |= {"id": self.run_id, "resume": "allow"}
             self._init(self._mode)
@@ -285,6 +285,6 @@ class WandbRun(Callback):
 
 
 def _service_pids() -> list[int]:
-    """wandb's service processes that are alive, children of this one."""
+    """PIDs of wandb's live service processes, which are children of this process."""
     children = psutil.Process().children()
     return [child.pid for child in children if Path("".join(command_line(child)[:1])).name == _SERVICE]

@@ -20,9 +20,9 @@ from storyteller_ds.streams import write_unlocked
 from storyteller_ds.training.callbacks.callback import Callback
 
 SECONDS_FOR_THE_OTHERS = 5.0
-"""Between a rank's stacks and its exit: launchers end all ranks when one has exited, and all stacks are needed."""
+"""Between printing a rank's stacks and its exit: launchers end all ranks once one exits, but all stacks are needed."""
 _LOOKS = 20
-"""How often it checks, within the time limit."""
+"""Number of checks within the time limit."""
 _LONGEST_PAUSE_S = 10.0
 
 
@@ -72,7 +72,7 @@ class Watchdog(Callback):
             self._thread.join()
 
     def is_overdue(self) -> bool:
-        """Whether there was no progress for too long; to be called again and again.
+        """Whether there was no progress for too long; to be called repeatedly.
 
         Only time in which the process could run counts: a job that was suspended as a whole continues afterwards.
         """
@@ -98,7 +98,7 @@ class Watchdog(Callback):
     def _watch(self) -> None:
         while not self._ended.wait(self._pause_s):
             if self.is_overdue():
-                # In one piece, since all ranks write at this moment.
+                # In one write, since all ranks write at this moment.
                 write_unlocked(self._stderr, self.report())
                 self._ended.wait(SECONDS_FOR_THE_OTHERS)
                 if self._leave is not None and not self._ended.is_set():
