@@ -275,9 +275,9 @@ class Trainer:
         progress: Callback = PlainProgress(self._log, max_steps, pace)
         if self._console.is_interactive and not self._console.quiet:  # no bar on a dumb terminal
             progress = TerminalProgress(self._console, max_steps, pace)
-        # After the bar is gone, before what waits for a server.
         reports = [RunReport(folder.path, self._log)] if self.run.tracking.report else []
-        return [MetricsFile(folder.path / records.METRICS), *trackers, *reports, progress]
+        # Trackers come last: at the end they may wait for a server.
+        return [MetricsFile(folder.path / records.METRICS), progress, *reports, *trackers]
 
     def _contents(self, corpus: Corpus) -> Contents:
         """What every checkpoint of this run holds besides its tensors."""

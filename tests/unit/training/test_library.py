@@ -375,3 +375,16 @@ def test_rows_in_memory_may_have_prompts_and_a_mark_within_a_story_is_refused(tm
     assert st.train("tiny_test", settings, data=rows, output_dir=tmp_path / "run").step == 1
     with pytest.raises(st.DataError, match="within its text"):
         st.train("tiny_test", SMALLEST, data=[*STORIES, f"A {MARKER} B"], output_dir=tmp_path / "other")
+
+
+def test_the_report_does_not_wait_for_a_tracker(train, monkeypatch, tmp_path):
+    """At its end a tracker may wait for a server."""
+    reports = []
+
+    class Tracker(st.Callback):
+        def on_end(self, exit_code):
+            reports.append((tmp_path / "run" / "report.html").exists())
+
+    monkeypatch.setattr(trainer.tracking, "trackers", lambda *_: ([Tracker()], {}))
+    train(**{"tracking.report": True})
+    assert reports == [True]
