@@ -40,7 +40,7 @@ class Sequences:
     def read(self, numbers: NDArray[np.int64]) -> MicroBatch:
         """The sequences with these numbers; numbers beyond the last one give sequences without targets."""
         places, counts = self._places(numbers)
-        # Padding gets the separator at the beginning of the stream.
+        # Padding positions get the separator at the beginning of the stream.
         token_BS = self.stream.take(np.maximum(places, 0))
         target_BS = np.where(counts, self.stream.take(places + 1), IGNORED)
         position_BS = None

@@ -242,8 +242,8 @@ def story(split: Split, seed: int, index: int) -> str:
 
     A pure function of its arguments. Train and validation are disjoint by construction, even across
     seeds: the story's key (plot, name, thing, place) is hashed, the hash decides which split owns the key
-    (one key in `VALIDATION_KEYS_ONE_IN` is validation's), and a key that the other split owns is drawn
-    again. A story that comes out too long is told again with the same key.
+    (one key in `VALIDATION_KEYS_ONE_IN` is validation's), and keys are drawn until this split owns one. A
+    story that comes out too long is told again with the same key.
     """
     chooser = Chooser(split, seed, index)
     key, thing, at_place = _draw_key(chooser, split)

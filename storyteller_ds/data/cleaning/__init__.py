@@ -1,1 +1,1 @@
-"""From found text to stories that can be trained on (docs/cleaning.md); `pipeline.py` is the order of the steps."""
+"""Turns found text into stories that can be trained on (docs/cleaning.md); `pipeline.py` has the order of the steps."""

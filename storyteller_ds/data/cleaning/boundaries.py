@@ -1,15 +1,15 @@
-"""Where stories end in text that has no `<|endoftext|>`: found by content, or as the user says.
+"""Where stories end in text that has no `<|endoftext|>`: determined from the content, or set by the user.
 
 | boundary   | a story ends …                                                                             |
 |------------|--------------------------------------------------------------------------------------------|
 | blank_line | at every blank line                                                                        |
 | line       | at the end of every line                                                                   |
-| line_break | at a line break without a blank line; blank lines are between its paragraphs               |
+| line_break | at a line break without a blank line; blank lines separate its paragraphs                  |
 | heading    | before the heading of the next tale                                                        |
 | opening    | before a paragraph that opens a story ("Once upon a time", "One day, a …")                 |
 | file       | at the end of the file                                                                     |
 
-All work on blocks, which is what stands between blank lines, and read them one by one.
+All of these work on blocks, which are the text between blank lines, and read them one by one.
 """
 
 import re
@@ -22,13 +22,13 @@ from storyteller_ds.data.cleaning.policy import Boundary
 from storyteller_ds.data.sources.story_ends import SHORT_WORDS
 
 LOOKED_AT = 10_000
-"""Blocks at the beginning of a text by which it is decided."""
+"""Number of blocks at the beginning of a text that decide the boundary."""
 _FEW = 3
-"""Fewer headings or openings than these decide nothing."""
+"""Fewer headings or openings than this decide nothing."""
 _SHARE_OF_OPENINGS = 0.02
-"""Of paragraphs, where stories have up to 50 of them."""
+"""Least share of paragraphs that are openings, if stories have up to 50 paragraphs."""
 _UNWRAPPED = 100
-"""Longer lines than these are not broken to a width (characters, median)."""
+"""Lines of at least this median length are not wrapped to a width (characters)."""
 _PARAGRAPH = "\n\n"
 
 
@@ -61,8 +61,8 @@ def stories_of(blocks: Iterable[str], boundary: Boundary) -> Iterator[str]:
     """The stories of a text, each with a blank line between its paragraphs.
 
     Args:
-        blocks: what stands between blank lines, in order.
-        boundary: as find_boundary has found it; not `auto`.
+        blocks: the text between blank lines, in order.
+        boundary: from find_boundary; not `auto`.
     """
     if boundary == "blank_line":
         yield from blocks
@@ -80,7 +80,7 @@ def stories_of(blocks: Iterable[str], boundary: Boundary) -> Iterator[str]:
 
 
 Parts = Iterator[tuple[str, str, bool]]
-"""Of a block: what joins each to what is before it in a story, the part, and whether a story begins with it."""
+"""Parts of a block: what joins each to the story before it, the part, and whether a story begins with it."""
 
 
 class _Lines:
@@ -92,7 +92,7 @@ class _LineBreaks:
     def __call__(self, block: str) -> Parts:
         first, *others = (line for line in block.split("\n") if line.strip())
         yield _PARAGRAPH, first, False
-        # In stories whose paragraphs have no blank lines between, only an opening tells.
+        # If paragraphs have no blank lines between them, only an opening shows that a story begins.
         yield from (("\n", line, len(others) == 1 or opens_story(line)) for line in others)
 
 
@@ -101,7 +101,7 @@ class _Headings:
         self._behind_heading = False
 
     def __call__(self, block: str) -> Parts:
-        # The headings of chapters belong to the tale, and so does one that follows its title at once.
+        # The headings of chapters belong to the tale, and so does a heading right after its title.
         heads = is_heading(block)
         yield _PARAGRAPH, block, heads and not is_chapter(block) and not self._behind_heading
         self._behind_heading = heads

@@ -40,7 +40,7 @@ def card_of(
     libraries: Mapping[str, str],
     words: int,
 ) -> dict[str, Any]:
-    """What card.json holds. The same for the same text and settings, wherever and whenever it was made.
+    """The contents of card.json, the same for the same text and settings, wherever and whenever it is made.
 
     Raises:
         AssertionError: the counts do not add up.
@@ -75,7 +75,7 @@ def write_card(folder: Path, card: Mapping[str, Any], plots: Sequence[str]) -> N
     Args:
         folder: where they go.
         card: from card_of.
-        plots: names of pictures beside them.
+        plots: names of the pictures next to them.
     """
     write_flushed(folder / CARD_JSON, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     write_flushed(folder / CARD, _page(card, plots))
@@ -139,7 +139,7 @@ def _section(title: str, counts: Mapping[str, Any]) -> list[str]:
 
 
 def _quoted(example: str) -> str:
-    """In one line, and without what Markdown would read as a command."""
+    """The example on one line, with the characters escaped that Markdown would interpret."""
     one_line = " ".join(example.split())
     return "".join(f"\\{each}" if each in "\\`*_{}[]<>#|!" else each for each in one_line if each.isprintable())
 

@@ -1,4 +1,4 @@
-"""The steps that look at one story alone, for a batch of stories at once: the work of a process."""
+"""The steps that look at each story by itself, for a batch of stories at once: the work of one process."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ _SEED = 17
 
 
 class Cleaned(NamedTuple):
-    """Stories that stay, and what happened to the others."""
+    """Stories that are kept, and what happened to the others."""
 
     texts: list[str]
     word_counts: list[int]
     digests: list[bytes]
-    """Of the words of each (digest_of)."""
+    """Digest of the words of each story (digest_of)."""
     shingles: list[NDArray[np.uint32]]
     signatures: NDArray[np.uint32]
     """[stories, PERMUTATIONS]"""
@@ -37,7 +37,7 @@ class Cleaned(NamedTuple):
 
 
 def clean(stories: Sequence[str], policy: Policy) -> Cleaned:
-    """Normalise, cut, filter and hash stories; a pure function of them."""
+    """Normalize, cut, filter and hash stories; a pure function of them."""
     tally, texts, all_words = Tally(), [], []
     for story in stories:
         text, repairs = normalise(story, policy.punctuation)

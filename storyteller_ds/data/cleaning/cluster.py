@@ -1,7 +1,7 @@
 """The same steps as two datatrove pipelines, for more than one machine (docs/cleaning.md shows the executors).
 
-The first has as many tasks as wanted, each with its part of the files; the second, one task, compares all stories. What
-comes out is the same, byte for byte, as of `storyteller preprocess`.
+The first has any number of tasks, each with its part of the files; the second has one task, which compares all stories.
+The output is the same, byte for byte, as that of `storyteller preprocess`.
 """
 
 import json
@@ -29,11 +29,11 @@ _COUNTS_BYTES = 1 << 30
 
 
 class CleanFiles(PipelineStep):  # type: ignore[misc]  # datatrove has no types
-    """Each task cleans its part of the files, and keeps it beside the output.
+    """Each task cleans its part of the files, and keeps the result next to the output.
 
     Args:
         input_dir: a folder that every machine sees.
-        output_dir: likewise; must not exist.
+        output_dir: also seen by every machine; must not exist.
         policy: settings of the steps.
     """
 
@@ -54,7 +54,7 @@ class CleanFiles(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         inputs, _ = find_inputs(self.input_dir, self.policy)
         first, last = (len(inputs) * each // world_size for each in (rank, rank + 1))
         folder = _part(self.output_dir, rank)
-        shutil.rmtree(folder, ignore_errors=True)  # of a task that was ended
+        shutil.rmtree(folder, ignore_errors=True)  # left by a task that was ended
         folder.mkdir(parents=True)
         reading = Reading(self.policy, print)
         reading.clean_into(folder / _SPOOL, inputs[first:last], processes=1)
@@ -73,7 +73,7 @@ class CompareStories(PipelineStep):  # type: ignore[misc]
     """One task drops duplicates and leaks, and writes the files and the card.
 
     Args:
-        input_dir, output_dir, policy: as CleanFiles has had them.
+        input_dir, output_dir, policy: the same as for CleanFiles.
     """
 
     name, type = "compare stories", "storyteller"
@@ -86,7 +86,7 @@ class CompareStories(PipelineStep):  # type: ignore[misc]
         """Called by an executor; passes no documents on.
 
         Raises:
-            DataError: a part is missing, or nothing stays.
+            DataError: a part is missing, or no story is kept.
             UserError: the output cannot be written.
         """
         if rank > 0:

@@ -1,4 +1,4 @@
-"""What the steps that compare stories decide: which stay, in which split, and why the others go."""
+"""What the steps that compare stories decide: which are kept, in which split, and why the others are dropped."""
 
 from typing import NamedTuple
 
@@ -18,27 +18,27 @@ COMPARED = {
     "exact_leak": "the same words as a story of a later split",
     "near_leak": "nearly the same as a story of another split",
 }
-"""Why a story is dropped for another one."""
+"""Why a story is dropped in favor of another one."""
 
 
 class Decisions(NamedTuple):
-    """Of all stories of a spool."""
+    """The decisions about all stories of a spool."""
 
     kept: NDArray[np.int64]
-    """Indices of those that stay, in order."""
+    """Indices of the stories that are kept, in order."""
     splits: NDArray[np.int8]
-    """[stories] Index of SPLITS."""
+    """[stories] Index in SPLITS."""
     found_by_check: int
-    """Leaks between splits that were left by the step before, and are dropped too."""
+    """Number of leaks between splits that the previous step left, which are dropped too."""
     empty: list[str]
-    """Splits that are wanted and have no story."""
+    """Splits that are wanted but have no story."""
 
 
 def decide(spool: Spool, policy: Policy, tally: Tally) -> Decisions:
     """Drop duplicates and leaks, and count them.
 
     Raises:
-        DataError: nothing stays to train on.
+        DataError: nothing is left to train on.
     """
     splits = split_stories(spool, policy)
     order = ranked(spool, splits)

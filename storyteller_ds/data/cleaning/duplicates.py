@@ -1,10 +1,10 @@
-"""Stories that are the same as another, or nearly: all but one of them are dropped.
+"""Finds stories that are the same or nearly the same, so that all but one of them can be dropped.
 
-Exact duplicates have the same words. Near-duplicates share SIMILARITY of their shingles or more (Jaccard): MinHash
+Exact duplicates have the same words. Near-duplicates share at least SIMILARITY of their shingles (Jaccard): MinHash
 signatures (Broder 1997), cut into bands, propose pairs (locality-sensitive hashing), and the shingles decide. A story
-is dropped only if it is near to one that stays, so that a chain of small changes does not take everything.
+is dropped only if it is near one that is kept, so that a chain of small changes does not remove everything.
 
-The better story of two comes first in the order of `ranked`, which does not depend on the order of the corpus.
+The better of two stories comes first in the order of `ranked`, which does not depend on the order of the corpus.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from storyteller_ds.data.cleaning.shingles import jaccard
 from storyteller_ds.data.cleaning.spool import Spool
 
 SIMILARITY = 0.5
-"""Share of common shingles from which on two stories are nearly the same."""
+"""Least share of common shingles at which two stories are nearly the same."""
 ROWS = 4
-"""Of a signature in a band; with 64 bands a pair at 0.5 is proposed with 98.4 %, at 0.6 with 99.99 %."""
+"""Signature rows per band; with 64 bands, a pair at 0.5 is proposed with probability 98.4 %, at 0.6 with 99.99 %."""
 _SLACK = 4 * (SIMILARITY * (1 - SIMILARITY) / PERMUTATIONS) ** 0.5
-"""Four standard deviations of a signature's estimate: pairs further below the threshold are not looked at."""
+"""Four standard deviations of a signature's estimate; pairs further below the threshold are not compared."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Duplicate(NamedTuple):
-    """A story to drop, and the one like it that stays."""
+    """A story to drop, and the one like it that is kept."""
 
     dropped: int
     kept: int
@@ -36,14 +36,14 @@ class Duplicate(NamedTuple):
 
 
 def ranked(spool: Spool, splits: NDArray[np.int8]) -> NDArray[np.int64]:
-    """[stories] Indices, the one that stays of two that are alike first: of the later split, longer, by its hash."""
+    """[stories] Indices, best first: of two similar stories, the one of the later split, the longer, then by hash."""
     digests = spool.digests
     index = np.arange(len(spool))
     return np.lexsort((index, digests[:, 1], digests[:, 0], -spool.characters.astype(np.int64), -splits))
 
 
 def exact_duplicates(spool: Spool, order: NDArray[np.int64]) -> list[Duplicate]:
-    """Stories with the same words as one before them in an order."""
+    """Stories with the same words as an earlier one in `order`."""
     digests = spool.digests[order]
     _, first, group = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     keeps = order[first[group.reshape(-1)]]
@@ -51,11 +51,11 @@ def exact_duplicates(spool: Spool, order: NDArray[np.int64]) -> list[Duplicate]:
 
 
 def near_duplicates(spool: Spool, order: NDArray[np.int64]) -> list[Duplicate]:
-    """Stories near to one before them in an order that stays.
+    """Stories that are near an earlier one in `order` that is kept.
 
     Args:
         spool: the stories.
-        order: the ones to compare.
+        order: the ones to compare, best first.
     """
     found: list[Duplicate] = []
     shared = _shared_buckets(spool, order)
@@ -84,7 +84,7 @@ def _nearest(spool: Spool, index: int, candidates: Sequence[int]) -> Duplicate |
 
 
 def _shared_buckets(spool: Spool, order: NDArray[np.int64]) -> "Buckets":
-    """The buckets that have more than one of the stories."""
+    """The buckets that hold more than one of the stories."""
     stories, buckets, first = [], [], 0
     for start in range(0, PERMUTATIONS, ROWS):
         hashes = np.zeros(len(order), dtype=np.uint64)
@@ -103,9 +103,9 @@ class Buckets:
     """Which buckets a story is in.
 
     Args:
-        stories: [pairs]
+        stories: [pairs] indices of stories.
         buckets: [pairs] the bucket of each.
-        count: of all stories.
+        count: number of all stories.
     """
 
     def __init__(self, stories: NDArray[np.int64], buckets: NDArray[np.int64], count: int) -> None:
@@ -114,12 +114,12 @@ class Buckets:
         self._starts = np.searchsorted(stories[by_story], np.arange(count + 1))
 
     def of(self, story: int) -> list[int]:
-        """The numbers of its buckets."""
+        """The numbers of a story's buckets."""
         found: list[int] = self._buckets[self._starts[story] : self._starts[story + 1]].tolist()
         return found
 
 
 def without(order: NDArray[np.int64], duplicates: Sequence[Duplicate]) -> NDArray[np.int64]:
-    """The stories of an order that are not dropped."""
+    """The stories in `order` that are not dropped."""
     dropped = np.fromiter((each.dropped for each in duplicates), dtype=np.int64, count=len(duplicates))
     return order[~np.isin(order, dropped)]

@@ -1,4 +1,4 @@
-"""Which stories are dropped for what they are."""
+"""Which stories are dropped because of their own text."""
 
 import re
 import unicodedata
@@ -21,11 +21,11 @@ _THE_END = re.compile(r"the end\s*$", re.IGNORECASE)
 
 
 def reason_to_drop(text: str, policy: Policy) -> str | None:
-    """A key of DROPPED, or None for a story that stays.
+    """A key of DROPPED, or None for a story that is kept.
 
     Args:
-        text: normalised.
-        policy: its lengths and its language count.
+        text: the normalized story.
+        policy: its lengths and its language are used.
     """
     if len(text) < policy.min_characters:
         return "too_short"
@@ -33,7 +33,7 @@ def reason_to_drop(text: str, policy: Policy) -> str | None:
         return "too_long"
     if not _WORD.search(text):
         return "no_words"
-    # A note at the foot of the page is not a sentence; without it, the tale may end well.
+    # A footnote need not end like a sentence; without it, the tale may.
     if not (_is_finished(text) or _is_finished(_FOOTNOTES.sub("", text))):
         return "unfinished"
     if policy.language != "any" and not is_in(text, policy.language):

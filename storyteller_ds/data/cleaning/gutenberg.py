@@ -1,8 +1,8 @@
-"""Header, licence and credits of a Project Gutenberg book, which are not part of the tale.
+"""Removes header, license and credits of a Project Gutenberg book, which are not part of the tale.
 
-Books begin behind `*** START OF THE PROJECT GUTENBERG EBOOK … ***`, those of the first decades behind the end of "the
+Books begin after `*** START OF THE PROJECT GUTENBERG EBOOK … ***`, those of the first decades after the end of "the
 small print", and end before `*** END OF …` or `End of the Project Gutenberg Etext`. Anything between the end of one
-book and the beginning of the next in the same file goes too.
+book and the beginning of the next in the same file is removed, too.
 """
 
 import re
@@ -29,11 +29,11 @@ _NAME = re.compile(r"project gutenberg", re.IGNORECASE)
 
 
 def without_licence(blocks: Iterable[str], removed: Callable[[str], object]) -> Iterator[str]:
-    """The blocks of the tale; as they are where no book of Project Gutenberg is recognised.
+    """The blocks of the tale, unchanged if no book of Project Gutenberg is recognized.
 
     Args:
-        blocks: what stands between blank lines, in order; read one by one, after the head.
-        removed: is called with each piece that is left out.
+        blocks: the text between blank lines, in order; read one by one after the head.
+        removed: called with each piece that is left out.
     """
     iterator = iter(blocks)
     head = _head(iterator)
@@ -66,7 +66,7 @@ def _head(blocks: Iterator[str]) -> list[str]:
 
 
 def _part_of_the_tale(block: str, outside: bool, removed: Callable[[str], object]) -> tuple[str, bool, bool]:
-    """What of a block belongs to the tale, whether its end lies outside of one, and whether a book began in it."""
+    """The part of a block that belongs to the tale, whether its end is outside one, and whether a book began in it."""
     kept, started = "", False
     while block:
         edge = (_START if outside else _END).search(block)

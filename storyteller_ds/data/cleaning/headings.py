@@ -1,4 +1,4 @@
-"""Headings of tales and of chapters, as books in plain text and Markdown have them."""
+"""Headings of tales and chapters in books in plain text and Markdown."""
 
 import re
 
@@ -16,7 +16,7 @@ _CHAPTER = re.compile(
 
 
 def is_heading(block: str) -> bool:
-    """Whether a block is a heading of a tale or of a chapter: one line in capitals, of Markdown, or named so."""
+    """Whether a block is a heading of a tale or chapter: one line in capitals, in Markdown, or worded like one."""
     if "\n" in block or len(block) > LONGEST or block[-1] in ",;:-":
         return False
     if _MARKDOWN.match(block):
@@ -24,7 +24,7 @@ def is_heading(block: str) -> bool:
     letters = [each for each in block if each.isalpha()]
     if len(letters) >= 3 and all(each.isupper() for each in letters):
         return True
-    # "I saw" and "10 men" may begin a sentence; that ends with a full stop or goes on in the next line.
+    # "I saw" and "10 men" may begin a sentence, which ends with a period or continues on the next line.
     return _CHAPTER.match(block) is not None and len(block.split()) <= 8 and not re.search(r"[a-z][.!?]$", block)
 
 

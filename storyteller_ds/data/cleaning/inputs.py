@@ -1,4 +1,4 @@
-"""The files that are cleaned, each read as data.source reads it, and what is known of their licence."""
+"""The files to clean, each read as data.source reads it, and what is known about their license."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_text
 
 _DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz")
-"""Of a folder, besides text, what ends so is read; .json is rather a vocabulary or settings."""
+"""Suffixes of files in a folder that are read besides text; .json is more likely a vocabulary or settings."""
 _NAMED_LICENCE = re.compile(r"licen[cs]e", re.IGNORECASE)
 _ABOUT_BYTES = 1 << 20
 _LICENCE_LINES = 5
@@ -29,26 +29,26 @@ class Input:
     """One file."""
 
     name: str
-    """Relative to the folder that was given."""
+    """Path relative to the folder that was given."""
     path: Path
     source: Source
     split: int
-    """Index of SPLITS that the name says; -1: none."""
+    """Index in SPLITS of the split in the name; -1: none."""
 
     def stories(self, policy: Policy, removed: Callable[[str], object], log: Callable[[str], object]) -> Iterator[str]:
         """The stories as they were found.
 
         Args:
             policy: says where they end.
-            removed: is called with each piece of a Project Gutenberg licence.
-            log: gets a line about where stories end, where no mark says it.
+            removed: called with each piece of a Project Gutenberg license.
+            log: gets a line about where stories end, if no marker says so.
 
         Raises:
             DataError: the file cannot be read.
         """
         if not isinstance(self.source, TextFileSource) or self.source.ends == "marker":
             for document in self.source.documents():
-                # Hardly any is a book; most stories need not be taken apart.
+                # Hardly any document is a book; most need not be split into blocks.
                 if "gutenberg" in document[: 1 << 16].lower():
                     yield "\n\n".join(without_licence(paragraphs(document), removed))
                 else:
@@ -80,7 +80,7 @@ def find_inputs(path: Path, policy: Policy) -> tuple[list[Input], list[str]]:
         policy: says how they are read.
 
     Raises:
-        DataError: there is none, or one of them leads out of the folder.
+        DataError: there are none, or one is a link that leads out of the folder.
     """
     reading = Reading(policy.encoding, text_field=policy.text_field, bad_rows=policy.bad_rows)
     if not path.is_dir():
@@ -106,7 +106,7 @@ def _input(path: Path, name: str, reading: Reading) -> Input:
 
 
 def licences(path: Path, inputs: list[Input]) -> list[str]:
-    """What files beside the input say of its licence, each line with the name of its file; empty: nothing is known."""
+    """What files next to the input say about its license, each line with its file's name; empty: nothing is known."""
     folder = path if path.is_dir() else path.parent
     found: list[str] = []
     for about in sorted(filter(is_about_the_text, folder.iterdir())) if folder.is_dir() else []:

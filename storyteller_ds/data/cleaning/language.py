@@ -1,4 +1,4 @@
-"""Which language a story is in, by py3langid: its model is part of the package, nothing is downloaded."""
+"""Which language a story is in, by py3langid: its model is part of the package, so nothing is downloaded."""
 
 from functools import cache
 from typing import Any
@@ -8,12 +8,12 @@ from storyteller_ds.errors import DataError
 LOOKED_AT = 120
 """Characters of a story that are looked at; more make no difference (docs/cleaning.md)."""
 _OF_ENGLISH_ALONE = frozenset(["the", "and", "she", "they", "there", "with", "were", "had", "upon", "who"])
-"""Two of them in the beginning of a story leave no question: then the library is not asked, which takes longer than
-all other steps together."""
+"""Two of these at the beginning of a story leave no doubt: then the library is not asked, which takes longer than all
+other steps together."""
 _SEARCHED = 500
-"""How far for these (characters)."""
+"""How far to search for these (characters)."""
 MARGIN = 0.9
-"""How sure it must be that a story is in another language than the wanted one (probability)."""
+"""How certain it must be that a story is in a language other than the wanted one (probability)."""
 
 
 def is_in(text: str, language: str) -> bool:
@@ -26,7 +26,7 @@ def is_in(text: str, language: str) -> bool:
 
 def check_language(language: str) -> None:
     """Raises DataError if a language has no model."""
-    # Loading the models takes a second, which the default is spared.
+    # Loading the models takes a second, which the default avoids.
     if language not in ("any", "en") and language not in (known := sorted(set(_identifier().nb_classes))):
         raise DataError(f"--language {language} is not known; use any, or one of {', '.join(known)}")
 

@@ -1,8 +1,8 @@
-"""Whether a story of one split is, or nearly is, in another: every pair is compared that could be, with no signatures.
+"""Finds stories of one split that are, or nearly are, in another, comparing every possible pair without signatures.
 
-Two sets that share a part of their elements have some of their rarest ones in common, if so many of each are looked at
-that the rest could not make up for them (prefix filtering; Bayardo et al. 2007, "Scaling up all pairs similarity
-search"). So this finds what the search for duplicates may have missed, and knows nothing of it.
+Two sets that share a given part of their elements have some of their rarest ones in common, if enough of the rarest are
+looked at that the rest could not make up that part (prefix filtering; Bayardo et al. 2007, "Scaling up all pairs
+similarity search"). So this finds what the search for duplicates may have missed, independently of it.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from storyteller_ds.data.cleaning.shingles import jaccard
 from storyteller_ds.data.cleaning.spool import Spool
 
 IN_COMMON = 20
-"""Of the rarest shingles, that two stories must share to be compared; fewer for stories that are short."""
+"""How many of their rarest shingles two stories must share to be compared; fewer for short stories."""
 _COUNTERS = 22
-"""Bits of a shingle by which it is counted; several share a counter, which costs time and no pair."""
+"""Bits of a shingle that select its counter; several shingles share one, which costs time but misses no pair."""
 _AT_ONCE = 512
 """Stories whose shingles are looked up together."""
 
 
 def leaks(spool: Spool, stories: NDArray[np.int64], splits: NDArray[np.int8]) -> list[Duplicate]:
-    """Stories that are near to one of a later split; each once.
+    """Stories that are near one of a later split, each once.
 
     Args:
         spool: all stories.
-        stories: the ones that stay.
-        splits: [all stories] index of splits.SPLITS.
+        stories: the ones that are kept so far.
+        splits: [all stories] index in splits.SPLITS.
     """
     counts = np.zeros(1 << _COUNTERS, dtype=np.uint32)
     for index in stories.tolist():
@@ -46,7 +46,7 @@ def leaks(spool: Spool, stories: NDArray[np.int64], splits: NDArray[np.int8]) ->
 def _near(
     spool: Spool, stories: NDArray[np.int64], others: NDArray[np.int64], counts: NDArray[np.uint32]
 ) -> Iterator[Duplicate]:
-    """Each of the stories that is near to one of the others, with the nearest."""
+    """Each of the stories that is near one of the others, with the nearest of them."""
     if len(others) == 0:
         return
     rarest = [_rarest(spool.shingles(other), counts) for other in others.tolist()]
@@ -64,7 +64,7 @@ def _near(
         flat, of = flat[possible], of[possible]
         first, last = (np.searchsorted(known, flat, side=side) for side in ("left", "right"))
         sizes = last - first
-        # All places of the index between first and last, of each shingle.
+        # For each shingle, all places of the index between first and last.
         places = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(first, sizes)
         pairs, shared = np.unique(np.repeat(of, sizes) * len(others) + owners[places], return_counts=True)
         own_needed = np.array([_needed(len(each)) for each in sets])
@@ -79,7 +79,7 @@ def _near(
 
 
 def _rarest(shingles: NDArray[np.uint32], counts: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """As many of the rarest as a set that shares SIMILARITY of them must have `_needed` of."""
+    """Enough of the rarest shingles that any set that shares SIMILARITY of all shares at least `_needed` of these."""
     length = len(shingles) - int(np.ceil(SIMILARITY * len(shingles))) + _needed(len(shingles))
     return shingles[np.lexsort((shingles, counts[_counter(shingles)]))[:length]]
 

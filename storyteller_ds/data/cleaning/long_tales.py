@@ -1,4 +1,4 @@
-"""Tales longer than a story may be: cut at chapters, at the ends of paragraphs, at the ends of sentences."""
+"""Cuts tales that are longer than a story may be, at chapters, the ends of paragraphs or the ends of sentences."""
 
 import math
 import re
@@ -13,13 +13,13 @@ _ROOM = 1.1
 
 
 def cut(tale: str, longest: int) -> list[str]:
-    """The parts of a tale, none longer than `longest` characters where there is a place to cut it.
+    """The parts of a tale, none longer than `longest` characters if there is a place to cut it.
 
-    Parts are of about the same length: a last one of a few words would be no story.
+    Parts have about the same length, because a last part of a few words would not be a story.
 
     Args:
-        tale: normalised.
-        longest: characters of a part.
+        tale: the normalized tale.
+        longest: maximum length of a part (characters).
     """
     if len(tale) <= longest:
         return [tale]
@@ -39,13 +39,13 @@ def _windows(text: str, longest: int) -> list[str]:
     if len(text) <= longest:
         return [text]
     pieces = [piece for block in paragraphs(text) for piece in _sentences(block, longest)]
-    # A little more room than needed: paragraphs end where they do.
+    # A little more room than needed, because paragraphs do not end exactly where a part should.
     target = len(text) / math.ceil(_ROOM * len(text) / longest)
     windows: list[str] = []
     window, done = "", 0
     for joint, piece in pieces:
         after = len(window) + len(joint) + len(piece)
-        # Where the middle of a piece lies beyond the place of the cut, it belongs to the next part.
+        # A piece whose middle is beyond the place of the cut belongs to the next part.
         if window and (after > longest or done + after - len(piece) / 2 > target * (len(windows) + 1)):
             windows.append(window)
             done += len(window)
@@ -56,7 +56,7 @@ def _windows(text: str, longest: int) -> list[str]:
 
 
 def _sentences(block: str, longest: int) -> list[tuple[str, str]]:
-    """A paragraph, or its sentences if it is longer than a part may be; each with what joins it to what is before."""
+    """A paragraph, or its sentences if it is longer than a part may be; each with what joins it to the text before."""
     if len(block) <= longest:
         return [("\n\n", block)]
     sentences = [each for each in _SENTENCE_END.split(block) if each]

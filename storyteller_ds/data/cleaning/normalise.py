@@ -1,4 +1,4 @@
-"""One story, character by character: mojibake, Unicode normalisation, control characters, white space, punctuation."""
+"""Repairs the characters of a story: mojibake, Unicode normalization, control characters, white space, punctuation."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ import ftfy
 from storyteller_ds.data.cleaning.policy import Punctuation
 from storyteller_ds.data.sources.story_ends import MARKER
 
-# What is more than a repair of the encoding is done here, so that it can be counted by itself.
+# Everything beyond repairing the encoding is done here instead of by ftfy, so that it can be counted separately.
 _ENCODING = ftfy.TextFixerConfig(
     unescape_html="auto",
     remove_terminal_escapes=True,
@@ -23,14 +23,14 @@ _ENCODING = ftfy.TextFixerConfig(
     explain=False,
 )
 _MAY_BE_MOJIBAKE = re.compile("[^\x00-\x7f]{2}|[\x80-\x9f&\x1b]|[\xc0-\xff] ")
-"""A character that was decoded as another encoding has become several, unless one of them was a space."""
+"""A character that was decoded in the wrong encoding has become several, unless one of them was a space."""
 _CUT_QUOTE = "â€"
-"""What is left of a closing quotation mark whose last byte, 9D, Windows-1252 does not have; ftfy cannot know it."""
+"""What is left of a closing quotation mark whose last byte, 9D, is not in Windows-1252; ftfy cannot recognize it."""
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
 )
-"""With marks without width, and what turns the direction of writing. Joiners stay: scripts and emoji need them."""
+"""Including zero-width marks and those that change writing direction. Joiners stay: scripts and emoji need them."""
 _SPACES = re.compile("[\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _TRAILING = re.compile(r" +(?=\n)")
@@ -51,7 +51,7 @@ class Normalised(NamedTuple):
 
     text: str
     repairs: tuple[str, ...]
-    """Names out of REPAIRS."""
+    """Names from REPAIRS."""
 
 
 REPAIRS = {
@@ -65,10 +65,10 @@ REPAIRS = {
 
 
 def normalise(text: str, punctuation: Punctuation) -> Normalised:
-    """Repair a story; a story that has been repaired stays as it is.
+    """Repair a story; a repaired story stays as it is.
 
     Args:
-        text: with any line ends.
+        text: the story, with any line ends.
         punctuation: `plain` also replaces curly quotes, dashes and ellipses.
     """
     if _is_plain(text):
@@ -90,7 +90,7 @@ def normalise(text: str, punctuation: Punctuation) -> Normalised:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether nothing can be wrong, which is quickly seen of most stories."""
+    """Whether nothing can be wrong, which is quick to see for most stories."""
     return (
         text.isascii()
         and text.replace("\n", "").isprintable()

@@ -1,8 +1,8 @@
-"""How stories for children begin: what tells where a new one begins in text without any mark between them.
+"""How children's stories begin, which shows where a new one begins in text without any marker between them.
 
-Some phrases open a story wherever they stand. Others, and a name that has not occurred yet, do so only behind a few
-paragraphs: "One day, a bird came" is as often the second paragraph of a story. How well this works was measured on
-3,642 stories with known ends (docs/cleaning.md).
+Some phrases open a story wherever they occur. Others, and a name that has not occurred yet, do so only after a few
+paragraphs: "One day, a bird came" is just as often the second paragraph of a story. How well this works was measured
+on 3,642 stories with known ends (docs/cleaning.md).
 """
 
 import re
@@ -42,16 +42,16 @@ _INTRODUCED = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]+")
 _FEW = 2
-"""Paragraphs of a story before which a new name says nothing; a phrase says nothing before one more."""
+"""Number of paragraphs of a story after which a new name opens the next one; a phrase needs one more."""
 
 
 def opens_story(paragraph: str) -> bool:
-    """Whether a paragraph begins as the first one of a story does, wherever it stands."""
+    """Whether a paragraph begins like the first one of a story, wherever it is."""
     return _ANYWHERE.match(paragraph) is not None
 
 
 class Openings:
-    """Finds the first paragraphs of stories, given all of them in order."""
+    """Finds the first paragraphs of stories, given all paragraphs in order."""
 
     def __init__(self) -> None:
         self._paragraphs = 0

@@ -1,4 +1,4 @@
-"""The folder that is written: as a whole or not at all, and the same bytes for the same stories."""
+"""Writes the output folder: as a whole or not at all, and with the same bytes for the same stories."""
 
 import contextlib
 import hashlib
@@ -29,12 +29,12 @@ class Split(NamedTuple):
 
     @property
     def as_count(self) -> Count:
-        """For the sums of a tally."""
+        """As a Count, for the sums of a tally."""
         return Count(self.stories, self.characters)
 
 
 def check_output_dir(output_dir: Path, input_dir: Path) -> None:
-    """Raises UserError if there is something at `output_dir`, or if it lies within what is read."""
+    """Raises UserError if `output_dir` exists and is not an empty folder, or if it is inside what is read."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(
             f"{output_dir} exists already, and is not an empty folder; remove it, or choose another --output_dir"
@@ -50,12 +50,12 @@ def written_whole(output_dir: Path) -> Iterator[Path]:
     """A folder that becomes `output_dir` when the block ends, and is removed when it fails.
 
     Raises:
-        UserError: it cannot be written, or another process has written `output_dir` meanwhile.
+        UserError: it cannot be written, or another process has written `output_dir` in the meantime.
     """
     try:
         with work_folder(output_dir) as folder:
             try:
-                _remove_all(folder)  # what a killed process has left
+                _remove_all(folder)  # left by a killed process
                 yield folder
                 for path in folder.iterdir():
                     flush_to_disk(path)
@@ -89,7 +89,7 @@ def write_splits(folder: Path, spool: Spool, decisions: Decisions) -> list[Split
     Args:
         folder: where train.txt and the others go.
         spool: the stories.
-        decisions: which stay, and where.
+        decisions: which stories are kept, and in which split.
     """
     written = []
     for index, name in enumerate(SPLITS):

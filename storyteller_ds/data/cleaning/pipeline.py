@@ -1,6 +1,6 @@
 """From a folder of found text to a folder that `data.source` reads: the order of the steps.
 
-read ─► licence ─► where stories end ─► repair ─► cut ─► filter ─► hash │ ─► duplicates ─► leaks ─► files ─► card
+read ─► license ─► where stories end ─► repair ─► cut ─► filter ─► hash │ ─► duplicates ─► leaks ─► files ─► card
 └─────────────────────── one story after the other, on all cores ──────┘   all stories, by their hashes
 """
 
@@ -38,14 +38,14 @@ def preprocess(input_dir: Path, output_dir: Path, policy: Policy, processes: int
         input_dir: read, never written.
         output_dir: must not exist, or be an empty folder.
         policy: settings of the steps.
-        processes: that clean stories; they make no difference to the result.
+        processes: number of processes that clean stories; makes no difference to the result.
         log: gets a line about each step.
 
     Returns:
-        What card.json holds.
+        The contents of card.json.
 
     Raises:
-        DataError: the text cannot be read, or nothing of it stays.
+        DataError: the text cannot be read, or no story is kept.
         UserError: the output cannot be written.
     """
     check_language(policy.language)
@@ -61,7 +61,7 @@ def preprocess(input_dir: Path, output_dir: Path, policy: Policy, processes: int
 
 
 class Reading:
-    """The steps that look at one story after the other, and what they have counted."""
+    """The steps that look at one story at a time, and what they have counted."""
 
     def __init__(self, policy: Policy, log: Log) -> None:
         self.policy = policy
@@ -73,7 +73,7 @@ class Reading:
         self.log = log
 
     def clean_into(self, spool: Path, inputs: Sequence[Input], processes: int) -> None:
-        """Write the stories that stay into a new spool.
+        """Write the stories that are kept to a new spool.
 
         Raises:
             DataError: a file cannot be read.
@@ -97,7 +97,7 @@ class Reading:
         self.tally.removed.setdefault("gutenberg", Count()).add(text)
 
     def note(self, line: str) -> None:
-        """Log a line that the card has too."""
+        """Log a line, and keep it for the card."""
         self.notes.append(line)
         self.log(line)
 
@@ -108,10 +108,10 @@ class Reading:
 def finish(
     folder: Path, spools: Sequence[Path], reading: Reading, unread: Sequence[str], licence: Sequence[str]
 ) -> dict[str, Any]:
-    """The steps that compare all stories; write the files and the card, and remove the spools.
+    """Run the steps that compare all stories, write the files and the card, and remove the spools.
 
     Raises:
-        DataError: nothing stays.
+        DataError: no story is kept.
     """
     spool, tally = Spool(spools), reading.tally
     if len(spool) == 0:
@@ -141,7 +141,7 @@ def finish(
 
 
 def _save_plots(folder: Path, spool: Spool, kept: NDArray[np.int64], vocabulary: Counter[str]) -> list[str]:
-    """Names of the pictures."""
+    """Save the plots; returns their file names."""
     from storyteller_ds.data.cleaning import plots
 
     plots.save_lengths(spool.words[kept], folder / plots.LENGTHS)
@@ -150,7 +150,7 @@ def _save_plots(folder: Path, spool: Spool, kept: NDArray[np.int64], vocabulary:
 
 
 def _without_dropped(vocabulary: Counter[str], spool: Spool, kept: NDArray[np.int64]) -> Counter[str]:
-    """The words of the stories that stay: they are many more than those that go."""
+    """The words of the stories that are kept; only the dropped ones are read, which are far fewer."""
     for index in np.setdiff1d(np.arange(len(spool)), kept).tolist():
         vocabulary.subtract(words_of(spool.text(index)))
     return +vocabulary

@@ -1,4 +1,4 @@
-"""Pictures of a cleaned corpus: how long its stories are, and how often its words occur."""
+"""Plots of a cleaned corpus: how long its stories are, and how often its words occur."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,11 +14,11 @@ _INCHES = (6.0, 4.0)
 
 
 def save_lengths(words: NDArray[np.uint32], path: Path) -> None:
-    """A histogram of words per story.
+    """Save a histogram of words per story.
 
     Args:
-        words: [stories]
-        path: of a PNG.
+        words: [stories] number of words of each.
+        path: path of the PNG.
     """
     figure = Figure(_INCHES, layout="constrained")
     axes = figure.subplots()
@@ -34,11 +34,11 @@ def save_lengths(words: NDArray[np.uint32], path: Path) -> None:
 
 
 def save_vocabulary(vocabulary: Counter[str], path: Path) -> None:
-    """How often each word occurs, from the most frequent one on, and what share of the text the first ones are.
+    """Plot how often each word occurs, most frequent first, and what share of the text the first ones make up.
 
     Args:
         vocabulary: how often each word occurs.
-        path: of a PNG.
+        path: path of the PNG.
     """
     counts = np.sort(np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary)))[::-1]
     ranks = np.arange(1, len(counts) + 1)

@@ -1,4 +1,4 @@
-"""What is decided about a text before it is cleaned."""
+"""The settings for cleaning a text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ class Policy:
     boundary: Boundary = "auto"
     """Where stories end."""
     language: str = "en"
-    """The only one that stays (ISO 639-1); `any`: all of them."""
+    """The only language that is kept (ISO 639-1); `any`: all of them."""
     punctuation: Punctuation = "keep"
     """Whether curly quotes, dashes and ellipses stay as they are or become those of a keyboard."""
     min_characters: int = 100
@@ -24,10 +24,10 @@ class Policy:
     max_characters: int = 32_000
     """A longer story is cut: at chapters, at the ends of paragraphs, at the ends of sentences."""
     splitting: Splitting = "hash"
-    """By the hash of a story; or as the files are named, such as train.txt and validation.txt."""
+    """Split by the hash of a story, or as the files are named, such as train.txt and validation.txt."""
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
-    """Of all stories, where the hash splits them; 0: there is no such file."""
+    """Fractions of all stories, if the hash splits them; 0: there is no such file."""
     encoding: str | None = None
     """As data.encoding."""
     text_field: str = "text"

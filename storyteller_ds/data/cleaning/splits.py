@@ -1,4 +1,4 @@
-"""Into which file a story goes: by its own hash, so that it stays there when the corpus is reordered or grows."""
+"""Which file a story goes into: by its own hash, so that it stays there when the corpus is reordered or grows."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,16 +8,16 @@ from storyteller_ds.data.cleaning.spool import Spool
 from storyteller_ds.errors import DataError
 
 SPLITS = ("train", "validation", "test")
-"""Files of the output are named so; of two that are alike, the story of the later split stays."""
+"""Names of the output files; of two similar stories, the one of the later split is kept."""
 
 
 def split_stories(spool: Spool, policy: Policy) -> NDArray[np.int8]:
-    """[stories] Index of SPLITS.
+    """[stories] Index in SPLITS of each story's split.
 
-    The hash is of the words: stories that differ in case and punctuation alone are on the same side.
+    The hash is of the words: stories that differ only in case and punctuation are in the same split.
 
     Raises:
-        DataError: the files are to say it, and one of them does not.
+        DataError: the files are to name the splits, and one of them does not.
     """
     if policy.splitting == "given":
         if (spool.given_splits < 0).any():
@@ -32,10 +32,10 @@ def split_stories(spool: Spool, policy: Policy) -> NDArray[np.int8]:
 
 
 def empty_splits(kept: NDArray[np.int8], policy: Policy) -> list[str]:
-    """Splits that are wanted and that no story fell into, as happens where there are few.
+    """Splits that are wanted but that no story fell into, as happens if there are few.
 
     Args:
-        kept: split of each story that stays.
+        kept: split of each story that is kept.
         policy: says which are wanted.
 
     Raises:

@@ -1,6 +1,6 @@
 """Cleaned stories on disk, between the steps that look at one story and those that compare all of them.
 
-In memory a story costs some 100 bytes, whatever its length. Nobody but the process that made the folder writes to it.
+A story takes some 100 bytes of memory, whatever its length. Only the process that made the folder writes to it.
 """
 
 import bisect
@@ -26,7 +26,7 @@ _ROW = np.dtype(
         ("split", "i1"),
     ]
 )
-"""`split`: given by the name of the file, an index of splits.SPLITS; -1: none."""
+"""`split`: index in splits.SPLITS of the split in the name of the file; -1: none."""
 _TEXTS, _SHINGLES, _SIGNATURES, _ROWS = "texts", "shingles", "signatures", "rows"
 
 
@@ -66,7 +66,7 @@ class SpoolWriter:
 
 
 class Spool:
-    """The stories in the order in which they were written; several folders as one after the other."""
+    """The stories in the order in which they were written; several folders are read one after the other."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         rows = [np.fromfile(folder / _ROWS, dtype=_ROW) for folder in folders]
@@ -79,42 +79,42 @@ class Spool:
 
     @property
     def characters(self) -> NDArray[np.uint32]:
-        """[stories]"""
+        """[stories] Number of characters of each."""
         return self._rows["characters"]
 
     @property
     def words(self) -> NDArray[np.uint32]:
-        """[stories]"""
+        """[stories] Number of words of each."""
         return self._rows["words"]
 
     @property
     def given_splits(self) -> NDArray[np.int8]:
-        """[stories]"""
+        """[stories] The split in the name of each one's file; -1: none."""
         return self._rows["split"]
 
     @property
     def digests(self) -> NDArray[np.uint64]:
         """[stories, 4] sha256 of the words of each, as big-endian numbers in native order."""
-        # numpy drops zero bytes at the end of what it reads as "S32", not of the memory below it.
+        # numpy drops trailing zero bytes of "S32" values, but not from the memory below.
         raw = np.ascontiguousarray(self._rows["digest"]).view(">u8")
         return raw.reshape(len(self), 4).astype(np.uint64)
 
     def text(self, index: int) -> str:
-        """A story."""
+        """The text of a story."""
         part, i = self._part(index)
         return part.text(i)
 
     def shingles(self, index: int) -> NDArray[np.uint32]:
-        """[N] of a story, as shingles_of has made them."""
+        """[N] The shingles of a story, as made by shingles_of."""
         part, i = self._part(index)
         return part.shingles(i)
 
     def band(self, columns: slice) -> NDArray[np.uint32]:
-        """[stories, columns] A part of all signatures."""
+        """[stories, columns] These columns of all signatures."""
         return np.concatenate([part.signatures[:, columns] for part in self._parts])
 
     def signatures(self, indices: Sequence[int]) -> NDArray[np.uint32]:
-        """[len(indices), PERMUTATIONS]"""
+        """[len(indices), PERMUTATIONS] The signatures of these stories."""
         return np.stack([part.signatures[i] for part, i in map(self._part, indices)])
 
     def __iter__(self) -> Iterator[str]:
@@ -126,11 +126,11 @@ class Spool:
 
 
 class _Part:
-    """One folder, its large files mapped into memory."""
+    """One folder, with its large files mapped into memory."""
 
     def __init__(self, folder: Path, rows: NDArray[np.void]) -> None:
         def mapped(name: str, dtype: type[np.generic]) -> NDArray[Any]:
-            # A file without content cannot be mapped.
+            # An empty file cannot be mapped.
             path = folder / name
             return (
                 np.asarray(np.memmap(path, dtype=dtype, mode="r")) if path.stat().st_size else np.empty(0, dtype=dtype)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EXAMPLES = 3
-"""Kept of each reason."""
+"""Number of examples that are kept for each reason."""
 EXAMPLE_CHARACTERS = 160
-"""Of the beginning of an example; of one that is about its end, of the end."""
+"""Length of an example: of the beginning of the text, or of the end if the example is about that."""
 
 _GROUPS = ("removed", "dropped", "repaired")
 
@@ -24,7 +24,7 @@ class Count:
         """Count one more.
 
         Args:
-            text: whose length counts.
+            text: the text whose length is counted.
             example: what to show of it; None: its beginning.
         """
         self.stories += 1
@@ -33,7 +33,7 @@ class Count:
             self.examples.append(shortened(text) if example is None else example)
 
     def merge(self, other: "Count") -> None:
-        """Add what another has counted, which comes later in the text."""
+        """Add the counts of another one, which comes later in the text."""
         self.stories += other.stories
         self.characters += other.characters
         self.examples += other.examples[: EXAMPLES - len(self.examples)]
@@ -47,14 +47,14 @@ class Tally:
         self.removed: dict[str, Count] = {}
         """Text that is not part of a story, by what it is."""
         self.dropped: dict[str, Count] = {}
-        """Stories by the reason."""
+        """Dropped stories, by reason."""
         self.repaired: dict[str, Count] = {}
-        """Stories by what was repaired in them; a story may have several."""
+        """Stories by what was repaired in them; a story may have several repairs."""
         self.spaces = 0
-        """Characters fewer by repairs and by cutting; below zero: more."""
+        """By how many characters repairs and cutting shortened the text; negative if it became longer."""
 
     def merge(self, other: "Tally") -> None:
-        """Add what another has counted, which comes later in the text."""
+        """Add the counts of another one, which comes later in the text."""
         self.read.merge(other.read)
         self.spaces += other.spaces
         for ours, theirs in (
@@ -66,13 +66,13 @@ class Tally:
                 ours.setdefault(name, Count()).merge(count)
 
     def to_json(self) -> dict[str, Any]:
-        """For from_json."""
+        """The tally as JSON, for from_json."""
         groups = {name: entries(getattr(self, name)) for name in _GROUPS}
         return {"read": vars(self.read), "spaces": self.spaces, **groups}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Tally":
-        """What to_json was called on."""
+        """The tally that to_json was called on."""
         tally = cls()
         tally.read, tally.spaces = Count(**value["read"]), value["spaces"]
         for name in _GROUPS:
@@ -80,7 +80,7 @@ class Tally:
         return tally
 
     def check(self, kept: Iterable[Count]) -> None:
-        """Raises AssertionError unless what came in is what stays and what was dropped, in stories and characters."""
+        """Raises AssertionError unless kept and dropped add up to what came in, in stories and characters."""
         out = Count()
         for count in (*kept, *self.dropped.values()):
             out.stories += count.stories
@@ -93,7 +93,7 @@ class Tally:
 
 
 def entries(counts: Mapping[str, Count]) -> dict[str, Any]:
-    """Counts as JSON, in the order of their names."""
+    """Counts as JSON, sorted by name."""
     return {name: vars(counts[name]) for name in sorted(counts)}
 
 

@@ -16,23 +16,23 @@ from storyteller_ds.data.cleaning.policy import Policy
 from storyteller_ds.errors import OutOfMemory
 
 BATCH_CHARACTERS = 1 << 19
-"""Of the stories that a process gets at once."""
+"""Characters of the stories that a process gets at once."""
 _AHEAD = 2
-"""Batches that wait, for each process; what bounds the memory."""
+"""Batches that wait, per process; bounds the memory."""
 _FEW_BATCHES = 4
-"""So much is done sooner than processes have started."""
+"""Fewer batches than this are cleaned before processes could start."""
 
 
 def cleaned(stories: Iterable[tuple[str, int]], policy: Policy, processes: int) -> Iterator[tuple[Cleaned, int]]:
     """Clean stories, batch by batch; each batch is of one split.
 
     Args:
-        stories: with the split that their file is named for; read as they are needed.
+        stories: stories with the split that their file is named for; read as they are needed.
         policy: see clean.
-        processes: 1: here.
+        processes: number of processes; 1: clean in this one.
 
     Raises:
-        OutOfMemory: a process has been killed.
+        OutOfMemory: a process was killed.
     """
     batches = _batches(stories)
     first = list(itertools.islice(batches, _FEW_BATCHES))
@@ -78,7 +78,7 @@ def _batches(stories: Iterable[tuple[str, int]]) -> Iterator[tuple[list[str], in
 
 
 def _prepare() -> None:
-    """In a new process: Ctrl-C is for the one that started it, with which it ends however that ends."""
+    """Make a new process ignore Ctrl-C, which is for its parent, and end when its parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

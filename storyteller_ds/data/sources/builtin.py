@@ -28,10 +28,10 @@ class BuiltinSource:
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:
-        """Yield the stories in order; each is made when it is asked for."""
+        """Yield the stories in order, making each on demand."""
         for index in range(self.stories):
             yield grammar.story(self.split, self.seed, index)
 
     def remarks(self) -> list[str]:
-        """None: the stories are as they were made."""
+        """No remarks: the stories are as they were made."""
         return []

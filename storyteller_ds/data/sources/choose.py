@@ -23,9 +23,9 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.user_paths import expand_home
 
 BUILTIN_VALIDATION_PART = 20
-"""One built-in validation story for so many training stories."""
+"""Built-in training stories per validation story."""
 _OF_A_FILE = (*TEXT_SUFFIXES, *DATA_SUFFIXES, *PACKED_SUFFIXES, ".zip", ".pdf", ".html", ".epub", ".yaml")
-"""What ends with one of these is a file that does not exist, and not the name of a dataset."""
+"""A missing path that ends in one of these is taken for a file, not for the name of a dataset."""
 _FILES = (FilesSource, TableFileSource, TextFileSource)
 _OF_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "encoding": ("text files and tables", (TableFileSource, TextFileSource)),
@@ -37,7 +37,7 @@ _OF_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "streaming": ("Hugging Face datasets", (HuggingFaceSource,)),
     "max_documents": ("Hugging Face datasets and folders", (HuggingFaceSource, TextFolderSource)),
 }
-"""Settings of some kinds of sources alone."""
+"""Settings that apply only to some kinds of sources."""
 
 
 class Sources(NamedTuple):
@@ -47,9 +47,9 @@ class Sources(NamedTuple):
     validation: Source
 
     def remarks(self) -> list[str]:
-        """Notes about how they are read, a line each.
+        """Notes about how they are read, one line each.
 
-        Raises DataError when one of them cannot be read, or cannot be what it is wanted for.
+        Raises DataError when one of them cannot be read, or cannot be used for its purpose.
         """
         remarks = dict.fromkeys([*self.train.remarks(), *self.validation.remarks()])
         for trained in (part for part, _ in self.train.parts) if isinstance(self.train, Mixture) else (self.train,):
@@ -62,7 +62,7 @@ def choose_sources(data: DataConfig) -> Sources:
     """The sources of a run.
 
     Raises:
-        DataError: one of them cannot exist, one is named twice, or a setting has no source that it applies to.
+        DataError: one of them cannot exist, one is named twice, or a setting applies to none of them.
     """
     _check_names(data)
     validation = None if data.validation is None else _open(data, data.validation, "validation")
@@ -73,12 +73,12 @@ def choose_sources(data: DataConfig) -> Sources:
     train = _mixed([each.train for each in chosen], weights)
     if validation is not None:
         return Sources(train, chosen[0].validation)
-    # Each story that is held out counts once, so that two mixtures of the same sources can be compared.
+    # Each held-out story counts once, so that two mixtures of the same sources can be compared.
     return Sources(train, _mixed([each.validation for each in chosen], [1.0] * len(chosen)))
 
 
 def whole_source(data: DataConfig) -> Source:
-    """All that a run would train and validate on, where data.source has no validation split of its own.
+    """Everything that a run would train and validate on if data.source has no validation split of its own.
 
     Raises:
         DataError: it cannot exist.
@@ -88,12 +88,12 @@ def whole_source(data: DataConfig) -> Source:
 
 
 def _mixed(sources: Sequence[Source], weights: Sequence[float]) -> Source:
-    """Several sources as one; a single one is itself, so that a list of one name is that name."""
+    """Several sources as one; a single one with weight 1 stays itself, so a list of one name equals that name."""
     return sources[0] if list(weights) == [1.0] else Mixture(tuple(zip(sources, weights, strict=True)))
 
 
 def _check_names(data: DataConfig) -> None:
-    """Raises DataError where one source is named twice."""
+    """Raises DataError if a source is named twice."""
     seen: set[str | Path] = set()
     for part in data.parts:
         path = expand_home(part.source)
@@ -107,12 +107,12 @@ def _check_names(data: DataConfig) -> None:
 
 
 def _check_settings(data: DataConfig, train: Sequence[Source], validation: Source | None) -> None:
-    """Raises DataError for a setting that none of the sources has."""
+    """Raises DataError for a setting that applies to none of the sources."""
     for field, (what, kinds) in _OF_KINDS.items():
         value = getattr(data, field)
         if value == DataConfig.model_fields[field].default:
             continue
-        # Of a validation split all documents are used.
+        # All documents of a validation split are used.
         sources = [*train] if validation is None or field == "max_documents" else [*train, validation]
         readers = [reader for source in sources for reader in (source, *getattr(source, "files", ()))]
         if not any(isinstance(reader, kinds) for reader in readers):
@@ -122,7 +122,7 @@ def _check_settings(data: DataConfig, train: Sequence[Source], validation: Sourc
 def _of_part(data: DataConfig, name: str, train: "_AnySource", validation: "_AnySource | None") -> Sources:
     """The training text of one source, and its own validation text unless one is given."""
     if validation is not None:
-        # A dataset that is named for validation needs no split of that name, unless it is trained on.
+        # A dataset given in data.validation needs no split of that name, unless it is also trained on.
         if isinstance(validation, HuggingFaceSource) and not validation.has_split("validation"):
             if expand_home(validation.dataset).resolve() == expand_home(name).resolve():
                 raise DataError(
@@ -141,7 +141,7 @@ def _of_part(data: DataConfig, name: str, train: "_AnySource", validation: "_Any
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether a source is a dataset of the hub, as no file or folder here is called so."""
+    """Whether a source is a dataset of the hub, because no file or folder here has its name."""
     path = expand_home(name)
     is_file = name.startswith((".", "/", "~")) or suffix_of(path) in _OF_A_FILE or is_pattern(path)
     return name != "builtin" and not path.exists() and not is_file
@@ -176,17 +176,17 @@ def _open(data: DataConfig, name: str, split: Literal["train", "validation"]) ->
 
 
 def _is_read_file_by_file(folder: Path) -> bool:
-    """Whether a folder is to be read file by file, and not as a dataset in the hub's layout.
+    """Whether to read a folder file by file, and not as a dataset in the hub's layout.
 
     Raises:
-        DataError: something in it would be left out, and it is not clear whether that is meant.
+        DataError: something in it would be left out, and it is not clear whether that is intended.
     """
     listing = list_folder(folder)
     if names_files(folder):
         return False
     others = [path for path in listing.others if path not in listing.tables]
     has_data = any(suffix_of(path) in DATA_SUFFIXES for path in listing.others)
-    texts = [path for path in listing.texts if not (has_data and suffix_of(path) == ".md")]  # about the data
+    texts = [path for path in listing.texts if not (has_data and suffix_of(path) == ".md")]  # .md is about the data
     if texts and others:
         raise DataError(
             f"{folder} holds text ({texts[0].relative_to(folder)}) and something else "

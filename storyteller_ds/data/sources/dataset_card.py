@@ -16,7 +16,7 @@ _FRONT_MATTER = re.compile(r"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
 def names_files(folder: Path) -> bool:
-    """Whether a card says which files are the data; one that cannot be read does not."""
+    """Whether a card says which files are the data; False if a card cannot be read."""
     try:
         return any(_configs(card) for card in _cards(folder))
     except (UntrustedFileError, ConfigError, OSError):
@@ -24,11 +24,11 @@ def names_files(folder: Path) -> bool:
 
 
 def check_cards(folder: Path, dataset: str) -> None:
-    """Refuse addresses in a folder's card before the library goes there to look.
+    """Refuse addresses in a folder's card before the library looks there.
 
     Args:
         folder: the dataset.
-        dataset: its name, as it was given.
+        dataset: its name as it was given.
 
     Raises:
         DataError: a card names a file that is not in the folder.

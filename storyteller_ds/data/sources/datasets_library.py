@@ -1,4 +1,4 @@
-"""What calls of the Hugging Face libraries need around them: their errors by name, and silence."""
+"""Helpers for calls of the Hugging Face libraries: which errors they raise, and how to silence them."""
 
 import logging
 import warnings
@@ -20,27 +20,27 @@ def require_datasets() -> None:
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """What the libraries raise on bad data and on a lost connection."""
+    """The exceptions that the libraries raise for bad data and a lost connection."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
-    # A broken dataset card. By name, since the type stubs of PyYAML are not among our packages.
+    # Raised for a broken dataset card; imported by name, since PyYAML's type stubs are not among our packages.
     yaml_error: type[Exception] = import_module("yaml").YAMLError
-    # ValueError and RuntimeError are what the libraries and Arrow raise on bad files, and on an answer
-    # that is not JSON, such as a login page in the hub's place. The bases of the hub's error name the
-    # HTTP client's own, which is another with each major version of huggingface_hub. StopIteration is what
-    # the reader of JSON raises where there is no row.
+    # The libraries and Arrow raise ValueError and RuntimeError for bad files, and for an answer that is not
+    # JSON, such as a login page instead of the hub's. The bases of the hub's error include the HTTP client's
+    # own, which differs between major versions of huggingface_hub. The JSON reader raises StopIteration if
+    # there are no rows.
     errors: list[type[Exception]] = [OSError, ValueError, RuntimeError, StopIteration, yaml_error, DatasetsError]
     return (*errors, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' bars and warnings off the screen: what matters of them becomes a DataError."""
+    """Hide the libraries' progress bars and warnings: what matters becomes a DataError."""
     import datasets.utils
     import huggingface_hub.utils
 
-    # Bars stay off where the user has put them off.
+    # Bars stay off if the user has turned them off.
     loud = [each for each in (datasets.utils, huggingface_hub.utils) if not each.are_progress_bars_disabled()]
     levels = {logger: logger.level for logger in map(logging.getLogger, ("datasets", "huggingface_hub"))}
     with warnings.catch_warnings():
@@ -59,6 +59,6 @@ def quiet() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Its message, in one line of at most 200 characters."""
+    """The message of an error, on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

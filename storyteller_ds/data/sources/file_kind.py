@@ -1,6 +1,6 @@
-"""What a file is by its content, where that is not plain text: each kind is refused by its own name.
+"""Recognizes files that are not plain text by their content, and refuses each kind by name.
 
-JSON Lines in a `.txt` are JSON Lines: the name of a file counts only where its content looks like text.
+JSON Lines in a `.txt` are JSON Lines: the name of a file counts only if its content looks like text.
 """
 
 import codecs
@@ -15,14 +15,14 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, open_regular, refuse_pickle
 
 HEAD_BYTES = 1 << 16
-"""How much of a file is read to recognise it (bytes)."""
+"""How much of a file is read to recognize it (bytes)."""
 _SAVE_AS_TEXT = "save its text as UTF-8, stories separated by blank lines or <|endoftext|>"
 _ENCODED = "set data.encoding={}"
 _TAKE_OUT = "take them out, for instance `tr -d '\\000' < {path} > {target}`"
 _FOLDER_OF = "put it, named *.{}, alone into a folder, and give data.source=FOLDER data.text_field=COLUMN"
 _TABLE = "give it as data.source=FILE"
 _NAMED = {".json": "JSON", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines", ".csv": "CSV", ".tsv": "TSV"}
-"""What files are whose names end so, if they look like text."""
+"""The kind of a file by the suffix of its name, if its content looks like text."""
 _PARQUET = b"PAR1"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS = "a Git LFS pointer"
@@ -38,16 +38,16 @@ _SIGNATURES = {
     rb"(\xef\xbb\xbf)?\s*<\?xml": ("XML", _SAVE_AS_TEXT),
     re.escape(_LFS_POINTER): (_LFS, _LFS_FIX),
 }
-"""How each kind begins (a regular expression), what completes `FILE is …`, and the way to text."""
+"""How each kind begins (a regular expression), what completes `FILE is …`, and how to get text from it."""
 _CONTROLS = bytes(set(range(32)) - set(b"\0\b\t\n\v\f\r\x1a\x1b"))
-"""What no text has, in any encoding of one byte a character; NUL is checked by itself."""
+"""Bytes that no text has in any encoding with one byte per character; NUL is checked separately."""
 
 
 def refuse_other_than_text(path: Path, encoding: str | None = None) -> None:
-    """Refuse a file that is something else than plain text, though it could be read as such; see opened_as_utf8.
+    """Refuse a file that is not plain text, even if it could be read as such; see opened_as_utf8.
 
     Raises:
-        DataError: it is; names the kind and the way to text.
+        DataError: it is not plain text; names the kind and how to get text from it.
         UntrustedFileError: it is a pickle, or not a regular file.
         OSError: it cannot be read.
     """
@@ -62,7 +62,7 @@ def refuse_other_than_text(path: Path, encoding: str | None = None) -> None:
 def table_of(path: Path, encoding: str | None) -> str | None:
     """JSON, JSON Lines, CSV, TSV or Parquet, if a file is such a table; None: it is something else, or cannot be read.
 
-    The name counts only where the content looks like text: `.jsonl` whose first line is broken is JSON Lines.
+    The name counts only if the content looks like text: a `.jsonl` whose first line is broken is JSON Lines.
     """
     try:
         head, is_whole = _head(path, encoding)
@@ -84,14 +84,14 @@ def _head(path: Path, encoding: str | None) -> tuple[bytes, bool]:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raises DataError if a file is what Git LFS leaves in the place of a file that was not fetched."""
+    """Raises DataError if a file is what Git LFS leaves in place of a file that was not fetched."""
     with open_regular(path) as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise _refusal(path, f"is {_LFS}, not data", _LFS_FIX)
 
 
 def _refusal(path: Path, what: str, fix: str) -> DataError:
-    """The error about a file; in the fix, {path} and {target} become the file and one beside it, for a shell."""
+    """The error about a file; {path} and {target} in the fix become the file and one next to it, shell-quoted."""
     beside = path.with_suffix(".plain.txt")
     return DataError(f"{path} {what}; {fix.format(path=shlex.quote(str(path)), target=shlex.quote(str(beside)))}")
 
@@ -102,7 +102,7 @@ def nul_bytes(path: Path) -> DataError:
 
 
 def not_utf8(path: Path, value: int, position: int) -> DataError:
-    """The error about a byte that is not UTF-8 in what otherwise is text."""
+    """The error about a byte that is not UTF-8 in what is otherwise text."""
     return _refusal(
         path,
         f"is not UTF-8: byte 0x{value:02x} at position {position}",
@@ -111,15 +111,15 @@ def not_utf8(path: Path, value: int, position: int) -> DataError:
 
 
 def _encoding(head: bytes) -> tuple[str, str] | None:
-    """UTF-16 without a byte order mark, and binary files."""
+    """The kind and the fix for UTF-16 without a byte order mark and for binary files; None: it is neither."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # which a character cut at the end does not disturb
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # accepts a character cut at the end
         is_utf8 = True
     except UnicodeDecodeError:
         is_utf8 = False
     has_controls = len(head.translate(None, _CONTROLS)) < 0.99 * len(head)
     nuls = head.count(0)
-    # A text can have one of these flaws; reading it then names the place. UTF-16 looks like control characters.
+    # A text can have one of these flaws; reading it then reports the place. UTF-16 looks like control characters.
     if nuls <= len(head) / 5 and sum((nuls > 0, has_controls, not is_utf8)) < 2:
         return None
     name = max("utf-16le", "utf-16be", key=lambda each: _readable(head, each))
@@ -129,8 +129,8 @@ def _encoding(head: bytes) -> tuple[str, str] | None:
 
 
 def _readable(head: bytes, encoding: str) -> int:
-    """Number of ASCII characters of the text that the bytes are in an encoding; 0 if they are none."""
-    text = head[: len(head) // 2 * 2].decode(encoding, errors="replace")[:-1]  # the last may be cut
+    """Number of ASCII characters in the bytes decoded with an encoding; 0 if the result is not text."""
+    text = head[: len(head) // 2 * 2].decode(encoding, errors="replace")[:-1]  # the last one may be cut
     if sum(each.isprintable() or each.isspace() for each in text) < 0.99 * len(text) or "\ufffd" in text:
         return 0
     return sum(each.isascii() for each in text)

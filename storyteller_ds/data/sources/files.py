@@ -1,4 +1,4 @@
-"""Documents out of several local files, of a folder or of a pattern such as `stories/*.txt`."""
+"""Documents from several local files, given as a folder or a pattern such as `stories/*.txt`."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from storyteller_ds.data.sources.story_ends import Ends, described
 from storyteller_ds.data.sources.table_file import TableFileSource
 from storyteller_ds.data.sources.text_file import TextFileSource
 
-# Part of the fingerprint: raised whenever the same files would give other documents.
+# Part of the fingerprint: raise it whenever the same files would give different documents.
 FORMAT = b"storyteller files 1\n"
 _REMARKS = 3
-"""Tables whose remarks are given."""
+"""Number of remarks about tables that are given."""
 
 
 @dataclass(frozen=True)
 class FilesSource:
     """Several text files and tables, one after the other.
 
-    Each is read as it would be alone, but that of several texts without a marker in any of them each is one story, if
-    nothing says where stories end.
+    Each is read as it would be alone, except that several texts are one story each if none of them has a marker and
+    data.split does not say where stories end.
     """
 
     what: str
@@ -32,21 +32,21 @@ class FilesSource:
 
     @property
     def name(self) -> str:
-        """Where the files are from, and how many they are."""
+        """Where the files are from, and how many there are."""
         return f"{self.what} ({self.count})"
 
     @property
     def count(self) -> str:
-        """How many files, in words."""
+        """The number of files, in words."""
         return f"{len(self.files):,} file{'s' if len(self.files) > 1 else ''}"
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the files' contents in their order, wherever they lie; reads all of them.
+        """The sha256 of the files' contents in order, regardless of their paths; reads all of them.
 
-        Raises DataError when one cannot be read; names it.
+        Raises DataError when one cannot be read, and names it.
         """
-        # All are read first: each decides alone where its stories end, and then all of them together.
+        # All are read first: where stories end is decided for each file alone, then for all of them together.
         digest, alone = hashlib.sha256(self.format), [file.fingerprint for file in self.files]
         for file, fingerprint in zip(self.files, alone, strict=True):
             together = file.fingerprint_of(self._ends(file)) if isinstance(file, TextFileSource) else fingerprint
@@ -56,13 +56,13 @@ class FilesSource:
     def documents(self) -> Iterator[str]:
         """The documents of one file after the other.
 
-        Raises DataError as they do, and names the file.
+        Raises DataError as the single files do, and names the file.
         """
         for file in self.files:
             yield from self._documents(file)
 
     def remarks(self) -> list[str]:
-        """What is to say of the first tables, and where the documents of texts end, unless that was chosen."""
+        """Remarks about the first tables, and where the documents of texts end, unless that was chosen."""
         if len(self.files) == 1:
             return self.files[0].remarks()
         lines = [line for file in self.files if isinstance(file, TableFileSource) for line in file.remarks()]

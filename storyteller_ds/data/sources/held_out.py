@@ -1,4 +1,4 @@
-"""A source cut in two: what is trained on, and what is held out for validation."""
+"""A source split in two: what is trained on, and what is held out for validation."""
 
 import hashlib
 import re
@@ -19,8 +19,8 @@ class HeldOutPart:
     """The documents of a source whose hash falls below a fraction, or all the others.
 
     The hash is of the document's own text: the same text is always on the same side, so that nothing
-    in the validation part was trained on, however often it is repeated. Of a source with one document the end of that
-    is held out.
+    in the validation part is trained on, however often it is repeated. If a source has only one document, the end of
+    that is held out.
     """
 
     source: Source
@@ -51,7 +51,7 @@ class HeldOutPart:
                 yield document
 
     def remarks(self) -> list[str]:
-        """Those of the source.
+        """The remarks of the source, and what is held out of single documents.
 
         Raises DataError if there are so few documents that all of them are on one side.
         """
@@ -61,7 +61,7 @@ class HeldOutPart:
         first = list(islice(self.source.documents(), LOOKED_AT))
         held_out = sum(map(self._is_held_out, first))
         if len(first) < LOOKED_AT and held_out in (0, len(first)):
-            if remarks and len(first) == 1:  # a file was not split as it was meant: more text does not help
+            if remarks and len(first) == 1:  # the file was not split as intended: more text does not help
                 raise DataError(f"nothing can be held out of {self.source.name} for validation: {remarks[-1]}")
             count, side = f"{len(first):,} document{'s'[: len(first) > 1]}", "all" if held_out else "none"
             if not first:
@@ -84,7 +84,7 @@ class HeldOutPart:
         return _draw(document) < self.fraction
 
     def _other_fraction(self, documents: Sequence[str]) -> str:
-        """How data.validation_fraction helps with so few documents."""
+        """Which data.validation_fraction helps with so few documents."""
         draws = [_draw(document) for document in documents]
         for fraction in (0.05, 0.1, 0.2, 0.3, 0.5):
             if 0 < (held_out := sum(draw < fraction for draw in draws)) < len(draws):
@@ -94,9 +94,9 @@ class HeldOutPart:
 
 @dataclass(frozen=True)
 class PartOfEach:
-    """The end of every text file among several, or all before it; of a table, as HeldOutPart.
+    """The end of each of several text files, or everything before it; tables are split as in HeldOutPart.
 
-    For data.split=none, where a file is one document. One that has no end of its own is on one side, by its hash.
+    For data.split=none, where a file is one document. A file that cannot be cut goes to one side, by its hash.
     """
 
     source: TextFolderSource | FilesSource
@@ -111,7 +111,7 @@ class PartOfEach:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the source's fingerprint, which has data.split, the fraction and the part."""
+        """sha256 of the source's fingerprint (which includes data.split), the fraction and the part."""
         return hashlib.sha256(f"{self.source.fingerprint}/{self.fraction}/{self.part}".encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -120,7 +120,7 @@ class PartOfEach:
             yield from HeldOutPart(file, self.fraction, self.part).documents()
 
     def remarks(self) -> list[str]:
-        """Those of the source.
+        """The remarks of the source, and what is held out of single documents.
 
         Raises DataError if this part has no document.
         """
@@ -139,7 +139,7 @@ def _draw(document: str) -> float:
 
 
 def _cut(document: str, fraction: float) -> int | None:
-    """Where the last part of a document begins: behind a paragraph, a line or a sentence, near to its fraction.
+    """Where the last part of a document begins: after a paragraph, a line or a sentence, close to its fraction.
 
     None: there is no such place, or the beginning is a prompt, which both parts would need.
     """

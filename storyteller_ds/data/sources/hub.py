@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face hub: which commit, whether it can be reached, and its files as a folder of the cache."""
+"""Datasets on the Hugging Face hub: which commit, whether it can be reached, and downloading it into the cache."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,10 @@ PINNED_REVISIONS = {
     "euclaise/writingprompts": "35f0aa359452ba8147b34d925684fccee26679cc",
 }
 PINNED_SPLITS = ("train", "validation")
-"""Of each of them at its commit."""
+"""Splits of each of them at its commit."""
 
 PROBE_TIMEOUT_SECONDS = 4.0
-"""The hub must answer one small request within this before anything is downloaded."""
+"""The hub must answer one small request within this time before anything is downloaded."""
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,7 +42,7 @@ def check_name(dataset: str, revision: str | None) -> None:
 
 
 def address(dataset: str, commit: str) -> str:
-    """What the addresses of all files of the commit begin with."""
+    """The common prefix of the addresses of all files of a commit."""
     return f"hf://datasets/{dataset}@{commit}"
 
 
@@ -56,19 +56,19 @@ def open_dataset(dataset: str, commit: str) -> Any:
 
     _probe(dataset, commit)
     builder = datasets.load_dataset_builder(dataset, revision=commit)
-    # When the hub fails half-way, the library falls back on the newest commit in its cache.
+    # When the hub fails halfway, the library falls back to the newest commit in its cache.
     if builder.hash != commit:
         _unreachable(dataset, "the connection was lost")
     return builder
 
 
 def download(dataset: str, commit: str, files: Mapping[Any, Iterable[Any]], folder: Path) -> None:
-    """Download files and the card to a folder, which is there when it is complete; an interrupted one is continued.
+    """Download files and the card to a folder, which exists only once complete; an interrupted download is continued.
 
     Args:
-        dataset: its name.
-        commit: of it.
-        files: by split, their addresses.
+        dataset: name of the dataset.
+        commit: commit of the dataset.
+        files: addresses of the files, by split.
         folder: where they go.
     """
     from huggingface_hub import HfApi
@@ -84,7 +84,7 @@ def download(dataset: str, commit: str, files: Mapping[Any, Iterable[Any]], fold
 
 
 def _probe(dataset: str, commit: str) -> None:
-    """Ask the hub for the commit, so that a dead network is an error in seconds, not in minutes."""
+    """Ask the hub for the commit, so that a dead network is an error within seconds, not minutes."""
     from datasets import config
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -92,7 +92,7 @@ def _probe(dataset: str, commit: str) -> None:
     if config.HF_HUB_OFFLINE:
         _unreachable(dataset, "offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)")
     try:
-        # Looking up the hub's name has no limit of its own.
+        # Looking up the hub's name has no time limit of its own.
         in_time(
             lambda: HfApi().dataset_info(dataset, revision=commit, timeout=PROBE_TIMEOUT_SECONDS),
             2 * PROBE_TIMEOUT_SECONDS,

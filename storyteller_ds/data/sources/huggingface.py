@@ -1,4 +1,4 @@
-"""Documents out of a Hugging Face dataset: from the hub at a fixed commit, or from a local folder."""
+"""Documents from a Hugging Face dataset, on the hub at a fixed commit or in a local folder."""
 
 import hashlib
 import json
@@ -29,27 +29,27 @@ from storyteller_ds.errors import ConfigError, DataError, UserError
 from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import expand_home
 
-# Part of the fingerprint: raised whenever the same rows would give other documents.
+# Part of the fingerprint: raise it whenever the same rows would give different documents.
 FORMAT = "storyteller hugging face 1"
 READ_ROWS = 1000
-# The library has readers for some thirty kinds of files. These hold text, and were checked: nothing in
-# them is unpickled, and none is an archive, whose members could lie anywhere or be of any size once unpacked.
+# The library has readers for some thirty kinds of files. These hold text and were checked: nothing in them is
+# unpickled, and none is an archive, whose members could have any path, or any size once unpacked.
 READERS = ("parquet", "arrow", "json", "csv", "text")
 DATA_SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _FOLDER_SUFFIXES = (*DATA_SUFFIXES, ".txt")
 _OTHER_SEPARATORS = ";\t|"
-"""Separators of columns that the library does not recognise in a .csv."""
+"""Column separators that the library does not recognize in a .csv."""
 
 
 @dataclass(frozen=True)
 class HuggingFaceSource:
     """One split of a dataset on the hub (`OWNER/NAME`) or in a local folder of the hub's layout.
 
-    The files of a hub dataset are downloaded into the cache folder at first, and need no network again; with
-    `streaming`, and if they are not there, they are read from the hub. A local folder is read in place; it has no
-    revision, so one that is meant for another dataset of the run is ignored.
+    The files of a hub dataset are first downloaded into the cache folder, and then need no network; with `streaming`,
+    they are read from the hub unless they have been downloaded. A local folder is read in place; it has no revision, so
+    one that is meant for another dataset of the run is ignored.
 
-    Raises DataError on construction for a name that is neither a folder nor a hub name, and a revision that is missing
+    Raises DataError on construction for a name that is neither a folder nor a hub name, or a revision that is missing
     or not a commit sha.
     """
 
@@ -70,16 +70,16 @@ class HuggingFaceSource:
 
     @property
     def name(self) -> str:
-        """The dataset, its commit where it comes from the hub, and the split."""
+        """The dataset, its commit if it comes from the hub, and the split."""
         at = "" if self._folder is not None else f"@{self._commit[:8]}"
         return f"{self.dataset}{at} ({self.split})"
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the dataset and its settings; of a local folder, of its content in place of its path.
+        """The sha256 of the dataset and its settings; for a local folder, of its contents instead of its path.
 
-        Needs no network for a hub dataset, whose commit stands for its content. Reads all data files of
-        the split in a local folder. Raises DataError when the folder has no such split or data files
+        Needs no network for a hub dataset, whose commit stands for its contents. Reads all data files of
+        the split in a local folder. Raises DataError when the folder has no such split or has data files
         that cannot be read, or when the `datasets` library is not installed.
         """
         if self._folder is None:
@@ -96,15 +96,15 @@ class HuggingFaceSource:
         """Yield the text of each row, with LF line ends, stripped; rows without text are left out.
 
         Raises DataError, at the first document, when `datasets` is not installed, the hub cannot be
-        reached, or dataset, split or text field do not exist; and when the data cannot be read or hold
-        no document.
+        reached, or the dataset, split or text field does not exist; also when the data cannot be read or
+        holds no document.
         """
         count = 0
         for prompt, text in self._texts():
             document = document_of(prompt, text)
             if len(document) > LONGEST:
                 raise too_long(f"a row of {self.name}", "take another dataset, or cut it into stories")
-            if MARKER in document:  # as in text files, of which the library makes a document of every line
+            if MARKER in document:  # as in text files, where the library makes every line a document
                 raise DataError(
                     f"{self.name} has {MARKER} within a text, where it would be learnt as any other word; "
                     "put the stories into a text file, which is split there, and give data.source=PATH/TO/stories.txt"
@@ -132,8 +132,8 @@ class HuggingFaceSource:
     def has_split(self, split: str) -> bool:
         """Whether the dataset has a split; asks the hub, unless the commit is pinned or cached.
 
-        Raises DataError for a local folder that cannot be read. A hub that cannot be asked is taken to have the
-        split: a corpus that was prepared from it is found then, and otherwise reading it says what is wrong.
+        Raises DataError for a local folder that cannot be read. If the hub cannot be asked, the split is assumed to
+        exist: then a corpus that was prepared from it is found, and otherwise reading it says what is wrong.
         """
         if self._folder is None and self._commit == hub.PINNED_REVISIONS.get(self.dataset):
             return split in hub.PINNED_SPLITS
@@ -156,14 +156,14 @@ class HuggingFaceSource:
 
     @property
     def _downloaded(self) -> Path:
-        """Where the files of a hub dataset are when all of them have been downloaded."""
+        """Where the files of a hub dataset are once all of them have been downloaded."""
         return cache_folder(self.cache_dir) / "hub" / self.dataset / self._commit
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         """The prompt and the text of each row."""
         batches = self._open().iter(batch_size=READ_ROWS)
         while True:
-            # Around each step, not the loop: the caller's code between two documents keeps its warnings.
+            # Around each step, not the loop, so that the caller's code between two documents keeps its warnings.
             with self._reading():
                 batch = next(batches, None)
             if batch is None:
@@ -178,14 +178,14 @@ class HuggingFaceSource:
                     )
 
     def _open(self) -> Any:
-        """Return the rows of the split, with the text field only."""
+        """Return the rows of the split, with only the fields of the text and the prompt."""
         with self._reading():
             if self._folder is None and not self.streaming and not self._downloaded.exists():
                 hub.download(self.dataset, self._commit, self._builder().config.data_files or {}, self._downloaded)
             splits = self._builder().as_streaming_dataset()
             self._check_split(splits)
             rows = splits[self.split]
-            # Formats that do not name their fields ahead, such as JSON lines, show them in a row.
+            # For formats that do not declare their fields, such as JSON Lines, the first row shows them.
             fields = rows.column_names or list(next(iter(rows), {}))
             if len(fields) == 1 and set(fields[0]) & set(_OTHER_SEPARATORS):
                 raise DataError(
@@ -230,7 +230,7 @@ class HuggingFaceSource:
         return builder
 
     def _check_files(self, builder: Any, home: str) -> None:
-        """Refuse kinds of files that we do not read, and files elsewhere, which a dataset's card can name.
+        """Refuse kinds of files that we do not read, and files outside the dataset, which its card can name.
 
         Args:
             builder: the library's choice of a reader and of files for it.
@@ -264,13 +264,13 @@ class HuggingFaceSource:
             files = self._builder().config.data_files or {}
             self._check_split(files)
             paths = [Path(file) for file in files[self.split]]
-            # The card can choose the files' columns and format.
+            # The card can set the files' columns and format.
             card = folder / "README.md"
             return [file_hash(path) for path in ([card] if card.is_file() else []) + paths]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Around every use of the libraries: keeps them quiet, and turns their errors into DataErrors."""
+        """Wraps every use of the libraries: keeps them quiet, and turns their errors into DataErrors."""
         require_datasets()
         try:
             with quiet():
@@ -278,7 +278,7 @@ class HuggingFaceSource:
         except (UntrustedFileError, ConfigError) as error:
             raise DataError(f"{self.dataset} cannot be read: {error}; or {OTHER_SOURCES}") from error
         except library_errors() as error:
-            # The message of some is general; the reason is in their cause.
+            # Some have a general message; the reason is in their cause.
             reason = error.__cause__ if error.__cause__ is not None else error
             what = "there are no rows" if isinstance(reason, StopIteration) else one_line(reason)
             where = "there" if self._folder is not None else "on the hub or in the connection"
@@ -307,6 +307,6 @@ class HuggingFaceSource:
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file as it is."""
+    """The sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The files of a folder or a pattern, told apart by their names."""
+"""The files of a folder or a pattern, classified by their names."""
 
 import glob
 import os
@@ -27,30 +27,30 @@ _SPLITS = {
 }
 _WORD = f"({'|'.join(_SPLITS)})"
 _NAMED_FOR_A_SPLIT = re.compile(rf"(?:.*[-_. ])?{_WORD}(?:[-_. ]?\d+(?:-of-\d+)?)?|{_WORD}[-_.].*")
-"""Such as train.txt, tiny_val.txt, train-00000-of-00002.txt, val_stories.txt, the folder validation."""
+"""Names such as train.txt, tiny_val.txt, train-00000-of-00002.txt, val_stories.txt, the folder validation."""
 
 
 class Listing(NamedTuple):
-    """All files below a folder, hidden ones left out, in the order of their relative paths."""
+    """All files below a folder, without hidden ones, in the order of their relative paths."""
 
     texts: list[Path]
     others: list[Path]
     about: list[Path]
-    """Such as README.md."""
+    """Files about the text, such as README.md."""
     links: list[Path]
     """Links to folders, which are not followed, and links that lead out of the folder or nowhere."""
 
     @property
     def tables(self) -> list[Path]:
-        """Those of `others` that are named as tables, packed or not."""
+        """Files in `others` that are named like tables, packed or not."""
         return [path for path in self.others if suffix_of(path) in TABLE_SUFFIXES and path.name not in NOT_STORIES]
 
 
 def list_folder(folder: Path) -> Listing:
-    """The files in a folder and in those below it.
+    """List the files in a folder and all folders below it.
 
     Raises:
-        DataError: one of them cannot be read.
+        DataError: one of the folders cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -76,7 +76,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a path that does not exist is a pattern."""
+    """Whether a path is a pattern and does not exist."""
     return glob.has_magic(str(path)) and not path.exists()
 
 
@@ -84,9 +84,9 @@ def matching_files(pattern: Path) -> list[Path]:
     """The files of a pattern, in the order of their paths; `**` stands for folders of any depth.
 
     Raises:
-        DataError: there is none.
+        DataError: no file matches.
     """
-    # Path.glob takes hidden files, too.
+    # Path.glob would include hidden files.
     paths = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207
     files = [path for path in paths if path.is_file()]
     if not files:
@@ -95,17 +95,17 @@ def matching_files(pattern: Path) -> list[Path]:
 
 
 def suffix_of(path: Path) -> str:
-    """How a file's name ends, without what it is packed with: .txt of stories.TXT.gz."""
+    """The suffix of a file's name before packing, in lower case: .txt for stories.TXT.gz."""
     return unpacked_name(path).suffix.lower()
 
 
 def unpacked_name(path: Path) -> Path:
-    """stories.txt of stories.txt.gz."""
+    """The name of a file before packing: stories.txt for stories.txt.gz."""
     return path.with_suffix("") if path.suffix.lower() in PACKED_SUFFIXES else path
 
 
 def is_about_the_text(path: Path) -> bool:
-    """Whether a file is one such as README.md, by its name."""
+    """Whether a file is about the text, such as README.md, by its name."""
     return _ABOUT_THE_TEXT.fullmatch(path.name) is not None
 
 
@@ -115,10 +115,10 @@ def is_empty(path: Path) -> bool:
 
 
 def split_of(relative: Path) -> str | None:
-    """The split in the name of the first folder above a file that has one, or else of the file.
+    """The split in the name of the first folder above a file that names one, or else in that of the file.
 
     Returns:
-        train, validation or test; None: neither has one.
+        train, validation or test; None: no name has one.
     """
     names = (*relative.parent.parts, unpacked_name(relative).stem)
     matches = (_NAMED_FOR_A_SPLIT.fullmatch(name.lower()) for name in names)
@@ -126,7 +126,7 @@ def split_of(relative: Path) -> str | None:
 
 
 def not_read(paths: Sequence[Path], what: str) -> list[str]:
-    """A line for each of the first files that are not read, and one for the others, all of which are of a kind."""
+    """A line for each of the first files that are not read, and one that sums up the others as `what`."""
     lines = [f"not read: {path}" for path in paths[:_NAMED]]
     return lines + ([f"not read: {len(paths) - _NAMED:,} more {what}"] if len(paths) > _NAMED else [])
 

@@ -12,9 +12,9 @@ from storyteller_ds.errors import DataError
 class Mixture:
     """The documents of one source after the other, each source as often as its weight says.
 
-    Of a weight of 2.3 all documents come twice, and then three in ten of them once more: those whose hash is lowest,
-    the same ones in every epoch. Training draws its sequences from all of the text in random order, so that the order
-    of the sources does not matter.
+    With a weight of 2.3, all documents come twice, and then three in ten of them once more: those with the lowest
+    hashes, the same ones in every epoch. Training draws its sequences from all of the text in random order, so the
+    order of the sources does not matter.
     """
 
     parts: tuple[tuple[Source, float], ...]
@@ -26,14 +26,14 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of those of the sources, and of the weights."""
+        """The sha256 of the sources' fingerprints and the weights."""
         parts = "/".join(f"{source.fingerprint}*{weight!r}" for source, weight in self.parts)
         return hashlib.sha256(f"storyteller mixture 1/{parts}".encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:
-        """Those of the first source, as often as it is read, then those of the next.
+        """The documents of the first source, as often as it is read, then those of the next.
 
-        Raises DataError as the sources do, and when nothing is drawn of one.
+        Raises DataError as the sources do, and when nothing is drawn from one.
         """
         for source, weight in self.parts:
             is_drawn = False
@@ -52,11 +52,11 @@ class Mixture:
                 )
 
     def remarks(self) -> list[str]:
-        """Those of the sources."""
+        """The remarks of the sources."""
         return [line for source, _ in self.parts for line in source.remarks()]
 
 
 def _draw(document: str) -> float:
-    """A number in [0, 1) that depends on the text alone; not the one by which documents are held out."""
+    """A number in [0, 1) that depends on the text alone; not the one that decides which documents are held out."""
     digest = hashlib.sha256(b"weight/" + document.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -11,7 +11,7 @@ from storyteller_ds.data.sources.text_file import TextFileSource
 
 @dataclass(frozen=True)
 class Reading:
-    """The settings of data.* for local files."""
+    """The data.* settings for local files."""
 
     encoding: str | None = None
     split: Split = "auto"
@@ -21,16 +21,16 @@ class Reading:
 
     @classmethod
     def of(cls, data: DataConfig) -> "Reading":
-        """Those of a run."""
+        """The settings of a run."""
         return cls(data.encoding, data.split, data.text_field, data.bad_rows, data.prompt)
 
 
 PLAIN = Reading()
-"""As files are read where nothing is set."""
+"""How files are read if nothing is set."""
 
 
 def open_file(path: Path, reading: Reading = PLAIN) -> TableFileSource | TextFileSource:
-    """The source that reads a file, by its content. One that cannot be read is a TextFileSource, which says why."""
+    """The source that reads a file, by its content; an unreadable file gets a TextFileSource, which says why."""
     kind = table_of(path, reading.encoding)
     if kind is None:
         return TextFileSource(path, reading.encoding, reading.split)

@@ -1,6 +1,7 @@
 """The rows of a table in one file, one by one: JSON, JSON Lines, CSV, TSV and Parquet.
 
-A row is a mapping of its fields. What is not a row comes as Malformed, and the rows behind it follow.
+A row is a mapping of its fields. What is not a row comes as Malformed, followed by the rows after it where they can be
+told apart (not after malformed JSON that is not in lines).
 """
 
 import csv
@@ -20,7 +21,7 @@ from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 
 _ONLY = "text"
-"""Field of a value that is a text and no object."""
+"""Field for a value that is not an object."""
 _READ_CHARACTERS = 1 << 18
 TOO_LONG_ROW = "cut it into stories, a row each"
 _SPACE, _SPACE_OR_COMMA = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r,]*")
@@ -28,7 +29,7 @@ _SPACE, _SPACE_OR_COMMA = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r,]*")
 
 @dataclass(frozen=True)
 class Malformed:
-    """What stands where a row should be."""
+    """Takes the place of a row that cannot be read."""
 
     where: str
     """Such as `line 17`."""
@@ -42,13 +43,13 @@ def rows_of(path: Path, kind: str, encoding: str | None, wanted: str) -> Rows:
     """The rows of a file, read piece by piece.
 
     Args:
-        path: of the file.
+        path: path of the file.
         kind: JSON, JSON Lines, CSV, TSV or Parquet.
         encoding: as data.encoding.
-        wanted: a field; a first row of CSV that has it is names, whatever they look like.
+        wanted: a field; a first row of CSV that has it is the header, whatever its names look like.
 
     Raises:
-        DataError: it is damaged, or has a row that is too long to be a story, or a library is missing that reads it.
+        DataError: it is damaged, has a row that is too long to be a story, or needs a library that is missing.
         UntrustedFileError, OSError: see opened_as_utf8.
     """
     if kind == "Parquet":
@@ -94,7 +95,7 @@ def _json_lines(first: str, text: io.TextIOWrapper, path: Path) -> Rows:
 
 
 def _json_values(begun: str, text: io.TextIOWrapper, path: Path) -> Rows:
-    """The values of an array, or that follow each other; never all of them in memory."""
+    """The values of an array, or values that follow each other; never all of them are in memory."""
     decoder, between, count = json.JSONDecoder(strict=False), _SPACE, 0
     left, at, is_over = begun.lstrip(), 0, False
     is_array = left.startswith("[")
@@ -106,7 +107,7 @@ def _json_values(begun: str, text: io.TextIOWrapper, path: Path) -> Rows:
             return
         try:
             value, end = decoder.raw_decode(left, at)
-            if end < len(left) or is_over:  # a number could go on
+            if end < len(left) or is_over:  # at the end, a number could go on
                 count, at = count + 1, end
                 yield _row(value)
                 continue
@@ -119,12 +120,12 @@ def _json_values(begun: str, text: io.TextIOWrapper, path: Path) -> Rows:
         left, at = left[at:], 0
         if len(left) > LONGEST:
             raise too_long(f"value {count + 1:,} of {path}", TOO_LONG_ROW)
-        more = text.read(max(_READ_CHARACTERS, len(left)))  # twice as much each time: long values are tried again
+        more = text.read(max(_READ_CHARACTERS, len(left)))  # doubles each time, because long values are parsed again
         is_over, left = not more, left + more
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where a match that begins there ends."""
+    """Where a match that begins at `at` ends; `at` if there is none."""
     found = pattern.match(text, at)
     return found.end() if found else at
 
@@ -140,7 +141,7 @@ def _csv_rows(file: BinaryIO, path: Path, usual: str, wanted: str) -> Rows:
     is_whole = len(head) < _READ_CHARACTERS
     delimiter = csv_delimiter(head, is_whole) or usual
     quoting = csv_quoting(head, is_whole, delimiter)
-    # strict: a quotation without end would be a field with all that follows.
+    # strict: otherwise, an unclosed quote would make one field of everything after it.
     reader = csv.reader(_lines(head, text, path), delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str] | None = None
     while True:
@@ -160,7 +161,7 @@ def _csv_rows(file: BinaryIO, path: Path, usual: str, wanted: str) -> Rows:
                 continue
         if len(row) == len(names):
             yield dict(zip(names, row, strict=True))
-        elif row:  # csv gives an empty line as no field
+        elif row:  # csv gives an empty line as a row without fields
             yield Malformed(f"line {reader.line_num:,}", f"a row of {len(row)} fields in place of {len(names)}")
 
 
@@ -174,7 +175,7 @@ def _lines(head: str, text: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 
 def _rest(text: io.TextIOWrapper, path: Path, before: int) -> Iterator[str]:
-    """The lines from here on, behind so many."""
+    """The remaining lines, of which `before` have been read."""
     for number, line in enumerate(iter(functools.partial(text.readline, LONGEST + 1), ""), start=before + 1):
         if len(line) > LONGEST:
             raise too_long(f"line {number:,} of {path}", TOO_LONG_ROW)

@@ -8,8 +8,7 @@ from storyteller_ds.errors import DataError
 LOOKED_AT = 10_000
 """Documents at the beginning of a source that are read for its remarks."""
 LONGEST = 1 << 24
-"""A line, a row or a document that is longer is not a story: memory would have to hold it, its tokens and more
-(characters)."""
+"""A longer line, row or document is not a story: memory would have to hold it, its tokens and more (characters)."""
 
 
 class Source(Protocol):
@@ -17,7 +16,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """How the source is called in messages and reports."""
+        """The source's name in messages and reports."""
         ...
 
     @property
@@ -31,12 +30,12 @@ class Source(Protocol):
     def documents(self) -> Iterator[str]:
         """Yield each document, without surrounding white space and never empty.
 
-        Raises DataError, at the first document or on the way, when the source cannot be read.
+        Raises DataError, at the first document or later, when the source cannot be read.
         """
         ...
 
     def remarks(self) -> list[str]:
-        """Notes about how the source is read, a line each, from its beginning only.
+        """Notes about how the source is read, one line each, based on its beginning only.
 
         Raises DataError when the source cannot be read, or cannot be used.
         """
@@ -44,10 +43,10 @@ class Source(Protocol):
 
 
 def too_long(what: str, fix: str) -> DataError:
-    """The error about a line, a row or a document without end.
+    """The error about a line, a row or a document that is too long.
 
     Args:
-        what: and where it is.
-        fix: how it becomes several.
+        what: what it is, and where.
+        fix: how to split it into several.
     """
     return DataError(f"{what} has more than {LONGEST:,} characters, which no story has; {fix}")

@@ -1,4 +1,4 @@
-"""Where stories end in a text, and how that is found out."""
+"""Where stories end in a text, and how that is determined."""
 
 import codecs
 import io
@@ -11,36 +11,36 @@ from storyteller_ds.errors import DataError
 
 MARKER = "<|endoftext|>"
 BYTE_ORDER_MARK = "\ufeff"
-"""Dropped wherever it is, for files are joined."""
+"""Dropped wherever it occurs, because files get joined."""
 SHORT_WORDS = 100
-"""A median document below it is more likely a paragraph than a story (words)."""
+"""A shorter median document is more likely a paragraph than a story (words)."""
 LEAST_LINES = 20
 """Fewer lines are one story rather than one each."""
 ENDED_LINES = 0.9
-"""So many lines end as sentences do where each is a story; of text that is wrapped, few do (fraction)."""
+"""Least fraction of lines that end like sentences if each is a story; in wrapped text, few do."""
 _ENDS_OF_SENTENCES = ".!?…\"'”’»)*_。！？」』"
 _FIX = f"put {MARKER} between its stories, or set data.split to where they end"
 
 Ends = Literal["marker", "blank_line", "line", "file", "none"]
-"""data.split, decided."""
+"""data.split, once decided."""
 
 
 class Evidence:
-    """What a text says about where its stories end; is shown the text piece by piece."""
+    """What a text says about where its stories end; it is shown the text piece by piece."""
 
     def __init__(self) -> None:
         self.has_marker = False
         self.has_blank_line = False
-        """Between two lines of text; not looked for behind a marker."""
+        """Whether there is one between two lines of text; not looked for after a marker."""
         self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
         self._tail = ""
         self._lines = self._ended = 0
         self._is_behind_blank_line = False
         self._last = ""
-        """Of the line that is being read, the last character so far that is not white space."""
+        """The last character so far in the current line that is not white space."""
 
     def look_at(self, piece: bytes) -> None:
-        """The next bytes of UTF-8; b"" at the end."""
+        """Take in the next bytes of UTF-8; b"" at the end."""
         if self.has_marker:
             return
         text = self._decoder.decode(piece, final=not piece).replace(BYTE_ORDER_MARK, "")
@@ -59,8 +59,10 @@ class Evidence:
 
     @property
     def ends(self) -> Ends:
-        """The marker if there is one; else blank lines; else line ends, if there are many lines and nearly all are
-        whole sentences; else the end of the file."""
+        """The marker if there is one, else blank lines, else line ends, else the end of the file.
+
+        Line ends only if there are many lines and nearly all are whole sentences.
+        """
         if self.has_marker:
             return "marker"
         if self.has_blank_line:
@@ -82,7 +84,7 @@ class Evidence:
 
 
 def by_lines(ends: Ends) -> bool:
-    """Whether `pieces` takes lines; else it takes any pieces."""
+    """Whether `pieces` takes lines; otherwise, it takes any pieces."""
     return ends in ("blank_line", "line")
 
 
@@ -92,12 +94,12 @@ def pieces(text: Iterable[str], ends: Ends, name: str) -> Iterator[str]:
     Args:
         text: line by line, with LF at their ends, or in pieces; see by_lines.
         ends: where stories end.
-        name: of the text, for messages.
+        name: name of the text, for messages.
 
     Raises:
         DataError: one is too long to be a story.
     """
-    # Joined only when a story ends: adding to a string would be quadratic in long ones.
+    # Joined only when a story ends: appending to a string would be quadratic for long ones.
     story: list[str] = []
     length = 0
     for part in _PARTS[ends](text):
@@ -113,12 +115,12 @@ def pieces(text: Iterable[str], ends: Ends, name: str) -> Iterator[str]:
 
 
 def long_line(name: str, number: int) -> DataError:
-    """The error about a line of a text, by its number."""
+    """The error about a line of a text that is too long, by its number."""
     return too_long(f"line {number:,} of {name}", _FIX)
 
 
 _Parts = Iterator[str | None]
-"""Of stories; None ends one."""
+"""Parts of stories; None ends a story."""
 
 
 def _at_markers(text: Iterable[str]) -> _Parts:
@@ -128,7 +130,7 @@ def _at_markers(text: Iterable[str]) -> _Parts:
         for part in ended:
             yield part
             yield None
-        tail = rest[1 - len(MARKER) :]  # with which a marker could begin
+        tail = rest[1 - len(MARKER) :]  # a marker could begin in it
         yield rest[: len(rest) - len(tail)]
     yield tail
 
@@ -158,11 +160,11 @@ _PARTS: dict[Ends, Callable[[Iterable[str]], _Parts]] = {
 
 
 def described(name: str, documents: Sequence[str], ends: Ends) -> str:
-    """How a text came apart, and what helps if that is not what was meant.
+    """How a text was split, and what helps if that was not intended.
 
     Args:
-        name: of the text.
-        documents: the first LOOKED_AT of it, one or more.
+        name: name of the text.
+        documents: its first LOOKED_AT documents, at least one.
         ends: where they end.
     """
     words = statistics.median_low(len(document.split()) for document in documents)

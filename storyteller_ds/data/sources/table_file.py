@@ -1,4 +1,4 @@
-"""Documents out of one file with a table: each is a text field of a row."""
+"""Documents from one file with a table: each is a text field of a row."""
 
 import hashlib
 import statistics
@@ -22,15 +22,15 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError
 from storyteller_ds.user_paths import is_utf8
 
-# Part of the fingerprint: raised whenever the same rows would give other documents.
+# Part of the fingerprint: raise it whenever the same rows would give different documents.
 FORMAT = b"storyteller table 1\n"
 _LOOKED_AT = 100
-"""Rows by which the field is chosen."""
+"""Number of rows that are used to choose the field."""
 _USUAL = str(DataConfig.model_fields["text_field"].default)
 _NAMES = ("story", "stories", "content", "body", "document", "passage", "tale", "output", "completion")
-"""Fields of the stories in other data sets, in the order in which they are tried."""
+"""Names of the story field in other datasets, in the order in which they are tried."""
 _A_STORY = 40
-"""Characters of the median text of a field that may hold stories, if no name says it."""
+"""Least median length of a field that may hold stories, if no name says so (characters)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TableFileSource:
 
     path: Path
     kind: str
-    """As rows_of."""
+    """As in rows_of."""
     text_field: str
     """As data.text_field."""
     encoding: str | None = None
@@ -62,7 +62,7 @@ class TableFileSource:
         digest = hashlib.sha256(FORMAT + f"{self.kind}/{self.field}\n".encode())
         if self.prompt is not None:
             digest.update(f"prompt: {self.prompt}\n".encode())
-        if self.bad_rows:  # what was prepared without the bad rows is no answer where none are allowed
+        if self.bad_rows:  # a corpus prepared without bad rows must not be used if none are allowed
             digest.update(f"bad rows: {self.bad_rows}\n".encode())
         with self._reading(), opened_as_utf8(self.path, self.encoding) as file:
             while chunk := file.read(CHUNK_BYTES):
@@ -73,7 +73,7 @@ class TableFileSource:
         """The texts in the order of the rows.
 
         Raises DataError when the file cannot be read or has no such field, and, at the end at the latest, when more of
-        its rows are malformed than `bad_rows` says.
+        its rows are malformed than `bad_rows` allows.
         """
         read, bad, first = 0, 0, ""
         for read, row in enumerate(self._rows(), start=1):
@@ -92,7 +92,7 @@ class TableFileSource:
             )
 
     def remarks(self) -> list[str]:
-        """The field, if nobody has named it, and what is left out.
+        """The field, if it was not named, and what is left out.
 
         Raises DataError when the file cannot be read, or too much of it is malformed.
         """
@@ -111,7 +111,7 @@ class TableFileSource:
 
     @cached_property
     def field(self) -> str:
-        """The field of the stories: text_field or, where nobody has named it, one that is chosen."""
+        """The field of the stories: text_field or, if it is missing and was not named, one that is chosen."""
         field = self._chosen_field()
         if field in self._template.fields:
             raise DataError(f"{self.path}: data.prompt has the story itself, {{{field}}}; leave it out")
@@ -135,7 +135,7 @@ class TableFileSource:
         )
 
     def _text(self, row: Mapping[str, Any] | Malformed, number: int) -> tuple[str | None, str | None]:
-        """The document of a row, if it has one, and what is wrong with it, if something is."""
+        """The document of a row, if it has one, and what is wrong with it, if anything."""
         if isinstance(row, Malformed):
             return None, f"{row.where} is {row.why}"
         text = row.get(self.field)
@@ -150,7 +150,7 @@ class TableFileSource:
         whole = prompt + text
         if len(whole) > LONGEST:
             raise too_long(f"row {number:,} of {self.path}", TOO_LONG_ROW)
-        if MARKER in whole:  # as in text files, of which somebody has made a row of every line
+        if MARKER in whole:  # as in text files that were turned into one row per line
             return None, f"row {number:,} has {MARKER} within its text, where it would be learnt as any other word"
         if "\0" in whole or not is_utf8(whole):
             return None, f"row {number:,} has characters that no text has (NUL, half a surrogate pair)"

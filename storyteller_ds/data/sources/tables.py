@@ -1,6 +1,6 @@
-"""Recognises JSON and CSV by their content.
+"""Recognizes JSON and CSV by their content.
 
-Prose may begin with a bracket, have a quotation in every line and be full of commas: more evidence is needed.
+Prose may begin with a bracket, have a quotation in every line and be full of commas, so more evidence is needed.
 """
 
 import csv
@@ -10,20 +10,20 @@ import re
 from typing import Literal
 
 ROWS = 50
-"""Rows of CSV that are read."""
+"""Number of rows of CSV that are read."""
 _COLUMN = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}")
-"""A name of a column: up to three words, no punctuation."""
+"""A column name: up to three words, no punctuation."""
 _COLUMN_CHARACTERS = 30
 _CUT_CHARACTERS = 20
-"""A beginning of JSON that was cut is wrong at most so far from its end, or within a text that does not end."""
+"""JSON that was cut off has its error at most this far from its end, or in a string that does not end."""
 
 
 def recognise_table(text: str, is_whole: bool) -> str | None:
-    """JSON (also one value a line), CSV or TSV; None for prose.
+    """JSON (also one value per line), CSV or TSV; None for prose.
 
     Args:
         text: the beginning of a file.
-        is_whole: it is all of the file.
+        is_whole: whether it is all of the file.
     """
     if _is_json(text.strip(), is_whole):
         return "JSON"
@@ -45,14 +45,14 @@ def _is_json(text: str, is_whole: bool) -> bool:
         value, end = json.JSONDecoder(strict=False).raw_decode(text)
     except json.JSONDecodeError as error:
         return not is_whole and is_cut(error, text)
-    except (ValueError, RecursionError):  # a number or brackets without end
+    except (ValueError, RecursionError):  # a number or nested brackets that are too long
         return False
     # [1] may begin a story.
     return bool(value) and (isinstance(value, dict) or end == len(text))
 
 
 def is_cut(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether text may be the beginning of JSON, though it is none itself."""
+    """Whether text that is not JSON may be the beginning of JSON."""
     return error.msg.startswith("Unterminated") or error.pos > len(text) - _CUT_CHARACTERS
 
 
@@ -63,7 +63,7 @@ def _is_csv(text: str, is_whole: bool, delimiter: str) -> bool:
     header, *others = rows
     quoted = text.count('"') >= 2 * len(others)
     if len(header) == 1:
-        # No prose has one small word as its first line, and quotations in all others.
+        # No prose has one lower-case word as its first line and quotations in all others.
         return delimiter == "," and re.fullmatch("[a-z_]+", header[0]) is not None and quoted
     # In prose, a space follows what could be a delimiter.
     is_tight = not any(field.startswith(" ") for row in rows for field in row)
@@ -71,10 +71,10 @@ def _is_csv(text: str, is_whole: bool, delimiter: str) -> bool:
 
 
 def csv_quoting(text: str, is_whole: bool, delimiter: str) -> Literal[0, 3]:
-    """Whether quotation marks are around fields (csv.QUOTE_MINIMAL), or part of them (csv.QUOTE_NONE).
+    """Whether quotation marks enclose fields (csv.QUOTE_MINIMAL) or are part of them (csv.QUOTE_NONE).
 
-    Between tabs they are either: programs that write TSV quote fields with line breaks or not at all. They are around
-    fields where all rows then have the same number of these.
+    Between tabs, they can be either: programs that write TSV quote fields with line breaks, or none at all. They
+    enclose fields if all rows then have the same number of fields.
     """
     if delimiter == "\t":
         begins_field = text.startswith('"') or '\t"' in text or '\n"' in text
@@ -85,7 +85,7 @@ def csv_quoting(text: str, is_whole: bool, delimiter: str) -> Literal[0, 3]:
 
 
 def _rows(text: str, is_whole: bool, delimiter: str) -> list[list[str]]:
-    """The first rows that are whole; none if the text breaks the rules of CSV."""
+    """The first complete rows; none if the text breaks the rules of CSV."""
     return _read_rows(text, is_whole, delimiter, csv_quoting(text, is_whole, delimiter))
 
 
@@ -103,7 +103,7 @@ def _read_rows(text: str, is_whole: bool, delimiter: str, quoting: Literal[0, 3]
 
 
 def names_columns(header: list[str]) -> bool:
-    """Whether a row can be the names of columns; the first of them, an index, may have none."""
+    """Whether a row can be a header; the name of the first column, an index, may be empty."""
     names = header[1:] if header[0] == "" else header
     return len(set(names)) == len(names) and all(
         len(name) <= _COLUMN_CHARACTERS and _COLUMN.fullmatch(name) for name in names

@@ -1,4 +1,4 @@
-"""Documents out of one text file of any size, read piece by piece."""
+"""Documents from one text file of any size, read piece by piece."""
 
 import codecs
 import hashlib
@@ -31,14 +31,14 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError
 
 CHUNK_BYTES = 1 << 16
-# Part of the fingerprint: raised whenever the same bytes would be cut into other documents.
+# Part of the fingerprint: raise it whenever the same bytes would be cut into different documents.
 FORMAT = b"storyteller text file 1\n"
 _MARKS_DROPPED = b"byte order marks within are dropped"
-"""Part of the fingerprint of files that have any, which once were left in the text."""
+"""Part of the fingerprint of files that have any; they used to be left in the text."""
 
 
 class _Survey(NamedTuple):
-    """What reading all of a file once says of it."""
+    """What reading all of a file once says about it."""
 
     digest: Any
     """sha256 so far."""
@@ -47,10 +47,10 @@ class _Survey(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFileSource:
-    """A text file, packed or not, whose documents end as `split` says; auto: as its content says.
+    """A text file, packed or not, whose documents end where `split` says; auto: where its content says.
 
-    CRLF and lone CR count as LF; byte order marks are dropped, also within, where files were joined. Memory
-    use is that of the longest document, not of the file.
+    CRLF and lone CR count as LF; byte order marks are dropped, even within the file, where files were joined.
+    Memory use depends on the longest document, not on the file.
     """
 
     path: Path
@@ -66,18 +66,17 @@ class TextFileSource:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the text in UTF-8 and of where its documents end, wherever the file lies; reads all of it,
-        once.
+        """The sha256 of the text in UTF-8 and of where its documents end, whatever the path; reads all of it once.
 
         Raises DataError when the file is missing, empty, a folder, or cannot be read.
         """
         return self.fingerprint_of(self._survey.evidence.ends if self.split == "auto" else self.split)
 
     def fingerprint_of(self, ends: Ends) -> str:
-        """The fingerprint, if the documents end so."""
+        """The fingerprint if the documents end this way."""
         digest, evidence = self._survey.digest.copy(), self._survey.evidence
-        # Before there were more ways, auto was the marker or else blank lines: a file that comes apart as it did
-        # then keeps its fingerprint.
+        # Auto used to mean the marker or else blank lines: a file that is still split as it was then keeps its
+        # fingerprint.
         is_as_before = ends in ("marker", "blank_line") or (ends == "file" and not evidence.has_blank_line)
         if self.split != "auto" or not is_as_before:
             digest.update(f"split: {ends}".encode())
@@ -100,7 +99,7 @@ class TextFileSource:
         return evidence.ends
 
     def documents(self) -> Iterator[str]:
-        """The documents in the order of the file; none where all is white space and markers.
+        """The documents in the order of the file; none if there are only white space and markers.
 
         Raises DataError when the file is missing, empty, a folder or unreadable, on reaching a byte that is not
         UTF-8, and on reaching a line or a document that is too long.
@@ -108,7 +107,7 @@ class TextFileSource:
         return self.documents_of(self.ends)
 
     def documents_of(self, ends: Ends) -> Iterator[str]:
-        """The documents, if they end so."""
+        """The documents if they end this way."""
         for piece in pieces(_text(self.path, self.encoding, by_lines(ends)), ends, self.name):
             if document := piece.strip():
                 yield document

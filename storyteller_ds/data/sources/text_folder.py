@@ -1,4 +1,4 @@
-"""Documents out of a folder of text files and tables."""
+"""Documents from a folder of text files and tables."""
 
 import hashlib
 import json
@@ -27,23 +27,23 @@ from storyteller_ds.data.sources.table_file import TableFileSource
 from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.errors import DataError
 
-# Part of the fingerprint: raised whenever the same files would give other documents.
+# Part of the fingerprint: raise it whenever the same files would give different documents.
 FORMAT = b"storyteller text folder 1\n"
 _READERS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     **dict.fromkeys((".csv", ".tsv"), "csv"),
     ".parquet": "parquet",
 }
-"""Of the library `datasets`, which reads the files of one of them together."""
+"""Readers of the `datasets` library, which reads files together if they have the same reader."""
 
 
 @dataclass(frozen=True)
 class TextFolderSource:
     """The text files and tables in a folder and below it, in the order of their relative paths; see FilesSource.
 
-    Where all files, or the folders that they lie in, are named for splits, `split` chooses among them; otherwise it
-    is all of them. Hidden files, empty files and such as README.md and LICENSE are left out. A link must not lead out
-    of the folder, so that a folder from somewhere else cannot name a file outside of it.
+    If all files, or the folders that they are in, are named for splits, `split` chooses among them; otherwise, all of
+    them are read. Hidden files, empty files, and files such as README.md and LICENSE are left out. A link must not lead
+    out of the folder, so that a folder from somewhere else cannot name a file outside of it.
 
     Raises DataError on construction if there is nothing to read, or if it is not clear which files are in the split.
     """
@@ -78,14 +78,14 @@ class TextFolderSource:
 
     @property
     def name(self) -> str:
-        """The path as it was given, and what of it is read."""
+        """The path as it was given, and which part of it is read."""
         return f"{self.path} ({self.split}, {self._read.count})" if self._has_splits else self._read.name
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the contents of the files in their order, wherever they lie; reads all of them.
+        """The sha256 of the files' contents in order, regardless of their paths; reads all of them.
 
-        Raises DataError when one cannot be read; names it.
+        Raises DataError when one cannot be read, and names it.
         """
         if (hashes := self._hashes_by_datasets()) is not None:
             asked = [FORMAT_OF_DATASETS, hashes, self._split_read, self.reading.text_field, self.max_documents]
@@ -102,7 +102,7 @@ class TextFolderSource:
         return islice(self._read.documents(), self.max_documents)
 
     def remarks(self) -> list[str]:
-        """Which files are not read, and what is to say of those that are."""
+        """Which files are not read, and the remarks of those that are."""
         listing = self._listing
         unread = [path for path in (*listing.texts, *listing.others) if path not in self._named or is_empty(path)]
         if self._has_splits:
@@ -125,9 +125,9 @@ class TextFolderSource:
 
     @cached_property
     def _named(self) -> list[Path]:
-        """The files that are named as stories are."""
+        """The files whose names suggest stories."""
         tables = self._listing.tables
-        # Beside tables, a Markdown file is about them.
+        # A Markdown file next to tables is about them.
         texts = [path for path in self._listing.texts if not (tables and suffix_of(path) == ".md")]
         return sorted([*texts, *tables], key=lambda path: path.parts)
 
@@ -145,7 +145,7 @@ class TextFolderSource:
 
     @property
     def _split_read(self) -> str:
-        """Whose files are read: those for training, if none is for validation."""
+        """The split whose files are read: train if none is for validation."""
         return "train" if self.split == "validation" and not self.has_split("validation") else self.split
 
     @cached_property
@@ -154,11 +154,11 @@ class TextFolderSource:
         return [path for path in paths if not is_empty(path)]
 
     def _hashes_by_datasets(self) -> list[str] | None:
-        """What the fingerprint had of the files when `datasets` read a folder of tables; None: it could not read it.
+        """The hashes in the fingerprint from when `datasets` read folders of tables; None: it could not read this one.
 
-        Its documents were the same, and a run continues.
+        Its documents were the same, so a run can continue.
         """
-        readers = {_READERS.get(path.suffix) for path in self._paths}  # a packed one has none
+        readers = {_READERS.get(path.suffix) for path in self._paths}  # a packed file has none
         if len(readers) > 1 or None in readers or self.reading.encoding is not None or self.reading.prompt is not None:
             return None
         if not all(isinstance(file, TableFileSource) and file.field == self.reading.text_field for file in self.files):

@@ -1,4 +1,4 @@
-"""The bytes of a text file in UTF-8, whatever it is packed with and encoded in; read piece by piece."""
+"""The bytes of a text file in UTF-8, whatever its compression and encoding, read piece by piece."""
 
 import bz2
 import codecs
@@ -17,7 +17,7 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import open_regular
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-"""How names of packed files end; what a file is packed with is seen by its content."""
+"""Suffixes of packed files; how a file is packed is recognized by its content."""
 _CHUNK_BYTES = 1 << 16
 _MARKS = {
     # UTF-32 first: its mark begins with that of UTF-16.
@@ -29,19 +29,19 @@ _MARKS = {
 
 
 _PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""By how the files begin."""
+"""Kinds of compression, by how the files begin."""
 
 
 @contextlib.contextmanager
 def opened_as_utf8(path: Path, encoding: str | None) -> Iterator[BinaryIO]:
-    """A file unpacked (gzip, bzip2, xz, zstd) and in UTF-8; `tell` counts the bytes of that.
+    """Open a file unpacked (gzip, bzip2, xz, zstd) and in UTF-8; `tell` counts the resulting bytes.
 
     Args:
-        path: of the file.
-        encoding: that it has; None: what its byte order mark says, else the bytes as they are.
+        path: path of the file.
+        encoding: its encoding; None: what its byte order mark says, else the bytes as they are.
 
     Raises:
-        DataError: it is damaged, or has bytes that are not of its encoding; on reaching the place.
+        DataError: it is damaged, or has bytes that its encoding does not allow; raised on reaching the place.
         UntrustedFileError: it is not a regular file.
         OSError: it cannot be read.
     """
@@ -50,7 +50,7 @@ def opened_as_utf8(path: Path, encoding: str | None) -> Iterator[BinaryIO]:
         head = _head(file)
         if packer := next((name for start, name in _PACKERS.items() if head.startswith(start)), None):
             stack.enter_context(_unpacking(path))
-            with open_regular(path) as another:  # not every unpacked stream can go back
+            with open_regular(path) as another:  # not every unpacked stream can seek back
                 head = _unpacked(another, packer, path).read(len(head))
             file = _unpacked(file, packer, path)
         found = encoding or next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
@@ -80,7 +80,7 @@ def _unpacked(file: BinaryIO, packer: str, path: Path) -> BinaryIO:
 
 
 def _zstd() -> Any:
-    """Python's module, which older versions have from a package; None: there is none."""
+    """Python's zstd module, which older versions get from a package; None: there is none."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     return None
@@ -98,7 +98,7 @@ def _unpacking(path: Path) -> Iterator[None]:
 
 
 class _AsUtf8(io.RawIOBase):
-    """What a file says, in UTF-8."""
+    """The text of a file, in UTF-8."""
 
     def __init__(self, file: BinaryIO, encoding: str, path: Path) -> None:
         self._file, self._encoding, self._path = file, encoding, path
@@ -110,7 +110,7 @@ class _AsUtf8(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Bytes of UTF-8 so far."""
+        """Bytes of UTF-8 read so far."""
         return self._given
 
     def readinto(self, buffer: Any) -> int:

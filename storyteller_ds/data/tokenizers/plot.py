@@ -1,4 +1,4 @@
-"""A comparison of tokenizers as a picture."""
+"""Plots a comparison of tokenizers."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,7 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_text
 
 FILE_BYTES = 1 << 26
-"""Largest tokenizer.json that is read (bytes); those with 250,000 tokens have half this size."""
+"""Largest tokenizer.json that is read (bytes); those with 250,000 tokens are half this size."""
 _PRECOMPILED = re.compile(r'"type":\s*"Precompiled"')
 
 
