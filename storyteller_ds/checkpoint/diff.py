@@ -36,11 +36,11 @@ class Difference:
     same_corpus: bool
     """Whether both were trained on the same tokens."""
     tensors: list[TensorDifference]
-    """Tensors that differ in any bit, in the order of A."""
+    """Tensors with a value that differs, in the order of A."""
     only_in_a: list[str]
     only_in_b: list[str]
     equal: int
-    """How many tensors are the same bit for bit."""
+    """How many tensors have the same values."""
 
 
 def diff(a: Checkpoint, b: Checkpoint) -> Difference:

@@ -12,6 +12,6 @@ def cache_folder(chosen: Path | None = None) -> Path:
     An empty variable counts as unset.
 
     Raises:
-        UserError: the path is in the home folder, and this user has none.
+        UserError: the path is in the home folder, and this user has none; or a name in it is too long.
     """
     return expand_home(chosen or os.environ.get("STORYTELLER_CACHE") or "~/.cache/storyteller_ds")

@@ -33,7 +33,7 @@ class CleanFiles(PipelineStep):  # type: ignore[misc]  # datatrove has no types
 
     Args:
         input_dir: a folder that every machine sees.
-        output_dir: also seen by every machine; must not exist.
+        output_dir: also seen by every machine; must not exist, or be empty.
         policy: settings of the steps.
     """
 

@@ -1,4 +1,4 @@
-"""Counts of what came in, what was dropped and what was repaired; every story is counted exactly once."""
+"""Counts of what came in, what was dropped and what was repaired; every story, or part of a long one, counts once."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

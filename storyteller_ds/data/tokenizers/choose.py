@@ -46,7 +46,7 @@ def given_tokenizer(config: TokenizerConfig, cache_dir: Path | None) -> Tokenize
         cache_dir: data.cache_dir, where GPT-2's tokenizer is kept.
 
     Raises:
-        DataError: it cannot be read, or lacks a special token.
+        DataError: it cannot be read, is larger than the config says, or does not have its special tokens.
     """
     if config.path is not None:
         name, tokenizer = f"the tokenizer {config.path}", open_tokenizer(expand_home(config.path))

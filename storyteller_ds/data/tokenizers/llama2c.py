@@ -14,7 +14,7 @@ from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, read_bytes, refuse_pickle
 
 MOST_BYTES = 256
-"""Maximum length of a token (bytes); SentencePiece makes none of more than 16 characters."""
+"""Maximum length of a token (bytes); SentencePiece by default makes none of more than 16 characters."""
 _BEGIN = "\n<s>\n"
 """The text of token BEGIN."""
 
