@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from storyteller_ds.checkpoint.read import Checkpoint
@@ -36,11 +37,11 @@ class Difference:
     same_corpus: bool
     """Whether both were trained on the same tokens."""
     tensors: list[TensorDifference]
-    """Tensors with a value that differs, in the order of A."""
+    """Tensors that differ in any bit, in the order of A."""
     only_in_a: list[str]
     only_in_b: list[str]
     equal: int
-    """How many tensors have the same values."""
+    """How many tensors are the same bit for bit."""
 
 
 def diff(a: Checkpoint, b: Checkpoint) -> Difference:
@@ -80,11 +81,11 @@ def _tensor_difference(name: str, a: Tensor, b: Tensor) -> TensorDifference | No
     shapes = (tuple(a.shape), tuple(b.shape))
     if a.shape != b.shape:
         return TensorDifference(name, None, None, shapes)
-    if a.equal(b):
+    if a.dtype == b.dtype and a.flatten().view(torch.uint8).equal(b.flatten().view(torch.uint8)):
         return None
     # In fp64, so that the difference of two fp32 numbers cannot overflow.
     max_abs, largest = (a.double() - b.double()).abs().max().item(), a.double().abs().max().item()
-    relative = max_abs / largest if largest else math.inf
+    relative = max_abs / largest if max_abs and largest else max_abs and math.inf
     return TensorDifference(name, _number(max_abs), _number(relative), shapes)
 
 

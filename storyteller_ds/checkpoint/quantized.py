@@ -120,13 +120,17 @@ class Weights(Mapping[str, Tensor]):
             CheckpointError: it has numbers that are not finite.
         """
         if name not in self._bits:
-            weight = self._files[name]
-            if self._finite and not torch.isfinite(weight).all():
-                raise CheckpointError(
-                    f"checkpoint {self._files.folder}: {name} has numbers that are not finite; use another step"
-                )
-            return weight
-        return Quantized(self._files[_VALUES[self._bits[name]][0] + name], self._files[_SCALE + name])
+            return self._checked(name, name)
+        values = self._files[_VALUES[self._bits[name]][0] + name]
+        return Quantized(values, self._checked(_SCALE + name, name))
+
+    def _checked(self, stored: str, name: str) -> Tensor:
+        numbers = self._files[stored]
+        if self._finite and not torch.isfinite(numbers).all():
+            raise CheckpointError(
+                f"checkpoint {self._files.folder}: {name} has numbers that are not finite; use another step"
+            )
+        return numbers
 
     def _shape(self, name: str, entry: TensorEntry, bits: int) -> tuple[int, ...]:
         *rows, columns = entry.shape or (0,)

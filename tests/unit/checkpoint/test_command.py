@@ -1,6 +1,7 @@
 """storyteller checkpoint ls | verify | show | prune | diff."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from storyteller_ds.checkpoint.diff import _tensor_difference
 from storyteller_ds.checkpoint.write import Contents
 from storyteller_ds.cli.main import storyteller
 from storyteller_ds.config.run import RunConfig
@@ -228,6 +230,23 @@ def test_diff_of_not_a_number_is_json_all_the_same(run):
     text = stdout("diff", step(run, 10), run / "other" / "step_00000040", "--json")
     what = json.loads(text, parse_constant=pytest.fail)
     assert [one["max_abs"] for one in what["tensors"]] == [None]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ([1.0, math.nan], [1.0, math.nan], True),
+        ([0.0, 1.0], [-0.0, 1.0], False),
+        ([0.0], [-0.0], False),
+        ([0.0], [1.0], False),
+        ([1.0], [1.0], True),
+    ],
+)
+def test_diff_compares_bits(one, other, same):
+    found = _tensor_difference("w", torch.tensor(one), torch.tensor(other))
+    assert (found is None) == same
+    if one == other and not same:  # 0 and -0
+        assert (found.max_abs, found.relative) == (0, 0)
 
 
 def leave_out(run: Path, number: int, *parts: str) -> None:

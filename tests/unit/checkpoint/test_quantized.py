@@ -183,3 +183,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
     weights = Weights(TensorFiles([tmp_path / "weights.safetensors"]))
     with pytest.raises(CheckpointError, match=r"blocks\.0\.ffn\.router\.weight has numbers that are not finite"):
         weights["blocks.0.ffn.router.weight"]
+
+
+def test_scales_that_are_not_finite_are_refused_by_name(step, bits):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"scale/{UP}"].view(-1)[3] = math.inf
+
+    with pytest.raises(CheckpointError, match=f"{UP} has numbers that are not finite"):
+        load_decoder(resealed(step, spoil), CPU, pytest.fail)
