@@ -10,7 +10,8 @@ WARMUP_STEPS = 30
 """Longest warm-up, or a tenth of a shorter run: some recipes are for days, and in minutes their rate would never have
 risen."""
 MICRO_BATCH_TOKENS = 8192
-"""Larger batches are accumulated, which changes no number: some recipes are for GPUs with more memory than a laptop."""
+"""Larger batches are accumulated: some recipes are for GPUs with more memory than a laptop. This changes only random
+draws, and the balance loss of a mixture, which counts each micro-batch by itself."""
 _TUNED, _FOR_DAYS = (0.5, 1.0, 2.0), (1.0, 3.0, 10.0)
 """Factors of a recipe's learning rate that are tried. What was made for longer runs and larger batches wants more."""
 _FILES = Path(__file__).parent / "recipes"
