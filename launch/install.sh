@@ -1,6 +1,6 @@
 #!/bin/sh
-# install.sh VENV EXTRAS: everything into a virtual environment; called by `make install`. Says what it does, and on a
-# terminal, in one line, what pip is at. All that pip says is in VENV/install.log.
+# install.sh VENV EXTRAS: installs everything into a virtual environment; called by `make install`. Says what it does
+# and, on a terminal, shows pip's progress in one line. All of pip's output is in VENV/install.log.
 set -eu
 venv=$1 extras=$2
 log=$venv/install.log

@@ -1,6 +1,6 @@
 """The operations of a mixture-of-experts (MoE) layer, each with a plain torch reference beside it.
 
-Shapes are written behind the names: T tokens, D model width, E experts, K choices a token,
+Names end in the shapes of their tensors: T tokens, D model width, E experts, K choices per token,
 N = T * K rows (routed tokens: a token once for each of its experts), I expert width.
 """
 
@@ -23,10 +23,10 @@ MATRIX_PRODUCTS = frozenset({
     _ours.grouped_product.default,
     *ONEDNN_PRODUCTS,
 })  # fmt: skip
-"""What torch's dispatcher sees of the products with weights (attention's projections, the router, the experts), for
-activation checkpointing, which keeps their results.
+"""The products with weights (attention projections, router, experts) as torch's dispatcher sees them, for activation
+checkpointing, which keeps their results.
 
-Not bmm: where attention has no fused kernel, it is the [S, S] table of scores, which is most of the memory.
+Not bmm: without a fused attention kernel, it computes the [S, S] table of scores, which is most of the memory.
 """
 
 __all__ = [

@@ -5,7 +5,7 @@ import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""From glibc's malloc.h."""
 LARGEST_INT = 2**31 - 1
 GLIBCS_OWN = (
     "GLIBC_TUNABLES",
@@ -14,18 +14,18 @@ GLIBCS_OWN = (
     "MALLOC_MMAP_MAX_",
     "MALLOC_TOP_PAD_",
 )
-"""Environment variables by which the user has decided."""
+"""Environment variables by which users configure malloc themselves."""
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones.
 
-    glibc gives large blocks back to the kernel when they are freed, and the tensors of the next step find none of
-    their pages there: a page fault for each 4 KiB, a fifth of the time of an MoE layer (docs/experiments.md).
-    The process then holds what it needed at its peak until it ends. Who has set one of GLIBCS_OWN keeps it.
+    glibc returns large blocks to the kernel when they are freed, so the tensors of the next step cause a page fault
+    for every 4 KiB, a fifth of the time of an MoE layer (docs/experiments.md). In exchange, the process holds its
+    peak memory until it ends. Nothing is changed if the user has set one of GLIBCS_OWN.
 
     Returns:
-        Whether it took effect: not with another C library.
+        Whether it took effect; it does not with another C library.
     """
     chosen = any(os.environ.get(name) for name in GLIBCS_OWN)
     if chosen or platform.libc_ver()[0] != "glibc":

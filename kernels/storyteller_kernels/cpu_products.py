@@ -1,14 +1,14 @@
-"""Matrix products, each by the faster of the two libraries inside torch: a choice for fp32 on the CPU alone.
+"""Matrix products, each by the faster of the two libraries inside torch; there is a choice only for fp32 on the CPU.
 
-torch hands a matrix product to its BLAS, and that is MKL on x86, which has AVX-512 code for Intel's processors only:
-others get AVX2. oneDNN, which torch carries too, runs what the processor can do. So where there is AVX-512 without
-Intel, oneDNN multiplies, and takes half the time (docs/experiments.md). Everywhere else it is BLAS, on a GPU cuBLAS.
-Who needs a product asks `row_blocks` or `window_around` for the library, and need not know which it is.
+torch passes a matrix product to its BLAS, which on x86 is MKL. MKL has AVX-512 code only for Intel's processors: others
+get AVX2. oneDNN, which torch also contains, uses whatever the processor supports. So on a processor with AVX-512 that
+is not Intel's, oneDNN is used and takes half the time (docs/experiments.md). Everywhere else it is BLAS, on a GPU
+cuBLAS. Callers ask `row_blocks` or `window_around` for the library, and need not know which one it is.
 
-torch's door to oneDNN's inner product is the operation that its compiler uses for linear layers. It is not public: BLAS
-multiplies where a torch lacks it. The gradient of a weight goes as that of a convolution with a kernel of one pixel,
-which is the same sum. Rows become pixels: [R, D] is a batch of IMAGES pictures of R / IMAGES pixels and D channels,
-channels last, without a copy. (torch leaves pixel kernels to oneDNN only in batches of 16 and more, or with several
+torch reaches oneDNN's inner product through the operation that its compiler uses for linear layers. It is not public:
+if a torch lacks it, BLAS is used. The gradient of a weight is computed as that of a convolution with a 1x1 kernel,
+which is the same sum. Rows become pixels: [R, D] is a batch of IMAGES images of R / IMAGES pixels and D channels,
+channels last, without a copy. (torch leaves 1x1 kernels to oneDNN only in batches of 16 or more, or with several
 threads.)
 """
 
@@ -26,22 +26,22 @@ MIN_ROWS = 128
 MIN_WIDTH = 32
 """Narrower weights, such as a router's, waste most of a block of registers."""
 MIN_MULTIPLICATIONS = 2**23
-"""Below them the call costs more than it saves."""
+"""With fewer, the call costs more than it saves."""
 LONGEST_SUM = 256
-"""oneDNN adds one product after the other in fp32, so that the rounding error grows with the square root of their
-number; BLAS starts over every few hundred. Longer sums are cut, and the parts added."""
+"""oneDNN adds one product after the other in fp32, so the rounding error grows with the square root of their number;
+BLAS starts over every few hundred. Longer sums are split, and the parts added."""
 ONEDNN_PRODUCTS: tuple[Any, ...] = (
     (torch.ops.mkldnn._linear_pointwise.default,) if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ()
 )
-"""The operation that is oneDNN's inner product; none in a torch without it."""
+"""The operation that calls oneDNN's inner product; empty in a torch without it."""
 BLOCK_BITS, WINDOW_BITS = 5, 6
-"""Significant bits of the number of rows in a product: of those that are cut to a block, and of those that get
-neighbours to fill a window."""
+"""Significant bits of the number of rows in a product: of rows that are cut to a block, and of rows to which neighbors
+are added to fill a window."""
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this is a processor with AVX-512 and a torch whose BLAS makes no use of it."""
+    """Whether this processor has AVX-512 and this torch's BLAS does not use it."""
     try:
         processor = PROCESSOR.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -67,18 +67,18 @@ class Products:
         return torch.mm(grad_RH, weight_HD)
 
     def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
-        """total += the gradient of W in `product`, g^T x; `first`: instead of what total holds."""
+        """Add the gradient of W in `product`, g^T x, to total; `first`: overwrite total instead."""
         torch.addmm(total_HD, grad_RH.t(), x_RD, beta=0 if first else 1, out=total_HD)
 
 
 class _OneDNN(Products):
-    """The same by oneDNN."""
+    """The same products by oneDNN."""
 
     def product(self, x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None) -> Tensor:
         first, *others = _short_sums(weight_HD.shape[1])
         y_RH = _inner_product(x_RD[:, first], weight_HD[:, first].contiguous(), bias_H)
         for part in others:
-            # Not in place: selective activation checkpointing keeps what a product has given.
+            # Not in place: selective activation checkpointing keeps the results of products.
             y_RH = y_RH + _inner_product(x_RD[:, part], weight_HD[:, part].contiguous())
         return y_RH
 
@@ -91,7 +91,7 @@ class _OneDNN(Products):
 
     def add_weight_gradient(self, total_HD: Tensor, grad_RH: Tensor, x_RD: Tensor, first: bool) -> None:
         one, none = [1, 1], [0, 0]
-        # A convolution's gradient asks for its weight, of which only the shape is used.
+        # A convolution's gradient takes the weight, but uses only its shape.
         tensors = (_pixels(grad_RH), _pixels(x_RD), torch.empty_like(total_HD)[:, :, None, None])
         settings = (None, one, none, one, False, none, 1, [False, True, False])
         part = torch.ops.aten.convolution_backward(*tensors, *settings)[1][:, :, 0, 0]
@@ -104,14 +104,14 @@ BLAS, ONEDNN = Products(), _OneDNN()
 def row_blocks(rows: int, weight_HD: Tensor, most: int | None = None) -> Iterator[tuple[slice, Products]]:
     """Slices of the rows of a product with this weight, at least one, and the library for each; on a GPU torch's own.
 
-    oneDNN compiles code for every shape that it has not seen, in about a millisecond, and the rows of an expert are
-    hardly ever the same number twice. So it gets a block whose size has few significant bits, 16 sizes between a
-    power of two and the next; BLAS gets the rest, less than a sixteenth.
+    oneDNN compiles code for every new shape, in about a millisecond, and an expert hardly ever has the same number of
+    rows twice. So it gets a block whose size has few significant bits, with 16 sizes between one power of two and the
+    next; BLAS gets the rest, less than a sixteenth.
 
     Args:
-        rows: their number.
+        rows: number of rows.
         weight_HD: [H, D], in the dtype of the rows.
-        most: rows of a slice; None: all.
+        most: most rows of a slice; None: all.
     """
     for start in range(0, rows or 1, most or rows or 1):
         end = min(start + most, rows) if most else rows
@@ -124,15 +124,15 @@ def row_blocks(rows: int, weight_HD: Tensor, most: int | None = None) -> Iterato
 
 
 def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, Products]:
-    """Rows around some of `total` that one library multiplies at once, and the library.
+    """A window around some of `total` rows that one library multiplies at once, and the library.
 
-    Where there are neighbours on both sides of a slice, as an expert has, it is cheaper to multiply a few of them
-    too, and to leave them out of the result, than to leave a rest of the slice to BLAS: that would read the whole
-    weight again. At most a sixteenth, and 15, more.
+    If a slice has neighbors on both sides, as an expert's has, it is cheaper to multiply a few of them as well and
+    leave them out of the result than to leave the rest of the slice to BLAS, which would read the whole weight again.
+    It adds at most a sixteenth of the rows, or 15.
 
     Args:
         rows: at least one.
-        total: of the tensor that they are in.
+        total: rows of the tensor that they are in.
         weight_HD: [H, D], in the dtype of the rows.
     """
     count = rows.stop - rows.start
@@ -145,7 +145,7 @@ def window_around(rows: slice, total: int, weight_HD: Tensor) -> tuple[slice, Pr
 
 
 def _step(rows: int, significant_bits: int) -> int:
-    """What sizes of so many rows are multiples of."""
+    """The number of which block and window sizes for this many rows are multiples."""
     return max(IMAGES, 1 << max(rows.bit_length() - significant_bits, 0))
 
 
@@ -161,19 +161,19 @@ def _suits_onednn(rows: int, weight_HD: Tensor) -> bool:
 
 
 def _short_sums(length: int) -> list[slice]:
-    """Parts of a sum over `length` products that are as long as possible, but no longer than LONGEST_SUM."""
+    """Split a sum over `length` products into the fewest parts that are no longer than LONGEST_SUM."""
     parts = -(-length // LONGEST_SUM)
     return [slice(i * length // parts, (i + 1) * length // parts) for i in range(parts)]
 
 
 def _inner_product(x_RD: Tensor, weight_HD: Tensor, bias_H: Tensor | None = None) -> Tensor:
-    """x W^T + b: [R, H]. Parts of rows are copied, for oneDNN would compile for every stride."""
+    """x W^T + b: [R, H]; parts of rows are copied, because oneDNN would compile for every stride."""
     y_RH: Tensor = ONEDNN_PRODUCTS[0](x_RD.contiguous(), weight_HD, bias_H, "none", [], "")
     return y_RH
 
 
 def _pixels(x_RD: Tensor) -> Tensor:
-    """[R, D] as pictures: [IMAGES, D, R / IMAGES, 1]."""
+    """[R, D] as images: [IMAGES, D, R / IMAGES, 1]."""
     return x_RD.view(IMAGES, -1, 1, x_RD.shape[1]).permute(0, 3, 1, 2)
 
 

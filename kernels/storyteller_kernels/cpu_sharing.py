@@ -1,13 +1,13 @@
-"""Cores that other programs use as well.
+"""Sharing cores with other programs.
 
 torch's threads share every operation, and each of them waits for the others by spinning: with libgomp (torch's builds
-for Linux) for some 3 ms. While each thread has a core of its own that is fastest. Beside another program a thread that
-spins holds the core on which the one that it waits for could run, and a step takes up to 40 times as long.
+for Linux) for about 3 ms. That is fastest while each thread has its own core. Next to another program, a spinning
+thread holds the core on which the thread that it waits for could run, and a step takes up to 40 times as long.
 
-libgomp spins a thousandth of that while it manages more threads than there are cores (GCC manual, GOMP_SPINCOUNT).
+libgomp spins only a thousandth of that while it manages more threads than there are cores (GCC manual, GOMP_SPINCOUNT).
 It counts the threads of all teams, and a thread that has once shared an operation keeps its team. So a second team that
-does nothing makes all wait passively, and ending it makes them spin again: the only switch that works at run time.
-No number changes, since an operation is divided among as many threads as before.
+does nothing makes all threads wait passively, and ending it makes them spin again: the only switch that works at run
+time. No result changes, since an operation is divided among as many threads as before.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ import torch
 
 LOOK_EVERY_S = 0.5
 TAKEN, FREE = 0.2, 0.1
-"""Cores in use by others: from TAKEN on the threads of this process wait passively, and below which they spin again."""
+"""Cores in use by others: from TAKEN on, the threads of this process wait passively; below FREE, they spin again."""
 DECIDED_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Environment variables by which the user has decided how threads wait."""
+"""Environment variables by which users decide how threads wait."""
 _ELEMENTS_A_THREAD = 1 << 16
 """torch gives a thread at least 2^15 elements of a sum (at::internal::GRAIN_SIZE)."""
 
@@ -34,8 +34,8 @@ class Neighbours:
 
     Args:
         ranks: processes of this run on this machine; they do the same work, so each counts as much as this one.
-        read: the time, for how long this process's cores have been busy, summed over them, and how much processor time
-            this process has used (seconds); None where that is not known.
+        read: returns the time, how long this process's cores have been busy, summed over them, and how much processor
+            time this process has used (seconds); None if that is not known.
     """
 
     def __init__(self, ranks: int = 1, read: Callable[[], tuple[float, float, float] | None] | None = None) -> None:
@@ -43,10 +43,10 @@ class Neighbours:
         self._read = read or _read_times
         self._last = self._read()
         self.cores_taken = 0.0
-        """Mean between the last two looks; 0 where the system does not report it."""
+        """Mean between the last two looks; 0 if the system does not report it."""
 
     def look(self) -> float:
-        """Measure since the last look; returns cores_taken."""
+        """Measure the cores taken since the last look, and return them."""
         now, last = self._read(), self._last
         self._last = now
         if now is not None and last is not None and now[0] > last[0]:
@@ -56,22 +56,22 @@ class Neighbours:
 
 
 class CoreSharing:
-    """Has the threads of this process wait passively while other programs use its cores.
+    """Makes the threads of this process wait passively while other programs use its cores.
 
     Args:
         neighbours: what the other programs use.
-        threads: among which an operation is divided.
-        cores: that this process may use.
+        threads: number of threads among which an operation is divided.
+        cores: number of cores that this process may use.
     """
 
     def __init__(self, neighbours: Neighbours, threads: int, cores: int) -> None:
         self._neighbours, self._threads, self._cores = neighbours, threads, cores
         self._idle: threading.Event | None = None
-        """Ends the idle teams, while there are some."""
+        """Ends the idle teams; None if there are none."""
         self._leaders: list[threading.Thread] = []
 
     def adjust(self) -> None:
-        """Look at the other programs, and switch if they have come or gone."""
+        """Look at the other programs, and switch if they have started or stopped using the cores."""
         taken = self._neighbours.look()
         crowded = self._threads * self._neighbours.ranks + taken > self._cores
         if self._idle is None and taken >= TAKEN and crowded:
@@ -80,7 +80,7 @@ class CoreSharing:
             self.spin()
 
     def spin(self) -> None:
-        """Have the threads wait as by default."""
+        """Make the threads spin while waiting, as by default."""
         if self._idle is not None:
             self._idle.set()
             self._idle = None
@@ -90,7 +90,7 @@ class CoreSharing:
     def _wait_passively(self) -> None:
         """Start teams that do nothing, until libgomp manages more threads than there are cores."""
         self._idle = threading.Event()
-        # The team of the thread that computes is there already.
+        # The team of the computing thread already exists.
         for _ in range(-(-(self._cores + 1 - self._threads) // (self._threads - 1))):
             ready = threading.Event()
             arguments = (self._threads, ready, self._idle)
@@ -102,16 +102,16 @@ class CoreSharing:
 
 @contextlib.contextmanager
 def shared_cores(ranks: int = 1) -> Iterator[Neighbours]:
-    """Let the threads of this process wait passively in this context while other programs use its cores.
+    """In this context, the threads of this process wait passively while other programs use its cores.
 
-    Costs a look at /proc/stat every LOOK_EVERY_S. Threads wait as before where torch has another OpenMP library, and
-    where the user has set one of DECIDED_BY_USER.
+    Costs a look at /proc/stat every LOOK_EVERY_S. Threads wait as before if torch has another OpenMP library, or if
+    the user has set one of DECIDED_BY_USER.
 
     Args:
         ranks: processes of this run on this machine.
 
     Yields:
-        What is known of the other programs, kept up to date.
+        What is known about the other programs, kept up to date.
     """
     neighbours = Neighbours(ranks)
     threads = torch.get_num_threads()
@@ -126,7 +126,7 @@ def shared_cores(ranks: int = 1) -> Iterator[Neighbours]:
     try:
         yield neighbours
     finally:
-        # Also since a thread that Python ends in the middle of torch's work aborts the process.
+        # Joined also because a thread that Python ends in the middle of torch's work aborts the process.
         end.set()
         looking.join()
         if sharing is not None:
@@ -145,9 +145,9 @@ def _lead_idle_team(threads: int, ready: threading.Event, end: threading.Event) 
 
 
 def _read_times() -> tuple[float, float, float] | None:
-    """What Neighbours reads; how long the cores have been busy is from /proc/stat (proc(5)), None without it.
+    """What Neighbours reads; how long the cores have been busy comes from /proc/stat (proc(5)); None without it.
 
-    Time that a hypervisor has taken away is not counted: nothing here can use it.
+    Time taken away by a hypervisor is not counted: nothing here can use it.
     """
     try:
         lines = Path("/proc/stat").read_text().splitlines()

@@ -1,19 +1,19 @@
 """Which implementation of the operations this process uses, chosen once.
 
 `STORYTELLER_KERNELS` is
-- `auto` (the default): `triton` where there is an NVIDIA GPU that is new enough and on which Triton works,
-  else `reference`; for tensors on the CPU `cpu`, which is plain torch too, but arranged for speed;
+- `auto` (the default): `triton` if there is an NVIDIA GPU that is new enough and on which Triton works,
+  otherwise `reference`; for tensors on the CPU `cpu`, which is also plain torch, but arranged for speed;
 - `triton`: Triton or an error. With `TRITON_INTERPRET=1` its interpreter runs the kernels on CPU tensors,
   slowly, which is how they are tested without a GPU;
 - `reference`: the plain definitions, on every device.
 
-A Triton that is there and does not work is always reported: `auto` warns with the reason,
-`triton` raises. A kernel that fails to compile later raises Triton's own error.
+If Triton does not work on a suitable GPU, that is always reported: `auto` warns with the reason, `triton` raises.
+A kernel that fails to compile later raises Triton's own error.
 
-The choice is the process's; each call asks `runs_on_triton` whether its tensors suit. They suit when all are
-bf16, fp16 or fp32 and on one device, which is a CUDA device (the CPU in the interpreter); an operation may
-add a condition of its own, such as a largest width, which its `__init__.py` states. A call that does not
-suit asks `runs_on_cpu`, if the operation has a way for the CPU, and else takes the reference: MPS always does.
+The choice is made once per process; each call asks `runs_on_triton` whether its tensors suit. They suit if all are
+bf16, fp16 or fp32 and on one device, which must be a CUDA device (the CPU in the interpreter); an operation may add a
+condition of its own, such as a largest width, stated in its `__init__.py`. A call that does not suit asks
+`runs_on_cpu`, if the operation has an implementation for the CPU, and otherwise uses the reference, as MPS always does.
 """
 
 import functools
@@ -33,10 +33,10 @@ from storyteller_kernels.cpu_products import onednn_is_faster
 F = TypeVar("F", bound=Callable[..., Any])
 
 NEEDED_CAPABILITY = (8, 0)
-"""bf16 on the matrix units came with it (sm_80, Ampere)."""
+"""The first with bf16 on the matrix units (sm_80, Ampere)."""
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 LAUNCH_OPTIONS = {"enable_fp_fusion": True}
-"""For every launch: a * b + c with one rounding. Triton's default changes in 3.10, and 3.9 warns of that."""
+"""For every launch: a * b + c with one rounding. Triton's default changes in 3.10, and 3.9 warns about that."""
 
 
 class Backend(NamedTuple):
@@ -54,7 +54,7 @@ def backend() -> Backend:
     """The implementation in use, read from the environment at the first call.
 
     Raises:
-        ValueError: STORYTELLER_KERNELS has a value that is not known.
+        ValueError: STORYTELLER_KERNELS has an unknown value.
         RuntimeError: STORYTELLER_KERNELS=triton, and Triton cannot run here.
     """
     wanted = os.environ.get("STORYTELLER_KERNELS", "auto")
@@ -79,7 +79,7 @@ def backend() -> Backend:
 
 
 def runs_on_triton(*tensors: Tensor) -> bool:
-    """Whether a call with these floating-point tensors goes to Triton; the rule is at the head of this file."""
+    """Whether a call with these floating-point tensors goes to Triton; the rule is at the top of this file."""
     device = tensors[0].device
     if device.type != _triton_device():
         return False
@@ -87,9 +87,9 @@ def runs_on_triton(*tensors: Tensor) -> bool:
 
 
 def runs_on_cpu(*tensors: Tensor) -> bool:
-    """Whether a call with these floating-point tensors takes the way for the CPU: of one dtype, fp32 or fp64.
+    """Whether a call with these floating-point tensors uses the CPU implementation: all fp32, or all fp64.
 
-    bf16 and autocast do not: there the plain definitions are already products of oneDNN.
+    bf16 and autocast do not: there the plain definitions are already products by oneDNN.
     """
     first = tensors[0]
     return (
@@ -102,9 +102,9 @@ def runs_on_cpu(*tensors: Tensor) -> bool:
 
 
 def constant(function: F) -> F:
-    """What torch.compiler.assume_constant_result does: a compiler calls the function once and does not look inside.
+    """Does what torch.compiler.assume_constant_result does: a compiler calls the function once, without tracing it.
 
-    That one loads the compiler, which takes seconds, when it decorates.
+    That decorator loads the compiler, which takes seconds, when it is applied.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -112,18 +112,18 @@ def constant(function: F) -> F:
 
 @constant
 def _chosen() -> str:
-    """The name of the backend, or the reason where the reference was asked for; a compiler need not look inside."""
+    """The name of the backend, or the reason if the reference was asked for; a compiler need not trace it."""
     return ASKED_FOR.reason if backend() is ASKED_FOR else backend().name
 
 
 @constant
 def _triton_device() -> str:
-    """Of the tensors that Triton takes."""
+    """The device type of the tensors that Triton takes."""
     return "cpu" if interpreting() else "cuda"
 
 
 def choice_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
-    """What a call takes that computes in this format on this device, unless its operation has a condition of its own.
+    """What a call in this dtype on this device uses, unless its operation has a condition of its own.
 
     For the log.
     """
@@ -137,19 +137,19 @@ def choice_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Back
 
 
 def instruction_set() -> str:
-    """The widest vector instructions that torch uses on this CPU, for a record or a table: figures depend on them."""
+    """The widest vector instructions that torch uses on this CPU, for records and tables whose rates depend on them."""
     names = {"AVX512": "AVX-512", "DEFAULT": f"{platform.machine()} without AVX2"}
     capability = torch.backends.cpu.get_cpu_capability()
     return names.get(capability, capability)
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter stands in for a GPU. It must be set before anything imports Triton."""
+    """Whether Triton's interpreter stands in for a GPU; TRITON_INTERPRET must be set before Triton is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device; inside this context that is the tensor's."""
+    """Makes the tensor's device the current one in this context, since Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
@@ -160,7 +160,7 @@ def processor_count(device: torch.device) -> int:
 
 
 def _device_obstacle() -> str | None:
-    """What about the device rules Triton out."""
+    """Why the device rules out Triton, or None."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     if not torch.cuda.is_available():
@@ -173,14 +173,14 @@ def _device_obstacle() -> str | None:
 
 
 def _triton_failure() -> str | None:
-    """How Triton fails on a device that suits it, or None. Compiles and runs the smallest kernel."""
+    """How Triton fails on a device that suits it, or None; compiles and runs the smallest kernel."""
     try:
         from triton.errors import TritonError
     except (ImportError, OSError) as error:
         return f"Triton cannot be imported ({error}); install it with: pip install 'triton>=3.6'"
     try:
         _run_smallest_kernel()
-    # Compilation; launching (no C compiler, no Python headers, a driver that refuses); starting ptxas.
+    # Failures to compile, to launch (no C compiler, no Python headers, a driver that refuses), or to start ptxas.
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton cannot run a kernel here ({type(error).__name__}: {error})"
     return None

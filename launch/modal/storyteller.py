@@ -32,7 +32,7 @@ runs = modal.Volume.from_name(VOLUME, create_if_missing=True)
 def _image() -> modal.Image:
     """The environment of the containers, with the repository as it is on this machine."""
     if not modal.is_local():
-        return modal.Image.debian_slim()  # built already; the repository is not around this file there
+        return modal.Image.debian_slim()  # already built; there this file is not inside the repository
     repository = Path(__file__).resolve().parents[2]
     return (
         modal.Image.debian_slim(python_version="3.11")
@@ -62,10 +62,10 @@ def train(arguments: str) -> None:
     """Train with one rank for each GPU.
 
     Args:
-        arguments: of launch/train.py, as one string; --output_dir below /runs. Without --ds_config: zero2.
+        arguments: arguments of launch/train.py, as one string; --output_dir below /runs. Without --ds_config: zero2.
 
     Raises:
-        subprocess.CalledProcessError: training ended with an exit code that is not 0.
+        subprocess.CalledProcessError: training ended with a nonzero exit code.
     """
     given = shlex.split(arguments)
     if not any(word.partition("=")[0] == "--ds_config" for word in given):
@@ -83,10 +83,10 @@ def generate(arguments: str) -> None:
     """Tell stories.
 
     Args:
-        arguments: of `storyteller generate`, as one string; --checkpoint below /runs.
+        arguments: arguments of `storyteller generate`, as one string; --checkpoint below /runs.
 
     Raises:
-        subprocess.CalledProcessError: it ended with an exit code that is not 0.
+        subprocess.CalledProcessError: it ended with a nonzero exit code.
     """
     subprocess.run(["python", "-m", "storyteller_ds", "generate", *shlex.split(arguments)], check=True)
 

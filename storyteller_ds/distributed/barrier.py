@@ -1,13 +1,13 @@
 """A barrier without a time limit, for ranks that wait for work of unknown length.
 
-A collective has a timeout: the first rank to enter it gives up although the others may only be busy with a corpus of
-some gigabytes, a download or a compiler. So the ranks first wait here, through the key-value store of the process
-group. A rank that works sends signs of life, and the others wait as long as there are any. A rank that is killed ends
-the run through the lifeline (distributed/supervision/).
+A collective has a timeout: the first rank to enter it gives up even if the others are only busy with a corpus of
+several gigabytes, a download or a compiler. So the ranks first wait here, through the key-value store of the process
+group. A working rank sends signs of life, and the others wait as long as these arrive. A rank that is killed ends the
+run through the lifeline (distributed/supervision/).
 
-The store belongs to rank 0, and does not answer while rank 0 is stopped, so only separate threads ask it. Under
-torchrun it belongs to the launcher. If that was killed, the ranks still have to save: they leave the barrier, and wait
-in the collective that follows, with its timeout.
+The store belongs to rank 0 and does not answer while rank 0 is stopped, so only separate threads query it. Under
+torchrun it belongs to the launcher. If the launcher was killed, the ranks still have to save: they leave the barrier
+and wait in the collective that follows, with its timeout.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ from storyteller_ds.meanwhile import meanwhile
 SIGN_OF_LIFE_S = 10.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.25
 _PAUSE = 0.1
-"""Between two requests to the store, as a fraction of the time waited so far: at most a tenth late."""
+"""Time between two requests to the store, as a fraction of the time waited so far: at most a tenth late."""
 _TICK_S = 0.25
-"""Between two checks of the clock."""
+"""Time between two checks of the clock."""
 _MOST_PER_TICK_S = 1.0
-"""The most silence that one tick counts: a job that was suspended as a whole continues afterwards."""
+"""The most silence that one tick counts, so that a job that was suspended as a whole continues afterwards."""
 _ANSWER_S = 2.0
 """How long to wait for the store to name the missing ranks."""
 
 
 class Barrier:
-    """The barrier as one rank uses it; all ranks use it equally often, in the same order.
+    """One rank's side of the barrier; all ranks use it equally often, in the same order.
 
     Args:
-        store: of all ranks, used by nobody else.
-        rank: of this process.
+        store: shared by all ranks, and used for nothing else.
+        rank: rank of this process.
         size: number of ranks.
         silence_s: how long the missing ranks may go without a sign of life (seconds).
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Barrier:
         return meanwhile(self._give_sign, min(SIGN_OF_LIFE_S, self._silence_s / 5))
 
     def wait(self) -> None:
-        """Until every rank has arrived, or the store is gone.
+        """Wait until every rank has arrived, or the store is gone.
 
-        May be called again if a signal handler has raised.
+        May be called again if a signal handler has raised an exception.
 
         Raises:
             TrainingStopped: the missing ranks have sent no sign of life for too long.
@@ -86,26 +86,26 @@ class Barrier:
 
 
 class _Arrival:
-    """This rank has arrived at the barrier; a thread asks the store for the others.
+    """The arrival of this rank at the barrier; a thread asks the store about the others.
 
     Args:
         store: as for Barrier.
-        rank: of this process.
+        rank: rank of this process.
         size: number of ranks.
-        turn: how many barriers were passed before.
+        turn: number of barriers passed before.
     """
 
     def __init__(self, store: Store, rank: int, size: int, turn: int) -> None:
         self._store, self._rank, self._size, self._turn = store, rank, size, turn
         self.over = threading.Event()
-        """All have arrived, or the store is gone."""
+        """Set when all have arrived, or the store is gone."""
         self.signs = 0
         """Signs of life received from any rank so far."""
         self._asked, self._answered, self._missing = threading.Event(), threading.Event(), [0]
         threading.Thread(target=self._look, name="barrier", daemon=True).start()
 
     def who_is_missing(self) -> str:
-        """The ranks that have not arrived; rank 0, if its store does not answer."""
+        """The ranks that have not arrived; rank 0 if its store does not answer."""
         self._asked.set()
         self._answered.wait(_ANSWER_S)
         return ", ".join(map(str, self._missing))

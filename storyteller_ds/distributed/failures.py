@@ -1,24 +1,24 @@
-"""What the errors of gloo, NCCL and torch's store say."""
+"""Interpretation of the errors of gloo, NCCL and torch's store."""
 
 import re
 
 import torch.distributed as dist
 
 _LOST_PEER = ("by peer", "Broken pipe", "remote process exited", "Connection was likely closed")
-"""In the errors of gloo (the first two), NCCL and torch's store when the other end is gone."""
+"""Parts of the errors of gloo (the first two), NCCL and torch's store when the other end is gone."""
 
 
 def says_peer_is_lost(error: BaseException) -> bool:
-    """Whether an error only says that the other end of a connection is gone, as that of another rank."""
+    """Whether an error only says that the other end of a connection, such as another rank, is gone."""
     return any(words in str(error) for words in _LOST_PEER)
 
 
 def backend_failure(error: BaseException) -> str | None:
-    """What NCCL's error says, in one line with what to do; None for an error of anything else."""
+    """One line with what NCCL's error says and what to do; None if the error is not NCCL's."""
     if not isinstance(error, dist.DistBackendError):
         return None
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # "NCCL error in: FILE:LINE, what happened, NCCL version N", then the meaning, and behind "Last error:" the cause.
+    # "NCCL error in: FILE:LINE, what happened, NCCL version N", then the meaning, and after "Last error:" the cause.
     happened = re.sub(r"^.*NCCL error in: [^,]*, ", "", lines[0]) if lines else "unknown error"
     causes = [line for line in lines[1:] if not line.startswith("Last error")]
     cause = f": {causes[-1]}" if causes else ""

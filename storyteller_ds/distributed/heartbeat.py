@@ -5,7 +5,7 @@ _made = 0
 
 def make_progress() -> None:
     """Count a finished collective, step or validation batch."""
-    global _made  # a fact about the process
+    global _made  # state of the process
     _made += 1
 
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed's launcher takes without a look and passes on to ssh and to a remote shell: checked first.
+"""Checks of what DeepSpeed's launcher passes on, unchecked, to ssh and to a remote shell.
 
 The formats are DeepSpeed's (deepspeed/launcher/runner.py): a hostfile has a line `HOST slots=N` for each machine, a
 filter is `HOST[:SLOT,SLOT...]`, several joined by `@`, an environment file has lines `NAME=VALUE`.
@@ -14,16 +14,16 @@ from storyteller_ds.redaction import is_secret_name, secret_in
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?")
 _LINE = re.compile(r"(\S+)\s+slots=(\S+)\s*(?:#.*)?")
-_FOR_THE_SHELL = re.compile(r"[^\w@+=:,./ \[\]-]")  # pdsh, too: it replaces %n
+_FOR_THE_SHELL = re.compile(r"[^\w@+=:,./ \[\]-]")  # also for pdsh, which replaces %n
 _EXPORTED_NAMES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-"""Beginnings of the names that DeepSpeed exports by itself: EXPORT_ENVS of runner.py, export_envs() of CUDA."""
+"""Prefixes of the names that DeepSpeed exports by itself: EXPORT_ENVS of runner.py, export_envs() of CUDA."""
 
 
 def check_host(host: str, where: str) -> None:
-    """A host name or an IPv4 address.
+    """Check a host name or an IPv4 address.
 
     Raises:
-        ConfigError: ssh or a shell could take it for something else.
+        ConfigError: ssh or a shell could mistake it for something else.
     """
     if host.startswith("-"):
         raise ConfigError(f"{where}: the host '{host}' begins with '-', and ssh would take it for an option")
@@ -38,7 +38,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     """Slots of each host, in the order of the file.
 
     Raises:
-        ConfigError: it is not there, or some line cannot be used.
+        ConfigError: the file is missing, or a line cannot be used.
     """
     slots: dict[str, int] = {}
     seen: dict[str, int] = {}
@@ -62,15 +62,15 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def check_filter(text: str, option: str, slots: Mapping[str, int | None]) -> None:
-    """A filter of hosts and slots.
+    """Check a filter of hosts and slots.
 
     Args:
         text: e.g. `worker-0@worker-1:0,2`.
         option: --include or --exclude.
-        slots: of each host; None where it is not known.
+        slots: number of slots of each host; None if not known.
 
     Raises:
-        ConfigError: it is malformed, or names what is not there.
+        ConfigError: it is malformed, or names a host or slot that does not exist.
     """
     for part in text.split("@"):
         host, colon, numbers = part.partition(":")
@@ -85,10 +85,10 @@ def check_filter(text: str, option: str, slots: Mapping[str, int | None]) -> Non
 
 
 def check_environment_file(path: Path) -> None:
-    """What DeepSpeed would export on every machine, written on a remote command line.
+    """Check the variables that DeepSpeed would export on every machine, on a remote command line.
 
     Raises:
-        ConfigError: a line that is not NAME=VALUE, that a shell would interpret, or that is a secret.
+        ConfigError: a line is not NAME=VALUE, would be interpreted by a shell, or holds a secret.
     """
     for number, line in enumerate(read_text(path, "the environment file").splitlines(), start=1):
         where = f"{path}, line {number}"
@@ -104,10 +104,10 @@ def check_environment_file(path: Path) -> None:
 
 
 def check_exported_environment(environment: Mapping[str, str]) -> None:
-    """What DeepSpeed exports of the environment by itself, on the same remote command line.
+    """Check the environment variables that DeepSpeed exports by itself, on the same remote command line.
 
     Raises:
-        ConfigError: a secret is among it.
+        ConfigError: one of them is a secret.
     """
     for name, value in environment.items():
         if name.startswith(_EXPORTED_NAMES) and (is_secret_name(name) or secret_in(value, environment)):
@@ -118,10 +118,10 @@ def check_exported_environment(environment: Mapping[str, str]) -> None:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Arguments that pass through a remote shell.
+    """Check arguments that pass through a remote shell.
 
     Raises:
-        ConfigError: the shell would change one, or it holds a secret.
+        ConfigError: the shell would change one, or one holds a secret.
     """
     for argument in arguments:
         if name := secret_in(argument):

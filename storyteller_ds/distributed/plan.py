@@ -11,12 +11,12 @@ from storyteller_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class ParallelPlan:
-    """The numbers that depend on how many ranks there are."""
+    """The settings that depend on the number of ranks."""
 
     world_size: int
     strategy: Strategy
     ep_size: int
-    """Ranks that share one set of experts."""
+    """Number of ranks that share one set of experts."""
     micro_batch_size: int
     """Sequences of one micro-batch, per rank."""
     accumulation_steps: int
@@ -39,7 +39,7 @@ def make_plan(run: RunConfig, world_size: int, loaded: LoadedConfig | None = Non
         loaded: where the run config came from, for the messages.
 
     Raises:
-        ConfigError: the numbers do not divide, or the combination cannot run.
+        ConfigError: the numbers do not divide evenly, or the combination cannot run.
     """
     if run.parallel.zero_stage is None and world_size > 1:
         raise ConfigError(

@@ -12,15 +12,15 @@ _MPI = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
-"""Rank, size, local rank and local size, as Open MPI's, MVAPICH's, and MPICH's and Intel's mpirun set them."""
+"""Rank, size, local rank and local size, as set by the mpirun of Open MPI, of MVAPICH, and of MPICH and Intel."""
 _MPI_PORT = "29500"
 _PORTS = range(12000, 32000)
-"""Below those that Linux hands out by itself (32768 to 60999)."""
+"""Below the ports that Linux assigns by itself (32768 to 60999)."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks are counted from 0."""
+    """The rank of this process and the number of ranks; ranks are counted from 0."""
 
     rank: int
     local_rank: int
@@ -32,11 +32,11 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """What torchrun and deepspeed (RANK, ...), mpirun or srun (SLURM_PROCID, ...) have set; one process without.
+        """Read what torchrun and deepspeed (RANK, ...), mpirun or srun (SLURM_PROCID, ...) have set; else one process.
 
-        The nearest launcher counts: mpirun may itself run in a Slurm step. Slurm's variables count only inside a
-        step, and of those only the step's own: the shell of sbatch has SLURM_NTASKS too, and is alone; so
-        is that of salloc, which may even be a step of one task (LaunchParameters=use_interactive_step).
+        The innermost launcher counts: mpirun may itself run in a Slurm step. Slurm's variables count only inside a
+        step, and of those only the step's own: the shell of sbatch also has SLURM_NTASKS but is a single process;
+        so is that of salloc, which may even be a step of one task (LaunchParameters=use_interactive_step).
 
         Raises:
             ConfigError: the variables contradict each other.
@@ -63,7 +63,7 @@ class Ranks:
         return cls(rank, local_rank, size, local_size)
 
     def meeting_place(self) -> tuple[str, str]:
-        """MASTER_ADDR and MASTER_PORT where the launcher sets none; the port is empty if it cannot be known.
+        """MASTER_ADDR and MASTER_PORT to use if the launcher sets none; the port is empty if it cannot be known.
 
         Raises:
             ConfigError: mpirun has started ranks on several machines, and MASTER_ADDR is not set.
@@ -87,15 +87,15 @@ def started_by_srun() -> bool:
 
 
 def _of_mpi() -> tuple[str, str, str, str] | None:
-    """The names of mpirun's variables, in a process that it has started.
+    """The names of mpirun's variables, if mpirun has started this process.
 
-    MPICH's rank alone is no sign of it: srun sets that too.
+    MPICH's rank alone does not prove that: srun sets it too.
     """
     return next((names for names in _MPI if os.environ.get(names[0]) and os.environ.get(names[2])), None)
 
 
 def slurm_rendezvous() -> tuple[str, int]:
-    """Host of rank 0, and a port that every task of this step computes alike.
+    """Host of rank 0, and a port for which every task of this step computes the same number.
 
     Raises:
         ConfigError: SLURM_JOB_ID or SLURM_STEP_ID is not a number.

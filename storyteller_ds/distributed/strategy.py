@@ -15,14 +15,14 @@ _STAGES: dict[Strategy, tuple[int | None, ...]] = {
     "stock": _WITHOUT_ZERO3,
     "autoep": (3,),
 }
-"""The ZeRO stages under which each is possible (None: no DeepSpeed)."""
+"""The ZeRO stages under which each strategy is possible (None: no DeepSpeed)."""
 
 
 def choose_strategy(run: RunConfig, loaded: LoadedConfig | None = None) -> Strategy:
     """The strategy of a run; `loaded` is where its config came from, for the messages.
 
     Raises:
-        ConfigError: this one does not go with the ZeRO stage, the experts or the model.
+        ConfigError: the chosen strategy does not fit the ZeRO stage, the experts or the model.
     """
     stage, wanted = run.parallel.zero_stage, run.parallel.strategy
     loaded, field = loaded or LoadedConfig.of(run), "parallel.strategy"

@@ -41,11 +41,11 @@ T = TypeVar("T")
 SECONDS_FOR_TORCH_TO_GIVE_UP = 10
 _MPI_LOCAL_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", _MPI_LOCAL_RANK)
-"""What torch's env:// rendezvous reads, and DeepSpeed."""
-# Facts about the process, like the process group itself.
+"""Variables that torch's env:// rendezvous and DeepSpeed read."""
+# State of the process, like the process group itself.
 _connections = 0
-"""Process groups that this process has joined."""
-_store: Any = None  # torch gives stores no common type with clone()
+"""Number of process groups that this process has joined."""
+_store: Any = None  # torch's stores have no common type with clone()
 _barrier: Barrier | None = None
 """Where the ranks of the process group wait for each other."""
 
@@ -66,7 +66,7 @@ class World(Ranks):
 
     @contextlib.contextmanager
     def connected(self, device: torch.device, timeout_minutes: float) -> Iterator[None]:
-        """A process group for the time of the block, also for a single process.
+        """Join a process group for the duration of the block, even with a single process.
 
         Raises:
             UserError: the port is taken, or the other ranks could not be reached.
@@ -86,7 +86,7 @@ class World(Ranks):
         )
         timeout = timedelta(minutes=timeout_minutes)
         try:
-            # A stranger that listens at this port and never answers makes torch wait without a limit.
+            # If an unrelated process listens on this port and never answers, torch waits without a limit.
             with meanwhile(lambda: _leave(f"{refusal}; {fix}"), 60 * timeout_minutes + SECONDS_FOR_TORCH_TO_GIVE_UP):
                 store = self._store(timeout)
                 dist.init_process_group(
@@ -95,7 +95,7 @@ class World(Ranks):
                     rank=self.rank,
                     world_size=self.size,
                     timeout=timeout,
-                    # NCCL connects at once, and knows which card is meant before the first collective.
+                    # Lets NCCL connect at once, and know its card before the first collective.
                     device_id=device if device.type == "cuda" else None,
                 )
         except (dist.DistError, ValueError, RuntimeError) as error:
@@ -103,7 +103,7 @@ class World(Ranks):
             if "EADDRINUSE" in reason:
                 reason += f", by {listener_on(int(os.environ['MASTER_PORT']))}"
             raise UserError(f"{refusal} ({reason}); {fix}") from error
-        # By a connection of its own, so that signs of life do not wait for what else is asked of the store.
+        # Over a separate connection, so that signs of life do not wait for other requests to the store.
         own = PrefixStore(f"{_connections}/barrier", store.clone())
         _connections += 1
         _barrier = Barrier(own, self.rank, self.size, silence_s=60 * timeout_minutes)
@@ -112,14 +112,14 @@ class World(Ranks):
             yield
         finally:
             _barrier = None
-            # A process that leaves without this aborts with SIGABRT under gloo.
+            # Under gloo, a process that exits without this aborts with SIGABRT.
             if dist.is_initialized():
                 dist.destroy_process_group()
 
     def _store(self, timeout: timedelta) -> Any:
         """The key-value store of the ranks: one for all process groups that they form, each with its own prefix.
 
-        Were rank 0 to close it after a run and open another one at the same port, the others could find the old one.
+        If rank 0 closed it after a run and opened another at the same port, the other ranks could find the old one.
         """
         global _store
         if _store is None or self.size == 1:
@@ -127,13 +127,13 @@ class World(Ranks):
         return _store
 
     def _agree_on_rendezvous(self) -> None:
-        """Set what torch's env:// rendezvous reads.
+        """Set the variables that torch's env:// rendezvous reads.
 
         Raises:
             ConfigError: the port is not known.
         """
         if self.size == 1:
-            # Alone there is nobody to agree with on a port: any free one does.
+            # A single process need not agree on a port with anyone: any free one will do.
             host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(free_port())
         else:
             host, port = self.meeting_place()
@@ -142,15 +142,15 @@ class World(Ranks):
             raise ConfigError(f"MASTER_PORT='{os.environ['MASTER_PORT']}' is not a port; a launcher sets it")
         for name, value in (("RANK", self.rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", self.local_rank)):
             os.environ[name] = str(value)
-        # DeepSpeed refuses to start if an outer mpirun, or one around an interactive shell, has set another local rank.
+        # DeepSpeed refuses to start if an mpirun further out, or around an interactive shell, set another local rank.
         if os.environ.get(_MPI_LOCAL_RANK):
             os.environ[_MPI_LOCAL_RANK] = str(self.local_rank)
 
     def together(self, action: Callable[[], T]) -> list[T]:
-        """Run `action` on every rank at once; the results of all ranks, in order.
+        """Run `action` on every rank at once; returns the results of all ranks, in order.
 
-        It may take any time: the other ranks wait without a collective's timeout (barrier.py).
-        If it raises a StorytellerError on any rank, the first of them is raised on all, so that no rank
+        It may take any amount of time: the other ranks wait without a collective's timeout (barrier.py).
+        If it raises a StorytellerError on any rank, the first such error is raised on all ranks, so that no rank
         waits for one that has left.
 
         Raises:
@@ -171,8 +171,8 @@ class World(Ranks):
         try:
             barrier.wait()
         except (Interrupted, InterruptedSafely) as signalled:
-            # The others receive it like any failure. If one of them still works, this process does not wait for that:
-            # the thread that receives signals ends it (training/interruption.py).
+            # The others receive it like any failure. If one of them is still working, this process does not wait for
+            # it: the thread that receives signals ends this process (training/interruption.py).
             mine = signalled, None
             barrier.wait()
         outcomes: list[Any] = [None] * self.size
@@ -189,7 +189,7 @@ class World(Ranks):
         return result
 
     def on_each_machine(self, action: Callable[[], T]) -> T:
-        """Run `action` on one rank of every machine; rank 0's result, or an error of any, goes to all ranks."""
+        """Run `action` on one rank of every machine; rank 0's result, or any rank's error, goes to all ranks."""
         result: T = self.together(action if self.local_rank == 0 else lambda: None)[0]  # type: ignore[assignment]  # rank 0's
         return result
 
@@ -201,18 +201,18 @@ class World(Ranks):
         return tensor
 
     def wait_to_be_ended(self, seconds: int) -> None:
-        """Give rank 0 the time to report an error that every rank has found, before this one exits.
+        """Give rank 0 time to report an error that every rank has found, before this rank exits.
 
-        A launcher ends all ranks as soon as one exits with an error; were this one first, nobody would
-        read rank 0's message. Does not return if it is ended: rank 0 has reported the error.
+        A launcher ends all ranks as soon as one exits with an error; if this one were first, nobody would
+        read rank 0's message. Does not return if this rank is ended: then rank 0 has reported the error.
         """
         if self.size > 1 and not self.is_main and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
             os._exit(128 + signal.SIGTERM)
 
     def wait_if_peer_lost(self, error: RuntimeError, seconds: int) -> None:
-        """Where a collective has failed because another rank is gone, give the supervisors time to end this one.
+        """If a collective has failed because another rank is gone, give the supervisors time to end this one.
 
-        They know of it too, and report which rank is lost; a traceback of this one would add nothing.
+        They know about it too, and report which rank is lost; a traceback from this one would add nothing.
         """
         lost = self.size > 1 and says_peer_is_lost(error)
         if lost and signal.sigtimedwait([signal.SIGTERM], seconds) is not None:
@@ -221,7 +221,7 @@ class World(Ranks):
 
 @contextlib.contextmanager
 def _environment_put_back() -> Iterator[None]:
-    """Put the variables back at the end of the block: the process may start another run with others."""
+    """Restore the variables at the end of the block: the process may start another run with different ones."""
     before = {name: os.environ.get(name) for name in _RENDEZVOUS}
     try:
         yield
@@ -234,7 +234,7 @@ def _environment_put_back() -> Iterator[None]:
 
 
 def _leave(message: str) -> None:
-    """End the process from another thread, while the main one is stuck in torch."""
+    """End the process from another thread, while the main thread is stuck in torch."""
     print_unlocked(message)
     os._exit(EXIT_USER_ERROR)
 
@@ -244,11 +244,12 @@ def pick_device(wanted: str, local_rank: int | None, option: str = "parallel.dev
 
     Args:
         wanted: auto, cpu, cuda or mps; cuda:N for a process that is not a rank.
-        local_rank: which CUDA card, on a machine with several; None: no rank, which takes the freest.
-        option: where `wanted` was given, for the error.
+        local_rank: index of the CUDA card on a machine with several; None: not a rank, use the card with the most free
+            memory.
+        option: where `wanted` was given, for the error message.
 
     Raises:
-        ConfigError: this machine does not have it, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
+        ConfigError: this machine lacks the device, or the kernels that STORYTELLER_KERNELS asks for do not run on it.
     """
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not isinstance(wanted, str):

@@ -27,13 +27,13 @@ def build_engine(
     world: World,
     device: torch.device,
 ) -> Engine:
-    """The engine of a run: DeepSpeed's where there is a DeepSpeed JSON, else that of one device.
+    """Build the engine of a run: DeepSpeed's if there is a DeepSpeed JSON, otherwise the one for a single device.
 
     Args:
         run: the run config.
         ds_config: the DeepSpeed JSON as the user wrote it, or None.
         plan: shares of the batch and of the experts.
-        world: this process among the ranks; connected, if there is a DeepSpeed JSON.
+        world: this process among the ranks; must be connected if there is a DeepSpeed JSON.
         device: where this rank's tensors live.
 
     Raises:
@@ -53,8 +53,8 @@ def check_engine(
     """Refuse an engine that cannot work, before any rank waits for another.
 
     Raises:
-        ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder that it names; or
-            blocks are to be compiled that cannot be.
+        ConfigError: deepspeed is not installed, refuses the JSON, or could not swap to the folder named there; or
+            blocks should be compiled but cannot be.
     """
     compiles(run, device, plan.strategy)
     if ds_config is None:
@@ -75,7 +75,7 @@ def prepared_machine(
     device: torch.device,
     log: Callable[[str], None],
 ) -> Iterator[Mapping[str, Any] | None]:
-    """What an engine that swaps to NVMe needs on every machine: a compiled operation, and a folder of its own.
+    """Prepare every machine for an engine that swaps to NVMe: compile an operation, and create a folder for the run.
 
     Called by every rank, connected; the folder is removed at the end of the block.
 
@@ -83,7 +83,7 @@ def prepared_machine(
         The DeepSpeed JSON for build_engine.
 
     Raises:
-        ConfigError: it cannot be compiled.
+        ConfigError: the operation cannot be compiled.
     """
     if ds_config is None or not nvme_sections(ds_config):
         yield ds_config

@@ -1,4 +1,4 @@
-"""How fast ranks of this machine exchange data: the collectives of ZeRO and of expert parallelism."""
+"""How fast ranks of this machine exchange data in the collectives of ZeRO and expert parallelism."""
 
 import json
 import multiprocessing
@@ -20,16 +20,17 @@ _BYTES = {"cuda": 2**28}
 _BYTES_ON_CPU = 2**25
 _ROUNDS = 5
 LIMIT_S = 60.0
-"""After which the ranks are ended."""
+"""Time after which the ranks are killed."""
 
 
 def collective_rates(device: torch.device) -> dict[str, float]:
-    """Bytes a second that leave a rank in a large all-reduce and a large all-to-all, by what rings move.
+    """Bytes per second that leave a rank in a large all-reduce and a large all-to-all, counted as for a ring.
 
-    Two processes with a core each and gloo; on CUDA one for each card and NCCL. Empty on one card, and on MPS.
+    Uses two processes with one core each and gloo; on CUDA, one process per card and NCCL. Empty for a single card and
+    on MPS.
 
     Raises:
-        UserError: the ranks did not answer in LIMIT_S.
+        UserError: the ranks did not answer within LIMIT_S.
     """
     ranks = {"cpu": _ON_CPU, "cuda": torch.cuda.device_count()}.get(device.type, 0)
     if ranks < 2:
@@ -80,7 +81,7 @@ def _rank(rank: int, ranks: int, kind: str, store: Path, answers: Path) -> None:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The median of some rounds after a first; all ranks begin together."""
+    """The median time of several rounds after a warm-up round; all ranks start together."""
     seconds = []
     for _ in range(1 + _ROUNDS):
         dist.barrier()

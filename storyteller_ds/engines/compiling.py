@@ -12,7 +12,7 @@ def compiles(run: RunConfig, device: torch.device, strategy: Strategy) -> bool:
     """Whether blocks are compiled (train.compile).
 
     Raises:
-        ConfigError: they are to be, and cannot.
+        ConfigError: blocks should be compiled but cannot be.
     """
     obstacle = None
     if run.parallel.zero_stage == 3:

@@ -1,6 +1,6 @@
 """The measured rates of this machine's device, kept in the cache folder (`storyteller bench device`).
 
-A JSON object with an entry for each device, number of threads and torch: what else a rate depends on.
+A JSON object with one entry per device, number of threads and torch version, since rates depend on all of them.
 """
 
 import json
@@ -24,14 +24,14 @@ FILE = "device_rates.json"
 
 
 def device_key(device: torch.device) -> str:
-    """What an entry is valid for."""
+    """The key of an entry: what its rates are valid for."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {instruction_set()}"
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} thread(s)"
     return f"{name}, {platform.machine()}{threads}, torch {torch.__version__}"
 
 
 def measured_formats(device: torch.device) -> list[torch.dtype]:
-    """fp32, and the half formats for which the device has arithmetic: elsewhere they are emulated, and slower."""
+    """fp32, and the half formats for which the device has arithmetic; others are emulated, and slower."""
     if device.type == "cuda":
         has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
         return [torch.float32, torch.float16, *[torch.bfloat16] * has_bf16]
@@ -42,7 +42,7 @@ def measured_formats(device: torch.device) -> list[torch.dtype]:
 
 
 def measure_device(device: torch.device, log: Callable[[str], None]) -> dict[str, Any]:
-    """An entry for this device; takes seconds, and the machine should do nothing else."""
+    """Measure an entry for this device; takes seconds, during which the machine should do nothing else."""
     products = {}
     for dtype in measured_formats(device):
         log(f"matrix products, {DTYPE_NAMES[dtype]}")
@@ -59,7 +59,7 @@ def measure_device(device: torch.device, log: Callable[[str], None]) -> dict[str
 
 
 def read_records(file: Path | None = None) -> dict[str, Any]:
-    """All entries; none, if the file is not there or is none of ours: it can be made again."""
+    """All entries; empty if the file is missing or not one of ours, since it can be made again."""
     try:
         found = read_json(file or cache_folder() / FILE)
     except (OSError, StorytellerError):
@@ -68,11 +68,11 @@ def read_records(file: Path | None = None) -> dict[str, Any]:
 
 
 def write_record(device: torch.device, entry: Mapping[str, Any], file: Path | None = None) -> Path:
-    """Put the entry of this device beside those of others.
+    """Write the entry of this device, keeping those of others.
 
     Raises:
-        UserError: the cache folder cannot be known.
-        OSError: it cannot be written.
+        UserError: the cache folder cannot be determined.
+        OSError: the file cannot be written.
     """
     target = file or cache_folder() / FILE
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def recorded(device: torch.device) -> dict[str, Any] | None:
 
 
 def known_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The recorded rate of matrix products, or else one that is measured now [FLOP/s]."""
+    """The recorded rate of matrix products, or one measured now if there is none [FLOP/s]."""
     rates = (recorded(device) or {}).get("products_flop_per_s", {})
     rate = rates.get(DTYPE_NAMES[dtype])
     return rate if isinstance(rate, float) and rate > 0 else product_rate(device, dtype)

@@ -1,4 +1,4 @@
-"""How far the numbers of one topology are from those of another: for the self-test, certify and the tests."""
+"""Differences between the results of two topologies, for the self-test, certify and the tests."""
 
 import math
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b| with Frobenius norms, in fp64; 0 for two zero tensors, infinite for other shapes.
+    """|a - b| / |b| with Frobenius norms, in fp64; 0 for two zero tensors, infinite if the shapes differ.
 
-    Not entry by entry: AdamW divides a gradient by its own size, so an entry whose gradient is mere
-    rounding moves by rounding's sign on every topology (docs/decisions/0003).
+    Not entry by entry: AdamW divides a gradient by its own size, so an entry whose gradient is only a
+    rounding error moves by the sign of that error on every topology (docs/decisions/0003).
     """
     if a.shape != b.shape:
         return math.inf
@@ -18,7 +18,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 
 def differences(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, float]:
-    """Name -> relative difference, in the order of the reference; infinite for a name that only one has."""
+    """Name -> relative difference, in the order of the reference; infinite for a name that only one of them has."""
     both = {name: relative_difference(ours[name], b) if name in ours else math.inf for name, b in reference.items()}
     return both | {name: math.inf for name in ours if name not in reference}
 

@@ -1,7 +1,7 @@
 """The self-test of a run: one step of a small copy of its model on its topology and on one device.
 
-It finds on the user's own machine, before hours are spent, a driver, a network or a library that computes a wrong
-gradient. `storyteller certify` compares whole runs.
+Before hours are spent, it finds a driver, network or library on the user's machine that computes wrong gradients.
+`storyteller certify` compares whole runs.
 """
 
 import gc
@@ -25,18 +25,18 @@ from storyteller_ds.errors import TrainingStopped
 TOKENS = 64
 """Longest sequence of the test; each rank has one."""
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Largest relative difference of a gradient tensor (Frobenius norm). In half precision a rounding may send a
-token to another expert, so that only gross errors are found."""
+"""Largest allowed relative difference of a gradient tensor (Frobenius norm). In half precision, rounding may send a
+token to another expert, so only gross errors are found."""
 
 
 def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, device: torch.device) -> float:
     """The largest relative difference of the loss, the gradient norm and any tensor of the gradient.
 
     Called by every rank. AdamW's first moment after the first step is the clipped gradient times 1 - beta1,
-    wherever ZeRO keeps it, so what is compared is the result of a whole training step.
+    wherever ZeRO keeps it, so this compares the result of a whole training step.
 
     Raises:
-        TrainingStopped: it is larger than rounding explains; names the tensor.
+        TrainingStopped: the difference is larger than rounding explains; names the tensor.
     """
     small = _small_copy(run, world.size)
     batch = _batch(small)
@@ -58,7 +58,7 @@ def check_gradients(run: RunConfig, ds_config: Mapping[str, Any], world: World, 
 
 
 def _small_copy(run: RunConfig, world_size: int) -> RunConfig:
-    """The run with as few blocks as have an MoE layer, short sequences and nothing random in training."""
+    """The run with the fewest blocks that include an MoE layer, short sequences and no randomness in training."""
     blocks = min(run.model.num_layers, run.moe.every_n_layers)
     length = min(TOKENS, run.data.sequence_length)
     train = {"global_batch_size": world_size, "micro_batch_size": 1, "gradient_accumulation_steps": 1}
@@ -84,5 +84,5 @@ def _one_step(engine: Engine, batch: MicroBatch, run: RunConfig) -> dict[str, to
     gradient = {
         f"gradient of {name}": tensor.double() for kind, name, tensor in engine.named_state() if kind == "exp_avg"
     }
-    # Clipping takes a wrong scale out of the gradient; the norm before it shows.
+    # Clipping hides a wrong scale of the gradient; the norm before clipping shows it.
     return {"loss": torch.tensor(result.loss), "gradient norm": torch.tensor(result.grad_norm), **gradient}

@@ -1,4 +1,4 @@
-"""Which kernels a run uses, for its first lines: the choice of the process, and the operations that are exceptions."""
+"""Which kernels a run uses, for its first log lines: the choice of the process, and the exceptions from it."""
 
 import torch
 from storyteller_kernels.dispatch import choice_for
@@ -11,10 +11,10 @@ from storyteller_ds.engines.precision import DTYPE_NAMES, held_dtype, run_dtype
 
 
 def kernel_choice(run: RunConfig, device: torch.device, strategy: Strategy) -> tuple[str, str | None]:
-    """The kernels of a run, by the rules by which the operations themselves choose (storyteller_kernels).
+    """The kernels of a run, by the same rules as the operations themselves use (storyteller_kernels).
 
     Returns:
-        What is used; and a warning of why the experts are slow on this GPU, None if they are not.
+        What is used; and a warning that says why the experts are slow on this GPU, None if they are not.
     """
     chosen = choice_for(device, run_dtype(run, device))
     exceptions = []
@@ -33,7 +33,7 @@ def kernel_choice(run: RunConfig, device: torch.device, strategy: Strategy) -> t
 
 
 def _why_experts_are_slow(run: RunConfig, device: torch.device, strategy: Strategy) -> str | None:
-    """Why a GPU computes them one after the other; None where it does not, or there are none."""
+    """Why a GPU runs the experts one after the other; None if it does not, or there are no experts."""
     if device.type != "cuda" or not run.moe_layers:
         return None
     if strategy == "autoep":

@@ -1,8 +1,8 @@
-"""What fp16 multiplies the loss by, so that small gradients do not vanish (Micikevicius et al. 2018, sec. 3.2).
+"""Loss scaling for fp16, so that small gradients do not vanish (Micikevicius et al. 2018, sec. 3.2).
 
-The rule of torch.amp.GradScaler and DeepSpeed: halved when a scaled gradient overflows, doubled after so many steps
-without. It stays on the device, where the verdict on a step is; and it keeps its value where the loss itself was not
-finite, or where it cannot fall any more, for then it is not at fault.
+The rule is that of torch.amp.GradScaler and DeepSpeed: the scale is halved when a scaled gradient overflows, and
+doubled after GROWTH_STEPS steps without overflow. It stays on the device, like the verdict on a step. It keeps its
+value if the loss itself was not finite or if it cannot fall any further, since then the scale is not at fault.
 """
 
 import torch
@@ -27,7 +27,7 @@ class LossScaling:
 
     @torch.no_grad()
     def after(self, verdict: Tensor) -> None:
-        """Adapt to what became of a step (step.verdict)."""
+        """Adapt the scale to the verdict on a step (step.verdict)."""
         done, overflow = verdict == _DONE, verdict == _OVERFLOW
         good = torch.where(done, self.good_steps + 1, torch.where(overflow, 0, self.good_steps))
         grows = good == GROWTH_STEPS
@@ -35,10 +35,10 @@ class LossScaling:
         self.good_steps = torch.where(grows, 0, good)
 
     def read(self) -> LossScale:
-        """For the record and the checkpoint; waits for the device."""
+        """Read the scale for the record and the checkpoint; waits for the device."""
         return LossScale(float(self.scale), int(self.good_steps))
 
     def put_back(self, saved: LossScale) -> None:
-        """As it was in a checkpoint."""
+        """Restore the scale from a checkpoint."""
         self.scale = torch.full_like(self.scale, saved.scale)
         self.good_steps = torch.full_like(self.good_steps, saved.good_steps)

@@ -1,4 +1,4 @@
-"""What to change where a run needs too much memory."""
+"""What to change if a run needs too much memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from storyteller_ds.distributed.plan import ParallelPlan
 def what_to_lower(
     run: RunConfig, ds_config: Mapping[str, Any] | None, plan: ParallelPlan, device: torch.device, is_built: bool = True
 ) -> str:
-    """Settings that this run does not use yet, the most helpful first; those that change no number come first.
+    """Settings to save memory that this run does not use yet, most helpful first; those that change no number first.
 
     Args:
         run: the run config.
         ds_config: the DeepSpeed JSON, if there is one.
         plan: shares of the batch.
-        device: whose memory ran out.
-        is_built: whether the model has fitted; before that no smaller batch helps.
+        device: the device whose memory ran out.
+        is_built: whether the model itself did fit; otherwise a smaller batch does not help.
     """
     ways = []
     if is_built and (micro := plan.micro_batch_size) > 1:

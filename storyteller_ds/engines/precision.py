@@ -1,4 +1,4 @@
-"""Number formats: which one a run computes in on its device, and holds its weights in."""
+"""Number formats: the one in which a run computes on its device, and the one in which it holds its weights."""
 
 import torch
 
@@ -8,16 +8,16 @@ from storyteller_ds.errors import ConfigError
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _BF16_SINCE, _FP16_SINCE = (8, 0), (7, 0)
-"""Compute capabilities of NVIDIA's cards whose matrix units take the format: Ampere, Volta."""
+"""Lowest compute capabilities of NVIDIA cards whose matrix units support the format: Ampere, Volta."""
 _BF16_ON_AMD = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
-"""Architectures with matrix instructions for bf16: CDNA, and RDNA from the third on."""
+"""Architectures with matrix instructions for bf16: CDNA, and RDNA from the third generation on."""
 
 
 def run_dtype(run: RunConfig, device: torch.device) -> torch.dtype:
     """The format that precision.dtype means on this device.
 
-    `auto` is the fastest format of the device with which training is stable. torch's own check of bf16 support counts
-    emulation too: bf16 on a card before Ampere is slower than fp32.
+    `auto` is the device's fastest format in which training is stable. torch's own check for bf16 support also counts
+    emulation: on cards before Ampere, bf16 is slower than fp32.
     """
     wanted = run.precision.dtype
     name = _fast_format(run, device) if wanted == "auto" else wanted

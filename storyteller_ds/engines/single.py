@@ -31,7 +31,7 @@ from storyteller_ds.optim.optimizer import (
 
 
 class SingleEngine:
-    """See Engine. Weights stay fp32, and are cast where they are used (docs/precision.md)."""
+    """See Engine; weights stay fp32 and are cast where they are used (docs/precision.md)."""
 
     def __init__(self, run: RunConfig, world: World, device: torch.device) -> None:
         self.run, self.world, self.device = run, world, device

@@ -1,8 +1,8 @@
 """The parts of an optimizer step that are the same for every engine.
 
-On a GPU nothing here waits for a number: what the host would decide (clip or not, skip or not) is decided on the
-device, and what a step came to is read later, for several steps at once (`finished`). On a CPU a number is there as
-soon as it is asked for, and deciding saves passes over the gradients.
+On a GPU nothing here waits for a value: whether to clip and whether to skip is decided on the device, and the results
+are read later, for several steps at once (`finished`). On a CPU values are available at once, and deciding on the host
+saves passes over the gradients.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from storyteller_ds.model.loss import LossModule, MicroBatchStats
 
 
 def reading_is_free(device: torch.device) -> bool:
-    """Whether the host may look at a number at every step: on a CPU it waits for nothing.
+    """Whether the host may read values at every step: on a CPU it never waits for them.
 
-    On MPS it does, but torch's fused AdamW cannot skip a step there by itself.
+    On MPS it does wait, but there torch's fused AdamW cannot skip a step by itself.
     """
     return device.type != "cuda"
 
@@ -32,9 +32,9 @@ def reading_is_free(device: torch.device) -> bool:
 def count_targets(world: World, micro_batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
     """[] int64: targets of an optimizer step, over all its accumulation steps and ranks."""
     here = sum(int((batch.target_BS != IGNORED).sum()) for batch in micro_batches)
-    # Filled on the device: a copy from pageable memory would wait for it.
+    # Filled on the device: a copy from pageable memory would wait for the device.
     targets = world.all_reduce_sum(torch.full((), here, dtype=torch.int64, device=device))
-    return targets.clamp(min=1)  # in a batch of prompts alone there is none
+    return targets.clamp(min=1)  # a batch of nothing but prompts has no targets
 
 
 def mean_loss(stats: Sequence[MicroBatchStats], targets: Tensor) -> Tensor:
@@ -43,25 +43,25 @@ def mean_loss(stats: Sequence[MicroBatchStats], targets: Tensor) -> Tensor:
 
 
 class _Verdict(NamedTuple):
-    """What became of a step."""
+    """The outcome of a step."""
 
     skipped: bool
     non_finite: Literal["loss", "gradient"] | None
 
 
 VERDICTS = (_Verdict(False, None), _Verdict(True, None), _Verdict(True, "loss"), _Verdict(True, "gradient"))
-"""By number: done; skipped, and a lower loss scale will do; skipped for the loss; skipped for the gradient."""
+"""By index: done; skipped, but a lower loss scale will help; skipped for the loss; skipped for the gradient."""
 LOWEST_LOSS_SCALE = 1.0
 """Below it fp16 would lose small gradients: an overflow at this scale counts as a non-finite gradient."""
 
 
 def verdict(loss: Tensor, norm: Tensor, scale: Tensor | None = None) -> Tensor:
-    """[] int64, the number of a verdict: a step is done if loss and gradient are finite.
+    """[] int64, an index in VERDICTS: a step is done if loss and gradient are finite.
 
     Args:
         loss: [] mean negative log-likelihood of the global batch, the same on every rank.
         norm: [] norm of the whole gradient, likewise.
-        scale: [] what the loss was multiplied by; None: nothing.
+        scale: [] factor by which the loss was multiplied; None: not scaled.
     """
     can_fall = torch.zeros_like(loss, dtype=torch.bool) if scale is None else scale > LOWEST_LOSS_SCALE
     of_gradient = torch.where(norm.isfinite(), 0, torch.where(can_fall, 1, 3))
@@ -76,7 +76,7 @@ def pending(
     gradient: SquaredGradient,
     clock: StepClock,
 ) -> PendingStep:
-    """A step with these figures."""
+    """A pending step with these values."""
     return PendingStep(torch.stack([loss, norm.to(loss), verdict.to(loss)]), stats, gradient, clock)
 
 
@@ -88,13 +88,13 @@ def known(
     stats: Sequence[MicroBatchStats] = (),
     clock: StepClock | None = None,
 ) -> PendingStep:
-    """A step whose figures the host knows already."""
+    """A pending step whose values the host already knows."""
     number = VERDICTS.index(_Verdict(skipped, non_finite))
     return PendingStep(torch.tensor([loss, norm, number], dtype=torch.float64), stats, clock=clock)
 
 
 def finished(steps: Sequence[PendingStep]) -> list[StepResult]:
-    """What steps came to, read in one transfer; only the last one has the figures of its routers and of the parts."""
+    """The results of steps, read in one transfer; only the last one has router metrics and part norms."""
     last = steps[-1]
     pieces, part_P = (torch.zeros(0), ()) if last.gradient is None else last.gradient
     figures = torch.stack([step.figures for step in steps])
@@ -113,7 +113,7 @@ def finished(steps: Sequence[PendingStep]) -> list[StepResult]:
 
 
 def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
-    """One optimizer step, and what it came to."""
+    """Run one optimizer step and return its result."""
     return finished([engine.begin_step(micro_batches, lr)])[0]
 
 
@@ -126,8 +126,10 @@ def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
 
 
 def _router_figures(stats: Sequence[MicroBatchStats]) -> Tensor:
-    """[(L + 1) * (E + 7)] fp64: the fields of RouterMetrics of each layer, and their means, over the accumulation steps
-    of a step; [0] without MoE layers."""
+    """[(L + 1) * (E + 7)] fp64: the fields of RouterMetrics of each layer, and their means; [0] without MoE layers.
+
+    Each is over all accumulation steps of a step.
+    """
     if not stats or stats[0].count_LE.numel() == 0:
         return stats[0].count_LE.flatten() if stats else torch.zeros(0)
     count_LE = torch.stack([s.count_LE for s in stats]).sum(dim=0)
@@ -146,7 +148,7 @@ def _router_figures(stats: Sequence[MicroBatchStats]) -> Tensor:
 
 
 def _as_metrics(figures: Sequence[float], layers: int) -> list[RouterMetrics]:
-    """Of each layer, and of all of them."""
+    """The metrics of each layer, then of all layers."""
     rows, size = [], len(figures) // (layers + 1)
     for first in range(0, len(figures), size):
         *load, spread, entropy, dead, balance, z, peak, margin = figures[first : first + size]
@@ -163,15 +165,15 @@ def update(
     scale: Tensor | None = None,
     step: Callable[[], object] | None = None,
 ) -> None:
-    """Clip the gradients and step, unless the verdict is to skip; then nothing changes.
+    """Clip the gradients and step; if the verdict is to skip, change nothing.
 
     Args:
-        optimizer: AdamW in torch's fused form or Muon, which both skip where their `found_inf` is 1.
-        norm: [] of the whole gradient, unscaled.
-        verdict: [] its number.
+        optimizer: torch's fused AdamW or Muon; both skip if their `found_inf` is 1.
+        norm: [] norm of the whole gradient, unscaled.
+        verdict: [] index in VERDICTS.
         limit: largest norm; 0: no limit.
-        scale: [] what the gradients are still multiplied by; None: nothing.
-        step: the optimizer's step; None: its own.
+        scale: [] factor by which the gradients are still multiplied; None: not scaled.
+        step: called to take the step; None: optimizer.step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
@@ -181,7 +183,7 @@ def update(
     if reading_is_free(norm.device):
         if int(verdict):
             for parameter in parameters:
-                parameter.grad = None  # what has no gradient is not changed
+                parameter.grad = None  # parameters without a gradient are not changed
         elif float(factor) != 1:
             torch._foreach_mul_(gradients, float(factor))
         step()

@@ -1,4 +1,4 @@
-"""How long the parts of a step take, without a wait for a GPU."""
+"""How long the parts of a step take, measured without waiting for a GPU."""
 
 import time
 from itertools import pairwise
@@ -8,9 +8,9 @@ import torch
 
 
 class StepClock:
-    """Marks the ends of the parts of a step; on CUDA with events, which are read when the step is known to be done.
+    """Marks the end of each part of a step; on CUDA with events, which are read when the step is known to be done.
 
-    On MPS nothing is measured: the host is ahead of the device, and torch has no events there that can be trusted.
+    On MPS nothing is measured: the host runs ahead of the device, and torch has no reliable events there.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -18,11 +18,11 @@ class StepClock:
         self._marks = [("", self._now())]
 
     def ended(self, part: str) -> None:
-        """This part lasted from the last mark until now; a part may come again."""
+        """Mark that this part lasted from the last mark until now; a part may occur several times."""
         self._marks.append((part, self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """Of each part [s], over all of its times; only after the device has done the step."""
+        """Total time of each part [s]; only after the device has done the step."""
         parts: dict[str, float] = {}
         if self._kind == "mps":
             return parts

@@ -1,8 +1,8 @@
-"""Blocks that keep less for the backward pass and compute the rest again (Chen et al. 2016).
+"""Activation checkpointing: blocks save less for the backward pass and recompute the rest (Chen et al. 2016).
 
-The same numbers come out, bit for bit where the device's own operations are reproducible: dropout and
-gating noise are drawn from the same random state again, tokens go to the same experts, and a router's
-statistics are those of the first pass, which are the outputs of the block, so nothing is counted twice.
+Results do not change, bit for bit where the device's own operations are reproducible: dropout and gating
+noise are redrawn from the same random state, tokens go to the same experts, and a router's statistics are
+outputs of the block in the first pass, so nothing is counted twice.
 """
 
 import logging
@@ -31,30 +31,28 @@ _EXCHANGES = frozenset({
     torch.ops._c10d_functional.all_to_all_single.default,
     torch.ops._c10d_functional.wait_tensor.default,
 })  # fmt: skip
-"""Routed tokens from and to other ranks, and their counts (engines/deepspeed/expert_parallel.py). A collective that
-fills a buffer of the caller's cannot be kept and is repeated: so DeepSpeed's own layers, AutoEP and stock, exchange
-tokens."""
+"""Exchanges of routed tokens and their counts with other ranks (engines/deepspeed/expert_parallel.py). DeepSpeed's own
+layers, AutoEP and stock, use collectives that fill a buffer of the caller's; these cannot be kept and are repeated."""
 _VARIANTS = 64
-"""Most of one model's blocks: of layers that differ, in training and validation, with each shape of a batch. torch's
-own limit is 8."""
+"""Most compiled variants of a model's blocks: for different layers, training and validation, and each batch shape.
+torch's own limit is 8."""
 
 
 class BlockRunner:
-    """Runs blocks so that they keep for the backward pass what model.activation_checkpointing allows.
+    """Runs blocks, saving for the backward pass only what model.activation_checkpointing allows.
 
-    - none: everything that autograd keeps.
-    - block: the inputs only; the backward pass runs the whole block again. Least memory, a third more
-      arithmetic, and under expert parallelism tokens are exchanged once more there and back.
-    - selective: the inputs, the results of all matrix products with weights, of fused attention (output and
-      logsumexp), and of exchanges with other ranks, as torchtitan does; norms, rotations, activations, the
-      sorting of tokens and the combination are computed again. The router's logits are among the products,
-      so its choice is taken from the same bits. On a GPU the router's own kernel is computed again.
-      Products of attention without a fused kernel are computed again, and so is fused attention with dropout:
-      what is not run again does not draw its random numbers again, and all later draws of the block would be
-      others.
+    - none: everything that autograd saves.
+    - block: only the inputs; the backward pass runs the whole block again. Least memory, a third more
+      arithmetic, and under expert parallelism tokens are exchanged once more in both directions.
+    - selective: the inputs and the results of all matrix products with weights, of fused attention (output
+      and logsumexp) and of exchanges with other ranks, as in torchtitan; norms, rotations, activations,
+      sorting of tokens and the combine step are recomputed. The router's logits are among the products, so
+      it chooses from the same bits. On a GPU the router's own kernel runs again. Attention products without
+      a fused kernel are recomputed, and so is fused attention with dropout: if it did not run again, it
+      would not redraw its random numbers, and all later draws in the block would differ.
 
-    The recomputation is never stopped early: ZeRO-3 has to see the end of every submodule that it saw the
-    start of, and all ranks of an expert group have to join in the same exchanges.
+    Recomputation never stops early: ZeRO-3 must see the end of every submodule whose start it saw, and all
+    ranks of an expert group must take part in the same exchanges.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -64,26 +62,26 @@ class BlockRunner:
         self.kept = [*MATRIX_PRODUCTS, *_EXCHANGES, *(_ATTENTION if config.dropout == 0 else ())]
 
     def compile(self, backend: str | Callable[..., Any] = "inductor", is_needed: bool = True) -> None:
-        """Compile blocks from now on, each as a whole (torch.compile), once for all that are alike.
+        """Compile each block as a whole from now on (torch.compile), once for all blocks that are alike.
 
         Args:
-            backend: of torch.compile.
-            is_needed: a failure is raised; else warned of, and blocks run as before.
+            backend: backend of torch.compile.
+            is_needed: raise if compilation fails; otherwise warn and run blocks as before.
         """
         self._needs_compiler = is_needed
-        # It warns of in-place operations under selective checkpointing, of which blocks have none.
+        # It warns about in-place operations under selective checkpointing; blocks have none.
         logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-        # What torch has compiled belongs to a code object. One for each model, so that the models of a process, one
-        # after the other, do not use up one limit, and what was compiled for a model goes with it.
+        # torch attaches compiled code to a code object. Each model gets its own, so that successive models in a process
+        # do not use up one recompilation limit, and a model's compiled code is freed with it.
         shared = BlockRunner._run
         own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
         self._compiled = torch.compile(types.MethodType(own, self), fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, block: Callable[..., T], *inputs: Any) -> T:
-        """block(*inputs); its outputs may depend on these, on parameters and on the random state only."""
+        """Return block(*inputs), which may depend only on the inputs, the parameters and the random state."""
         if self._compiled is None:
             return self._run(block, *inputs)
-        # Under expert parallelism the host asks for counts, which become sizes of tensors.
+        # Under expert parallelism the host reads counts, which become tensor sizes.
         try:
             with torch._dynamo.config.patch(capture_scalar_outputs=True, recompile_limit=_VARIANTS):
                 result: T = self._compiled(block, *inputs)

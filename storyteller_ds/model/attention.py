@@ -19,9 +19,9 @@ class LayerCache(Protocol):
 
 
 class RotaryEmbedding(nn.Module):
-    """Angles of the rotary position embedding (Su et al. 2021, sec. 3.2), as Llama pairs them.
+    """Angles of the rotary position embedding (Su et al. 2021, sec. 3.2), with features paired as in Llama.
 
-    Feature i of a head turns together with feature i + D/2, by position * theta^(-2i/D).
+    Features i and i + D/2 of a head are rotated together by position * theta^(-2i/D).
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
@@ -30,7 +30,7 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, position_S: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, each [..., S, D], for the int64 positions [..., S]."""
-        # Computed here, not kept as a buffer: bf16 casts of a module would ruin the angles.
+        # Computed here rather than kept in a buffer: casting the module to bf16 would ruin the angles.
         exponent = torch.arange(0, self.head_dim, 2, device=position_S.device, dtype=torch.float32) / self.head_dim
         angle_SH = position_S.float()[..., None] * self.theta**-exponent
         angle_SD = torch.cat([angle_SH, angle_SH], dim=-1)
@@ -38,12 +38,12 @@ class RotaryEmbedding(nn.Module):
 
 
 def document_mask(position_BS: Tensor, start: int = 0) -> Tensor:
-    """[B, 1, S, start + S] bool: what each token attends to, those of its own document that are not after it.
+    """[B, 1, S, start + S] bool: each token attends to itself and to earlier tokens of its own document.
 
     Args:
         position_BS: [B, S] int64, positions within documents (MicroBatch); negative: padding before a document, which
-            attends to itself.
-        start: tokens before these, whose keys are in a cache.
+            attends only to itself.
+        start: number of earlier tokens, whose keys are in a cache.
     """
     place_T = torch.arange(start + position_BS.shape[1], device=position_BS.device)
     place_S = place_T[start:]
@@ -52,16 +52,16 @@ def document_mask(position_BS: Tensor, start: int = 0) -> Tensor:
 
 
 def rotate(x_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
-    """Turn each feature pair of queries or keys by its angle."""
+    """Rotate each feature pair of queries or keys by its angle."""
     first, second = x_BHSD.chunk(2, dim=-1)
     rotated = x_BHSD * cos_SD + torch.cat([-second, first], dim=-1) * sin_SD
     return rotated.to(x_BHSD.dtype)
 
 
 class ValueEmbedding(nn.Module):
-    """A vector of each token for the values of attention, scaled by a gate for each head: 2 sigmoid(W x[:GATE_INPUTS]).
+    """A vector per token, added to attention's values and scaled by a gate per head: 2 sigmoid(W x[:GATE_INPUTS]).
 
-    As in nanochat; what a token is stays in reach of every position that attends to it.
+    As in nanochat; every position that attends to a token can still read which token it is.
     """
 
     GATE_INPUTS = 32
@@ -75,7 +75,7 @@ class ValueEmbedding(nn.Module):
         self.gate = Linear(self.inputs, config.kv_heads, bias=False)
 
     def forward(self, token_BS: Tensor, x_BSD: Tensor) -> Tensor:
-        """[B, S] int64 tokens, and the normalised residual stream [B, S, D], to [B, H, S, head size]."""
+        """[B, S] int64 tokens, and the normalized residual stream [B, S, D], to [B, H, S, head size]."""
         value_BSHD = self.embedding(token_BS).to(x_BSD.dtype).unflatten(-1, (-1, self.head_dim))
         gate_BSH = 2 * torch.sigmoid(self.gate(x_BSD[..., : self.inputs]))
         gated_BHSD: Tensor = (gate_BSH[..., None] * value_BSHD).transpose(1, 2)
@@ -83,10 +83,10 @@ class ValueEmbedding(nn.Module):
 
 
 def lacks_grouped_kernel(q_BHSD: Tensor, mask_BHSS: Tensor | None) -> bool:
-    """Whether torch would attend to shared key/value heads with the kernel that keeps all probabilities [B, H, S, S].
+    """Whether torch would use the kernel that stores all probabilities [B, H, S, S] for shared key/value heads.
 
-    On CUDA only flash attention takes shared heads, and it takes neither masks nor fp32. With heads of their own the
-    memory-efficient kernel takes both.
+    On CUDA only flash attention supports shared heads, and it supports neither masks nor fp32. If every query head has
+    its own key/value head, the memory-efficient kernel supports both.
     """
     return q_BHSD.is_cuda and (mask_BHSS is not None or q_BHSD.dtype == torch.float32)
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
     Args:
         config: sizes and options.
-        value_vocabulary: tokens that have a value embedding; 0: there is none.
+        value_vocabulary: number of tokens that have a value embedding; 0: no value embedding.
     """
 
     def __init__(self, config: ModelConfig, value_vocabulary: int = 0) -> None:
@@ -124,10 +124,10 @@ class Attention(nn.Module):
         """[B, S, D] to [B, S, D].
 
         Args:
-            x_BSD: normalised residual stream.
+            x_BSD: normalized residual stream.
             rotary: cosines and sines of RotaryEmbedding, which broadcast over the heads; None: no rotation.
-            cache: with it S new positions attend to all earlier ones too.
-            mask_BHSS: [B, 1, S, S_all] bool of document_mask; None: each position attends to all before it.
+            cache: if given, the S new positions also attend to all earlier ones.
+            mask_BHSS: [B, 1, S, S_all] bool, see document_mask; None: causal over all positions.
             token_BS: [B, S] int64, for the value embedding.
         """
         q_BHSD, k_BHSD, v_BHSD = (

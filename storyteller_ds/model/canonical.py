@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 
 class Part(NamedTuple):
-    """Which piece of a canonical tensor a parameter is, within the module that holds it."""
+    """The piece of a canonical tensor that a parameter holds, relative to the module that owns it."""
 
     name: str
     """Canonical name, relative to the module."""
     expert: int = 0
-    """Its first expert, counted among those of this rank."""
+    """First expert of the piece, counted among those of this rank."""
     row: int = 0
-    """Its first row: the index along dimension 1 of a stack of experts."""
+    """First row of the piece: the index along dimension 1 of a stack of experts."""
 
 
 @runtime_checkable
@@ -29,19 +29,19 @@ class HasCanonicalParts(Protocol):
     """A module whose own parameter names are not the canonical ones."""
 
     def canonical_part(self, name: str) -> Part:
-        """The piece that the parameter called `name` (relative to the module) is."""
+        """The piece that the parameter `name` (relative to the module) holds."""
 
 
 class Placed(NamedTuple):
-    """A parameter here, and what it is in the canonical layout."""
+    """A parameter of this rank, and its place in the canonical layout."""
 
     name: str
     """Canonical name."""
     parameter: nn.Parameter
     first_expert: int | None
-    """Canonical index of this parameter's first expert; None where dimension 0 is not experts."""
+    """Canonical index of this parameter's first expert; None if dimension 0 is not experts."""
     first_row: int = 0
-    """Index of its first row along dimension 1, where a stack of experts is held in pieces."""
+    """Index of its first row along dimension 1, if a stack of experts is held in pieces."""
 
     def slice_of(self, canonical: Tensor) -> Tensor:
         """This parameter's piece of the whole canonical tensor."""
@@ -53,7 +53,7 @@ class Placed(NamedTuple):
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of a parameter, also where ZeRO-3 has left only a partition of it here."""
+    """The full shape of a parameter, even if ZeRO-3 keeps only a partition of it on this rank."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
@@ -69,12 +69,12 @@ def is_expert(name: str) -> bool:
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies: to matrices, not to gains, scales and biases (the usual form)."""
+    """Whether weight decay applies: to matrices, but not to gains, scales and biases (as usual)."""
     return not (name.endswith(("bias", ".scale")) or "norm." in name)
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a canonical name is a table that is looked up by tokens: the embedding or a value embedding."""
+    """Whether a canonical name is a table indexed by token: the embedding or a value embedding."""
     return name == "embedding.weight" or name.endswith(".embedding.weight")
 
 
@@ -98,7 +98,7 @@ def placed_parameters(module: nn.Module, first_expert: int = 0) -> Iterator[Plac
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters; one that torch.nn.utils.parametrize computes from others has its value at this time."""
+    """Names and parameters; one computed by torch.nn.utils.parametrize is given by its current value."""
     for name, parameter in module.named_parameters():
         owner, is_computed, rest = name.partition(".parametrizations.")
         if not is_computed:
@@ -110,7 +110,7 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def pieces_by_name(placed: Iterable[Placed]) -> dict[str, list[Placed]]:
-    """The pieces of each canonical tensor, by name in order of appearance, each list by expert and then row."""
+    """The pieces of each canonical tensor, by name in order of appearance, each list sorted by expert, then row."""
     pieces: dict[str, list[Placed]] = {}
     for one in placed:
         pieces.setdefault(one.name, []).append(one)
@@ -118,7 +118,7 @@ def pieces_by_name(placed: Iterable[Placed]) -> dict[str, list[Placed]]:
 
 
 def join_pieces(pieces: Iterable[tuple[Placed, Tensor]]) -> Tensor:
-    """The tensor that the values of one name's sorted pieces make together: rows first, then experts."""
+    """Join the values of one name's sorted pieces into one tensor: rows first, then experts."""
     by_expert: dict[int | None, list[Tensor]] = {}
     for place, value in pieces:
         by_expert.setdefault(place.first_expert, []).append(value)

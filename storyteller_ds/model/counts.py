@@ -12,11 +12,11 @@ class ParameterCount(NamedTuple):
 
     total: int
     active: int
-    """Those that one token uses: all but the experts that it is not routed to."""
+    """Parameters that one token uses: all except the experts that it is not routed to."""
 
 
 def count_parameters(run: RunConfig) -> ParameterCount:
-    """Counted on the meta device: the model is laid out but no memory is taken."""
+    """Count the parameters on the meta device, without allocating memory."""
     total = experts = 0
     for name, parameter in empty_decoder(run).named_parameters():
         total += parameter.numel()
@@ -28,8 +28,8 @@ def count_parameters(run: RunConfig) -> ParameterCount:
 def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float:
     """Multiplications and additions of one training step, per token, forward and backward.
 
-    Matrix products only, as is usual: 2 per weight and token forward, twice that backward; attention's
-    two products over the (S + 1) / 2 positions that a token sees on average. Recomputation not counted.
+    Matrix products only, as usual: 2 per weight and token forward, twice that backward, plus attention's
+    two products over the (S + 1) / 2 positions that a token sees on average. Recomputation is not counted.
     """
     length = sequence_length or run.data.sequence_length
     attention = 2 * 2 * run.model.num_layers * run.model.hidden_size * (length + 1) / 2
@@ -37,7 +37,7 @@ def flops_per_token(run: RunConfig, sequence_length: int | None = None) -> float
 
 
 def product_weights(run: RunConfig) -> float:
-    """Numbers in the matrices that a token is multiplied by, on its way to the logits of the next."""
+    """Number of matrix entries that multiply a token on its way to the logits of the next token."""
     weights = 0.0
     for name, parameter in empty_decoder(run).named_parameters():
         if parameter.dim() < 2 or name.endswith("bias") or name.startswith("position_embedding"):

@@ -22,7 +22,7 @@ MoEFactory = Callable[[ModelConfig, MoEConfig], nn.Module]
 
 
 class ResidualScale(nn.Module):
-    """a x + b x_0 with two learned numbers: the residual stream, and a part of the embedding that it began with.
+    """a x + b x_0 with two learned scalars: the residual stream x, and the embedding x_0 that it started from.
 
     As in nanochat and modded-nanogpt.
     """
@@ -58,7 +58,7 @@ class Block(nn.Module):
         cache: LayerCache | None,
         mask_BHSS: Tensor | None,
     ) -> tuple[Tensor, RouterStats | None]:
-        """[B, S, D] to [B, S, D], and the statistics of the router where there is one; see Attention.
+        """[B, S, D] to [B, S, D], and the router's statistics if there is a router; see Attention for the arguments.
 
         `first_BSD` is the stream before the first block.
         """
@@ -74,12 +74,12 @@ class Decoder(nn.Module):
     """A causal language model.
 
     Args:
-        run: its model, moe and tokenizer sections decide the shapes.
+        run: its model, moe and tokenizer sections determine the shapes.
         make_moe: builds the MoE layers; the default keeps all experts on this device.
 
     Attributes:
-        dtype: format of the residual stream and of all products, to which weights are cast (docs/precision.md); None:
-            that of the weights.
+        dtype: dtype of the residual stream and of all matrix products, to which weights are cast (docs/precision.md);
+            None: that of the weights.
     """
 
     def __init__(self, run: RunConfig, make_moe: MoEFactory = LocalMoE) -> None:
@@ -116,24 +116,24 @@ class Decoder(nn.Module):
         position_BS: Tensor | None = None,
         mask_BHSS: Tensor | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
-        """Token ids to the logits of each next token, or to the loss of these, without ever holding all logits.
+        """Compute the logits of each next token or, given targets, their loss without ever holding all logits.
 
         Args:
             token_BS: [B, S] int64.
             caches: one per block, for generation; None in training.
             start: position of the first token.
             target_BS: [B, S] int64, the next tokens, IGNORED where there is none; or None.
-            position_BS: [B, S] int64, the position of each token in its document, which attends to itself only;
-                negative: padding before it. None: one document, which begins at `start`.
-            mask_BHSS: [B, 1, S, T] bool, which of the T positions in the caches each token attends to; None: as
-                position_BS says.
+            position_BS: [B, S] int64, the position of each token in its document, to which its attention is limited;
+                negative: padding before the document. None: one document, which begins at `start`.
+            mask_BHSS: [B, 1, S, T] bool, which of the T positions in the caches each token attends to; None: given by
+                position_BS.
 
         Returns:
-            Logits [B, S, V], or with targets the sum of -log p(target) (nats) [] fp32 over those that count; and the
-            statistics of each MoE layer in order.
+            Logits [B, S, V] or, with targets, the sum of -log p(target) (nats) [] fp32 over targets other than IGNORED;
+            and the statistics of each MoE layer in order.
 
         Raises:
-            ValueError: the sequence, or one document of it where positions are given, ends beyond context_length.
+            ValueError: the sequence ends beyond context_length, or has more tokens than that if positions are given.
         """
         end = start + token_BS.shape[1]
         if (end if position_BS is None else token_BS.shape[1]) > self.context_length:
@@ -166,10 +166,10 @@ class Decoder(nn.Module):
 
 
 def empty_decoder(run: RunConfig) -> Decoder:
-    """A decoder on the meta device: names and shapes, and no memory.
+    """A decoder on the meta device: names and shapes, but no memory.
 
     Raises:
-        RuntimeError, OverflowError, TypeError: of torch, about sizes beyond 64 bits.
+        RuntimeError, OverflowError, TypeError: raised by torch for sizes beyond 64 bits.
     """
     with torch.device("meta"):
         return Decoder(run)

@@ -22,5 +22,5 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, None]:
-        """[B, S, D] to [B, S, D]; None stands where an MoE layer returns its router's statistics."""
+        """[B, S, D] to [B, S, D], and None where an MoE layer returns its router's statistics."""
         return self.down_proj(activate(self.gate_up_proj(x_BSD), self.activation)), None

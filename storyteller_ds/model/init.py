@@ -20,9 +20,9 @@ _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj", "down_proj.weight")
 def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_expert: int = 0) -> None:
     """Fill every parameter of a decoder in place.
 
-    Normal with init_std; what writes into the residual stream with init_std / sqrt(2 * num_layers)
-    (GPT-2, Radford et al. 2019, sec. 2.3); gains 1, biases 0; the noise of noisy gating and the gates of value
-    embeddings start at 0, residual scales at 1 and 0.1, as in nanochat.
+    Weights are normal with standard deviation init_std, or init_std / sqrt(2 * num_layers) if they write into the
+    residual stream (GPT-2, Radford et al. 2019, sec. 2.3). Gains are 1, biases 0; the noise weights of noisy gating
+    and the gates of value embeddings start at 0, residual scales at 1 and 0.1, as in nanochat.
 
     Args:
         module: a Decoder, or a module that wraps one, on any device.
@@ -49,8 +49,8 @@ def init_parameters(module: nn.Module, config: ModelConfig, seed: int, first_exp
 
 
 def normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
-    """Random numbers that seed and name decide, the same on every device and rank."""
+    """Normal random numbers determined by seed and name, the same on every device and rank."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    # Always on the CPU: CUDA's generator gives other numbers.
+    # Always on the CPU: CUDA's generator gives different numbers.
     return torch.randn(shape, generator=generator) * std

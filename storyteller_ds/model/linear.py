@@ -1,7 +1,7 @@
-"""Dense layers and embeddings. Weights are cast to the format of what they are multiplied with (docs/precision.md).
+"""Dense layers, which cast weights to the dtype of what they multiply (docs/precision.md), and embeddings.
 
-They are made without initial weights, which init.py or a checkpoint gives them: torch's own would cost time, a second
-of it for the compiler that torch loads to fill tensors on the meta device.
+They are created without initial weights, which come from init.py or a checkpoint: torch's own initialization takes
+time, including a second for the compiler that torch loads to fill tensors on the meta device.
 """
 
 from storyteller_kernels import linear
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """torch's layer, with the product of storyteller_kernels."""
+    """torch's layer with the matrix product of storyteller_kernels."""
 
     def reset_parameters(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -20,7 +20,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """torch's layer."""
+    """torch's layer without initial weights."""
 
     def reset_parameters(self) -> None:
-        """Nothing."""
+        """Do nothing."""

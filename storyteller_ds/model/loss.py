@@ -1,4 +1,4 @@
-"""The loss that training minimises, split so that the shares of all ranks add up to one global number."""
+"""The loss that training minimizes, split into shares that add up over all ranks to one global number."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from storyteller_ds.model.moe.balance import RouterStats, batch_balance, sequenc
 
 
 class MicroBatchStats(NamedTuple):
-    """Sums over the micro-batches that all ranks compute at one time, fp64 where the device has it. No gradient."""
+    """Statistics of one accumulation step over all ranks, in fp64 if the device has it and without gradient."""
 
     nll_sum: Tensor
     """[] negative log-likelihood of the targets (nats)."""
@@ -27,7 +27,7 @@ class MicroBatchStats(NamedTuple):
     entropy_L: Tensor
     """[L] mean over tokens of the router's entropy (nats)."""
     margin_L: Tensor
-    """[L] mean over tokens of the probability of the best expert less that of the second-best."""
+    """[L] mean over tokens of the best expert's probability minus the second-best's."""
 
 
 class LossModule(nn.Module):
@@ -40,13 +40,13 @@ class LossModule(nn.Module):
         + mean over accumulation steps of (balance_loss_coef * sum over layers of E * sum_i f_i P_i
                                     + z_loss_coef * sum over layers of mean over tokens of z^2)
 
-    with f_i, the part of the routed tokens that expert i gets, and P_i, its mean probability, over the tokens that
-    moe.balance_scope names (docs/decisions/0002):
+    where f_i is the fraction of routed tokens that expert i gets and P_i its mean probability, both over the tokens
+    selected by moe.balance_scope (docs/decisions/0002):
 
     - batch: all sequences of an accumulation step. f_i is counted over all ranks (one all-reduce), so that the
-      sum does not depend on how they are split over ranks.
-    - sequence: each sequence by itself, and the mean over sequences (DeepSeek-V2, 2405.04434, eq. 23 to 25;
-      DeepSeek-V3, 2412.19437, eq. 17 to 20, whose f_i has the factor E). The sum depends on no split at all.
+      sum does not depend on how sequences are split over ranks.
+    - sequence: each sequence by itself, then the mean over sequences (DeepSeek-V2, 2405.04434, eq. 23 to 25;
+      DeepSeek-V3, 2412.19437, eq. 17 to 20, whose f_i includes the factor E). The sum does not depend on any split.
 
     Args:
         decoder: the model.
@@ -79,15 +79,15 @@ class LossModule(nn.Module):
             token_BS: [B, S] int64.
             target_BS: [B, S] int64, IGNORED where there is none.
             targets_in_step: targets of the whole optimizer step, all ranks together.
-            accumulation_steps: of the optimizer step.
-            position_BS: [B, S] int64, positions within documents; None: they are not told apart.
+            accumulation_steps: number of accumulation steps in the optimizer step.
+            position_BS: [B, S] int64, positions within documents; None: documents are not separated.
 
         Returns:
             The loss share [] fp32, and the statistics of this accumulation step summed over ranks.
         """
         nll_sum, layers = self.decoder(token_BS, target_BS=target_BS, position_BS=position_BS)
         sequences, tokens = len(token_BS) * self.world_size, token_BS.numel() * self.world_size
-        # Zero where the scope is the batch: its f_i are known only after the all-reduce.
+        # Zero for the batch scope, whose f_i are known only after the all-reduce.
         balance_sums = [
             sequence_balance(layer, len(token_BS)).sum() if self.per_sequence else layer.z_sum.new_zeros(())
             for layer in layers

@@ -1,9 +1,9 @@
-"""Weights as small integers with scales, for generation: w = scale * q, rounded to the nearest.
+"""Weights as small integers with scales, for generation: w = scale * q, rounded to nearest.
 
-Symmetric ("absmax", LLM.int8(), 2208.07339, sec. 2.1), without calibration, as the baseline of GPTQ (2210.17323):
+Symmetric ("absmax", LLM.int8(), 2208.07339, sec. 2.1) and without calibration, like the baseline of GPTQ (2210.17323):
 
-- 8 bits: q in -127 .. 127, and a scale for each row, its largest magnitude over 127;
-- 4 bits: q in -7 .. 7, and a scale for each GROUP neighbours in a row, their largest magnitude over 7.
+- 8 bits: q in -127 .. 127, and one scale per row, its largest magnitude divided by 127;
+- 4 bits: q in -7 .. 7, and one scale per GROUP neighbors in a row, their largest magnitude divided by 7.
 """
 
 from collections.abc import Mapping
@@ -16,32 +16,32 @@ from torch.nn.utils import parametrize
 from storyteller_ds.model.canonical import is_embedding
 
 GROUP = 32
-"""Numbers that share a scale in 4 bits."""
+"""Number of 4-bit entries that share a scale."""
 _MOST = {8: 127, 4: 7}
 _ZERO = 8
-"""What is added to a number in 4 bits, so that it has no sign."""
+"""Added to a 4-bit number to make it unsigned."""
 
 
 class Quantized(NamedTuple):
     """A matrix, or a stack of them."""
 
     values: Tensor
-    """8 bits: [..., R, C] int8. 4 bits: [..., R, C / 2] uint8; of the 16 bytes of a group byte j holds number j in its
-    lower half and number j + 16 in its upper one, each plus 8."""
+    """8 bits: [..., R, C] int8. 4 bits: [..., R, C / 2] uint8; of a group's 16 bytes, byte j holds number j in its
+    lower half and number j + 16 in its upper half, each plus 8."""
     scale: Tensor
     """fp32, 8 bits: [..., R, 1], 4 bits: [..., R, C / GROUP]."""
 
 
 def bits_of(shapes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, int]:
-    """The parameters that are quantised, and to how many bits each.
+    """The parameters to quantize, and the number of bits of each.
 
-    These are the matrices of products: attention, feed-forward layers, experts, the output projection. Norms, biases,
-    routers and tables that are only looked up stay fp32: they are few, or one row of them is read for a token. An
-    embedding that is the output projection, too, is quantised to 8 bits: a product reads all of it, and what is rounded
-    in it is rounded both at the beginning and at the end. So is a matrix whose rows are not whole groups.
+    These are the weights of matrix products: attention, feed-forward layers, experts and the output projection. Norms,
+    biases, routers and tables that are only looked up stay fp32: they are small, or only one row is read per token. An
+    embedding that is also the output projection is quantized to 8 bits: a product reads all of it, and its rounding
+    errors act both at the input and at the output. So is a matrix whose rows are not whole groups.
 
     Args:
-        shapes: of the model's parameters, by canonical name.
+        shapes: shapes of the model's parameters, by canonical name.
         bits: 8 or 4.
     """
     tied = "lm_head.weight" not in shapes
@@ -55,16 +55,16 @@ def bits_of(shapes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, int]:
 
 
 def stored_shapes(shape: tuple[int, ...], bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of values and scale of a weight of this shape."""
+    """Shapes of the values and the scale of a weight of this shape."""
     *rows, columns = shape
     return ((*rows, columns), (*rows, 1)) if bits == 8 else ((*rows, columns // 2), (*rows, columns // GROUP))
 
 
 def quantize(weight: Tensor, bits: int) -> Quantized:
-    """Round a weight [..., R, C]; in fp64, so that no quotient is rounded to a half.
+    """Quantize a weight [..., R, C], in fp64 so that no quotient is rounded to a half.
 
     Raises:
-        ValueError: it is not finite.
+        ValueError: the weight is not finite.
     """
     most, group = _MOST[bits], weight.shape[-1] if bits == 8 else GROUP
     groups = weight.double().unflatten(-1, (-1, group))
@@ -90,7 +90,7 @@ def dequantize(quantized: Quantized) -> Tensor:
 
 
 class _Dequantized(nn.Module):
-    """Makes a weight from what is stored of it, every time it is used."""
+    """Computes a weight from its stored form every time it is used."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -100,16 +100,16 @@ class _Dequantized(nn.Module):
         return dequantize(Quantized(values, scale))
 
     def right_inverse(self, weight: Tensor) -> Quantized:
-        """Room for it."""
+        """Uninitialized storage for the weight."""
         values, scale = stored_shapes(tuple(weight.shape), self.bits)
         dtype = torch.int8 if self.bits == 8 else torch.uint8
         return Quantized(weight.new_empty(values, dtype=dtype), weight.new_empty(scale))
 
 
 def hold_quantized(module: nn.Module, bits: Mapping[str, int]) -> None:
-    """Have a module hold these parameters quantised, empty at first, and dequantise each when it is used.
+    """Make a module store these parameters quantized, uninitialized at first, and dequantize each when it is used.
 
-    That saves memory and costs time: a forward pass writes and reads every weight once more.
+    This saves memory but costs time: a forward pass writes and reads every weight once more.
     """
     for name, of_name in bits.items():
         owner, _, last = name.rpartition(".")
@@ -119,7 +119,7 @@ def hold_quantized(module: nn.Module, bits: Mapping[str, int]) -> None:
 
 
 def held_quantized(module: nn.Module, name: str) -> Quantized | None:
-    """What is stored of a parameter; None: it is held as it is."""
+    """The stored form of a parameter; None: it is not quantized."""
     owner, _, last = name.rpartition(".")
     holder = module.get_submodule(owner)
     if not parametrize.is_parametrized(holder, last):
@@ -130,7 +130,7 @@ def held_quantized(module: nn.Module, name: str) -> Quantized | None:
 
 @torch.no_grad()
 def fill(module: nn.Module, name: str, value: Tensor | Quantized) -> None:
-    """Give a parameter its value, as it is stored where the module holds it quantised (then it must be)."""
+    """Set a parameter; if the module holds it quantized, the value must be quantized too."""
     held = held_quantized(module, name)
     if held is None:
         module.get_parameter(name).copy_(dequantize(value) if isinstance(value, Quantized) else value)

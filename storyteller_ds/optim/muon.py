@@ -1,24 +1,24 @@
-"""Muon: momentum whose matrices are orthogonalised before they are applied (Jordan et al. 2024).
+"""Muon: momentum updates whose matrices are orthogonalized before they are applied (Jordan et al. 2024).
 
 For a hidden weight matrix W [R, C] with gradient g, in this order (kellerjordan.github.io/posts/muon):
 
     m = mu m + (1 - mu) g;    u = mu m + (1 - mu) g;    W = (1 - lr lambda) W - lr s orthogonal(u)
 
-with s = 0.2 sqrt(max(R, C)), which gives the update the root mean square that AdamW's usually has, so that
-learning rate and weight decay are AdamW's (Liu et al. 2025, 2502.16982, eq. 4). Every parameter that is not a hidden
-matrix is updated by AdamW.
+with s = 0.2 sqrt(max(R, C)), which gives the update the root mean square that AdamW's usually has, so that AdamW's
+learning rate and weight decay can be used (Liu et al. 2025, 2502.16982, eq. 4). AdamW updates every parameter that is
+not a hidden matrix.
 
-Each linear map is a matrix of its own: each expert of a stack, and gate and up projection, which are stored as
-one tensor. It has to be orthogonalised whole, but ZeRO leaves a rank only a partition of a flat vector, which cuts some
-matrices. So the ranks that share a vector add up the pieces of just the cut ones: under ZeRO-1 and 2 at most one matrix
-a rank for a model of any size, under ZeRO-3, which cuts every parameter by itself, a few of each. Adding zeros is
-exact, so every rank orthogonalises the same bits.
+Each linear map is a separate matrix: each expert of a stack, and the gate and up projections, which are stored as one
+tensor. A matrix must be orthogonalized as a whole, but ZeRO leaves each rank only a partition of a flat vector, which
+cuts some matrices. So the ranks that share a vector add up the pieces of the cut matrices alone: under ZeRO-1 and 2, at
+most one matrix per rank for a model of any size; under ZeRO-3, which partitions every parameter by itself, a few per
+parameter. Adding zeros is exact, so every rank orthogonalizes the same bits.
 
-A matrix without a gradient in this step, as of an expert that no token chose, is decayed but not moved. The size of an
-update does not depend on that of the momentum, so what an expert has left of it would move it at full speed for
-hundreds of steps.
+A matrix without a gradient in this step, such as that of an expert that no token chose, is decayed but not moved. The
+size of an update does not depend on the size of the momentum, so whatever momentum an expert has left would move it at
+full speed for hundreds of steps.
 
-Matrices of one shape are multiplied together, however many parameters they come from.
+Matrices of the same shape are multiplied together, however many parameters they come from.
 """
 
 import math
@@ -37,17 +37,17 @@ _COEFFICIENTS = (
     (3.2155, -2.4114, 0.5013),
     (2.2185, -1.5941, 0.4108),
 )
-"""a, b and c of each iteration a s + b s^3 + c s^5: the best for what the last one leaves of [0.02, 1]."""
+"""a, b and c of each iteration a s + b s^3 + c s^5, optimal for the range to which the previous ones map [0.02, 1]."""
 _EPS = 1e-7
 ENTRIES_AT_ONCE = 2**26
-"""Most entries that are sent or multiplied together: the memory of a step beside its gradients and updates."""
+"""Most entries that are sent or multiplied at once; bounds a step's memory besides its gradients and updates."""
 _MARGIN = 1.01
-"""In half precision a matrix is so much smaller than its norm asks for. Its products are rounded, and above 1 the
-polynomials grow without bound: for a matrix of rank 1, as an expert with one token has, to many times 1."""
+"""In half precision a matrix is divided by its norm times this factor. Its products are rounded, and above 1 the
+polynomials grow without bound: for a matrix of rank 1, such as that of an expert with one token, to many times 1."""
 
 
 class Stack(NamedTuple):
-    """How many matrices [rows, columns] a parameter holds, one after the other."""
+    """The matrices [rows, columns] that a parameter holds, one after the other."""
 
     number: int
     rows: int
@@ -60,16 +60,16 @@ class Stack(NamedTuple):
 
 
 def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Stack | None:
-    """The matrices that Muon sees in a parameter; None: it is AdamW's.
+    """The matrices that Muon updates in a parameter; None: AdamW updates it.
 
-    AdamW keeps embeddings and output projection, gains and biases, as Muon's authors advise, and the router,
-    on which practice differs (Moonlight orthogonalises it). It is an output layer over experts. Raising the
-    logits of all experts together changes no choice, so in that direction only the z-loss acts; made as long
-    as the others, it would act with full force for any coefficient.
+    AdamW updates embeddings, the output projection, gains and biases, as Muon's authors advise, and the router,
+    on which practice differs (Moonlight orthogonalizes it). The router is an output layer over experts. Raising
+    the logits of all experts together changes no choice, so only the z-loss acts in that direction; scaled to
+    the length of the other directions, it would act with full force whatever its coefficient.
 
     Args:
         name: canonical name.
-        shape: of the whole parameter, or of a rank's share of the experts.
+        shape: shape of the whole parameter, or of a rank's share of the experts.
         intermediate_size: rows of an up projection, and of the gate that may be stored above it.
     """
     if not name.startswith("blocks.") or ".router." in name or is_embedding(name) or not is_decayed(name):
@@ -79,15 +79,15 @@ def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Sta
 
 
 def orthogonalised(x_NRC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each matrix with its singular values brought near 1: U f(S) V^T of U S V^T.
+    """Bring the singular values of each matrix near 1: U S V^T becomes U f(S) V^T.
 
-    f is three minimax polynomials, one after the other (Polar Express, Amsel et al. 2025, 2505.16932, Algorithm 1),
-    started at S over its Frobenius norm; f(s) is between 0.9 and 1.1 for s above 0.02. They train as well as the five
-    Newton-Schulz iterations of Jordan et al. do (docs/experiments.md). A matrix of zeros stays zero.
+    f is a composition of three minimax polynomials (Polar Express, Amsel et al. 2025, 2505.16932, Algorithm 1), applied
+    to S divided by its Frobenius norm; f(s) is between 0.9 and 1.1 for s above 0.02. They train as well as the five
+    Newton-Schulz iterations of Jordan et al. (docs/experiments.md). A matrix of zeros stays zero.
 
     Args:
         x_NRC: [N, R, C], fp32: small gradients would be lost in fp16.
-        dtype: of the products.
+        dtype: dtype of the matrix products.
 
     Returns:
         [N, R, C], in dtype.
@@ -105,27 +105,27 @@ def orthogonalised(x_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """Entries of a vector that are matrices, or a part of one."""
+    """A range of a vector that holds whole matrices or part of one."""
 
     stack: Stack
     begin: int
     end: int
     offset: int
-    """Of the first entry in its matrix."""
+    """Position of the first entry in its matrix."""
 
 
 class Held(NamedTuple):
-    """The part of one parameter that lies in a vector on this rank; nothing, if numel is 0."""
+    """The part of a parameter that lies in a vector on this rank; empty if numel is 0."""
 
     stack: Stack
     first: int
-    """Its first entry, counted in the whole parameter."""
+    """Index of its first entry in the whole parameter."""
     start: int
-    """Where that is in the vector."""
+    """Index of that entry in the vector."""
     numel: int
 
     def part_of(self, first_matrix: int, last_matrix: int) -> Piece:
-        """What is held of the matrices before the last; an empty piece, if nothing is."""
+        """The held part of the matrices from the first up to, but not including, the last; may be empty."""
         begin, end = first_matrix * self.stack.numel, last_matrix * self.stack.numel
         low, high = max(begin, self.first), min(end, self.first + self.numel)
         if low >= high:
@@ -137,11 +137,11 @@ class Layout(NamedTuple):
     """The matrices in a vector, which is a whole parameter or a ZeRO partition of several."""
 
     whole: Sequence[Piece]
-    """Runs of matrices that lie in this vector."""
+    """Runs of matrices that lie entirely in this vector."""
     cut: Sequence[Piece]
-    """What lies here of each matrix of which several ranks hold a part; the same matrices on all ranks."""
+    """This rank's part of each matrix that is split over several ranks; the same matrices on all ranks."""
     sum_over_holders: Callable[[Tensor], Tensor]
-    """Adds a tensor up over the ranks that share the parameters, in place, and returns it."""
+    """Sums a tensor over the ranks that share the parameters, in place, and returns it."""
     device: torch.device
     """Where the matrices are multiplied and sent; the vector itself may be elsewhere."""
 
@@ -152,12 +152,12 @@ def whole_parameter(parameter: nn.Parameter, stack: Stack) -> Layout:
 
 
 def zero_partition(held: Sequence[Held], sum_over_holders: Callable[[Tensor], Tensor], device: torch.device) -> Layout:
-    """The layout of this rank's partition of a ZeRO-1/2 group; called by all ranks of the group.
+    """The layout of this rank's partition of a ZeRO parameter group; called by all ranks of the group.
 
     Args:
-        held: what the partition has of each of the group's parameters, in the same order on every rank.
-        sum_over_holders: adds up over the group's data-parallel ranks, in place.
-        device: of the parameters.
+        held: the partition's part of each of the group's parameters, in the same order on every rank.
+        sum_over_holders: sums over the group's data-parallel ranks, in place.
+        device: device of the parameters.
     """
     whole, single = [], []
     for one in held:
@@ -173,8 +173,8 @@ def zero_partition(held: Sequence[Held], sum_over_holders: Callable[[Tensor], Te
 class Muon(torch.optim.AdamW):
     """Muon for the vectors that have a layout, AdamW for everything else.
 
-    The momentum of a vector with a layout is its state's `exp_avg`, a vector of the same shape, as AdamW's first
-    moment is; it has no `exp_avg_sq`.
+    The momentum of a vector with a layout is stored as `exp_avg` in its state, a vector of the same shape, like AdamW's
+    first moment; there is no `exp_avg_sq`.
 
     Args:
         groups: parameter groups.
@@ -182,7 +182,7 @@ class Muon(torch.optim.AdamW):
         betas: AdamW's.
         eps: AdamW's.
         momentum: mu of Muon.
-        dtype: format of its matrix products.
+        dtype: dtype of Muon's matrix products.
     """
 
     def __init__(
@@ -199,15 +199,15 @@ class Muon(torch.optim.AdamW):
         self.layouts: dict[Tensor, Layout] = {}
 
     def lay_out(self, layouts: Mapping[Tensor, Layout]) -> None:
-        """Set which of the optimizer's vectors hold hidden matrices, and where; before the first step."""
+        """Set which of the optimizer's vectors hold hidden matrices, and where; call before the first step."""
         self.layouts.update(layouts)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's returns the closure's loss
-        """Update the groups of `param_groups`, of which ZeRO leaves one at a time."""
+        """Update the groups in `param_groups`; ZeRO leaves only one there at a time."""
         groups = self.param_groups
         hidden = [(v, g) for g in groups for v in g["params"] if v in self.layouts and v.grad is not None]
-        # As in torch's fused AdamW: on a device where nobody has waited for it, 1 where this step is to change nothing.
+        # As in torch's fused AdamW: on the device, where the host has not waited for it; 1 if nothing may change.
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         forbidden = None if found_inf is None else found_inf > 0
         for vector, group in hidden:
@@ -225,7 +225,7 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
 
     def _add_gradient(self, vector: Tensor, group: Mapping[str, Any], forbidden: Tensor | None) -> None:
-        """Momentum and weight decay of a vector."""
+        """Update the momentum of a vector and apply weight decay."""
         assert vector.grad is not None
         average = start_moments(self, vector)["exp_avg"]
         new, kept = 1 - self.momentum, 1 - group["lr"] * group["weight_decay"]
@@ -233,12 +233,12 @@ class Muon(torch.optim.AdamW):
             average.lerp_(vector.grad, new)
             vector.mul_(kept)
         else:
-            vector.grad.masked_fill_(forbidden, 0.0)  # 0 times what is not finite would not be 0
+            vector.grad.masked_fill_(forbidden, 0.0)  # 0 times inf or NaN is not 0
             average.lerp_(vector.grad, torch.where(forbidden, 0.0, new))
             vector.mul_(torch.where(forbidden, 1.0, kept))
 
     def _matrices(self, vector: Tensor, group: Mapping[str, Any]) -> Iterator["_Matrices"]:
-        """The matrices of a vector, none of them in pieces."""
+        """The matrices of a vector, all of them whole."""
         assert vector.grad is not None
         layout, rate = self.layouts[vector], group["lr"] * group["period"]
         gradient_N, weight_N = vector.grad.view(-1), vector.view(-1)
@@ -254,13 +254,13 @@ class Muon(torch.optim.AdamW):
 
 
 class _Matrices(NamedTuple):
-    """Matrices of one shape, and where their orthogonalised entries go."""
+    """Matrices of one shape, and where their orthogonalized entries go."""
 
     update_NRC: Tensor
     weight_N: Tensor
-    """The entries of the parameter that are here."""
+    """The entries of the parameter on this rank."""
     offset: int
-    """Of the first of them in the matrices."""
+    """Position of the first of these entries in the matrices."""
     rate: float
 
     @classmethod
@@ -276,9 +276,9 @@ class _Matrices(NamedTuple):
 
 
 def _joined(update_N: Tensor, gradient_N: Tensor, layout: Layout) -> Iterator[tuple[Piece, Tensor]]:
-    """The cut matrices, added up over the ranks that hold parts of them; called by all of these.
+    """The cut matrices, summed over the ranks that hold parts of them; called by all these ranks.
 
-    Behind each matrix goes a number, which stays 0 where no rank has a gradient for it.
+    Each matrix is followed by one more number, which stays 0 if no rank has a gradient for the matrix.
     """
     for pieces in _at_most(layout.cut, lambda piece: piece.stack.numel):
         sizes = [piece.stack.numel + 1 for piece in pieces]
@@ -291,7 +291,7 @@ def _joined(update_N: Tensor, gradient_N: Tensor, layout: Layout) -> Iterator[tu
 
 
 def _batched(all_matrices: Iterable[_Matrices]) -> Iterator[list[_Matrices]]:
-    """Those of one shape together."""
+    """Batches of matrices of the same shape."""
     by_shape: dict[tuple[torch.Size, torch.device], list[_Matrices]] = {}
     for one in all_matrices:
         by_shape.setdefault((one.update_NRC.shape[1:], one.update_NRC.device), []).append(one)
@@ -300,7 +300,7 @@ def _batched(all_matrices: Iterable[_Matrices]) -> Iterator[list[_Matrices]]:
 
 
 def _at_most(items: Iterable[T], entries: Callable[[T], int]) -> Iterator[list[T]]:
-    """Runs of items that have no more than ENTRIES_AT_ONCE together; an item of its own may have more."""
+    """Runs of items with at most ENTRIES_AT_ONCE entries in total; a single item may have more."""
     run: list[T] = []
     total = 0
     for item in items:
@@ -314,7 +314,7 @@ def _at_most(items: Iterable[T], entries: Callable[[T], int]) -> Iterator[list[T
 
 
 def start_moments(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str, Tensor]:
-    """The state of a parameter or partition of AdamW's or Muon's, made of zeros where there is none yet."""
+    """The AdamW or Muon state of a parameter or partition; zeros are created if there is none yet."""
     state: dict[str, Tensor] = optimizer.state[vector]
     if "exp_avg" not in state:
         is_hidden = isinstance(optimizer, Muon) and vector in optimizer.layouts

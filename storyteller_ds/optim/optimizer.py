@@ -12,11 +12,11 @@ from storyteller_ds.model.canonical import full_shape, is_decayed, is_embedding,
 from storyteller_ds.optim.muon import Muon, Stack, hidden_matrices
 
 STATE_KINDS = ("weight", "exp_avg", "exp_avg_sq")
-"""What is kept of every parameter: its value and AdamW's two moments."""
+"""The kinds of training state of a parameter: its value and AdamW's two moments."""
 
 
 def muon_stacks(module: nn.Module, run: RunConfig) -> dict[nn.Parameter, Stack]:
-    """The parameters of hidden matrices, where optimizer.kind is muon."""
+    """The parameters that hold hidden matrices; empty unless optimizer.kind is muon."""
     if run.optimizer.kind != "muon":
         return {}
     rows = run.model.intermediate_size
@@ -27,13 +27,13 @@ def muon_stacks(module: nn.Module, run: RunConfig) -> dict[nn.Parameter, Stack]:
 def parameter_groups(
     module: nn.Module, config: OptimizerConfig, stacks: Mapping[nn.Parameter, Stack]
 ) -> list[dict[str, Any]]:
-    """Parameters with the same settings: Muon's matrices, others that are decayed, gains and biases, which are not.
+    """Group parameters by their settings: Muon's matrices, other decayed parameters, and undecayed gains and biases.
 
-    A group's learning rate is `lr_ratio` times that of the step; Muon's are updated every `period` steps, by the
-    `number` of the step (set_step).
+    A group's learning rate is `lr_ratio` times that of the step; Muon's groups are updated every `period` steps,
+    according to the `number` of the step (set_step).
     """
     groups: dict[tuple[str, float, int], dict[str, Any]] = {}
-    # In this order, which decides how ZeRO lays out its vectors.
+    # This order determines how ZeRO lays out its vectors.
     for name in ("hidden", "decayed", "plain"):
         decay = 0.0 if name == "plain" else config.weight_decay
         for ratio in (1.0, config.embedding_lr_ratio, config.output_lr_ratio):
@@ -54,7 +54,7 @@ def _lr_ratio(name: str, config: OptimizerConfig) -> float:
 
 
 def set_step(optimizer: Any, lr: float, number: int) -> None:
-    """The learning rate and the number of the next step, from 1, for all groups of parameter_groups."""
+    """Set the learning rate and the number of the next step, counted from 1, in all groups of parameter_groups."""
     for group in optimizer.param_groups:
         group["lr"], group["number"] = lr * group["lr_ratio"], number
 
@@ -62,12 +62,12 @@ def set_step(optimizer: Any, lr: float, number: int) -> None:
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, dtype: torch.dtype = torch.float32
 ) -> torch.optim.AdamW:
-    """AdamW over the groups, in torch's fused form, or Muon, which needs `lay_out` before its first step.
+    """Build torch's fused AdamW over the groups, or Muon, which needs `lay_out` before its first step.
 
     Args:
         groups: see parameter_groups.
-        config: the rule.
-        dtype: format of Muon's matrix products.
+        config: which optimizer, and its settings.
+        dtype: dtype of Muon's matrix products.
     """
     betas = (config.beta1, config.beta2)
     if config.kind == "muon":
@@ -76,5 +76,5 @@ def build_optimizer(
 
 
 def state_kinds(parameter: nn.Parameter, stacks: Mapping[nn.Parameter, Stack]) -> tuple[str, ...]:
-    """What is kept of a parameter: Muon has no second moment."""
+    """The kinds of state kept for a parameter; Muon has no second moment."""
     return STATE_KINDS[:2] if parameter in stacks else STATE_KINDS

@@ -6,18 +6,19 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.config.training import ScheduleConfig
 
 ONE_CYCLE_START = 25
-"""By what one_cycle divides the peak for its first step, as torch does."""
+"""one_cycle divides the peak by this for its first step, as torch does."""
 
 
 def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
     """Learning rate of optimizer step number `step`, counted from 0.
 
-    Warm-up to optimizer.lr, then, in the last schedule.decay_fraction of what is left, down to min_lr_ratio of it at
-    the last step: along half a cosine, as in SGDR (Loshchilov and Hutter 2017, eq. 5) without restarts, or a line.
+    Warms up to optimizer.lr and then, over the last schedule.decay_fraction of what is left, decays to min_lr_ratio of
+    it at the last step: along half a cosine, as in SGDR (Loshchilov and Hutter 2017, eq. 5) without restarts, or
+    linearly.
 
-    With train.max_minutes the decay follows max_steps or max_minutes, of which a larger part is used up. So the rate
-    has fallen when the run ends, by steps or by time, and a limit that is not reached changes nothing. The warm-up
-    follows steps only; where time overtakes it, the lower of the two rates counts.
+    With train.max_minutes the decay follows max_steps or max_minutes, whichever is used up further. So the rate has
+    decayed when the run ends, by steps or by time, and a limit that is not reached changes nothing. The warm-up follows
+    steps only; if time overtakes it, the lower of the two rates applies.
 
     Args:
         run: the run config.
@@ -34,14 +35,14 @@ def learning_rate(run: RunConfig, step: int, elapsed_s: float = 0.0) -> float:
     used = min(1.0, (place - schedule.warmup_steps) / span)
     progress = max(0.0, (used - (1 - schedule.decay_fraction)) / schedule.decay_fraction)
     floor = schedule.min_lr_ratio
-    # In this order of operations, so that earlier runs repeat to the last bit of the rate.
+    # This order of operations reproduces the rates of earlier runs to the last bit.
     if schedule.kind == "linear":
         return min(warming, peak * (floor + (1 - floor) * (1 - progress)))
     return min(warming, peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))))
 
 
 def _warm_up(schedule: ScheduleConfig, peak: float, step: int) -> float:
-    """The rate while it rises, then the peak."""
+    """The rate during warm-up, then the peak."""
     if step >= schedule.warmup_steps:
         return peak
     if schedule.kind == "one_cycle":

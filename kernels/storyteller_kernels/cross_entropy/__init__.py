@@ -15,9 +15,9 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """The summed loss without whole logits, on any device; see `reference.linear_cross_entropy`.
+    """The summed loss without holding all logits, on any device; see `reference.linear_cross_entropy`.
 
-    `chunk_size`: tokens a chunk; None: see `autograd.linear_cross_entropy`.
+    `chunk_size`: tokens per chunk; None: see `autograd.linear_cross_entropy`.
     """
     if backend() is ASKED_FOR:
         return reference.linear_cross_entropy(x_TD, weight_VD, target_T, ignore_index, softcap)

@@ -1,8 +1,8 @@
-"""The loss and both its gradients a chunk of tokens at a time: [T, V] is never whole in memory.
+"""The loss and both its gradients, one chunk of tokens at a time: all of [T, V] is never in memory at once.
 
-The gradients are made in the forward pass, while a chunk's logits are there, and only scaled in the backward pass
-(the idea of Liger Kernel, Hsu et al. 2024, sec. 3.2): logits are computed once, and all that is kept is dx and dW.
-What stands between the products is plain torch, or on a GPU one kernel.
+The gradients are computed in the forward pass, while a chunk's logits exist, and only scaled in the backward pass
+(the idea of Liger Kernel, Hsu et al. 2024, sec. 3.2): logits are computed once, and only dx and dW are kept.
+Between the products there is plain torch, or on a GPU one kernel.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         nll_sum = x_TD.new_zeros((), dtype=wide)
         grad_TD = torch.empty_like(x_TD) if wants_x else None
-        # In half precision the chunks' products would be lost beside their growing sum.
+        # In half precision the chunks' products would be lost in their growing sum.
         grad_VD = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         # Under autocast the products below would be rounded again.
         with torch.autocast(x_TD.device.type, enabled=False):
@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if not (wants_x or wants_weight):
                     continue
                 ignored_C1 = (target_C == ignore_index)[:, None]
-                # An ignored token's gradient is zero: cheaper set in [C, D] than in [C, V].
+                # An ignored token's gradient is zero, which is cheaper to set in [C, D] than in [C, V].
                 if grad_TD is not None:
                     grad_TD[chunk] = products.input_gradient(low_CV, weight_VD).masked_fill_(ignored_C1, 0.0)
                 if grad_VD is not None:
@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, for dW may be the largest tensor of all. A second backward pass is refused by autograd.
+        # In place, because dW may be the largest tensor of all. Autograd refuses a second backward pass.
         grad_TD, grad_VD = ctx.saved_tensors
         if grad_TD is not None:
             grad_TD.mul_(grad)
@@ -79,7 +79,7 @@ def _by_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _loss_and_gradient(
     logits_CV: Tensor, target_C: Tensor, ignore_index: int, softcap: float | None, wants_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """kernel.loss_and_gradient in plain torch, fp64 for fp64 logits; they are not overwritten."""
+    """kernel.loss_and_gradient in plain torch, in fp64 for fp64 logits; the logits are not overwritten."""
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
     ignored_C1 = (target_C == ignore_index)[:, None]
     target_C1 = target_C[:, None].masked_fill(ignored_C1, 0)
@@ -91,7 +91,7 @@ def _loss_and_gradient(
     nll = -log_p_CV.gather(1, target_C1).masked_fill_(ignored_C1, 0.0).sum()
     if not wants_gradient:
         return nll, logits_CV
-    # d loss / d logits = p - one_hot(target), made in the memory of log p.
+    # d loss / d logits = p - one_hot(target), computed in the memory of log p.
     grad_CV = log_p_CV.exp_()
     grad_CV.scatter_(1, target_C1, grad_CV.gather(1, target_C1) - 1.0)
     if slope_CV is not None:
@@ -114,9 +114,9 @@ def linear_cross_entropy(
         weight_VD: [V, D], in the dtype of x, or of any dtype under autocast.
         target_T: [T] int64; `ignore_index`, or in [0, V).
         ignore_index: targets of this value do not count.
-        chunk_size: tokens a chunk; None: as many as make the logits of a chunk no larger than x, but at least
-            MIN_CHUNK, below which the products grow slow.
-        softcap: logits are softcap * tanh(logits / softcap); None: as they are.
+        chunk_size: tokens per chunk; None: as many as make the logits of a chunk no larger than x, but at least
+            MIN_CHUNK, below which the products become slow.
+        softcap: logits become softcap * tanh(logits / softcap); None: unchanged.
     """
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)

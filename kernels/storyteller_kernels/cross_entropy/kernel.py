@@ -1,8 +1,8 @@
-"""The loss of a chunk of logits and its gradient, in Triton: two readings and one writing, in place.
+"""The loss of a chunk of logits and its gradient, in Triton: two reads and one write, in place.
 
-The way of Liger Kernel (Hsu et al. 2024, sec. 3.2). A program has a row: it takes log sum exp in one pass over the row,
-with the largest value so far (Milakov and Gimelshein 2018, 1805.02867, algorithm 3), and writes p - onehot over the
-logits in another. All sums are fp32, in one order.
+As in Liger Kernel (Hsu et al. 2024, sec. 3.2), each program has one row: it computes log sum exp in one pass over the
+row, with the largest value so far (Milakov and Gimelshein 2018, 1805.02867, algorithm 3), and overwrites the logits
+with p - onehot in another. All sums are fp32, in a fixed order.
 """
 
 import torch
@@ -19,7 +19,7 @@ WARPS = 8
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
 def _capped(logit: tl.tensor, softcap: tl.tensor, HAS_CAP: tl.constexpr) -> tl.tensor:
-    """c tanh(l / c), where there is a cap."""
+    """c tanh(l / c), if there is a cap."""
     if HAS_CAP:
         logit = softcap * (2.0 * tl.sigmoid(2.0 * logit / softcap) - 1.0)
     return logit
@@ -37,7 +37,7 @@ def loss_kernel(
     GRADIENT: tl.constexpr,
     COLS: tl.constexpr,
 ) -> None:
-    """nll[c] = -log softmax(l[c])[target[c]], 0 where the target is ignored; with GRADIENT l becomes its gradient."""
+    """nll[c] = -log softmax(l[c])[target[c]], 0 if the target is ignored; with GRADIENT, l becomes its gradient."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(target_ptr + row)
     counts = target != ignored
@@ -55,7 +55,7 @@ def loss_kernel(
     chosen = _capped(tl.load(row_ptr + tl.where(counts, target, 0)).to(tl.float32), softcap, HAS_CAP)
     tl.store(nll_ptr + row, tl.where(counts, log_z - chosen, 0.0))
     if GRADIENT:
-        tl.debug_barrier()  # a warp ahead of others would overwrite the logit that they have yet to read
+        tl.debug_barrier()  # a warp ahead of others would overwrite a logit that they have yet to read
         for start in range(0, V, COLS):
             col = start + tl.arange(0, COLS)
             logit = _capped(tl.load(row_ptr + col, mask=col < V, other=0.0).to(tl.float32), softcap, HAS_CAP)
@@ -76,8 +76,8 @@ def loss_and_gradient(
         logits_CV: [C, V] contiguous, C > 0; overwritten if the gradient is wanted.
         target_C: [C] int64.
         ignore_index: targets of this value do not count.
-        softcap: logits are softcap * tanh(logits / softcap); None: as they are.
-        wants_gradient: else the logits stay.
+        softcap: logits become softcap * tanh(logits / softcap); None: unchanged.
+        wants_gradient: whether the gradient is wanted; otherwise the logits stay.
     """
     rows, vocabulary = logits_CV.shape
     nll_C = torch.empty(rows, dtype=torch.float32, device=logits_CV.device)

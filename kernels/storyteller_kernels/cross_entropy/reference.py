@@ -6,14 +6,14 @@ from torch.nn import functional as F
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Logits that stay within softcap, c tanh(logits / c) (Gemma 2, 2408.00118, sec. 2); None: as they are."""
+    """Logits softly capped at softcap, c tanh(logits / c) (Gemma 2, 2408.00118, sec. 2); None: unchanged."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def linear_cross_entropy(
     x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, ignore_index: int = -100, softcap: float | None = None
 ) -> Tensor:
-    """Sum over the targets that count of -log softmax(W x)[target], in nats.
+    """Sum of -log softmax(W x)[target] over all targets that are not ignored, in nats.
 
     Args:
         x_TD: [T, D].
@@ -23,7 +23,7 @@ def linear_cross_entropy(
         softcap: see `capped`.
 
     Returns:
-        [] fp32 (fp64 for fp64 logits). The logits have the dtype of the matrix product, everything after is wider.
+        [] fp32 (fp64 for fp64 logits). The logits have the dtype of the matrix product; the rest is at least fp32.
     """
     logits_TV = F.linear(x_TD, weight_VD)
     if logits_TV.itemsize < 4:

@@ -1,7 +1,7 @@
 """The experts themselves: one small feed-forward network each, over contiguous rows.
 
-Triton takes rows and weights of one dtype, or that get one from autocast; everything else takes the reference. On
-Triton `count_E` stays on the device: pass `Routing.count_E` as it is.
+Triton takes rows and weights that have one dtype or get one from autocast; everything else goes to the CPU
+implementation or the reference. On Triton `count_E` stays on the device: pass `Routing.count_E` as it is.
 """
 
 import itertools
@@ -26,15 +26,15 @@ def expert_mlp(
     token_N: Tensor | None = None,
     row_TK: Tensor | None = None,
 ) -> Tensor:
-    """Each row through its expert; with token_N and row_TK that of permute(x, token_N, row_TK).
+    """Apply its expert to each row of x or, with token_N and row_TK, of permute(x, token_N, row_TK).
 
-    Our own Triton products gather the tokens as they load them, forward and backward, where the activation is SwiGLU
-    and there are no biases; otherwise, and for torch's grouped product, there is a [N, D] copy. On Triton a tensor of
-    counts is never read by the host; a list is copied to the device.
+    With SwiGLU and without biases, our own Triton products gather the tokens as they load them, forward and backward;
+    otherwise, and for torch's grouped product, a [N, D] copy is made. On Triton the host never reads a tensor of
+    counts; a list is copied to the device.
 
     Args:
         x: [N, D] rows in expert order; with token_N and row_TK [T, D] tokens.
-        count_E: as the weights, biases and activation, see `reference.expert_mlp`.
+        count_E: see `reference.expert_mlp`, also for the weights, biases and activation.
         up_EHD: [E, H, D].
         down_EDI: [E, D, I].
         activation: swiglu, gelu, relu or relu2.
@@ -72,7 +72,7 @@ _Operands = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def _triton_operands(*operands: *_Operands) -> _Operands | None:
-    """All of them in the one dtype of the product, or None where Triton does not take the call."""
+    """The operands in the dtype of the product, or None if Triton does not take the call."""
     given = [tensor for tensor in operands if tensor is not None]
     if not runs_on_triton(*given):
         return None
@@ -89,7 +89,7 @@ def _row_ends(count_E: Tensor | list[int], device: torch.device) -> Tensor:
     """[E] int32: the row after each expert's last."""
     if isinstance(count_E, Tensor):
         return count_E.cumsum(0, dtype=torch.int32)
-    # From pinned memory, for the host need not wait until the device has it.
+    # From pinned memory, so that the host need not wait until the device has it.
     ends = torch.tensor(list(itertools.accumulate(count_E)), dtype=torch.int32, pin_memory=device.type == "cuda")
     return ends.to(device, non_blocking=True)
 

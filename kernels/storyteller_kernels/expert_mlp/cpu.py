@@ -1,8 +1,8 @@
 """expert_mlp on the CPU: a loop over the experts' slices in one autograd function.
 
-The contract is that of reference.py. What this saves is elementwise work and copies: the weights' gradients are
-written where they belong, and of what lies between the two projections only the input of the activation is kept,
-and read once for its gradient.
+The contract is that of reference.py. This saves elementwise work and copies: the gradients of the weights are written
+where they belong, and between the two projections only the input of the activation is kept, and read once for its
+gradient.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from storyteller_kernels.expert_mlp.reference import Activation, activate
 
 
 class _Slice(NamedTuple):
-    """An expert's rows, and those that are multiplied: maybe more (cpu_products.window_around)."""
+    """An expert's rows, and the window of rows to multiply, which may be larger (cpu_products.window_around)."""
 
     expert: int
     rows: slice
@@ -27,18 +27,18 @@ class _Slice(NamedTuple):
 
     @property
     def inside(self) -> slice:
-        """The rows in the window."""
+        """The expert's rows, counted within the window."""
         return slice(self.rows.start - self.window.start, self.rows.stop - self.window.start)
 
 
 class _Passed(NamedTuple):
-    """A forward pass, as its backward pass needs it."""
+    """What the backward pass needs from the forward pass."""
 
     slices: list[_Slice]
     counts: list[int]
     activation: Activation
     hidden: list[Tensor]
-    """What each slice gives the activation; none unless it is kept."""
+    """The input of the activation for each slice; empty unless it is kept."""
 
 
 def _forward(
@@ -67,7 +67,7 @@ def _forward(
 def _backward(
     grad_ND: Tensor, x_ND: Tensor, up_EHD: Tensor, down_EDI: Tensor, passed: _Passed, wants: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, up, down and the two biases, those that are wanted."""
+    """The gradients of x, up, down and the two biases; None if not wanted."""
     wants_x, wants_up, wants_down, wants_up_bias, wants_down_bias = wants
     grad_x_ND = torch.empty_like(x_ND) if wants_x else None
     grad_up_EHD = _unwritten_like(up_EHD, passed.counts) if wants_up else None
@@ -79,7 +79,7 @@ def _backward(
         grad_WD = grad_ND[window]
         grad_act_WI = products.input_gradient(grad_WD, down_EDI[e])
         grad_hidden_WH, act_WI = _activation_gradient(grad_act_WI, hidden_WH, passed.activation)
-        # The weights' gradients sum over the rows: those of the neighbours must not count.
+        # The gradients of the weights sum over the rows: the neighbors' rows must not count.
         _clear_outside(grad_hidden_WH, each.inside)
         _clear_outside(act_WI, each.inside)
         if grad_down_EDI is not None:
@@ -114,12 +114,12 @@ class _ExpertMLP(torch.autograd.Function):
 
 
 def _slices(counts: list[int], down_EDI: Tensor) -> list[_Slice]:
-    """Those of the experts that have rows."""
+    """The slices of the experts that have rows."""
     slices, start, total = [], 0, sum(counts)
     for e, count in enumerate(counts):
         if count:
             rows = slice(start, start + count)
-            # By the smaller of the two weights.
+            # Chosen by the smaller of the two weights.
             slices.append(_Slice(e, rows, *window_around(rows, total, down_EDI[e])))
         start += count
     return slices
@@ -131,7 +131,7 @@ def _clear_outside(tensor_W: Tensor, inside: slice) -> None:
 
 
 def _unwritten_like(weight: Tensor, counts: list[int]) -> Tensor:
-    """Memory for the gradient of stacked weights: unset, but zero for experts without rows."""
+    """Memory for the gradient of stacked weights: uninitialized, but zero for experts without rows."""
     grad = torch.empty_like(weight)
     for e, count in enumerate(counts):
         if count == 0:
@@ -140,7 +140,7 @@ def _unwritten_like(weight: Tensor, counts: list[int]) -> Tensor:
 
 
 def _activation_gradient(grad_act: Tensor, hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """The gradient of `hidden`, and the activation once more; `grad_act` is overwritten."""
+    """The gradient of `hidden`, and the activation again; `grad_act` may be overwritten."""
     if activation == "gelu":
         grad_hidden: Tensor = torch.ops.aten.gelu_backward(grad_act, hidden, approximate="tanh")
         return grad_hidden, activate(hidden, activation)
@@ -208,7 +208,7 @@ def _experts_gradient(
     activation: str,
     wants: list[bool],
 ) -> list[Tensor]:
-    """Of the five operands; empty where it is not wanted."""
+    """The gradients of the five operands; empty if not wanted."""
     operands = (x_ND, up_EHD, down_EDI, up_bias_EH, down_bias_ED)
     _, passed = _forward(*operands, count_E.tolist(), activation, keep=True)  # type: ignore[arg-type]  # an Activation
     gradients = _backward(grad_ND, x_ND, up_EHD, down_EDI, passed, wants)
@@ -257,8 +257,10 @@ def compilable_expert_mlp(
     up_bias_EH: Tensor | None = None,
     down_bias_ED: Tensor | None = None,
 ) -> Tensor:
-    """The same as an operator, into which a compiler does not look: it could not follow the counts. Of the forward pass
-    nothing is kept but its operands."""
+    """The same as an operator that a compiler does not trace, since it could not follow the counts.
+
+    Only the operands of the forward pass are kept.
+    """
     assert isinstance(count_E, Tensor), "what is compiled knows no number"
     operands = (x_ND.contiguous(), up_EHD.contiguous(), down_EDI.contiguous(), up_bias_EH, down_bias_ED)
     y_ND: Tensor = _experts(*operands, count_E, activation)

@@ -1,6 +1,6 @@
 """expert_mlp with any activation, and with biases, on grouped products; the contract is that of reference.py.
 
-What lies between the products is plain torch. SwiGLU without biases has kernels of its own (operators.py).
+Between the products there is plain torch. SwiGLU without biases has its own kernels (operators.py).
 """
 
 from typing import Any
@@ -73,17 +73,17 @@ def expert_mlp(
     down_bias_ED: Tensor | None,
     library: bool | None = None,
 ) -> Tensor:
-    """See reference.expert_mlp for the rest.
+    """expert_mlp on grouped products; see reference.expert_mlp for the rest.
 
     Args:
         x_ND: [N, D].
-        up_EHD: as all weights and biases in the dtype of x.
+        up_EHD: [E, H, D], like all weights and biases in the dtype of x.
         down_EDI: [E, D, I].
         end_E: [E] int32, the row after each expert's last, on the device of x.
-        activation: of the hidden rows.
+        activation: activation of the hidden rows.
         up_bias_EH: [E, H] or None.
         down_bias_ED: [E, D] or None.
-        library: take torch's grouped product; None: see takes_library.
+        library: whether to use torch's grouped product; None: see takes_library.
 
     Returns:
         [N, D], in the dtype of x.
@@ -97,8 +97,11 @@ def expert_mlp(
 
 
 def _one_hot(end_E: Tensor, x_NC: Tensor) -> Tensor:
-    """[N, E] in the dtype of x: 1 for the expert of a row. The gradient of a bias, a sum over rows, is so a product
-    too, whose order is fixed; that of an index would be added by atomics."""
+    """[N, E] in the dtype of x: 1 for the expert of a row.
+
+    So the gradient of a bias, a sum over rows, is also a product, with a fixed order; that of indexing would use
+    atomics.
+    """
     row_N1 = torch.arange(len(x_NC), device=x_NC.device)[:, None]
     start_E = F.pad(end_E[:-1], (1, 0))
     return ((start_E <= row_N1) & (row_N1 < end_E)).to(x_NC.dtype)

@@ -1,12 +1,12 @@
 """Grouped matrix products over stacked experts, with SwiGLU in their epilogues, in Triton.
 
-N rows in expert order, D and I values a row, E experts; H = 2 I, first the gate and then the up half. `end_ptr`
-has the row after each expert's last, [E] int32 on the device: a program finds its expert by itself, and the host
-never waits for the counts. It launches as many tiles of rows as there could be; those beyond the last expert's
-return at once. Sums are fp32, without atomics and in one order.
+N rows in expert order, D and I values per row, E experts; H = 2 I, first the gate and then the up half. `end_ptr`
+holds the row after each expert's last, [E] int32 on the device: a program finds its expert by itself, and the host
+never waits for the counts. The host launches as many tiles of rows as there could be; those beyond the last expert's
+return at once. Sums are fp32, without atomics and in a fixed order.
 
-Rounding is that of the plain composition: gate, up and the gradient of the activation pass through the dtype of
-the tensors before the next step, so the fused kernels and the library product with the elementwise ones agree.
+Rounding is that of the plain composition: gate, up and the gradient of the activation are rounded to the dtype of the
+tensors before the next step, so the fused kernels agree with the library product followed by the elementwise ones.
 """
 
 from typing import NamedTuple
@@ -31,14 +31,14 @@ class Tile(NamedTuple):
 
 
 TILES = {
-    # 96 KiB of shared memory: fits every device from sm_80 on, those with 99 KiB a block included.
+    # 96 KiB of shared memory: fits every device from sm_80 on, including those with 99 KiB per block.
     torch.bfloat16: Tile(rows=128, cols=128, depth=64, warps=8, stages=3),
     torch.float16: Tile(rows=128, cols=128, depth=64, warps=8, stages=3),
     # True fp32 and not TF32, so without tensor cores.
     torch.float32: Tile(rows=64, cols=64, depth=32, warps=4, stages=2),
 }
 GROUP = tl.constexpr(8)
-"""Tiles of rows that are worked on together, so that their tiles of weights are found in the L2 cache."""
+"""Tiles of rows that are processed together, so that their tiles of weights are found in the L2 cache."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -56,7 +56,7 @@ def _expert_of(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The expert of a tile of rows, the tile's first row and the row after the expert's last.
 
-    The expert is at least E where there is no such tile.
+    The expert is at least E if there is no such tile.
     """
     e = tl.arange(0, PADDED_E)
     end = tl.load(end_ptr + e, mask=e < E, other=0)
@@ -88,7 +88,7 @@ def _product(
     Args:
         a_ptr: A, rows contiguous; a_row [ROWS]: offset of each row; a_inside [ROWS]: whether it exists.
         w_ptr: an expert's W; w_col [COLS]: offset of each of its outputs; w_inside [COLS]: whether it exists.
-        w_depth_stride: from one element of the contracted dimension to the next.
+        w_depth_stride: stride from one element of the contracted dimension to the next.
         depth: length of the contracted dimension.
     """
     total = tl.zeros((ROWS, COLS), dtype=tl.float32)
@@ -155,9 +155,9 @@ def up_swiglu_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """act[n] = silu(gate) * up with (gate, up) = W[expert of n] x[n]; both are stored too where `hidden` is given.
+    """act[n] = silu(gate) * up with (gate, up) = W[expert of n] x[n]; both are also stored if `hidden` is given.
 
-    With `token`, [N] int64, x has a row a token, and x[n] here is x[token[n]] there.
+    With `token`, [N] int64, x has one row per token, and x[n] above stands for x[token[n]].
     """
     row_tile, col_tile = _place(row_tiles, tl.cdiv(I, COLS))
     expert, first_row, end_row = _expert_of(row_tile, end_ptr, E, PADDED_E, ROWS)
@@ -206,7 +206,7 @@ def down_swiglu_backward_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """Through the down product and SwiGLU in one: d hidden, and the activation again, of which nothing was kept."""
+    """Back through the down product and SwiGLU in one: d hidden, and the activation again, which was not kept."""
     row_tile, col_tile = _place(row_tiles, tl.cdiv(I, COLS))
     expert, first_row, end_row = _expert_of(row_tile, end_ptr, E, PADDED_E, ROWS)
     if expert >= E:
@@ -242,9 +242,9 @@ def weight_gradient_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """out[s, e] = sum over the s-th of SPLITS parts of the rows n of expert e of grad[n] x[n]^T; zero without rows.
+    """out[s, e] = sum of grad[n] x[n]^T over the s-th of SPLITS parts of expert e's rows n; zero without rows.
 
-    ROWS tile O, COLS C.
+    ROWS tile O, COLS tile C.
     """
     col_tiles = tl.cdiv(C, COLS)
     tiles = tl.cdiv(O, ROWS) * col_tiles
@@ -304,8 +304,8 @@ def up_swiglu(
         x_ND: [N, D], contiguous; with token_N [T, D].
         up_EHD: [E, 2I, D], contiguous, in the dtype of x.
         end_E: [E] int32, the row after each expert's last.
-        token_N: [N] int64, the row of x of each row, or None.
-        keep_hidden: a backward pass will follow.
+        token_N: [N] int64, the row of x for each row, or None.
+        keep_hidden: whether a backward pass will follow.
     """
     hidden, width = up_EHD.shape[1:]
     rows = x_ND.shape[0] if token_N is None else token_N.numel()
@@ -343,7 +343,7 @@ def weight_gradient(grad_NO: Tensor, x_NC: Tensor, end_E: Tensor, token_N: Tenso
         grad_NO: [N, O], contiguous.
         x_NC: [N, C], contiguous; with token_N [T, C].
         end_E: [E] int32, the row after each expert's last.
-        token_N: [N] int64, the row of x of each row, or None.
+        token_N: [N] int64, the row of x for each row, or None.
     """
     experts, out, cols = end_E.numel(), grad_NO.shape[1], x_NC.shape[1]
     tile = TILES[grad_NO.dtype]
@@ -360,17 +360,17 @@ def weight_gradient(grad_NO: Tensor, x_NC: Tensor, end_E: Tensor, token_N: Tenso
 
 MOST_SPLITS = 8
 SPLIT_BLOCKS = 4
-"""Blocks of DEPTH rows of an average expert that a part has at least."""
+"""Fewest blocks of DEPTH rows of an average expert in a part."""
 
 
 def _splits(rows_of_expert: int, programs: int, tile: Tile, device: torch.device) -> int:
-    """Parts of an expert's rows, so that small experts keep all multiprocessors busy, too."""
+    """Number of parts of an expert's rows, so that small experts also keep all multiprocessors busy."""
     wanted: int = triton.cdiv(2 * processor_count(device), programs)
     return max(1, min(MOST_SPLITS, wanted, rows_of_expert // (SPLIT_BLOCKS * tile.depth)))
 
 
 def _row_grid(rows: int, cols: int, w_EOC: Tensor, tile: Tile) -> tuple[int, tuple[int]]:
-    """The most tiles of rows there can be, one of each expert being partly filled, and the grid of programs."""
+    """The most tiles of rows there can be, with one of each expert's partly filled, and the grid of programs."""
     row_tiles = rows // tile.rows + w_EOC.shape[0]
     return row_tiles, (row_tiles * triton.cdiv(cols, tile.cols),)
 
@@ -390,5 +390,5 @@ def _blocks(tile: Tile) -> dict[str, int]:
 
 
 def _half_as_wide(tile: Tile) -> Tile:
-    """For a program that holds more than one tile of values at a time; it would spill registers."""
+    """For a program that holds more than one tile of values at a time and would otherwise spill registers."""
     return tile._replace(cols=tile.cols // 2)

@@ -1,10 +1,11 @@
-"""expert_mlp with SwiGLU on grouped products, as an operator of torch; the contract is that of reference.py.
+"""expert_mlp with SwiGLU on grouped products, as a torch operator; the contract is that of reference.py.
 
-Two ways to the same numbers. `library`: torch's grouped product, with the elementwise passes of swiglu.py between.
-Otherwise: the Triton products of kernel.py, which fuse SwiGLU and its gradient, and can gather tokens as they load.
+There are two ways to the same numbers. `library`: torch's grouped product, with the elementwise passes of swiglu.py in
+between. Otherwise: the Triton products of kernel.py, which fuse SwiGLU and its gradient and can gather tokens as they
+load.
 
-Of what lies between the two projections only `hidden` is kept, [N, 2I]. The activation, half as large, comes
-again from the pass that reads `hidden` in any case.
+Between the two projections only `hidden`, [N, 2I], is kept. The activation, half as large, is recomputed by the pass
+that reads `hidden` anyway.
 """
 
 from typing import Any
@@ -73,7 +74,7 @@ def _experts_gradient(
     wants_up: bool,
     wants_down: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, up and down; empty where it is not wanted."""
+    """The gradients of x, up and down; empty if not wanted."""
     from storyteller_kernels.expert_mlp import kernel, swiglu
     from storyteller_kernels.permute.kernel import scatter_sum
 
@@ -98,7 +99,7 @@ def _experts_gradient(
                 grad_x = kernel.row_product(grad_hidden_NH, up_EHD.transpose(1, 2), end_E)
                 if row_TK is not None:
                     grad_x = scatter_sum(grad_x, None, row_TK)
-    # Distinct tensors, as an operator's results have to be.
+    # Distinct tensors, as the results of an operator must be.
     return tuple(  # type: ignore[return-value]  # three of them
         grad if wanted else x.new_empty(0)
         for grad, wanted in ((grad_x, wants_x), (grad_up_EHD, wants_up), (grad_down_EDI, wants_down))
@@ -147,17 +148,20 @@ _experts.register_autograd(_backward, setup_context=_setup_context)
 
 
 def takes_library(library: bool | None, *operands: Tensor) -> bool:
-    """What `library` of expert_mlp means for these operands: a question for when the operator runs, since a compiler
-    knows neither addresses nor, under expert parallelism, how many rows there will be."""
+    """Whether expert_mlp uses torch's grouped product for these operands, given its `library`.
+
+    Decided when the operator runs, since a compiler knows neither addresses nor, under expert parallelism, how many
+    rows there will be.
+    """
     return library_serves(*operands) if library is None else library
 
 
 def library_serves(rows: Tensor, *others: Tensor) -> bool:
-    """Whether torch's grouped product is right, and free of host synchronisation, for rows and weights or other rows.
+    """Whether torch's grouped product is right, and free of host synchronization, for rows and weights or other rows.
 
     Only bf16 on sm_90: elsewhere torch reads the offsets on the host and loops, and on sm_100 it has given experts
-    without rows a weight gradient that is not zero (pytorch issue 172439). It needs rows of whole 16 bytes that
-    begin at such an address, and refuses to sum over no rows at all.
+    without rows a nonzero weight gradient (pytorch issue 172439). It needs rows whose size and address are multiples of
+    16 bytes, and refuses to sum over no rows at all.
     """
     return (
         rows.is_cuda
@@ -165,14 +169,14 @@ def library_serves(rows: Tensor, *others: Tensor) -> bool:
         and _is_sm90()
         and len(rows) > 0
         and all(width % 8 == 0 for tensor in (rows, *others) for width in tensor.shape[1:])
-        # What a compiler makes is aligned.
+        # Tensors made by a compiler are aligned.
         and (torch.compiler.is_compiling() or all(tensor.data_ptr() % 16 == 0 for tensor in (rows, *others)))
     )
 
 
 @constant
 def _is_sm90() -> bool:
-    """Of the current device: a process has one."""
+    """Whether the current device, of which a process has only one, is an sm_90."""
     return torch.cuda.get_device_capability() == (9, 0)
 
 
@@ -193,8 +197,8 @@ def expert_mlp(
         down_EDI: [E, D, I], in the dtype of x.
         end_E: [E] int32, the row after each expert's last, on the device of x.
         token_N: [N] int64, or None. Not for torch's product, which cannot gather.
-        row_TK: [T, K] int64, the rows of each token; with token_N only.
-        library: take torch's product; None: see takes_library.
+        row_TK: [T, K] int64, the rows of each token; only with token_N.
+        library: whether to use torch's product; None: see takes_library.
 
     Returns:
         [N, D], in the dtype of x.

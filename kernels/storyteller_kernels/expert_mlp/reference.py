@@ -25,7 +25,7 @@ def expert_mlp(
 
     Args:
         x_ND: [N, D] rows in expert order.
-        count_E: [E] rows of each expert; their sum is N. A tensor on a GPU costs a synchronisation here, which
+        count_E: [E] rows of each expert; their sum is N. A tensor on a GPU costs a synchronization here, which
             the Triton path does not need.
         up_EHD: [E, H, D] stacked weights.
         down_EDI: [E, D, I] stacked weights.
@@ -36,7 +36,7 @@ def expert_mlp(
     Returns:
         [N, D], in the dtype of the matrix product.
     """
-    # unbind, not indexing: its gradient is one stack, where indexing would make E full-size tensors.
+    # unbind, not indexing: its gradient is one stack, while indexing would make E full-size tensors.
     up, down = up_EHD.unbind(0), down_EDI.unbind(0)
     up_bias = up_bias_EH.unbind(0) if up_bias_EH is not None else [None] * len(up)
     down_bias = down_bias_ED.unbind(0) if down_bias_ED is not None else [None] * len(up)

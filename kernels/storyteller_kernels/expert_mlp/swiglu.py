@@ -1,4 +1,4 @@
-"""SwiGLU in Triton: the formula, which the products of kernel.py fuse, and passes of its own for torch's product."""
+"""SwiGLU in Triton: the formula, which the products of kernel.py fuse, and separate passes for torch's product."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch import Tensor
 from storyteller_kernels.dispatch import LAUNCH_OPTIONS
 
 TILE = (4, 512)
-"""Rows and columns of a program: with 4 warps 16 values a thread, two loads of 16 bytes in half precision."""
+"""Rows and columns of a program: with 4 warps 16 values per thread, two loads of 16 bytes in half precision."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -20,7 +20,7 @@ def value_of(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
 def gradients_of(grad: tl.tensor, gate: tl.tensor, up: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """(d gate, d up, silu(gate) * up), in fp32; the last has the bits of value_of."""
+    """(d gate, d up, silu(gate) * up), in fp32; the last has the same bits as value_of."""
     sigmoid = 1.0 / (1.0 + tl.exp(-gate))
     silu = gate * sigmoid
     return grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)), grad * silu, silu * up

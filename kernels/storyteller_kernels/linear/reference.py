@@ -1,4 +1,4 @@
-"""y = x W^T + b, as torch has it."""
+"""y = x W^T + b in plain torch."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,6 +1,6 @@
-"""permute and combine over the functions of reference.py, with their gradients.
+"""permute and combine on top of the functions of reference.py, with their gradients.
 
-Both are gathers too, for `row_TK` inverts `token_N`; torch's own gradients of an index would be added up.
+Both gradients are gathers too, because `row_TK` inverts `token_N`; torch's own gradient of indexing would scatter-add.
 """
 
 from typing import Any

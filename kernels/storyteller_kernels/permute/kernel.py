@@ -1,7 +1,7 @@
 """Rows to expert order and back, in Triton.
 
-Every output row is written by one program, and a token's K rows are added in the order of K: no atomics,
-the same bits every time. Offsets of rows are 64-bit, since N * D may pass 2^31.
+Every output row is written by one program, and a token's K rows are added in order: no atomics, the same bits
+every time. Row offsets are 64-bit, since N * D may exceed 2^31.
 """
 
 import torch
@@ -13,7 +13,7 @@ from storyteller_kernels.dispatch import LAUNCH_OPTIONS, on_device_of
 
 WARPS = 4
 BLOCK = 4096
-"""Elements of a tile: with 4 warps 32 a thread, four loads of 16 bytes in a half-precision dtype."""
+"""Elements of a tile: with 4 warps 32 per thread, which is four loads of 16 bytes in a half-precision dtype."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -77,7 +77,7 @@ def combine_backward_kernel(
 ) -> None:
     """dy[row[t, k]] = weight[t, k] * dout[t] and dweight[t, k] = <dout[t], y[row[t, k]]>, the latter in fp32.
 
-    By token and not by row, so that dout is read once from memory: its K - 1 other readings hit the cache.
+    By token and not by row, so that dout is read from memory once: its other K - 1 reads hit the cache.
     """
     token = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     for k in tl.static_range(K):
@@ -132,7 +132,7 @@ def combine_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the weighted sum with respect to y ([N, D], its dtype) and the weights ([T, K] fp32).
 
-    It goes by token and needs no token_N, which the reference does.
+    It goes by token and, unlike the reference, does not need token_N.
 
     Args:
         grad_TD: [T, D], contiguous.
@@ -151,6 +151,6 @@ def combine_backward(
 
 
 def _tile(width: int) -> tuple[int, int]:
-    """Rows and columns of a tile of BLOCK elements, whole rows where they fit."""
+    """Rows and columns of a tile of BLOCK elements, with whole rows if they fit."""
     cols = min(triton.next_power_of_2(width), BLOCK // 2)
     return BLOCK // cols, cols

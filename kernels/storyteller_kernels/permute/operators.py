@@ -1,6 +1,6 @@
-"""The Triton kernels of permute and combine as operators of torch, with their gradients.
+"""The Triton kernels of permute and combine as torch operators, with their gradients.
 
-Both gradients are gathers too, for `row_TK` inverts `token_N`.
+Both gradients are gathers too, because `row_TK` inverts `token_N`.
 """
 
 from typing import Any

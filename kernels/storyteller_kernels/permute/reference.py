@@ -1,7 +1,7 @@
 """Data movement in plain torch: tokens to expert order, rows added to tokens, and the gradient of a weighted sum.
 
-Nothing here adds into shared memory, so the same input gives the same bits on every device. Shapes are those of
-kernel.py.
+Nothing here uses atomic additions, so the same input gives the same bits every time, on every device. Shapes are those
+of kernel.py.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""RMSNorm in Triton: one program normalises whole rows, so that every value is read and written once.
+"""RMSNorm in Triton: one program normalizes whole rows, so that every value is read and written once.
 
-T rows, D values a row, P programs. Rows are contiguous and at most `MAX_WIDTH` wide.
+T rows, D values per row, P programs. Rows are contiguous and at most `MAX_WIDTH` wide.
 """
 
 import torch
@@ -27,13 +27,13 @@ def forward_kernel(
 ) -> None:
     """s = x + residual (or x), r = 1 / sqrt(mean(s^2) + eps), y = s r w; s, y [T, D] and r [T] are written.
 
-    All in fp32, but for three roundings to the dtype of y, which are those of the reference: s, s r and w.
+    All in fp32, except for the same three roundings to the dtype of y as in the reference: s, s r and w.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     mask = (row < T)[:, None] & (column < D)[None, :]
     place = row[:, None] * D + column[None, :]
-    # The rows pass through the L1 cache once; the gain is for every program to find there.
+    # Rows pass through the L1 cache once; the gain should stay there for every program.
     s = tl.load(x_ptr + place, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     weight = tl.load(weight_ptr + column, mask=column < D, other=0.0, eviction_policy="evict_last")
     if residual_ptr is not None:
@@ -66,7 +66,7 @@ def backward_kernel(
     """ds = r (w dy - n mean(w dy n)) + dsum with n = s r, and this program's part of dw = sum over rows of dy n.
 
     Program p takes the blocks of rows p, p + P, ... and keeps its sum of dw in registers; partial is [P, D] fp32.
-    The next block is asked for before the present one is worked on.
+    The loads of the next block are issued before the current one is processed.
     """
     column = tl.arange(0, BLOCK_D)
     y_type = dy_ptr.dtype.element_ty
@@ -115,7 +115,7 @@ def launch_forward(
         eps: added to the mean square.
 
     Returns:
-        y [T, D]; the sum s [T, D], x itself where nothing was added; 1 / root mean square of s [T] fp32.
+        y [T, D]; the sum s [T, D], x itself if nothing was added; 1 / root mean square of s [T] fp32.
         y and s have the dtype of x + residual.
     """
     T, D = x_TD.shape
@@ -137,11 +137,11 @@ def launch_forward(
 def launch_backward(
     dy_TD: Tensor, dsum_TD: Tensor | None, sum_TD: Tensor, weight_D: Tensor, rstd_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the rows that were normalised and of the gain.
+    """Gradients of the rows that were normalized and of the gain.
 
     Args:
         dy_TD: [T, D] contiguous, gradient of y.
-        dsum_TD: [T, D] contiguous, gradient that reaches s beside y, or None.
+        dsum_TD: [T, D] contiguous, gradient that reaches s other than through y, or None.
         sum_TD: [T, D] contiguous, s.
         weight_D: [D], contiguous.
         rstd_T: [T] fp32, from the forward pass.
@@ -154,7 +154,7 @@ def launch_backward(
     if T == 0:
         return ds_TD, torch.zeros_like(weight_D)
     rows, block_d, warps = tile_of(D, 2048)
-    # As many as run at a time, so that the partial sums are few.
+    # As many as run at a time, so that there are few partial sums.
     programs = min(triton.cdiv(T, rows), processor_count(sum_TD.device) * BACKWARD_WARPS // warps)
     partial_PD = torch.empty(programs, D, dtype=torch.float32, device=sum_TD.device)
     with on_device_of(sum_TD):
@@ -164,14 +164,14 @@ def launch_backward(
 
 
 BACKWARD_WARPS = 16
-"""Warps of the backward kernel that fit on one multiprocessor: it takes 128 registers a thread on sm_90."""
+"""Warps of the backward kernel that fit on one multiprocessor: it takes 128 registers per thread on sm_90."""
 
 
 def tile_of(D: int, values: int) -> tuple[int, int, int]:
-    """Rows a program, padded width, warps: so many values a program, where a row has no more, in four warps.
+    """Rows per program, padded width and warps: `values` values per program in four warps, or one row if that has more.
 
-    Of the forward pass 32 a thread, 4 loads of 16 bytes each in bf16; of the backward pass 16, of which four copies
-    live in registers.
+    In the forward pass that is 32 values per thread, 4 loads of 16 bytes each in bf16; in the backward pass 16, of
+    which four copies live in registers.
     """
     block_d = triton.next_power_of_2(D)
     rows = max(1, values // block_d)

@@ -1,4 +1,4 @@
-"""The Triton kernels of RMSNorm as operators of torch, with their gradients."""
+"""The Triton kernels of RMSNorm as torch operators, with their gradients."""
 
 from typing import Any
 

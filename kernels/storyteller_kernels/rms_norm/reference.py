@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Root-mean-square normalisation (Zhang and Sennrich 2019, eq. 4).
+    """Root-mean-square normalization (Zhang and Sennrich 2019, eq. 4).
 
     Args:
-        x_TD: [..., D], any floating dtype; the statistics are taken in fp32.
+        x_TD: [..., D], any floating dtype; the statistics are computed in fp32.
         weight_D: [D], gain.
         eps: added to the mean square.
 
@@ -23,7 +23,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Add a layer's output to the residual stream, and normalise the sum for the next layer.
+    """Add a layer's output to the residual stream, and normalize the sum for the next layer.
 
     Args:
         x_TD: [..., D], the layer's output.
@@ -32,7 +32,7 @@ def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
         eps: added to the mean square.
 
     Returns:
-        The normalised sum and the sum, both [..., D] in the dtype of the sum.
+        The normalized sum and the sum, both [..., D] in the dtype of the sum.
     """
     sum_TD = x_TD + residual_TD
     return rms_norm(sum_TD, weight_D, eps), sum_TD

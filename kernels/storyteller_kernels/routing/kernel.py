@@ -1,11 +1,11 @@
-"""Routing in Triton: two launches forward, two backward, no atomics, no word from the device to the host.
+"""Routing in Triton: two launches forward, two backward, no atomics, and nothing that the host must wait for.
 
-T tokens, D model width, E experts, K choices a token, N = T * K rows, B blocks of BLOCK_T tokens, S strips of
-tokens. A token chooses an expert at most once, so [T, E] flags hold the same as [T, K] choices, and the row of
-a choice is: rows of lower experts + rows of this expert in earlier blocks + its earlier tokens in this block.
+T tokens, D model width, E experts, K choices per token, N = T * K rows, B blocks of BLOCK_T tokens, S strips of
+tokens. A token chooses an expert at most once, so [T, E] flags hold the same information as [T, K] choices, and the
+row of a choice is: rows of lower experts + rows of this expert in earlier blocks + its earlier tokens in this block.
 
 The product with the router's weight keeps the accuracy of fp32 on the matrix units: a bf16 x is exact there,
-and an fp32 weight is the sum of three bf16 numbers of 8 significant bits each. Other x take fp32 products.
+and an fp32 weight is the sum of three bf16 numbers of 8 significant bits each. Other dtypes of x use fp32 products.
 """
 
 import torch
@@ -52,10 +52,10 @@ def choose_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """l = x W^T + noise, p = softmax(l), the K largest p, their gate weights; and what the block adds to the totals.
+    """l = x W^T + noise, p = softmax(l), the K largest p, their gate weights; and the block's share of the totals.
 
-    Written: prob [T, E] and log_z = logsumexp(l) [T] fp32, expert [T, K] int64, gate weight [T, K] fp32, and for the
-    block count [B, E] int32 and sum [B, E + 2] fp32: of p, of log_z^2, and of the entropy log_z - sum p l.
+    Writes prob [T, E] and log_z = logsumexp(l) [T] fp32, expert [T, K] int64, gate weight [T, K] fp32 and, per block,
+    count [B, E] int32 and sum [B, E + 2] fp32: the sums of p, of log_z^2, and of the entropy log_z - sum p l.
     """
     block = tl.program_id(0)
     token = tl.cast(block, tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -84,8 +84,8 @@ def choose_kernel(
     tl.store(prob_ptr + place, prob, mask=mask)
     tl.store(log_z_ptr + token, log_z, mask=real_token)
 
-    # NaN counts as the largest, as in torch.sort, so that a lost token still gets K valid experts. What is
-    # taken lies below every probability; the experts of the padding, of probability 0, come last.
+    # NaN counts as the largest, as in torch.sort, so that a token with NaN still gets K valid experts. Experts already
+    # taken are set below every probability; padding experts, with probability 0, come last.
     left = tl.where(prob == prob, prob, 2.0)
     choice = tl.arange(0, BLOCK_K)
     kept = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
@@ -93,7 +93,7 @@ def choose_kernel(
     flag = tl.zeros((BLOCK_T, BLOCK_E), tl.int32)
     for k in range(K):
         best = tl.max(left, axis=1)
-        # The lowest expert that has it.
+        # The lowest expert with that probability.
         winner = tl.min(tl.where(left == best[:, None], expert[None, :], BLOCK_E), axis=1)
         won = expert[None, :] == winner[:, None]
         value = tl.sum(tl.where(won, prob, 0.0), axis=1)
@@ -138,9 +138,9 @@ def place_kernel(
 ) -> None:
     """The row of each (token, choice) and the token of each row; the last program adds up the totals instead.
 
-    Program p places the tokens of BLOCKS blocks from block p * BLOCKS on. It counts for itself what lies before
-    them, from the small [B, E] counts: cheaper than one more launch to scan them.
-    Written: row [T, K], token [N] and total [E] int64; prob_sum [E], z_sum [] and entropy_sum [] fp32.
+    Program p places the tokens of BLOCKS blocks from block p * BLOCKS on. It computes by itself how many rows come
+    before them, from the small [B, E] counts: cheaper than one more launch to scan them.
+    Writes row [T, K], token [N] and total [E] int64; prob_sum [E], z_sum [] and entropy_sum [] fp32.
     """
     expert = tl.arange(0, BLOCK_E)
     real_expert = expert < E
@@ -231,9 +231,9 @@ def logit_gradient_kernel(
             kept += tl.where(won, prob, 0.0)
             dkept += tl.where(won, dgate_weight[:, None], 0.0)
             mean += dgate_weight * gate_weight
-        # A block may end in tokens that are none: their mass is 0 and so must their gradient be.
+        # A block may end in padding tokens: their mass is 0, and so must their gradient be.
         mass = tl.where(real_token, tl.sum(kept, axis=1), 1.0)
-        # p > 0 marks the kept; one that underflowed to 0 has no gradient in any case.
+        # p > 0 marks the kept experts; one whose p underflowed to 0 has no gradient in any case.
         dprob += tl.where(kept > 0.0, (dkept - mean[:, None]) / mass[:, None], 0.0)
     dlogit = prob * (dprob - tl.sum(prob * dprob, axis=1)[:, None])
     if dz_sum_ptr is not None:
@@ -287,7 +287,7 @@ def product_gradient_kernel(
             if PARTS == 0:
                 dx = add_product(dx, dlogit, w, 0)
             else:
-                # dx is rounded to bf16: two parts of either factor, 16 bits, are twice what it can hold.
+                # dx is rounded to bf16: two parts of either factor, 16 bits, are twice what bf16 can hold.
                 high = dlogit.to(tl.bfloat16)
                 dx = add_product(dx, high, w, WEIGHT_PARTS)
                 dx = add_product(dx, (dlogit - high).to(tl.bfloat16), w, 1)
@@ -298,11 +298,11 @@ def product_gradient_kernel(
 
 
 def launch_forward(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None) -> tuple[Routing, Tensor]:
-    """Route T > 0 tokens in two launches. Returns log_z [T] too, for the backward pass.
+    """Route T > 0 tokens in two launches; also returns log_z [T], for the backward pass.
 
     Args:
         x_TD: [T, D] contiguous, bf16, fp16 or fp32.
-        weight_ED: [E, D] contiguous, any of these.
+        weight_ED: [E, D] contiguous, any of these dtypes.
         top_k: K, between 1 and E.
         noise_TE: [T, E] contiguous, or None.
     """
@@ -377,7 +377,7 @@ def launch_logit_gradient(
 def launch_product_gradient(
     dlogit_TE: Tensor, x_TD: Tensor, weight_ED: Tensor, need_dx: bool, need_dweight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dx [T, D] and dW [E, D] in the dtypes of x and W, each if it is needed, in one launch and one sum."""
+    """dx [T, D] and dW [E, D] in the dtypes of x and W, each if needed, in one launch and one sum."""
     (T, D), E = x_TD.shape, weight_ED.shape[0]
     block_e = max(LEAST_DOT, triton.next_power_of_2(E))
     split = parts_of(x_TD, weight_ED) > 0
@@ -404,13 +404,13 @@ def launch_product_gradient(
 
 
 LEAST_DOT = 16
-"""Least size of each side of a product in Triton; fewer experts are padded to it."""
+"""Smallest size of each side of a product in Triton; fewer experts are padded to it."""
 PLACING_PROGRAMS = 256
-"""Most programs of place_kernel, each of which reads all block counts: bounds what they read together."""
+"""Most programs of place_kernel; bounds how much they read, since each of them reads all block counts."""
 
 
 def token_block(T: int, block_e: int, processors: int) -> int:
-    """Tokens a program: as many as leave a program for each multiprocessor, and fit in registers."""
+    """Tokens per program: as many as leave a program for each multiprocessor, and fit in registers."""
     most = max(16, min(64, 4096 // block_e))
     block = 16
     while block < most and triton.cdiv(T, 2 * block) >= processors:
@@ -419,12 +419,12 @@ def token_block(T: int, block_e: int, processors: int) -> int:
 
 
 def warps_for(block_e: int) -> int:
-    """Warps of a product: the tiles of many experts need the registers of eight."""
+    """Warps of a product: the tiles of many experts need the registers of eight warps."""
     return 4 if block_e < 64 else 8
 
 
 def parts_of(x_TD: Tensor, weight_ED: Tensor) -> int:
-    """bf16 parts of the weight in the product with x; 0 is fp32 arithmetic."""
+    """Number of bf16 parts of the weight in the product with x; 0 means fp32 arithmetic."""
     if x_TD.dtype != torch.bfloat16:
         return 0
     return 1 if weight_ED.dtype == torch.bfloat16 else 3

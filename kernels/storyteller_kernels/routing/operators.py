@@ -1,4 +1,4 @@
-"""The Triton kernels of routing as operators of torch, with their gradients: a compiler and a dispatcher see them."""
+"""The Triton kernels of routing as torch operators with gradients, which compilers and dispatchers can see."""
 
 from functools import partial
 from typing import Any
@@ -66,7 +66,7 @@ def _(*tensors: Tensor | None) -> Tensor:
 def _product_gradient(
     dlogit_TE: Tensor, x_TD: Tensor, weight_ED: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """Empty where it is not needed: an operator returns tensors."""
+    """dx and dW; empty if not needed, since an operator must return tensors."""
     from storyteller_kernels.routing.kernel import launch_product_gradient
 
     dx_TD, dweight_ED = launch_product_gradient(dlogit_TE, x_TD, weight_ED, need_x, need_weight)

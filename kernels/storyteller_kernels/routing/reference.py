@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Routing(NamedTuple):
-    """Where every token goes. Rows, the routed tokens, are (token, choice) pairs in expert order: expert 0's first."""
+    """Where every token goes; rows (routed tokens) are (token, choice) pairs in expert order, expert 0's first."""
 
     weight_TK: Tensor
     """[T, K] fp32: gate weight of each chosen expert; those of a token sum to 1. Has a gradient."""
@@ -33,7 +33,7 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
     """Choose the experts of each token.
 
     Logits x W^T in fp32; softmax over all experts; the top k, ties to the lower index; the kept
-    probabilities renormalised to sum to 1 (Mixtral, Jiang et al. 2024, sec. 2.1).
+    probabilities renormalized to sum to 1 (Mixtral, Jiang et al. 2024, sec. 2.1).
 
     Args:
         x_TD: [T, D] token vectors.
@@ -47,7 +47,7 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
         logit_TE = logit_TE + noise_TE
     log_z_T = torch.logsumexp(logit_TE, dim=-1)
     prob_TE = torch.softmax(logit_TE, dim=-1)
-    # A stable sort, because torch.topk leaves the order of equal values open.
+    # A stable sort, because torch.topk leaves the order of equal values undefined.
     sorted_TE, index_TE = torch.sort(prob_TE, dim=-1, descending=True, stable=True)
     kept_TK, expert_TK = sorted_TE[:, :top_k], index_TE[:, :top_k].contiguous()
     weight_TK = kept_TK / kept_TK.sum(dim=-1, keepdim=True)
@@ -73,5 +73,5 @@ def route(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None =
 
 
 def counted(index_N: Tensor, size: int) -> Tensor:
-    """[size] int64: how often each number from 0 to size - 1 occurs; a bincount for which a GPU need not be asked."""
+    """[size] int64: how often each number from 0 to size - 1 occurs; a bincount that never waits for a GPU."""
     return index_N.new_zeros(size).scatter_add_(0, index_N, torch.ones_like(index_N))

@@ -1,4 +1,4 @@
-"""What the process that trains reports to its supervisor; nothing, if it has none."""
+"""What the training process reports to its supervisor, if it has one."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ _address: Address | None = None
 
 
 def attach(supervisor: socket.socket, address: Address | None) -> None:
-    """Called once, after the fork.
+    """Set the connection to the supervisor; called once, after the fork.
 
     Args:
-        supervisor: socket to it, of type SOCK_SEQPACKET.
+        supervisor: socket to the supervisor, of type SOCK_SEQPACKET.
         address: where rank 0's supervisor listens; None on the other ranks.
     """
-    global _supervisor, _address  # facts about the process
+    global _supervisor, _address  # state of the process
     supervisor.setblocking(False)
     _supervisor, _address = supervisor, address
 
@@ -31,12 +31,12 @@ def is_supervised() -> bool:
 
 
 def lifeline_address() -> Address | None:
-    """Rank 0: where its supervisor listens, to be passed to join_lifeline on all ranks."""
+    """On rank 0, where its supervisor listens, to be passed to join_lifeline on all ranks."""
     return _address
 
 
 def join_lifeline(address: Address | None) -> None:
-    """Have the supervisor connect to that of rank 0."""
+    """Make the supervisor connect to that of rank 0."""
     if address is not None and _address is None:
         _report(lifeline=address._replace(host=address.host or os.environ["MASTER_ADDR"]))
 
@@ -48,7 +48,7 @@ def report_step(step: int) -> None:
 
 
 def report_handlers() -> None:
-    """Report that this process has handlers for signals."""
+    """Report that this process has signal handlers."""
     _report(has_handlers=True)
 
 

@@ -1,13 +1,13 @@
-"""A TCP connection from every supervisor to that of rank 0. One that closes without a `bye` is a lost rank.
+"""TCP connections from all supervisors to that of rank 0; one that closes without a `bye` means a lost rank.
 
-Messages are JSON objects, one a line:
+Messages are JSON objects, one per line:
 
     hello   {token, rank, host}   first from every supervisor; a connection without the right token is closed
     lost    {text, orderly}       a rank is lost
-    ended   {code}                a rank has ended by itself with this exit code, which is not 0
-    bye     {}                    last from every supervisor that leaves in order
+    ended   {code}                a rank has ended by itself with this nonzero exit code
+    bye     {}                    last from every supervisor that leaves in an orderly way
 
-That of rank 0 passes `lost` and `ended` on to all. Keep-alive probes find a machine without power or network
+Rank 0's supervisor passes `lost` and `ended` on to all. Keep-alive probes detect a machine without power or network
 within SILENCE_S.
 """
 
@@ -37,14 +37,14 @@ class Address(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Whose supervisor is at the other end of a connection."""
+    """The rank whose supervisor is at the other end of a connection."""
 
     rank: int
     host: str
 
 
 class Lifeline:
-    """One supervisor's end: on rank 0 with a connection from every other supervisor, elsewhere with one to rank 0.
+    """One supervisor's end: on rank 0, connected to every other supervisor; elsewhere, only to that of rank 0.
 
     Nothing here blocks, except connecting.
 
@@ -61,7 +61,7 @@ class Lifeline:
 
     @classmethod
     def listen(cls, local: bool) -> "Lifeline":
-        """Rank 0's end.
+        """Create rank 0's end.
 
         Args:
             local: whether all ranks are on this machine; then no other machine can connect.
@@ -72,11 +72,11 @@ class Lifeline:
 
     @classmethod
     def connect(cls, to: Address, rank: int, host: str) -> "Lifeline":
-        """Every other rank's end.
+        """Create any other rank's end.
 
         Args:
-            to: rank 0's.
-            rank: that of this supervisor.
+            to: address of rank 0's end.
+            rank: rank of this supervisor.
             host: name of this machine.
 
         Raises:
@@ -88,29 +88,29 @@ class Lifeline:
         return lifeline
 
     def address(self, local: bool) -> Address:
-        """For the others; rank 0 only."""
+        """The address for the other ranks; rank 0 only."""
         assert self._listener is not None
         port = self._listener.getsockname()[1]
         return Address("127.0.0.1" if local else "", port, self._token, socket.gethostname())
 
     def close_listener(self) -> None:
-        """In the process that trains, which inherits the socket."""
+        """Close the listener in the training process, which inherits it."""
         if self._listener is not None:
             self._listener.close()
 
     def send(self, kind: str, **fields: Any) -> None:
-        """To every peer."""
+        """Send a message to every peer."""
         for connection in self._connections():
             if connection.peer is not None:
                 connection.send({"kind": kind, **fields})
 
     def send_last(self, code: int | None) -> None:
-        """`ended`, if there is a code, and `bye`; also to a peer that has just connected and is not known yet."""
+        """Send `ended`, if there is a code, and `bye`, even to a peer that has only just connected and is not known."""
         while any(key.data is None for key, _ in self._selector.select(0)):
             self._accept()
         if self._listener is not None:
-            # Who connects later is refused. The exit of this process takes some 10 ms, in which a connection would
-            # be accepted by the kernel, and then closed without a word.
+            # Later connections are refused. This process takes about 10 ms to exit, during which the kernel would
+            # accept a connection and then close it without a message.
             self._selector.unregister(self._listener)
             self._listener.close()
         for connection in self._connections():
@@ -182,7 +182,7 @@ class _Connection:
             connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # a broken connection is found when reading
+        with contextlib.suppress(OSError):  # a broken connection is noticed when reading
             self.socket.send(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> tuple[list[dict[str, Any]], bool]:

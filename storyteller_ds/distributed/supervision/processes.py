@@ -1,4 +1,4 @@
-"""The processes above and below a supervisor, and the kernel's signal at the death of a parent."""
+"""The processes above and below a supervisor, and the kernel's signal when a parent dies."""
 
 import ctypes
 import itertools
@@ -23,7 +23,7 @@ def signal_at_death_of_parent(number: int) -> None:
 
 
 def command_line(process: psutil.Process | None) -> list[str]:
-    """The arguments of a process; none if it is gone."""
+    """The arguments of a process; empty if it is gone."""
     try:
         return [] if process is None else process.cmdline()
     except psutil.Error:
@@ -31,12 +31,12 @@ def command_line(process: psutil.Process | None) -> list[str]:
 
 
 def is_deepspeed_launcher(process: psutil.Process) -> bool:
-    """Whether this is the process of DeepSpeed's that starts the ranks of a machine."""
+    """Whether this is the DeepSpeed process that starts the ranks of a machine."""
     return _LAUNCH_MODULE in command_line(process)
 
 
 def out_of_memory_kills() -> int:
-    """How many processes Linux has killed since it started because memory had run out."""
+    """Number of processes that Linux has killed since it booted because memory had run out."""
     try:
         counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
     except OSError:
@@ -75,7 +75,7 @@ class DeepSpeedCommand:
         return None
 
     def is_gone(self) -> bool:
-        """Whether it has ended: its child then has another parent, or has ended too."""
+        """Whether the command has ended: its child then has another parent, or has ended too."""
         try:
             return bool(self._started.ppid() != self.process.pid)
         except psutil.Error:

@@ -5,13 +5,13 @@ import signal
 from storyteller_ds.errors import Interrupted, InterruptedSafely, StorytellerError
 
 ASKING_TO_END = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-"""From a scheduler, from Slurm before the time limit, from Ctrl-C, from a terminal that is closed."""
+"""Sent by a scheduler, by Slurm before the time limit, by Ctrl-C, and by a terminal that is closed."""
 
 
 def signals_to_handle() -> tuple[signal.Signals, ...]:
-    """Of ASKING_TO_END, those that this process must handle.
+    """The signals of ASKING_TO_END that this process must handle.
 
-    SIGINT and SIGHUP may be ignored when it starts, and stay ignored: by nohup, or by `command &` in a script.
+    SIGINT and SIGHUP stay ignored if they were ignored when it started: by nohup, or by `command &` in a script.
     """
     may_be_ignored = (signal.SIGINT, signal.SIGHUP)
     return tuple(

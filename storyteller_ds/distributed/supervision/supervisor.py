@@ -1,4 +1,4 @@
-"""The process that a launcher starts: forks the one that trains, and ends when it, its launcher or a peer ends."""
+"""The process that a launcher starts: forks the training process, and ends when that, its launcher or a peer ends."""
 
 import contextlib
 import json
@@ -25,26 +25,26 @@ from storyteller_ds.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST
 from storyteller_ds.streams import print_unlocked
 
 SAVE_S = 600
-"""From a signal that asks the child to end to SIGKILL: it finishes its step and saves. A launcher allows less, and a
-child that hangs is ended earlier by its watchdog."""
+"""Time between a signal that asks the child to end and SIGKILL, in which it finishes its step and saves. A launcher
+allows less, and a child that hangs is ended earlier by its watchdog."""
 FOLLOW_S = 25
-"""How long this rank may go on after another one has ended by itself with an exit code that is not 0; longer than
-rank 0 is given to report the error (cli/train.py)."""
+"""How long this rank may go on after another one has ended by itself with a nonzero exit code; longer than rank 0 is
+given to report the error (cli/train.py)."""
 SETTLE_S = 1.0
 TICK_S = 0.1
 
 _LAUNCHER_GONE = signal.SIGUSR2
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _AMBIGUOUS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
-"""A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer
-is gone: a child that died of these may not be the first, and within SETTLE_S the lifeline reports the one that was."""
+"""A launcher sends the first three to the child as well as to its supervisor, and gloo and NCCL abort when a peer is
+gone: a child killed by one of these may not have been the first, and the lifeline reports the first within SETTLE_S."""
 _LONGEST_REPORT = 1 << 12
 
 
 def supervise() -> None:
-    """Return in a process that is to train; its parent becomes its supervisor and never returns.
+    """Fork, and return in the process that will train; its parent becomes its supervisor and never returns.
 
-    A process that no launcher started as one of several, or that is not on Linux, simply goes on. To be called
+    A process that no launcher started as one of several, or that is not on Linux, simply goes on. Must be called
     before torch is imported: a fork must not copy threads.
 
     Raises:
@@ -60,7 +60,7 @@ def supervise() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     watched = (signal.SIGCHLD, *signals_to_handle(), _LAUNCHER_GONE)
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # in the supervisor for ever: it receives them by sigtimedwait
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # in the supervisor forever: it receives them by sigtimedwait
     training = os.fork()
     if training == 0:
         signal_at_death_of_parent(signal.SIGKILL)
@@ -83,8 +83,8 @@ class Supervisor:
         ranks: the rank of the training process.
         training: its pid.
         launcher: pid of this process's parent.
-        reports: from the training process, one JSON object a packet.
-        lifeline: of rank 0; None on all others, whose child reports where to connect.
+        reports: socket from the training process, one JSON object per packet.
+        lifeline: rank 0's end; None on all other ranks, whose child reports where to connect.
     """
 
     def __init__(
@@ -95,26 +95,26 @@ class Supervisor:
         self.host = socket.gethostname()
         self.step: int | None = None
         self.has_handlers = False
-        """Whether the child has handlers for signals."""
+        """Whether the child has signal handlers."""
         self.signals: set[int] = set()
-        """Received so far."""
+        """Signals received so far."""
         self.end: int | None = None
-        """For the first reason for which the child must end, signals to this process apart: the exit code if the child
-        dies of a signal; 0: 128 + the number of that signal."""
+        """Set by the first reason, other than signals to this process, for which the child must end: the exit code if a
+        signal kills the child; 0 means 128 + the number of that signal."""
         self.deadline: float | None = None
         """When the child gets SIGKILL."""
         self.status: int | None = None
-        """How the child ended: its exit code, or minus the number of a signal."""
+        """How the child ended: its exit code, or minus the number of the signal that killed it."""
         self.ended_at = 0.0
         self.memory_kills = out_of_memory_kills()
         reports.setblocking(False)
         signal_at_death_of_parent(_LAUNCHER_GONE)
         self.command: DeepSpeedCommand | None = None
-        with contextlib.suppress(psutil.Error):  # gone already, which is found at once
+        with contextlib.suppress(psutil.Error):  # gone already, which is noticed at once
             self.command = DeepSpeedCommand.above(psutil.Process(launcher))
 
     def run(self, watched: tuple[signal.Signals, ...]) -> NoReturn:
-        """Until the child has ended; leaves the process with its exit code, or with one for the loss."""
+        """Run until the child has ended; exits with the child's exit code, or with one for the loss."""
         while (code := self._exit_code()) is None:
             arrived = signal.sigtimedwait(watched, TICK_S)
             while arrived is not None:
@@ -136,7 +136,7 @@ class Supervisor:
         return bool(self.signals - {signal.SIGUSR1})
 
     def _exit_code(self) -> int | None:
-        """With which this process must end now; None: go on."""
+        """The code with which this process must exit now; None: go on."""
         if self.status is None:
             pid, status = os.waitpid(self.training, os.WNOHANG)
             if pid == 0:
@@ -150,7 +150,7 @@ class Supervisor:
         if self.end is not None:
             return self.end or 128 + by
         if by in self.signals - {signal.SIGINT}:
-            return EXIT_INTERRUPTED  # it had no handlers yet, or no longer: nothing of it is lost
+            return EXIT_INTERRUPTED  # it had no handlers yet, or no longer: nothing is lost
         if self._asked:
             return 128 + by
         if by in _AMBIGUOUS and time.monotonic() < self.ended_at + SETTLE_S:
@@ -165,8 +165,8 @@ class Supervisor:
         if self.end is not None or self._asked:
             return
         if os.getppid() != self.launcher:
-            # The deepspeed command would exit with 0. The kernel has woken both of us at this moment, but it needs a
-            # tenth of a second to leave, and dies of a signal instead.
+            # The deepspeed command would exit with 0. The kernel wakes it and this process at the same moment, but it
+            # needs a tenth of a second to exit, so the signal kills it first.
             if self.command is not None:
                 with contextlib.suppress(psutil.Error):  # gone, or another user's
                     self.command.process.kill()
@@ -181,7 +181,7 @@ class Supervisor:
     def _receive(self, number: int) -> None:
         self.signals.add(number)
         self._read_reports()
-        # A terminal and most launchers send SIGINT to the group; a child without handlers must not get it twice.
+        # Terminals and most launchers send SIGINT to the group; a child without handlers must not get it twice.
         if number != signal.SIGINT or self.has_handlers:
             self._kill(number)
         if self._asked:
@@ -205,14 +205,14 @@ class Supervisor:
                 self._follow(message["code"])
         for peer in silent:
             text = self._message(*peer, "its processes were killed, or its machine cannot be reached")
-            # That rank 0 is gone is reported by rank 1, and by one rank of every other machine.
+            # The loss of rank 0 is reported by rank 1, and by one rank of every other machine.
             self._lost(text, report=self.ranks.rank == 1 or self.ranks.local_rank == 0)
 
     def _connect(self, to: Address) -> None:
         try:
             self.lifeline = Lifeline.connect(to, self.ranks.rank, self.host)
         except ConnectionRefusedError:
-            self._follow(EXIT_PEER_LOST)  # it has been there, and has gone already
+            self._follow(EXIT_PEER_LOST)  # it was there, and has already gone
         except OSError as error:
             print_unlocked(
                 f"rank {self.ranks.rank} on {self.host} cannot reach rank 0's supervisor at {to.host}:{to.port} "
@@ -221,7 +221,7 @@ class Supervisor:
             )
 
     def _lost(self, text: str, report: bool, orderly: bool = False) -> None:
-        """Inform the other ranks of a loss that this one has found, and end."""
+        """Tell the other ranks about a loss that this one has noticed, and end."""
         if self.lifeline is not None and self.end is None:
             self.lifeline.send("lost", text=text, orderly=orderly)
         self._end_lost(text, orderly, report or self.ranks.rank == 0)
@@ -231,7 +231,7 @@ class Supervisor:
 
         Args:
             text: which rank, and how.
-            orderly: whether all ranks are still there, and can be given the time to save.
+            orderly: whether all ranks are still there and can be given time to save.
             report: whether this rank prints the text.
         """
         if self.end is not None:
@@ -243,9 +243,9 @@ class Supervisor:
         self._end_within(SAVE_S)
 
     def _follow(self, code: int) -> None:
-        """Another rank has ended by itself and has reported why; this one should soon end as well.
+        """End soon, since another rank has ended by itself and has reported why.
 
-        At once, where that one did not wait either (128 + a signal), or where this one cannot do anything.
+        At once if that rank did not wait either (128 + a signal), or if this one cannot do anything.
         """
         if self.end is not None:
             return
@@ -256,7 +256,7 @@ class Supervisor:
         self._end_within(SETTLE_S if stopped or code >= 128 else FOLLOW_S)
 
     def _end_within(self, seconds: float) -> None:
-        """SIGKILL for the child after this time, or after an earlier deadline."""
+        """Send the child SIGKILL after this time, or at an earlier deadline."""
         deadline = time.monotonic() + seconds
         self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
 

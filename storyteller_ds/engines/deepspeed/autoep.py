@@ -1,8 +1,8 @@
 """Expert parallelism under ZeRO-3, by DeepSpeed's AutoEP.
 
-AutoEP finds MoE layers by the names of their modules and replaces each by a layer of its own, whose
-experts ZeRO-3 may partition over the ranks that hold the same ones. That layer's router computes in the activations'
-number format, leaves ties open and computes no router losses; so it gets ours (model/moe/router.py).
+AutoEP finds MoE layers by the names of their modules and replaces each with its own layer, whose experts ZeRO-3 may
+partition over the ranks that hold the same ones. That layer's router computes in the activations' dtype, leaves the
+order of ties undefined and computes no router losses, so we replace it with ours (model/moe/router.py).
 """
 
 from contextlib import AbstractContextManager
@@ -31,7 +31,7 @@ class AutoEPMoE(nn.Module):
         return self.moe(x_BSD), self.moe.router.take_stats()  # type: ignore[union-attr, operator]  # _Router
 
     def canonical_part(self, name: str) -> Part:
-        """See HasCanonicalParts: AutoEP keeps gate (w1) and up (w3) apart."""
+        """See HasCanonicalParts; AutoEP stores gate (w1) and up (w3) separately."""
         replaced = {
             "router.gate.weight": Part("router.weight"),
             "experts.w1": Part("experts.gate_up_proj"),
@@ -43,7 +43,7 @@ class AutoEPMoE(nn.Module):
 
 
 def autoep_layers(model: nn.Module, moe: MoEConfig) -> AbstractContextManager[None]:
-    """While AutoEP replaces the MoE layers of `model`, it finds what it looks for, and builds in our router."""
+    """Context in which AutoEP finds what it needs to replace the MoE layers of `model`, and uses our router."""
     return private.autoep_router(_Router, model, moe.num_experts, moe.top_k)
 
 
@@ -62,7 +62,7 @@ class _Router(nn.Module):
         return routing.weight_TK, routing.expert_TK, routing.count_E.int()
 
     def take_stats(self) -> RouterStats:
-        """Those of the last forward pass; returned once, so that its graph is not kept alive."""
+        """The statistics of the last forward pass; returned only once, so that its graph is not kept alive."""
         stats, self.stats = self.stats, None
         assert stats is not None, "the layer has not run"
         return stats

@@ -22,29 +22,29 @@ _AUTOEP_PATTERNS = {
     "router_pattern": "router",
     "num_experts_attr": "num_experts",
 }
-"""How AutoEP finds which module is what, where its defaults are not our names; see engines/deepspeed/autoep.py."""
+"""How AutoEP identifies modules whose names differ from its defaults; see engines/deepspeed/autoep.py."""
 
 
 def passed_json(
     run: RunConfig, ds_config: Mapping[str, Any], plan: ParallelPlan, device: torch.device
 ) -> dict[str, Any]:
-    """The JSON that DeepSpeed is given: the user's, with everything filled in that run, plan and device decide.
+    """The JSON that DeepSpeed gets: the user's, with everything filled in that run, plan and device determine.
 
-    The optimizer is passed to DeepSpeed as an object (a JSON one would be compiled at start), and so is not in it.
+    The optimizer is not in it but passed to DeepSpeed as an object; one from the JSON would be compiled at startup.
     """
     given = with_nvme_path(ds_config, run)
     stage, dtype = run.parallel.zero_stage, held_dtype(run, device)
     passed = {
         "steps_per_print": 1_000_000_000,
         "zero_allow_untested_optimizer": True,
-        # torch's fused AdamW is as vectorised as DeepSpeed's CPU one, and nothing has to be compiled.
+        # torch's fused AdamW is as vectorized as DeepSpeed's CPU one, and nothing has to be compiled.
         "zero_force_ds_cpu_optimizer": False,
         **{key: value for key, value in given.items() if key not in ("optimizer", "expert_parallel")},
         "zero_optimization": {**_without_auto(given.get("zero_optimization", {})), "stage": stage},
         "train_batch_size": run.train.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
-        # Without ZeRO, DeepSpeed would average the norms of different experts; that engine clips itself.
+        # Without ZeRO, DeepSpeed would average the norms of different experts, so our engine clips by itself.
         "gradient_clipping": run.optimizer.grad_clip_norm if stage else 0.0,
         "bf16": {**given.get("bf16", {}), "enabled": dtype == torch.bfloat16},
         "fp16": {**given.get("fp16", {}), "enabled": dtype == torch.float16},
@@ -56,7 +56,7 @@ def passed_json(
             **_AUTOEP_PATTERNS,
             "enabled": True,
             "autoep_size": plan.ep_size,
-            # torch's grouped product takes bf16 on CUDA, and nothing else.
+            # torch's grouped product supports only bf16 on CUDA.
             "use_grouped_mm": device.type == "cuda" and dtype == torch.bfloat16,
             **_without_auto(given.get("expert_parallel", {})),
         }
@@ -64,19 +64,19 @@ def passed_json(
 
 
 def _without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section in which "auto" (bucket sizes and the like) means DeepSpeed's own default."""
+    """A section without its "auto" values (bucket sizes and the like), so that DeepSpeed's own defaults apply."""
     return {key: value for key, value in section.items() if value != AUTO}
 
 
 def check_json(passed: Mapping[str, Any]) -> None:
-    """Let DeepSpeed's own config model read the JSON.
+    """Check the JSON with DeepSpeed's own config model.
 
     Raises:
-        ConfigError: it refuses a key or a value.
+        ConfigError: DeepSpeed refuses a key or a value.
     """
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    # It assumes a single rank here.
+    # DeepSpeed assumes a single rank here.
     batch = passed["train_micro_batch_size_per_gpu"] * passed["gradient_accumulation_steps"]
     with as_user_error():
         DeepSpeedConfig({**passed, "train_batch_size": batch})
@@ -84,7 +84,7 @@ def check_json(passed: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def as_user_error() -> Iterator[None]:
-    """DeepSpeed's errors about its config as one line."""
+    """Raise DeepSpeed's errors about its config as one-line ConfigErrors."""
     try:
         yield
     except ValidationError as error:
@@ -95,7 +95,7 @@ def as_user_error() -> Iterator[None]:
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, quiet on a healthy run.
+    """Import DeepSpeed, and have it log errors only.
 
     Raises:
         ConfigError: it is not installed, its installation is broken, or DS_ACCELERATOR names another device.

@@ -40,7 +40,7 @@ from storyteller_ds.optim.optimizer import (
 
 
 class DeepSpeedEngine:
-    """See Engine. Needs a process group (World.connected), also for one rank.
+    """See Engine; needs a process group (World.connected), even for one rank.
 
     Args:
         run: the run config.
@@ -76,7 +76,7 @@ class DeepSpeedEngine:
         self.decoder.dtype = run_dtype(run, device)
         if compiles(run, device, plan.strategy):
             self.decoder.run_block.compile(is_needed=run.train.compile == "on")
-        # AutoEP takes its share out of all experts.
+        # AutoEP itself takes this rank's share of all experts.
         init_parameters(self.decoder, run.model, run.seed, 0 if plan.strategy == "autoep" else self.first_expert)
         self.loss_module = LossModule(self.decoder, run.moe, world.all_reduce_sum, world.size)
         groups = parameter_groups(self.decoder, run.optimizer, muon_stacks(self.decoder, run))
@@ -85,10 +85,10 @@ class DeepSpeedEngine:
         self.passed_config = with_nvme_settings(self.passed_config, max(p.numel() for p in self.decoder.parameters()))
         is_autoep = plan.strategy == "autoep"
         replaced = autoep_layers(self.loss_module, run.moe) if is_autoep else contextlib.nullcontext()
-        # DeepSpeed prints about its groups; errors are raised.
+        # DeepSpeed prints lines about its groups; errors are raised.
         with as_user_error(), contextlib.redirect_stdout(io.StringIO()), replaced:
             if swaps_weights(self.passed_config):
-                # Left to initialize(), DeepSpeed 0.19.8 takes fp32 weights on NVMe for bf16.
+                # Left to initialize(), DeepSpeed 0.19.8 mistakes fp32 weights on NVMe for bf16.
                 deepspeed.zero.Init(module=self.loss_module, config_dict_or_path=self.passed_config)
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=self.loss_module,
@@ -96,7 +96,7 @@ class DeepSpeedEngine:
                 config=self.passed_config,
                 dist_init_required=False,
             )
-        self.stacks = muon_stacks(self.decoder, run)  # AutoEP has put other parameters in place of the experts'
+        self.stacks = muon_stacks(self.decoder, run)  # AutoEP has replaced the experts' parameters
         if self.stacks:
             lay_out_muon(self.optimizer, self.stage, self.stacks, device)
         self.state = zero_state(self.optimizer, self.stage)
@@ -116,7 +116,7 @@ class DeepSpeedEngine:
             token_BS, target_BS, position_BS = batch.to(self.device)
             loss_share, one = self.engine(token_BS, target_BS, targets, len(micro_batches), position_BS)
             clock.ended("forward")
-            # DeepSpeed takes the mean over ranks and accumulation steps; our shares are to be added up.
+            # DeepSpeed takes the mean over ranks and accumulation steps, but our loss shares must be summed.
             self.engine.backward(loss_share * (self.world.size * len(micro_batches)))
             clock.ended("backward")
             stats.append(one)
@@ -130,17 +130,17 @@ class DeepSpeedEngine:
             steps.update(self.optimizer, norm, verdict, limit, step=self.engine.step)
             clock.ended("optimizer")
             return steps.pending(loss, norm, verdict, stats, gradient, clock)
-        # DeepSpeed waits for the device at every step: it takes the norm on the host.
+        # DeepSpeed waits for the device at every step, because it reads the norm on the host.
         skipped, non_finite = self._finite_step(bool(loss.isfinite()))
         clock.ended("optimizer")
         return steps.known(float(loss), float(self.engine.get_global_grad_norm()), skipped, non_finite, stats, clock)
 
     def _finite_step(self, is_loss_finite: bool) -> tuple[bool, Literal["loss", "gradient"] | None]:
-        """DeepSpeed's step (ZeRO-1, 2, 3); none if the loss or the gradient is not finite, in every number format.
+        """Take DeepSpeed's step (ZeRO-1, 2, 3), unless the loss or the gradient is not finite, in any number format.
 
-        The norm that DeepSpeed takes anyway is checked at every step, and it is infinite if the loss is not finite
-        (private.guarded_norm). No message and no pass over the gradients is added: the loss was summed over ranks with
-        the router's counts, and the norm by DeepSpeed, so that all ranks see the same.
+        This checks the norm that DeepSpeed computes anyway at every step, and makes it infinite if the loss is not
+        finite (private.guarded_norm). It adds no communication and no pass over the gradients: the loss was summed over
+        ranks with the router's counts, and the norm by DeepSpeed, so all ranks see the same values.
 
         Returns:
             Whether the step was skipped; and what was not finite, unless a lower loss scale fixes it.
@@ -168,7 +168,7 @@ class DeepSpeedEngine:
         return LossScale(*private.loss_scale(self.optimizer))
 
     def named_state(self, owner: Owner | None = None) -> Iterator[StateTensor]:
-        """Weights and moments, one whole tensor at a time, gathered where no rank has all of it."""
+        """Weights and moments, one whole tensor at a time, gathered if no rank has all of it."""
         self.state.prepare()
         for name, pieces in pieces_by_name(placed_parameters(self.decoder, self.first_expert)).items():
             is_spread = is_expert(name) and self.plan.ep_size > 1
@@ -187,7 +187,7 @@ class DeepSpeedEngine:
                     yield StateTensor(kind, name, value.detach().float().cpu())
 
     def _gather_experts(self, mine: Tensor, rank: int | None) -> Tensor | None:
-        """The stack of all experts, for one rank, or for all of them (None); `mine` are this rank's."""
+        """Gather the stack of all experts on one rank, or on all of them (None); `mine` are this rank's experts."""
         ranks = dist.get_process_group_ranks(self.expert_group)
         if rank not in (None, *ranks):
             return None  # other ranks have the same experts
@@ -215,11 +215,11 @@ class DeepSpeedEngine:
             private.set_loss_scale(self.optimizer, *loss_scale)
 
     def close(self) -> None:
-        """Leave the process group: DeepSpeed's globals hold groups made of it, which the next one could not use."""
+        """Leave the process group; DeepSpeed's globals hold groups made from it, which the next one could not use."""
         self._leave_process_group()
 
     def _gradient_norm(self) -> tuple[Tensor, SquaredGradient]:
-        """[] over all ranks' experts (ZeRO-0, where DeepSpeed averages it), and what it was made of."""
+        """[] gradient norm over all ranks' experts (for ZeRO-0, where DeepSpeed averages it), and the squares in it."""
         expert: list[tuple[str, nn.Parameter]] = []
         shared: list[tuple[str, nn.Parameter]] = []
         for piece in placed_parameters(self.decoder):
@@ -235,7 +235,7 @@ class DeepSpeedEngine:
 
 
 def _moe_layers(plan: ParallelPlan) -> MoEFactory:
-    """What builds the MoE layers of a strategy."""
+    """The factory for the MoE layers of a strategy."""
     if plan.strategy == "expert_parallel":
         from storyteller_ds.engines.deepspeed.expert_parallel import ExpertParallelMoE
 
@@ -248,9 +248,9 @@ def _moe_layers(plan: ParallelPlan) -> MoEFactory:
 
 
 def _start_deepspeed(device: torch.device, dtype: torch.dtype) -> Any:
-    """DeepSpeed on the process group that exists; on a CPU it compiles nothing."""
+    """Start DeepSpeed on the existing process group; on a CPU it compiles nothing."""
     deepspeed = import_deepspeed(device)
-    # torch 2.13 prints it once per rank about calls inside DeepSpeed 0.19.8; a user can do nothing about it.
+    # torch 2.13 warns once per rank about calls inside DeepSpeed 0.19.8; users can do nothing about it.
     warnings.filterwarnings(
         "ignore", message=".*(all_gather_into|reduce_scatter)_tensor. is deprecated", category=FutureWarning
     )

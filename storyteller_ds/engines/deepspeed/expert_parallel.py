@@ -1,8 +1,8 @@
 """Expert parallelism: each rank of a group holds a part of the experts, and routed tokens are sent to them.
 
-The layer is a `deepspeed.moe.layer.MoE`, so DeepSpeed's engine recognises it, builds the process groups
-and reduces expert gradients over the right ranks. Its inside is ours: the router of one device (model/moe/), an
-all-to-all of exactly the routed tokens (no capacity, no padding, no token dropped), stacked experts.
+The layer is a `deepspeed.moe.layer.MoE`, so DeepSpeed's engine recognizes it, builds the process groups
+and reduces expert gradients over the right ranks. Its contents are ours: the same router as on one device (model/moe/),
+an all-to-all of exactly the routed tokens (no capacity, no padding, no dropped tokens), and stacked experts.
 """
 
 from typing import Any
@@ -45,16 +45,16 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
         return out_TD.view_as(x_BSD), stats_of(routing)
 
     def _experts_of_all_ranks(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """[N, D] in expert order: routed tokens are dispatched to the ranks that hold their experts, and come back."""
+        """Dispatch routed tokens to the ranks that hold their experts; returns the outputs [N, D] in expert order."""
         group = _group_name(self.ep_size)
         # R ranks of the group, X experts on each.
         sent_RX = routing.count_E.view(self.ep_size, -1)
         one_each = [1] * self.ep_size
         counts = _begin_exchange(sent_RX, one_each, one_each, group)
-        # While the counts travel. In expert order, so that the rows for one rank are contiguous.
+        # Overlaps with the exchange of counts. In expert order, so that the rows for one rank are contiguous.
         routed_ND = permute(x_TD, routing.token_N, routing.row_TK)
         received_RX = _arrived(counts)
-        # The layer's only number that the host waits for: it has to give sizes to the next two exchanges.
+        # The only values that the host waits for in this layer: the next two exchanges need sizes.
         counts_of_ranks = torch.stack([sent_RX, received_RX]).tolist()
         sent, received = [[sum(counts_X) for counts_X in counts_RX] for counts_RX in counts_of_ranks]
         arrived_MD = _all_to_all(routed_ND, sent, received, group)
@@ -69,16 +69,16 @@ class ExpertParallelMoE(MoE):  # type: ignore[misc]  # deepspeed has no types
 
 @constant
 def _group_name(ep_size: int) -> str:
-    """Of the ranks that share this rank's experts."""
+    """Name of this rank's expert-parallel group, whose ranks hold one set of experts together."""
     group = private.expert_group(ep_size)
     assert group is not None, "deepspeed.initialize has run"
     return group.group_name
 
 
 def _expert_order(count_RX: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Permutations between arrival order (by source rank, then expert) and expert order (then source).
+    """Permutations between arrival order (by source rank, then expert) and expert order (by expert, then source).
 
-    Both orders are sequences of the same blocks, so a row's new place is its old one plus how far its block moves.
+    Both orders are sequences of the same blocks, so a row's new place is its old one plus the shift of its block.
 
     Args:
         count_RX: [R, X] routed tokens that arrived from each rank for each expert here.
@@ -102,7 +102,7 @@ def _expert_order(count_RX: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
     """_exchange with a gradient."""
     if torch.compiler.is_compiling():
-        # How many rows there are is not known yet; the operations have gradients that a compiler knows.
+        # The number of rows is not known yet; the compiler knows the gradients of these operations.
         for count in (*sent, *received):
             assume(count >= 0)
         return _exchange(rows, sent, received, group)
@@ -111,7 +111,7 @@ def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: str) 
 
 
 class _AllToAll(torch.autograd.Function):
-    """Routed tokens to other ranks; their gradients take the same way back."""
+    """Sends routed tokens to other ranks; their gradients take the same way back."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
@@ -124,15 +124,15 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
-    """Send and receive rows: so many to and from each rank of the group of this name, in rank order."""
+    """Send and receive the given numbers of rows to and from each rank of the named group, in rank order."""
     return _arrived(_begin_exchange(rows, sent, received, group))
 
 
 def _begin_exchange(rows: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
-    """_exchange, whose result is not there yet: see _arrived.
+    """Start an _exchange without waiting for its result, for which see _arrived.
 
-    A functional collective: selective activation checkpointing keeps its result, where one that fills a buffer of the
-    caller's is repeated in the backward pass (model/activation_checkpointing.py).
+    A functional collective: selective activation checkpointing keeps its result, while a collective that fills a buffer
+    of the caller's is repeated in the backward pass (model/activation_checkpointing.py).
     """
     collectives = torch.ops._c10d_functional
     moving: Tensor = collectives.all_to_all_single(rows.contiguous(), received, sent, group)
@@ -140,6 +140,6 @@ def _begin_exchange(rows: Tensor, sent: list[int], received: list[int], group: s
 
 
 def _arrived(moving: Tensor) -> Tensor:
-    """The rows, when they are there."""
+    """Wait for the rows of an exchange."""
     arrived: Tensor = torch.ops._c10d_functional.wait_tensor(moving)
     return arrived

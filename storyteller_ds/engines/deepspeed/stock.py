@@ -1,8 +1,8 @@
-"""DeepSpeed's own MoE layer, unmodified: what ours is compared with, in parity tests and benchmarks.
+"""DeepSpeed's own MoE layer, unmodified, with which ours is compared in parity tests and benchmarks.
 
-Its router chooses as ours does when it neither drops tokens nor samples second experts: softmax over all experts, the
-best two, renormalised (deepspeed.moe.sharded_moe, top2gating). Each expert is a module of its own, and every
-rank sends each expert's tokens padded to the largest count of all.
+Its router chooses as ours does if it neither drops tokens nor samples second experts: softmax over all experts, the
+best two, renormalized (deepspeed.moe.sharded_moe, top2gating). Each expert is a separate module, and every rank sends
+each expert's tokens padded to the largest count of all.
 """
 
 import torch
@@ -37,7 +37,7 @@ class StockMoE(nn.Module):
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, RouterStats]:
         """[B, S, D] to [B, S, D], and the router's statistics of this rank's tokens."""
         out_BSD, _, _ = self.layer(x_BSD)
-        # Its own auxiliary loss counts first choices of this rank only; ours are computed beside it.
+        # Its own auxiliary loss counts only this rank's first choices, so ours are computed separately.
         routing = route(x_BSD.flatten(0, 1), private.gate_weight_of(self.layer), self.top_k)
         return out_BSD, stats_of(routing)
 
@@ -48,11 +48,11 @@ class StockMoE(nn.Module):
 
 
 class _Expert(StackedExperts):
-    """A stack of one, for the tokens that all ranks of the group route to it."""
+    """A stack of one expert, for the tokens that all ranks of the group route to it."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model, num_experts=1)
-        # DeepSpeed makes the experts by copying; only a parameter with numbers in it can be copied safely.
+        # DeepSpeed makes the experts by copying; only an initialized parameter can be copied safely.
         for parameter in self.parameters():
             torch.nn.init.zeros_(parameter)
 

@@ -1,7 +1,7 @@
 """Where each ZeRO stage keeps fp32 weights and AdamW's moments, behind one interface.
 
-All methods are called by every rank of the run in the same order; `read` gives, and `write` takes, the whole
-of a parameter (of this rank's experts, where it is a stack of experts), as fp32.
+All methods but `read_here` are called by every rank of the run in the same order; `read` returns, and `write` takes, a
+whole parameter (this rank's experts, if it is a stack of experts) in fp32.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class ZeroState:
         self.optimizer = optimizer
 
     def prepare(self) -> None:
-        """Make every moment reachable; those of before the first step are zero."""
+        """Make every moment readable; before the first step they are zero."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 start_moments(self.optimizer, parameter)
@@ -41,22 +41,22 @@ class ZeroState:
         return value.detach()
 
     def holder(self, parameter: nn.Parameter) -> int | None:
-        """The one rank that has the whole of a parameter's state at hand; None if that is not a single rank.
+        """The only rank that has the whole of a parameter's state; None if there is not exactly one such rank.
 
         Not for experts that are spread over ranks.
         """
         return None
 
     def read_here(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """What read gives, without a message; only on the rank that holder names, and only until the next step."""
+        """Like read, but without communication; only on the rank that holder names, and valid until the next step."""
         return self.read(parameter, kind)
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Replace it."""
+        """Replace the whole fp32 value."""
         self.read(parameter, kind).copy_(value)
 
     def finish(self, updates: int) -> None:
-        """After the last write: set AdamW's step count and bring the weights of the model up to date."""
+        """After the last write, set AdamW's step count and update the weights of the model."""
         _set_step(self.optimizer, updates)
 
 
@@ -89,7 +89,7 @@ def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:
 
 
 def zero_state(optimizer: Any, stage: int) -> ZeroState:
-    """The access for an engine's optimizer."""
+    """Access to the state of an engine's optimizer."""
     if stage == 0:
         return ZeroState(optimizer)
     return _OptimizerPartitions(optimizer) if stage < 3 else _AllPartitions(optimizer)
@@ -122,7 +122,7 @@ class _OptimizerPartitions(_Partitions):
         private.link_moments(self.zero)
 
     def holder(self, parameter: nn.Parameter) -> int | None:
-        # The vectors of a group are cut into equal parts, so all but a few parameters lie within one of them.
+        # A group's vector is cut into equal parts, so all but a few parameters lie within one of them.
         if not self._holders:
             parameters = [each for part in private.flat_partitions(self.zero) for each in part.parameters]
             number = dist.get_rank() + 1
@@ -149,7 +149,7 @@ class _OptimizerPartitions(_Partitions):
 
 
 class _AllPartitions(_Partitions):
-    """ZeRO-3: each rank holds a part of everything, the model's own weights included; some of it on NVMe."""
+    """ZeRO-3: each rank holds a part of everything, including the model's own weights; some of it may be on NVMe."""
 
     def prepare(self) -> None:
         for number, flat in enumerate(private.sub_groups(self.zero)):

@@ -26,11 +26,11 @@ class StackedExperts(nn.Module):
     def forward(
         self, x: Tensor, count_E: Tensor | list[int], token_N: Tensor | None = None, row_TK: Tensor | None = None
     ) -> Tensor:
-        """Rows in expert order to the expert outputs, [N, D].
+        """Compute the expert outputs [N, D] of rows in expert order.
 
         Args:
-            x: the routed tokens in expert order [N, D]; with token_N and row_TK (see Routing) the tokens [T, D].
-            count_E: [E] rows of each expert here.
+            x: the routed tokens in expert order [N, D] or, with token_N and row_TK (see Routing), the tokens [T, D].
+            count_E: [E] number of rows of each expert on this rank.
             token_N: [N] int64, token of each row.
             row_TK: [T, K] int64, row of each (token, choice).
         """

@@ -1,10 +1,10 @@
 """The router: which experts a token goes to, and the gate weight of each.
 
-The rule is Mixtral's (Jiang et al. 2024, sec. 2.1), all of it in fp32, from x and W in the format of the stream:
+The rule is Mixtral's (Jiang et al. 2024, sec. 2.1), computed in fp32 from x and W in the residual stream's dtype:
 
     logits = x W^T, plus noise in training with moe.noisy_gating (Shazeer et al. 2017, eq. 4)
     p      = softmax(logits) over all experts
-    chosen = the moe.top_k largest of p; of equal ones the lower index
+    chosen = the moe.top_k largest of p; ties go to the lower index
     weight = p of the chosen, divided by their sum
 
 No token is dropped and there is no capacity, so a token's result depends on no other token. `route` of
@@ -22,7 +22,7 @@ from storyteller_ds.config.model import ModelConfig, MoEConfig
 
 
 class Router(nn.Module):
-    """Holds the router's weight W [E, D]. Logits and all after them are fp32 for every dtype of x."""
+    """Holds the router's weight W [E, D]; logits and everything after them are fp32 for every dtype of x."""
 
     def __init__(self, model: ModelConfig, moe: MoEConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Router(nn.Module):
             self.register_parameter("noise_weight", None)
 
     def forward(self, x_TD: Tensor) -> Routing:
-        """[T, D] to the routing of its tokens."""
+        """Route the tokens [T, D]."""
         noise_TE = None
         if self.noise_weight is not None and self.training:
             scale_TE = F.softplus(x_TD.float() @ self.noise_weight.to(x_TD.dtype).float().t())

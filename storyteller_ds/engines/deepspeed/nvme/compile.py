@@ -1,10 +1,10 @@
 """DeepSpeed's operation for NVMe, async_io, compiled before DeepSpeed asks for it.
 
 DeepSpeed compiles it on the user's machine at first use, through torch.utils.cpp_extension. Left alone, that is
-silent for minutes; a killed build leaves a file `lock` on which torch waits without end; and builds for other versions
-lie in the same folder. So it is compiled ahead, with a line in the log, in a folder for these versions. A lock that
-the kernel frees when its process ends guards the folder: a process that holds it and finds a `lock` of torch's removes
-what the killed build left, and starts over.
+silent for minutes; a killed build leaves a file `lock` on which torch waits forever; and builds for other versions
+are in the same folder. So it is compiled in advance, with a line in the log, in a folder for these versions. The folder
+is guarded by a lock that the kernel frees when its process ends: a process that holds it and finds torch's `lock`
+removes what the killed build left, and starts over.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ _OP = "async_io"
 
 
 def use_own_folder(device: torch.device) -> Path:
-    """Set TORCH_EXTENSIONS_DIR to a folder of ours below it, or below our cache where it is not set.
+    """Set TORCH_EXTENSIONS_DIR to our own folder below it, or below our cache if it is not set.
 
-    Its name has everything that a build depends on, the machine included: home folders are shared by machines whose
-    processors differ.
+    The folder's name includes everything that a build depends on, even the machine: machines with different processors
+    may share a home folder.
     """
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(chosen).expanduser() if chosen else cache_folder() / "extensions"
@@ -51,22 +51,22 @@ def use_own_folder(device: torch.device) -> Path:
 
 
 def build_ahead(world: World, device: torch.device, log: Log, limit_minutes: float) -> None:
-    """Compile async_io if need be, on one rank of every machine, and load it on all; called by all ranks.
+    """Compile async_io if needed, on one rank of every machine, and load it on all ranks; called by all ranks.
 
     Args:
         world: this process among the ranks; connected.
         device: what the operation is for.
         log: prints a line.
-        limit_minutes: how long another process's build is waited for.
+        limit_minutes: how long to wait for another process's build.
 
     Raises:
-        ConfigError: something to compile with is missing, the compiler failed, or another process is still
+        ConfigError: something needed for compiling is missing, the compiler failed, or another process is still
             building at the end of that time.
     """
     folder = use_own_folder(device)
     _point_compiler_at_this_environment()
     world.on_each_machine(lambda: load(folder, log, limit_minutes))
-    # Loaded by every rank here, and under the lock, since torch takes its own for it.
+    # Every rank loads it here, and under our lock, because torch takes its own lock to load it.
     world.together(lambda: None if world.local_rank == 0 else load(folder, log, limit_minutes))
 
 
@@ -82,7 +82,7 @@ def load(folder: Path, log: Log, limit_minutes: float) -> None:
     with _locked(folder, log, limit_minutes):
         for lock in folder.glob("*/lock"):
             log(f"removed {lock.parent}: the build there was killed")
-            # Renamed first: a ninja that outlives its killed builder goes on in the folder under its new name.
+            # Renamed first: a ninja that outlives its killed builder continues in the renamed folder.
             killed = lock.parent.rename(folder / f"killed-{secrets.token_hex(4)}")
             shutil.rmtree(killed, ignore_errors=True)
         _build_and_load(folder / _OP, log)
@@ -90,7 +90,7 @@ def load(folder: Path, log: Log, limit_minutes: float) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, log: Log, limit_minutes: float) -> Iterator[None]:
-    """Keep other processes out of the folder meanwhile; the kernel frees the lock of a killed one."""
+    """Keep other processes out of the folder; the kernel frees the lock of a killed process."""
     lock = FileLock(folder / "in_use")
     waiting = f"waiting for another process, which compiles DeepSpeed's {_OP} in {folder}"
     try:
@@ -135,13 +135,13 @@ def _build_and_load(folder: Path, log: Log) -> None:
 
 
 def _point_compiler_at_this_environment() -> None:
-    """Let ninja and libaio be found where pip and conda put them, also when the environment is not activated."""
+    """Let ninja and libaio be found where pip and conda put them, even if the environment is not activated."""
     _append("PATH", sysconfig.get_path("scripts"))
     prefix = Path(sys.prefix)
     if (prefix / "include" / "libaio.h").exists():
         _append("CPATH", str(prefix / "include"))
         _append("LIBRARY_PATH", str(prefix / "lib"))
-        # Written into what is linked: LD_LIBRARY_PATH is only read when a process starts.
+        # Written into the linked library: LD_LIBRARY_PATH is only read when a process starts.
         _append("LD_RUN_PATH", str(prefix / "lib"))
 
 
@@ -153,7 +153,7 @@ def _append(name: str, folder: str) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Both libraries also print what is not an error; what is one, they raise."""
+    """Hide what both libraries print; it includes more than errors, and they raise errors anyway."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
 """The folders that DeepSpeed swaps weights and optimizer state to.
 
-DeepSpeed writes under a fixed name below nvme_path, so two runs with one path would overwrite each other, and a
-write that fails aborts the process from C++ without a message. So the path is checked before the start, every run gets
-a folder of its own below it, and what killed runs left there is removed.
+DeepSpeed writes under a fixed name below nvme_path, so two runs with the same path would overwrite each other, and a
+failed write aborts the process from C++ without a message. So the path is checked before the start, every run gets its
+own folder below it, and what killed runs left there is removed.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ _OPTIMIZER_BYTES = 16
 
 
 def check_nvme(ds_config: Mapping[str, Any], parameters: int, weight_bytes: int, world: World) -> None:
-    """Refuse an nvme_path that cannot work; before any rank waits for another, and on every machine.
+    """Refuse an nvme_path that cannot work, on every machine and before any rank waits for another.
 
     Args:
         ds_config: the DeepSpeed JSON.
-        parameters: of the whole model.
-        weight_bytes: of one weight as the model computes with it: 4 (fp32) or 2.
+        parameters: number of parameters of the whole model.
+        weight_bytes: bytes of one weight as the model computes with it: 4 (fp32) or 2.
         world: how many ranks share the parameters, and how many of them are on this machine.
 
     Raises:
-        ConfigError: a setting with which NVMe offload does not work, or a path that cannot be written past the page
-            cache, or has too little room.
+        ConfigError: NVMe offload does not work with a setting, or a path does not allow writes that bypass the page
+            cache or has too little space.
     """
     here = -(-parameters * world.local_size // world.size)
     needed: dict[Path, int] = {}
@@ -63,7 +63,7 @@ def own_swap_folders(ds_config: Mapping[str, Any], world: World) -> Iterator[dic
         world: this process among the ranks; connected.
 
     Yields:
-        The JSON with these folders in the place of nvme_path.
+        The JSON with these folders in place of nvme_path.
     """
     name = world.on_main(lambda: _PREFIX + secrets.token_hex(8))
     zero = dict(ds_config["zero_optimization"])
@@ -77,10 +77,10 @@ def own_swap_folders(ds_config: Mapping[str, Any], world: World) -> Iterator[dic
 
 @contextlib.contextmanager
 def _taken(folder: Path) -> Iterator[None]:
-    """A folder that is known to be in use for as long as this process lives."""
+    """Create a folder and keep it locked, and so known to be in use, until the block or this process ends."""
     with contextlib.ExitStack() as in_use:
         with _locked(folder.parent, fcntl.LOCK_EX):
-            # It may be there: on a shared disk another machine of this run has come first.
+            # It may exist already: on a shared disk another machine of this run may have come first.
             folder.mkdir(exist_ok=True)
             in_use.enter_context(_locked(folder, fcntl.LOCK_SH))
         in_use.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -90,7 +90,7 @@ def _taken(folder: Path) -> Iterator[None]:
 def _check_folder(path: Path, where: str) -> None:
     probe = path / f".storyteller-probe-{os.getpid()}"
     try:
-        # As DeepSpeed writes: past the page cache, which not every file system can.
+        # As DeepSpeed writes: bypassing the page cache, which not every file system supports.
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
         try:
             with mmap.mmap(-1, mmap.PAGESIZE) as page:
@@ -116,9 +116,9 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 def _clear_abandoned(path: Path) -> None:
-    """Remove what runs that were killed left."""
+    """Remove the folders that killed runs have left."""
     for folder in path.glob(f"{_PREFIX}*"):
-        # Locked: a living run's. Without permission: another user's, who alone can look after it.
+        # If locked, it belongs to a living run; without permission, to another user, who has to remove it.
         with (
             contextlib.suppress(BlockingIOError, PermissionError, FileNotFoundError),
             _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB),
@@ -128,7 +128,7 @@ def _clear_abandoned(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Hold a lock on a folder (flock(2)) against others who use this function; the end of the process frees it too."""
+    """Hold a lock on a folder (flock(2)) against other users of this function; also freed when the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, how)

@@ -1,4 +1,4 @@
-"""What of a DeepSpeed JSON is about NVMe, and what DeepSpeed 0.19.8 needs there."""
+"""The NVMe settings of a DeepSpeed JSON, and what DeepSpeed 0.19.8 needs there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,16 +13,16 @@ def nvme_sections(ds_config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def swaps_weights(ds_config: Mapping[str, Any]) -> bool:
-    """Whether the weights themselves go to NVMe, and not only optimizer state."""
+    """Whether the weights themselves go to NVMe, not only the optimizer state."""
     return "offload_param" in nvme_sections(ds_config)
 
 
 def with_nvme_settings(ds_config: Mapping[str, Any], largest_parameter: int) -> dict[str, Any]:
     """The JSON with what DeepSpeed 0.19.8 needs to swap weights to NVMe; unchanged if they stay in memory.
 
-    Each weight that is gathered keeps one of buffer_count buffers, and a weight that is fetched ahead of its use
-    keeps one even across the step: with reuse and prefetch on, training ends in an assertion as soon as the model
-    has more weights than buffers. Buffers hold one weight each; the default of 1e8 elements locks 2 GB a rank.
+    Each gathered weight occupies one of buffer_count buffers, and a prefetched weight keeps its buffer even across the
+    step: with reuse and prefetch on, training fails an assertion as soon as the model has more weights than buffers.
+    Each buffer holds one weight; the default of 1e8 elements locks 2 GB per rank.
 
     Args:
         ds_config: the DeepSpeed JSON.
