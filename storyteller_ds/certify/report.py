@@ -13,20 +13,19 @@ from storyteller_ds.machine import machine
 COLUMNS = ("row", "ranks", *QUANTITIES, "sent/routed", "memory", "step", "result")
 LEGEND = (
     "loss, grad_norm, router: largest relative difference of any step (router: balance loss, z-loss, entropy); "
-    "weights: of any tensor after the last step, |a - b| / |b| in Frobenius norm; logits: of a batch held back. "
-    "sent/routed: bytes handed to all-to-all (tokens, their gradients and the counts that announce them; all ranks; "
-    "tokens that stay on their own rank included) over tokens x top_k x width x bytes of a number x 2 ways x forward "
-    "and backward x layers. memory: peak of the largest rank (CPU: resident, with all that is imported; CUDA: "
-    "allocated). step: median; ranks share the cores."
+    "weights: of any tensor after the last step, |a - b| / |b| in Frobenius norm; logits: of a held-out batch. "
+    "sent/routed: bytes passed to all-to-all on all ranks (tokens, their gradients and the counts sent before them, "
+    "including tokens that stay on their rank), divided by tokens x top_k x width x bytes per number x 2 directions x "
+    "2 passes x layers. memory: peak of the largest rank (CPU: resident, with imported libraries; CUDA: allocated). "
+    "step: median; ranks share the cores."
 )
 
 SCOPE = (
-    f"What this shows: in fp32 these topologies compute the same but for rounding, here over {STEPS} steps on the "
-    "seed of 24 whose routers choose the most clearly. Sooner or later a longer run meets a token that suits two "
-    "experts equally to the last bit. Topologies may then choose differently, and grow apart like two roundings "
-    "of one run: to 1e-3 after some 30 steps, and a few per cent of the loss at the end, where that was measured "
-    "(docs/decisions/0003). bf16 and fp16 agree to their own precision only. One topology repeats itself bit for "
-    "bit on CPUs."
+    f"What this shows: in fp32 these topologies compute the same numbers except for rounding, here over {STEPS} steps "
+    "with the seed of 24 whose router choices are the clearest. A longer run will meet a token for which two experts "
+    "are equal to the last bit. Topologies may then choose differently and drift apart: to 1e-3 after about 30 steps "
+    "and to a few percent of the loss at the end, where this was measured (docs/decisions/0003). bf16 and fp16 agree "
+    "only to their own precision. On CPUs, one topology repeats bit for bit."
 )
 
 

@@ -127,14 +127,14 @@ _RECIPE = (
 
 ROWS = (
     Row("single", "the reference: one process, no DeepSpeed", ranks=1, reference=None),
-    Row("repeat", "the reference once more, to the bit", ranks=1, tolerances=Tolerances.same(0.0)),
-    Row("ep1", "data parallel, every rank has all experts", (_EP1,), _zero(2)),
+    Row("repeat", "the reference again: the same bits", ranks=1, tolerances=Tolerances.same(0.0)),
+    Row("ep1", "data parallelism, all experts on every rank", (_EP1,), _zero(2)),
     Row("ep2", "experts over 2 ranks, in 2 data-parallel groups", (_EP2,), _zero(2), ranks=4),
     Row("ep4", "experts over 4 ranks", (_EP4,), _zero(2), ranks=4),
     Row("zero0", "nothing sharded, experts over 2 ranks", (_EP_AUTO,), _zero(0)),
     Row("zero1", "optimizer state sharded, experts over 2 ranks", (_EP_AUTO,), _zero(1)),
-    Row("zero2", "and gradients sharded, experts over 2 ranks", (_EP_AUTO,), _zero(2)),
-    Row("zero3", "every parameter sharded, stacked experts too", (_EP1,), _zero(3, **_ZERO3)),
+    Row("zero2", "gradients sharded too, experts over 2 ranks", (_EP_AUTO,), _zero(2)),
+    Row("zero3", "all parameters sharded, including the experts", (_EP1,), _zero(3, **_ZERO3)),
     Row("zero2_offload", "ZeRO-2, optimizer on the CPU", (_EP1,), _zero(2, offload_optimizer=_CPU)),
     Row(
         "zero3_offload",
@@ -143,11 +143,11 @@ ROWS = (
         _zero(3, **_ZERO3, offload_optimizer=_CPU, offload_param=_CPU),
     ),
     Row("autoep", "ZeRO-3 with experts over 2 ranks (AutoEP)", (_EP2,), _AUTOEP),
-    Row("local", "data parallel without any MoE layer of DeepSpeed's", (_LOCAL,), _zero(2)),
+    Row("local", "data parallelism without DeepSpeed's MoE layer", (_LOCAL,), _zero(2)),
     Row("stock", "DeepSpeed's own gate and exchange", (_STOCK,), _zero(2)),
     Row(
         "single_sequence",
-        "the reference of the splits: balance counted by sequence",
+        "reference of passes2 and passes4: balance loss by sequence",
         (_BY_SEQUENCE,),
         ranks=1,
         reference=None,
@@ -166,17 +166,17 @@ ROWS = (
         ranks=1,
         reference="single_sequence",
     ),
-    Row("single_muon", "the reference of Muon, document masks and qk-norm", _RECIPE, ranks=1, reference=None),
+    Row("single_muon", "reference of the Muon rows, with document masks and qk-norm", _RECIPE, ranks=1, reference=None),
     Row(
         "muon",
-        "matrices orthogonalised that ZeRO-2 has cut, experts over 2 ranks",
+        "Muon on matrices that ZeRO-2 has split, experts over 2 ranks",
         (*_RECIPE, _EP2),
         _zero(2),
         reference="single_muon",
     ),
     Row(
         "muon_zero3",
-        "matrices orthogonalised of which ZeRO-3 has left a part on each rank",
+        "Muon on matrices of which each rank holds a part (ZeRO-3)",
         (*_RECIPE, _EP1),
         _zero(3, **_ZERO3),
         reference="single_muon",
@@ -189,7 +189,7 @@ ROWS = (
         ranks=4,
         reference="single_muon",
     ),
-    Row("single_bf16", "the reference in bf16", (_BF16,), ranks=1, reference=None),
+    Row("single_bf16", "reference of the bf16 rows", (_BF16,), ranks=1, reference=None),
     *(
         Row(
             f"{name}_bf16",
@@ -200,10 +200,10 @@ ROWS = (
             tolerances=IN_BF16,
         )
         for name, what, ranks, stage, more in (
-            ("zero0", "fp32 weights that are cast, experts over 2 ranks", _EP_AUTO, 0, {}),
-            ("zero1", "bf16 weights beside fp32 ones, experts over 2 ranks", _EP_AUTO, 1, {}),
+            ("zero0", "fp32 weights cast where they are used, experts over 2 ranks", _EP_AUTO, 0, {}),
+            ("zero1", "bf16 weights with fp32 master weights, experts over 2 ranks", _EP_AUTO, 1, {}),
             ("zero2", "likewise, gradients sharded", _EP_AUTO, 2, {}),
-            ("zero3", "likewise, every parameter sharded", _EP1, 3, _ZERO3),
+            ("zero3", "likewise, all parameters sharded", _EP1, 3, _ZERO3),
         )
     ),
 )
