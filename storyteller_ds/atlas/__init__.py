@@ -1,1 +1,1 @@
-"""What the experts of a mixture do: what they serve, what goes without them, and which of them can go."""
+"""What the experts of a mixture do: which tokens they serve, what is lost without them, and which can be removed."""

@@ -25,9 +25,9 @@ from storyteller_ds.evaluation.interval import Estimate
 
 Log = Callable[[str], None]
 PREFERRED = 10
-"""Tokens of each expert that are named, at most."""
+"""At most this many preferred tokens are named for each expert."""
 _FEW = 1000
-"""Tokens, with fewer of which figures are mostly chance."""
+"""With fewer tokens than this, the results are mostly chance."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Expert:
 
     number: int
     load: float
-    """Its part of all choices: tokens times top_k."""
+    """Its share of all choices: tokens times top_k."""
     first: float
-    """Its part of the first choices: those with the largest gate weight."""
+    """Its share of the first choices: those with the largest gate weight."""
     gate: float | None
     """Mean gate weight where it is chosen; None: it never is."""
     preferences: tuple[Preference, ...]
-    """The tokens that it serves more than chance would have it, the clearest first."""
+    """The tokens that it serves more often than chance would explain, the clearest first."""
     shares: dict[str, tuple[float, ...]]
-    """By feature, the part of each value among the tokens that it serves."""
+    """By feature, the share of each value among the tokens that it serves."""
     cost: Estimate | None
     """Bits per byte lost without it; None: not measured."""
 
@@ -59,24 +59,24 @@ class Layer:
     entropy: float
     """Of the first choice (bits); log2 of the number of experts if all are chosen equally often."""
     information: tuple[Information, ...]
-    """What the first choice follows: the token, the next token, each feature, and the layer before, if there is one."""
+    """How much the first choice depends on the token, the next token, each feature, and the layer before, if any."""
     pairs_EE: Counts | None
-    """Tokens that went to both of two experts; None: each token goes to one."""
+    """Tokens that went to both of two experts; None: each token goes to only one."""
     pairs_expected_EE: Matrix | None
-    """How many times more than if partners were chosen by their loads alone."""
+    """Pair counts, as a multiple of what they would be if partners were chosen by their loads alone."""
     from_previous_EE: Counts | None
-    """Tokens by their first choice in the MoE layer before (rows) and here; None: there is none before."""
+    """Tokens by their first choice in the previous MoE layer (rows) and in this one; None: this is the first."""
     similarity: Similarity
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """As many experts of each layer missing at once: those that cost least alone."""
+    """The same number of experts removed from every layer at once: those that cost least on their own."""
 
     number: int
-    """Of each layer."""
+    """Experts removed from each layer."""
     predicted: float
-    """Bits per byte: the sum of what each costs alone."""
+    """Bits per byte lost: the sum of what each costs on its own."""
     measured: KnockedOut
 
 
@@ -86,31 +86,31 @@ class Atlas:
 
     folder: Path
     text: str
-    """What was read."""
+    """The text that was read."""
     stories: int
-    """Of which a part was read."""
+    """Stories of which at least a part was read."""
     tokens: int
-    """That were read."""
+    """Tokens that were read."""
     top_k: int
     bits_per_byte: Estimate
     features: dict[str, tuple[str, ...]]
-    """By name, what each feature can be."""
+    """By name, the possible values of each feature."""
     shares: dict[str, tuple[float, ...]]
-    """By feature, the part of each value among all tokens: what the shares of an expert are to be compared with."""
+    """By feature, the share of each value among all tokens, to compare the shares of an expert with."""
     spelling: dict[int, str]
-    """Of the tokens that are named."""
+    """Text of the tokens in the experts' preferences."""
     layers: tuple[Layer, ...]
     knock_out_tokens: int
-    """On which it was measured what is lost without experts; 0: it was not."""
+    """Tokens on which the cost of removing experts was measured; 0: it was not measured."""
     whole: Estimate | None
-    """Bits per byte of the whole model on these."""
+    """Bits per byte of the whole model on these tokens."""
     prunings: tuple[Pruning, ...]
     remarks: tuple[str, ...]
-    """What should be known about the figures."""
+    """Caveats about the results."""
 
     @property
     def costs(self) -> list[tuple[Layer, Expert]]:
-        """All experts whose loss was measured, the dearest first."""
+        """All experts whose cost was measured, the costliest first."""
         known = [(layer, expert) for layer in self.layers for expert in layer.experts if expert.cost is not None]
         return sorted(known, key=lambda each: -each[1].cost.value if each[1].cost else 0.0)
 
@@ -122,14 +122,14 @@ def make_atlas(
 
     Args:
         path: run folder (its newest valid step), step folder, or export for transformers.
-        data: whose validation text is read; None: what the run was validated on.
+        data: its validation text is read; None: the text the run was validated on.
         tokens: about how many are read.
         knock_out_tokens: about how many are read again without each expert; 0: none.
-        device: where.
+        device: where to run the model.
         log: gets a line about each step.
 
     Raises:
-        UserError: the model has no experts, or it, or the text, cannot be used.
+        UserError: the model has no experts, or the model or the text cannot be used.
     """
     mixture = open_mixture(path, data, device, log)
     text, decoder = mixture.text, mixture.model.decoder
@@ -170,7 +170,7 @@ def make_atlas(
 def _knocked_out(
     mixture: Mixture, sample: Sample, device: torch.device, log: Log
 ) -> tuple[list[KnockedOut], tuple[Pruning, ...], Estimate]:
-    """What each expert costs, and what the cheapest of each layer cost together."""
+    """What each expert costs, what the cheapest of each layer cost together, and bits per byte of the whole model."""
     decoder = mixture.model.decoder
     nll_T = sample.nll(decoder, device)
     each = one_by_one(mixture.blocks, mixture.num_experts)
@@ -194,7 +194,7 @@ def _layer(
     similarity: Similarity,
     costs: list[Estimate],
 ) -> Layer:
-    """The i-th of the layers with experts."""
+    """The i-th layer with experts."""
     number, vocab_size = mixture.num_experts, mixture.model.decoder.vocab_size
     expert_TK = found.expert_LTK[i].astype(np.int64)
     first_T = expert_TK[:, 0]

@@ -1,4 +1,4 @@
-"""Which experts are chosen together, against what their loads alone would give."""
+"""Which experts are chosen together, compared with what their loads alone would give."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ def pair_counts(expert_TK: NDArray[np.integer], num_experts: int) -> NDArray[np.
     """[E, E] symmetric, diagonal 0: how many tokens went to both of two experts.
 
     Args:
-        expert_TK: the choices of each token, all different.
+        expert_TK: each token's choices, all different.
         num_experts: E.
     """
     count_EE = np.zeros((num_experts, num_experts), np.int64)
@@ -23,10 +23,10 @@ def pair_counts(expert_TK: NDArray[np.integer], num_experts: int) -> NDArray[np.
 
 
 def expected_pairs(count_EE: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What the counts would be if partners were chosen by their loads alone: u_i u_j, with the same sums of rows.
+    """What the counts would be if partners were chosen by their loads alone: u_i u_j, with the same row sums.
 
-    An expert is never paired with itself, so that the usual product of the loads does not have these sums; this is
-    quasi-independence (Goodman, JASA 63, 1968), by iterated proportional fitting.
+    An expert is never paired with itself, so the usual product of the loads does not have these sums. This is
+    quasi-independence (Goodman, JASA 63, 1968), computed by iterative proportional fitting.
     """
     sum_E = count_EE.sum(axis=1).astype(np.float64)
     factor_E = np.sqrt(sum_E)
@@ -40,7 +40,7 @@ def expected_pairs(count_EE: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def times_expected(count_EE: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[E, E] counts over what was expected; NaN on the diagonal and where nothing was expected."""
+    """[E, E] counts divided by the expected ones; NaN on the diagonal and where none were expected."""
     expected_EE = expected_pairs(count_EE)
     nothing = np.full(count_EE.shape, np.nan)
     times_EE: NDArray[np.float64] = np.divide(count_EE, expected_EE, out=nothing, where=expected_EE > 1e-9)

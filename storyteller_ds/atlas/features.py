@@ -1,4 +1,4 @@
-"""What is known about each token of a sample, beside the expert that it goes to."""
+"""What is known about each token of a sample besides the expert that it goes to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,29 +30,29 @@ _AT_THE_BEGINNING = {"kind": END, "place in a word": NO_WORD, "part of speech": 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something about the tokens that experts work on."""
+    """A property of the tokens that experts work on."""
 
     name: str
     values: tuple[str, ...]
-    """What it can be."""
+    """Its possible values."""
     value_T: NDArray[np.int8]
-    """[T] of each token, as a place in `values`."""
+    """[T] value of each token, as an index into `values`."""
 
     def shares(self, of_T: NDArray[np.bool_] | slice = slice(None)) -> tuple[float, ...]:
-        """How often each value occurs among these tokens, as a part of them; 0 if there are none."""
+        """The fraction of these tokens that has each value; 0 if there are no tokens."""
         count = np.bincount(self.value_T[of_T], minlength=len(self.values))
         return tuple((count / max(1, count.sum())).tolist())
 
 
 def features_of(text: EvaluatedText, sample: Sample) -> list[Feature]:
-    """The features of the tokens before those that are predicted: these are what the experts see.
+    """The features of the tokens before the predicted ones: these are what the experts see.
 
-    The end of a story is where the next one begins, and counts as its byte 0. A token has the kind of its last
-    character that is not white space.
+    The end of a story is where the next one begins, and counts as byte 0 of that one. The kind of a token is that of
+    its last character that is not white space.
 
     Args:
-        text: that was read.
-        sample: of it.
+        text: the text that was read.
+        sample: a sample of it.
     """
     names = [name for name in _NAMES if name != "part of speech" or can_tag()]
     value_FN = np.zeros((len(names), len(text.stream)), np.int8)
@@ -68,7 +68,7 @@ def features_of(text: EvaluatedText, sample: Sample) -> list[Feature]:
 
 
 def _of_story(contents: list[bytes], tags: bool) -> Iterator[tuple[str, NDArray[np.integer]]]:
-    """Features of the tokens of a story, from what each stands for."""
+    """Features of the tokens of a story, from the bytes that each stands for."""
     size_T = np.array([len(each) for each in contents], np.int64)
     start_T = np.cumsum(size_T) - size_T
     total = int(size_T.sum())
@@ -89,7 +89,7 @@ def _of_story(contents: list[bytes], tags: bool) -> Iterator[tuple[str, NDArray[
 def _solid_ends(
     story: str, start_T: NDArray[np.int64], size_T: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first and the last character of each token that is not white space; of one that has none, its last."""
+    """Each token's first and last character that is not white space; its last character if there is none."""
     sizes = np.array([len(each.encode(errors="surrogateescape")) for each in story])
     begins_C = np.cumsum(sizes) - sizes
     first_T = np.searchsorted(begins_C, start_T, side="right") - 1

@@ -1,4 +1,4 @@
-"""What a router follows: how much of the choice of expert is known when something about the token is known."""
+"""What a router follows: how much a feature of a token reveals about the choice of its expert."""
 
 from typing import NamedTuple
 
@@ -10,25 +10,25 @@ _SEED = 0
 
 
 class Information(NamedTuple):
-    """Of the expert that a token goes to first, and something about the token."""
+    """Mutual information of a token's first-choice expert and a feature of the token."""
 
     feature: str
     bits: float
-    """Mutual information, by the counts (plug-in estimate). From few tokens it is too much: some is found by chance."""
+    """Mutual information, from the counts (plug-in estimate). Too high for few tokens: some is found by chance."""
     by_chance: float
-    """What is found when the experts are shuffled among the tokens, so that there is none (bits): the control."""
+    """The control: what is found when the experts are shuffled among the tokens, so that there is none (bits)."""
     share: float
     """(bits - by_chance) / (entropy of the expert - by_chance): 0 if they are independent, 1 if the feature decides
     the expert. Adjusted for chance as in Vinh, Epps & Bailey (JMLR 11, 2010), with the expectation by shuffling."""
 
 
 def entropy(label_T: NDArray[np.integer]) -> float:
-    """Of labels, by their counts (bits)."""
+    """The entropy of labels, from their counts (bits)."""
     return _entropy(np.bincount(label_T))
 
 
 def mutual_information(one_T: NDArray[np.integer], other_T: NDArray[np.integer]) -> float:
-    """Of two labels of each token, by their counts (bits)."""
+    """The mutual information of two labels of each token, from their counts (bits)."""
     return _mutual(np.asarray(one_T, np.int64), np.asarray(other_T, np.int64))
 
 

@@ -1,8 +1,8 @@
 """A model without some of its experts, and what that costs.
 
 The router chooses among the experts that are left: a token that would go to a missing one goes to its next best, and
-the gate weights are renormalised. That is what a model computes from whose routers and stacks these experts have been
-cut (prune.py).
+the gate weights are renormalized. A model whose routers and stacks have had these experts cut out (prune.py) computes
+the same.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from storyteller_ds.model.moe.router import Router
 Dropped = Mapping[int, Sequence[int]]
 """Block number -> its experts that are missing."""
 _NEVER = -1e30
-"""Added to a logit: the probability is 0 to the last bit, and no number is infinite."""
+"""Added to a logit: the probability becomes exactly 0, without any infinite number."""
 
 
 class KnockedOut(NamedTuple):
@@ -34,7 +34,7 @@ class KnockedOut(NamedTuple):
 
     dropped: Dropped
     cost: Estimate
-    """Bits per byte more than with them."""
+    """Bits per byte lost without them."""
 
 
 class _WithoutExperts(nn.Module):
@@ -53,7 +53,7 @@ class _WithoutExperts(nn.Module):
 
 @contextlib.contextmanager
 def without(decoder: Decoder, dropped: Dropped) -> Iterator[None]:
-    """Inside the block, the decoder does without these experts. At least one is left in each layer."""
+    """Inside the block, the decoder does without these experts. At least one must be left in each layer."""
     layers = {block: moe_layer(decoder, block) for block in dropped}
     routers = {block: layer.router for block, layer in layers.items()}
     try:
@@ -73,15 +73,15 @@ def knock_out(
     device: torch.device,
     log: Callable[[str], None],
 ) -> list[KnockedOut]:
-    """What it costs to do without experts; a forward pass over the sample for each.
+    """Measure the cost of doing without experts, with one forward pass over the sample for each set of experts.
 
     Args:
         decoder: in eval mode, on the device.
         sample: what the cost is measured on.
-        each: which experts are missing, each time.
-        nll_T: of the whole model, on that sample.
-        device: of the decoder.
-        log: gets a line from time to time, with how long it still takes.
+        each: the sets of experts to leave out, one per measurement.
+        nll_T: negative log-likelihoods of the whole model on that sample.
+        device: the decoder's device.
+        log: gets a line from time to time, with the time left.
     """
     found: list[KnockedOut] = []
     began = time.monotonic()
@@ -100,18 +100,18 @@ def knock_out(
 
 
 def one_by_one(blocks: Sequence[int], num_experts: int) -> list[Dropped]:
-    """Every expert of these blocks, missing alone."""
+    """Every expert of these blocks, left out on its own."""
     return [{block: (expert,)} for block in blocks for expert in range(num_experts)]
 
 
 def cheapest(costs: Sequence[KnockedOut], number: int) -> tuple[dict[int, tuple[int, ...]], float]:
-    """The experts of each block that cost least, by what each costs alone; and the sum of that.
+    """The experts of each block that cost least on their own, and the sum of their costs.
 
-    That the costs add up is a guess: experts that do the same are cheap one by one, and dear together.
+    That the costs add up is a guess: experts that do the same thing are cheap one by one, but costly together.
 
     Args:
-        costs: of every expert missing alone.
-        number: how many of each block.
+        costs: the cost of leaving out each expert on its own.
+        number: how many experts of each block.
     """
     of_block: dict[int, list[tuple[float, int]]] = {}
     for each in costs:

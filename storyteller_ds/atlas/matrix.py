@@ -1,4 +1,4 @@
-"""Tables of numbers in an atlas, which are lists of lists in its JSON."""
+"""Tables of numbers in an atlas, stored as lists of lists in its JSON."""
 
 from typing import Annotated, Any
 
@@ -18,5 +18,5 @@ def _table(kind: type[np.generic]) -> PlainValidator:
 
 
 Matrix = Annotated[NDArray[np.float64], _table(np.float64)]
-"""Unknown values are null there, and NaN here."""
+"""Unknown values are null in the JSON, and NaN here."""
 Counts = Annotated[NDArray[np.int64], _table(np.int64)]

@@ -1,4 +1,4 @@
-"""A mixture with the text that its experts are looked at on."""
+"""A mixture, with the text on which its experts are examined."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,27 +25,27 @@ class Mixture(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Of the checkpoint."""
+        """The checkpoint's folder."""
         return self.model.step_folder
 
     @property
     def blocks(self) -> list[int]:
-        """Those that have experts, counted from 0."""
+        """The blocks that have experts, counted from 0."""
         run = self.model.run
         return [block for block in range(run.model.num_layers) if run.moe.is_moe_layer(block)]
 
     @property
     def num_experts(self) -> int:
-        """Of each layer."""
+        """Experts of each layer."""
         return self.model.run.moe.num_experts
 
     @property
     def top_k(self) -> int:
-        """Experts of a token."""
+        """Experts that each token goes to."""
         return self.model.run.moe.top_k
 
     def spelling(self, tokens: Iterable[int]) -> dict[int, str]:
-        """What these tokens stand for, or are called."""
+        """The text that these tokens stand for, or their names."""
         contents, tokenizer = pieces(self.text.tokenizer), self.text.tokenizer
         return {
             each: str(Piece(each, contents[each])) if each in contents else tokenizer.name(each) or f"token {each}"
@@ -58,15 +58,15 @@ def open_mixture(path: Path, data: DataConfig | None, device: torch.device, log:
 
     Args:
         path: run folder (its newest valid step), step folder, or export for transformers.
-        data: whose validation text is read; None: what the run was validated on.
-        device: of the model.
+        data: its validation text is read; None: the text the run was validated on.
+        device: where the model is loaded.
         log: gets a line about each step.
 
     Raises:
         UserError: the model has no experts.
         DataError: the text cannot be read, or none is known.
     """
-    # Nothing is told, so that the way that tells fastest need not be made ready.
+    # Nothing is generated, so there is no need to prepare the fastest way to generate.
     model = open_model(path, device, log, "fp32") if is_of_another_tool(path) else load_decoder(path, device, log)
     if not model.run.moe_layers:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The part of speech of each word of a story: English, by the tagger of the extra `atlas`, and none without it."""
+"""The part of speech of each word of an English story, from the tagger in the extra `atlas`; none without it."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _OF_TAG = {
     **{"PRON": "pronoun", "DET": "determiner", "ADP": "preposition", "CCONJ": "conjunction", "SCONJ": "conjunction"},
     **{"PART": "particle", "INTJ": "interjection"},
 }
-"""Of the universal tags (universaldependencies.org/u/pos)."""
+"""Names of the universal tags (universaldependencies.org/u/pos)."""
 
 
 def can_tag() -> bool:
@@ -33,10 +33,10 @@ def can_tag() -> bool:
 
 
 def parts_of_speech(sentence: Sequence[str]) -> list[int]:
-    """The index in NAMES of each word of a sentence, as the tagger of denckring-en-pos guesses it.
+    """The index in NAMES of each word of a sentence, as guessed by the tagger of denckring-en-pos.
 
-    An averaged perceptron, trained on the English Web Treebank of Universal Dependencies; on that treebank's test part
-    it is right for 93 of 100 words, says its author.
+    The tagger is an averaged perceptron, trained on the English Web Treebank of Universal Dependencies. According to
+    its author it is right for 93 of 100 words of that treebank's test part.
     """
     from denckring_en_pos import tagger
 

@@ -1,4 +1,4 @@
-"""Pictures of an atlas."""
+"""Plots of an atlas."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,25 +15,25 @@ from storyteller_ds.png import write_png
 LOAD, KINDS, KNOCK_OUT, PAIRS = "atlas-load.png", "atlas-kinds.png", "atlas-knock-out.png", "atlas-pairs.png"
 _COLUMNS = 4
 _MOST = 2.0
-"""Largest value of a scale of doublings: 4 times as often."""
+"""Largest value of the log2 scale: 4 times as often."""
 SCALE: Mapping[str, Any] = {"cmap": "RdBu_r", "vmin": -_MOST, "vmax": _MOST}
-"""Of a picture of doublings()."""
+"""Arguments of imshow for a plot of doublings()."""
 _NUMBERED = 16
-"""Experts of a layer up to which each cell has its number."""
+"""Up to this many experts per layer, each cell shows its number."""
 
 
 def save_pictures(atlas: Atlas, folder: Path) -> list[tuple[str, str]]:
-    """Draw what there is; each picture replaces an earlier one when it is whole.
+    """Draw everything the atlas has; each complete plot replaces an earlier one.
 
     Args:
-        atlas: to be drawn.
-        folder: where.
+        atlas: the atlas to draw.
+        folder: where to write the plots.
 
     Returns:
         File names and what they show.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a plot cannot be written.
     """
     drawn = [(LOAD, "Load of each expert", load(atlas)), (KINDS, "What each expert serves", kinds(atlas))]
     if atlas.costs:
@@ -63,7 +63,7 @@ def load(atlas: Atlas) -> Figure:
 
 
 def kinds(atlas: Atlas) -> Figure:
-    """A heat map: how many times more often than in the text a kind of token goes to an expert."""
+    """A heat map of how often each kind of token goes to each expert, relative to how often it occurs in the text."""
     parts = [name for name in ("kind", "part of speech", "place in a word", "speech") if name in atlas.features]
     columns = [
         (part, i, name) for part in parts for i, name in enumerate(atlas.features[part]) if atlas.shares[part][i]
@@ -93,7 +93,7 @@ def kinds(atlas: Atlas) -> Figure:
 
 
 def knock_out(atlas: Atlas) -> Figure:
-    """Bars: bits per byte lost without each expert, the dearest first, with 95 % intervals."""
+    """A bar chart of the bits per byte lost without each expert, the costliest first, with 95 % intervals."""
     figure = Figure((6.5, 1.4 + 0.19 * len(atlas.costs)), layout="constrained")
     axes = figure.subplots()
     place_of = {(layer.block, expert.number): place for place, (layer, expert) in enumerate(atlas.costs)}
@@ -116,7 +116,7 @@ def knock_out(atlas: Atlas) -> Figure:
 
 
 def pairs(atlas: Atlas) -> Figure:
-    """A heat map for each layer: how many times more often than by their loads two experts are chosen together."""
+    """A heat map per layer of how often two experts are chosen together, relative to what their loads would give."""
     columns = min(_COLUMNS, len(atlas.layers))
     rows = -(-len(atlas.layers) // columns)
     figure = Figure((1.2 + 2.4 * columns, 0.6 + 2.5 * rows), layout="constrained")
@@ -138,13 +138,13 @@ def pairs(atlas: Atlas) -> Figure:
 
 
 def doublings(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log2, within the scale; NaN stays."""
+    """log2, clipped to the scale; NaN is kept."""
     with np.errstate(divide="ignore"):
         clipped: NDArray[np.float64] = np.clip(np.log2(times), -_MOST, _MOST)
     return clipped
 
 
 def doublings_bar(figure: Figure, image: object, axes: Axes | list[Axes], label: str) -> None:
-    """The scale beside such pictures."""
+    """Add the color bar for plots of doublings()."""
     bar = figure.colorbar(image, ax=axes, label=label)  # type: ignore[arg-type]  # an AxesImage
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["¼ or less", "½", "1", "2", "4 or more"])

@@ -1,4 +1,4 @@
-"""Which tokens an expert serves more than chance would have it."""
+"""Which tokens an expert serves more often than chance would explain."""
 
 from typing import NamedTuple
 
@@ -6,27 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLEAR = 1.96
-"""z beyond which a preference is no accident, in 95 of 100 cases."""
+"""A preference with a larger z is not due to chance in 95 of 100 cases."""
 
 
 class Preference(NamedTuple):
-    """Of an expert, for a token."""
+    """An expert's preference for a token."""
 
     token: int
     served: int
-    """How many of these the expert was chosen for."""
+    """How many occurrences of it the expert was chosen for."""
     times: float
-    """The share of the token in what the expert serves, over its share in the text."""
+    """The token's share of what the expert serves, divided by its share of the text."""
     z: float
-    """How sure that is: log-odds over its standard deviation."""
+    """How certain the preference is: the difference of the log-odds divided by its standard deviation."""
 
 
 def log_odds(count_EV: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[E, V] z of the log-odds of each token at each expert, against all other experts.
+    """[E, V] z of the log-odds of each token at each expert, compared with all other experts.
 
     Log-odds with an informative Dirichlet prior (Monroe, Colaresi & Quinn, "Fightin' Words", Political Analysis 16,
-    2008, eq. 15 to 22): rare tokens, of which a ratio says little, do not come first. The prior has the tokens of the
-    text in their own proportions, one for each different token.
+    2008, eq. 15 to 22): rare tokens, for which a ratio says little, do not come first. The prior has the proportions
+    of the text's tokens, and as many counts in total as there are different tokens.
 
     Args:
         count_EV: how often each token went to each expert.
@@ -37,7 +37,7 @@ def log_odds(count_EV: NDArray[np.int64]) -> NDArray[np.float64]:
     here = count_EV[:, used_V] + prior_V
     there = total_V[used_V] - count_EV[:, used_V] + prior_V
     size_here, size_there = here.sum(axis=1, keepdims=True), there.sum(axis=1, keepdims=True)
-    # With one used token nothing else is left, and no odds.
+    # If only one token is used, nothing else is left and there are no odds.
     rest_here, rest_there = np.maximum(size_here - here, 1e-9), np.maximum(size_there - there, 1e-9)
     difference = np.log(here / rest_here) - np.log(there / rest_there)
     z_EV = np.zeros(count_EV.shape)
@@ -46,11 +46,11 @@ def log_odds(count_EV: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def preferences(count_EV: NDArray[np.int64], number: int) -> list[list[Preference]]:
-    """Of each expert, the tokens that it prefers most clearly; fewer where fewer are clear.
+    """The tokens that each expert prefers most clearly; fewer if fewer are clear.
 
     Args:
         count_EV: how often each token went to each expert.
-        number: at most.
+        number: at most this many for each expert.
     """
     z_EV, total_V, total = log_odds(count_EV), count_EV.sum(axis=0), count_EV.sum()
     found = []

@@ -1,4 +1,4 @@
-"""A mixture with fewer experts: those that cost least, or those that are named, are cut out of routers and stacks."""
+"""A mixture with fewer experts: the cheapest or the named ones are cut out of the routers and stacks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,21 +26,21 @@ from storyteller_ds.model.decoder import Decoder, empty_decoder
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was written, and what it was made from."""
+    """What was written, compared with what it was made from."""
 
     checkpoint: Path
     dropped: Dropped
     num_experts: tuple[int, int]
-    """Of each layer, before and after; so are the pairs below."""
+    """Of each layer, before and after, as in the pairs below."""
     parameters: tuple[ParameterCount, ParameterCount]
     text: str
-    """What both were measured on."""
+    """The text both were measured on."""
     tokens: int
     bits_per_byte: tuple[Estimate, Estimate]
     more: Estimate
-    """Bits per byte that it costs, with the interval of the difference."""
+    """Bits per byte that pruning costs, with the interval of the difference."""
     predicted: float | None
-    """The sum of what each costs alone, by which they were chosen; None: they were named."""
+    """The sum of what each expert costs on its own, by which they were chosen; None: they were named."""
 
 
 def prune_experts(
@@ -57,15 +57,15 @@ def prune_experts(
     Args:
         source: run folder (its newest valid step) or step folder of a mixture; weights are enough.
         output_dir: run folder to write; must not exist.
-        wanted: how many experts each layer keeps, and then those go whose loss costs least, each by itself; or
-            which go, as many of each layer.
-        data: whose validation text is read; None: what the run was validated on.
+        wanted: how many experts each layer keeps, in which case those are removed that cost least on their own; or
+            which experts to remove, the same number in each layer.
+        data: its validation text is read; None: the text the run was validated on.
         knock_out_tokens: about how many tokens of it are read without each expert, to choose.
-        device: where.
+        device: where to run the model.
         log: gets a line about each step.
 
     Raises:
-        UserError: the checkpoint or the text cannot be used, there can be no such mixture, or the folder cannot be
+        UserError: the checkpoint or the text cannot be used, no such mixture is possible, or the folder cannot be
             written.
     """
     check_new_run(output_dir)
@@ -108,10 +108,11 @@ def prune_experts(
 
 
 def check(mixture: Mixture, wanted: int | Dropped) -> None:
-    """Refuse what cannot be; see prune_experts.
+    """Refuse an impossible request; see prune_experts.
 
     Raises:
-        UserError: too few or too many are left, or a layer or an expert is not there, or layers would differ.
+        UserError: too few or too many experts would be left, a layer or an expert does not exist, or the layers would
+            have different numbers of experts.
     """
     number, top_k = mixture.num_experts, mixture.top_k
     if isinstance(wanted, int):
@@ -141,7 +142,7 @@ def check(mixture: Mixture, wanted: int | Dropped) -> None:
 def _chosen(
     mixture: Mixture, wanted: int | Dropped, knock_out_tokens: int, device: torch.device, log: Callable[[str], None]
 ) -> tuple[Dropped, float | None]:
-    """Which experts go, and what they should cost."""
+    """Which experts to remove, and their predicted cost."""
     if not isinstance(wanted, int):
         return {block: tuple(sorted(experts)) for block, experts in wanted.items()}, None
     decoder = mixture.model.decoder
@@ -164,7 +165,7 @@ def _fewer(mixture: Mixture, dropped: Dropped) -> tuple[RunConfig, dict[str, Ten
             weight = weight[kept[int(name.split(".")[1])]]
         weights[name] = weight
     moe = run.moe.model_copy(update={"num_experts": len(next(iter(kept.values())))})
-    # Ranks that shared the experts evenly may not any more.
+    # The number of experts may no longer be divisible by the old ep_size.
     parallel = run.parallel.model_copy(update={"ep_size": "auto"})
     return run.model_copy(update={"moe": moe, "parallel": parallel}), weights
 
@@ -178,7 +179,7 @@ def _decoder(run: RunConfig, weights: dict[str, Tensor], device: torch.device) -
 
 
 def _contents(checkpoint: Checkpoint, run: RunConfig, mixture: Mixture, dropped: Dropped) -> Contents:
-    """Of a checkpoint that is validated on the same text as the one it was made from."""
+    """Contents of a checkpoint that is validated on the same text as the one it was made from."""
     return dataclasses.replace(
         Contents.of_model(run, mixture.model.tokenizer.to_json()),
         trainer=checkpoint.read_json(names.TRAINER),

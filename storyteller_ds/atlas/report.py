@@ -1,4 +1,4 @@
-"""An atlas as tables for people, as Markdown, and as JSON with everything."""
+"""An atlas as tables for people, as Markdown, and as complete JSON."""
 
 import io
 import json
@@ -20,19 +20,19 @@ from storyteller_ds.evaluation.figures import estimate, number, percent
 from storyteller_ds.evaluation.interval import Estimate
 
 _SHOWN = 6
-"""Tokens of an expert in the table."""
+"""How many tokens of an expert the table shows."""
 _NOTABLE = 1.5
-"""How many times as often as in the text a value has to occur with an expert to be named in the table."""
+"""The table names a value if an expert gets it at least this many times as often as it occurs in the text …"""
 _ENOUGH = 0.05
-"""Part of what an expert serves that a value has to be for that."""
+"""… and if it makes up at least this fraction of what the expert serves."""
 _KINDS = 4
-"""Values of an expert in the table, at most."""
+"""The table shows at most this many values of an expert."""
 _NEGLIGIBLE = 0.01
-"""Part of the bits per byte that a pruning may cost to be suggested."""
+"""A pruning is suggested only if it costs less than this fraction of the bits per byte."""
 
 
 def heading(atlas: Atlas) -> str:
-    """What was looked at."""
+    """What was examined."""
     layers, experts = len(atlas.layers), len(atlas.layers[0].experts)
     return (
         f"{atlas.folder}: {layers} layer(s) of {experts} experts, {atlas.top_k} for each token; on {atlas.text}: "
@@ -52,7 +52,7 @@ def tables(atlas: Atlas) -> Iterator[tuple[str, Table]]:
 
 
 def verdict(atlas: Atlas) -> list[str]:
-    """What to take from it, a line each."""
+    """The main findings, one per line."""
     most = [max(layer.information, key=lambda each: each.share) for layer in atlas.layers]
     lines = [
         f"layer {layer.block} follows the {each.feature} most: {percent(each.share)} % of the choice is known from it"
@@ -79,7 +79,7 @@ def verdict(atlas: Atlas) -> list[str]:
 
 
 def suggestion(atlas: Atlas) -> Pruning | None:
-    """The most experts that can go for less than a hundredth of the bits per byte; None: not one of each layer."""
+    """The largest pruning that costs less than a hundredth of the bits per byte; None if none does."""
     if atlas.whole is None:
         return None
     limit = _NEGLIGIBLE * atlas.whole.value
@@ -88,17 +88,17 @@ def suggestion(atlas: Atlas) -> Pruning | None:
 
 
 def as_json(atlas: Atlas) -> str:
-    """Everything; what is not known is null."""
+    """Everything; unknown values are null."""
     chosen = suggestion(atlas)
     document = {**_plain(atlas), "suggested": None if chosen is None else chosen.number, "verdict": verdict(atlas)}
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def as_markdown(atlas: Atlas, pictures: Sequence[tuple[str, str]]) -> str:
-    """The tables and pictures.
+    """The tables and plots.
 
     Args:
-        atlas: to be shown.
+        atlas: the atlas to show.
         pictures: file names and what they show.
     """
     out = io.StringIO()
@@ -136,7 +136,7 @@ def _experts(atlas: Atlas) -> Table:
 
 
 def _notable(atlas: Atlas, expert: Expert) -> list[tuple[str, float]]:
-    """Values that an expert serves much more often than they occur, from the features that are about words."""
+    """Values that an expert serves much more often than they occur in the text, with how many times more often."""
     times: dict[str, float] = {}
     for feature in ("kind", "part of speech", "place in a word", "part of the story", "speech"):
         of_expert = zip(
@@ -144,7 +144,7 @@ def _notable(atlas: Atlas, expert: Expert) -> list[tuple[str, float]]:
         )
         for name, share, usual in of_expert:
             if share >= _ENOUGH and share >= _NOTABLE * usual:
-                times.setdefault(name, share / usual)  # a name may be a kind, and a part of speech
+                times.setdefault(name, share / usual)  # "name" is both a kind and a part of speech
     return sorted(times.items(), key=lambda each: -each[1])[:_KINDS]
 
 
@@ -195,7 +195,7 @@ def _table(*right: str, left: Sequence[str] = ()) -> Table:
 
 
 def seen(token: str) -> str:
-    """A token whose white space can be seen in a table, and that breaks no column."""
+    """A token with its spaces made visible, and without characters that would break a table's columns."""
     return token.replace(" ", "␣").replace("|", "¦")
 
 
@@ -210,7 +210,7 @@ def _is_free(cost: Estimate) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
+    """Convert a value to what JSON can hold."""
     if is_dataclass(value):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     if hasattr(value, "_asdict"):

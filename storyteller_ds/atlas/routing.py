@@ -1,4 +1,4 @@
-"""Which experts every token of a text goes to, as the routers say in a forward pass."""
+"""Which experts every token of a text goes to, as the routers decide in a forward pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from storyteller_ds.model.moe.local import LocalMoE
 
 @dataclass(frozen=True)
 class Routed:
-    """Of T tokens and L MoE layers."""
+    """Routing of T tokens in L MoE layers."""
 
     expert_LTK: NDArray[np.int16]
     """The chosen experts, best first."""
@@ -28,12 +28,12 @@ class Routed:
 
 @torch.no_grad()
 def routed(decoder: Decoder, sample: Sample, device: torch.device, log: Callable[[str], None]) -> Routed:
-    """Read a sample, and note where its tokens go.
+    """Read a sample and record where its tokens go.
 
     Args:
         decoder: a mixture in eval mode, on the device.
-        sample: of a text.
-        device: of the decoder.
+        sample: a sample of a text.
+        device: the decoder's device.
         log: gets a line from time to time.
     """
     experts, weights, nll = [], [], []
@@ -52,5 +52,5 @@ def routed(decoder: Decoder, sample: Sample, device: torch.device, log: Callable
 
 
 def moe_layer(decoder: Decoder, block: int) -> LocalMoE:
-    """The experts of a block that has some, with their router."""
+    """The MoE layer of a block that has one."""
     return cast(LocalMoE, cast(Block, decoder.blocks[block]).ffn)

@@ -16,27 +16,27 @@ from storyteller_ds.evaluation.text import EvaluatedText
 from storyteller_ds.model.decoder import Decoder
 
 _LOGITS = 1 << 24
-"""Most of them in one forward pass, unless one sequence has more."""
+"""At most this many in one forward pass, unless a single sequence has more."""
 _SEQUENCES = 16
-"""In one forward pass, at most."""
+"""At most this many in one forward pass."""
 
 
 class Sample:
-    """Whole sequences, packed as training's own validation packs them; each token sees what it would see there.
+    """Whole sequences, packed as in validation during training; each token sees what it would see there.
 
     Args:
         run: its data section says how stories are packed.
         text: in the model's tokens.
-        tokens: about how many are wanted; all of the text if it has fewer.
+        tokens: about how many are wanted; the whole text if it has fewer.
 
     Attributes:
-        place_T: [T] place in the stream of each predicted token, in the order of the sequences. What the experts work
-            on is the token before it.
+        place_T: [T] position in the stream of each predicted token, in the order of the sequences. The experts work on
+            the token before it.
         story_T: [T] the story of each, counted from 0 among those that the sample has a part of.
         bytes_T: [T] UTF-8 bytes of each.
 
     Raises:
-        DataError: nothing of it has a byte.
+        DataError: no predicted token stands for any bytes.
     """
 
     def __init__(self, run: RunConfig, text: EvaluatedText, tokens: int) -> None:
@@ -53,7 +53,7 @@ class Sample:
         self.story_T: NDArray[np.int64] = np.unique(story_T, return_inverse=True)[1]
 
     def batches(self, device: torch.device) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
-        """The sequences, some at a time, with [B, S] which of their tokens count, all in order."""
+        """The sequences in order, a few at a time, each batch with a mask [B, S] of the tokens that count."""
         together = max(1, min(_SEQUENCES, _LOGITS // (self._sequences.length * self._vocab_size)))
         for first in range(0, len(self._numbers), together):
             batch = self._sequences.read(self._numbers[first : first + together]).to(device)
@@ -69,7 +69,7 @@ class Sample:
         return np.concatenate(parts)
 
     def bits_per_byte(self, nll_T: NDArray[np.float64]) -> Estimate:
-        """Of these numbers, or of a difference of two such; with its interval over stories."""
+        """Bits per byte of these values, or of the difference of two such arrays, with its interval over stories."""
         return ratio(np.bincount(self.story_T, nll_T) / math.log(2), np.bincount(self.story_T, self.bytes_T))
 
 

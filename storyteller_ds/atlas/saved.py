@@ -1,4 +1,4 @@
-"""An atlas read back from the JSON that report.as_json has written."""
+"""Reading back an atlas from the JSON that report.as_json writes."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from storyteller_ds.untrusted import UntrustedFileError, read_text
 from storyteller_ds.validation_errors import first_problem
 
 _BYTES = 1 << 26
-"""Largest file that is read."""
+"""Largest file that is read (bytes)."""
 
 
 def read_atlas(path: Path) -> Atlas:
     """The atlas in a file.
 
     Raises:
-        UntrustedFileError: it is none.
+        UntrustedFileError: it is not an atlas.
     """
     try:
         return TypeAdapter(Atlas).validate_json(read_text(path, _BYTES))

@@ -1,4 +1,4 @@
-"""How much alike the experts of a layer are, in what they compute and in their weights."""
+"""How similar the experts of a layer are, in what they compute and in their weights."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -14,34 +14,34 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.moe.experts import StackedExperts
 
 TOKENS = 1024
-"""On which outputs are compared, at most."""
+"""Outputs are compared on at most this many tokens."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Of the experts of a layer, [E, E] each, 1 on the diagonal."""
+    """Similarity of the experts of a layer, [E, E] each, 1 on the diagonal."""
 
     output_cosine_EE: Matrix
     """Cosine of the outputs for the same token, mean over tokens: 1 means the same direction."""
     output_cka_EE: Matrix
     """Linear centered kernel alignment of the outputs (Kornblith et al. 2019, 1905.00414): 1 also where one expert's
-    outputs are the other's turned and scaled, 0 where they have nothing in common. With the unbiased estimate of HSIC
-    (Song et al., JMLR 13, 2012), as in Nguyen et al. (2010.15327): the plain one finds much that is alike by chance
-    where there are not many more tokens than features."""
+    outputs are the other's rotated and scaled, 0 where they have nothing in common. With the unbiased estimate of HSIC
+    (Song et al., JMLR 13, 2012), as in Nguyen et al. (2010.15327): the plain one finds much similarity by chance
+    unless there are many more tokens than features."""
     weight_cosine_EE: Matrix
-    """Cosine of all matrices as they stand, feature by feature: near 1 for copies that have hardly been trained since.
-    Two experts can compute the same with their features in another order, and a cosine of 0."""
+    """Cosine of all matrices as they are, feature by feature: near 1 for copies that have hardly been trained since.
+    Two experts can compute the same with their features in a different order, and have a cosine of 0."""
 
 
 @torch.no_grad()
 def similarities(decoder: Decoder, blocks: list[int], sample: Sample, device: torch.device) -> dict[int, Similarity]:
-    """Have every expert of a layer compute the same tokens, which the layer has as its input, and compare.
+    """Run every expert of a layer on the same tokens, taken from the layer's input, and compare.
 
     Args:
         decoder: in eval mode, on the device.
         blocks: those with experts.
         sample: of about TOKENS tokens.
-        device: of the decoder.
+        device: the decoder's device.
     """
     return {
         block: _similarity(moe_layer(decoder, block).experts, x_TD)
@@ -50,7 +50,7 @@ def similarities(decoder: Decoder, blocks: list[int], sample: Sample, device: to
 
 
 def _inputs(decoder: Decoder, blocks: list[int], sample: Sample, device: torch.device) -> dict[int, Tensor]:
-    """[T, D] what the MoE layer of each block gets, of the tokens that count."""
+    """[T, D] input of each block's MoE layer, for the tokens that count."""
     seen: dict[int, list[Tensor]] = {block: [] for block in blocks}
 
     def note(block: int, _: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -82,11 +82,11 @@ def _similarity(experts: StackedExperts, x_TD: Tensor) -> Similarity:
 
 
 def aligned(out_ETD: Tensor) -> Tensor:
-    """[E, E] CKA of outputs; NaN for fewer than four tokens, or an expert that gives all of them the same."""
+    """[E, E] CKA of outputs; NaN for fewer than four tokens, or an expert whose output is the same for all of them."""
     number, tokens, _ = out_ETD.shape
     if tokens < 4:
         return torch.full((number, number), torch.nan, dtype=out_ETD.dtype)
-    # Of each expert the products of its outputs for two tokens, without those of a token with itself.
+    # For each expert, the products of its outputs for every two tokens, without those of a token with itself.
     centred_ETD = out_ETD - out_ETD.mean(dim=1, keepdim=True)  # changes nothing but rounding
     kernel_ETT = torch.einsum("etd,esd->ets", centred_ETD, centred_ETD)
     kernel_ETT.diagonal(dim1=1, dim2=2).zero_()

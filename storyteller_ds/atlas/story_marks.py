@@ -1,4 +1,4 @@
-"""What can be said of each character of a story: what kind it is, whether it begins a word, whether somebody speaks."""
+"""Marks for each character of a story: its kind, its place in a word, whether somebody is speaking."""
 
 import re
 from typing import NamedTuple
@@ -23,13 +23,13 @@ _SPEECH_MARK = re.compile(r"\n\s*\n|[\"“”«»„]")
 
 
 class Marks(NamedTuple):
-    """Of each of C characters; numbers are places in the lists above."""
+    """Marks of each of C characters; numbers are indices into the tuples above."""
 
     kind_C: NDArray[np.int8]
     word_place_C: NDArray[np.int8]
     speech_C: NDArray[np.int8]
     part_of_speech_C: NDArray[np.int8] | None
-    """None: not asked for."""
+    """None: not requested."""
 
 
 def marks_of(story: str, tags: bool) -> Marks:
@@ -42,7 +42,7 @@ def marks_of(story: str, tags: bool) -> Marks:
     kind_C = np.full(len(story), _PUNCTUATION, np.int8)
     word_place_C = np.full(len(story), NO_WORD, np.int8)
     part_C = np.full(len(story), len(NAMES), np.int8)
-    # Piece by piece: the search for names looks back, and its time would grow with the square of the length.
+    # Piece by piece, because the search for names looks back: its time grows with the square of the length.
     names = {name for start in range(0, len(story), _AT_ONCE) for name in names_in(story[start : start + _AT_ONCE])}
     sentence: list[re.Match[str]] = []
     for found in _PIECE.finditer(story):
@@ -61,16 +61,16 @@ def marks_of(story: str, tags: bool) -> Marks:
 
 
 def _speech(story: str) -> NDArray[np.int8]:
-    """Whether each character is within double quotation marks, which are not part of it; a new paragraph ends them.
+    """Whether each character is within double quotation marks (exclusive); a new paragraph ends a quotation.
 
-    Single ones are left out: they are apostrophes, too.
+    Single quotation marks are ignored because they are also apostrophes.
     """
     speech_C = np.zeros(len(story), np.int8)
     began: int | None = None
     for mark in _SPEECH_MARK.finditer(story):
         if began is not None:
             speech_C[began : mark.start()] = 1
-        # “ closes „; and what is meant by another one within quotation marks nobody knows.
+        # “ closes „; any other mark within a quotation is ambiguous, so it closes the quotation, too.
         began = mark.end() if began is None and mark[0] in _OPENS else None
     if began is not None:
         speech_C[began:] = 1

@@ -1,1 +1,1 @@
-"""What a model has learned: how well it predicts held-out stories, and what its own are like or copied from."""
+"""What a model has learned: how well it predicts held-out stories, what its own are like, and what they copy."""

@@ -1,4 +1,4 @@
-"""Whether a model is as sure as it is right."""
+"""How well a model's confidence matches its accuracy."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from storyteller_ds.evaluation.token_scores import TokenScores
 
 BINS = 15
-"""As in Guo et al."""
+"""Number of bins, as in Guo et al."""
 
 
 class ReliabilityBin(NamedTuple):
-    """Tokens whose likeliest successor had about the same probability."""
+    """Tokens whose top prediction had about the same probability."""
 
     confidence: float
     """Mean probability of the likeliest token."""
@@ -22,19 +22,19 @@ class ReliabilityBin(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """See expected_calibration_error."""
+    """The result of expected_calibration_error."""
 
     error: float
     accuracy: float
     """How often the likeliest token was right (fraction of the tokens)."""
     bins: list[ReliabilityBin]
-    """That have tokens."""
+    """Only those that have tokens."""
 
 
 def expected_calibration_error(scores: TokenScores) -> Calibration:
     """ECE of the likeliest next token (Guo et al. 2017, 1706.04599, eq. 3), with bins of equal width.
 
-    0: what it says with 70 % is right in 70 % of the cases.
+    An error of 0 means that predictions made with 70 % confidence are right 70 % of the time.
     """
     place = np.clip(np.ceil(scores.confidence_T * BINS).astype(np.int64) - 1, 0, BINS - 1)
     count = np.bincount(place, minlength=BINS)

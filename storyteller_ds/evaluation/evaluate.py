@@ -1,4 +1,4 @@
-"""Everything that is measured of one checkpoint."""
+"""All measurements of one checkpoint."""
 
 import math
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ from storyteller_ds.interchange.load import open_model
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be measured."""
+    """What to measure."""
 
     data: DataConfig | None
-    """Whose validation text; None: what the run was validated on."""
+    """Its validation text is used; None: the text the run was validated on."""
     stories: int
-    """To be told; 0: none."""
+    """How many stories to generate; 0: none."""
     sampling: SamplingConfig
     judge: Judge | None
 
@@ -54,23 +54,23 @@ class Prediction:
     by_length: list[Stratum]
     by_rarity: list[Stratum]
     rarity_from: str
-    """Which text says how rare a token is."""
+    """The text whose token counts define rarity."""
     nll_N: NDArray[np.float64]
-    """Sum over the tokens of each story, with the separator behind it (nats)."""
+    """Sum over the tokens of each story and the separator after it (nats)."""
     bytes_N: NDArray[np.int64]
     """UTF-8 bytes of each story."""
     tokens: int
-    """That were predicted."""
+    """Number of predicted tokens."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model's stories are like, beside held-out ones with the same openings."""
+    """What a model's stories are like, compared with held-out ones that have the same openings."""
 
     figures: StoryFigures
     held_out: StoryFigures
     memorisation: Memorisation | None
-    """None: the training text is not at hand."""
+    """None: the training text is not available."""
     judged: Judged | None
     held_out_judged: Judged | None
     told: list[Told]
@@ -78,14 +78,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """All figures of a checkpoint."""
+    """All metrics of a checkpoint."""
 
     folder: Path
     text: EvaluatedText
     prediction: Prediction
     generation: Generation | None
     remarks: list[str]
-    """What should be known about the figures, a line each."""
+    """Caveats about the metrics, one per line."""
 
 
 def evaluate(path: Path, asked: Asked, device: torch.device, log: Log) -> Evaluated:
@@ -93,9 +93,9 @@ def evaluate(path: Path, asked: Asked, device: torch.device, log: Log) -> Evalua
 
     Args:
         path: run folder (its newest valid step), step folder, or export for transformers.
-        asked: what.
-        device: where.
-        log: gets a line about each step.
+        asked: what to measure.
+        device: where to run the model.
+        log: receives a line about each step.
 
     Raises:
         UserError: the checkpoint or the text cannot be used, or the model's numbers are not finite.
@@ -107,7 +107,7 @@ def evaluate(path: Path, asked: Asked, device: torch.device, log: Log) -> Evalua
     if asked.data is not None:
         text = given_text(asked.data, model.tokenizer, log)
     else:
-        assert corpus is not None  # without one a text was asked for
+        assert corpus is not None  # it is None only if a text was given
         text = validation_text(corpus, model.run.data)
     if text.unknown_tokens:
         share = text.unknown_tokens / (len(text.stream) - 1)
@@ -118,7 +118,7 @@ def evaluate(path: Path, asked: Asked, device: torch.device, log: Log) -> Evalua
 
 
 def _corpus(path: Path, model: StoryModel, asked: Asked, remarks: list[str], log: Log) -> Corpus | None:
-    """What the model was trained on; None: it is not at hand, and not needed to go on."""
+    """What the model was trained on; None if it is not available and a text was given."""
     try:
         if is_of_another_tool(path):
             raise DataError(f"{path} is an export, and no text is recorded for it; give --data")

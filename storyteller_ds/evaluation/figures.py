@@ -1,4 +1,4 @@
-"""The lines of the table: of every figure its name, its unit, what is better, and where it is found."""
+"""The rows of the table: each metric's name, unit, better direction and source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from storyteller_ds.evaluation.story_figures import StoryFigures
 from storyteller_ds.evaluation.strata import POSITIONS, Stratum
 
 HELD_OUT = "as held-out"
-"""What is better of a figure that has no best value: to be near the held-out stories."""
+"""For metrics without a best value: closer to the held-out stories is better."""
 _QUARTERS = ("shortest", "second", "third", "longest")
 _RARITY_NAMES = (
     "the commonest tokens, half of the text",
@@ -21,28 +21,28 @@ _RARITY_NAMES = (
     "the next 4 %",
     "the rarest, 1 % of the text",
 )
-"""As strata.RARITIES cuts them."""
+"""One for each part that strata.RARITIES delimits."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
-    """With its unit."""
+    """Includes the unit."""
     better: str
     of: Callable[[Evaluated], str]
     of_held_out: Callable[[Evaluated], str] | None = None
-    """The same of held-out stories, to compare with."""
+    """The same metric for held-out stories, for comparison."""
     is_per_token: bool = False
-    """Whether models with different tokenizers cannot be compared by it."""
+    """Whether it cannot be compared between models with different tokenizers."""
 
 
 def all_figures(example: Evaluated) -> list[Figure]:
-    """All lines, of which those that nobody has a value for are to be left out.
+    """All rows; the caller leaves out those for which no checkpoint has a value.
 
     Args:
-        example: one of the checkpoints, which says how many parts there are.
+        example: one of the checkpoints; it determines how many strata there are.
     """
     return [*_prediction(), *_parts(example), *_stories(), *_copies(), *_grades()]
 
@@ -53,12 +53,12 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in per cent, or a dash."""
+    """A fraction in percent, or a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def estimate(value: Estimate, digits: int = 4) -> str:
-    """A number with the half width of its interval."""
+    """A number with the half-width of its interval."""
     return number(value.value, digits) + ("" if value.half_width is None else f" ± {value.half_width:.{digits}f}")
 
 
@@ -83,7 +83,7 @@ def _prediction() -> list[Figure]:
 
 
 def _parts(example: Evaluated) -> list[Figure]:
-    """Loss by place, length and rarity."""
+    """Loss by position, length and rarity."""
 
     def part(name: str, kind: str, i: int, is_per_token: bool = False) -> Figure:
         def of(each: Evaluated) -> str:

@@ -1,11 +1,11 @@
-"""What a judge is asked, and the grades in its answer."""
+"""The question put to a judge, and the grades in its answer."""
 
 import json
 import re
 from dataclasses import dataclass
 
 ASPECTS = ("grammar", "creativity", "consistency")
-"""Of TinyStories (Eldan and Li 2023, 2305.07759), out of 10 each."""
+"""The aspects that TinyStories (Eldan and Li 2023, 2305.07759) grades, each out of 10."""
 _QUESTION = """\
 Below is the beginning of a story for young children and, behind the line ***, how a student has gone on with it. Its \
 last sentence may be cut off; that is no fault. Grade only what the student wrote, with whole numbers from 0 (worst) \
@@ -21,7 +21,7 @@ Answer with one line and nothing else: {{"grammar": G, "creativity": C, "consist
 
 @dataclass(frozen=True)
 class Grades:
-    """From 0 to 10."""
+    """Grades of one story, each from 0 to 10."""
 
     grammar: float
     creativity: float
@@ -29,15 +29,15 @@ class Grades:
 
 
 def question(prompt: str, continuation: str) -> str:
-    """What a judge is asked about a story."""
+    """The question put to a judge about a story."""
     return _QUESTION.format(prompt=prompt, continuation=continuation)
 
 
 def grades_in(answer: str) -> Grades | None:
-    """The grades in an answer; None: one is missing, or is not from 0 to 10.
+    """The grades in an answer; None if one is missing or not between 0 and 10.
 
-    Models say more than they are asked for, and not always as JSON: the last object with all three counts, else the
-    last number behind each name, as in `Grammar: 7/10`.
+    Models say more than they are asked for, and not always as JSON. The last JSON object with all three grades counts,
+    else the last number after each name, as in `Grammar: 7/10`.
     """
     for found in reversed(re.findall(r"\{[^{}]*\}", answer)):
         try:

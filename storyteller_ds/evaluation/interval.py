@@ -1,4 +1,4 @@
-"""How sure a ratio of two sums over stories is."""
+"""The confidence interval of a ratio of two sums over stories."""
 
 import math
 from typing import NamedTuple
@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _Z = 1.959964
-"""95 % of a normal distribution lie within so many standard deviations."""
+"""95 % of a normal distribution lies within this many standard deviations of the mean."""
 
 
 class Estimate(NamedTuple):
-    """A figure, and half the width of its 95 % confidence interval."""
+    """A value and half the width of its 95 % confidence interval."""
 
     value: float
     half_width: float | None
@@ -19,15 +19,15 @@ class Estimate(NamedTuple):
 
 
 def ratio(numerator_N: ArrayLike, denominator_N: ArrayLike) -> Estimate:
-    """The sum of the numerators over that of the denominators, and its interval over stories.
+    """The sum of the numerators over that of the denominators, with its interval over stories.
 
-    Stories are drawn, tokens are not: those of one story depend on each other. The standard error is a ratio
-    estimator's (Cochran, Sampling Techniques, 3rd ed. 1977, ch. 6), the clustered one that Miller (2024, 2411.00640)
-    recommends for evaluations. With a few stories (below thirty) the interval is somewhat too narrow.
+    The samples are stories, not tokens: the tokens of one story depend on each other. The standard error is that of a
+    ratio estimator (Cochran, Sampling Techniques, 3rd ed. 1977, ch. 6), the clustered one that Miller (2024,
+    2411.00640) recommends for evaluations. With fewer than thirty stories the interval is somewhat too narrow.
 
     Args:
-        numerator_N: of each story.
-        denominator_N: likewise; their sum is not 0.
+        numerator_N: one for each story.
+        denominator_N: likewise; must not sum to 0.
     """
     numerator, denominator = np.asarray(numerator_N, np.float64), np.asarray(denominator_N, np.float64)
     total, stories = float(denominator.sum()), len(denominator)

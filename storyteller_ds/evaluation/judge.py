@@ -1,4 +1,4 @@
-"""A model that grades stories, behind any endpoint that speaks as OpenAI's /v1/chat/completions does."""
+"""A model that grades stories, behind any endpoint compatible with OpenAI's /v1/chat/completions."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from storyteller_ds.redaction import redacted
 from storyteller_ds.untrusted import UntrustedFileError, parse_json
 
 KEY = "STORYTELLER_JUDGE_KEY"
-"""Environment variable with the endpoint's key. Not that of a service, which would be sent to whatever URL is given."""
+"""Environment variable with the endpoint's key. Not a service's own, whose key would be sent to any URL given."""
 MOST_FAILURES = 3
-"""In a row, after which no other story is sent."""
+"""After this many failures in a row, no more stories are sent."""
 _ANSWER_BYTES = 1 << 20
 _PIECE = 1 << 14
 
@@ -32,22 +32,22 @@ class Judged:
     """What a judge said about several stories."""
 
     grammar: float | None
-    """Mean grade (0 to 10); None: it graded no story."""
+    """Mean grade (0 to 10); None if no story was graded."""
     creativity: float | None
     consistency: float | None
     graded: int
     """Stories with usable grades."""
     stories: int
     first_problem: str | None
-    """Why a story has no grades; None: all have."""
+    """Why the first story without grades has none; None if all have grades."""
 
 
 class JudgeError(Exception):
-    """No answer came, or none that can be used; the message says why."""
+    """There was no answer, or no usable one; the message says why."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Another host is not to get the key."""
+    """Follows no redirect, so that no other host gets the key."""
 
     def redirect_request(self, *arguments: Any) -> None:
         """Called by urllib, which then raises HTTPError."""
@@ -57,12 +57,12 @@ class Judge:
     """Grades stories.
 
     Args:
-        url: of the endpoint; `http://localhost:8000/v1` is enough.
-        model: what the endpoint calls it.
+        url: the endpoint; `http://localhost:8000/v1` is enough.
+        model: its name at the endpoint.
         timeout_s: longest wait for one answer (seconds).
 
     Raises:
-        UserError: the URL is none.
+        UserError: the URL is invalid, or contains a user name or a query.
     """
 
     def __init__(self, url: str, model: str, timeout_s: float = 60.0) -> None:
@@ -77,7 +77,7 @@ class Judge:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def judge(self, stories: Sequence[Told], log: Log) -> Judged:
-        """Grade each story; one that fails costs the others nothing, but after some in a row nothing more is sent."""
+        """Grade each story; a failure does not affect the others, but MOST_FAILURES in a row end the grading."""
         grades: list[Grades] = []
         problem, in_a_row, sent = None, 0, 0
         with meanwhile(lambda: log(f"judging stories: {sent} of {len(stories)}"), LINE_EVERY_S):
@@ -103,7 +103,7 @@ class Judge:
         """The grades of a story.
 
         Raises:
-            JudgeError: see there.
+            JudgeError: there was no usable answer.
         """
         answer = self._answer(question(story.prompt, story.continuation))
         grades = grades_in(answer)
@@ -121,7 +121,7 @@ class Judge:
         content = b""
         try:
             with self._opener.open(request, timeout=self._timeout_s) as response:
-                # A timeout of a socket is for each piece, and a server can send for ever.
+                # The socket's timeout applies to each read, so a slow server could keep sending forever.
                 while piece := response.read1(_PIECE):
                     content += piece
                     if len(content) > _ANSWER_BYTES:
@@ -133,7 +133,7 @@ class Judge:
             raise JudgeError(f"{self._url} answers {error.code} {error.reason}") from None
         except TimeoutError:
             raise JudgeError(f"no answer within {self._timeout_s:g} s") from None
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that is not a header
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: the key is not a valid header value
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise JudgeError(f"no answer within {self._timeout_s:g} s") from None
@@ -142,7 +142,7 @@ class Judge:
 
 
 def _text_of(content: bytes) -> str:
-    """What the model said, in the JSON of its endpoint."""
+    """The model's text in the endpoint's JSON response."""
     try:
         text = parse_json(content.decode(), "its answer")["choices"][0]["message"]["content"]
     except (UntrustedFileError, UnicodeDecodeError, LookupError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Whether stories are copied from the training text; held-out stories, looked at in the same way, are the control."""
+"""Whether stories are copied from the training text; held-out stories, examined the same way, are the control."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from storyteller_ds.evaluation.words import words_of
 from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
 WINDOW = 13
-"""Words that can hardly be the same by chance (Brown et al. 2020, 2005.14165, app. C)."""
+"""This many words in a row can hardly match by chance (Brown et al. 2020, 2005.14165, app. C)."""
 NEAR_COPY = 0.5
-"""A story is a near-copy if the training text has this part of its windows."""
+"""A story is a near-copy if at least this fraction of its windows occurs in the training text."""
 
 
 @dataclass(frozen=True)
 class Copied:
-    """Of several stories."""
+    """What several stories have in common with the training text."""
 
     longest_words: list[int]
-    """Of each story, words of the longest passage that the training text has, too."""
+    """For each story, the number of words in the longest passage that also occurs in the training text."""
     share: list[float | None]
-    """Of each story, the part of its windows that the training text has; None: it is shorter than one."""
+    """For each story, the fraction of its windows that occurs in the training text; None if it is too short for one."""
     near_copies: float | None
-    """Stories of which it has NEAR_COPY (fraction of those with a window)."""
+    """Near-copies (fraction of the stories with at least one window)."""
     longest: str
-    """The longest passage of all."""
+    """The longest of all these passages."""
 
     @property
     def median_words(self) -> float | None:
@@ -39,10 +39,10 @@ class Copied:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Of a model's stories and, as a control, of the held-out ones with the same openings."""
+    """Copying in a model's stories and, as a control, in the held-out ones with the same openings."""
 
     window_tokens: int
-    """Tokens that WINDOW words are."""
+    """The length of a window of WINDOW words (tokens)."""
     of_model: Copied
     held_out: Copied
 
@@ -50,17 +50,17 @@ class Memorisation:
 def memorisation(
     corpus: Corpus, text: EvaluatedText, vocab_size: int, told: Sequence[Told], held_out: Sequence[Told], log: Log
 ) -> Memorisation:
-    """Look for stories in what the model was trained on; continuations only, without their openings.
+    """Look for passages of stories, without their openings, in what the model was trained on.
 
-    The copying is that of McCoy et al. (2111.09509), measured against held-out text by people as they do.
+    Copying is measured as in McCoy et al. (2111.09509), with held-out text written by people as the baseline.
 
     Args:
-        corpus: what it was trained on.
-        text: held-out stories in its tokens.
-        vocab_size: of the model.
-        told: its stories.
+        corpus: what the model was trained on.
+        text: held-out stories in the model's tokens.
+        vocab_size: the model's vocabulary size.
+        told: the model's stories.
         held_out: the control.
-        log: gets a line from time to time.
+        log: receives a line from time to time.
     """
     tokenizer = corpus.tokenizer
     training = TrainingText(corpus.train, vocab_size)
@@ -96,7 +96,7 @@ def _copied(passages: Sequence[str], share: list[float | None]) -> Copied:
 
 
 def _tokens_of_a_window(text: EvaluatedText) -> int:
-    """How many tokens WINDOW words are in held-out stories, with what stands between them."""
+    """How many tokens WINDOW words of held-out stories take, including what is between the words."""
     stories, tokens, words = text.stories, 0, 0
     for number in range(1, 1 + min(len(stories), 200)):
         ids = stories.ids(number)

@@ -1,4 +1,4 @@
-"""How the stories begin that a model is asked to continue: as held-out stories do."""
+"""Openings for a model to continue, taken from held-out stories."""
 
 import re
 from typing import NamedTuple
@@ -8,23 +8,23 @@ import numpy as np
 from storyteller_ds.evaluation.text import EvaluatedText
 
 WORDS = 10
-"""Of a held-out story that are given away, or half of it if it is shorter."""
+"""Length of an opening, or half of the story's words if that is less."""
 
 
 class Opening(NamedTuple):
-    """A prompt, and how the story went on that it is from."""
+    """A prompt, and how the story it is taken from continues."""
 
     prompt: str
     rest: str
 
 
 def openings(text: EvaluatedText, number: int, seed: int) -> list[Opening]:
-    """The openings of different stories drawn at random; fewer where there are not so many.
+    """The openings of different stories drawn at random; fewer if there are not that many stories.
 
     Args:
-        text: where they are from.
-        number: of them.
-        seed: of the draw; the same text and seed give the same ones, whatever the tokens.
+        text: the stories.
+        number: how many openings.
+        seed: of the draw; the same text and seed give the same openings, whatever the tokenizer.
     """
     stories = text.stories
     drawn = np.random.default_rng(seed).permutation(len(stories))
@@ -32,7 +32,7 @@ def openings(text: EvaluatedText, number: int, seed: int) -> list[Opening]:
 
 
 def cut(story: str) -> Opening:
-    """The first words of a story, and the rest of it with the white space before it."""
+    """Split a story into its first words and the rest, including the white space in between."""
     ends = [found.end() for found in re.finditer(r"\S+", story)]
     words = min(WORDS, len(ends) // 2)
     end = ends[words - 1] if words else 0

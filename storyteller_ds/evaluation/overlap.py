@@ -1,4 +1,4 @@
-"""How much of a story stands in the training text, word for word."""
+"""How much of a story occurs word for word in the training text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from storyteller_ds.data.shards import TokenStream
 
 _CHUNK = 1 << 20
-"""Training tokens that are looked at together."""
+"""Training tokens that are searched at a time."""
 _BASE = 0xD1342543DE82EF95
 """Odd, so that it has an inverse modulo 2^64."""
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -18,20 +18,20 @@ _Hashes = NDArray[np.uint64]
 
 
 class Passage(NamedTuple):
-    """A part of a story that the training text has, too."""
+    """A part of a story that also occurs in the training text."""
 
     start: int
-    """Its first token, from 0."""
+    """Its first token, counted from 0."""
     length: int
-    """Tokens; 0: there is none."""
+    """In tokens; 0: there is none."""
 
 
 class TrainingText:
-    """Looks for passages in a training text, in memory that does not grow with it.
+    """Looks for passages in a training text, using memory that does not grow with it.
 
-    A window of L tokens is known by 64 bits, a polynomial of random numbers of its tokens (Rabin and Karp). Two windows
-    that differ have the same with a probability of about 2^-60, so that with 10^9 training tokens and 10^4 of stories
-    one wrong hit is to be expected in some hundred thousand evaluations.
+    A window of L tokens is identified by a 64-bit hash, a polynomial in random numbers drawn for each token id (Rabin
+    and Karp). Two different windows have the same hash with a probability of about 2^-60, so with 10^9 training tokens
+    and 10^4 story tokens expect one false match in about a hundred thousand evaluations.
 
     Args:
         stream: the training tokens.
@@ -43,22 +43,22 @@ class TrainingText:
         self._number_V = np.random.default_rng(0).integers(0, 1 << 64, vocab_size, dtype=np.uint64)
 
     def has(self, stories: Sequence[Sequence[int]], length: int) -> list[NDArray[np.bool_]]:
-        """Of each story, for each of its windows of so many tokens, whether the training text has it.
+        """For each story, whether each of its windows of `length` tokens occurs in the training text.
 
-        A story that is shorter has no window.
+        A story shorter than that has no windows.
         """
         wanted = [self._windows(np.asarray(story, np.int64), length) for story in stories]
         found = self._found({length: np.concatenate(wanted)})[length] if stories else np.empty(0, np.uint64)
         return [np.isin(each, found) for each in wanted]
 
     def longest(self, stories: Sequence[Sequence[int]], progress: Callable[[str], object]) -> list[Passage]:
-        """The longest passage of each story that the training text has.
+        """The longest passage of each story that occurs in the training text.
 
-        If it has none of some length it has none that is longer: a search by halves, for all stories at the same time.
+        If none of some length occurs, no longer one does. This allows a binary search, run for all stories at once.
 
         Args:
-            stories: ids.
-            progress: gets a text before each pass over the training text.
+            stories: the token ids of each.
+            progress: receives a message before each pass over the training text.
         """
         ids = [np.asarray(story, np.int64) for story in stories]
         best = [Passage(0, 0) for _ in ids]
@@ -84,7 +84,7 @@ class TrainingText:
         return best
 
     def _found(self, wanted: Mapping[int, _Hashes]) -> dict[int, _Hashes]:
-        """Of the hashes of windows of each length those that the training text has."""
+        """The hashes, for each window length, that occur in the training text."""
         searches = {length: _Search(np.unique(hashes)) for length, hashes in wanted.items()}
         for start in range(0, len(self._stream), _CHUNK):
             # A window may begin in one chunk and end in the next.
@@ -101,18 +101,18 @@ class TrainingText:
         return (sums[length : length + windows] - sums[:windows]) * power[:windows]
 
     def _sums(self, ids: NDArray[np.int64]) -> tuple[_Hashes, _Hashes]:
-        """[tokens + 1] sums of number * base^i over all tokens before, and base^-i; all modulo 2^64."""
+        """[tokens + 1] sums of number * base^i over all previous tokens, and [tokens] base^-i; all modulo 2^64."""
         sums = np.zeros(len(ids) + 1, np.uint64)
         np.cumsum(self._number_V[ids] * _powers(_BASE, len(ids)), out=sums[1:])
         return sums, _powers(_INVERSE, len(ids))
 
 
 class _Search:
-    """Hashes that are looked for."""
+    """Hashes to look for, and which of them have been found."""
 
     def __init__(self, wanted: _Hashes) -> None:
         self._wanted, self._seen = wanted, np.zeros(len(wanted), np.bool_)
-        # Most windows are none of them, and one look at a small table tells.
+        # A lookup in a small table rules out most windows.
         self._may_be = np.zeros(1 << _FILTER_BITS, np.bool_)
         self._may_be[wanted >> np.uint64(64 - _FILTER_BITS)] = True
 
@@ -129,7 +129,7 @@ class _Search:
 
 
 def _powers(base: int, number: int) -> _Hashes:
-    """base^0, base^1 ... modulo 2^64, each half from the one before it."""
+    """[number] base^0, base^1 ... modulo 2^64, computed by repeated doubling."""
     powers = np.ones(max(1, number), np.uint64)
     done = 1
     while done < number:

@@ -18,9 +18,9 @@ from storyteller_ds.evaluation.libraries import what_is_missing
 
 _MOST_COPIED_BY_CHANCE = 0.1
 _SHOWN = 200
-"""Of a passage (characters)."""
+"""How much of a passage is shown (characters)."""
 _LEFT = 2
-"""Columns that are words."""
+"""How many columns are left-aligned: the first ones, which hold words."""
 
 
 def heading(found: Sequence[Evaluated]) -> list[str]:
@@ -33,7 +33,7 @@ def heading(found: Sequence[Evaluated]) -> list[str]:
 
 
 def table(found: Sequence[Evaluated]) -> Table:
-    """A line for each figure, a column for each checkpoint."""
+    """One row per metric, one column per checkpoint."""
     columns, lines = cells(found)
     rows = Table(box=box.MARKDOWN)
     for i, column in enumerate(columns):
@@ -44,7 +44,7 @@ def table(found: Sequence[Evaluated]) -> Table:
 
 
 def cells(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
-    """The names of the table's columns, and its lines."""
+    """The table's column names and its rows."""
     tells = any(each.generation for each in found)
     columns = ["figure", "better", *labels(found), *(["held-out stories"] if tells else [])]
     same_tokens = _are_same(each.text.tokenizer.fingerprint for each in found)
@@ -63,10 +63,10 @@ def cells(found: Sequence[Evaluated]) -> tuple[list[str], list[list[str]]]:
 
 
 def compared(found: Sequence[Evaluated]) -> list[Estimate]:
-    """Bits per byte of each checkpoint but the first less those of the first, where all have the same text.
+    """Bits per byte of each checkpoint but the first minus those of the first; empty if their texts differ.
 
-    With the interval of the difference, story by story: what is hard for one is hard for the other, so that it is
-    much narrower than those of the two (Miller 2024, 2411.00640).
+    The interval is that of the difference, story by story. What is hard for one is hard for the other, so it is much
+    narrower than the intervals of the two (Miller 2024, 2411.00640).
     """
     if len(found) < 2 or not _are_same(each.text.fingerprint for each in found):
         return []
@@ -74,7 +74,7 @@ def compared(found: Sequence[Evaluated]) -> list[Estimate]:
 
 
 def verdict(found: Sequence[Evaluated]) -> list[str]:
-    """Which checkpoint predicts best, and whether this text can tell; a line, or none for one checkpoint."""
+    """Which checkpoint predicts best, or that this text cannot tell; no line if there is nothing to compare."""
     if not compared(found):
         return []
     names = labels(found)
@@ -86,13 +86,13 @@ def verdict(found: Sequence[Evaluated]) -> list[str]:
 
 
 def _difference(one: Evaluated, other: Evaluated) -> Estimate:
-    """Bits per byte of one less those of another, on the same text."""
+    """Bits per byte of one minus those of another, on the same text."""
     nll_N = one.prediction.nll_N - other.prediction.nll_N
     return ratio(nll_N / math.log(2), one.prediction.bytes_N)
 
 
 def remarks(found: Sequence[Evaluated]) -> list[str]:
-    """What should be known about the figures, a line each."""
+    """Caveats about the metrics, one per line."""
     lines: list[str] = []
     same_tokens = _are_same(each.text.tokenizer.fingerprint for each in found)
     for label, each in zip(labels(found), found, strict=True):
@@ -113,7 +113,7 @@ def remarks(found: Sequence[Evaluated]) -> list[str]:
 
 
 def as_json(found: Sequence[Evaluated]) -> str:
-    """Everything, with all intervals, bins and stories; what is not known is null."""
+    """Everything, with all intervals, bins and stories; unknown values are null."""
     differences = [None, *compared(found)] if len(found) > 1 else []
     columns, lines = cells(found)
     document = {
@@ -126,7 +126,7 @@ def as_json(found: Sequence[Evaluated]) -> str:
 
 
 def labels(found: Sequence[Evaluated]) -> list[str]:
-    """A short name of each checkpoint, no two the same."""
+    """A short, unique name for each checkpoint."""
     names = []
     for each in found:
         parts = each.folder.absolute().parts

@@ -1,4 +1,4 @@
-"""What stories are like: how varied, how long, how well spelt, how well ended."""
+"""What stories are like: how varied, how long, how well spelled, and how they end."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from storyteller_ds.evaluation.words import (
 )
 
 COMMON_IN = 5
-"""A word is common if so many training stories have it …"""
+"""A word is common if it occurs in at least this many training stories …"""
 LOOKED_AT = 10_000
-"""… of the first so many."""
+"""… among the first this many."""
 
 
 @dataclass(frozen=True)
 class StoryFigures:
-    """Of several stories; their openings, which were given, are not counted. None: there is nothing to count."""
+    """Metrics of several stories, not counting their openings, which were given. None: there is nothing to count."""
 
     stories: int
     empty: int
@@ -34,31 +34,31 @@ class StoryFigures:
     words: float | None
     """Mean length."""
     vocabulary: int
-    """Different words, of all stories."""
+    """Different words in all stories together."""
     common_share: float | None
     """Words that are common in the training text (fraction of the words)."""
     misspelt_share: float | None
-    """Words that are in no dictionary, names left out (fraction of the words)."""
+    """Words that are not in the dictionary, leaving out names (fraction of the words)."""
     distinct_1: float | None
     distinct_2: float | None
     distinct_3: float | None
     self_bleu: float | None
     repeated_4: float | None
-    """4-grams that a story has had before (fraction of its 4-grams, mean over stories)."""
+    """4-grams that occurred earlier in the same story (fraction of its 4-grams, mean over stories)."""
     ended: float | None
-    """Stories that came to their end before the limit (fraction)."""
+    """Stories that ended before the length limit (fraction)."""
     ended_in_a_sentence: float | None
-    """Likewise, with the end of a sentence."""
+    """Likewise, and at the end of a sentence."""
     names_kept: float | None
-    """Stories in whose second half no new name comes up (fraction of those with a name there)."""
+    """Stories with no new name in the second half (fraction of those with a name there)."""
 
 
 def figures_of(stories: Sequence[Told], common: AbstractSet[str] | None) -> StoryFigures:
-    """Count.
+    """Compute the metrics.
 
     Args:
-        stories: to be looked at.
-        common: words that are common in the training text; None: it is not known.
+        stories: the stories to measure.
+        common: words that are common in the training text; None: unknown.
     """
     texts = [story.continuation for story in stories]
     words = [words_of(text) for text in texts]
@@ -84,10 +84,10 @@ def figures_of(stories: Sequence[Told], common: AbstractSet[str] | None) -> Stor
 
 
 def common_words(stories: Stories, tokenizer: Tokenizer) -> frozenset[str]:
-    """Words that COMMON_IN of the first LOOKED_AT training stories have.
+    """Words that occur in at least COMMON_IN of the first LOOKED_AT training stories.
 
-    Of a corpus for children this is a children's word list. The published ones (Dale-Chall and the like) are not used:
-    they have no inflected forms, and no package gives one without a download when it is used.
+    For a children's corpus, this is a children's word list. The published ones (Dale-Chall and the like) are not used:
+    they have no inflected forms, and no package provides one without downloading it at run time.
     """
     count: Counter[str] = Counter()
     for number in range(1, 1 + min(len(stories), LOOKED_AT)):

@@ -1,4 +1,4 @@
-"""Where in a text a model does well and where it does not: by place, by rarity, by length."""
+"""Where in a text a model does well and where it does not: by position, by rarity, by length."""
 
 import math
 from itertools import pairwise
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from storyteller_ds.data.shards import TokenStream
 
 POSITIONS = (0, 100, 300, 1000, 3000)
-"""Where parts of a story begin (bytes from its beginning)."""
+"""Where the parts of a story begin (bytes from its beginning)."""
 RARITIES = (0.0, 0.5, 0.8, 0.95, 0.99, 1.0)
-"""Parts of the training text that its commonest tokens make up."""
+"""Bounds of the strata of tokens: the fraction of the training text that all commoner tokens make up."""
 _AT_ONCE = 1 << 24
 
 
@@ -21,20 +21,20 @@ class Stratum(NamedTuple):
 
     name: str
     value: float | None
-    """Bits per byte or nats per token; None: there is nothing in it."""
+    """Bits per byte or nats per token; None if the stratum is empty."""
     number: int
-    """Of its tokens or, by length, of its stories."""
+    """How many tokens (by length: stories) it has."""
 
 
 def by_position(nll_T: NDArray[np.float64], bytes_T: NDArray[np.int64], story_T: NDArray[np.int64]) -> list[Stratum]:
     """Bits per byte by how many bytes of the story came before a token.
 
-    In bytes, not tokens, so that different tokenizers mean the same places.
+    In bytes, not tokens, so that positions mean the same for different tokenizers.
 
     Args:
-        nll_T: of each predicted token (nats).
-        bytes_T: of each.
-        story_T: which story it belongs to, from 0.
+        nll_T: negative log-likelihood of each predicted token (nats).
+        bytes_T: UTF-8 bytes of each.
+        story_T: which story each belongs to, counted from 0.
     """
     before_T = np.cumsum(bytes_T) - bytes_T
     first_of_story = np.searchsorted(story_T, np.arange(story_T[-1] + 1))
@@ -45,11 +45,11 @@ def by_position(nll_T: NDArray[np.float64], bytes_T: NDArray[np.int64], story_T:
 
 
 def by_length(nll_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> list[Stratum]:
-    """Bits per byte of the shortest to the longest quarter of the stories; nothing for fewer than four stories.
+    """Bits per byte of each quarter of the stories, shortest to longest; empty for fewer than four stories.
 
     Args:
-        nll_N: sum over the tokens of each story (nats).
-        bytes_N: of each story.
+        nll_N: negative log-likelihood, summed over the tokens of each story (nats).
+        bytes_N: UTF-8 bytes of each story.
     """
     if len(bytes_N) < 4:
         return []
@@ -61,17 +61,17 @@ def by_length(nll_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> list[St
 def by_rarity(
     nll_T: NDArray[np.float64], token_T: NDArray[np.int64], training_count_V: NDArray[np.int64]
 ) -> list[Stratum]:
-    """Nats per token of the commonest tokens, which make up half of the training text, to the rarest.
+    """Nats per token by rarity, from the commonest tokens, which make up half of the training text, to the rarest.
 
     Args:
-        nll_T: of each predicted token (nats).
+        nll_T: negative log-likelihood of each predicted token (nats).
         token_T: its id.
         training_count_V: how often each id occurs in the training text.
     """
     order = np.argsort(-training_count_V, kind="stable")
     share = np.cumsum(training_count_V[order]) / max(1, training_count_V.sum())
     part_V = np.empty(len(order), np.int64)
-    # Of a token the place where its share begins counts; one that never occurs is the rarest.
+    # A token belongs to the stratum in which its share begins; one that never occurs belongs to the rarest.
     begins = share - training_count_V[order] / max(1, training_count_V.sum())
     part_V[order] = np.clip(np.searchsorted(RARITIES, begins + 1e-12, side="right") - 1, 0, len(RARITIES) - 2)
     part_V[training_count_V == 0] = len(RARITIES) - 2

@@ -1,4 +1,4 @@
-"""The text that a model is evaluated on, in its own tokens."""
+"""The text that a model is evaluated on, in the model's tokens."""
 
 import itertools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
 Log = Callable[[str], None]
 _AT_ONCE = 1000
-"""Stories that are encoded together."""
+"""Stories encoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class EvaluatedText:
 
     name: str
     fingerprint: str
-    """Of the text, whatever the tokens: the same fingerprint means the same stories."""
+    """Of the text, independent of the tokenizer: the same fingerprint means the same stories."""
     tokenizer: Tokenizer
     stream: TokenStream
-    """A separator, then each story with one behind it."""
+    """A separator, then each story followed by a separator."""
     bytes: TextBytes
-    """Behind the tokens."""
+    """The bytes of text that each token stands for."""
     prompts: NDArray[np.int64] | None = None
-    """[stories] Tokens of the prompt of each, which are not predicted; None: there are none."""
+    """[stories] Number of prompt tokens of each, which are not predicted; None: there are no prompts."""
     unknown_tokens: int = 0
-    """Tokens that stand for what the tokenizer does not know."""
+    """Number of unknown tokens, which stand for text that the tokenizer does not know."""
 
     @property
     def stories(self) -> Stories:
@@ -46,14 +46,14 @@ class EvaluatedText:
         return Stories(self.stream, self.tokenizer.end_of_text)
 
     def story_of_each(self) -> NDArray[np.int64]:
-        """[len(stream) - 1] Which story each token but the first belongs to, from 0; a separator to that before it."""
+        """[len(stream) - 1] Story, from 0, of each token but the first; a separator belongs to the story before it."""
         ends = self.stream.read(1, len(self.stream)) == self.tokenizer.end_of_text
         story_of_each: NDArray[np.int64] = np.cumsum(ends) - ends
         return story_of_each
 
 
 def validation_text(corpus: Corpus, data: DataConfig) -> EvaluatedText:
-    """What a run was validated on."""
+    """The text that a run was validated on."""
     source = choose_sources(data).validation
     return EvaluatedText(
         source.name,
@@ -67,7 +67,7 @@ def validation_text(corpus: Corpus, data: DataConfig) -> EvaluatedText:
 
 
 def given_text(data: DataConfig, tokenizer: Tokenizer, log: Log) -> EvaluatedText:
-    """The text of data.validation, in a model's tokens; all of it is kept in memory, 8 bytes a token.
+    """The text of data.validation in a model's tokens; all of it is kept in memory (8 bytes per token).
 
     Raises:
         DataError: it cannot be read, or has no stories.

@@ -1,4 +1,4 @@
-"""What a model says about every token of a text: how likely it was, and which one it would have said."""
+"""How a model predicts every token of a text: how likely the token was, and whether it was the top prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,38 +15,38 @@ from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 from storyteller_ds.model.decoder import Decoder
 
 _LOGITS = 1 << 24
-"""Most of them in one forward pass, unless one sequence has more."""
+"""At most this many in one forward pass, unless a single sequence has more."""
 _SEQUENCES = 16
-"""In one forward pass, at most."""
+"""At most this many in one forward pass."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of each predicted token, in the order of the text."""
+    """Scores of each predicted token, in the order of the text."""
 
     place_T: NDArray[np.int64]
-    """Its place in the stream."""
+    """Its position in the stream."""
 
     nll_T: NDArray[np.float64]
     """-log p(token) (nats)."""
     confidence_T: NDArray[np.float32]
     """The probability of the likeliest token."""
     right_T: NDArray[np.bool_]
-    """Whether that was the token."""
+    """Whether that was the actual token."""
 
 
 @torch.no_grad()
 def score_tokens(
     decoder: Decoder, run: RunConfig, text: EvaluatedText, device: torch.device, log: Callable[[str], None]
 ) -> TokenScores:
-    """Predict every token of a text, packed as training's own validation packs it.
+    """Predict every token of a text, packed as validation during training packs it.
 
     Args:
         decoder: in eval mode, on the device.
-        run: its data section says how stories are packed, and whether those in a sequence see each other.
+        run: its data section says how stories are packed and whether stories in one sequence see each other.
         text: in the decoder's tokens.
-        device: of the decoder.
-        log: gets a line from time to time.
+        device: the decoder's device.
+        log: receives a line from time to time.
     """
     length, tokens = run.data.sequence_length, len(text.stream) - 1
     together = max(1, min(_SEQUENCES, _LOGITS // (length * decoder.vocab_size)))
@@ -61,7 +61,7 @@ def score_tokens(
             token_BS, target_BS, position_BS = sequences.read(numbers).to(device)
             counts_BS = target_BS != IGNORED
             target_T = target_BS[counts_BS]
-            # Of places that do not count no probability is computed.
+            # Probabilities are computed only at positions that count.
             log_p_TV = decoder(token_BS, position_BS=position_BS)[0][counts_BS].float().log_softmax(dim=-1)
             best_T, said_T = log_p_TV.max(dim=-1)
             nll[places] = -log_p_TV.gather(1, target_T[:, None])[:, 0].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Stories that a model tells, and how the stories went on that it was given the openings of."""
+"""Stories that a model tells, next to the held-out stories it was given the openings of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ from storyteller_ds.meanwhile import LINE_EVERY_S, meanwhile
 
 @dataclass(frozen=True)
 class Told:
-    """A story, of a model or of a person."""
+    """A story, by a model or a person."""
 
     prompt: str
     continuation: str
     ended: bool
-    """Whether it came to its end; else it was cut."""
+    """Whether it ended by itself; otherwise it was cut off."""
 
 
 @dataclass(frozen=True)
 class ToldStories:
-    """What a model has told, beside what it was given the openings of."""
+    """A model's stories, next to those it was given the openings of."""
 
     of_model: list[Told]
     held_out: list[Told]
-    """The same openings as people went on with them, cut to as many tokens."""
+    """The original stories, cut to as many tokens as the model may generate."""
     left_out: int
-    """Openings that have no room in the model's context."""
+    """Openings that leave no room in the model's context."""
 
 
 def tell(model: StoryModel, beginnings: Sequence[Opening], config: SamplingConfig, log: Log) -> ToldStories:
-    """Let a model continue openings, each with a random stream of its own.
+    """Let a model continue openings, each with its own random stream.
 
     Args:
-        model: tells them.
-        beginnings: of stories.
+        model: the storyteller.
+        beginnings: the openings to continue.
         config: sampling; has max_new_tokens.
-        log: gets a line from time to time.
+        log: receives a line from time to time.
     """
     begun, held_out = [], []
     for number, opening in enumerate(beginnings):
@@ -64,5 +64,5 @@ def _cut(tokenizer: Tokenizer, opening: Opening, most: int) -> Told:
     ids = tokenizer.encode(opening.rest)
     if len(ids) < most:  # the end of text is a token, too
         return Told(opening.prompt, opening.rest, ended=True)
-    # Half a character at the end is none.
+    # Drop an incomplete character at the end.
     return Told(opening.prompt, tokenizer.decode(ids[:most]).rstrip("\ufffd"), ended=False)

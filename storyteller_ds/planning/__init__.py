@@ -1,1 +1,1 @@
-"""What a run will need and take, before it is started: memory, messages, time, money (`storyteller plan`)."""
+"""Estimates of what a run will need, before it is started: memory, messages, time, money (`storyteller plan`)."""

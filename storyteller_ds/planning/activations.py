@@ -1,7 +1,7 @@
-"""What the forward pass keeps for the backward pass, and what either holds for a moment (bytes of one rank).
+"""What the forward pass keeps for the backward pass, and what either holds temporarily (bytes of one rank).
 
-Counted from the code of model/ and kernels/: every line below is a tensor that an operation saves. Where two
-operations save one tensor it counts once. Expert loads are taken as balanced, as the balance loss makes them.
+Counted from the code of model/ and kernels/: every line below is a tensor that an operation saves. A tensor that two
+operations save counts once. Expert loads are assumed to be balanced, as the balance loss makes them.
 """
 
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from storyteller_ds.distributed.plan import ParallelPlan
 from storyteller_ds.model.feed_forward import up_width
 
 _ONEDNN_COPIES = 4
-"""Of a weight's gradient: the shape that a convolution asks for, its result, and two orders of memory inside it
+"""Copies of a weight's gradient: in the shape that a convolution asks for, its result, and two memory layouts inside it
 (kernels/storyteller_kernels/cpu_products.py)."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one micro-batch.
+    """Activations of one micro-batch.
 
     Args:
-        run: its config.
+        run: the run config.
         plan: shares of the batch and of the experts.
         device: cpu, cuda or mps.
-        size: bytes of a number in the format of the run.
+        size: bytes per element in the run's number format.
         cast: whether weights are cast where they are used, and the copies kept.
     """
 
@@ -39,48 +39,48 @@ class Activations:
 
     @cached_property
     def tokens(self) -> int:
-        """T, of a micro-batch."""
+        """T, the tokens of a micro-batch."""
         return self.plan.micro_batch_size * self.run.data.sequence_length
 
     @property
     def _width(self) -> int:
-        """Bytes of [T, D]."""
+        """Bytes of a [T, D] tensor."""
         return self.tokens * self.run.model.hidden_size * self.size
 
     @property
     def _has_kernels(self) -> bool:
-        """Whether norms and routing are Triton's."""
+        """Whether norms and routing use Triton kernels."""
         return self.device == "cuda"
 
     @property
     def _copies(self) -> int:
-        """Of a weight's gradient, while it is computed."""
+        """Copies of a weight's gradient while it is computed."""
         return _ONEDNN_COPIES if self.device == "cpu" and self.size == 4 and onednn_is_faster() else 0
 
     def _norm(self, width: int | None = None) -> int:
-        """Besides its input and its output."""
+        """What a norm saves besides its input and output."""
         model = self.run.model
         values = self.tokens * (model.hidden_size if width is None else width)
         if self.run.model.norm == "layernorm" and width is None:
             return 2 * 4 * self.tokens
         if self._has_kernels:
             return 4 * self.tokens
-        # fp32 keeps the normalised values before the gain; other formats an fp32 copy of the input too.
+        # fp32 keeps the normalized values before the gain; other formats also keep an fp32 copy of the input.
         return self.size * values + (0 if self.size == 4 else 4 * values)
 
     def _attention(self) -> int:
         model, e, T = self.run.model, self.size, self.tokens
         kv = model.kv_heads * model.head_dim
         qkv = T * (model.hidden_size + 2 * kv) * e
-        # What attention takes and gives. That lies in memory as its queries do: by tokens, or, where a norm has written
-        # these, by heads, and then it is copied for the output projection.
+        # Input and output of attention. The output has the memory layout of the queries: by tokens, or by heads if a
+        # norm wrote them, and then it is copied for the output projection.
         total = qkv + self._width * (2 if model.qk_norm else 1)
         if model.qk_norm:
             total += self._norm(model.hidden_size) + self._norm(kv)
             total += T * (model.hidden_size + kv) * e if model.position == "rope" else 0
         total += T * model.num_heads * 4  # logsumexp
         if model.dropout and self.device == "cpu":
-            # No fused kernel: the weights of attention before and after dropout, and its mask.
+            # No fused kernel: the attention weights before and after dropout, and its mask.
             total += T * self.run.data.sequence_length * model.num_heads * (3 * e)
         return total
 
@@ -107,7 +107,7 @@ class Activations:
         return self.run.moe.is_moe_layer(block)
 
     def saved(self, block: int) -> int:
-        """What a block keeps, all of it."""
+        """Everything that a block saves without checkpointing."""
         model = self.run.model
         streams = 3 if model.residual_scales else 2
         total = streams * self._width + 2 * self._norm() + 2 * self._width + self._attention()
@@ -119,7 +119,7 @@ class Activations:
         return total + (self.weights_of(block) if self.cast and self.size != 4 else 0)
 
     def weights_of(self, block: int) -> int:
-        """Copies of a block's matrices in the format."""
+        """Copies of a block's matrices in the run's number format."""
         model, share = self.run.model, self.plan.ep_size
         kv = model.kv_heads * model.head_dim
         attention = model.hidden_size * (2 * model.hidden_size + 2 * kv)
@@ -133,7 +133,7 @@ class Activations:
         mode = model.activation_checkpointing
         if mode == "none":
             return self.saved(block)
-        # The router's statistics leave the block.
+        # The router's statistics are outputs of the block.
         inputs = self._width + (
             T * (self.run.moe.num_experts * 4 + self.run.moe.top_k * 8) if self._is_moe(block) else 0
         )
@@ -145,11 +145,11 @@ class Activations:
         return inputs + attention + rows * (up_width(model) + model.hidden_size) * self.size
 
     def again(self, block: int) -> int:
-        """What the backward pass of a block first computes again."""
+        """What the backward pass of a block recomputes first."""
         return self.saved(block) - self.kept(block) if self.run.model.activation_checkpointing != "none" else 0
 
     def backward(self, block: int) -> int:
-        """What the backward pass of a block holds for a moment, above what was kept."""
+        """What the backward pass of a block holds temporarily, on top of what was kept."""
         model, moe, e, T = self.run.model, self.run.moe, self.size, self.tokens
         one = model.hidden_size * model.intermediate_size
         if not self._is_moe(block):
@@ -167,19 +167,19 @@ class Activations:
         return self._width + max(2 * rows, rows + an_expert)
 
     def base(self) -> int:
-        """What all blocks share: tokens, targets, rotations, the stream that the first one gets."""
+        """What all blocks share: tokens, targets, rotary embeddings, the document mask."""
         run = self.run
         rotary = 2 * run.data.sequence_length * run.model.head_dim * 4 if run.model.position == "rope" else 0
         mask = self.tokens * run.data.sequence_length if run.data.document_mask else 0
         return 2 * 8 * self.tokens + rotary + mask
 
     def loss_kept(self) -> int:
-        """From the loss until its backward pass: the last norm, and the gradients of its output and of the weights."""
+        """Kept from the loss to its backward pass: the last norm, and the gradients of its output and the weights."""
         head = self.run.tokenizer.vocab_size * self.run.model.hidden_size * 4
         return self._width + self._norm() + 2 * self._width + head
 
     def loss(self) -> int:
-        """What the loss holds for a moment: the logits of a chunk, and copies of the weights' gradient."""
+        """What the loss holds temporarily: the logits of a chunk, and copies of the weights' gradient."""
         run = self.run
         vocabulary, width = run.tokenizer.vocab_size, run.model.hidden_size
         chunk = min(self.tokens, max(MIN_CHUNK, self.tokens * width // vocabulary))

@@ -1,6 +1,6 @@
-"""The devices that a run can be planned for: rates as their makers publish them, each with its source.
+"""The devices that a run can be planned for, with the rates that their makers publish and the sources.
 
-Rates of products are dense (without sparsity) and with sums in fp32. A link's rate is one way, of one device.
+Rates of matrix products are dense (no sparsity), with fp32 accumulation. A link's rate is per device and direction.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from storyteller_ds.errors import UserError
 GB = 10**9
 TERA = 10**12
 CUDA_CONTEXT = GB // 2
-"""Kernels, cuBLAS's workspace and the driver's own on a card: half a gigabyte is usual, and NVIDIA states no figure."""
+"""GPU memory for kernels, cuBLAS's workspace and the driver: half a gigabyte is usual; NVIDIA states no figure."""
 NCCL = 3 * GB // 10
-"""NCCL's own buffers on a card, of several ranks."""
+"""NCCL's own buffers on a GPU, if there are several ranks."""
 IMPORTS = GB // 2
-"""Of Python with torch and DeepSpeed in the host's memory: 350 to 500 MB (ds_configs/README.md)."""
+"""Host memory of Python with torch and DeepSpeed imported: 350 to 500 MB (ds_configs/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class Device:
     copies: float
     """Memory bandwidth [byte/s]."""
     link: float
-    """To the devices of the same machine [byte/s]."""
+    """Bandwidth to devices in the same machine [byte/s]."""
     network: float
-    """To other machines [byte/s]."""
+    """Bandwidth to other machines [byte/s]."""
     per_machine: int
-    """Devices of a usual machine."""
+    """Devices in a typical machine."""
     dtype: str
-    """What precision.dtype=auto means there."""
+    """What precision.dtype=auto means on it."""
     source: str
     is_measured: bool = False
-    """Whether the rates are what large operations reach here, and not published ones."""
+    """Whether the rates are not published ones but what large operations reach here."""
 
     @property
     def context(self) -> int:
-        """Bytes that are not tensors."""
+        """Memory in use besides tensors (bytes)."""
         return CUDA_CONTEXT if self.kind == "cuda" else IMPORTS
 
 
 _INFINIBAND = "one 400 Gb/s InfiniBand port a card, as in DGX H100"
 _PCIE = "no NVLink: PCI Express x16"
 ETHERNET = 25 / 8 * GB
-"""25 Gb/s, the network of machines that are not servers for training: an assumption."""
+"""25 Gb/s, the assumed network of machines that are not training servers."""
 _AMPERE = {"bf16": 312 * TERA, "fp16": 312 * TERA, "fp32": 19.5 * TERA}
 _HOPPER = {"bf16": 989.5 * TERA, "fp16": 989.5 * TERA, "fp32": 67 * TERA}
 
@@ -88,7 +88,7 @@ DEVICES = {
             f"NVIDIA T4 data sheet: 65 TFLOPS fp16, 8.1 fp32, 320 GB/s (bf16 is emulated); {_PCIE}, version 3",
         ),
         Device(
-            # 10 cores of 128 lanes at 1.4 GHz, two operations each.
+            # 10 cores with 128 lanes each at 1.4 GHz, two operations per cycle.
             "m3-32", "mps", 24 * GB, dict.fromkeys(("fp32", "fp16", "bf16"), 3.6 * TERA), 1e11, ETHERNET, ETHERNET,
             1, "fp32",
             "Apple M3 specifications: 100 GB/s; Apple publishes no FLOPS: 10 cores x 128 lanes x 2 x 1.4 GHz; of 32 GB "
@@ -99,7 +99,7 @@ DEVICES = {
 HERE = "here"
 """The device of this machine that training would use."""
 OF_THIS_MACHINE = (HERE, "cpu", "cuda", "mps")
-"""Their rates are measured (engines/device_record.py)."""
+"""Devices whose rates are measured (engines/device_record.py)."""
 NAMES = (*DEVICES, *OF_THIS_MACHINE)
 
 
@@ -107,7 +107,7 @@ def published(name: str) -> Device:
     """A device of the table.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: no device has this name.
     """
     if name not in DEVICES:
         raise UserError(f"--device={name}: no device is called so{did_you_mean(name.lower(), NAMES)}")

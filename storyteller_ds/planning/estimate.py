@@ -1,4 +1,4 @@
-"""The estimate of one run on some ranks of a device: memory, messages, speed."""
+"""The estimate of one run on a number of ranks of a device: memory, messages, speed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,34 +21,34 @@ from storyteller_ds.planning.weights import Group, groups_of
 from storyteller_ds.planning.zero import FP32
 
 ALLOWANCE = 0.05
-"""Of the tensors: what an allocator holds in pieces that are too small to use. An assumption."""
+"""What an allocator holds in pieces too small to use, as a fraction of the tensors. An assumption."""
 _LARGEST_MICRO_BATCH = 2**16
-"""That is looked for."""
+"""Upper limit of the search."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many, and where."""
+    """How many ranks, and where."""
 
     nodes: int
     per_node: int
 
     @property
     def number(self) -> int:
-        """All of them."""
+        """The total number of ranks."""
         return self.nodes * self.per_node
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run config, on ranks of a device.
+    """The estimate of a run config on ranks of a device.
 
     Args:
         loaded: the run config and the DeepSpeed JSON.
         plan: shares of the batch and of the experts.
-        device: of every rank.
+        device: the device of every rank.
         ranks: how many, and where.
-        groups: of the weights of a rank.
+        groups: a rank's weights, in optimizer groups.
     """
 
     loaded: LoadedConfig
@@ -59,7 +59,7 @@ class Estimate:
 
     @classmethod
     def of(cls, loaded: LoadedConfig, device: Device, ranks: Ranks) -> "Estimate":
-        """Raises ConfigError: the numbers do not divide, or the combination cannot run."""
+        """Estimate a run; raises ConfigError if the numbers do not divide or the combination cannot run."""
         plan = make_plan(loaded.run, ranks.number, loaded)
         return cls(loaded, plan, device, ranks, groups_of(loaded.run, plan))
 
@@ -70,7 +70,7 @@ class Estimate:
 
     @property
     def dtype(self) -> str:
-        """What the run computes in."""
+        """The number format that the run computes in."""
         wanted = self.run.precision.dtype
         if wanted != "auto":
             return wanted
@@ -79,12 +79,12 @@ class Estimate:
 
     @cached_property
     def memory(self) -> Memory:
-        """Tensors of a rank."""
+        """Memory of a rank's tensors."""
         return memory_of(self.run, self.loaded.deepspeed, self.plan, self.device.kind, self.dtype, self.groups)
 
     @property
     def other_bytes(self) -> Mapping[str, int]:
-        """What is not tensors."""
+        """Memory of a rank besides tensors (bytes)."""
         own = self.memory.total + (self.memory.host if self.device.kind == "cpu" else 0)
         several = NCCL if self.ranks.number > 1 and self.device.kind == "cuda" else 0
         return {
@@ -94,28 +94,28 @@ class Estimate:
 
     @property
     def needed(self) -> int:
-        """Of the device's memory; on a CPU offloaded tensors are in the same one."""
+        """Device memory that a rank needs (bytes); on a CPU this includes offloaded tensors."""
         host = self.memory.host if self.device.kind == "cpu" else 0
         return self.memory.total + host + sum(self.other_bytes.values())
 
     @property
     def available(self) -> int:
-        """Of the device's memory; the ranks of a machine without cards share its memory."""
+        """Device memory that a rank has (bytes); on CPUs the ranks of a machine share its memory."""
         return self.device.memory // (self.ranks.per_node if self.device.kind == "cpu" else 1)
 
     @property
     def fits(self) -> bool:
-        """Whether a rank has the memory that it needs."""
+        """Whether a rank has enough memory."""
         return self.needed <= self.available
 
     def with_micro_batch(self, size: int) -> "Estimate":
-        """The same with other micro-batches, and as many of them as make the batch."""
+        """The same run with micro-batches of another size, and as many of them as make up the batch."""
         rounds = max(1, self.run.train.global_batch_size // (size * self.ranks.number))
         return replace(self, plan=replace(self.plan, micro_batch_size=size, accumulation_steps=rounds))
 
     @cached_property
     def largest_micro_batch(self) -> int:
-        """Sequences, 0 if not even one fits."""
+        """In sequences; 0 if not even one fits."""
         low, high = 0, 1
         while high <= _LARGEST_MICRO_BATCH and self.with_micro_batch(high).fits:
             low, high = high, 2 * high
@@ -125,7 +125,7 @@ class Estimate:
         return low
 
     def that_fits(self) -> "Estimate | None":
-        """This one, or the same with the largest micro-batch that fits and divides the batch; None: there is none."""
+        """This, or the same with the largest micro-batch that fits and divides the batch; None if there is none."""
         if self.fits:
             return self
         share = self.run.train.global_batch_size // self.ranks.number
@@ -134,14 +134,14 @@ class Estimate:
 
     @cached_property
     def messages(self) -> Messages:
-        """Of a rank and a step."""
+        """Messages of a rank in one step."""
         size = BYTES[self.dtype]
         held = size if self.run.parallel.zero_stage else FP32
         return messages_of(self.run, self.plan, self.groups, held, size)
 
     @cached_property
     def speed(self) -> Speed:
-        """Of a step."""
+        """Speed of a step."""
         size = BYTES[self.dtype]
         activations = Activations(self.run, self.plan, self.device.kind, size, cast=False)
         stage = self.run.parallel.zero_stage
@@ -162,19 +162,19 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        """Of the whole run."""
+        """Tokens of the whole run."""
         return self.run.train.max_steps * self.speed.tokens
 
     @property
     def hours(self) -> float:
-        """Of the whole run, or train.max_minutes, if that is less."""
+        """Hours that the whole run takes, or train.max_minutes if that is less."""
         hours = self.run.train.max_steps * self.speed.step_s / 3600
         limit = self.run.train.max_minutes
         return hours if limit is None else min(hours, limit / 60)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one, on disk."""
+        """Size of one checkpoint on disk."""
         return checkpoint_bytes(self.run, self.plan)
 
     def what_to_lower(self) -> str:
@@ -183,7 +183,7 @@ class Estimate:
         return what_to_lower(self.run, self.loaded.deepspeed, self.plan, kind)
 
     def as_json(self) -> dict[str, Any]:
-        """For --json; bytes and seconds."""
+        """For --json, in bytes and seconds."""
         return {
             "name": self.loaded.name,
             "device": self.device.name,

@@ -1,4 +1,4 @@
-"""This machine as a device that can be planned for: its rates are measured, not published."""
+"""This machine as a device to plan for, with measured rates instead of published ones."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ from storyteller_ds.engines.precision import DTYPE_NAMES
 from storyteller_ds.planning.devices import ETHERNET, GB, HERE, Device
 
 _OF_MPS = 0.75
-"""Of a Mac's memory, that Metal recommends as the most for its GPU."""
+"""Fraction of a Mac's memory that Metal recommends as the maximum for its GPU."""
 _PCIE_4 = 32 * GB
-"""Between the cards of a machine that has one: an assumption [byte/s]."""
+"""Assumed bandwidth between GPUs if the machine has only one, so that it cannot be measured [byte/s]."""
 
 
 def this_machine(name: str, log: Callable[[str], None]) -> Device:
-    """Its device, by the record of `storyteller bench device`, which is measured now if there is none.
+    """This machine's device, from the record of `storyteller bench device`; measured now if there is no record.
 
     Args:
-        name: HERE for what training would use, or cpu, cuda or mps.
-        log: gets a line if it has to be measured.
+        name: HERE for the one that training would use, or cpu, cuda or mps.
+        log: gets a line if the device has to be measured.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -50,7 +50,7 @@ def this_machine(name: str, log: Callable[[str], None]) -> Device:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes."""
+    """Memory of the device (bytes)."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total * (_OF_MPS if device.type == "mps" else 1))

@@ -1,4 +1,4 @@
-"""The memory that a rank needs: a walk through one step, and the moment of it that needs most (bytes)."""
+"""The memory that a rank needs: a walk through one step to find the moment that needs most (bytes)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,18 +24,18 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one rank, tensors only."""
+    """Memory of one rank's tensors."""
 
     moment: str
-    """Of a step, at which the device holds most."""
+    """The moment of a step at which the device holds most."""
     parts: Mapping[str, int]
-    """PARTS of that moment."""
+    """Each of PARTS at that moment."""
     host: int
-    """In the host's memory, where the JSON offloads."""
+    """In host memory, if the JSON offloads."""
 
     @property
     def total(self) -> int:
-        """On the device."""
+        """The sum on the device."""
         return sum(self.parts.values())
 
 
@@ -50,12 +50,12 @@ def memory_of(
     """The memory of a rank.
 
     Args:
-        run: its config.
+        run: the run config.
         ds_config: the DeepSpeed JSON, or None.
         plan: shares of the batch and of the experts.
         device: cpu, cuda or mps.
-        dtype: fp32, bf16 or fp16, what the run computes in there.
-        groups: of the weights, where they are known already (groups_of).
+        dtype: what the run computes in there: fp32, bf16 or fp16.
+        groups: the weights in optimizer groups, if already known (groups_of).
     """
     stage, size, blocks = run.parallel.zero_stage, BYTES[dtype], run.model.num_layers
     held = size if stage else FP32
@@ -111,15 +111,15 @@ def checkpoint_bytes(run: RunConfig, plan: ParallelPlan) -> int:
     """Size on disk of one checkpoint: weights and moments of the whole model, in fp32.
 
     Args:
-        run: its config.
-        plan: shares of the experts; any number of ranks writes the same.
+        run: the run config.
+        plan: shares of the experts; the size does not depend on the number of ranks.
     """
     whole = groups_of(run, replace(plan, ep_size=1, world_size=1))
     return sum((1 + group.moments) * group.numel for group in whole) * FP32
 
 
 def _without_none(zero: Mapping[str, Any]) -> dict[str, Any]:
-    """The section without offloads that are turned off."""
+    """The zero_optimization section without offloads that are turned off."""
     return {
         key: value
         for key, value in zero.items()

@@ -13,15 +13,15 @@ COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all")
 
 @dataclass(frozen=True)
 class Messages:
-    """Of one rank and one step."""
+    """Messages of one rank in one step."""
 
     sent: Mapping[str, int]
-    """Collective -> bytes of what is reduced, of what all ranks have together after a gather, of what is exchanged."""
+    """Collective -> bytes that are reduced, that a gather collects from all ranks, or that are exchanged."""
     groups: Mapping[str, int]
-    """Collective -> ranks that take part in it."""
+    """Collective -> number of ranks that take part."""
 
     def on_the_wire(self, name: str) -> float:
-        """Bytes that leave a rank, by the algorithms that move least (rings)."""
+        """Bytes that leave a rank with the algorithms that move least (rings)."""
         ranks = self.groups[name]
         rounds = 2 if name == "all-reduce" else 1
         return rounds * (ranks - 1) / ranks * self.sent[name]
@@ -31,11 +31,11 @@ def messages_of(run: RunConfig, plan: ParallelPlan, groups: list[Group], held: i
     """What ranks exchange in a step.
 
     Args:
-        run: its config.
+        run: the run config.
         plan: shares of the batch and of the experts.
-        groups: of the weights.
-        held: bytes of a number of the model's weights and gradients.
-        size: bytes of a number of the activations.
+        groups: the weights in optimizer groups.
+        held: bytes per element of the model's weights and gradients.
+        size: bytes per element of the activations.
     """
     sent = dict.fromkeys(COLLECTIVES, 0)
     stage, rounds = run.parallel.zero_stage, plan.accumulation_steps
@@ -49,12 +49,12 @@ def messages_of(run: RunConfig, plan: ParallelPlan, groups: list[Group], held: i
         sent["all-gather"] = sum(group.partition * group.ranks for group in spread) * held
     if stage == 3:
         sent["reduce-scatter"] = shared * held * rounds
-        # Weights that were gathered in the forward pass stay until the backward pass has used them.
+        # Weights gathered in the forward pass stay until the backward pass has used them.
         sent["all-gather"] = shared * held * rounds
         sent["all-reduce"] = sum(weight.cut(group.ranks) for group in spread for weight in group.weights) * FP32
     if plan.ep_size > 1:
         tokens = plan.micro_batch_size * run.data.sequence_length * run.moe.top_k * rounds
-        # There and back, forward and backward; and once more, where blocks run again.
+        # Dispatch and combine, forward and backward; once more if blocks are recomputed.
         ways = 6 if run.model.activation_checkpointing == "block" else 4
         sent["all-to-all"] = tokens * run.model.hidden_size * size * ways * run.moe_layers
     ranks = dict.fromkeys(COLLECTIVES, plan.world_size) | {"all-to-all": plan.ep_size}

@@ -1,4 +1,4 @@
-"""The whole answer of `storyteller plan`: one strategy in full, all of them beside each other, and what to type."""
+"""The whole answer of `storyteller plan`: one strategy in full, all of them side by side, and the command to type."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ class Planned:
 
     asked: Asked
     shown: Estimate
-    """In full: of the JSON that was asked for, else of the recommended strategy."""
+    """The estimate to show in full: of the JSON that was asked for, else of the recommended strategy."""
     rows: Sequence[Row]
     recommended: Row | None
     """None: nothing fits."""
     scales: Sequence[tuple[int, Estimate | ConfigError]]
-    """Number of devices, and the estimate there; empty, unless it was asked for."""
+    """Number of devices, and the estimate for it; empty unless asked for."""
     price_per_hour: float | None
-    """Of one device."""
+    """Price of one device."""
 
     @property
     def command(self) -> str | None:
-        """What to type for the recommended strategy."""
+        """The command for the recommended strategy."""
         return None if self.recommended is None else command(self.asked, self.recommended)
 
     @property
     def cost(self) -> float | None:
-        """Of the whole run, by the price."""
+        """Cost of the whole run at that price."""
         shown, price = self.shown, self.price_per_hour
         return None if price is None else shown.hours * price * shown.ranks.number
 
     def as_json(self) -> dict[str, Any]:
-        """For --json; bytes and seconds."""
+        """For --json, in bytes and seconds."""
         return {
             **self.shown.as_json(),
             "cost": self.cost,
@@ -62,8 +62,8 @@ def plan(
     Args:
         asked: the run, and where it is to run.
         ds_config: DeepSpeed JSON to show in full; None: the recommended one.
-        price_per_hour: of one device.
-        is_scaled: whether to estimate the recommended strategy on 1 to 4,096 devices, too.
+        price_per_hour: the price of one device.
+        is_scaled: whether to also estimate the recommended strategy on 1 to 4,096 devices.
 
     Raises:
         ConfigError: the run config, or the JSON that was asked for, cannot run on these ranks.
@@ -80,4 +80,4 @@ def _shown(asked: Asked, ds_config: str | None, found: Sequence[Row], best: Row 
     if best is not None and best.fitting is not None:
         return best.fitting
     possible = next((row.asked for row in found if row.asked is not None), None)
-    return possible or asked.estimate(None if asked.ranks.number == 1 else "zero2")  # which says why not
+    return possible or asked.estimate(None if asked.ranks.number == 1 else "zero2")  # its error says why it cannot run

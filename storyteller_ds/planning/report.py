@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def memory_table(estimate: Estimate) -> Table:
-    """The parts at the moment of a step that needs most."""
+    """The parts of memory at the moment of a step that needs most."""
     rows = _table("memory of a rank", "GiB")
     for name, size in [*estimate.memory.parts.items(), *estimate.other_bytes.items()]:
         rows.add_row(name, _gib(size))
@@ -36,11 +36,11 @@ def message_table(estimate: Estimate) -> Table:
 
 
 def figures(estimate: Estimate, cost: float | None) -> list[str]:
-    """What else is estimated, a line each.
+    """The other estimates, one per line.
 
     Args:
-        estimate: of the run.
-        cost: of the whole run, where its price is known.
+        estimate: the estimate of the run.
+        cost: of the whole run, if the price is known.
     """
     speed, plan = estimate.speed, estimate.plan
     counts = count_parameters(estimate.run)
@@ -58,7 +58,7 @@ def figures(estimate: Estimate, cost: float | None) -> list[str]:
 
 
 def strategy_table(found: Sequence[Row], best: Row | None) -> Table:
-    """All strategies beside each other."""
+    """All strategies side by side."""
     rows = _table("strategy", "experts over", "needs GiB", "fits", "micro-batch", "step ms", "")
     for row in found:
         if row.asked is None:
@@ -75,7 +75,7 @@ def strategy_table(found: Sequence[Row], best: Row | None) -> Table:
 
 
 def obstacles(found: Sequence[Row]) -> list[str]:
-    """Why some strategies cannot run, a line each; the same reason once."""
+    """Why some strategies cannot run, with one line for each reason."""
     names: dict[str, list[str]] = {}
     for row in found:
         if row.obstacle is not None and row.name not in names.setdefault(row.obstacle, []):
@@ -88,7 +88,7 @@ def _ep(row: Row) -> list[str]:
 
 
 def scale_table(found: Sequence[tuple[int, Estimate | ConfigError]]) -> Table:
-    """The run on more and more devices."""
+    """The run on increasing numbers of devices."""
     rows = _table("devices", "experts over", "needs GiB", "fits", "step ms", "tokens/s", "part of linear")
     first: float | None = None
     for number, estimate in found:

@@ -1,7 +1,7 @@
-"""How long a step takes by the roofline: products, other reads and writes, messages, one after the other.
+"""Roofline estimate of a step's time: matrix products, other reads and writes, and messages, one after another.
 
-An estimate, and stated as one: nothing overlaps, products run at PRODUCTS of the published rate (or at the measured one
-of this machine), copies at COPIES of the memory's bandwidth.
+It assumes that nothing overlaps, that products run at PRODUCTS of the published rate (or at the measured one of this
+machine), and copies at COPIES of the memory's bandwidth.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from storyteller_ds.planning.devices import Device
 from storyteller_ds.planning.messages import COLLECTIVES, Messages
 
 PRODUCTS, COPIES, LINKS = 0.7, 0.85, 0.8
-"""Parts of published rates that large products, copies and messages reach: assumptions. Measured ones count in full."""
+"""Assumed fractions of published rates that large products, copies and messages reach. Measured rates count in full."""
 ASSUMPTIONS = (
     f"products at {PRODUCTS:.0%} of the published rate, copies at {COPIES:.0%}, messages at {LINKS:.0%} "
     "(measured rates: in full); nothing overlaps; rings without latency; expert loads balanced; every activation "
@@ -24,26 +24,26 @@ ASSUMPTIONS = (
 )
 _PASSES_OVER_ACTIVATIONS = 5
 OFFLOADS = {"cpu": 25e9, "nvme": 3e9}
-"""Bytes a second between a card and where its optimizer's state is: a PCI Express 4 bus, a fast disk. Assumptions."""
+"""Assumed bandwidth between a GPU and its offloaded optimizer state [byte/s]: a PCI Express 4 bus, a fast disk."""
 _NUMBERS_OF_AN_UPDATE = 7
 """AdamW reads weight, gradient and two moments, and writes three of them."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one optimizer step of all ranks."""
+    """Speed of one optimizer step of all ranks."""
 
     products_s: float
     copies_s: float
     messages_s: float
     mfu: float
-    """Arithmetic of the model over what all devices could do in that time at the rate that counts as theirs."""
+    """The model's arithmetic divided by what all devices could do in that time at their published or measured rate."""
     tokens: int
-    """Of a step."""
+    """Tokens of a step."""
 
     @property
     def step_s(self) -> float:
-        """The sum."""
+        """Time of a step: the sum of the three."""
         return self.products_s + self.copies_s + self.messages_s
 
     @property
@@ -77,17 +77,17 @@ def speed_of(
     """The time of a step.
 
     Args:
-        run: its config.
+        run: the run config.
         plan: shares of the batch.
-        device: of every rank.
-        dtype: of the products.
+        device: the device of every rank.
+        dtype: number format of the matrix products.
         activations: of a micro-batch.
         messages: of a step.
-        updated: numbers that a rank's optimizer updates.
-        per_machine: ranks of one machine.
-        offloads_to: where the optimizer's state is, if not on the device: cpu or nvme.
+        updated: number of elements that a rank's optimizer updates.
+        per_machine: ranks per machine.
+        offloads_to: where the optimizer state is, if not on the device: cpu or nvme.
     """
-    rate = device.rates.get(dtype, device.rates["fp32"])  # a format without arithmetic of its own is emulated
+    rate = device.rates.get(dtype, device.rates["fp32"])  # a format that the device has no arithmetic for is emulated
     tokens = run.train.global_batch_size * run.data.sequence_length
     flops = flops_per_token(run) * tokens / plan.world_size
     again = {"none": 1.0, "selective": 1.0, "block": 4 / 3}[run.model.activation_checkpointing]

@@ -1,4 +1,4 @@
-"""All strategies to spread one run over some ranks, and the command of the best."""
+"""All strategies for spreading one run over a number of ranks, and the command for the best one."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,10 @@ class Asked:
     ranks: Ranks
 
     def estimate(self, ds_config: str | None, more: Sequence[str] = ()) -> Estimate:
-        """Of one strategy.
+        """The estimate of one strategy.
 
         Raises:
-            ConfigError: it cannot be used, or cannot run.
+            ConfigError: the strategy cannot be used or cannot run.
         """
         number = self.ranks.number
         loaded = load_config(self.config, [*self.overrides, *more], ds_config=ds_config, ranks=number)
@@ -42,11 +42,11 @@ class Row:
     name: str
     ds_config: str | None
     settings: tuple[str, ...]
-    """Beyond those that were typed."""
+    """Overrides in addition to those that were typed."""
     asked: Estimate | None
-    """With the batch sizes of the config; None: this cannot run."""
+    """With the batch sizes of the config; None: it cannot run."""
     fitting: Estimate | None
-    """With a smaller micro-batch where that is needed; None: it does not fit."""
+    """With a smaller micro-batch if needed; None: it does not fit."""
     obstacle: str | None = None
     """Why it cannot run."""
 
@@ -57,17 +57,17 @@ class Row:
 
     @property
     def is_special(self) -> bool:
-        """Whether it is only for who asks for it: a disk has to be named, or the number format is another one."""
+        """Whether it is only for users who ask for it: it needs a disk to be named, or changes the number format."""
         return self.name in ("zero3_nvme", "zero2_fp16")
 
     @property
     def is_roundabout(self) -> bool:
-        """Whether it saves memory by work that no roofline sees: hooks that gather weights, an update on the host."""
+        """Whether it saves memory by work that no roofline shows: hooks that gather weights, an update on the host."""
         return self.name.startswith("zero3") or self.name.endswith("offload")
 
     @property
     def all_settings(self) -> list[str]:
-        """Overrides that make it fit."""
+        """All overrides that it needs to fit."""
         if self.fitting is None or self.fitting is self.asked:
             return [*self.settings]
         return [*self.settings, f"train.micro_batch_size={self.fitting.plan.micro_batch_size}"]
@@ -85,7 +85,7 @@ class Row:
 
 
 def rows(asked: Asked) -> list[Row]:
-    """Every JSON of ds_configs/, with each size of expert groups where it spreads them; on one device, none at all."""
+    """Every JSON of ds_configs/, with each ep_size if it spreads experts; on one device also one without DeepSpeed."""
     found = []
     names = sorted(path.stem for path in OURS.glob("*.json"))
     if asked.ranks.number == 1:
@@ -98,7 +98,7 @@ def rows(asked: Asked) -> list[Row]:
 
 
 def _ep_settings(asked: Asked, name: str) -> Iterator[tuple[str, ...]]:
-    """Settings of expert groups that are worth a row; one that was typed has none besides it."""
+    """Settings of ep_size that are worth a row; if one was typed, only that."""
     yield ()
     spreads = name in ("zero0", "zero1", "zero2", "zero3_autoep")
     if not spreads or any(each.startswith("parallel.ep_size=") for each in asked.overrides):
@@ -119,9 +119,9 @@ def _row(asked: Asked, name: str, ds_config: str | None, settings: tuple[str, ..
 
 
 def recommended(found: Sequence[Row]) -> Row | None:
-    """The fastest that fits; of equally fast ones the first, which is the simplest.
+    """The fastest strategy that fits; among equally fast ones the first, which is the simplest.
 
-    ZeRO-3 and offloads only where nothing else fits, and fp16 and disks only where not even these do.
+    ZeRO-3 and offloads count only if nothing else fits, and fp16 and disks only if not even those do.
     """
     fitting = [row for row in found if row.fitting is not None]
     usual = [row for row in fitting if not row.is_special] or fitting
@@ -130,7 +130,7 @@ def recommended(found: Sequence[Row]) -> Row | None:
 
 
 def command(asked: Asked, row: Row) -> str:
-    """What to type."""
+    """The command to type."""
     config = ["--config", asked.config] if asked.config else []
     settings = [*asked.overrides, *row.all_settings]
     settings += ["parallel.nvme_path=FOLDER"] if row.needs_disk else []
@@ -147,7 +147,7 @@ SCALES = tuple(2**power for power in range(13))
 
 
 def scaled(asked: Asked, row: Row) -> list[tuple[int, Estimate | ConfigError]]:
-    """The run on more and more devices, each with as many sequences as now: the batch grows with them."""
+    """The run on increasing numbers of devices, each with as many sequences as now: the batch grows with them."""
     assert row.fitting is not None
     plan = row.fitting.plan
     each = plan.micro_batch_size * plan.accumulation_steps

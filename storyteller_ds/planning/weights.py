@@ -1,4 +1,4 @@
-"""The weights that one rank updates, in the groups into which an optimizer gets them."""
+"""The weights that one rank updates, in the groups in which the optimizer gets them."""
 
 import math
 from typing import NamedTuple
@@ -11,24 +11,24 @@ from storyteller_ds.optim.muon import Stack
 from storyteller_ds.optim.optimizer import muon_stacks, parameter_groups
 
 HEAD = -1
-"""The block of a weight that is in none: embedding, final norm, output projection."""
+"""Stands for the block of weights that are in no block: embedding, final norm, output projection."""
 
 
 class Weight(NamedTuple):
-    """One parameter, as much of it as a rank holds before ZeRO cuts it."""
+    """One parameter, or the part of it that a rank holds before ZeRO partitions it."""
 
     name: str
     numel: int
     stack: Stack | None
-    """Its matrices, where Muon updates it."""
+    """Its matrices, if Muon updates it."""
 
     @property
     def block(self) -> int:
-        """Number of the block that it is in, or HEAD."""
+        """Number of the block it is in, or HEAD."""
         return int(self.name.split(".")[1]) if self.name.startswith("blocks.") else HEAD
 
     def cut(self, ranks: int) -> int:
-        """Numbers in the matrices that lie on several ranks under ZeRO-3, which Muon adds up to update them."""
+        """Elements of the matrices that ZeRO-3 splits between ranks, which Muon adds up to update them."""
         if self.stack is None:
             return 0
         matrix, part = self.stack.rows * self.stack.columns, math.ceil(self.numel / ranks)
@@ -37,29 +37,29 @@ class Weight(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Weights with the same settings, over which ZeRO-1 and 2 lay one flat vector."""
+    """Weights with the same settings, which ZeRO-1 and 2 put into one flat vector."""
 
     weights: tuple[Weight, ...]
     ranks: int
-    """That share it: all, or for experts those with the same ones."""
+    """Ranks that share the group: all, or for experts those that hold the same experts."""
 
     @property
     def numel(self) -> int:
-        """Numbers in all of them."""
+        """Elements of all its weights."""
         return sum(weight.numel for weight in self.weights)
 
     @property
     def partition(self) -> int:
-        """Numbers of each rank's part of the flat vector, which DeepSpeed pads to two for each rank."""
+        """Elements of each rank's part of the flat vector, which DeepSpeed pads to a multiple of two per rank."""
         return 2 * math.ceil(self.numel / (2 * self.ranks))
 
     @property
     def moments(self) -> int:
-        """AdamW keeps two, Muon one."""
+        """Moments per weight: AdamW keeps two, Muon one."""
         return 1 if self.weights[0].stack else 2
 
     def touched(self, rank: int) -> int:
-        """Numbers of the weights of which at least a part lies in this rank's partition: their gradients stay."""
+        """Elements of all weights that lie at least partly in this rank's partition: their gradients stay."""
         begin, end = rank * self.partition, (rank + 1) * self.partition
         total = offset = 0
         for weight in self.weights:
@@ -69,12 +69,12 @@ class Group(NamedTuple):
         return total
 
     def largest_part(self) -> int:
-        """Numbers of the largest piece of one weight in a partition."""
+        """Elements of the largest piece of one weight in a partition."""
         return min(self.partition, max(weight.numel for weight in self.weights))
 
 
 def groups_of(run: RunConfig, plan: ParallelPlan) -> list[Group]:
-    """Those of a rank, in the order of the optimizer; the experts in groups of their own, where they are spread."""
+    """The groups of a rank, in the optimizer's order; experts have their own groups if they are spread over ranks."""
     decoder = empty_decoder(run)
     names = {placed.parameter: placed.name for placed in placed_parameters(decoder)}
     stacks = muon_stacks(decoder, run)

@@ -1,7 +1,7 @@
-"""What each ZeRO stage of DeepSpeed 0.19.8 holds, and what no DeepSpeed does (bytes of one rank).
+"""What a rank holds under each ZeRO stage of DeepSpeed 0.19.8, and without DeepSpeed (bytes).
 
-Read off deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, and engines/single.py. A class for each way to keep
-weights, with the same questions.
+Taken from deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, and engines/single.py. There is one class for each way
+to keep weights, all with the same methods.
 """
 
 import math
@@ -16,9 +16,9 @@ from storyteller_ds.planning.weights import HEAD, Group
 
 FP32 = 4
 NORM = 8
-"""Bytes of a number where DeepSpeed takes the norm of a gradient."""
+"""Bytes per element while DeepSpeed computes the norm of a gradient."""
 _ALLREDUCED_AT_ONCE = 500_000_000
-"""Numbers of ZeRO-0's buffer (deepspeed/runtime/engine.py)."""
+"""Elements in ZeRO-0's buffer (deepspeed/runtime/engine.py)."""
 _DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
     "stage3_param_persistence_threshold": 100_000,
@@ -29,17 +29,17 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class Kept:
-    """One device without DeepSpeed, and the answers of ZeRO-0 in `reduction`.
+    """One device without DeepSpeed; `reduction` also covers ZeRO-0.
 
     Args:
-        groups: of the weights.
-        blocks: of the model.
-        held: bytes of a number of the model's weights.
-        ranks: all of them.
+        groups: the weights in optimizer groups.
+        blocks: number of blocks of the model.
+        held: bytes per element of the model's weights.
+        ranks: total number of ranks.
         accumulates: whether a step has several micro-batches.
         zero: the section zero_optimization of the DeepSpeed JSON.
         is_gloo: whether messages go through gloo, as on CPUs.
-        is_deepspeed: whether there is one.
+        is_deepspeed: whether DeepSpeed is used.
     """
 
     groups: list[Group]
@@ -53,12 +53,12 @@ class Kept:
 
     @property
     def numel(self) -> int:
-        """Numbers in the weights of a rank."""
+        """Elements in the weights of a rank."""
         return sum(group.numel for group in self.groups)
 
     @cached_property
     def by_block(self) -> dict[int, int]:
-        """Block, or HEAD -> numbers in its weights."""
+        """Block, or HEAD -> elements in its weights."""
         sizes = dict.fromkeys(range(HEAD, self.blocks), 0)
         for group in self.groups:
             for weight in group.weights:
@@ -71,7 +71,7 @@ class Kept:
 
     @property
     def _bucket(self) -> int:
-        """Numbers that are reduced together."""
+        """Elements that are reduced together."""
         return self._setting("reduce_bucket_size")
 
     def parameters(self) -> int:
@@ -79,48 +79,48 @@ class Kept:
         return self.numel * self.held
 
     def optimizer(self) -> int:
-        """Moments, and fp32 weights where they are others than the model's."""
+        """Moments, and fp32 weights if these are separate from the model's."""
         return sum(group.moments * group.numel for group in self.groups) * FP32
 
     def host(self) -> int:
-        """What is in the host's memory instead."""
+        """What is in host memory instead."""
         return 0
 
     def gathered(self, block: int) -> int:
-        """Weights of others that are here while the backward pass is at a block (self.blocks: at the loss)."""
+        """Weights gathered from other ranks while the backward pass is at a block (self.blocks: at the loss)."""
         return 0
 
     def gathering(self) -> int:
-        """What weights have come in by, at the end of the forward pass."""
+        """The buffer through which weights are gathered at the end of the forward pass."""
         return 0
 
     def gradients(self, block: int) -> int:
-        """That are there when the backward pass comes to a block; self.blocks: at the loss."""
+        """Gradients present when the backward pass reaches a block (self.blocks: at the loss)."""
         if self.accumulates:
             return self.numel * self.held
         return sum(size for number, size in self.by_block.items() if number > block) * self.held
 
     def of_block(self, block: int) -> int:
-        """Gradients that a block makes."""
+        """Gradients that a block produces."""
         return self.by_block[block] * self.held
 
     def buffers(self, block: int) -> int:
-        """For messages, while the backward pass is at a block."""
+        """Buffers for messages while the backward pass is at a block."""
         return 0
 
     def reduction(self) -> tuple[int, int]:
-        """Gradients and buffers while the last of them are reduced."""
+        """Gradients and buffers while the last gradients are reduced."""
         is_reduced = self.is_deepspeed and self.ranks > 1
         return self.numel * FP32, min(self.numel, _ALLREDUCED_AT_ONCE) * FP32 if is_reduced else 0
 
     def update(self) -> tuple[int, int]:
-        """Gradients, and what the optimizer holds for a moment."""
+        """Gradients, and what the optimizer holds temporarily."""
         hidden = [group for group in self.groups if group.weights[0].stack]
         return self.numel * FP32, _muon([group.numel for group in hidden], hidden)
 
 
 def _muon(sizes: list[int], groups: list[Group], share: int = 1) -> int:
-    """What Muon holds while it updates groups of which `sizes` numbers are here (optim/muon.py)."""
+    """What Muon holds while it updates groups of which this rank has `sizes` elements (optim/muon.py)."""
     by_shape: dict[tuple[int, int], int] = {}
     for group in groups:
         for weight in group.weights:
@@ -131,13 +131,13 @@ def _muon(sizes: list[int], groups: list[Group], share: int = 1) -> int:
     for (rows, columns), numel in by_shape.items():
         entries = min(numel, max(ENTRIES_AT_ONCE, rows * columns))
         grams = 2 * entries * min(rows, columns) // max(rows, columns)
-        # The orthogonalised matrices, before and after a product, and the Gram matrices of two.
+        # The orthogonalized matrices, before and after a product, and the Gram matrices of two.
         most = max(most, 2 * entries + grams)
     return (sum(sizes) + most) * FP32 if groups else 0
 
 
 class _Stage12(Kept):
-    """ZeRO-1, and ZeRO-2 in _Stage2: the model whole, in its format; fp32 weights and moments in partitions."""
+    """ZeRO-1 (_Stage2: ZeRO-2): the whole model in its number format; fp32 weights and moments in partitions."""
 
     @property
     def _offloads(self) -> bool:
@@ -145,14 +145,14 @@ class _Stage12(Kept):
 
     @property
     def _stored(self) -> int:
-        """Bytes of a number of the gradients that a rank keeps."""
+        """Bytes per element of the gradients that a rank keeps."""
         return self.held
 
     def _partitions(self) -> int:
         return sum(group.partition for group in self.groups)
 
     def _touched(self) -> int:
-        """Numbers of the buffer of a rank's own gradients: on rank 0, which ends with a whole weight as all do."""
+        """Elements in the buffer of rank 0's own gradients, which, as on every rank, ends with a whole weight."""
         return sum(group.touched(0) for group in self.groups)
 
     def _state(self) -> int:
@@ -167,11 +167,11 @@ class _Stage12(Kept):
     def host(self) -> int:
         if not self._offloads:
             return 0
-        # Gradients and, in the model's format, new weights of the partition; a buffer for the largest weight.
+        # Gradients and new weights (in the model's format) of the partition; a buffer for the largest weight.
         return self._state() + self._partitions() * (FP32 + self.held) + self._largest() * self.held
 
     def buffers(self, block: int) -> int:
-        """The bucket is there from the first gradient of a micro-batch on, in full."""
+        """The bucket is allocated in full from the first gradient of a micro-batch on."""
         spare = self._largest() * self.held if self._offloads else 0
         bucket = self._bucket * self.held * (2 if self.zero.get("overlap_comm") is True else 1)
         return spare + (bucket if block < self.blocks else 0)
@@ -181,7 +181,7 @@ class _Stage12(Kept):
         return 0 if self._offloads else self._touched() * self._stored
 
     def _copied(self) -> int:
-        """A bucket whose parts are for several ranks is copied before it is reduced."""
+        """A bucket with parts for several ranks is copied before it is reduced."""
         several = any(group.ranks > 1 for group in self.groups)
         return min(self._bucket, self.numel) * self.held if several else 0
 
@@ -201,14 +201,14 @@ class _Stage12(Kept):
 
 
 class _Stage2(_Stage12):
-    """ZeRO-2: gradients go into the bucket as they come, and only a rank's own part of them stays."""
+    """ZeRO-2: gradients go into the bucket as they are computed, and only a rank's own part of them stays."""
 
     @property
     def _stored(self) -> int:
         return FP32
 
     def _flushed(self, block: int) -> bool:
-        """Whether the bucket has been full before the backward pass comes to a block."""
+        """Whether the bucket has filled up before the backward pass reaches a block."""
         return sum(size for number, size in self.by_block.items() if number > block) > self._bucket
 
     def gradients(self, block: int) -> int:
@@ -220,7 +220,7 @@ class _Stage2(_Stage12):
 
 
 class _Stage3(Kept):
-    """ZeRO-3: of everything a partition; weights are gathered where they are used."""
+    """ZeRO-3: everything is partitioned; weights are gathered where they are used."""
 
     @property
     def _offloads(self) -> bool:
@@ -236,7 +236,7 @@ class _Stage3(Kept):
         return 0 if "offload_param" in self.zero else self._partitions() * self.held
 
     def _state(self) -> int:
-        # fp32 weights have a copy too: DeepSpeed compares a device with its name, which are never equal.
+        # Even fp32 weights get a copy: DeepSpeed compares a device with a device name, and these are never equal.
         return sum((1 + group.moments) * self._part(group) for group in self.groups) * FP32
 
     def optimizer(self) -> int:
@@ -245,7 +245,7 @@ class _Stage3(Kept):
     def host(self) -> int:
         total = self._partitions() * self.held if "offload_param" in self.zero else 0
         if self._offloads:
-            # Their gradients twice: the buffer that is filled, and what the optimizer is given.
+            # The gradients twice: the buffer that is filled, and what the optimizer is given.
             total += self._state() + 2 * self._partitions() * FP32
         return total
 
@@ -261,7 +261,7 @@ class _Stage3(Kept):
         return (persistent + min(total, self._setting("stage3_max_live_parameters"))) * self.held
 
     def gathering(self) -> int:
-        # Each weight is a copy out of what a gather has brought, which stays until the last of them is fetched
+        # Each weight is copied out of the gathered buffer, which stays until the last of them is fetched
         # (AllGatherCoalescedHandle).
         return min(self.gathered(self.blocks), self._setting("stage3_prefetch_bucket_size") * self.held)
 
@@ -273,7 +273,7 @@ class _Stage3(Kept):
 
     def reduction(self) -> tuple[int, int]:
         copied = min(self._bucket, self.numel) * self.held
-        # gloo scatters by an all-reduce of a copy of its own (ProcessGroupGloo).
+        # gloo implements reduce-scatter as an all-reduce of its own copy (ProcessGroupGloo).
         return self.gradients(0), self.buffers(0) + copied * (2 if self.is_gloo else 1)
 
     def update(self) -> tuple[int, int]:

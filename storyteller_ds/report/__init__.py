@@ -1,1 +1,1 @@
-"""One page that shows what a run was and what it came to, from its records alone."""
+"""One page that shows what a run was and what came of it, made from its records alone."""

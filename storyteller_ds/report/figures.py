@@ -1,4 +1,4 @@
-"""The figures of a report, from the records of one run, or of several over each other."""
+"""The figures of a report, from the records of one run, or of several overlaid."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +14,11 @@ from storyteller_ds.report.look import HEIGHT, WIDTH
 from storyteller_ds.report.run_records import RunRecords
 
 MIN_STEPS = 5
-"""Logged steps with fewer of which a curve shows nothing."""
+"""With fewer logged steps than this, a curve shows nothing."""
 _POINTS = 400
-"""Of a curve, at most: means of as many steps each."""
+"""At most this many points in a curve, each the mean of the same number of steps."""
 _COLUMNS = 200
-"""Of a heat map over time, at most."""
+"""At most this many columns in a heat map over time."""
 _PANEL_INCHES = 0.95
 
 
@@ -27,7 +27,7 @@ class Drawing:
     """A figure of the report."""
 
     name: str
-    """Also of its file."""
+    """Also the name of its file."""
     title: str
     caption: str
     """What it shows, and what to look for."""
@@ -35,7 +35,7 @@ class Drawing:
 
     @property
     def width(self) -> int:
-        """The most that it may take (CSS pixels): beyond that its text is larger than that of the page."""
+        """Maximum width (CSS pixels): beyond that, its text would be larger than the page's."""
         return round(140 * self.figure.get_figwidth())
 
     @property
@@ -46,7 +46,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over tokens."""
+    """Curves plotted against trained tokens."""
 
     name: str
     title: str
@@ -61,7 +61,7 @@ class Curves:
     scale: float = 1.0
     is_log: bool = False
     is_per_token: bool = False
-    """Whether runs with different tokenizers cannot be compared by it."""
+    """Whether it cannot be compared between runs with different tokenizers."""
 
 
 _OF_SEVERAL = "At each validation; lower is better. Lines that end earlier are of runs that trained on less."
@@ -162,24 +162,24 @@ COST = (
 
 
 def learning(runs: Sequence[RunRecords], same_tokens: bool) -> list[Drawing]:
-    """Loss, bits per byte, learning rate, gradient norms."""
+    """Loss, bits per byte, learning rate and gradient norms."""
     return _drawn(LEARNING, runs, same_tokens)
 
 
 def routing(runs: Sequence[RunRecords]) -> list[Drawing]:
-    """The load of each expert over time, of one run, and what the routers are like."""
+    """For a single run the load of each expert over time, and curves of how the routers choose."""
     heat = _loads(runs[0]) if len(runs) == 1 else None
     return [*([heat] if heat else []), *_drawn(ROUTING, runs, True)]
 
 
 def cost(runs: Sequence[RunRecords]) -> list[Drawing]:
-    """Throughput, memory, and what a step of one run spends its time on."""
+    """Throughput, memory and, for a single run, what a step spends its time on."""
     parts = _step_time(runs[0]) if len(runs) == 1 else None
     return [*_drawn(COST, runs, True), *([parts] if parts else [])]
 
 
 def evaluation(run: RunRecords) -> list[Drawing]:
-    """How sure the model is and how right, and where in a story it does well."""
+    """How confident and how accurate the model is, and where in a story it does well."""
     checkpoints = (run.evaluation or {}).get("checkpoints")
     if not isinstance(checkpoints, list) or len(checkpoints) != 1:
         return []
@@ -258,7 +258,7 @@ def _lines_of_one(axes: Axes, curves: Curves, runs: Sequence[RunRecords]) -> Non
             for i, block in enumerate(run.layers):
                 _line(axes, run.train, _of_layer(f"layer_{key}", i), curves.scale, f"layer {block}")
             if axes.lines:
-                continue  # records before layers were recorded have the mean only
+                continue  # records from before layers were recorded have only the mean
         _line(axes, run.train, _of(key), curves.scale, label)
     if curves.validated is not None:
         _points(axes, run.evals, curves.validated, "held-out stories")
@@ -288,7 +288,7 @@ def _points(axes: Axes, records: Sequence[Record], key: str, label: str) -> None
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, most: int = _POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Means of neighbours, so that there are at most so many points; unknown values are left out of them."""
+    """Means of neighboring points, to have at most `most` of them; unknown values are left out."""
     each = math.ceil(len(x) / most)
     if each == 1:
         return x, y
@@ -316,7 +316,7 @@ def _number(value: object) -> float:
 
 
 def _loads(run: RunRecords) -> Drawing | None:
-    """A panel for each layer: experts by time, in doublings of a fair share."""
+    """A panel for each layer: the load of each expert over time, as log2 of its multiple of a fair share."""
     if run.config is None or not run.layers:
         return None
     shape = (len(run.layers), run.config.moe.num_experts)
@@ -363,14 +363,14 @@ def _step_time(run: RunRecords) -> Drawing | None:
     thin = {name: _thinned(tokens, 1000 * seconds)[1] for name, seconds in parts.items()}
     figure, axes = _axes()
     axes.stackplot(_thinned(tokens, step)[0], *thin.values(), labels=[*thin])
-    # One slow step would flatten all others.
+    # Cut off the top: one slow step would flatten all others.
     axes.set(xlabel="million tokens", ylabel="ms a step", ylim=(0, 1500 * float(np.nanmedian(step))))
     _legend(figure)
     return Drawing("step-time", "What a step spends its time on", "On rank 0, stacked.", figure)
 
 
 def _legend(figure: Figure) -> None:
-    """Above the curves, and so never over them."""
+    """Place the legend above the curves, so that it never covers them."""
     figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.2)
 
 

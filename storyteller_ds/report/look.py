@@ -1,4 +1,4 @@
-"""How figures look: as SVG that follows the page's light or dark colours, and as PNG on white."""
+"""How figures look: as SVG that follows the page's light or dark colors, and as PNG on white."""
 
 import io
 import logging
@@ -12,10 +12,10 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.3, 2.7
-"""Of a figure (inches): text of 9 points is still read where a phone shows it at full width."""
+"""Size of a figure (inches): 9-point text is still readable where a phone shows the figure at full width."""
 _INK = "#0b0c0e"
 _COLOURS = ("#2f7ebc", "#e0653a", "#2a9d6e", "#b9609f", "#c59a1b", "#5fb3d4", "#8a6d5b", "#7f7f7f")
-"""Read on white and on near black, and by the colour-blind: after Okabe and Ito, Color Universal Design (2008)."""
+"""Readable on white and near-black, and for color-blind people: after Okabe and Ito, Color Universal Design (2008)."""
 _STYLE: Any = {
     "axes.edgecolor": "#8a8d91",
     "axes.facecolor": "none",
@@ -38,12 +38,12 @@ _STYLE: Any = {
     "ytick.color": _INK,
 }
 _UNUSED_ID = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
-"""Of groups, the same in each figure; nothing refers to them."""
+"""Ids of groups, which are the same in every figure; nothing refers to them."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Figures that are made inside look alike. matplotlib's remarks about fonts and its cache are not shown."""
+    """Give all figures made inside the same style. Hides matplotlib's remarks about fonts and its cache."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -55,11 +55,11 @@ def style() -> Iterator[None]:
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """An element for an HTML page: its ink is the page's, its text is text.
+    """An SVG element for an HTML page that uses the page's text color and keeps text as text.
 
     Args:
-        figure: made inside style(), where this is called, too.
-        name: of the figure on its page, so that two of them share no names.
+        figure: made inside style(), where this must be called, too.
+        name: of the figure, unique on its page, so that no two figures share ids.
     """
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):

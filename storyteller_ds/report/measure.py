@@ -1,4 +1,4 @@
-"""What a report says beyond the records of training: the evaluation of the checkpoint, and the atlas of its experts."""
+"""What a report shows beyond the records of training: the evaluation of the checkpoint and the atlas of its experts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +19,9 @@ _TEMPERATURE = 0.8
 
 
 def measure(folder: Path, device: torch.device, log: Callable[[str], None]) -> None:
-    """Evaluate the newest step of a run and, where it has experts, make their atlas; both stay in the run folder.
+    """Evaluate the newest step of a run and, if it has experts, make their atlas; writes both to the run folder.
 
-    As `storyteller evaluate` and `storyteller atlas`, on what the run was validated on.
+    Like `storyteller evaluate` and `storyteller atlas`, on the text that the run was validated on.
 
     Raises:
         UserError: the checkpoint or its text cannot be used, or a file cannot be written.

@@ -1,4 +1,4 @@
-"""A report as one HTML file that opens anywhere, and as Markdown with pictures beside it."""
+"""A report as one HTML file that opens anywhere, and as Markdown with separate pictures."""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from storyteller_ds.report.tables import Rows, atlas_tables, config_yaml, evalua
 from storyteller_ds.version import VERSION
 
 _SHOWN_SAMPLES = 6
-"""Steps whose stories are shown, from first to last; the last one open."""
+"""How many steps' stories are shown, from first to last; only the last one is expanded."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page, in the order in which it is read."""
+    """Everything on the page, in reading order."""
 
     title: str
     lead: str
@@ -55,12 +55,12 @@ class Report:
 
 
 def make_report(runs: Sequence[RunRecords]) -> Report:
-    """Put together what the records of one run, or of several, have; called inside look.style()."""
+    """Assemble a report from the records of one run or several; must be called inside look.style()."""
     return _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
 
 
 def as_html(report: Report) -> str:
-    """The page; all of it, pictures and style included."""
+    """The whole page, including pictures and style."""
     environment = Environment(
         loader=PackageLoader("storyteller_ds.report", "."),
         autoescape=select_autoescape(default=True),
@@ -68,7 +68,7 @@ def as_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # The stories of samples.md are Markdown that we wrote, of text that anyone may have written: no HTML passes.
+    # samples.md is Markdown that we wrote, but its stories may contain anything: let no HTML through.
     quotes = MarkdownIt("commonmark", {"html": False})
     environment.filters["story"] = lambda markdown: Markup(quotes.render(markdown))
     environment.filters["svg"] = lambda drawing: Markup(as_svg(drawing.figure, drawing.name))
@@ -79,8 +79,8 @@ def as_markdown(report: Report, picture: Callable[[Drawing], str]) -> str:
     """The same for a README or an issue.
 
     Args:
-        report: to be shown.
-        picture: gives the path of a drawing's PNG, from where the Markdown is.
+        report: the report to show.
+        picture: returns the path of a drawing's PNG, relative to the Markdown file.
     """
     lines = [f"# {report.title}", "", report.lead, ""]
     lines += [f"- {tile.label}: **{tile.value}**{f' ({tile.note})' if tile.note else ''}" for tile in report.tiles]
@@ -102,13 +102,13 @@ def as_markdown(report: Report, picture: Callable[[Drawing], str]) -> str:
 
 
 def write_report(runs: Sequence[RunRecords], folder: Path) -> Path:
-    """Write report.html, and report.md with its pictures in `report/`; each replaces an earlier one when it is whole.
+    """Write report.html, and report.md with its pictures in `report/`; each complete file replaces an earlier one.
 
     Returns:
         The HTML file.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     with style():
         report = make_report(runs)
@@ -197,7 +197,7 @@ def _mapped(run: RunRecords) -> tuple[list[str], list[Drawing], list[Rows]]:
 
 
 def _spread(samples: Sequence[Any]) -> list[Any]:
-    """The first, the last, and some between."""
+    """The first, the last, and some in between."""
     if len(samples) <= _SHOWN_SAMPLES:
         return [*samples]
     last = len(samples) - 1

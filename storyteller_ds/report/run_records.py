@@ -1,4 +1,4 @@
-"""What is known of a run: everything that its folder holds, and what is missing there."""
+"""What is known about a run: everything that its folder holds, and what is missing there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,26 +28,26 @@ class RunRecords:
     saved: Mapping[str, Any]
     """config.json; empty if there is none."""
     train: list[Record]
-    """Logged steps, in order; undone ones are left out."""
+    """Logged steps, in order, without those that were undone."""
     evals: list[Record]
     """Validations, likewise."""
     samples: list[SampleSection]
     evaluation: Mapping[str, Any] | None
     atlas: Atlas | None
     checkpoints: list[Checkpoint]
-    """That are whole by their names and manifests, the newest first."""
+    """Those that are complete according to their names and manifests, the newest first."""
     is_being_written: bool
     missing: list[str]
-    """What the report cannot show, and why, a line each."""
+    """What the report cannot show and why, one line each."""
 
     @property
     def step(self) -> int:
-        """The last that is recorded."""
+        """The last recorded step."""
         return max((record["step"] for record in (*self.train[-1:], *self.evals[-1:])), default=0)
 
     @property
     def tokens(self) -> int:
-        """Trained on."""
+        """Tokens trained on."""
         return max((record.get("tokens") or 0 for record in (*self.train[-1:], *self.evals[-1:])), default=0)
 
     @property
@@ -58,7 +58,7 @@ class RunRecords:
         return [i for i in range(self.config.model.num_layers) if self.config.moe.is_moe_layer(i)]
 
     def last(self, name: str) -> Any:
-        """The value of a key in the last record that has one; None: none has."""
+        """The value of a key in the last record that has one; None if none has."""
         for records in (self.evals, self.train):
             for record in reversed(records):
                 if record.get(name) is not None:
@@ -67,11 +67,11 @@ class RunRecords:
 
 
 def read_run(folder: Path, is_over: bool = False) -> RunRecords:
-    """Read what there is, also while the run goes on.
+    """Read everything that is there, even while the run is still going.
 
     Args:
-        folder: of the run.
-        is_over: whether it is known to have ended, even though its process still holds the folder.
+        folder: the run folder.
+        is_over: whether the run is known to have ended, even though its process still holds the folder.
 
     Raises:
         UserError: this is not a run folder.
@@ -131,7 +131,7 @@ def read_run(folder: Path, is_over: bool = False) -> RunRecords:
 
 
 def _valid(records: Any) -> list[Record]:
-    """Without steps that were undone later, or done again after a resume."""
+    """Drop steps that were undone later, or repeated after a resume."""
     kept: list[Record] = []
     for record in records:
         if not isinstance(record.get("step"), int):

@@ -1,4 +1,4 @@
-"""What a report says in words and numbers: of one run, and of several side by side."""
+"""What a report says in words and numbers, about one run or about several side by side."""
 
 import math
 import statistics
@@ -20,11 +20,11 @@ _NOT_COMPARED = (
     "train.callbacks",
     "data.cache_dir",
 )
-"""Settings in which runs may differ without learning differently."""
+"""Settings that may differ between runs without any effect on what is learned."""
 
 
 class Tile(NamedTuple):
-    """A number that is read first."""
+    """A key number at the top of the page."""
 
     label: str
     value: str
@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 def sentence(run: RunRecords) -> str:
-    """What it is, and what it has come to."""
+    """What the run is, and what came of it."""
     parts = []
     if run.config is not None:
         count, moe = count_parameters(run.config), run.config.moe
@@ -45,7 +45,7 @@ def sentence(run: RunRecords) -> str:
 
 
 def state(run: RunRecords) -> str:
-    """How far it has come."""
+    """The run's progress."""
     steps = f"{run.step:,} steps"
     if run.is_being_written:
         return f"Still training: {steps} so far"
@@ -56,14 +56,14 @@ def state(run: RunRecords) -> str:
 
 
 def best_known_bpb(run: RunRecords) -> float | None:
-    """Bits per byte of the whole validation text, else of the last validation."""
+    """Bits per byte of the whole validation text if known, else of the last validation."""
     value = run.last("final_val_bpb")
     value = run.last("val_bpb") if value is None else value
     return float(value) if isinstance(value, int | float) else None
 
 
 def tiles(run: RunRecords) -> list[Tile]:
-    """The numbers of a run; those that are not known are left out."""
+    """The key numbers of a run; unknown ones are left out."""
     is_final = run.last("final_val_bpb") is not None
     found = []
     if (bpb := best_known_bpb(run)) is not None:
@@ -89,7 +89,7 @@ def tiles(run: RunRecords) -> list[Tile]:
 
 
 def incidents(run: RunRecords) -> list[str]:
-    """What went wrong on the way, a line each."""
+    """What went wrong along the way, one line each."""
     counts = (
         ("skipped_steps", "step(s) were skipped, since their gradient was not finite"),
         ("loss_spikes", "loss spike(s)"),
@@ -101,7 +101,7 @@ def incidents(run: RunRecords) -> list[str]:
 
 
 def seconds_in_steps(run: RunRecords) -> float:
-    """Time in optimizer steps, each logged one standing for those since the one before."""
+    """Time spent in optimizer steps, with each logged step standing for all since the previous one."""
     total, before = 0.0, 0
     for record in run.train:
         total += (record.get("step_time_s") or 0.0) * (record["step"] - before)
@@ -110,7 +110,7 @@ def seconds_in_steps(run: RunRecords) -> float:
 
 
 def where(run: RunRecords) -> list[tuple[str, str]]:
-    """The machine and the ranks, as far as they are recorded."""
+    """The machine and the ranks, as far as recorded."""
     topology = run.saved.get("topology")
     facts = []
     if isinstance(topology, dict):
@@ -129,13 +129,13 @@ def where(run: RunRecords) -> list[tuple[str, str]]:
 
 
 def continuation(run: RunRecords) -> str:
-    """What is typed to go on, or to see it do something."""
+    """The command that continues the run; empty if none is recorded."""
     command = run.saved.get("command")
     return command if isinstance(command, str) else ""
 
 
 def same_tokenizer(runs: Sequence[RunRecords]) -> bool:
-    """Whether losses of a token can be compared: the tokenizer's files are the same."""
+    """Whether losses per token can be compared: the tokenizer files are the same."""
     found = set()
     for run in runs:
         file = run.folder / "tokenizer.json"
@@ -157,7 +157,7 @@ def same_text(runs: Sequence[RunRecords]) -> bool:
 
 
 def comparison(runs: Sequence[RunRecords], same_tokens: bool) -> list[tuple[str, list[str]]]:
-    """Rows of numbers, a column for each run; the fewest bits per byte are what counts."""
+    """Rows of numbers, with a column for each run; what counts is the fewest bits per byte."""
 
     def row(name: str, values: Sequence[object | None], shown: str) -> tuple[str, list[str]]:
         return name, ["-" if value is None else format(value, shown) for value in values]
@@ -179,7 +179,7 @@ def comparison(runs: Sequence[RunRecords], same_tokens: bool) -> list[tuple[str,
 
 
 def differences(runs: Sequence[RunRecords]) -> list[tuple[str, list[str]]]:
-    """Settings in which the runs differ, a column for each run."""
+    """Settings in which the runs differ, with a column for each run."""
     settings = [flatten(run.config.model_dump(mode="json")) if run.config is not None else {} for run in runs]
     rows = []
     for field in sorted(set().union(*settings)):

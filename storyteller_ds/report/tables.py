@@ -12,7 +12,7 @@ from storyteller_ds.atlas.atlas import Atlas
 from storyteller_ds.report.run_records import RunRecords
 
 _LONG = 16
-"""Rows of a table with a title that is not shown at once."""
+"""A table with more rows than this is shown only on request."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Rows:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is shown only when asked for."""
+        """Whether the table is shown only on request."""
         return len(self.rows) > _LONG
 
 
 def evaluation_rows(found: Mapping[str, Any]) -> tuple[list[Rows], list[str]]:
-    """The table of `storyteller evaluate`, and its remarks; what a file of another version lacks is left out."""
+    """The table of `storyteller evaluate` and its remarks; leaves out what a file from another version lacks."""
     table = found.get("table")
     remarks = [str(line) for line in found.get("remarks", [])]
     if not isinstance(table, dict):
@@ -42,7 +42,7 @@ def evaluation_rows(found: Mapping[str, Any]) -> tuple[list[Rows], list[str]]:
 
 
 def atlas_tables(atlas: Atlas) -> tuple[list[str], list[Rows]]:
-    """What to take from an atlas, and its tables."""
+    """The main findings of an atlas, and its tables."""
     tables = []
     for title, table in atlas_report.tables(atlas):
         columns = [str(column.header) for column in table.columns]
@@ -53,7 +53,7 @@ def atlas_tables(atlas: Atlas) -> tuple[list[str], list[Rows]]:
 
 
 def config_yaml(runs: Sequence[RunRecords]) -> list[tuple[str, str]]:
-    """Name and settings of each run, as a file that --config takes."""
+    """Name of each run, and its settings as a file that --config accepts."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
     found = []

@@ -1,4 +1,4 @@
-"""The report as one on Weights & Biases, with the same panels over the runs that were tracked there."""
+"""The report on Weights & Biases, with the same panels, for runs that were tracked there."""
 
 import importlib
 import importlib.util
@@ -15,11 +15,11 @@ from storyteller_ds.report.run_records import RunRecords
 
 _REPORTS = "wandb_workspaces.reports.v2"
 _COLUMNS, _PANEL = 2, (12, 8)
-"""Of a grid that is 24 wide."""
+"""On a grid that is 24 units wide."""
 
 
 def publish(runs: Sequence[RunRecords]) -> str:
-    """Make the report on the server that wandb is logged in to.
+    """Create the report on the server that wandb is logged in to.
 
     Returns:
         Its URL.
@@ -46,11 +46,11 @@ def wandb_report(runs: Sequence[RunRecords], entity: str) -> Any:
     """The report, not yet saved.
 
     Args:
-        runs: to be shown.
-        entity: the user or team on Weights & Biases whose runs they are.
+        runs: the runs to show.
+        entity: the user or team on Weights & Biases that owns the runs.
 
     Raises:
-        UserError: one was not tracked there, or they are of several projects.
+        UserError: a run was not tracked there, or the runs belong to several projects.
     """
     wr: Any = importlib.import_module(_REPORTS)
     ids, projects = [], set()
