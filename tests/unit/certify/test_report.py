@@ -57,6 +57,6 @@ def test_the_page_has_the_machine_and_the_table(verdicts: list[Verdict]):
     assert "0 of 2 rows passed in 65 s" in page
     assert report.markdown_table(verdicts) in page
     assert report.SCOPE in page
-    assert "8 steps on the seed of 24" in page
+    assert "8 steps with the seed of 24" in page
     assert f", {instruction_set()}\n- python: " in page
     assert "- torch: " in page
