@@ -1,1 +1,1 @@
-"""Everything that measures: run as scripts from a checkout, never installed."""
+"""All measurements: run as scripts from a checkout, never installed."""

@@ -16,7 +16,7 @@ def final_val_bpb(run_folder: Path) -> float:
     """The score of a finished run on the whole validation text (bits per byte).
 
     Raises:
-        UserError: the run has none.
+        UserError: the run has no such score.
     """
     try:
         lines = (run_folder / METRICS).read_text(encoding="utf-8").splitlines()

@@ -1,9 +1,9 @@
 """What other programs on this machine cost a run: python -m benchmarks.busy_machine [RANKS]
 
-Trains the preset quickstart in three processes (with RANKS: of so many ranks each) of which all but one are stopped:
-alone, beside a busy loop, and beside a second run, in turns, ROUNDS times. The threads of one of them wait as they do
-by default (GOMP_SPINCOUNT=300000, which is what libgomp takes, keeps storyteller_kernels.cpu_sharing from switching).
-Prints the median step of each, and how many times as long it is as alone.
+Trains the preset quickstart in three processes (with RANKS: of that many ranks each). The one that is measured runs
+alone, next to a busy loop, and next to a second run, in turn, ROUNDS times; all others are stopped. One of the measured
+runs keeps the default waiting of threads (GOMP_SPINCOUNT=300000, libgomp's default, keeps
+storyteller_kernels.cpu_sharing from switching). Prints the median step of each, and its ratio to the one alone.
 """
 
 import json
@@ -44,7 +44,7 @@ class Run:
         self.process = subprocess.Popen(command, env={**os.environ, "DS_ACCELERATOR": "cpu", **environment})
 
     def send(self, number: int) -> None:
-        """A signal to all its processes; torchrun gives each rank a session of its own."""
+        """Send a signal to all of its processes; torchrun gives each rank its own session."""
         for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
             process.send_signal(number)
 
@@ -55,7 +55,7 @@ class Run:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     ranks = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))  # as torchrun sets it
     loop = subprocess.Popen(BURN)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def measure(runs: dict[str, Run], loop: "subprocess.Popen[bytes]") -> dict[tuple[str, str], list[float]]:
-    """Step times (s) of each run in each company."""
+    """Step times (s) of each run, alone and next to each other program."""
     second = runs["second"]
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(ROUNDS):

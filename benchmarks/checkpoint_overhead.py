@@ -1,11 +1,10 @@
 """What saving costs on this machine: python -m benchmarks.checkpoint_overhead [RANKS]
 
-Trains the preset tiny_test for many blocks of 50 steps in one run: without saving, with a checkpoint at the beginning
-of the block that is written while training goes on, and with one that training waits for; always in turn. What a save
-costs shows in the steps until it is in place, and is what these take longer than the steps right after them, in the
-same block: what else a machine does changes from one second to the next, by more than a save costs, and falls on
-both. Blocks without saving are measured in the same way and should give nothing. Prints the median over all blocks,
-and the quartiles.
+Trains the preset tiny_test for many blocks of 50 steps in one run, in turn without saving, with a checkpoint at the
+beginning of the block that is written while training continues, and with one that training waits for. The cost of a
+save is how much longer the steps until it is in place take than the steps right after them in the same block: other
+work on the machine changes from one second to the next by more than a save costs, and affects both. Blocks without
+saving are measured in the same way and should give nothing. Prints the median over all blocks, and the quartiles.
 """
 
 import dataclasses
@@ -38,17 +37,17 @@ from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 EVERY_STEPS, ROUNDS, WARM_UP, LR = 50, 20, 10, 1e-3
 KINDS = ("none", "asynchronous", "synchronous")
 Times = dict[str, list[list[float]]]
-"""For each kind, the seconds of the steps of its blocks."""
+"""For each kind, the seconds of the steps of each of its blocks."""
 
 
 class Measured(NamedTuple):
-    """What a run of all blocks has given."""
+    """Results of a run of all blocks."""
 
     times: Times
     last_steps: list[int]
-    """Of each block with saving, how many steps it took until the checkpoint was known to be in place."""
+    """For each block with saving, how many steps it took until the checkpoint was known to be in place."""
     size: int
-    """Of a checkpoint (bytes)."""
+    """Size of a checkpoint (bytes)."""
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def run_rank(ranks: int) -> None:
     world.limit_threads()
     keep_freed_memory()
     with world.connected(pick_device("cpu", 0), 10) if ranks > 1 else nullcontext():
-        # One folder for all ranks, which only rank 0 makes and removes.
+        # One folder for all ranks; only rank 0 creates and removes it.
         with tempfile.TemporaryDirectory() if world.is_main else nullcontext("") as folder:
             measured = measure(loaded, plan, world, Path(world.on_main(lambda: folder)))
         world.together(lambda: None)

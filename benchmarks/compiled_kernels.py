@@ -1,8 +1,8 @@
 """What torch.compile makes of a block: python -m benchmarks.compiled_kernels PRESET...
 
-Counts the operators that a block runs forward and backward in bf16, and the calls of the code that the compiler writes
-for it: fused loops, and what it leaves to libraries (products, attention, experts). It is the code for a CPU: loops are
-fused by the same rules as on a GPU, but several may be in one function.
+Counts the operators that a block runs forward and backward in bf16, and the calls in the code that the compiler
+generates for it: fused loops, and what it leaves to libraries (products, attention, experts). The code is for a CPU:
+loops are fused by the same rules as on a GPU, but one function may contain several.
 """
 
 import re
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _a_block(run: st.RunConfig) -> tuple[Callable[[Any], None], torch.nn.Module]:
-    """The second block of a model, and what runs it forward and backward."""
+    """The second block of a model, and a function that runs it forward and backward."""
     decoder = Decoder(run)
     init_parameters(decoder, run.model, 0)
     decoder.dtype = torch.bfloat16

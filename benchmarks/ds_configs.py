@@ -55,7 +55,7 @@ def measure(name: str | None) -> Cost:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert process.stderr is not None
         errors = process.stderr.read().decode()
-        # The peak of the largest process below the launcher, and that is a rank.
+        # The peak of the launcher's largest child process, which is a rank.
         _, status, usage = os.wait4(process.pid, 0)
         if status != 0:
             sys.exit(f"{name}: {errors}")

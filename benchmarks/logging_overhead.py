@@ -1,8 +1,8 @@
-"""What a logged step costs beside one that is not: python -m benchmarks.logging_overhead [PRESET]
+"""What a logged step costs compared with one that is not: python -m benchmarks.logging_overhead [PRESET]
 
-Every third step of a run is logged, to metrics.jsonl, wandb (offline) and TensorBoard, and as lines. The time from the
-result of a step to the end of its logging is taken directly, and the logged steps are compared with those two before
-and two after: where Muon updates the experts every second step, these do the same work.
+Every third step of a run is logged: to metrics.jsonl, wandb (offline), TensorBoard, and as lines. The time from the
+result of a step to the end of its logging is measured directly. Logged steps are also compared with the steps two
+before and two after: if Muon updates the experts every second step, these do the same work.
 """
 
 import statistics
@@ -15,17 +15,17 @@ import storyteller_ds as st
 
 STEPS, ROUNDS = 90, 3
 _WARM_UP = 10
-"""Steps that do not count."""
+"""First steps, which do not count."""
 
 
 class Clock(st.Callback):
-    """Comes after all that logs."""
+    """Runs after all callbacks that log."""
 
     def __init__(self) -> None:
         self.resulted = self.began = 0.0
         self.logging: list[float] = []
         self.iterations: list[tuple[bool, float]] = []
-        """Whether a step was logged, and the time of all that belongs to it."""
+        """Whether a step was logged, and the time of the whole step."""
         self._is_logged = False
 
     def on_result(self, state: st.TrainState, result: st.StepResult) -> st.TrainState:
@@ -34,7 +34,7 @@ class Clock(st.Callback):
         return state
 
     def on_train(self, record: st.Record) -> None:
-        """The trackers before this one have the record."""
+        """The trackers before this one have logged the record."""
         self._is_logged = True
         self.logging.append(time.perf_counter() - self.resulted)
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _of_neighbours(iterations: Sequence[tuple[bool, float]]) -> float:
-    """Median over logged steps of their time over the mean of those two before and two after."""
+    """Median ratio of the time of a logged step to the mean of the steps two before and two after it."""
     return statistics.median(
         2 * seconds / (iterations[i - 2][1] + iterations[i + 2][1])
         for i, (logged, seconds) in enumerate(iterations)

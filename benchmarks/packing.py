@@ -1,7 +1,7 @@
 """Which packing of stories learns best: python -m benchmarks.packing TEXT
 
-Each packing, with and without document masks, trains the quickstart preset for the same number of steps, with three
-seeds in turn. All are scored in the same way, on the stories held out of the text: every story from its own beginning,
+Trains the quickstart preset with each packing, with and without document masks, for the same number of steps and with
+three seeds in turn. All are scored in the same way on held-out stories of the text: every story from its beginning,
 alone in its sequence. A record goes to benchmarks/results/packing.
 """
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def trained(settings: dict[str, object]) -> tuple[float, float]:
-    """Bits per byte of a model story by story, and the median time of its steps (s)."""
+    """Bits per byte of a trained model, story by story, and the median time of its steps (s)."""
     quiet = {"tracking.wandb": "disabled", "train.eval_every_steps": 0, "train.sample_every_steps": 0}
     quiet |= {"train.sample_prompts": [], "checkpoint.every_steps": 0, "train.max_steps": STEPS}
     alone = st.load_config("quickstart", {**settings, "data.packing": "pad"}).run

@@ -1,9 +1,9 @@
-"""Is the planner right? Peak memory and messages of real steps, beside the estimates: python -m benchmarks.planner
+"""Is the planner right? Peak memory and messages of real steps, next to the estimates: python -m benchmarks.planner
 
-Each configuration is trained for some steps in fresh processes, with gloo where it has two ranks. On a CPU torch's
-profiler reports every allocation and release of a tensor; on a card it is torch.cuda.max_memory_allocated
-(python -m benchmarks.planner cuda; one rank a card). A record goes to benchmarks/results/planner, and the tables of
-docs/planner.md are written from all records; --write only does that.
+Each configuration is trained for a few steps in fresh processes, with gloo if it has two ranks. On a CPU, torch's
+profiler reports every allocation and release of a tensor; on a GPU, the peak is torch.cuda.max_memory_allocated
+(python -m benchmarks.planner cuda; one rank per GPU). A record goes to benchmarks/results/planner, and the tables of
+docs/planner.md are written from all records; --write does only that.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ PAGE = REPOSITORY / "docs" / "planner.md"
 BEGIN, END = "<!-- measured: written by `python -m benchmarks.planner` -->", "<!-- end of measured -->"
 STEPS, LIMIT_S = 2, 240
 MEAN, WORST = 0.10, 0.20
-"""Bounds of the error: of all rows, and of each."""
+"""Bounds of the error: mean over all rows, and of each row."""
 _SECONDS_TO_LET_GO = 0.004
 
 _COMMON = ("model.num_heads=8", "tokenizer.vocab_size=8192", "tracking.wandb=disabled", "optimizer.kind=adamw")
 _DENSE = ("model.hidden_size=512", "model.num_layers=6", "model.intermediate_size=1536", "moe.num_experts=0")
 _MIXTURE = ("model.hidden_size=384", "model.num_layers=4", "model.intermediate_size=512", "moe.num_experts=8")
 _NARROW = ("model.hidden_size=256", "model.num_layers=8", "model.intermediate_size=256", "moe.num_experts=0")
-"""Whose sums are short enough for selective checkpointing on a processor where oneDNN multiplies."""
+"""Its sums are short enough for selective checkpointing on a processor that uses oneDNN for products."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Case:
 
     @property
     def ds_config(self) -> dict[str, Any] | None:
-        """A DeepSpeed JSON with buckets as small as its model."""
+        """A DeepSpeed JSON with small buckets, to match the model."""
         if self.zero is None:
             return None
         return {"zero_optimization": {"contiguous_gradients": True, "reduce_bucket_size": 2_000_000, **self.zero}}
@@ -72,7 +72,7 @@ def _batch(sequences: int, length: int) -> tuple[str, ...]:
 
 
 def cases() -> list[Case]:
-    """All of them; two ranks on cards need two cards."""
+    """All cases; those with two ranks need two GPUs if run on GPUs."""
     dense, mixture = (*_COMMON, *_DENSE), (*_COMMON, *_MIXTURE)
     muon, block = "optimizer.kind=muon", "model.activation_checkpointing=block"
     selective = "model.activation_checkpointing=selective"
@@ -120,7 +120,7 @@ _LARGE, _CPU = {"reduce_bucket_size": 50_000_000}, {"device": "cpu"}
 
 
 def planned_of(case: Case, device: str) -> tuple[int, dict[str, int]]:
-    """Peak bytes of a rank's tensors, and bytes of its messages in a step."""
+    """Planned peak bytes of a rank's tensors, and planned bytes of its messages in a step."""
     loaded = load_config(None, _settings(case, device), ds_config=case.ds_config, ranks=case.ranks)
     kind = published("h100-80") if device == "cuda" else _CPU_DEVICE
     estimate = Estimate.of(loaded, kind, Ranks(1, case.ranks))
@@ -134,7 +134,7 @@ def _settings(case: Case, device: str) -> list[str]:
 
 
 def be_rank(case: Case, device: str, rank: int) -> dict[str, Any]:
-    """Train, and say what it took."""
+    """Train as one rank, and return what it took."""
     from storyteller_ds.bench.roofline import random_batches
     from storyteller_ds.distributed.world import World
     from storyteller_ds.engines.build import build_engine
@@ -159,9 +159,9 @@ def be_rank(case: Case, device: str, rank: int) -> dict[str, Any]:
 
 
 def _peak_of(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors while something is done.
+    """Peak bytes of tensors during some work.
 
-    On a CPU what is there before is added up, and torch's profiler reports what comes and goes.
+    On a CPU, the sum of the tensors that exist before, plus the allocations and releases that torch's profiler reports.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -182,8 +182,11 @@ def _peak_of(work: Callable[[], object], device: torch.device) -> int:
 
 
 def _unseen_releases(changes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of blocks that a step has allocated and not released, as far as is seen: gloo's threads release them, at the
-    latest in the pause that follows each collective. Where several of one size could be meant, it is the oldest."""
+    """Releases, by gloo's threads, of blocks that a step seems to have allocated and not released.
+
+    They take place at the latest in the pause after each collective. If blocks of one size are ambiguous, it is the
+    oldest.
+    """
     open_blocks: dict[int, list[int]] = {}
     for moment, size in changes:
         if size > 0:
@@ -208,14 +211,14 @@ _COLLECTIVES = {
     "alltoall_base_": "all-to-all",
     "all_to_all_single": "all-to-all",
 }
-"""Operation of torch -> the planner's name."""
+"""torch's name of a collective -> the planner's name."""
 
 
 class _Messages(TorchDispatchMode):
-    """Bytes that this rank hands to each collective."""
+    """Counts the bytes that this rank passes to each collective."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.sent: Counter[str] = Counter()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -231,13 +234,13 @@ class _Messages(TorchDispatchMode):
 
 
 def _is_alone(argument: Any) -> bool:
-    """Whether it is a process group of one rank, within which nothing is sent."""
+    """Whether the argument is a process group of one rank, in which nothing is sent."""
     is_group = isinstance(argument, torch.ScriptObject) and argument._type().name() == "ProcessGroup"  # type: ignore[attr-defined]  # every class has one
     return is_group and dist.ProcessGroup.unbox(argument).size() == 1
 
 
 def _let_go_after_collectives() -> None:
-    """Have gloo's threads give up a tensor before this one does: the profiler does not see what they release."""
+    """Let gloo's threads release a tensor before this thread does: the profiler does not see what they release."""
     names = ("all_reduce", "reduce_scatter_tensor", "_reduce_scatter_base", "all_gather_into_tensor", "all_gather",
              "_all_gather_base", "all_to_all_single", "broadcast", "reduce")  # fmt: skip
     for name in names:
@@ -263,10 +266,10 @@ def _slowed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def measure(case: Case, number: int, device: str) -> dict[str, Any]:
-    """All ranks of a case in processes of their own.
+    """Run all ranks of a case, each in its own process.
 
     Raises:
-        RuntimeError: a rank failed, or took too long.
+        RuntimeError: a rank failed or took too long.
     """
     port = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
@@ -301,7 +304,7 @@ def measure(case: Case, number: int, device: str) -> dict[str, Any]:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The rows of one machine."""
+    """The table of one machine."""
     machine = record["machine"]
     lines = [
         f"{machine_name(machine)}, torch {machine['versions']['torch']}, {machine['date'][:10]}:",
@@ -334,7 +337,7 @@ def _messages_in_words(sent: Mapping[str, int]) -> str:
 
 
 def planned_now(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the estimates of the planner as it is now."""
+    """A record updated with the current planner's estimates."""
     device = "cuda" if record["machine"]["suite"] == "gpu" else "cpu"
     by_name = {case.name: case for case in cases()}
     for row in record["rows"]:
@@ -343,7 +346,7 @@ def planned_now(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_page() -> None:
-    """The tables of docs/planner.md."""
+    """Write the tables of docs/planner.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -354,12 +357,12 @@ def write_page() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns 1 where the errors are not within the bounds."""
+    """Be a rank, or measure the cases and write the record and the page; returns 0."""
     if arguments[:1] == ["rank"]:
         device, case_number, rank, folder = arguments[1:]
         found = be_rank(cases()[int(case_number)], device, int(rank))
         (Path(folder) / rank).write_text(json.dumps(found))
-        os._exit(0)  # gloo's threads may not survive Python's finalisation
+        os._exit(0)  # gloo's threads may not survive Python's finalization
     device = arguments[0] if arguments and arguments[0] in ("cpu", "cuda") else "cpu"
     if "--write" not in arguments:
         wanted = [each for each in arguments if each not in ("cpu", "cuda")]
@@ -380,7 +383,7 @@ def main(arguments: Sequence[str]) -> int:
         machine = describe("gpu" if device == "cuda" else "cpu", None)
         RECORDS.mkdir(parents=True, exist_ok=True)
         file = RECORDS / f"{slug(machine_name(machine))}-{device}.json"
-        if wanted and file.exists():  # in place of what was measured before
+        if wanted and file.exists():  # replace rows that were measured before
             before = {row["name"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
             rows = list((before | {row["name"]: row for row in rows}).values())
         write_atomically(file, json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")

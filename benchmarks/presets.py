@@ -1,7 +1,7 @@
-"""What a preset takes on this machine, and how far it comes: python -m benchmarks.presets quickstart fast_train
+"""What a preset takes on this machine, and what it achieves: python -m benchmarks.presets quickstart fast_train
 
-Trains each preset to its end on one device, and generates a story with it. A record for each goes to
-benchmarks/results/presets; the tables of README.md and storyteller_ds/presets/README.md are written from all records.
+Trains each preset to its end on one device, and generates a story with it. A record of each goes to
+benchmarks/results/presets; the story and the table of README.md are written from all records.
 """
 
 import json
@@ -26,11 +26,11 @@ RECORDS = REPOSITORY / "benchmarks" / "results" / "presets"
 README = REPOSITORY / "README.md"
 PROMPT, SEED = "Once upon a time", 1
 FIRST = "quickstart"
-"""Its story is shown."""
+"""The preset whose story is shown."""
 
 
 def measure(preset: str) -> dict[str, Any]:
-    """Train a preset and describe what came of it."""
+    """Train a preset and record the results."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         run = st.train(preset, {"tracking.wandb": "disabled"}, output_dir=folder)
@@ -56,7 +56,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """The table of presets: a line for each machine that has trained one, and one for each that none has."""
+    """The table of presets: one line per preset and machine, or a single line for a preset without records."""
     lines = [
         "| preset | for what | parameters (active) | trained on | minutes | val loss | bits per byte |",
         "|---|---|---|---|---|---|---|",
@@ -82,7 +82,7 @@ def _lines(preset: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def story(found: Sequence[Mapping[str, Any]]) -> str:
-    """A story of the first preset, and the machine it was made on."""
+    """A story by the preset FIRST, and the machine it was made on."""
     record = next(record for record in found if record["preset"] == FIRST)
     machine = record["machine"]
     quoted = "\n".join(f"> {line}".rstrip() for line in record["story"].strip().splitlines())
@@ -94,10 +94,10 @@ def story(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def filled_in(text: str, found: Sequence[Mapping[str, Any]]) -> str:
-    """The README with the figures of the records.
+    """The README, filled in from the records.
 
     Raises:
-        ValueError: it lacks a place for it.
+        ValueError: it lacks a marked place.
     """
     for name, inside in (("story", story(found)), ("presets", table(found))):
         begin, end = f"<!-- {name}: written by `python -m benchmarks.presets` -->", f"<!-- end of {name} -->"
@@ -109,7 +109,7 @@ def filled_in(text: str, found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure the presets that are named, and write the table."""
+    """Measure the named presets, and write the table."""
     RECORDS.mkdir(parents=True, exist_ok=True)
     for preset in sys.argv[1:]:
         record = measure(preset)

@@ -1,7 +1,7 @@
-"""What a token takes with weights in fp32, 8 and 4 bits: python -m benchmarks.quantized
+"""How long a token takes with weights in fp32, 8 and 4 bits: python -m benchmarks.quantized
 
-A mixture with random weights that no last-level cache holds, and its decode step in machine code on the CPU, for
-single tokens of all three in turn, on a machine that does nothing else; OMP_NUM_THREADS says with how many threads.
+Times the decode step in machine code on the CPU, for single tokens with all three in turn, of a mixture with random
+weights too large for any last-level cache. The machine should be idle; OMP_NUM_THREADS sets the number of threads.
 Prints the median and the quartiles of the time, and how many bytes of weights a token reads.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def models() -> dict[str, PackedDecoder]:
-    """The same weights three times."""
+    """The same weights in all three formats."""
     plain = Decoder(RUN).eval()
     init_parameters(plain, RUN.model, 0)
     weights = {name: parameter.detach() for name, parameter, *_ in placed_parameters(plain)}
@@ -82,7 +82,7 @@ def models() -> dict[str, PackedDecoder]:
 
 
 def read_bytes(bits: int | None) -> int:
-    """Weights that a token reads (bytes): not of the experts that it is not sent to, one row of each table."""
+    """Bytes of weights that a token reads: only the experts that it is sent to, and one row of each table."""
     shapes = {}
     for name, parameter, *_ in placed_parameters(empty_decoder(RUN)):
         rows = RUN.moe.top_k if is_expert(name) else 1 if is_embedding(name) else len(parameter)

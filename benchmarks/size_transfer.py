@@ -1,7 +1,7 @@
-"""Whether model.size carries the learning rate over: python -m benchmarks.size_transfer TEXT VALIDATION
+"""Whether model.size transfers the learning rate between sizes: python -m benchmarks.size_transfer TEXT VALIDATION
 
 Each size is trained on the same number of tokens with several multiples of its learning rate. The best multiple of a
-size is the lowest point of a parabola through its losses over the logarithm of the rate. A record goes to
+size is the lowest point of a parabola fitted to its losses over the logarithm of the rate. A record goes to
 benchmarks/results/size_transfer.
 """
 
@@ -23,13 +23,13 @@ SIZES = ("1M", "4M", "14M")
 MULTIPLES = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0)
 SEEDS = (0, 1)
 TOKENS = 800_000
-"""Of training: each is seen once."""
+"""Training tokens: each is seen once."""
 BOUND = 1.2
-"""The best multiple of a size may be so far from that of the smallest."""
+"""The best multiple of a size may differ from that of the smallest by at most this factor."""
 
 
 def bits_per_byte(size: str, multiple: float, seed: int, text: str, validation: str) -> float:
-    """Train a model, and score it on the validation text."""
+    """Train a model and score it on the validation text."""
     chosen = {"model.size": size, "data.source": text, "data.validation": validation, "seed": seed}
     run = st.load_config("quickstart", chosen).run
     steps = TOKENS // (run.train.global_batch_size * run.data.sequence_length)
@@ -42,7 +42,7 @@ def bits_per_byte(size: str, multiple: float, seed: int, text: str, validation: 
 
 
 def best_multiple(losses: dict[float, float]) -> float:
-    """Where a parabola through losses over log multiple is lowest; by the points at and beside the lowest."""
+    """Minimum of a parabola fitted to the losses over log multiple, using the lowest point and its neighbors."""
     multiples = sorted(losses)
     at = min(max(multiples.index(min(losses, key=losses.__getitem__)), 1), len(multiples) - 2)
     near = multiples[max(at - 2, 0) : at + 3]
@@ -51,7 +51,7 @@ def best_multiple(losses: dict[float, float]) -> float:
 
 
 def main() -> None:
-    """Measure, print a table, and write the record; what it has already is not measured again."""
+    """Measure, print a table, and write the record; what it already has is not measured again."""
     text, validation = sys.argv[1:]
     machine = describe("cpu", None)
     RECORDS.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ _HOMES = {
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # a type checker is to complain about a name that is not above
+if not TYPE_CHECKING:  # a type checker should complain about a name that is not above
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULE_OF:

@@ -1,4 +1,4 @@
-"""Lines of progress on stderr, tables on stdout, and durations as people say them."""
+"""Progress lines on stderr, tables on stdout, and durations as people say them."""
 
 import sys
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from rich.table import Table
 from storyteller_ds.untrusted import for_terminal
 
 PAGE_COLUMNS = 500
-"""Width of a table that is not for a terminal; its lines are not broken."""
+"""Width of a table that is not for a terminal, so that its lines are not wrapped."""
 
 
 def stderr_console(quiet: bool = False) -> Console:
-    """The console of progress lines. In a notebook plain lines, though its stderr claims to be a terminal."""
+    """The console for progress lines; plain lines in a notebook, although its stderr claims to be a terminal."""
     in_notebook = Console().is_jupyter
     return Console(stderr=True, quiet=quiet, force_jupyter=False, force_terminal=False if in_notebook else None)
 
@@ -28,13 +28,13 @@ def lines_to(console: Console) -> Callable[[str], None]:
 
 
 def print_table(table: Table) -> None:
-    """A table on stdout: as wide as the terminal, and not folded at all where it goes into a file or a pipe."""
+    """Print a table on stdout: as wide as the terminal, or without any wrapping into a file or a pipe."""
     width = None if sys.stdout.isatty() else PAGE_COLUMNS
     Console(markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
 def duration(seconds: float) -> str:
-    """In hours and minutes, or minutes and seconds."""
+    """A duration in hours and minutes, or minutes and seconds."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"

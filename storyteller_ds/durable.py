@@ -27,7 +27,7 @@ def write_flushed(path: Path, content: str | bytes) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file of our own: written beside it, flushed to disk, renamed. A link in its place is replaced, too."""
+    """Replace a file of our own: write next to it, flush to disk, rename. A link in its place is replaced, too."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.unlink(missing_ok=True)  # left by a run that was killed; or a link, whose target is not ours
     write_flushed(beside, content)
@@ -63,7 +63,7 @@ def check_output(path: Path, option: str) -> None:
 
 
 def is_replaced(path: Path) -> bool:
-    """Whether `write_output` replaces a file of this name as a whole, and may be called again; else it writes more."""
+    """Whether `write_output` replaces this file as a whole and may be called again; if not, each call adds output."""
     return _written_through(path) is None
 
 
@@ -94,7 +94,7 @@ def _target(path: Path) -> Path:
 
 
 def _written_through(path: Path) -> Path | TextIO | None:
-    """What to write to if the file must not be replaced: the path, or our own stream that it leads to; else None."""
+    """What to write to if the file must not be replaced: the path, or our own stream behind it; otherwise None."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -15,20 +15,20 @@ EXIT_KEYBOARD_INTERRUPT = 130
 EXIT_READER_GONE = 141
 """128 + SIGPIPE, as in a shell when the reader of the output has gone (`... | head`)."""
 LONGEST_MESSAGE = 3000
-"""Of an error (characters); names and values in files can be of any length."""
+"""Longest error message (characters); names and values in files can be of any length."""
 
 
 class StorytellerError(Exception):
-    """An end of the program that the user can act on: one line on stderr, no traceback."""
+    """An error that ends the program and that the user can act on: one line on stderr, no traceback."""
 
     exit_code = EXIT_USER_ERROR
 
     def __str__(self) -> str:
-        # Names and values from files may hold line breaks and terminal commands; the message is one line of text all
-        # the same. Words of libraries may hold secrets.
+        # Names and values from files may contain line breaks and terminal commands, and messages of libraries may
+        # contain secrets; the message must be one line of text without any of these.
         line = " ".join(super().__str__().splitlines())
         line = redacted("".join(each if each.isprintable() else ascii(each)[1:-1] for each in line))
-        half = LONGEST_MESSAGE // 2  # what is wrong stands at the beginning, the fix at the end
+        half = LONGEST_MESSAGE // 2  # what is wrong is at the beginning, the fix at the end
         return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} … {line[-half:]}"
 
 

@@ -1,7 +1,7 @@
 """A user name and a folder for caches, on a system that has neither.
 
-A container often runs under a user id without a name, with no HOME, with HOME=/, or with one that cannot be written.
-Libraries (torch, Triton, wandb, datasets) insist on both and end in a traceback, or log to the terminal, without them.
+A container often runs under a user id without a name, with no HOME, with HOME=/, or with one that is not writable.
+Libraries (torch, Triton, wandb, datasets) insist on both; without them they end in a traceback or log to the terminal.
 """
 
 import getpass
@@ -14,13 +14,13 @@ from pathlib import Path
 from storyteller_ds.errors import UserError
 
 _CACHES = ("STORYTELLER_CACHE", "TORCH_EXTENSIONS_DIR", "TRITON_HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
-"""Folders for our caches and those of libraries. If not set, they are in the home folder."""
+"""Variables that name folders for our caches and those of libraries. If unset, these are in the home folder."""
 
 _notice: str | None = None
 
 
 def settle_home() -> None:
-    """Set LOGNAME, HOME or the variables of caches in this process's environment, if they are needed.
+    """Set LOGNAME, HOME or the cache variables in this process's environment if needed.
 
     Raises:
         UserError: there is no folder for temporary files either.
@@ -48,7 +48,7 @@ def settle_home() -> None:
 
 
 def home_notice() -> str | None:
-    """A line for the log, if caches may not last."""
+    """A line for the log if caches may not last; None otherwise."""
     return _notice
 
 
@@ -68,7 +68,7 @@ def _can_be_made(folder: Path) -> bool:
 
 
 def _temporary_folder() -> Path:
-    """One for this user, the same for every process; or a new one, if another user has taken its name."""
+    """A folder for this user, the same for every process; or a new one if another user has taken its name."""
     try:
         folder = Path(tempfile.gettempdir()) / f"storyteller_ds-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on."""
+"""The machine on which something was measured."""
 
 import datetime
 import os
@@ -15,7 +15,7 @@ from storyteller_ds.version import VERSION
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """What measurements depend on."""
     facts = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "storyteller_ds": VERSION,
@@ -30,6 +30,6 @@ def machine() -> dict[str, str]:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had so far, with what it has imported and mapped (bytes)."""
+    """Peak memory of this process so far, including what it has imported and mapped (bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -1,23 +1,23 @@
-"""A call that is repeated while a long block runs."""
+"""Repeating a call while a long block runs."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
 LINE_EVERY_S = 10.0
-"""Between two log lines during long work (seconds)."""
+"""Interval between log lines during long work (seconds)."""
 
 _LAST_CALL_S = 1.0
-"""How long to wait at the end for a call that is running (seconds)."""
+"""How long to wait at the end for a running call (seconds)."""
 
 
 @contextlib.contextmanager
 def meanwhile(action: Callable[[], object], every_s: float) -> Iterator[None]:
-    """Call `action` from another thread, again and again, until the block ends.
+    """Call `action` repeatedly from another thread until the block ends.
 
     Args:
         action: must not raise.
-        every_s: seconds before the first call, and between two.
+        every_s: seconds before the first call and between calls.
     """
     ended = threading.Event()
 
@@ -25,7 +25,7 @@ def meanwhile(action: Callable[[], object], every_s: float) -> Iterator[None]:
         while not ended.wait(every_s):
             action()
 
-    # A daemon: a process that ends at once does not wait for it.
+    # A daemon thread, so that a process that ends abruptly does not wait for it.
     thread = threading.Thread(target=repeat, name="meanwhile", daemon=True)
     thread.start()
     try:

@@ -23,7 +23,7 @@ _AMOUNT = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECAS
 
 @contextlib.contextmanager
 def memory_hint(hint: str, where: str = "") -> Iterator[None]:
-    """Raise OutOfMemory, with this hint at its end, for any error in the block that means that memory has run out.
+    """Raise OutOfMemory, ending with this hint, for any error in the block which means that memory has run out.
 
     Args:
         hint: what to lower, in the order that helps.

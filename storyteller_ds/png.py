@@ -1,4 +1,4 @@
-"""Figures of matplotlib as PNG files."""
+"""matplotlib figures as PNG files."""
 
 import io
 from pathlib import Path
@@ -15,15 +15,15 @@ _DPI = 150
 def as_png(figure: "Figure") -> bytes:
     """The content of a PNG file, on white."""
     out = io.BytesIO()
-    # Without the version of the library, so that the same figures are the same bytes for longer.
+    # Leave out the library's version, so that the same figure stays the same bytes for longer.
     figure.savefig(out, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
 def write_png(figure: "Figure", path: Path) -> None:
-    """Write a PNG, which replaces the one that is there when it is whole.
+    """Write a PNG; replaces an existing one once the new one is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     write_atomically(path, as_png(figure))

@@ -1,11 +1,10 @@
 """Values of secret environment variables: kept out of everything that is written, shown or sent.
 
-Of the environment, a run records nothing. A secret could still be typed into a config or a command line, or come
-back in the words of a library; both are met here, by value.
+A run records nothing of the environment. A secret could still be typed into a config or a command line, or come back
+in a library's message; both cases are caught here, by value.
 
-A variable with KEY or TOKEN in its name need not hold one: GPG_KEY is public, RUN_KEY=gpt2-small is a name.
-So a value counts as a secret if its variable is one of those that are known to hold a key, or if it looks random, as
-no word and no name does.
+A variable with KEY or TOKEN in its name need not hold a secret: GPG_KEY is public, RUN_KEY=gpt2-small is a name.
+So a value counts as a secret if its variable is known to hold a key, or if it looks random, as no word or name does.
 """
 
 import os
@@ -20,7 +19,7 @@ KNOWN = (
 )
 """Variables of the services that a run talks to: their values are always secrets."""
 SHORTEST_SECRET = 8
-"""Shorter values (characters) are not taken for secrets: they would be found in any text."""
+"""Shorter values (characters) are not treated as secrets: they would be found in any text."""
 WHAT_TO_DO_ABOUT_IT = (
     "that looks like a secret and would be recorded with the run: leave it out, or if it is none run without {name} "
     "(env -u {name} storyteller ...)"
@@ -30,7 +29,7 @@ _SECRET_NAME = re.compile(
 )
 _RUN = re.compile(r"[A-Za-z0-9]+")
 _SYMBOL = re.compile(r"[^\w\s./:,@-]")
-"""What stands in passwords, and not in names, numbers, paths and addresses."""
+"""Characters that occur in passwords but not in names, numbers, paths and addresses."""
 _USER_IN_URL = re.compile(r"(\w://)[^\s/@]+@")
 
 
@@ -42,9 +41,9 @@ def is_secret_name(name: str) -> bool:
 def looks_random(value: str) -> bool:
     """Whether a text is more likely a key than a word or a name.
 
-    It has 24 letters and digits in a row, or 12 with both letters and digits, or 8 (32, whatever stands between them)
-    with capitals, small letters and digits; or it is 8 long with a letter, a digit and a symbol that no name has. A key
-    that has none of these, such as a password of small letters, cannot be distinguished from a word.
+    It has 24 letters and digits in a row, or 12 with both letters and digits, or 8 (32, whatever is between them) with
+    capital letters, lowercase letters and digits; or it is 8 long with a letter, a digit and a symbol that no name has.
+    A key that has none of these, such as a password of lowercase letters, cannot be distinguished from a word.
     """
     if any(_is_random_run(run) for run in _RUN.findall(value)):
         return True
@@ -63,13 +62,13 @@ def secret_in(text: str, environment: Mapping[str, str] = os.environ) -> str | N
 def secret_within(value: Any, environment: Mapping[str, str] = os.environ) -> str | None:
     """Name of a secret variable whose value is in one of the texts of nested mappings and lists, keys included.
 
-    Each text is searched by itself: their JSON and their repr write quotes and backslashes in another way.
+    Each text is searched by itself, because JSON and repr write quotes and backslashes differently.
     """
     return next((name for text in _texts(value) if (name := secret_in(text, environment))), None)
 
 
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text with each secret value replaced by its variable's name, and user names and passwords cut out of URLs."""
+    """The text with secret values replaced by their variables' names, and user names and passwords cut out of URLs."""
     for name, value in _secrets(environment):
         text = text.replace(value, f"[{name}]")
     return _USER_IN_URL.sub(r"\1", text)
@@ -82,7 +81,7 @@ def _texts(value: Any) -> Iterator[str]:
         for each in value:
             yield from _texts(each)
     else:
-        yield str(getattr(value, "typed", value))  # of a number that may be meant as a name, as it was typed
+        yield str(getattr(value, "typed", value))  # for a number that may be meant as a name, the text as typed
 
 
 def _is_random_run(run: str) -> bool:
@@ -96,12 +95,12 @@ def _has_both_cases(text: str) -> bool:
 
 
 def _mixes(text: str) -> bool:
-    """Whether there are letters and digits in it."""
+    """Whether the text has both letters and digits."""
     return any(map(str.isalpha, text)) and any(map(str.isdigit, text))
 
 
 def _is_path(value: str) -> bool:
-    """Whether it is one on this machine; base64, too, may begin with a slash."""
+    """Whether the value is a path on this machine; base64 may begin with a slash, too."""
     return value.startswith(("~", "./")) or (
         value.startswith("/") and os.path.exists("/" + value.split("/")[1])  # noqa: PTH110  # Path's raises on long names
     )
@@ -119,5 +118,5 @@ def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def one_line(error: Exception) -> str:
-    """An error of a library, for a line of a log: short, and without secrets."""
+    """A library's error as a log line: short, and without secrets."""
     return textwrap.shorten(redacted(f"{type(error).__name__}: {error}"), 200)

@@ -1,6 +1,6 @@
-"""stdout and stderr of a command. Their reader may be gone or not read, or the disk may be full.
+"""stdout and stderr of a command, whose reader may be gone or not reading, or whose disk may be full.
 
-The rule: a line that cannot be written never ends training, or blocks it for longer than PATIENCE_S. It is left out,
+The rule: a line that cannot be written never ends training, nor blocks it for longer than PATIENCE_S. It is dropped
 and the run continues: metrics.jsonl and the checkpoints have the results. (Otherwise a pipe that nobody reads, or a
 terminal after Ctrl-S, would block the run until its watchdog ends it.)
 
@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from storyteller_ds.errors import EXIT_READER_GONE, StorytellerError
 
 PATIENCE_S = 1.0
-"""How long training waits for a reader that does not read; after that no line waits, until it reads again."""
+"""How long training waits for a reader that does not read; after that no line waits until it reads again."""
 
 
 class OutputLost(StorytellerError):
@@ -38,10 +38,10 @@ class OutputLost(StorytellerError):
 
 
 def secure_output(stdout_matters: bool) -> None:
-    """Make stdout and stderr follow the rule above; to be called before any file is opened.
+    """Make stdout and stderr follow the rule above; must be called before any file is opened.
 
     Args:
-        stdout_matters: losing it ends the command with OutputLost, and a reader is waited for without limit.
+        stdout_matters: losing it ends the command with OutputLost, and there is no limit to waiting for a reader.
     """
     _fill_closed_descriptors()
     patience = None if stdout_matters else PATIENCE_S
@@ -70,7 +70,7 @@ def write_unlocked(descriptor: int, text: str) -> None:
 
 
 def print_unlocked(message: str) -> None:
-    """A line on stderr, as write_unlocked writes it."""
+    """Print a line on stderr with write_unlocked."""
     write_unlocked(2, f"storyteller: {message}\n")
 
 
@@ -86,7 +86,7 @@ class _Output(io.FileIO):
         size = memoryview(data).nbytes
         try:
             while not self._lost and _is_ready(self.fileno(), self._wait_s):
-                # As much as a pipe that is ready takes without blocking (pipe(7)).
+                # At most what a ready pipe takes without blocking (pipe(7)).
                 written = super().write(memoryview(data)[: select.PIPE_BUF])
                 if written is not None:  # else the descriptor is non-blocking, and another process was faster
                     self._wait_s = self._patience_s
@@ -110,11 +110,11 @@ def _text_stream(output: _Output, before: TextIO | None) -> "io.TextIOWrapper[io
 
 
 def _fill_closed_descriptors() -> None:
-    """Open /dev/null where stdin, stdout or stderr is closed, or the next file to be opened would take its place."""
+    """Open /dev/null if stdin, stdout or stderr is closed, because the next opened file would take its place."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free descriptor: this one
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115  # as long as the process

@@ -1,7 +1,7 @@
-"""Files that somebody else may have written: checked before anything in them is used.
+"""Files that somebody else may have written, checked before anything in them is used.
 
-Nothing here unpickles. What is read is a regular file (reading a FIFO or a device could hang), and no larger than a
-file of its kind can be.
+Nothing here unpickles. Only regular files are read (reading a FIFO or a device could hang), and only if they are no
+larger than a file of their kind can be.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from typing import Any, BinaryIO, NoReturn
 from storyteller_ds.errors import UserError
 
 JSON_BYTES = 1 << 24
-"""Largest JSON file that is read (bytes): a manifest of many ranks and a tokenizer of 100,000 tokens are below it."""
+"""Largest JSON file that is read (bytes): a manifest of many ranks and a tokenizer of 100,000 tokens are smaller."""
 JSON_DEPTH = 64
-"""Deepest nesting of a JSON file that is read; ours have less than ten levels."""
+"""Deepest nesting of a JSON file that is read; ours have fewer than ten levels."""
 
 _TERMINAL_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, what turns the direction of writing, and what no encoding has."""
+"""Control characters except tab and line feed, characters that change the writing direction, and surrogates."""
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy", ".npz")
 _PICKLE_STARTS = [bytes([0x80, protocol]) for protocol in range(2, 6)]
-"""Of the protocols that announce themselves. (torch.save's zip archive is not text in any case.)"""
+"""First bytes of the pickle protocols that announce themselves. (torch.save's zip archive is not text in any case.)"""
 
 
 class UntrustedFileError(UserError):
@@ -37,7 +37,7 @@ def open_regular(path: Path) -> BinaryIO:
     """A regular file, opened for reading; never hangs.
 
     Raises:
-        UntrustedFileError: it is a folder, a FIFO, a socket or a device, or there can be no such name.
+        UntrustedFileError: it is a folder, a FIFO, a socket or a device, or the name is impossible.
         OSError: it cannot be opened.
     """
     try:
@@ -55,7 +55,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-        UntrustedFileError: it is larger, or no regular file.
+        UntrustedFileError: it is larger, or not a regular file.
         OSError: it cannot be read.
     """
     with open_regular(path) as file:
@@ -69,7 +69,7 @@ def read_text(path: Path, limit: int) -> str:
     """The content of a UTF-8 file of at most `limit` bytes, without a byte order mark.
 
     Raises:
-        UntrustedFileError: it is a pickle, larger, no regular file, or not UTF-8.
+        UntrustedFileError: it is a pickle, larger, not a regular file, or not UTF-8.
         OSError: it cannot be read.
     """
     refuse_pickle(path)
@@ -83,7 +83,7 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     """The value of a JSON file; see parse_json.
 
     Raises:
-        UntrustedFileError: it is larger than `limit`, no regular file, or not such JSON.
+        UntrustedFileError: it is larger than `limit`, not a regular file, or not such JSON.
         OSError: it cannot be read.
     """
     return parse_json(read_text(path, limit), str(path))
@@ -93,7 +93,7 @@ def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text (RFC 8259) in which no key is given twice and every number is finite.
 
     Raises:
-        UntrustedFileError: it is not; the message names `where`.
+        UntrustedFileError: the text is not such JSON; the message names `where`.
     """
 
     def refuse(reason: str) -> NoReturn:
@@ -125,9 +125,9 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def seal_of(entries: Mapping[str, Any]) -> str:
-    """sha256 of a JSON object without its entry "seal", by which damage of the file is found.
+    """sha256 of a JSON object without its entry "seal", which reveals damage to the file.
 
-    Everybody can compute it: it is not a signature.
+    Anyone can compute it: it is not a signature.
     """
     sealed = {key: value for key, value in entries.items() if key != "seal"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
@@ -148,14 +148,14 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_pickle(path: Path, by_name: bool = True) -> None:
-    """Refuse what can only be read by unpickling, by how it begins and by its name.
+    """Refuse a file that can only be read by unpickling, recognized by its first bytes or its name.
 
     Args:
-        path: of the file.
-        by_name: False where names of pickles, such as *.bin, are those of other files, too.
+        path: the file.
+        by_name: False where other files also have names of pickles, such as *.bin.
 
     Raises:
-        UntrustedFileError: it is a file of that kind.
+        UntrustedFileError: it is such a file.
     """
     if not path.is_file():
         return
@@ -172,7 +172,7 @@ def for_terminal(text: str) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Levels of lists and objects within each other; without recursion, which what reads it later may use."""
+    """Nesting depth of lists and objects, found without recursion; code that reads the value later may recurse."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1

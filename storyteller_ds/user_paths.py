@@ -6,14 +6,14 @@ from pathlib import Path
 from storyteller_ds.errors import UserError
 
 LONGEST_NAME = 255
-"""Of a file or folder, in bytes: the limit of all common file systems."""
+"""Longest name of a file or folder (bytes): the limit of all common file systems."""
 
 
 def expand_home(path: str | Path) -> Path:
-    """`~` and `~name` at the beginning as home folders; shells leave them alone in `--flag=~/x` and `field=~/x`.
+    """Expand a leading `~` or `~name`, which shells leave alone in `--flag=~/x` and `field=~/x`.
 
     Raises:
-        UserError: it begins with `~/`, and the home folder is not known; or no file can have this name.
+        UserError: the path begins with `~/` and the home folder is unknown, or no file can have this name.
     """
     for name in Path(path).parts:
         if len(os.fsencode(name)) > LONGEST_NAME:
@@ -31,7 +31,7 @@ def given_path(path: object, name: str) -> Path:
     """A path that a caller has given as the argument of this name.
 
     Raises:
-        UserError: it is none, or an empty one, which would be the current folder; or see expand_home.
+        UserError: it is not a path, or it is empty, which would mean the current folder; see also expand_home.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{name} is of type {type(path).__name__}; give a path")

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in one line: of configs, sampling settings, manifests and DeepSpeed's JSON."""
+"""What pydantic finds wrong with configs, sampling settings, manifests and DeepSpeed's JSON, in one line."""
 
 from typing import TYPE_CHECKING
 

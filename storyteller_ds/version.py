@@ -1,3 +1,3 @@
-"""The version, where every room can import it."""
+"""The version, where every module can import it."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""Runs the parts, one after the other, and prints a line for each."""
+"""Runs the parts one after another, and prints a line for each."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from benchmarks.gpu_check.plan import Part, Request, parts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TAIL = 3
-"""Lines of its log that are shown of a part that fails."""
+"""Lines shown from the log of a part that fails."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,7 +50,7 @@ def main(
 
 
 def _run(part: Part, device: str, out: Path, left_s: float) -> bool:
-    """Run one part into its log, and print what came of it."""
+    """Run one part with its output in a log, and print the outcome."""
     if left_s <= 0:
         print(f"{part.name:12} left out: no time is left", flush=True)
         return False
@@ -70,7 +70,7 @@ def _run(part: Part, device: str, out: Path, left_s: float) -> bool:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if process.poll() is None:  # with all that it has started
+            if process.poll() is None:  # with all processes that it has started
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

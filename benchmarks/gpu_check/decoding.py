@@ -1,4 +1,4 @@
-"""How fast the models that the part `training` has left tell stories, and how fast by torch's operators one by one."""
+"""How fast the models from the part `training` tell stories, and how fast with torch's operators one by one."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ TOKENS, QUICK_TOKENS = 256, 32
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Tokens a second of each, one story at a time."""
+    """Tokens per second of each model, one story at a time."""
     found: dict[str, Any] = {}
     for folder in sorted((options.out / "runs").iterdir()):
         model = st.load(folder, device=options.device.type)

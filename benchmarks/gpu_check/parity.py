@@ -17,9 +17,9 @@ from storyteller_ds.model.loss import LossModule
 ALONE = World(0, 0, 1, 1)
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 """Largest relative difference of the loss, and of the gradient as one vector: some of its tensors, such as the biases
-of keys, are nothing but rounding."""
+of keys, are nothing but rounding errors."""
 ROUTED = 0.2
-"""In bf16 with experts: a rounding may send a token to another one, and there are 256 tokens."""
+"""For experts in bf16: rounding may send a token to another expert, and there are only 256 tokens."""
 SMALL = ("model.num_layers=2", "data.sequence_length=64", "tokenizer.vocab_size=512", "model.dropout=0")
 MODELS = {
     "mixture": ("quickstart", ()),
@@ -31,7 +31,7 @@ MODELS = {
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """The differences of each model in each format."""
+    """The differences of each model in each number format."""
     found: dict[str, Any] = {}
     for name, (preset, overrides) in MODELS.items():
         run = load_config(preset, [*SMALL, *overrides]).run

@@ -1,4 +1,4 @@
-"""What the parts that are modules of this package have in common: their options and their record."""
+"""What the parts in this package have in common: their options and their record."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from benchmarks.operations.record import describe
 
 @dataclass(frozen=True)
 class Options:
-    """Of a part."""
+    """Options of a part."""
 
     device: torch.device
     quick: bool
@@ -24,7 +24,7 @@ class Options:
 
 
 def run_part(name: str, measure: Callable[[Options], dict[str, Any]]) -> dict[str, Any]:
-    """Be a part: read the options, measure, and write the record OUT/NAME.json, which is printed and returned."""
+    """Run a part: read the options, measure, then write, print and return the record OUT/NAME.json."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The parts: what each runs, and for how long at most."""
+"""The parts: what each runs, and its time limit."""
 
 import sys
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Part:
-    """One of them."""
+    """One part."""
 
     name: str
     command: tuple[str, ...]
@@ -29,7 +29,7 @@ class Part:
 
 
 def parts(request: Request) -> list[Part]:
-    """All parts, in the order in which they run."""
+    """All parts, in the order they run."""
     python, on_cuda, out = sys.executable, request.device == "cuda", request.out
     own = [f"--device={request.device}", f"--out={out}", *["--quick"] * request.quick]
 

@@ -1,4 +1,4 @@
-"""Two training steps of every preset: that it runs, how long the second takes, and how much memory."""
+"""Two training steps of every preset: whether it runs, how long the second step takes, and how much memory it needs."""
 
 import gc
 import math
@@ -23,7 +23,7 @@ QUICK_PARAMETERS = 5_000_000
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """A record of each."""
+    """A record of each preset."""
     found = {name: _steps(name, options) for name in preset_names()}
     return {"passed": all(each.get("finite", True) for each in found.values()), "presets": found}
 

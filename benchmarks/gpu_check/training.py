@@ -13,9 +13,9 @@ from benchmarks.gpu_check.part import Options, run_part
 PRESETS, QUICK_PRESETS = ("fast_train", "moe_model"), ("tiny_test",)
 MINUTES, QUICK_MINUTES = 1.5, 0.1
 PROFILED = 20, 22
-"""Steps."""
+"""First and last profiled step."""
 SKIPPED = 30
-"""Steps of which no speed is taken: the first ones compile, and then there is the profile."""
+"""Steps whose speed does not count: the first ones compile, and then there is the profile."""
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _train(preset: str, minutes: float, options: Options) -> dict[str, Any]:
 
 
 def _launches(trace: Path) -> int:
-    """Kernels that the traced steps launched; on a CPU the operators that no other operator called."""
+    """Kernels that the traced steps launched; on a CPU, the operators in the trace."""
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     launches = [event for event in events if "LaunchKernel" in str(event.get("name"))]
     return len(launches) or sum(event.get("cat") == "cpu_op" for event in events)

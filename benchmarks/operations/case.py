@@ -1,4 +1,4 @@
-"""What a benchmark is made of: a case, who implements it, what bounds it."""
+"""What a benchmark is made of: a case, its implementations, its limits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from torch import Tensor
 from tests.support.tolerances import BF16, COMPLEX, SIMPLE
 
 Size = Literal["cpu", "gpu", "tiny"]
-"""Which shapes: those of a suite, or those of the tests."""
+"""Which shapes to use: those of a suite, or those of the tests."""
 Direction = Literal["forward", "backward", "forward+backward", "step"]
 Role = Literal["ours", "peer", "baseline", "limit"]
-"""A baseline is our own code in another form; no goal compares with it."""
+"""A baseline is our own code in another form; goals do not compare with it."""
 Named = dict[str, Tensor]
 
 
@@ -43,30 +43,30 @@ class Candidate:
     forward: Callable[[], Named]
     """Computes the outputs by name, with a graph."""
     leaves: Mapping[str, Tensor]
-    """What gets a gradient."""
+    """The tensors that get a gradient."""
     outputs: Callable[[Named], Named] = _as_it_is
-    """From what `forward` returns to the names and shapes of the reference; not timed."""
+    """Converts what `forward` returns to the names and shapes of the reference; not timed."""
     gradients: Callable[[Named], Named] = _as_it_is
-    """From the gradients of the leaves to the names and shapes of the reference."""
+    """Converts the gradients of the leaves to the names and shapes of the reference."""
     step: Callable[[], object] | None = None
-    """Timed instead of forward and backward where the direction is `step`."""
+    """Timed instead of forward and backward if the direction is `step`."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One competitor. It is built when its turn comes, which may raise Unavailable."""
+    """One competitor. It is built when its turn comes; this may raise Unavailable."""
 
     name: str
     role: Role
     build: Callable[[], Candidate]
     note: str = ""
-    """What a reader must know beside the time, such as "drops tokens"."""
+    """What a reader must know besides the time, such as "drops tokens"."""
     compared: bool = True
     """Whether it computes the same function, so that it can be checked."""
 
 
 class LimitStep(NamedTuple):
-    """One way to run into a limit."""
+    """One way to reach a limit."""
 
     label: str
     step: Step
@@ -96,22 +96,22 @@ class Case:
     implementations: Sequence[Implementation]
     limits: Sequence[Limit]
     work: Mapping[Direction, Mapping[str, float]]
-    """For each direction: limit -> what has to be done of it (FLOP or B). The first limit is the one in the tables."""
+    """For each direction: limit -> amount of work (FLOP or B). The first limit is the one in the tables."""
     dtype: torch.dtype
     device: torch.device
     rounds: int
     """Rounds unless --rounds is given."""
     roundings: tuple[int, int] = (2, 2)
-    """In half precision: the most tensors of that format that a number passes through on its way to an output, and to
-    a gradient."""
+    """In half precision: the most tensors of that format that a value passes through on its way to an output, and to a
+    gradient."""
     tokens: int | None = None
-    """Tokens that are processed, where tokens a second are of interest."""
+    """Tokens that are processed, if tokens per second are of interest."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """For the record: how `work` came about."""
+    """For the record: how `work` was calculated."""
 
     @property
     def tolerances(self) -> tuple[float, float]:
-        """For outputs and for gradients, from the project's one table, whose BF16 is two roundings."""
+        """For outputs and for gradients, from the project's table of tolerances, in which BF16 means two roundings."""
         if self.dtype.itemsize == 4:
             return SIMPLE, COMPLEX
         outputs, gradients = self.roundings
@@ -119,7 +119,7 @@ class Case:
 
 
 def leaf(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of its own with the same numbers, which gets a gradient."""
+    """A separate leaf tensor with the same values, which gets a gradient."""
     return tensor.detach().to(dtype or tensor.dtype, copy=True).requires_grad_()
 
 

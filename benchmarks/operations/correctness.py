@@ -1,4 +1,4 @@
-"""Every implementation against the fp64 reference, outputs and gradients, before anything is timed."""
+"""Compare every implementation's outputs and gradients with the fp64 reference before anything is timed."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from tests.support.tolerances import assert_within
 
 
 class Wrong(Exception):
-    """An implementation does not compute what it should; the message has the place and the difference."""
+    """An implementation does not compute what it should; the message says where and by how much."""
 
 
 class Expected:
-    """What the reference gives, also for the gradient of only some of its outputs.
+    """The reference's outputs, and its gradients for all or only some of the outputs.
 
-    Cotangents are random, and representable in bf16, so that every implementation gets the same numbers.
+    Cotangents are random and representable in bf16, so that every implementation gets the same numbers.
     """
 
     def __init__(self, reference: Candidate) -> None:
@@ -32,7 +32,7 @@ class Expected:
         self._gradients: dict[frozenset[str], Named] = {}
 
     def gradients(self, of_outputs: frozenset[str]) -> Named:
-        """The reference's gradients where only these outputs have a cotangent."""
+        """The reference's gradients if only these outputs have a cotangent."""
         if of_outputs not in self._gradients:
             outputs = self._reference.outputs(self._reference.forward())
             cotangents = {name: self.cotangents[name] for name in sorted(of_outputs)}
@@ -47,7 +47,7 @@ def verify(candidate: Candidate, expected: Expected, tolerances: tuple[float, fl
         candidate: the implementation.
         expected: the results of the reference.
         tolerances: of outputs and of gradients, relative to the largest entry. Integers must be equal.
-        everything: whether it must have all outputs of the reference; a peer may lack those that are only ours.
+        everything: whether it must have all outputs of the reference; a peer may lack those that only ours has.
 
     Raises:
         Wrong: it differs.
@@ -91,7 +91,7 @@ def _gradients(candidate: Candidate, outputs: Named, cotangents: Named) -> Named
 
 def _compare(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
     try:
-        # For integers the reference is exact, and so must they be.
+        # Integers of the reference are exact, so these must be equal.
         assert_within(actual, expected, tolerance if expected.is_floating_point() else 0.0)
     except AssertionError as error:
         raise Wrong(f"{name}: {error}") from None
@@ -103,5 +103,5 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _like(cotangent: Tensor, output: Tensor) -> Tensor:
-    """A copy: some kernels write their result over the gradient that they are given."""
+    """A copy, because some kernels overwrite the gradient that they are given."""
     return cotangent.to(output.dtype, copy=True)

@@ -1,7 +1,7 @@
-"""A mixture-of-experts decoder in fp64 from its definitions: what training steps are compared with.
+"""A mixture-of-experts decoder in fp64 from its definitions, as the reference for training steps.
 
-Llama's block (RMSNorm, rotary positions, grouped-query attention) with Mixtral's MoE layer, tied embeddings. Written
-out, every score and every expert, from tensors by their canonical names.
+Llama's block (RMSNorm, rotary positions, grouped-query attention) with Mixtral's MoE layer and tied embeddings. Every
+score and every expert is written out, from tensors with canonical names.
 """
 
 import torch
@@ -12,11 +12,11 @@ from benchmarks.operations.flops import DecoderShape
 from benchmarks.operations.moe_problem import exact_gate_weights
 
 MARGIN = 1e-5
-"""Least distance between the logits of the last chosen expert and of the next: nearer ones are decided by rounding."""
+"""Least distance between the logits of the last chosen expert and the next one; closer ones are decided by rounding."""
 
 
 class DecoderReference:
-    """The decoder, and how near to a tie its routers came.
+    """The decoder, and how close to a tie its routers came.
 
     Args:
         shape: sizes.
@@ -36,7 +36,7 @@ class DecoderReference:
         return (torch.logsumexp(logits_TV, dim=1, keepdim=True) - logits_TV.gather(1, target_T1)).mean()
 
     def logits(self, token_BS: Tensor) -> Tensor:
-        """[B, S] to [B, S, V]."""
+        """Logits: [B, S] to [B, S, V]."""
         x_BSD = self.weights["embedding.weight"][token_BS]
         for number in range(self.shape.layers):
             block = f"blocks.{number}"
@@ -64,10 +64,10 @@ class DecoderReference:
         return out_BSD @ self.weights[f"{name}.o_proj.weight"].t()
 
     def _rotated(self, x_BHSW: Tensor) -> Tensor:
-        """Feature i of a head turned together with feature i + W/2, by position * theta^(-2i/W)."""
+        """Rotate feature i of a head together with feature i + W/2, by position * theta^(-2i/W)."""
         length, width = x_BHSW.shape[2:]
         position_S, even_H = (torch.arange(0, end, step) for end, step in ((length, 1), (width, 2)))
-        # In fp32, as everyone computes the angles; then in fp64.
+        # Angles in fp32, as all implementations compute them; the rest in fp64.
         angle_SH = position_S.float()[:, None] * self.rope_theta ** (-even_H.float() / width)
         cos_SH, sin_SH = (f(angle_SH).to(x_BHSW) for f in (torch.cos, torch.sin))
         first, second = x_BHSW.chunk(2, dim=-1)

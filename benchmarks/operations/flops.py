@@ -1,14 +1,14 @@
 """Floating-point operations, counted by hand: a multiplication and an addition are two.
 
-Matrix products only, as is usual; recomputation does not count, nor do products that are not needed: a token
-meets K of E experts, and a query the keys up to its own position.
+Only matrix products count, as is usual. Neither recomputation nor unneeded products count: a token goes to K of E
+experts, and a query meets the keys up to its own position.
 """
 
 from typing import NamedTuple
 
 
 class DecoderShape(NamedTuple):
-    """A mixture-of-experts decoder and its batch, as far as the products need it."""
+    """Sizes of a mixture-of-experts decoder and its batch that determine the products."""
 
     layers: int
     D: int
@@ -28,12 +28,12 @@ class DecoderShape(NamedTuple):
 
 
 def expert_flops(rows: int, D: int, I: int) -> float:
-    """The SwiGLU experts' products, forward: [rows, D] to [rows, 2I] (gate and up), [rows, I] to [rows, D]."""
+    """Forward products of the SwiGLU experts: [rows, D] to [rows, 2I] (gate and up), [rows, I] to [rows, D]."""
     return 2.0 * rows * D * (2 * I + I)
 
 
 def router_flops(tokens: int, D: int, E: int) -> float:
-    """The router's product, forward: [tokens, D] to [tokens, E]."""
+    """Forward product of the router: [tokens, D] to [tokens, E]."""
     return 2.0 * tokens * D * E
 
 

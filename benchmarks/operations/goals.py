@@ -1,4 +1,4 @@
-"""How fast an operation should be, and whether it is."""
+"""How fast an operation should be, and whether it is that fast."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,12 +7,12 @@ from typing import Any
 from benchmarks.operations.case import Direction
 
 Row = dict[str, Any]
-"""A line of the record; measure.py describes its fields."""
+"""A row of the record; measure.py describes its fields."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio that ours should reach, in every case of an operation that the goal is for.
+    """A ratio that ours should reach in every case of an operation.
 
     Either a share of a limit (the time of the limit over ours), or a speed-up over the best of some peers
     (its time over ours).
@@ -24,10 +24,10 @@ class Goal:
     direction: Direction
     at_least: float
     limit: str | None = None
-    """Share of this limit."""
+    """If set, the ratio is a share of this limit."""
     peers: tuple[str, ...] = ()
-    """Speed-up over the best of the peers whose names begin so; ("",) is all peers. Those that drop tokens never
-    count."""
+    """If set, the ratio is a speed-up over the best peer whose name starts with one of these; ("",) means all peers.
+    Peers that drop tokens never count."""
 
     def __post_init__(self) -> None:
         if (self.limit is None) == (not self.peers):
@@ -36,7 +36,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a goal in one case."""
+    """Whether a goal was met in one case."""
 
     goal: str
     op: str
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def judge(goals: Sequence[Goal], rows: Sequence[Row]) -> list[Verdict]:
-    """Every goal in every case that was measured."""
+    """The verdict on every goal in every measured case."""
     verdicts = []
     for goal in goals:
         mine = [row for row in rows if (row["op"], row["direction"]) == (goal.op, goal.direction)]
@@ -63,12 +63,12 @@ def judge(goals: Sequence[Goal], rows: Sequence[Row]) -> list[Verdict]:
 
 
 def as_records(verdicts: Sequence[Verdict]) -> list[Row]:
-    """For the JSON."""
+    """The verdicts as they go into the JSON."""
     return [asdict(verdict) for verdict in verdicts]
 
 
 def is_met(measured: float | None, at_least: float) -> bool | None:
-    """Whether a ratio reaches its goal, with no allowance; None where there is none."""
+    """Whether a ratio reaches its goal, without any tolerance; None if there is no ratio."""
     return None if measured is None else measured >= at_least
 
 
@@ -79,7 +79,7 @@ def _judge(goal: Goal, case: str, rows: Sequence[Row]) -> Verdict:
 
 
 def _measure(goal: Goal, rows: Sequence[Row]) -> tuple[float | None, str, str]:
-    """The ratio, what with, and why there is none."""
+    """The ratio, what it compares with, and why there is none or what is missing."""
     ours = next((row for row in rows if row["role"] == "ours"), None)
     if ours is None or ours["median_s"] is None:
         return None, goal.limit or "", f"ours has no time: {ours['why'] if ours else 'not run'}"

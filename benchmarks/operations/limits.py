@@ -1,6 +1,6 @@
-"""What the machine can do at all, measured in the same rounds as the operations.
+"""The limits of the machine, measured in the same rounds as the operations.
 
-The best rate of a large matrix product, by torch.mm and, where our operations use it, by oneDNN too; the matrix
+The best rate of a large matrix product, with torch.mm and, where our operations use it, also with oneDNN; the matrix
 products of the experts alone, over perfectly balanced rows; a copy.
 """
 
@@ -16,13 +16,13 @@ from benchmarks.operations.flops import expert_flops
 
 MATRIX_PRODUCT, ONEDNN_PRODUCT, BARE_BMM, COPY = "matrix product", "oneDNN product", "bare bmm", "copy"
 LARGE_BYTES = 320 * 2**20
-"""A copy on a GPU moves a buffer of this size: above 256 MB, so far beyond its caches."""
+"""A copy on a GPU moves at least this much: above 256 MB, and so far beyond its caches."""
 
 
 def matrix_products(sizes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> list[Limit]:
     """[m, k] times [k, n], for several (m, k, n); the best of them is the rate.
 
-    torch.mm; and on a CPU where oneDNN is faster (storyteller_kernels.cpu_products) its product as a second limit.
+    Uses torch.mm; on a CPU where oneDNN is faster (storyteller_kernels.cpu_products), its product is a second limit.
     """
     by_torch, by_onednn = [], []
     for m, k, n in sizes:
@@ -39,8 +39,8 @@ def matrix_products(sizes: Sequence[tuple[int, int, int]], dtype: torch.dtype, d
 def bare_bmm(rows: int, D: int, I: int, E: int, dtype: torch.dtype, device: torch.device) -> Limit:
     """Forward and backward of torch.bmm for the two products of an expert, and nothing else.
 
-    `rows` rows, the same number for every expert; no routing, no activation. The weights lie as bmm wants them,
-    [E, D, 2I] and [E, I, D], so that no gradient has to be turned round.
+    `rows` rows, the same number for every expert; no routing, no activation. The weights are laid out as bmm wants
+    them, [E, D, 2I] and [E, I, D], so that no gradient has to be transposed.
     """
     each = rows // E
     pairs = []
@@ -54,7 +54,7 @@ def bare_bmm(rows: int, D: int, I: int, E: int, dtype: torch.dtype, device: torc
 
 
 def copy(bytes_read: int, dtype: torch.dtype, device: torch.device) -> Limit:
-    """Tensor.copy_ of a buffer of the operation's size; on a GPU of at least LARGE_BYTES. It reads and writes."""
+    """Tensor.copy_ of a buffer of the operation's size, on a GPU at least LARGE_BYTES; reads and writes both count."""
     size = max(bytes_read, LARGE_BYTES if device.type == "cuda" else 0) // dtype.itemsize
     source = torch.randn(size, dtype=torch.float32, device=device).to(dtype)
     step = Step(partial(_copy, torch.empty_like(source), source))
@@ -62,7 +62,7 @@ def copy(bytes_read: int, dtype: torch.dtype, device: torch.device) -> Limit:
 
 
 def _mm(left: Tensor, right: Tensor, out: Tensor, _: object) -> None:
-    # Into memory that is there: on a CPU fresh pages would cost some percent of the rate.
+    # Into existing memory: on a CPU, fresh pages would cost a few percent of the rate.
     torch.mm(left, right, out=out)
 
 

@@ -1,4 +1,4 @@
-"""A case to the rows of the record: build, verify, time together, divide by the limits."""
+"""From a case to the rows of the record: build, verify, time together, divide by the limits."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ FAILURES: tuple[type[Exception], ...] = (
     *(RuntimeError, ImportError, TypeError, AttributeError, ValueError, LookupError, AssertionError),
     *(OSError, subprocess.SubprocessError),
 )
-"""What an implementation raises on a machine, or in a version, that it does not suit. Its row has the reason."""
+"""What an implementation raises on an unsuitable machine or in an unsuitable version. Its row has the reason."""
 
 
 def measure(case: Case, rounds: int | None = None) -> list[Row]:
     """All rows of a case.
 
     A row has: op, case, shape, direction, implementation, role; `ok` (True: verified, False: wrong or failed,
-    None: not checked or not there), `why`, `note`, `compared`; `median_s`, `q1_s`, `q3_s`, `rounds`, or None
-    where there is no time; `of_limit`, for each limit the least time that it allows over the time taken;
-    `work`, the FLOP or bytes behind that; `tokens_per_s` and `peak_bytes` where they are counted. Limits have
-    rows of role `limit`, with `rate` and `unit`.
+    None: not checked or not available), `why`, `note`, `compared`; `median_s`, `q1_s`, `q3_s` (None if there is no
+    time), `rounds`; `of_limit`, for each limit the least time that it allows over the time taken; `work`, the FLOP or
+    bytes behind that; `tokens_per_s` and `peak_bytes` where they are counted. Limits have rows of role `limit`, with
+    `rate` and `unit`.
     """
     candidates, verdicts = _build_and_verify(case)
     rows = []
@@ -52,7 +52,7 @@ def measure(case: Case, rounds: int | None = None) -> list[Row]:
 
 
 def _build_and_verify(case: Case) -> tuple[dict[str, Candidate], dict[str, Row]]:
-    """Those that may be timed, and `ok` and `why` of all."""
+    """The candidates that may be timed, and `ok` and `why` of all implementations."""
     expected, failures = Expected(case.reference()), (*FAILURES, *_triton_errors())
     candidates: dict[str, Candidate] = {}
     verdicts: dict[str, Row] = {}
@@ -72,7 +72,7 @@ def _build_and_verify(case: Case) -> tuple[dict[str, Candidate], dict[str, Row]]
         except Wrong as error:
             ok, why = False, f"wrong: {_first_line(error)}"
         except failures as error:
-            # A peer that cannot run here is not red: nothing of it was compared. Ours has to run.
+            # A peer that cannot run here does not count as wrong: nothing was compared. Ours has to run.
             ok = False if implementation.role == "ours" else None
             why = f"failed: {type(error).__name__}: {_first_line(error)}"
         verdicts[implementation.name] = {"ok": ok, "why": why}
@@ -80,7 +80,7 @@ def _build_and_verify(case: Case) -> tuple[dict[str, Candidate], dict[str, Row]]
 
 
 def _triton_errors() -> tuple[type[Exception], ...]:
-    """Its errors of compilation, which are none of Python's."""
+    """Triton's compilation errors, which are not among Python's exceptions."""
     try:
         from triton.errors import TritonError
     except (ImportError, OSError):
@@ -93,7 +93,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _step(candidate: Candidate, direction: Direction) -> Step:
-    """What is timed for a direction."""
+    """What to time for a direction."""
     if direction == "step":
         whole_step = candidate.step
         assert whole_step is not None, "a case with the direction 'step' has candidates with a step"
@@ -102,7 +102,7 @@ def _step(candidate: Candidate, direction: Direction) -> Step:
         return Step(lambda _: candidate.forward())
     cotangents = _cotangents(candidate)
     if direction == "backward":
-        # A graph of its own for each backward pass: some allow only one.
+        # A new graph for each backward pass: some allow only one.
         return Step(partial(_backward, candidate, cotangents), candidate.forward)
     return Step(partial(_forward_backward, candidate, cotangents))
 
@@ -122,7 +122,7 @@ def _backward(candidate: Candidate, cotangents: Named, outputs: Mapping[str, Ten
 
 
 def _rates(case: Case, direction: Direction, times: Mapping[str, Spread]) -> dict[str, float]:
-    """FLOP/s or B/s of each limit of this direction: that of its fastest step."""
+    """FLOP/s or B/s of each limit of this direction: the rate of its fastest step."""
     return {
         limit.name: max(one.amount / times[f"{limit.name}: {one.label}"].median for one in limit.steps)
         for limit in case.limits
@@ -131,7 +131,7 @@ def _rates(case: Case, direction: Direction, times: Mapping[str, Spread]) -> dic
 
 
 def _row(case: Case, direction: Direction, implementation: Implementation) -> Row:
-    """A row without its figures."""
+    """A row without its measurements."""
     return {
         "op": case.op,
         "case": case.name,
@@ -154,7 +154,7 @@ def _row(case: Case, direction: Direction, implementation: Implementation) -> Ro
 
 
 def _timed(case: Case, direction: Direction, time: Spread, rates: Mapping[str, float]) -> Row:
-    """The figures of a row."""
+    """The measurements of a row."""
     return {
         "median_s": time.median,
         "q1_s": time.first_quartile,
@@ -188,5 +188,5 @@ def _not_built() -> Candidate:
 
 
 def red(rows: Sequence[Row]) -> list[Row]:
-    """Rows of implementations that are wrong, and of ours where it failed."""
+    """Rows of implementations that are wrong, and of ours if it failed."""
     return [row for row in rows if row["ok"] is False]

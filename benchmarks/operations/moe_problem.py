@@ -1,4 +1,4 @@
-"""An MoE layer's inputs and weights, its fp64 reference, and the layer itself from our operations."""
+"""An MoE layer's inputs and weights, its fp64 reference, and candidates built from functions and modules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from benchmarks.operations.case import Candidate, Named, leaf
 
 MARGIN = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Least distance between the logits of the last chosen expert and of the next. Nearer ones are a matter of rounding:
-an implementation that computes the logits in the dtype of x would choose otherwise and not be wrong."""
+"""Least distance between the logits of the last chosen expert and the next one. Closer ones are decided by rounding: an
+implementation that computes the logits in the dtype of x could choose differently without being wrong."""
 
 
 class MoEShape(NamedTuple):
-    """T tokens, D model width, I expert width, E experts, K choices a token."""
+    """T tokens, D model width, I expert width, E experts, K choices per token."""
 
     T: int
     D: int
@@ -26,7 +26,7 @@ class MoEShape(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """N: a token once for each of its experts."""
+        """N: each token counts once for each of its experts."""
         return self.T * self.K
 
 
@@ -51,7 +51,7 @@ class MoEProblem:
 
 
 def draw(shape: MoEShape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> MoEProblem:
-    """Random tokens and weights; all activations are about 1. Tokens whose choice is nearly a tie are drawn again."""
+    """Random tokens and weights; all activations are about 1. Tokens whose choice is nearly tied are drawn again."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*size: int, std: float = 1.0) -> Tensor:
@@ -84,7 +84,7 @@ def exact_gate_weights(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor,
 
 
 def exact(problem: MoEProblem) -> Candidate:
-    """The layer in fp64, expert by expert, with nothing of ours in it."""
+    """The layer in fp64, expert by expert, without any of our code."""
     leaves = problem.leaves(torch.float64)
 
     def forward() -> Named:
@@ -101,7 +101,7 @@ def exact(problem: MoEProblem) -> Candidate:
 
 
 def of_function(problem: MoEProblem, layer: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]) -> Candidate:
-    """A layer that is a function of (x, router, gate_up, down, K)."""
+    """A candidate from a layer that is a function of (x, router, gate_up, down, K)."""
     leaves = problem.leaves()
     x, router, gate_up, down = leaves.values()
     return Candidate(lambda: {"y": layer(x, router, gate_up, down, problem.shape.K)}, leaves)
@@ -110,13 +110,13 @@ def of_function(problem: MoEProblem, layer: Callable[[Tensor, Tensor, Tensor, Te
 def of_module(
     problem: MoEProblem, module: nn.Module, weights: Mapping[str, Tensor], gradients: Callable[[Named], Named]
 ) -> Candidate:
-    """A module that takes [1, T, D] and returns the same shape, alone or first in a tuple.
+    """A candidate from a module that takes [1, T, D] and returns the same shape, alone or first in a tuple.
 
     Args:
         problem: the problem.
-        module: with the problem's weights in it.
-        weights: its own parameters, by names of its own.
-        gradients: from those names, and `x`, to the names and shapes of the problem.
+        module: already has the problem's weights.
+        weights: its parameters, by its own names.
+        gradients: converts those names, and `x`, to the names and shapes of the problem.
     """
     x = leaf(problem.x_TD)
 

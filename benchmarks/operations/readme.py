@@ -1,4 +1,4 @@
-"""From the newest results to the measured tables of the READMEs, between two markers."""
+"""Writes the newest results into the tables of the READMEs, between two markers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ OPS_OF_README = {
     "expert_mlp": ["expert_mlp", "moe_layer", "training_step"],
     "cross_entropy": ["cross_entropy"],
 }
-"""Folder of an operation -> what is measured of it."""
+"""Folder of an operation -> its benchmarks."""
 SUITES = {"cpu": "CPU", "gpu": "GPU"}
 Record = dict[str, Any]
 
@@ -37,22 +37,22 @@ class Runs:
 
     @property
     def newest(self) -> Record:
-        """The last of them."""
+        """The most recent record."""
         return max(self.records, key=lambda record: str(record["date"]))
 
     @property
     def machine(self) -> str:
-        """What they were measured on."""
+        """The machine they were measured on."""
         return machine_name(self.newest)
 
 
 def load(folder: Path) -> list[Record]:
-    """All records of a folder."""
+    """All records in a folder."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def newest_runs(records: Iterable[Record]) -> list[Runs]:
-    """For every suite, machine and operation the runs of the commit that was measured last; CPUs first."""
+    """For every suite, machine and operation, the runs of the commit that was measured last; CPUs first."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         for op in dict.fromkeys(row["op"] for row in record["results"]):
@@ -66,7 +66,7 @@ def newest_runs(records: Iterable[Record]) -> list[Runs]:
 
 
 def measured(runs: Sequence[Runs]) -> str:
-    """The tables of kernels/README.md: goals, and ours beside limit and best peer, for each device."""
+    """The tables of kernels/README.md: goals, and ours next to the limit and the best peer, for each device."""
     if not runs:
         return f"Nothing measured yet.\n\n{_missing(runs)}"
     parts = []
@@ -89,7 +89,7 @@ def measured_of(readme: str, runs: Sequence[Runs]) -> str:
 
 
 def between_markers(text: str, inside: str) -> str:
-    """The text of a README with its measured part replaced; without markers they go to its end."""
+    """The text of a README with its measured part replaced; without markers, these are added at its end."""
     block = f"{BEGIN}\n{inside}\n{END}"
     if BEGIN not in text:
         return f"{text.rstrip()}\n\n## Measured\n\n{block}\n"
@@ -101,7 +101,7 @@ def between_markers(text: str, inside: str) -> str:
 
 
 def readmes(kernels: Path, results: Path) -> dict[Path, str]:
-    """What the READMEs should be: path -> text."""
+    """What the READMEs should contain: path -> text."""
     runs = newest_runs(load(results))
     wanted = {kernels / "README.md": measured(runs)}
     for folder in OPS_OF_README:
@@ -110,7 +110,7 @@ def readmes(kernels: Path, results: Path) -> dict[Path, str]:
 
 
 def write(kernels: Path = KERNELS, results: Path = RESULTS) -> list[Path]:
-    """Bring all READMEs up to date; those that changed."""
+    """Update all READMEs; returns those that changed."""
     changed = []
     for path, text in readmes(kernels, results).items():
         if path.read_text(encoding="utf-8") != text:
@@ -123,9 +123,9 @@ _COLUMNS = ["case", "direction", "ours", "share of the limit", "best peer", "our
 
 
 def _lines(runs: Runs) -> list[list[str]]:
-    """One line for each case and direction; figures are medians over the runs."""
+    """One line for each case and direction; numbers are medians over the runs."""
     lines = []
-    name = "" if runs.op in ("rms_norm", "permute") else f"{runs.op} "  # these name their cases themselves
+    name = "" if runs.op in ("rms_norm", "permute") else f"{runs.op} "  # the names of their cases contain the operation
     for case, direction in dict.fromkeys((r["case"], r["direction"]) for r in _rows(runs.newest, runs.op)):
         found = [_figures(record, runs.op, case, direction) for record in runs.records]
         timed = [figures for figures in found if figures.seconds]
@@ -147,18 +147,18 @@ def _lines(runs: Runs) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Ours in one run."""
+    """Results of our implementation in one run."""
 
     seconds: float
-    """0: it has no time."""
+    """0: there is no time."""
     why: str
     tokens_per_s: float
     """0: not counted."""
     shares: dict[str, float]
     peer: str
-    """The best of those that compute the same."""
+    """The best peer that computes the same."""
     ratio: float
-    """Its time over ours; 0: there is none."""
+    """The peer's time over ours; 0: there is no peer."""
 
 
 def _figures(record: Record, op: str, case: str, direction: str) -> _Figures:
@@ -174,7 +174,7 @@ def _figures(record: Record, op: str, case: str, direction: str) -> _Figures:
 
 
 def _goal_lines(runs: Runs) -> list[list[str]]:
-    """One line for each goal of the operation; measured is the median over the runs."""
+    """One line for each goal of the operation; the measured value is the median over the runs."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for record in runs.records:
         for goal in record["goals"]:
@@ -212,7 +212,7 @@ def _commit(runs: Runs) -> str:
 
 
 def _missing(runs: Sequence[Runs]) -> str:
-    """Lists the kinds of device without a record."""
+    """One line for each kind of device without a record."""
     kinds = [name for suite, name in SUITES.items() if all(one.newest["suite"] != suite for one in runs)]
     return "\n".join(
         f"{name}: not yet measured (`python benchmarks/operations/run.py --suite {name.lower()}`)." for name in kinds

@@ -23,11 +23,11 @@ FORMAT = 1
 
 
 def describe(suite: str, commit: str | None) -> dict[str, Any]:
-    """All of a record but its results.
+    """Everything in a record except its results.
 
     Args:
         suite: cpu or gpu.
-        commit: of the code, where this checkout has no git to ask.
+        commit: commit of the code, if git cannot tell it.
     """
     chosen = choice_for(torch.device("cuda" if suite == "gpu" else "cpu"))
     return {
@@ -39,7 +39,7 @@ def describe(suite: str, commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions(),
         "commit": commit or _git("rev-parse", "--short=10", "HEAD") or "unknown",
-        # Results are written into the checkout: they do not change what is measured.
+        # Results are written into the checkout but do not change what is measured.
         "dirty": bool(
             _git("status", "--porcelain", "--", ".", ":(exclude)*.md", ":(exclude)benchmarks/operations/results")
         ),
@@ -49,7 +49,7 @@ def describe(suite: str, commit: str | None) -> dict[str, Any]:
 
 
 def _instruction_set() -> str:
-    """The instructions that torch uses; they may be fewer than the processor has, to imitate an older one."""
+    """The instruction set that torch uses; it may be limited to imitate an older processor."""
     imitated = ", imitated" if os.environ.get("ATEN_CPU_CAPABILITY") else ""
     return instruction_set() + imitated
 
@@ -67,12 +67,12 @@ def device_name(suite: str) -> str:
 
 
 def machine_name(record: Mapping[str, Any]) -> str:
-    """What a record's figures belong to: the device, and a CPU's instruction set, which its name does not contain."""
+    """The machine of a record: the device, and a CPU's instruction set, which is not part of its name."""
     return ", ".join(filter(None, [record["device"], record["instruction_set"]]))
 
 
 def versions() -> dict[str, str | None]:
-    """Of torch and of the peers; None where one is not installed."""
+    """Versions of torch and of the peers; None if a package is not installed."""
     found: dict[str, str | None] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     for name, package in PACKAGES.items():
         try:
@@ -86,8 +86,8 @@ def file_for(out: Path, machine: Mapping[str, Any]) -> Path:
     """Where the record goes.
 
     Args:
-        out: a .json file, or a folder: there the record is <machine>_<commit>.json, a second run of the same commit
-            beside the first.
+        out: a .json file, or a folder; in a folder the record is <machine>_<commit>.json, and a second run of the same
+            commit gets its own file.
         machine: the result of `describe`.
     """
     if out.is_dir() or out.suffix != ".json":
@@ -96,7 +96,7 @@ def file_for(out: Path, machine: Mapping[str, Any]) -> Path:
 
 
 def write(record: Mapping[str, Any], path: Path) -> None:
-    """Write, or replace, the JSON that --out has named."""
+    """Write or replace the JSON file that --out names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(path, "--out", json.dumps(record, indent=1) + "\n")
 
@@ -115,7 +115,7 @@ def _free_name(folder: Path, stem: str) -> Path:
 
 
 def _git(*arguments: str) -> str:
-    """The commit of this checkout by git; nothing without git."""
+    """The output of a git command in this checkout; empty if it fails or git is missing."""
     try:
         done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     except OSError:

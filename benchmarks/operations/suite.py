@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> in
 
     Args:
         arguments: of the command line; None: those of this process.
-        size: other shapes than the suite's, for tests.
+        size: shapes other than the suite's, for tests.
 
     Returns:
-        1 if something computes the wrong thing, 2 if the suite cannot run here, else 0.
+        1 if something computes the wrong thing, 2 if the suite cannot run here, otherwise 0.
     """
     options = _parser().parse_args(arguments)
     if options.suite == "gpu" and not torch.cuda.is_available():
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> in
     path = record.file_for(options.out, machine) if options.out else None
     device = torch.device("cuda" if options.suite == "gpu" else "cpu")
     if device.type == "cpu":
-        # As in the framework's runs; for all that is measured, limits too.
+        # As in the framework's runs; applies to everything that is measured, including limits.
         keep_freed_memory()
     rows: list[Row] = []
     verdicts: list[Verdict] = []
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> in
         rows += of_op
         verdicts += judge(OPS[op].GOALS.get(size or options.suite, []), of_op)
         if path:
-            # After each: what is measured survives a machine that goes away.
+            # Write after each operation, so that results survive losing the machine.
             record.write({**machine, "results": rows, "goals": as_records(verdicts)}, path)
     _print_goals(verdicts)
     if path:

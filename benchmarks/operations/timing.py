@@ -1,8 +1,8 @@
 """Interleaved rounds.
 
-A round times every step once, and each round begins with another one: what slows the machine down for a while,
-or a cache that the predecessor has filled, meets all of them alike. On a GPU the time is that between two events,
-the L2 cache is overwritten before each step, and the host waits for nothing but the end of a round.
+A round times every step once, and each round begins with a different step, so that temporary slowdowns of the machine
+and caches filled by the previous step affect all of them alike. On a GPU, times are taken between two events, the L2
+cache is overwritten before each step, and the host waits only at the end of a round.
 """
 
 import gc
@@ -18,7 +18,7 @@ from benchmarks.operations.case import Step
 
 WARM_UP_ROUNDS = 3
 FLUSH_BYTES = 2**30
-"""Written before each step: many times any L2 cache, and for long enough (0.2 ms on an H200) that the host has
+"""Bytes written before each step: many times any L2 cache, and long enough (0.2 ms on an H200) that the host has
 launched a short operation before the device gets to it."""
 
 
@@ -40,13 +40,13 @@ def spread(seconds: list[float]) -> Spread:
 def interleaved(
     steps: Mapping[str, Step], rounds: int, device: torch.device, warm_up: int = WARM_UP_ROUNDS
 ) -> dict[str, Spread]:
-    """Time every step once a round.
+    """Time every step once per round.
 
     Args:
         steps: what to time, by name.
         rounds: timed rounds, at least one.
         device: where the steps run.
-        warm_up: rounds before them that do not count.
+        warm_up: untimed rounds before them.
     """
     clock = _rounds_on_cuda if device.type == "cuda" else _rounds_on_cpu
     samples: dict[str, list[float]] = {name: [] for name in steps}
@@ -88,14 +88,14 @@ def _rounds_on_cuda(steps: Mapping[str, Step], rounds: int, device: torch.device
             events[name][0].record()
             result = step.run(prepared)
             events[name][1].record()
-            # Freed before the next begins, so that all find the same memory.
+            # Free these before the next step begins, so that all find the same memory.
             del prepared, result
         torch.cuda.synchronize(device)
         yield {name: start.elapsed_time(end) / 1000 for name, (start, end) in events.items()}
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """Most memory that a step holds beside what was held before it; None where the device does not count."""
+    """Peak memory of a step beyond what was held before it; None if the device does not count it."""
     if device.type != "cuda":
         return None
     prepared = step.prepare()
@@ -109,7 +109,7 @@ def peak_bytes(step: Step, device: torch.device) -> int | None:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A collection would be counted as the time of the step that happens to trigger it."""
+    """Turn off garbage collection, whose time would count for the step that happens to trigger it."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

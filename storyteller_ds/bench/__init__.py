@@ -1,4 +1,4 @@
 """What `storyteller bench` measures on the user's machine.
 
-recipes.py: what is compared. quality.py: the runs. report.py: table, plot and verdict.
+compared.py: what is compared. quality.py: the runs. report.py: table, plot and verdict.
 """

@@ -1,4 +1,4 @@
-"""How fast `storyteller preprocess` is, near-duplicates included, and what it spends the time on."""
+"""How fast `storyteller preprocess` is, including the search for near-duplicates, and what it spends its time on."""
 
 import random
 import re
@@ -20,9 +20,9 @@ from storyteller_ds.data.sources.story_ends import MARKER
 
 _STORIES = 2000
 _REPLACED = 0.17
-"""Of the words: openings recur as in real stories, most sequences of words do not."""
+"""Fraction of the words that are replaced: openings recur as in real stories, most sequences of words do not."""
 _SAMPLE = 500
-"""Stories that each step is timed on alone."""
+"""Stories on which each step is timed alone."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class CleaningRate:
     megabytes: float
     processes: int
     seconds: float
-    """From reading to the card."""
+    """Time from reading the text to writing the dataset card."""
     alone: dict[str, float]
-    """Seconds that each step of one story needs for a megabyte on one core, with nothing around it."""
+    """Seconds per megabyte that each step of one story takes alone on one core."""
 
     @property
     def rate(self) -> float:
@@ -43,11 +43,11 @@ class CleaningRate:
 
     @property
     def limit(self) -> float:
-        """MB/s if these steps were all there is, on all of the processes' cores."""
+        """MB/s if these steps were the only work, on the cores of all processes."""
         return self.processes / sum(self.alone.values())
 
     def line(self) -> str:
-        """For people."""
+        """The result in one line for people."""
         steps = ", ".join(f"{name} {1000 * each:.0f}" for name, each in self.alone.items())
         return (
             f"preprocess: {self.rate:.1f} MB/s of {self.megabytes:.0f} MB with {self.processes} processes; "
@@ -59,8 +59,8 @@ def measure(megabytes: float, processes: int) -> CleaningRate:
     """Clean a text of made-up stories in a temporary folder.
 
     Args:
-        megabytes: of text.
-        processes: that clean.
+        megabytes: size of the text.
+        processes: number of processes that clean it.
     """
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "stories.txt"
@@ -72,7 +72,7 @@ def measure(megabytes: float, processes: int) -> CleaningRate:
 
 
 def _nothing(_: str) -> None:
-    """Progress is not measured."""
+    """Ignore progress."""
 
 
 def _stories() -> Iterator[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from storyteller_ds.config.load import LoadedConfig, load_config
 
 WARMUP_STEPS = 30
-"""Longest warm-up, or a tenth of a shorter run: some recipes are for days, and in minutes their rate would never have
-risen."""
+"""Longest warm-up, or a tenth of the run if that is less: some recipes are made for days, and within minutes their
+learning rate would never have risen."""
 MICRO_BATCH_TOKENS = 8192
-"""Larger batches are accumulated: some recipes are for GPUs with more memory than a laptop. This changes only random
-draws, and the balance loss of a mixture, which counts each micro-batch by itself."""
+"""Larger batches are accumulated: some recipes are made for GPUs with more memory than a laptop. This changes only
+random draws, and a mixture's balance loss, which is computed for each micro-batch."""
 _TUNED, _FOR_DAYS = (0.5, 1.0, 2.0), (1.0, 3.0, 10.0)
-"""Factors of a recipe's learning rate that are tried. What was made for longer runs and larger batches wants more."""
+"""Multiples of a recipe's learning rate to try. Recipes made for longer runs and larger batches need larger ones."""
 _FILES = Path(__file__).parent / "recipes"
 
 
@@ -23,18 +23,18 @@ class Recipe:
 
     name: str
     what: str
-    """For the table."""
+    """Description for the table."""
     factors: tuple[float, ...] = _FOR_DAYS
     preset: str | None = None
-    """A preset or a file; None: that of its name."""
+    """A preset or a file; None: the one with the recipe's name."""
     changes: tuple[str, ...] = ()
-    """`section.field=value` that make it of the preset."""
+    """Overrides of the preset, as `section.field=value`."""
     validations: int = 0
-    """On the way, on a part of the text."""
+    """Number of validations during the run, on a part of the text."""
 
     @property
     def config(self) -> str:
-        """What `--config` takes."""
+        """The value of `--config`."""
         file = _FILES / f"{self.name}.yaml"
         return self.preset or (str(file) if file.exists() else self.name)
 
@@ -42,16 +42,16 @@ class Recipe:
         """Its run config.
 
         Raises:
-            ConfigError: an override is none.
+            ConfigError: an override is invalid.
         """
         return load_config(self.config, [*self.changes, *overrides])
 
     def rates(self) -> list[float]:
-        """The learning rates that are tried (weight units per step)."""
+        """The learning rates to try (weight units per step)."""
         return [float(f"{factor * self.load([]).run.optimizer.lr:.3g}") for factor in self.factors]
 
     def overrides(self, steps: int, lr: float, seed: int) -> list[str]:
-        """What a run of it changes: its length, and nothing but training happens until the end."""
+        """Overrides for one run: its length, rate and seed, and nothing but training and validations until its end."""
         run = self.load([]).run
         most, batch = max(1, MICRO_BATCH_TOKENS // run.data.sequence_length), run.train.global_batch_size
         micro = max(size for size in range(1, most + 1) if batch % size == 0)
@@ -83,4 +83,4 @@ RECIPES = (
 )
 OURS = "mixture"
 SUPERSEDED = ("tok105", "basic", "storyllm", "nanogpt_dense", "nanogpt_moe")
-"""Those of the systems that this one replaces."""
+"""Recipes of the systems that this one replaces."""

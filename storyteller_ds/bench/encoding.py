@@ -1,4 +1,4 @@
-"""How fast text becomes tokens on disk, beside what `tokenizers` needs for the tokens alone."""
+"""How fast text becomes tokens on disk, compared with what `tokenizers` needs for encoding alone."""
 
 import multiprocessing
 import tempfile
@@ -28,16 +28,16 @@ class EncodingRate:
 
     megabytes: float
     training_s: float
-    """To train VOCABULARY tokens on _TRAINED_ON MB."""
+    """Time to train a tokenizer of VOCABULARY tokens on _TRAINED_ON MB."""
     seconds: float
-    """From a file to shards: reading, encoding, writing, checksums."""
+    """Time from a file to shards: reading, encoding, writing, checksums."""
     peak_bytes: int
-    """Memory of the process that has done it, with all that is imported."""
+    """Peak memory of the process that did it, including all imports."""
     alone_s: float
-    """To encode the same stories in memory with the library, its offsets left out."""
+    """Time to encode the same stories in memory with the library, without offsets."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The results as lines for people."""
         rate, alone = self.megabytes / self.seconds, self.megabytes / self.alone_s
         return [
             f"tokenizer: {self.training_s:.1f} s for {VOCABULARY:,} tokens of {_TRAINED_ON:.0f} MB",
@@ -52,7 +52,7 @@ def measure(megabytes: float) -> EncodingRate:
     """Prepare a text of made-up stories in a temporary folder.
 
     Args:
-        megabytes: of text.
+        megabytes: size of the text.
     """
     stories: list[str] = []
     size = 0
@@ -67,7 +67,7 @@ def measure(megabytes: float) -> EncodingRate:
         folder = Path(name)
         (folder / "stories.txt").write_text("".join(f"{story}\n{MARKER}\n" for story in stories), encoding="utf-8")
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        # A process of its own: what this one holds is not part of its memory.
+        # In a separate process, so that what this one holds does not count as its memory.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, peak = pool.apply(_prepared, (folder,))
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
@@ -79,7 +79,7 @@ def measure(megabytes: float) -> EncodingRate:
 
 
 def _prepared(folder: Path) -> tuple[float, int]:
-    """Seconds to prepare the text of a folder with its tokenizer, and the most memory of this process (bytes)."""
+    """Seconds to prepare the text of a folder with its tokenizer, and this process's peak memory (bytes)."""
     run = load_config(
         None,
         {
@@ -95,4 +95,4 @@ def _prepared(folder: Path) -> tuple[float, int]:
 
 
 def _nothing(_: str) -> None:
-    """Progress is not measured."""
+    """Ignore progress."""

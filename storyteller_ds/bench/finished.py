@@ -1,4 +1,4 @@
-"""The runs of a comparison that are over, in a file that can be moved to another machine without their folders."""
+"""The finished runs of a comparison, in a file that can be moved to another machine without their folders."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ class FinishedRuns:
         return Run(**known["run"]) if known and known["config"] == _digest(run) else None
 
     def add(self, name: str, run: RunConfig, done: Run) -> None:
-        """Add a run, in place of one of its name with another config.
+        """Add a run; replaces one with the same name and another config.
 
         Raises:
             UserError: the file cannot be written.
@@ -55,7 +55,7 @@ class FinishedRuns:
 
 
 def _digest(run: RunConfig) -> str:
-    """Of what is not a default: a setting that is new since then changes nothing."""
+    """Digest of all non-default settings, so that a setting added later changes nothing."""
     return hashlib.sha256(
         json.dumps(run.model_dump(mode="json", exclude_defaults=True), sort_keys=True).encode()
     ).hexdigest()

@@ -1,4 +1,4 @@
-"""How fast a model tells stories, beside other tools and the limit of the machine (`storyteller bench generate`)."""
+"""How fast a model generates, compared with other tools and the machine's limit (`storyteller bench generate`)."""
 
 import importlib.util
 import statistics
@@ -32,12 +32,12 @@ LONGEST_PROMPT = 512
 
 
 class Speed(NamedTuple):
-    """Of somebody (tokens a second)."""
+    """Speed of one implementation (tokens per second)."""
 
     decode: float
-    """Behind the prompt, one story at a time."""
+    """After the prompt, one story at a time."""
     prefill: float
-    """Of a long prompt."""
+    """For a long prompt."""
 
 
 @dataclass(frozen=True)
@@ -45,36 +45,36 @@ class Speeds:
     """Medians of all rounds."""
 
     of: dict[str, Speed]
-    """Everyone who tells stories with the model."""
+    """Name of each implementation that ran the model -> its speed."""
     together: float
-    """Decoding behind TOGETHER prompts at once (tokens a second)."""
+    """Decoding after TOGETHER prompts at once (tokens per second)."""
     limit: Speed
-    """If the weights that a token uses were read as fast as a large copy; at the rate of a large product."""
+    """Decode: a token's weights are read as fast as a large copy. Prefill: at the rate of a large matrix product."""
     prompt: int
     """Length of the long prompt (tokens)."""
 
 
 class Teller(Protocol):
-    """Somebody who continues a prompt with the likeliest token each time."""
+    """An implementation that continues a prompt greedily."""
 
     def text(self, ids: Sequence[int], tokens: int) -> str:
         """The continuation."""
 
     def speed(self, ids: Sequence[int], tokens: int, long: Sequence[int]) -> Speed:
-        """Of so many tokens behind `ids`, and of the prompt `long`."""
+        """Speed of generating this many tokens after `ids`, and of reading the prompt `long`."""
 
 
 def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], None]) -> Speeds:
-    """Let everyone tell the same story, then time them in turn.
+    """Have all implementations generate the same story, then time them in turn.
 
     Args:
         model: on the CPU or a GPU.
-        tokens: to generate.
-        folder: where the model is written for others.
-        log: gets a line about each one that is left out.
+        tokens: number of tokens to generate.
+        folder: where the model is written for other tools.
+        log: gets a line about each implementation that is left out.
 
     Raises:
-        UserError: somebody tells another story, or the context is too short.
+        UserError: an implementation generates another story, or the context is too short.
     """
     run, weight = model.run, model.decoder.embedding.weight
     ids = prompt_ids(model.tokenizer, PROMPT)
@@ -85,7 +85,7 @@ def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], N
         ids[0],
         *torch.randint(run.tokenizer.vocab_size, (min(LONGEST_PROMPT, run.context_length - 1) - 1,)).tolist(),
     ]
-    # Unlike those of a story and its copies, their tokens go to all experts.
+    # Unlike a story and its copies, random tokens go to all experts.
     prompts = torch.randint(run.tokenizer.vocab_size, (TOGETHER, len(ids))).tolist()
     tellers = _tellers(model, folder, log)
     _check_same(tellers, ids, tokens)
@@ -94,7 +94,7 @@ def measure(model: StoryModel, tokens: int, folder: Path, log: Callable[[str], N
     with shared_cores():
         order = deque(tellers)
         for _ in range(ROUNDS):
-            order.rotate()  # whoever comes first finds other programs' data in the caches
+            order.rotate()  # the first one finds other programs' data in the caches
             for name in order:
                 found[name].append(tellers[name].speed(ids, tokens, long))
             together.append(_together(model, tokens, prompts))
@@ -169,15 +169,15 @@ class _Transformers(_InProcess):
         import transformers
 
         super().__init__(model)
-        family_of(model.run)  # refuses what none computes
-        library: Any = transformers  # parts of it have no types
+        family_of(model.run)  # refuses a model that no family computes
+        library: Any = transformers  # partly untyped
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
         write_folder(model, folder, "fp32")
         self.device = model.decoder.embedding.weight.device
         theirs = library.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.theirs = theirs.to(self.device).eval()
-        self.theirs.generation_config.eos_token_id = None  # as the others, on behind the end of a story
+        self.theirs.generation_config.eos_token_id = None  # like the others, continue after the end of a story
 
     def ids(self, ids: Sequence[int], tokens: int) -> list[int]:
         """See _InProcess."""
@@ -203,7 +203,7 @@ class _LlamaCpp:
         return text
 
     def speed(self, ids: Sequence[int], tokens: int, long: Sequence[int]) -> Speed:
-        """See Teller; by its own clock, after a first answer."""
+        """See Teller; timed by llama.cpp itself, after a first answer."""
         requests = [_request(ids, tokens), _request(ids, tokens), _request(long, 1)]
         _, decoded, read = completions(self.file, self.context, requests)
         return Speed(decoded["timings"]["predicted_per_second"], read["timings"]["prompt_per_second"])
@@ -214,10 +214,10 @@ def _request(ids: Sequence[int], tokens: int) -> dict[str, Any]:
 
 
 def _check_same(tellers: dict[str, Teller], ids: Sequence[int], tokens: int) -> None:
-    """Correctness before time.
+    """Check correctness before timing.
 
-    Where a story ends they may go on differently: some do not choose the end of a text again. What is not text comes
-    as a mark.
+    After the end of a story the implementations may differ: some do not choose the end of text again. Bytes that are
+    not text are decoded as U+FFFD.
     """
     (first, story), *others = ((name, teller.text(ids, tokens)) for name, teller in tellers.items())
     for name, other in others:
@@ -227,7 +227,7 @@ def _check_same(tellers: dict[str, Teller], ids: Sequence[int], tokens: int) -> 
 
 
 def _together(model: StoryModel, tokens: int, prompts: Sequence[Sequence[int]]) -> float:
-    """Tokens a second behind the prompts, as in _InProcess.speed."""
+    """Tokens per second after the prompts, measured as in _InProcess.speed."""
     texts = model.texts()
 
     def seconds(tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""How fast token shards become batches, and what part of a training step that is."""
+"""How fast token shards become batches, and what fraction of a training step that takes."""
 
 import statistics
 import tempfile
@@ -22,24 +22,24 @@ from storyteller_ds.data.shards import TokenStream, open_shard, write_shards
 from storyteller_ds.distributed.plan import make_plan
 
 _DOCUMENTS, _MEDIAN, _SPREAD = 40_000, 200, 0.5
-"""Of stories, and the lengths of theirs (tokens, log-normal), near those of TinyStories."""
+"""Number of stories, and median and spread of their lengths (tokens, log-normal), similar to TinyStories."""
 _STEPS, _ROUNDS = 100, 5
 
 
 @dataclass(frozen=True)
 class LoadingRate:
-    """What was measured of a packing."""
+    """What was measured for one packing."""
 
     packing: str
     rate: float
-    """Tokens a second, sequences' padding left out."""
+    """Tokens per second, without padding."""
     limit: float
-    """The same if a batch were two copies of as many ids in their order."""
+    """The rate if a batch were just two in-order copies of as many ids."""
     part_of_step: float
-    """What the batches of a step of the preset take of the step, on one device."""
+    """Fraction of a step of the preset that its batches take, on one device."""
 
     def line(self) -> str:
-        """For people."""
+        """The result in one line for people."""
         return (
             f"batches: {self.rate / 1e6:.0f} million tokens/s ({self.packing}) from warm shards; limit "
             f"{self.limit / 1e6:.0f}: two copies as int64; {self.part_of_step:.2%} of a step of quickstart on this CPU"
@@ -47,7 +47,7 @@ class LoadingRate:
 
 
 def measure() -> list[LoadingRate]:
-    """Read batches of made-up tokens from a temporary folder, all packings in turn."""
+    """Read batches of random tokens from a temporary folder, with all packings in turn."""
     run = load_config("quickstart").run
     plan = make_plan(run, 1)
     step_s = step_time(run, random_batches(run, plan), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""An ordinary run of a recipe, in a process and a folder of its own (`storyteller bench quality`)."""
+"""An ordinary run of a recipe, in its own process and folder (`storyteller bench quality`)."""
 
 import json
 import os
@@ -23,20 +23,20 @@ from storyteller_ds.records.trained_run import TrainedRun
 
 
 def train(recipe: Recipe, folder: Path, overrides: Sequence[str], at_once: int = 1) -> list[dict[str, Any]]:
-    """Train a recipe, unless the folder has this run to its end.
+    """Train a recipe, unless the folder already has this run, finished.
 
     Args:
-        recipe: what is trained.
-        folder: of the run.
+        recipe: the recipe to train.
+        folder: the run folder.
         overrides: `section.field=value`.
-        at_once: runs that share the cores of this machine.
+        at_once: number of runs that share the cores of this machine.
 
     Returns:
         The records of metrics.jsonl.
 
     Raises:
-        InterruptedSafely: a signal has asked for it; the same call goes on.
-        TrainingStopped: the run has failed.
+        InterruptedSafely: a signal asked for it; the same call continues.
+        TrainingStopped: the run failed.
         UserError: the folder has a run with other settings.
     """
     if (done := _finished(folder)) is not None:
@@ -55,7 +55,7 @@ def train(recipe: Recipe, folder: Path, overrides: Sequence[str], at_once: int =
 
 
 def _finished(folder: Path) -> list[dict[str, Any]] | None:
-    """The records of a run that is over."""
+    """The records of a finished run; None if it is not finished."""
     if not (folder / METRICS).exists():
         return None
     records = TrainedRun(folder, 0).metrics
@@ -63,7 +63,7 @@ def _finished(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _check_same(folder: Path, recipe: Recipe, overrides: Sequence[str]) -> None:
-    """A run with other settings would be taken for this one."""
+    """Refuse a finished run with other settings, which would be taken for this one."""
     now = flatten(recipe.load(overrides).run.model_dump(mode="json"))
     before = flatten(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"])
     for name, value in now.items():

@@ -1,4 +1,4 @@
-"""What a step of each recipe takes, and so how many fit into the minutes (`storyteller bench quality`)."""
+"""How long a step of each recipe takes, and so how many fit into the given minutes (`storyteller bench quality`)."""
 
 import json
 import statistics
@@ -17,9 +17,9 @@ from storyteller_ds.untrusted import read_json
 
 PACE = "pace.json"
 _ROUNDS, _STEPS, _MINUTES, _WINDOW, _SLOW_S = 3, 60, 0.3, 10, 5.0
-"""In each round every recipe trains so many steps, or for so long, of which the first third does not count. The mean of
-a window has steps that do more than their neighbours; the median of the windows leaves out what else the machine did.
-Steps that are so slow are averages themselves, and have one round."""
+"""In each round every recipe trains _STEPS steps or _MINUTES minutes, and the first third does not count. The mean over
+a window includes steps that do more work than their neighbors; the median over windows leaves out other work of the
+machine. Steps slower than _SLOW_S are averages themselves and get only one round."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Pace:
     """What was measured, and where."""
 
     seconds_per_step: Mapping[str, float]
-    """Of each recipe."""
+    """For each recipe."""
     machine: Mapping[str, str]
 
     def steps(self, recipe: Recipe, minutes: float) -> int:
-        """That a recipe trains in so many minutes."""
+        """Number of steps that a recipe trains in this many minutes."""
         return max(1, round(60 * minutes / self.seconds_per_step[recipe.name]))
 
 
 def find_pace(recipes: Sequence[Recipe], overrides: Sequence[str], folder: Path, log: Callable[[str], None]) -> Pace:
-    """Read what the folder has, and measure the rest, recipe after recipe in turn; the machine should be idle.
+    """Read what the folder already has, and measure the other recipes in turn; the machine should be idle.
 
     Raises:
-        InterruptedSafely: a signal has asked for it; the same call goes on.
-        TrainingStopped: a run has failed.
+        InterruptedSafely: a signal asked for it; the same call continues.
+        TrainingStopped: a run failed.
         UserError: the folder was measured with other overrides.
     """
     file = folder / PACE

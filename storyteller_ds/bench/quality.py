@@ -1,9 +1,9 @@
 """The runs of `storyteller bench quality`: every recipe for the same time, on the same text and machine.
 
-First a step of each recipe is timed, all of them in turn (`pace.py`); the minutes then are a number of steps. So what
-else the machine does meanwhile changes no result, runs may share it, and the same command gives the same numbers again.
-A recipe runs once with each of its learning rates, and with the best of them for the other seeds. What is finished is
-not run again, so that a comparison which was interrupted goes on.
+First a step of each recipe is timed, all of them in turn (`pace.py`), which turns the minutes into a number of steps.
+So other work on the machine changes no result, runs may share it, and the same command gives the same numbers again.
+A recipe runs once with each of its learning rates, and then with the best of them for the other seeds. Finished runs
+are not repeated, so an interrupted comparison can be continued.
 """
 
 import statistics
@@ -29,41 +29,41 @@ class Outcome:
     """The runs of a recipe."""
 
     best: list[Run]
-    """With its best rate, one for each seed."""
+    """With the best learning rate, one run for each seed."""
     others: list[Run]
-    """With the other rates, seed 0."""
+    """With the other learning rates, seed 0."""
 
     @property
     def bpb(self) -> float:
-        """Bits per byte, the mean over the seeds."""
+        """Bits per byte, mean over the seeds."""
         return statistics.mean(run.bpb for run in self.best)
 
     @property
     def rates(self) -> list[float]:
-        """All that were tried, in order."""
+        """All learning rates that were tried, in order."""
         return sorted({self.best[0].lr, *(run.lr for run in self.others)})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is run, and where."""
+    """What to run, and where."""
 
     recipes: Sequence[Recipe]
     minutes: float
-    """Of training for each run."""
+    """Training time of each run."""
     seeds: int
-    """Runs of each recipe with its best rate."""
+    """Number of runs of each recipe with its best learning rate."""
     overrides: Sequence[str]
-    """`section.field=value` of all runs, the text above all."""
+    """`section.field=value` for all runs, above all the text."""
     folder: Path
-    """Of a folder for each run."""
+    """Contains a folder for each run."""
     tokens: int | None = None
-    """Of training for each run, in place of the minutes."""
+    """Training tokens of each run, instead of the minutes."""
     at_once: int = 1
-    """Runs that share this machine, each with its part of the cores."""
+    """Number of runs that share this machine, each with its part of the cores."""
 
     def pace(self, log: Callable[[str], None]) -> Pace:
-        """What a step of each recipe takes, measured where the folder does not have it yet.
+        """How long a step of each recipe takes, measured if the folder does not have it yet.
 
         Raises:
             As `run`.
@@ -71,7 +71,7 @@ class Comparison:
         return find_pace(self.recipes, self.overrides, self.folder, log)
 
     def steps(self, recipe: Recipe, pace: Pace) -> int:
-        """That a run of a recipe trains."""
+        """Number of steps that a run of a recipe trains."""
         if self.tokens is None:
             return pace.steps(recipe, self.minutes)
         run = recipe.load(self.overrides).run
@@ -87,11 +87,11 @@ class Comparison:
         return f"{recipe.name}-lr{lr:g}-seed{seed}"
 
     def run(self, log: Callable[[str], None]) -> dict[str, Outcome]:
-        """Run what is left of it.
+        """Run what is not finished yet.
 
         Raises:
-            InterruptedSafely: a signal has asked for it; run() goes on from there.
-            TrainingStopped: a run has failed.
+            InterruptedSafely: a signal asked for it; run() continues from there.
+            TrainingStopped: a run failed.
             UserError: a folder has a run with other settings.
         """
         pace, finished, ended = self.pace(log), FinishedRuns(self.folder / RUNS), threading.Event()

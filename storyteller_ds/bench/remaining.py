@@ -1,4 +1,4 @@
-"""How long the runs of a comparison that are left may take."""
+"""How long the remaining runs of a comparison may take."""
 
 import statistics
 import threading
@@ -8,12 +8,12 @@ from storyteller_ds.console import duration
 
 
 class Remaining:
-    """What is planned, and how much longer than planned the runs so far took; several threads may use it.
+    """Estimates the time left from how much longer than planned the runs so far took; several threads may use it.
 
     Args:
-        planned_s: of training, for a run of each recipe that is alone on the machine.
-        runs: of each recipe.
-        at_once: runs that share the machine.
+        planned_s: training time of a run of each recipe that has the machine to itself.
+        runs: number of runs of each recipe.
+        at_once: number of runs that share the machine.
     """
 
     def __init__(self, planned_s: Mapping[str, float], runs: Mapping[str, int], at_once: int) -> None:
@@ -22,14 +22,14 @@ class Remaining:
         self._slower: list[float] = []
 
     def finish(self, recipe: str, took_s: float | None) -> str:
-        """Count a run that is over.
+        """Count a finished run.
 
         Args:
             recipe: its name.
-            took_s: None: it was over before.
+            took_s: its time; None: it was already finished before.
 
         Returns:
-            How many are over, and what the rest may take, for people.
+            How many runs are finished and how long the rest may take, for people.
         """
         with self._lock:
             self._runs[recipe] -= 1

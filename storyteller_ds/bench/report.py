@@ -1,4 +1,4 @@
-"""What `storyteller bench quality` has found: a table, a page, a plot, and JSON for programs."""
+"""The results of `storyteller bench quality`: a table, a page, a plot, and JSON for programs."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ _RIGHT = ("parameters", "active", "learning rate", "ms a step", "steps", "tokens
 
 
 def table(comparison: Comparison, pace: Pace, found: Found) -> Table:
-    """A row for each recipe, in the order in which they ran."""
+    """A row for each recipe, in the order of the comparison."""
     rows = Table(box=box.MARKDOWN)
     for column in (*_LEFT, *_RIGHT):
         rows.add_column(column, justify="left" if column in _LEFT else "right")
@@ -49,7 +49,7 @@ def table(comparison: Comparison, pace: Pace, found: Found) -> Table:
 
 
 def verdict(found: Found) -> list[str]:
-    """A line for each comparison with our default."""
+    """One line for each comparison with our default."""
     if OURS not in found:
         return []
     others = {name: outcome.bpb for name, outcome in found.items() if name not in (OURS, *SUPERSEDED)}
@@ -68,10 +68,10 @@ def as_page(comparison: Comparison, pace: Pace, found: Found, command: str, plot
 
     Args:
         comparison: what was run.
-        pace: what a step of each recipe took.
-        found: what came of it.
-        command: that was typed.
-        plot: its file, beside the page.
+        pace: how long a step of each recipe took.
+        found: the outcome of each recipe.
+        command: the command that was typed.
+        plot: its file, next to the page.
     """
     console = Console(file=io.StringIO(), width=PAGE_COLUMNS)
     with console.capture() as captured:
@@ -108,7 +108,7 @@ def save_plot(minutes: float, found: Found, path: Path) -> None:
     """A row of points for each recipe: one for each seed with its best rate, and pale ones for the other rates.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the plot cannot be written.
     """
     figure = Figure((8.0, 1.2 + 0.45 * len(found)), layout="constrained")
     axes = figure.subplots()

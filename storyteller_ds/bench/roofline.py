@@ -1,4 +1,4 @@
-"""Where the time of a training step can go: products, memory traffic, launches (`storyteller bench train`)."""
+"""Where the time of a training step can go: matrix products, memory traffic, launches (`storyteller bench train`)."""
 
 import statistics
 import time
@@ -29,29 +29,29 @@ _FUSED = ("scaled_dot_product", "swiglu_experts", "grouped_product", "grouped_we
 
 @dataclass(frozen=True)
 class Roofline:
-    """One step, and the least that its parts would take each by itself [s]."""
+    """One step, and the least time that each of its parts would take by itself [s]."""
 
     step_s: float
     """Measured, median."""
     tokens: int
     products_flop: float
     products_s: float
-    """At the rate of a large product on this device."""
+    """At the rate of a large matrix product on this device."""
     traffic_bytes: int
-    """Read and written by the operators that are not products, each by itself, as without a compiler."""
+    """Read and written by the operators that are not matrix products, one by one, as without a compiler."""
     traffic_s: float
     """At the rate of a large copy."""
     launches: int
-    """Operators."""
+    """Number of operators."""
     launches_s: float
-    """That the host needs to begin them."""
+    """Time that the host needs to launch them."""
 
 
 def measure(run: RunConfig, device: torch.device) -> Roofline:
     """Train some steps on random tokens on one device.
 
     Raises:
-        OutOfMemory: it needs more memory than there is.
+        OutOfMemory: the step needs more memory than there is.
     """
     plan = make_plan(run, 1)
     batches = random_batches(run, plan)
@@ -73,13 +73,13 @@ def measure(run: RunConfig, device: torch.device) -> Roofline:
 
 
 def random_batches(run: RunConfig, plan: ParallelPlan) -> list[MicroBatch]:
-    """A rank's micro-batches of a step, of random tokens, all the same."""
+    """A rank's micro-batches of one step: random tokens, all micro-batches the same."""
     token = torch.randint(run.tokenizer.vocab_size, (plan.micro_batch_size, run.data.sequence_length + 1))
     return [MicroBatch(token[:, :-1].contiguous(), token[:, 1:].contiguous())] * plan.accumulation_steps
 
 
 def step_time(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> float:
-    """Seconds of an optimizer step on these micro-batches; the median of some."""
+    """Seconds of an optimizer step on these micro-batches (median of several)."""
     engine, seconds = SingleEngine(run, _ALONE, device), []
     for _ in range(_WARM_UP + _MEASURED):
         began = time.perf_counter()
@@ -89,7 +89,7 @@ def step_time(run: RunConfig, batches: list[MicroBatch], device: torch.device) -
 
 
 def _operators(run: RunConfig, batches: list[MicroBatch], device: torch.device) -> "Operators":
-    """Of an eager step: a compiled one is not seen by a dispatcher."""
+    """The operators of an eager step; a dispatch mode cannot see inside a compiled one."""
     eager = run.model_copy(update={"train": run.train.model_copy(update={"compile": "off"})})
     engine = SingleEngine(eager, _ALONE, device)
     operators = Operators()
@@ -99,7 +99,7 @@ def _operators(run: RunConfig, batches: list[MicroBatch], device: torch.device) 
 
 
 class Operators(TorchDispatchMode):
-    """Counts in its context the operators that compute something, and the bytes of those that are not products."""
+    """Counts the operators in its context that compute something, and the bytes of those that are not products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's stub
@@ -119,6 +119,6 @@ class Operators(TorchDispatchMode):
 
 
 def _computes(operation: Any, result: Any) -> bool:
-    """Whether an operator is more than another look at a tensor, or memory that nothing is written to."""
+    """Whether an operator does more than create a view or allocate memory without writing to it."""
     is_view = any(alias.alias_info is not None and not alias.alias_info.is_write for alias in operation._schema.returns)
     return not is_view and "empty" not in operation.name() and result is not None

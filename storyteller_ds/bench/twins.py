@@ -1,4 +1,4 @@
-"""A mixture and the dense models that it could have been: what `storyteller compare` trains."""
+"""A mixture and its dense twins: what `storyteller compare` trains."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from storyteller_ds.model.counts import count_parameters, product_weights
 MIXTURE, SAME_COMPUTE, SAME_PARAMETERS = "mixture", "dense_same_compute", "dense_same_parameters"
 _VALIDATIONS = 8
 _WIDTH_STEP = 8
-"""Widths of the dense feed-forward layers are multiples of it."""
+"""Widths of the dense feed-forward layers are multiples of this."""
 _OF_THE_LAYERS = ("moe.", "model.intermediate_size=", "model.size=")
 
 
 class Twins(NamedTuple):
-    """The recipes, and what all of them have in common."""
+    """The recipes, and the overrides that all of them have in common."""
 
     recipes: tuple[Recipe, ...]
     overrides: tuple[str, ...]
@@ -26,17 +26,17 @@ class Twins(NamedTuple):
 def twins_of(config: str, overrides: Sequence[str], factors: tuple[float, ...]) -> Twins:
     """A mixture, a dense model with as much work per token, and one with as many parameters.
 
-    The dense ones differ in the width of their feed-forward layers alone, so that the first has the products that a
-    token meets in the mixture, router included, and the second the parameters.
+    The dense ones differ only in the width of their feed-forward layers: the first has as many matrix products per
+    token as the mixture, including the router's, and the second as many parameters.
 
     Args:
         config: preset or file.
         overrides: `section.field=value`.
-        factors: of the learning rate, that are tried.
+        factors: multiples of the learning rate to try.
 
     Raises:
-        ConfigError: an override is none.
-        UserError: it is not a mixture.
+        ConfigError: an override is invalid.
+        UserError: the config is not a mixture.
     """
     run = load_config(config, overrides).run
     if not run.moe_layers:
@@ -49,7 +49,7 @@ def twins_of(config: str, overrides: Sequence[str], factors: tuple[float, ...]) 
             model = run.model.model_copy(update={"intermediate_size": width})
             return size(run.model_copy(update={"model": model, "moe": run.moe.model_copy(update={"num_experts": 0})}))
 
-        # Linear in the width.
+        # The size is linear in the width.
         slope = (of(2 * _WIDTH_STEP) - of(_WIDTH_STEP)) / _WIDTH_STEP
         width = _WIDTH_STEP + (size(run) - of(_WIDTH_STEP)) / slope
         width = max(1, round(width / _WIDTH_STEP)) * _WIDTH_STEP

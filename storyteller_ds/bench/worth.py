@@ -1,4 +1,4 @@
-"""Whether a mixture is worth it: its bits per byte less those of its dense twins, seed by seed."""
+"""Whether a mixture is worth it: its bits per byte compared with those of its dense twins, seed by seed."""
 
 import math
 import statistics
@@ -9,20 +9,20 @@ from storyteller_ds.bench.quality import Outcome
 from storyteller_ds.bench.twins import MIXTURE, SAME_COMPUTE, SAME_PARAMETERS
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t, two-sided 95 %, for 1 to 9 degrees of freedom; beyond, the last is a little too wide."""
+"""Student's t, two-sided 95 %, for 1 to 9 degrees of freedom; beyond 9, the last value is slightly too large."""
 _CALLED = {SAME_COMPUTE: "a dense model with as much work per token", SAME_PARAMETERS: "one with as many parameters"}
 
 
 class Difference(NamedTuple):
-    """Bits per byte of the mixture less those of another, as a part of the other's."""
+    """Bits per byte of the mixture minus those of another model, as a fraction of the other's."""
 
     part: float
     half_width: float | None
-    """Of the 95 % interval over seeds; None: there was one seed."""
+    """Half-width of the 95 % interval over seeds; None: there was only one seed."""
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.half_width is not None and abs(self.part) > self.half_width
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 
 
 def difference(mixture: Outcome, other: Outcome) -> Difference:
-    """Paired by seed: runs of one seed see the same batches."""
+    """The difference, paired by seed: runs with the same seed see the same batches."""
     pairs = zip(mixture.best, other.best, strict=True)
     parts = [ours.bpb / theirs.bpb - 1 for ours, theirs in pairs]
     if len(parts) < 2:
@@ -42,11 +42,11 @@ def difference(mixture: Outcome, other: Outcome) -> Difference:
 
 
 def verdict(found: Mapping[str, Outcome], budget: str) -> str:
-    """One sentence.
+    """The verdict in one sentence.
 
     Args:
         found: the runs of each recipe.
-        budget: of each run, such as `5 minutes`.
+        budget: what each run got, such as `5 minutes`.
     """
     against = {name: difference(found[MIXTURE], found[name]) for name in _CALLED}
     told = " and ".join(f"{each} than {_CALLED[name]}" for name, each in against.items())

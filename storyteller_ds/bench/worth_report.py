@@ -1,4 +1,4 @@
-"""What `storyteller compare` has found: a table, a page, curves over tokens, time and work, and JSON for programs."""
+"""The results of `storyteller compare`: a table, a page, curves over tokens, time and work, and JSON for programs."""
 
 import dataclasses
 import io
@@ -31,17 +31,17 @@ _RIGHT = ("parameters", "active", "MFLOP/token", "learning rate", "ms a step", "
 
 @dataclass(frozen=True)
 class WorthReport:
-    """A comparison of twins that is over."""
+    """A finished comparison of twins."""
 
     comparison: Comparison
     pace: Pace
     found: Mapping[str, Outcome]
     command: str
-    """That was typed."""
+    """The command that was typed."""
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The verdict in one sentence."""
         tokens = self.comparison.tokens
         budget = f"{self.comparison.minutes:g} minutes" if tokens is None else f"{tokens / 1e6:g} million tokens"
         return verdict(self.found, budget)
@@ -69,7 +69,7 @@ class WorthReport:
         return rows
 
     def as_page(self, plot: str) -> str:
-        """The report in Markdown; `plot` is a file beside it."""
+        """The report in Markdown; `plot` is a file next to it."""
         console = Console(file=io.StringIO(), width=PAGE_COLUMNS)
         with console.capture() as captured:
             console.print(self.table())
@@ -97,10 +97,10 @@ class WorthReport:
         return json.dumps(document, indent=2) + "\n"
 
     def save_plot(self, path: Path) -> None:
-        """Bits per byte on the way: a line for each model, the mean over its seeds, over tokens, minutes and work.
+        """Bits per byte during training, against tokens, minutes and work: a line for each model, mean over its seeds.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the plot cannot be written.
         """
         figure = Figure((2 * PANEL_INCHES[0], PANEL_INCHES[1]), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
@@ -116,7 +116,7 @@ class WorthReport:
         for axes, label in zip(panels, ("tokens", "minutes", "FLOP"), strict=True):
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
-            axes.xaxis.set_major_locator(MaxNLocator(5))  # as many as have room for their labels
+            axes.xaxis.set_major_locator(MaxNLocator(5))  # as many as there is room for labels
         for axes in (panels[0], panels[2]):
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         panels[0].set_ylabel("bits per byte")
@@ -124,7 +124,7 @@ class WorthReport:
         save_figure(figure, path)
 
     def _curve(self, recipe: Recipe, runs: Sequence[Run]) -> dict[int, float]:
-        """Step -> mean over the seeds; none of runs whose folders are on another machine."""
+        """Step -> mean over the seeds; leaves out runs whose folders are on another machine."""
         scores: dict[int, list[float]] = {}
         for run in runs:
             folder = self.comparison.folder / self.comparison.name_of(recipe, run.lr, run.seed)

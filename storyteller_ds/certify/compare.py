@@ -1,4 +1,4 @@
-"""What a run has computed, read from its folder, and how far it is from that of another run."""
+"""What a run has computed, read from its folder, and how far it is from another run's results."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ _OF_STEPS = {
     "grad_norm": ("grad_norm",),
     "router": ("balance_loss", "z_loss", "router_entropy"),
 }
-"""Quantity -> the fields of metrics.jsonl that each step has of it."""
+"""Quantity -> its fields in each step of metrics.jsonl."""
 QUANTITIES = Tolerances._fields
 
 
@@ -36,9 +36,9 @@ class Results:
     logits_BSV: Tensor
     """fp32, of a batch held back from training."""
     sent_bytes: int
-    """Handed to all-to-all by all ranks in all steps."""
+    """Bytes passed to all-to-all by all ranks in all steps."""
     peak_memory_bytes: int
-    """Of the rank that needed most. CPU: resident, with everything that it has imported. CUDA: allocated."""
+    """Of the rank that needed most. CPU: resident, including everything it has imported. CUDA: allocated."""
 
     @property
     def step_time_s(self) -> float:
@@ -52,16 +52,16 @@ class Difference:
     """Largest relative differences; infinite where there is nothing to compare with, NaN where a number is NaN."""
 
     largest: Mapping[str, float]
-    """Of each of QUANTITIES: of any step, or of any tensor after the last step."""
+    """For each of QUANTITIES, over all steps, or over all tensors after the last step."""
     by_weight: Mapping[str, float]
     """The difference of each tensor."""
 
     def first_weight_beyond(self, tolerance: float) -> str | None:
-        """The first tensor that differs by more."""
+        """The first tensor that differs by more than the tolerance."""
         return next((name for name, value in self.by_weight.items() if not value <= tolerance), None)
 
     def problem(self, tolerances: Tolerances) -> str | None:
-        """One line on what is beyond its tolerance, with the first tensor that differs; None if nothing is."""
+        """One line about what exceeds its tolerance, with the first tensor that differs; None if nothing does."""
         allowed = tolerances._asdict()
         wrong = {quantity: value for quantity, value in self.largest.items() if not value <= allowed[quantity]}
         if not wrong:
@@ -86,7 +86,7 @@ def compare(ours: Results, reference: Results) -> Difference:
 
 
 def numbers(records: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> dict[str, Tensor]:
-    """These fields of all records that have them, each under a name of its own; null, which is not finite, is NaN."""
+    """These fields of all records that have them, each under its own name; null, which means not finite, is NaN."""
 
     def number(value: float | None) -> Tensor:
         return torch.tensor(math.nan if value is None else value, dtype=torch.float64)

@@ -38,7 +38,7 @@ _ONLY_TRAIN = (
 
 
 FAILED, LOST_PEER = 1, 2
-"""Exit codes of a rank: with an error of its own, and with one that only says that another rank is gone."""
+"""Exit codes of a rank: after an error of its own, and after one that only says that another rank is gone."""
 
 
 def log_of(folder: Path, rank: int) -> Path:
@@ -51,14 +51,14 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
 
     Args:
         placement: the row.
-        rank: of this process.
+        rank: this process's rank.
         port: where the ranks meet.
-        corpus_key: of the corpus, which is already prepared.
+        corpus_key: key of the corpus, which is already prepared.
         folder: the run folder.
     """
-    # A process group of its own: Ctrl-C is for the command, which ends its ranks.
+    # Its own process group: Ctrl-C is for the command, which ends its ranks.
     os.setpgrp()
-    if ON_LINUX:  # not outliving the command, which may be killed
+    if ON_LINUX:  # do not outlive the command, which may be killed
         signal_at_death_of_parent(signal.SIGKILL)
     output = os.open(log_of(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -79,7 +79,7 @@ def run_rank(placement: Placement, rank: int, port: int, corpus_key: str, folder
             print(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without Python's finalisation, which gloo's threads may not survive (docs/experiments.md).
+    # Skip Python's finalization, which gloo's threads may not survive (docs/experiments.md).
     os._exit(code)
 
 
@@ -94,10 +94,10 @@ def _set_environment(placement: Placement, rank: int, port: int) -> None:
         DS_ACCELERATOR=placement.device,
         OMP_NUM_THREADS="1",
     )
-    # The model is too small to share among cores, and one thread is the same reduction order on every machine.
+    # The model is too small to share among cores, and one thread gives the same reduction order on every machine.
     torch.set_num_threads(1)
     if placement.device == "cuda":
-        # Must be set before the first product for deterministic cuBLAS.
+        # For deterministic cuBLAS; must be set before the first matrix product.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -112,7 +112,7 @@ class _Measurements(Callback):
         self.in_training = contextlib.ExitStack()
 
     def on_start(self, state: TrainState) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         del state
         self.traffic = self.in_training.enter_context(counted())
 
@@ -124,7 +124,7 @@ class _Measurements(Callback):
         return state
 
     def on_step_end(self, state: TrainState, last: bool) -> None:
-        """Write everything down after the last step."""
+        """Write all measurements after the last step."""
         if last:
             write_rank(
                 self.trainer.output_dir,

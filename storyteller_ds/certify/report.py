@@ -44,13 +44,13 @@ def cells(verdict: Verdict) -> list[str]:
 
 
 def markdown_table(verdicts: Sequence[Verdict]) -> str:
-    """All rows."""
+    """The table of all rows."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, verdicts)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def problems(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line for every row that is wrong."""
+    """One line for every row that is wrong."""
     return [f"{verdict.placement.row.name}: {verdict.problem}" for verdict in verdicts if verdict.bad]
 
 
@@ -106,7 +106,7 @@ def _row_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
+    """Turn infinities and NaNs, which JSON does not have, into strings."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

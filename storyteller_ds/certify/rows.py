@@ -1,7 +1,7 @@
 """What is certified: one small run on many topologies, as data.
 
-Every row trains the same model on the same batches; it differs from its reference in its topology alone. A
-row's name is what `--only` takes.
+Every row trains the same model on the same batches and differs from its reference only in its topology. `--only` takes
+the names of rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ class Tolerances(NamedTuple):
 
     @classmethod
     def same(cls, tolerance: float) -> Self:
-        """One for all."""
+        """The same tolerance for all quantities."""
         return cls(*[tolerance] * len(cls._fields))
 
 
 IN_FP32 = Tolerances.same(1e-5)
 """See docs/decisions/0003."""
 IN_BF16 = Tolerances(loss=2**-12, grad_norm=2**-8, router=2**-8, weights=2**-5, logits=2**-5)
-"""With 8 significant bits; why each is as it is: docs/precision.md."""
+"""With 8 significant bits; docs/precision.md explains each value."""
 
 RUN = (
     "data.builtin_stories=200",
@@ -55,9 +55,9 @@ RUN = (
 )
 """Overrides of the preset, the same for every row.
 
-Few tokens on purpose: where a token's second and third expert are equal to the last bit, two topologies may choose
-differently (docs/decisions/0003). Of seeds 0 to 23 this is the one whose closest of 4,096 choices is the clearest: by
-9e-5 in the router's logits, which rounding moves by about 1e-7.
+Few tokens on purpose: if a token's second and third expert are equal to the last bit, two topologies may choose
+differently (docs/decisions/0003). Among seeds 0 to 23, this is the one whose closest of 4,096 choices is the clearest:
+by 9e-5 in the router's logits, which rounding changes by about 1e-7.
 """
 
 
@@ -69,7 +69,7 @@ class Row:
     why: str
     """What agreement of this row proves."""
     overrides: tuple[str, ...] = ()
-    """Beyond RUN, as section.field=value."""
+    """In addition to RUN, as section.field=value."""
     deepspeed: Mapping[str, Any] | None = None
     """The DeepSpeed JSON; None: one process without DeepSpeed."""
     ranks: int = 2
@@ -80,17 +80,17 @@ class Row:
 
     @property
     def exact_traffic(self) -> bool:
-        """Whether experts are spread over ranks by an exchange that promises to send the routed tokens and no more."""
+        """Whether experts are spread over ranks by an exchange that promises to send only the routed tokens."""
         return not {_EP_AUTO, _EP2, _EP4}.isdisjoint(self.overrides)
 
     @property
     def fits_one_card(self) -> bool:
-        """Whether the row still proves something as one rank on a machine with a single CUDA card."""
+        """Whether the row still proves something as one rank on a machine with a single CUDA GPU."""
         return not {_EP_AUTO, _EP1, _LOCAL}.isdisjoint(self.overrides)
 
 
 def _zero(stage: int, **more: object) -> dict[str, Any]:
-    """ZeRO with buckets so small that even this model fills many."""
+    """A ZeRO config with buckets so small that even this model fills many."""
     zero = {
         "stage": stage,
         "overlap_comm": False,
@@ -101,7 +101,7 @@ def _zero(stage: int, **more: object) -> dict[str, Any]:
     return {"zero_optimization": zero}
 
 
-# By default ZeRO-3 leaves parameters of this size whole; 0 takes every one of them apart.
+# By default ZeRO-3 does not partition parameters this small; with 0 it partitions all of them.
 _ZERO3 = {"stage3_param_persistence_threshold": 0}
 _CPU = {"device": "cpu"}
 _AUTOEP = {**_zero(3, **_ZERO3), "expert_parallel": {"enabled": True, "autoep_size": 2}}
@@ -123,7 +123,7 @@ _RECIPE = (
     "model.residual_scales=true",
     "model.logit_softcap=15",
 )
-"""What touches optimizer and gradients beyond the default, all of it at once."""
+"""All non-default settings that affect the optimizer and gradients, at once."""
 
 ROWS = (
     Row("single", "the reference: one process, no DeepSpeed", ranks=1, reference=None),
@@ -210,7 +210,7 @@ ROWS = (
 
 
 def select(names: Sequence[str]) -> list[Row]:
-    """The named rows and the references that they need, in the table's order; all rows for no names.
+    """The named rows and the references that they need, in the table's order; all rows if no names are given.
 
     Raises:
         UserError: no row has that name.
@@ -234,8 +234,10 @@ class Placement:
 
 
 def place(rows: Sequence[Row], cards: int) -> list[Placement]:
-    """Where each row runs on a machine with this many CUDA cards: one card a rank, on the CPU where they do not
-    suffice. A reference runs on every device on which a row is compared with it.
+    """Where each row runs on a machine with this many CUDA GPUs.
+
+    Each rank gets one GPU; a row with too few GPUs runs on the CPU. A reference runs on every device on which a row is
+    compared with it.
     """
     placed = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Run rows in processes of their own, and judge them."""
+"""Run rows in their own processes, and judge them."""
 
 import multiprocessing
 import os
@@ -24,9 +24,9 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.records.trained_run import TrainedRun
 
 ROW_LIMIT_S = 180.0
-"""Longest time for a row, a hundred times what one takes on two cores."""
+"""Time limit for a row, a hundred times what one takes on two cores."""
 FOR_THE_OTHERS_S = 5.0
-"""From the end of the first rank that failed to that of all: the first may only have lost the one that is at fault."""
+"""Time from the first failed rank to ending all: the first to fail may just have lost the one that is at fault."""
 _VICTIMS = (LOST_PEER, -signal.SIGABRT)
 """Exit codes of a rank that has lost another one: gloo and NCCL may abort the process."""
 WARM_MODULES = (
@@ -36,12 +36,12 @@ WARM_MODULES = (
     "storyteller_ds.engines.deepspeed.expert_parallel",
     "storyteller_ds.engines.deepspeed.autoep",
     "deepspeed.runtime.zero.stage3",
-    # Imports torch's compiler, and DeepSpeed imports it to see whether the optimizer is one of its own.
+    # DeepSpeed imports it to see whether the optimizer is one of its own, and it imports torch's compiler.
     "deepspeed.runtime.zero.muon.muon_optimizer",
 )
-"""Imported once by the process from which all CPU ranks are forked: importing them takes ten times as long as training.
+"""Imported once, by the process that all CPU ranks are forked from: importing them takes ten times as long as training.
 
-Nothing is computed there: after OpenMP's first parallel loop or the first backward pass a process must not be forked.
+That process computes nothing: after OpenMP's first parallel loop or the first backward pass it must not be forked.
 """
 Outcome = Literal["reference", "passed", "differs", "failed"]
 
@@ -53,24 +53,24 @@ class Verdict:
     placement: Placement
     outcome: Outcome
     problem: str | None
-    """One line on what is wrong; None where nothing is."""
+    """One line about what is wrong; None if nothing is."""
     results: Results | None
     """None if the row did not run to its end."""
     difference: Difference | None
-    """From the reference; None without one."""
+    """From the reference; None if there is none."""
     traffic_ratio: float | None
-    """Bytes handed to all-to-all, counts included, over bytes that the routing needs; None without all-to-all."""
+    """Bytes passed to all-to-all, including counts, over bytes that the routing needs; None without all-to-all."""
     seconds: float
-    """Of the whole row, start of its processes included."""
+    """Time of the whole row, including the start of its processes."""
 
     @property
     def bad(self) -> bool:
-        """Whether the certificate cannot be given because of this row."""
+        """Whether this row prevents certification."""
         return self.outcome in ("differs", "failed")
 
 
 class NotCertified(StorytellerError):
-    """Some row differs from its reference, or did not run."""
+    """A row differs from its reference, or did not run."""
 
     exit_code = 1
 
@@ -84,7 +84,7 @@ def certify(placements: Sequence[Placement], log: Callable[[str], None]) -> Iter
 
     Args:
         placements: from `place`.
-        log: gets a line for the row that begins.
+        log: gets a line when a row begins.
 
     Raises:
         DataError: the corpus cannot be prepared.
@@ -95,7 +95,7 @@ def certify(placements: Sequence[Placement], log: Callable[[str], None]) -> Iter
         names = [name for name, _ in Decoder(run).named_parameters()]
         key = prepare_corpus(run, log)
         if any(placement.device == "cpu" for placement in placements):
-            # The process that all CPU ranks are forked from imports everything now, outside of any row's time.
+            # Let the process that all CPU ranks are forked from import everything now, outside of any row's time.
             first = _process_context("cpu").Process(target=int)
             first.start()
             first.join()
@@ -130,7 +130,7 @@ def _judge(placement: Placement, results: Results, reference: Results | None, ro
 
 
 def traffic_problem(row: Row, ranks: int, ratio: float | None) -> str | None:
-    """One line if a row that promises to send only the routed rows has sent more, or fewer."""
+    """One line if a row that promises to send only the routed tokens has sent more or fewer."""
     if not row.exact_traffic or ranks == 1:
         return None
     if ratio is None:
@@ -141,7 +141,7 @@ def traffic_problem(row: Row, ranks: int, ratio: float | None) -> str | None:
 
 
 def run_ranks(placement: Placement, folder: Path, corpus_key: str) -> None:
-    """Start all ranks and wait for them; one that fails, the time limit or an exception ends all.
+    """Start all ranks and wait for them; a failed rank, the time limit or an exception ends all of them.
 
     Raises:
         RowFailed: a rank failed, or they took too long.
@@ -183,9 +183,9 @@ def _last_error(folder: Path, exit_code: int, rank: int) -> str:
 
 
 def _process_context(device: str) -> Any:
-    """How ranks are started: forked from one process that has imported everything (what is installed), if that is safe.
+    """How to start ranks: by forking one process that has imported everything (that is installed), if that is safe.
 
-    Not with CUDA, which does not survive a fork, and not on macOS, whose system libraries do not.
+    It is not safe with CUDA, which does not survive a fork, nor on macOS, whose system libraries do not.
     """
     if device == "cuda" or sys.platform != "linux":
         return multiprocessing.get_context("spawn")

@@ -12,7 +12,7 @@ from storyteller_ds.config.run import RunConfig
 
 
 class Traffic:
-    """What one rank has handed to torch's all-to-all, tokens that stay on their own rank included."""
+    """What one rank has passed to torch's all-to-all, including tokens that stay on their own rank."""
 
     sent_bytes = 0
     """Activations, their gradients, and the counts that announce them."""
@@ -20,7 +20,7 @@ class Traffic:
 
 @contextmanager
 def counted() -> Iterator[Traffic]:
-    """Count every all-to-all of this process during the block: DeepSpeed calls the first function, we the second."""
+    """Count every all-to-all of this process inside the block: DeepSpeed calls the first function, we the second."""
     traffic = Traffic()
     collectives: Any = torch.ops._c10d_functional
     filling, functional = dist.all_to_all_single, collectives.all_to_all_single
@@ -46,8 +46,8 @@ def counted() -> Iterator[Traffic]:
 def routed_bytes(run: RunConfig, steps: int) -> int:
     """Bytes that dropless top-k routing has to move in `steps` steps of training, over all ranks.
 
-    tokens * K choices * D features * bytes of a number, to the experts and back, forward and backward, in every MoE
-    layer. It follows from the run config alone, so it is independent of the exchange that it judges.
+    tokens * K choices * D features * bytes per element, to the experts and back, forward and backward, in every MoE
+    layer. Computed from the run config alone, so it is independent of the exchange that it judges.
 
     Args:
         run: its precision.dtype is not auto.

@@ -1,1 +1,1 @@
-"""What is wrong with a run before it begins: each check one function, each finding with its evidence and its fix."""
+"""What is wrong with a run before it begins. Each check is one function; each finding has its evidence and its fix."""

@@ -1,4 +1,4 @@
-"""From what a user types to all that is wrong with it."""
+"""From what a user types to everything that is wrong with it."""
 
 import contextlib
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from storyteller_ds.records.run_folder import CHECKPOINTS
 from storyteller_ds.user_paths import expand_home
 
 _READING_S = 1.5
-"""For the beginning of the text (seconds)."""
+"""Time for reading the beginning of the text (seconds)."""
 _READ_WHOLE = 100 << 20
-"""Bytes of text that are read for their fingerprint, to find what is prepared of them."""
+"""A text of up to this many bytes is read whole for its fingerprint, to find its prepared corpus."""
 _WITHOUT_A_RUN = (*libraries.CHECKS, *machine.CHECKS, *folders.CHECKS)
 
 
@@ -44,13 +44,13 @@ def consult(
     output_dir: Path | None = None,
     world_size: int | None = None,
 ) -> list[Finding]:
-    """All that is wrong, the worst first; nothing is changed, and nothing of the text is prepared.
+    """Everything that is wrong, the worst first; changes nothing and prepares no text.
 
     Args:
-        config: as of `storyteller train`, like all others.
+        config: as in `storyteller train`.
         overrides: likewise.
         ds_config: likewise.
-        hostfile: of `storyteller launch`.
+        hostfile: as in `storyteller launch`.
         output_dir: likewise.
         world_size: ranks that the run will have; None: those of the hostfile, or of the environment.
     """
@@ -92,7 +92,7 @@ def _subject(loaded: LoadedConfig, world: World, output_dir: Path | None, config
 
 
 def _continued(subject: Subject) -> list[Finding]:
-    """Why the run cannot go on with what is in its folder; its text is compared when it is prepared."""
+    """Why the run cannot continue from what is in its folder; its text is compared only when it is prepared."""
     checkpoint = newest_valid(subject.output_dir / CHECKPOINTS, lambda _: None)
     if checkpoint is None:
         return []
@@ -104,19 +104,19 @@ def _continued(subject: Subject) -> list[Finding]:
 
 
 def _text_of(config: str | None) -> str:
-    """What is written in a config, with its comments."""
+    """The text of a config, including its comments."""
     if config is None or config in preset_names():
         return preset_text(config or "quickstart")
-    with contextlib.suppress(ConfigError):  # load_config has said so
+    with contextlib.suppress(ConfigError):  # load_config has already reported it
         return read_text(Path(config), "config")
     return ""
 
 
 def _read(run: RunConfig, world: World, subject: Subject) -> tuple[TextFacts | None, list[Finding]]:
-    """The figures of the text, and what is wrong with reading it."""
+    """Facts about the text, and what is wrong with reading it."""
     names = [part.source for part in run.data.parts] + ([run.data.validation] if run.data.validation else [])
     try:
-        # GPT-2's own tokenizer may have to be downloaded, which is for the run to do.
+        # GPT-2's own tokenizer may have to be downloaded; that is left to the run.
         is_named = run.tokenizer.path is not None or run.tokenizer.kind != "gpt2"
         tokenizer = given_tokenizer(run.tokenizer, run.data.cache_dir) if is_named else None
     except UserError as failure:
@@ -140,7 +140,7 @@ def _read(run: RunConfig, world: World, subject: Subject) -> tuple[TextFacts | N
 
 
 def _prepared(run: RunConfig, world: World, subject: Subject, found: list[Finding]) -> TextFacts | None:
-    """The figures of the prepared corpus; None: there is none yet, or it would take long to find."""
+    """Facts about the prepared corpus; None if there is none yet, or finding it would take long."""
     if sum(_bytes_of(part.source) for part in run.data.parts) > _READ_WHOLE:
         return None
     try:

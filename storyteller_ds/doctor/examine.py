@@ -1,4 +1,4 @@
-"""Runs checks; one that fails itself is a finding, too."""
+"""Runs the checks; a check that itself fails is a finding, too."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from storyteller_ds.errors import StorytellerError
 
 CONFIGURATION: tuple[Check, ...] = (*schedule.CHECKS, *measuring.CHECKS, *saving.CHECKS, *model.CHECKS)
 BEFORE_A_RUN: tuple[Check, ...] = (*CONFIGURATION, *text.ON_TOKENS, *folders.QUICK, *machine.QUICK)
-"""What takes no noticeable time, asks no network and starts no process."""
+"""Checks that take no noticeable time, use no network and start no process."""
 ALL: tuple[Check, ...] = (*libraries.CHECKS, *machine.CHECKS, *folders.CHECKS, *CONFIGURATION, *text.CHECKS)
 _ORDER = ("error", "warning", "note")
 
@@ -26,7 +26,7 @@ def worst_first(found: Iterable[Finding]) -> list[Finding]:
 
 
 def lines_before_a_run(subject: Subject) -> list[str]:
-    """Errors and warnings, a line each; none where nothing is wrong."""
+    """Errors and warnings, one line each; empty if nothing is wrong."""
     return [str(each) for each in examine(subject, BEFORE_A_RUN) if each.severity != "note"]
 
 
@@ -36,7 +36,7 @@ def _of(check: Check, subject: Subject) -> list[Finding]:
         return [replace(finding, check=name) for finding in check(subject)]
     except StorytellerError as failure:
         return [replace(from_message(str(failure)), check=name)]
-    except Exception as failure:  # a fault of the doctor must not keep a run from starting
+    except Exception as failure:  # a bug in the doctor must not keep a run from starting
         return [
             replace(
                 warning(

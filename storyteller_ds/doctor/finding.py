@@ -1,4 +1,4 @@
-"""What a check has found, and what a check is."""
+"""The types of a finding and of a check."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from storyteller_ds.doctor.subject import Subject
 
 Severity = Literal["error", "warning", "note"]
-"""It cannot work; it works, and probably not as meant; it is worth knowing."""
+"""It cannot work; it works, but probably not as intended; it is worth knowing."""
 
 
 @dataclass(frozen=True)
@@ -17,38 +17,38 @@ class Finding:
 
     severity: Severity
     evidence: str
-    """What was seen, with its figures."""
+    """What was seen, with the numbers."""
     fix: str
     """The setting or the command that fixes it."""
     repair: Callable[[], str] | None = None
-    """Mends it without a risk, and returns what was done; raises OSError. None: a person has to decide."""
+    """Fixes it without risk and returns what was done; raises OSError. None: a person has to decide."""
     check: str = ""
-    """Name of the check that has found it."""
+    """Name of the check that found it."""
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.evidence}; {self.fix}"
 
 
 Check = Callable[["Subject"], Iterator[Finding]]
-"""Looks at one thing, named by its function."""
+"""Looks at one thing; its function's name is the name of the check."""
 
 
 def error(evidence: str, fix: str, repair: Callable[[], str] | None = None) -> Finding:
-    """A finding that cannot work."""
+    """A finding about something that cannot work."""
     return Finding("error", evidence, fix, repair)
 
 
 def warning(evidence: str, fix: str, repair: Callable[[], str] | None = None) -> Finding:
-    """A finding that is probably a mistake."""
+    """A finding about something that is probably a mistake."""
     return Finding("warning", evidence, fix, repair)
 
 
 def note(evidence: str, fix: str) -> Finding:
-    """A finding that may be meant."""
+    """A finding about something that may be intended."""
     return Finding("note", evidence, fix)
 
 
 def from_message(message: str) -> Finding:
-    """An error of ours, whose message is `what is wrong; how to fix it`."""
+    """The finding for one of our errors, whose message has the form `what is wrong; how to fix it`."""
     evidence, _, fix = message.rpartition("; ")
     return error(evidence or message, fix if evidence else "see the message")

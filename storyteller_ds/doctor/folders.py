@@ -1,4 +1,4 @@
-"""Folders that a run writes to: the run's own, the cache, and where DeepSpeed compiles."""
+"""Folders that a run writes to: its own, the cache, and the one in which DeepSpeed compiles."""
 
 import os
 import time
@@ -15,15 +15,15 @@ from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.records.run_folder import CHECKPOINTS, holder
 
 _FEW_FILES = 10_000
-"""Inodes: a run of a hundred checkpoints on eight ranks has two thousand files."""
+"""Free inodes: a run with a hundred checkpoints on eight ranks has two thousand files."""
 _OLD_LOCK_S = 600
-"""Age from which on a lock that no process here holds is not a build of another machine either (seconds)."""
+"""A lock of this age that no process here holds does not belong to a build on another machine either (seconds)."""
 _LITTLE_CACHE = 1 << 30
-"""For prepared tokens and what is compiled (bytes)."""
+"""Free space that prepared tokens and compiled operations should have (bytes)."""
 
 
 def output_folder(subject: Subject) -> Iterator[Finding]:
-    """The run's folder can be made, or written to, and no other run holds it."""
+    """The run's folder must be writable or possible to create, and no other run may hold it."""
     folder = subject.output_dir
     nearest = existing(folder)
     if (file := file_in_the_way(folder)) is not None:
@@ -35,7 +35,7 @@ def output_folder(subject: Subject) -> Iterator[Finding]:
 
 
 def few_inodes(subject: Subject) -> Iterator[Finding]:
-    """A disk may be full of files while it has bytes free."""
+    """A disk may have no room for more files although it has free bytes."""
     for folder in (subject.output_dir, cache_folder(subject.run.data.cache_dir)):
         free = subject.machine.free_files(folder)
         if free is not None and free < _FEW_FILES:
@@ -47,7 +47,7 @@ def few_inodes(subject: Subject) -> Iterator[Finding]:
 
 
 def cache(subject: Subject) -> Iterator[Finding]:
-    """Prepared tokens and compiled operations need a folder that can be written."""
+    """Prepared tokens and compiled operations need a writable folder."""
     folder = cache_folder(subject.run.data.cache_dir)
     fix = "set data.cache_dir or STORYTELLER_CACHE to a folder that can be written"
     nearest = existing(folder)
@@ -62,7 +62,7 @@ def cache(subject: Subject) -> Iterator[Finding]:
 
 
 def cache_to_make(subject: Subject) -> Iterator[Finding]:
-    """A folder that was chosen for the cache, and not even the folder that it is in is there: a typo, or a disk."""
+    """The chosen cache folder does not exist, nor does its parent: a typo, or a disk that is not mounted."""
     chosen = subject.run.data.cache_dir is not None or bool(os.environ.get("STORYTELLER_CACHE"))
     folder = cache_folder(subject.run.data.cache_dir)
     if not chosen or folder.parent.is_dir() or not os.access(existing(folder), os.W_OK | os.X_OK):
@@ -81,7 +81,7 @@ def cache_to_make(subject: Subject) -> Iterator[Finding]:
 
 
 def stale_builds(subject: Subject) -> Iterator[Finding]:
-    """A build of torch's that was killed leaves a file `lock`, on which every later one waits for ever."""
+    """A torch build that was killed leaves a file `lock`, and every later build waits for it forever."""
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     roots = {Path(chosen).expanduser()} if chosen else {Path("~/.cache/torch_extensions").expanduser()}
     roots.add(cache_folder() / "extensions")
@@ -119,7 +119,7 @@ def _open_files() -> set[Path]:
 
 
 def clock(subject: Subject) -> Iterator[Finding]:
-    """A clock that is wrong makes files look new or old, and certificates invalid."""
+    """A wrong clock makes files look newer or older than they are, and certificates invalid."""
     now = subject.machine.now()
     if (year := time.gmtime(now).tm_year) < 2026:
         yield warning(f"the clock of this machine says {year}", "set it (timedatectl set-ntp true)")
@@ -133,5 +133,5 @@ def clock(subject: Subject) -> Iterator[Finding]:
 
 
 QUICK: tuple[Check, ...] = (few_inodes, clock)
-"""Of a run that is about to begin; it finds out about its folders by itself."""
+"""Checks right before a run, which finds out about its folders by itself."""
 CHECKS: tuple[Check, ...] = (output_folder, cache, cache_to_make, few_inodes, stale_builds, clock)

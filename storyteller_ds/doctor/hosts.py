@@ -1,4 +1,4 @@
-"""The machines of a hostfile: reached by ssh, all at once, and asked for their versions and their code."""
+"""The machines of a hostfile: all are contacted by ssh at once and asked for their versions and their code."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from storyteller_ds.untrusted import UntrustedFileError, parse_json
 
 _CONNECT_S = 5
 _ANSWER_S = 8
-"""To connect, start Python there and read the code: the doctor is to be done in ten seconds."""
+"""Time to connect, start Python there and read the code: the doctor should be done in ten seconds."""
 _AT_ONCE = 64
 
 
@@ -22,7 +22,7 @@ def check_hosts(slots: Mapping[str, int]) -> list[Finding]:
     """What keeps the machines from training together.
 
     Args:
-        slots: of each host, as read_hostfile returns them.
+        slots: the slots of each host, as returned by read_hostfile.
     """
     here = versions_here()
     with ThreadPoolExecutor(min(_AT_ONCE, len(slots)), thread_name_prefix="ssh") as threads:
@@ -31,7 +31,7 @@ def check_hosts(slots: Mapping[str, int]) -> list[Finding]:
 
 def _check(host: str, here: Mapping[str, str]) -> Iterator[Finding]:
     try:
-        # The same folder and the same Python as here, as DeepSpeed's launcher starts the ranks.
+        # Use the same folder and the same Python as here, as DeepSpeed's launcher does for the ranks.
         path = os.environ.get("PYTHONPATH", "")
         start = f"cd {shlex.quote(str(Path.cwd()))} && PYTHONPATH={shlex.quote(path)} {shlex.quote(sys.executable)}"
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""How many validation stories are in the training text, exactly or nearly; of samples, in a second or two."""
+"""How many validation stories are in the training text, exactly or nearly, estimated from samples in a few seconds."""
 
 import time
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 from storyteller_ds.data.cleaning.shingles import digest_of, jaccard, shingles_of, words_of
 
 _SIMILARITY = 0.5
-"""As cleaning has it (data/cleaning/duplicates.py, which needs ftfy)."""
+"""The same as in cleaning (data/cleaning/duplicates.py, which needs ftfy)."""
 _LOOKED_AT = 200
-"""Validation stories."""
+"""How many validation stories are examined."""
 _AT_ONCE = 500
 _SECONDS = 2.0
-"""For the stories that are nearly the same; word for word is quick."""
+"""Time limit, for the search for near-duplicates; comparing word for word is quick."""
 
 
 class Leaked(NamedTuple):
-    """Numbers of validation stories."""
+    """How many validation stories were found, and how many were examined."""
 
     exact: int
     near: int
@@ -26,11 +26,11 @@ class Leaked(NamedTuple):
 
 
 def leaked(train: Sequence[str], validation: Sequence[str]) -> Leaked:
-    """Those that are in the training stories with the same words, and those that share most of their word sequences.
+    """Count validation stories whose exact words are in the training stories, and those that share most word sequences.
 
     Args:
-        train: the stories that were read of it.
-        validation: likewise; the first few hundred are looked at.
+        train: the training stories that were read.
+        validation: likewise; the first few hundred are examined.
     """
     wanted = [words for story in validation[:_LOOKED_AT] if (words := words_of(story))]
     if not wanted:

@@ -1,4 +1,4 @@
-"""Versions of what is installed, against what this package asks for."""
+"""Versions of installed libraries, compared with what this package requires."""
 
 import importlib.metadata
 import platform
@@ -19,7 +19,7 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 def requirements() -> list[str]:
-    """What the package asks for; nothing, where it is not installed."""
+    """What the package requires; empty if the package is not installed."""
     try:
         return importlib.metadata.requires(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -27,7 +27,7 @@ def requirements() -> list[str]:
 
 
 def installed(name: str) -> str | None:
-    """Version of a package."""
+    """Version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -35,7 +35,7 @@ def installed(name: str) -> str | None:
 
 
 def versions(subject: Subject) -> Iterator[Finding]:
-    """Each library that every run needs, and DeepSpeed, of which one version is known to work."""
+    """The libraries that every run needs, and DeepSpeed, where one version is known to work."""
     if sys.version_info < _OLDEST_PYTHON:
         yield error(f"Python {platform.python_version()} is too old", "install Python 3.11 or newer")
     for requirement in requirements():
@@ -59,7 +59,7 @@ def versions(subject: Subject) -> Iterator[Finding]:
 
 
 def cuda(subject: Subject) -> Iterator[Finding]:
-    """A card that torch does not use."""
+    """A GPU that torch does not use."""
     has_driver = _NVIDIA.exists()
     if torch.version.cuda is None and torch.version.hip is None:
         if has_driver:
@@ -79,13 +79,13 @@ def cuda(subject: Subject) -> Iterator[Finding]:
 
 
 def triton(subject: Subject) -> Iterator[Finding]:
-    """Without it a card computes with the plain kernels."""
+    """Without Triton, a GPU uses the plain kernels."""
     if subject.device.type == "cuda" and installed("triton") is None:
         yield warning("triton is not installed, so that the fast kernels are missing", "pip install 'triton>=3.6'")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """1.2.3+cpu as (1, 2, 3), without zeros at the end, so that 2.0 is 2."""
+    """1.2.3+cpu as (1, 2, 3), without trailing zeros, so that 2.0 equals 2."""
     found = tuple(int(each) for each in re.findall(r"\d+", version.split("+")[0])[:3])
     while found and found[-1] == 0:
         found = found[:-1]
@@ -93,7 +93,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def nccl(subject: Subject) -> Iterator[Finding]:
-    """Cards of several ranks exchange tensors through it (on AMD's, RCCL is torch's NCCL)."""
+    """The GPUs of several ranks exchange tensors through NCCL (on AMD, torch's NCCL is RCCL)."""
     if subject.device.type == "cuda" and subject.plan.world_size > 1 and not torch.distributed.is_nccl_available():
         yield error(
             f"torch {torch.__version__} is built without NCCL, with which {subject.plan.world_size} cards communicate",

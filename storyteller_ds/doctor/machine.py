@@ -20,17 +20,17 @@ from storyteller_ds.engines.deepspeed.nvme.settings import nvme_sections
 
 _OPEN_FILES = 1024
 _SHARED_MEMORY = 512 << 20
-"""For the ranks of one machine: NCCL and gloo have buffers in it (bytes)."""
+"""Shared memory that the ranks of one machine need: NCCL and gloo keep buffers in it (bytes)."""
 _SHM = Path("/dev/shm")
 _LOCKED = 64 << 20
-"""Pinned memory that offload needs at least (bytes)."""
+"""Minimum pinned memory for offload (bytes)."""
 _DEFAULT_PORT = 29500
 _OWN, _OWN_VARIABLES = "STORYTELLER_", ("CACHE", "GPU", "JUDGE_KEY", "KERNELS")
 _WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun")
 
 
 def open_files(subject: Subject) -> Iterator[Finding]:
-    """Shards, sockets of every rank and pipes of loaders are open files."""
+    """Shards, the sockets of every rank and the pipes of loaders count as open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
         most = "" if hard == resource.RLIM_INFINITY or hard >= 65536 else f" (at most {hard} without root)"
@@ -38,7 +38,7 @@ def open_files(subject: Subject) -> Iterator[Finding]:
 
 
 def locked_memory(subject: Subject) -> Iterator[Finding]:
-    """Offload copies through memory that is locked."""
+    """Offload copies through locked memory."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if subject.offloaded and subject.device.type == "cuda" and soft != resource.RLIM_INFINITY and soft < _LOCKED:
         yield warning(
@@ -48,7 +48,7 @@ def locked_memory(subject: Subject) -> Iterator[Finding]:
 
 
 def shared_memory(subject: Subject) -> Iterator[Finding]:
-    """Containers have 64 MB of it, and ranks of one machine end with a bus error."""
+    """Containers have 64 MB of shared memory, too little for the ranks of one machine: they die with a bus error."""
     if subject.plan.world_size == 1 or not _SHM.is_dir():
         return
     size = shutil.disk_usage(_SHM).total
@@ -60,7 +60,7 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
 
 
 def text_encoding(subject: Subject) -> Iterator[Finding]:
-    """Names of files and stories on a terminal are UTF-8."""
+    """File names, and stories on the terminal, are UTF-8."""
     used = {codecs.lookup(name).name for name in (locale.getpreferredencoding(False), sys.getfilesystemencoding())}
     if used - {"utf-8"}:
         yield warning(
@@ -81,7 +81,7 @@ def thread_count(subject: Subject) -> Iterator[Finding]:
 
 
 def meeting_port(subject: Subject) -> Iterator[Finding]:
-    """Ranks meet at a port, and a stranger may listen on it."""
+    """Another program may be listening on the port at which the ranks meet."""
     given = os.environ.get("MASTER_PORT")
     if subject.loaded.deepspeed is None or (subject.plan.world_size == 1 and given is None):
         return
@@ -97,7 +97,7 @@ def meeting_port(subject: Subject) -> Iterator[Finding]:
 
 
 def network_interface(subject: Subject) -> Iterator[Finding]:
-    """The interface that ranks are to use, by a name that this machine does not have."""
+    """The network interface that ranks are told to use does not exist on this machine."""
     if subject.loaded.deepspeed is None:
         return
     there = subject.machine.interfaces()
@@ -115,7 +115,7 @@ def network_interface(subject: Subject) -> Iterator[Finding]:
 
 
 def misspelt_variables(subject: Subject) -> Iterator[Finding]:
-    """Variables that nobody reads, or with a value that nobody knows."""
+    """Environment variables that nothing reads, or with an unknown value."""
     for name in os.environ.keys():  # noqa: SIM118  # the names alone, never their values
         own = name.removeprefix(_OWN) if name.startswith(_OWN) else None
         if own is not None and own not in _OWN_VARIABLES and (meant := nearest(own, _OWN_VARIABLES)):
@@ -129,7 +129,7 @@ def misspelt_variables(subject: Subject) -> Iterator[Finding]:
 
 
 def compiler(subject: Subject) -> Iterator[Finding]:
-    """What compiles on this machine needs a C++ compiler."""
+    """Settings that compile code on this machine need a C++ compiler."""
     if any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
         return
     if subject.loaded.deepspeed is not None and nvme_sections(subject.loaded.deepspeed):
@@ -139,5 +139,5 @@ def compiler(subject: Subject) -> Iterator[Finding]:
 
 
 QUICK: tuple[Check, ...] = (open_files, locked_memory, shared_memory, text_encoding, thread_count)
-"""Within a millisecond."""
+"""Checks that take less than a millisecond."""
 CHECKS: tuple[Check, ...] = (*QUICK, meeting_port, network_interface, misspelt_variables, compiler)

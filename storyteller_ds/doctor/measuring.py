@@ -1,4 +1,4 @@
-"""Validation, samples, profiles and batches of a run: too many, or none where some are counted on."""
+"""Validation, samples, profiles and batches of a run: too many, or none where some are expected."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
 
 _FORWARD = 1 / 3
-"""Of a step: the backward pass is two of its three parts."""
+"""The forward pass as a fraction of a step: the backward pass is the other two thirds."""
 _MOST_OF_THE_TIME = 0.5
 _SMALL_STEP = 8192
-"""Tokens of a rank that fit into one micro-batch of any device (docs/performance.md)."""
+"""Tokens per rank that fit into one micro-batch on any device (docs/performance.md)."""
 
 
 def no_patience(subject: Subject) -> Iterator[Finding]:
-    """Nothing is validated early enough for train.early_stop_patience."""
+    """Validation is too rare for train.early_stop_patience to have an effect."""
     train = subject.run.train
     patience, every, steps = train.early_stop_patience, train.eval_every_steps, train.max_steps
     if patience and not 0 < every * (patience + 1) <= steps:
@@ -45,7 +45,7 @@ def validates_too_often(subject: Subject) -> Iterator[Finding]:
 
 
 def validates_at_the_end_only(subject: Subject) -> Iterator[Finding]:
-    """An interval that the run does not reach; 0 says the same on purpose."""
+    """A validation interval that the run does not reach; 0 would say the same on purpose."""
     every, steps = subject.run.train.eval_every_steps, subject.run.train.max_steps
     if every > steps:
         yield note(
@@ -55,7 +55,7 @@ def validates_at_the_end_only(subject: Subject) -> Iterator[Finding]:
 
 
 def samples_too_often(subject: Subject) -> Iterator[Finding]:
-    """A story is generated token by token, which takes as long as many steps."""
+    """Stories are generated token by token, which takes as long as many steps."""
     train = subject.run.train
     if 0 < train.sample_every_steps < min(10, train.max_steps) and train.sample_prompts:
         yield note(
@@ -66,7 +66,7 @@ def samples_too_often(subject: Subject) -> Iterator[Finding]:
 
 
 def profile_after_the_end(subject: Subject) -> Iterator[Finding]:
-    """Steps to profile that do not come."""
+    """Steps to profile that the run does not reach."""
     train = subject.run.train
     if train.profiled is not None and train.profiled[1] > train.max_steps:
         yield warning(
@@ -76,7 +76,7 @@ def profile_after_the_end(subject: Subject) -> Iterator[Finding]:
 
 
 def needless_accumulation(subject: Subject) -> Iterator[Finding]:
-    """Several small micro-batches where one would do the same in less time."""
+    """Several small micro-batches where a single one would be faster."""
     plan, length = subject.plan, subject.run.data.sequence_length
     tokens = plan.micro_batch_size * plan.accumulation_steps * length
     if plan.accumulation_steps > 1 and tokens <= _SMALL_STEP:
@@ -89,7 +89,7 @@ def needless_accumulation(subject: Subject) -> Iterator[Finding]:
 
 
 def watchdog_after_the_collective(subject: Subject) -> Iterator[Finding]:
-    """Ranks that hang would be ended by a collective's clock, without the stacks of their threads."""
+    """Hanging ranks would be ended by the collective's timeout, without printing their threads' stacks."""
     hang, collective = subject.run.train.hang_timeout_minutes, subject.run.parallel.timeout_minutes
     if subject.plan.world_size > 1 and hang >= collective:
         yield warning(

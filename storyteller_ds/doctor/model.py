@@ -1,4 +1,4 @@
-"""The model: experts that are none, sizes that are not what they are called, and the memory of a rank."""
+"""The model: experts without effect, sizes that do not match their names, and the memory of a rank."""
 
 import re
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from storyteller_ds.engines.precision import DTYPE_NAMES
 _COUNT_LINE = re.compile(r"^# *parameters: *(\d[\d,]*)(?![\d,.]*\d* ?[kKmMbB.])", re.MULTILINE)
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[ _]?([mMbB])(?![a-zA-Z0-9])")
 _TOLERANCE = 0.15
-"""Of a size that a name claims: `125M` may be 124."""
+"""Allowed relative deviation from the size that a name claims: `125M` may be 124."""
 _BF16_SINCE = (8, 0)
 _FITS_WELL = 0.5
-"""Of a device's memory."""
+"""Fraction of a device's memory."""
 _ABOUT = 1.5
-"""Times that a name of model.size may be off, for vocabularies differ."""
+"""Factor by which model.size may be off, since vocabularies differ."""
 _TIMES = {"M": 1e6, "B": 1e9}
 
 
 def experts_that_are_none(subject: Subject) -> Iterator[Finding]:
-    """A mixture in which nothing is chosen, or nothing keeps the experts in use."""
+    """A mixture in which the router has no choice, or nothing keeps all experts in use."""
     run = subject.run
     if not run.moe_layers:
         return
@@ -45,7 +45,7 @@ def experts_that_are_none(subject: Subject) -> Iterator[Finding]:
 
 
 def zero3_without_expert_parallelism(subject: Subject) -> Iterator[Finding]:
-    """ZeRO-3 gathers all experts on every rank, for each layer."""
+    """ZeRO-3 gathers all experts of each layer on every rank."""
     run, plan = subject.run, subject.plan
     if run.parallel.zero_stage == 3 and run.moe_layers and plan.strategy == "local" and plan.world_size > 1:
         yield warning(
@@ -56,7 +56,7 @@ def zero3_without_expert_parallelism(subject: Subject) -> Iterator[Finding]:
 
 
 def slow_format(subject: Subject) -> Iterator[Finding]:
-    """A half format that a card's matrix units or a CPU's instructions do not take is emulated."""
+    """A 16-bit format that the GPU's matrix units or the CPU's instructions do not support is emulated."""
     is_cpu, name = subject.device.type == "cpu", DTYPE_NAMES[subject.dtype]
     if is_cpu and subject.dtype not in subject.machine.formats(subject.device):
         yield warning(
@@ -73,7 +73,7 @@ def slow_format(subject: Subject) -> Iterator[Finding]:
 
 
 def claimed_size(subject: Subject) -> Iterator[Finding]:
-    """A name or a comment of the config that says another size than the model has."""
+    """A name or a comment of the config claims another size than the model has."""
     total = subject.counts.total
     of_model = ("model.", "moe.", "tokenizer.")
     is_changed = any(
@@ -105,7 +105,7 @@ def claimed_size(subject: Subject) -> Iterator[Finding]:
 
 
 def untrained_positions(subject: Subject) -> Iterator[Finding]:
-    """Rows of a table of positions that no sequence reaches."""
+    """Rows of the position table that no sequence reaches."""
     run = subject.run
     if subject.is_new and run.model.position == "learned" and run.data.sequence_length < run.context_length:
         yield warning(
@@ -116,7 +116,7 @@ def untrained_positions(subject: Subject) -> Iterator[Finding]:
 
 
 def needless_offload(subject: Subject) -> Iterator[Finding]:
-    """Optimizer or weights moved off a device that has room for them."""
+    """Optimizer or weights are moved off a device that has room for them."""
     offloaded, memory = subject.offloaded, subject.machine.device_bytes(subject.device)
     if not offloaded or memory is None:
         return
@@ -134,7 +134,7 @@ def needless_offload(subject: Subject) -> Iterator[Finding]:
 
 
 def too_little_memory(subject: Subject) -> Iterator[Finding]:
-    """A step of a rank needs more than its device has."""
+    """A step needs more memory than a rank's device has."""
     memory, planned = subject.machine.device_bytes(subject.device), subject.memory
     if memory is None:
         return

@@ -1,4 +1,4 @@
-"""Checkpoints: when they are written, which stay, and whether they fit on the disk."""
+"""Checkpoints: when they are written, which are kept, and whether they fit on the disk."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from storyteller_ds.doctor.finding import Check, Finding, error, note, warning
 from storyteller_ds.doctor.subject import Subject
 
 _LONG_RUN = 1000
-"""Steps from which a run without a checkpoint before its end is probably not meant."""
+"""A run of this many steps without a checkpoint before its end is probably not intended."""
 
 
 def no_best(subject: Subject) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ def saves_at_the_end_only(subject: Subject) -> Iterator[Finding]:
 
 
 def keeps_nothing_more(subject: Subject) -> Iterator[Finding]:
-    """checkpoint.keep_every_steps that has no effect, or not the one meant."""
+    """checkpoint.keep_every_steps has no effect, or not the intended one."""
     keep = subject.run.checkpoint
     if keep.keep_every_steps and keep.keep_last is None:
         yield warning(
@@ -59,7 +59,7 @@ def keeps_nothing_more(subject: Subject) -> Iterator[Finding]:
 
 
 def disk_too_small(subject: Subject) -> Iterator[Finding]:
-    """The checkpoints that stay, and the one that is being written, do not fit."""
+    """The kept checkpoints and the one being written do not fit."""
     free, size = subject.machine.free_bytes(subject.output_dir), subject.checkpoint_bytes
     count = _kept(subject)
     what = f"{decimal(free)} are free for {subject.output_dir}, and "
@@ -73,7 +73,7 @@ def disk_too_small(subject: Subject) -> Iterator[Finding]:
 
 
 def _kept(subject: Subject) -> int:
-    """Checkpoints on the disk at once, at most."""
+    """Maximum number of checkpoints on the disk at once."""
     keep, steps = subject.run.checkpoint, subject.run.train.max_steps
     saved = 1 if keep.every_steps == 0 else -(-steps // keep.every_steps)
     if keep.keep_last is None:

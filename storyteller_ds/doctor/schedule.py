@@ -1,4 +1,4 @@
-"""Learning rate and length of the run: settings that contradict each other, or that have no effect."""
+"""Learning rate and length of the run: settings that contradict each other or have no effect."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from storyteller_ds.doctor.subject import Subject
 from storyteller_ds.model.counts import flops_per_token
 
 _FAR_ABOVE, _FAR_BELOW = 10, 30
-"""Times the tuned rate; other recipes that work are up to 2 above it and 6 below."""
+"""Factors from the tuned rate; other recipes that work are up to 2 times above it and 6 times below."""
 
 _DECAYED = 0.05
-"""Of a weight in a step: after fourteen steps half of it is left."""
+"""Fraction of a weight removed in a step: after fourteen steps half of the weight is left."""
 
 
 def only_warm_up(subject: Subject) -> Iterator[Finding]:
@@ -31,7 +31,7 @@ def only_warm_up(subject: Subject) -> Iterator[Finding]:
 
 
 def longer_than_a_week(subject: Subject) -> Iterator[Finding]:
-    """A model for a card on a CPU, or one for a cluster on a card."""
+    """A model for a GPU trained on a CPU, or one for a cluster trained on a GPU."""
     run, rate = subject.run, subject.machine.product_rate(subject.device)
     if rate is None or run.train.max_minutes is not None:
         return
@@ -45,7 +45,7 @@ def longer_than_a_week(subject: Subject) -> Iterator[Finding]:
 
 
 def no_decay(subject: Subject) -> Iterator[Finding]:
-    """A schedule that is to fall and does not."""
+    """A schedule that should decay but does not."""
     schedule, steps = subject.run.schedule, subject.run.train.max_steps
     if schedule.kind == "constant" or schedule.warmup_steps >= steps:
         return
@@ -64,7 +64,7 @@ def no_decay(subject: Subject) -> Iterator[Finding]:
 
 
 def rate_far_off(subject: Subject) -> Iterator[Finding]:
-    """A learning rate that is nowhere near what a model of this width was tuned to."""
+    """A learning rate that is nowhere near the one tuned for a model of this width."""
     rate, kind, width = subject.run.optimizer.lr, subject.run.optimizer.kind, subject.run.model.hidden_size
     tuned = tuned_rate(width, kind)
     if rate > _FAR_ABOVE * tuned:
@@ -80,7 +80,7 @@ def rate_far_off(subject: Subject) -> Iterator[Finding]:
 
 
 def tied_rates(subject: Subject) -> Iterator[Finding]:
-    """Learning rates of an output projection that is the embedding."""
+    """Learning rates for an output projection that is tied to the embedding."""
     optimizer = subject.run.optimizer
     if not subject.run.model.tie_embeddings:
         return
@@ -99,7 +99,7 @@ def tied_rates(subject: Subject) -> Iterator[Finding]:
 
 
 def no_clipping(subject: Subject) -> Iterator[Finding]:
-    """Nothing bounds a step."""
+    """Nothing bounds the size of a step."""
     if subject.run.optimizer.grad_clip_norm == 0:
         yield note(
             "optimizer.grad_clip_norm=0: one bad batch can throw the model back", "set optimizer.grad_clip_norm=1"
@@ -107,7 +107,7 @@ def no_clipping(subject: Subject) -> Iterator[Finding]:
 
 
 def decayed_to_nothing(subject: Subject) -> Iterator[Finding]:
-    """A step takes the rate times the decay off every weight: more than 1 and it changes its sign."""
+    """A step shrinks every weight by learning rate times weight decay; above 1, the weight changes its sign."""
     optimizer = subject.run.optimizer
     part = optimizer.lr * optimizer.weight_decay
     if part > _DECAYED:

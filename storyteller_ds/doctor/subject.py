@@ -1,4 +1,4 @@
-"""What the checks look at: a run that has not begun, its text, and the machine that it is to run on."""
+"""What the checks look at: a run that has not begun, its text, and the machine that it will run on."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,11 +25,11 @@ class Subject:
     device: torch.device
     output_dir: Path
     text: TextFacts | None = None
-    """None: the text was not read, as a dataset on the hub."""
+    """None: the text was not read, for example a dataset on the hub."""
     is_new: bool = True
-    """Whether it has nothing of another run, so that model and tokenizer can still be chosen."""
+    """Whether it takes over nothing from another run, so that model and tokenizer can still be chosen."""
     config_text: str = ""
-    """What is written in the file or the preset that --config names, with its comments."""
+    """Text of the file or preset that --config names, including its comments."""
     machine: MachineFacts = field(default_factory=MachineFacts)
 
     @property
@@ -44,7 +44,7 @@ class Subject:
 
     @cached_property
     def memory(self) -> Memory:
-        """Tensors of a rank, as planned."""
+        """Planned memory of a rank's tensors."""
         dtype = DTYPE_NAMES[self.dtype]
         return memory_of(self.run, self.loaded.deepspeed, self.plan, self.device.type, dtype)
 
@@ -62,5 +62,5 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The number format that it computes in."""
         return run_dtype(self.run, self.device)

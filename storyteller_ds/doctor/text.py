@@ -1,4 +1,4 @@
-"""The text: how often it is read, how it fills sequences and vocabulary, and what of it is held out."""
+"""The text: how often it is read, how it fills sequences and vocabulary, and what is held out."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from storyteller_ds.doctor.leaks import leaked
 from storyteller_ds.doctor.subject import Subject
 
 _MOST_PASSES = 40
-"""Past four little is gained, past forty nothing (Muennighoff et al. 2023, 2305.16264)."""
+"""After four passes little is gained, after forty nothing (Muennighoff et al. 2023, 2305.16264)."""
 _MANY_STORIES = 20
-"""In a sequence, from which on its length teaches nothing that a shorter one does not."""
+"""With more stories than this in a sequence, its length teaches nothing that a shorter one does not."""
 _MUCH_PADDING = 0.5
 _FEW_OCCURRENCES = 20
-"""Of a token in the training text, on average, of which its embedding cannot learn."""
+"""With fewer occurrences per token in the training text, on average, embeddings cannot be learned."""
 WORTH_A_WARNING = 0.05
 """Fraction of the parameters in embedding rows that no token uses."""
 _REPEATED, _BROKEN = 0.2, 0.01
@@ -22,12 +22,12 @@ _REPEATED, _BROKEN = 0.2, 0.01
 _UNKNOWN = 0.01
 """Fraction of the tokens."""
 _LEAST_BYTES, _LARGE_VOCABULARY = 2.0, 1000
-"""Of a token of such a vocabulary, in a text that it was made for; English has four."""
+"""Least bytes per token of a vocabulary that large, in a text that it was made for; English has four."""
 _REPLACEMENT = "\ufffd"
 
 
 def too_many_passes(subject: Subject) -> Iterator[Finding]:
-    """More epochs than a text has to teach."""
+    """More epochs than the model can learn from."""
     run, text = subject.run, subject.text
     if text is None:
         return
@@ -46,7 +46,7 @@ def too_many_passes(subject: Subject) -> Iterator[Finding]:
 
 
 def sequences_longer_than_stories(subject: Subject) -> Iterator[Finding]:
-    """Most of a sequence is other stories, or padding."""
+    """Most of a sequence consists of other stories or padding."""
     data, text = subject.run.data, subject.text
     if text is None:
         return
@@ -66,7 +66,7 @@ def sequences_longer_than_stories(subject: Subject) -> Iterator[Finding]:
 
 
 def unused_rows(subject: Subject) -> Iterator[Finding]:
-    """Embedding rows that stand for no token are a good part of the model."""
+    """Embedding rows without a token make up a good part of the model."""
     run, text = subject.run, subject.text
     if text is None or text.vocabulary is None or not subject.is_new:
         return
@@ -100,7 +100,7 @@ def vocabulary_larger_than_text(subject: Subject) -> Iterator[Finding]:
 
 
 def validation_too_small(subject: Subject) -> Iterator[Finding]:
-    """A val_loss of less than a sequence is chance."""
+    """A val_loss measured on less than one sequence is mostly chance."""
     data, text = subject.run.data, subject.text
     if text is None or text.validation_tokens is None:
         return
@@ -113,7 +113,7 @@ def validation_too_small(subject: Subject) -> Iterator[Finding]:
 
 
 def text_below_one_step(subject: Subject) -> Iterator[Finding]:
-    """One batch is more than the whole training text."""
+    """One batch is larger than the whole training text."""
     run, text = subject.run, subject.text
     if text is None or text.train_tokens is None:
         return
@@ -127,7 +127,7 @@ def text_below_one_step(subject: Subject) -> Iterator[Finding]:
 
 
 def unknown_tokens(subject: Subject) -> Iterator[Finding]:
-    """Characters that the tokenizer does not know. (Before a run, the line about the text says so.)"""
+    """Characters that the tokenizer does not know. (When a run starts, the line about the text says so.)"""
     text = subject.text
     if text is not None and text.unknown > _UNKNOWN:
         yield warning(
@@ -138,7 +138,7 @@ def unknown_tokens(subject: Subject) -> Iterator[Finding]:
 
 
 def foreign_tokenizer(subject: Subject) -> Iterator[Finding]:
-    """A tokenizer that was made for another language, or for code."""
+    """A tokenizer made for another language, or for code."""
     text, tokenizer = subject.text, subject.run.tokenizer
     if text is None or text.vocabulary is None or text.bytes_per_token is None or tokenizer.kind == "char":
         return
@@ -151,7 +151,7 @@ def foreign_tokenizer(subject: Subject) -> Iterator[Finding]:
 
 
 def validation_in_training(subject: Subject) -> Iterator[Finding]:
-    """Held-out stories that are trained on, word for word or nearly."""
+    """Held-out stories that are also trained on, word for word or nearly."""
     text = subject.text
     if text is None or text.train is None or text.validation is None or subject.run.data.source == "builtin":
         return
@@ -180,7 +180,7 @@ def repeated_stories(subject: Subject) -> Iterator[Finding]:
 
 
 def broken_characters(subject: Subject) -> Iterator[Finding]:
-    """Text that was decoded as another encoding than its own."""
+    """Text that was decoded with the wrong encoding."""
     stories = () if subject.text is None or subject.text.train is None else subject.text.train.documents
     broken = sum(_REPLACEMENT in story or "â€" in story for story in stories)
     if broken > _BROKEN * len(stories):
@@ -192,12 +192,12 @@ def broken_characters(subject: Subject) -> Iterator[Finding]:
 
 
 def _is_given(tokenizer: TokenizerConfig) -> bool:
-    """Whether it is read, and not trained on the text."""
+    """Whether the tokenizer is given and not trained on the text."""
     return tokenizer.path is not None or tokenizer.kind not in TRAINERS
 
 
 def _rounded(tokens: float) -> int:
-    """Up to a multiple of 64."""
+    """Round up to a multiple of 64."""
     return 64 * max(1, -(-int(tokens) // 64))
 
 
@@ -210,7 +210,7 @@ ON_TOKENS: tuple[Check, ...] = (
     text_below_one_step,
     foreign_tokenizer,
 )
-"""Of figures alone; the others read stories."""
+"""Checks that need only numbers; the others read stories."""
 CHECKS: tuple[Check, ...] = (
     *ON_TOKENS,
     unknown_tokens,

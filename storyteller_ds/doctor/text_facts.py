@@ -1,4 +1,4 @@
-"""Figures of a text: of the prepared corpus, or estimated from as much of the sources as is read in a second or two."""
+"""Facts about a text: from the prepared corpus, or estimated from what is read of the sources in a second or two."""
 
 import math
 import time
@@ -14,10 +14,10 @@ from storyteller_ds.data.tokenizers.choose import TRAINERS, train_tokenizer
 from storyteller_ds.data.tokenizers.tokenizer import Tokenizer
 
 _CHARACTERS_OF_A_TOKEN = 4.0
-"""Of GPT-2's tokenizer, before it is downloaded (docs/tokenizers.md)."""
+"""Characters per token of GPT-2's tokenizer, used before it is downloaded (docs/tokenizers.md)."""
 _MOST_DOCUMENTS = 50_000
 _ENCODED = 1000
-"""Documents by which the tokens of the others are estimated."""
+"""Documents from which the number of tokens in all others is estimated."""
 
 
 @dataclass(frozen=True)
@@ -42,36 +42,36 @@ class TextFacts:
     unknown: float = 0.0
     """Fraction of the tokens that stand for text the tokenizer does not know."""
     bytes_per_token: float | None = None
-    """None: not known, as of a corpus whose text was not counted."""
+    """None: unknown, as for a corpus whose text was not counted."""
     sequences: int | None = None
-    """That the training text is packed into; None: not prepared yet."""
+    """Sequences that the training text is packed into; None: not prepared yet."""
     is_estimate: bool = False
     train: Sample | None = None
-    """Stories, where the text itself was read."""
+    """Stories, if the text itself was read."""
     validation: Sample | None = None
 
     @property
     def most_train_tokens(self) -> float:
-        """That the training text can have with any tokenizer: one for each byte, and one for each end."""
+        """Most tokens that the training text can have with any tokenizer: one per byte, and one per end of story."""
         if self.train is None or not self.train.is_all:
             return math.inf
         return sum(len(document.encode(errors="replace")) + 1 for document in self.train.documents)
 
     @property
     def about(self) -> str:
-        """A word before figures."""
+        """The word to put before numbers."""
         return "about " if self.is_estimate else ""
 
 
 def facts_of_corpus(
     corpus: Corpus, sequences: int, train: Sample | None = None, validation: Sample | None = None
 ) -> TextFacts:
-    """Exact figures.
+    """Exact facts.
 
     Args:
-        corpus: prepared.
-        sequences: that its training text is packed into.
-        train: stories of it, for the checks that compare texts.
+        corpus: a prepared corpus.
+        sequences: number of sequences that its training text is packed into.
+        train: stories from it, for the checks that compare texts.
         validation: likewise.
     """
     return TextFacts(
@@ -88,13 +88,13 @@ def facts_of_corpus(
 
 
 def facts_of_sources(run: RunConfig, tokenizer: Tokenizer | None, train: Sample, validation: Sample) -> TextFacts:
-    """Estimates of a text that is not prepared.
+    """Estimates for a text that is not prepared.
 
     Args:
-        run: its config.
-        tokenizer: which it is given; None: it will train one, and here one is trained on the sample.
-        train: the beginning of the training text, a document at least.
-        validation: likewise; it may be empty.
+        run: the run config.
+        tokenizer: the one it is given; None: the run will train one, so here one is trained on the sample.
+        train: the beginning of the training text, at least one document.
+        validation: likewise; may be empty.
 
     Raises:
         DataError: no tokenizer of these settings can be trained.
@@ -131,7 +131,7 @@ def facts_of_sources(run: RunConfig, tokenizer: Tokenizer | None, train: Sample,
 
 
 def sample_of(source: Source, seconds: float, most: int = _MOST_DOCUMENTS) -> Sample:
-    """The beginning of a source, as far as one gets in so many seconds.
+    """The beginning of a source, as much as can be read in this many seconds.
 
     Raises:
         DataError: it cannot be read.
@@ -149,7 +149,7 @@ def sample_of(source: Source, seconds: float, most: int = _MOST_DOCUMENTS) -> Sa
 
 
 def samples_of(sources: Sources, seconds: float) -> tuple[Sample, Sample]:
-    """Of the training text and of the validation text, each in half of the time.
+    """Samples of the training text and of the validation text, each read in half of the time.
 
     Raises:
         DataError: one of them cannot be read.

@@ -1,4 +1,4 @@
-"""What has to be the same on every machine of a run; `python -m storyteller_ds.doctor.versions` prints it as JSON."""
+"""What must be the same on every machine of a run; `python -m storyteller_ds.doctor.versions` prints it as JSON."""
 
 import hashlib
 import importlib.metadata
@@ -11,7 +11,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def versions_here() -> dict[str, str]:
-    """Versions, and a fingerprint of the code of this package; without loading torch."""
+    """Versions, and a fingerprint of this package's code; does not load torch."""
     facts = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -22,7 +22,7 @@ def versions_here() -> dict[str, str]:
 
 
 def code_fingerprint(root: Path) -> str:
-    """Of all Python files below a folder, by their relative paths."""
+    """A fingerprint of all Python files below a folder and their relative paths."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         content = path.read_bytes()

@@ -16,7 +16,7 @@ from benchmarks.operations.peers import liger
 from benchmarks.operations.peers.torch_layers import compiled
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x [T, D], weight [V, D], target [T]) to the sum over tokens, []."""
+"""From (x [T, D], weight [V, D], target [T]) to the sum over tokens, []."""
 
 
 class Shape(NamedTuple):
@@ -35,11 +35,11 @@ SHAPES: dict[Size, tuple[Shape, torch.dtype]] = {
 
 
 GOALS: dict[Size, list[Goal]] = {}
-"""None of its own."""
+"""It has no goals of its own."""
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """The one of the suite."""
+    """The suite's single case."""
     (T, D, V), dtype = SHAPES[size]
     generator = torch.Generator(device).manual_seed(0)
     inputs = {

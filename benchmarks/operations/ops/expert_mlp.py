@@ -1,4 +1,4 @@
-"""The experts alone: rows that lie in expert order already, as the router leaves them, through SwiGLU experts."""
+"""The experts alone: SwiGLU experts on rows that are already in expert order, as the router leaves them."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,11 +18,11 @@ from benchmarks.operations.peers import liger
 from benchmarks.operations.peers.torch_layers import compiled, grouped_mm_experts
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(rows [N, D], count_E or end_E, gate_up [E, 2I, D], down [E, D, I]) to [N, D]."""
+"""From (rows [N, D], count_E or end_E, gate_up [E, 2I, D], down [E, D, I]) to [N, D]."""
 
 
 GOALS: dict[Size, list[Goal]] = {}
-"""None of its own: the whole layer's are in moe_layer."""
+"""It has no goals of its own: those of the whole layer are in moe_layer."""
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
@@ -90,14 +90,14 @@ def _reference(x_ND: Tensor, count_E: Tensor, gate_up_EHD: Tensor, down_EDI: Ten
 
 
 def _on_triton(library: bool, x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor) -> Tensor:
-    """Our Triton path with a choice of the products, so that the two can be compared."""
+    """Our Triton path with a choice of matrix products, so that the two can be compared."""
     from storyteller_kernels.expert_mlp import operators
 
     return operators.expert_mlp(x_ND, gate_up_EHD, down_EDI, end_E, library=library)
 
 
 def _exact(problem: MoEProblem, rows_ND: Tensor, counts: list[int]) -> Candidate:
-    """Expert by expert in fp64."""
+    """The reference: expert by expert in fp64."""
     leaves = _leaves(problem, rows_ND, torch.float64)
 
     def forward() -> Named:

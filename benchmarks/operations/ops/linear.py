@@ -28,18 +28,18 @@ SHAPES: dict[Size, tuple[list[Shape], torch.dtype]] = {
     "tiny": ([Shape(9, 16, 40)], torch.float32),
 }
 GOALS: dict[Size, list[Goal]] = {}
-"""None of its own."""
+"""It has no goals of its own."""
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """Those of the suite."""
+    """The suite's cases."""
     shapes, dtype = SHAPES[size]
     for shape in shapes:
         yield case(shape, dtype, device, size)
 
 
 def case(shape: Shape, dtype: torch.dtype, device: torch.device, size: Size) -> Case:
-    """The layer at a shape."""
+    """The layer with one shape."""
     R, D, H = shape
     generator = torch.Generator(device).manual_seed(0)
     inputs = {

@@ -1,4 +1,4 @@
-"""The MoE layer as a whole, forward and backward. Bound by the experts' matrix products."""
+"""The whole MoE layer, forward and backward. Bound by the experts' matrix products."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -49,13 +49,13 @@ GOALS: dict[Size, list[Goal]] = {"cpu": _ON_CPU, "gpu": _ON_GPU, "tiny": _ON_CPU
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """The one of the suite."""
+    """The suite's single case."""
     shape, dtype = SHAPES[size]
     yield case(shape, dtype, device, size)
 
 
 def case(shape: MoEShape, dtype: torch.dtype, device: torch.device, size: Size) -> Case:
-    """The layer at a shape."""
+    """The layer with one shape."""
     problem = draw(shape, dtype, device)
     T, D, I, E, K = shape
     experts = 3 * expert_flops(shape.rows, D, I)
@@ -99,7 +99,7 @@ def case(shape: MoEShape, dtype: torch.dtype, device: torch.device, size: Size) 
         work={"forward+backward": {BARE_BMM: experts, **{rate.name: products for rate in rates}}},
         dtype=dtype,
         device=device,
-        # Hidden, activation, expert output, weighted output, sum; backward those of the experts and four gradients.
+        # Hidden, activation, expert output, weighted output, sum; backward, those of the experts and four gradients.
         roundings=(5, 8),
         rounds=30 if device.type == "cuda" else 15,
         tokens=T,
@@ -124,9 +124,9 @@ def operations_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_
 
 
 def _ours(problem: MoEProblem) -> Implementation:
-    """The framework's layer; where the framework's dependencies are missing, the operations that it is made of."""
+    """The framework's layer, or, if the framework's dependencies are missing, the operations that it consists of."""
     try:
-        from storyteller_ds.model.moe.local import LocalMoE  # noqa: F401  # only whether it can be had
+        from storyteller_ds.model.moe.local import LocalMoE  # noqa: F401  # only to see whether it is available
     except ModuleNotFoundError as error:
         note = f"the operations alone: LocalMoE needs {error.name}"
         return Implementation("ours", "ours", partial(of_function, problem, operations_layer), note)

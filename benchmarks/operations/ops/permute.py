@@ -1,4 +1,4 @@
-"""Permute and combine: tokens to expert order and expert outputs back. Data movement, bound by its bytes."""
+"""Permute and combine: tokens to expert order, and expert outputs back. Data movement, bound by the bytes moved."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,15 +16,15 @@ from benchmarks.operations.ops import moe_layer
 from benchmarks.operations.peers.torch_layers import compiled
 
 Move = Callable[[Named, Named], Tensor]
-"""(what moves: x, and weight where there is one; index: token_N, row_TK) to rows [N, D] or tokens [T, D]."""
+"""From (what moves: x, and weight if there is one; index: token_N, row_TK) to rows [N, D] or tokens [T, D]."""
 Mover = tuple[str, Role, Callable[[], Move]]
 
 GOALS: dict[Size, list[Goal]] = {}
-"""None of its own: the whole layer's are in moe_layer."""
+"""It has no goals of its own: those of the whole layer are in moe_layer."""
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """Both at the sizes of the whole layer's case, K different experts a token, drawn at random."""
+    """Both with the sizes of the whole layer's case; K different experts per token, drawn at random."""
     shape, dtype = moe_layer.SHAPES[size]
     generator = torch.Generator(device).manual_seed(0)
     expert_TK = torch.rand(shape.T, shape.E, generator=generator, device=device).argsort(dim=1)[:, : shape.K]
@@ -38,7 +38,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
 
 
 def bytes_moved(operation: str, shape: MoEShape, itemsize: int) -> dict[Direction, int]:
-    """The fewest that must move, as the README of the operation counts them."""
+    """The minimum number of bytes to move, as counted in the operation's README."""
     tokens, rows, N = shape.T * shape.D * itemsize, shape.rows * shape.D * itemsize, shape.rows
     if operation == "permute":
         return {"forward": tokens + rows + 8 * N, "backward": tokens + rows + 8 * N}
@@ -46,12 +46,12 @@ def bytes_moved(operation: str, shape: MoEShape, itemsize: int) -> dict[Directio
 
 
 def _permute_by(function: Callable[..., Any]) -> Move:
-    """From the signature of our permute."""
+    """Adapt a function with the signature of our permute."""
     return lambda of, index: function(of["x"], index["token_N"], index["row_TK"])
 
 
 def _combine_by(function: Callable[..., Any]) -> Move:
-    """From the signature of our combine."""
+    """Adapt a function with the signature of our combine."""
     return lambda of, index: function(of["x"], of["weight"], index["token_N"], index["row_TK"])
 
 

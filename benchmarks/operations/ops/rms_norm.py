@@ -1,4 +1,4 @@
-"""RMSNorm, alone and with the addition to the residual stream before it. Bound by the bytes that it moves."""
+"""RMSNorm, alone and with the preceding addition to the residual stream. Bound by the bytes that it moves."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -27,9 +27,9 @@ class Shape(NamedTuple):
 
 
 SHAPES: dict[Size, list[Shape]] = {
-    # What the training step of this suite has, and 64 MB, which no cache holds.
+    # The shape in this suite's training step, and 64 MB, which no cache holds.
     "cpu": [Shape(2048, 256, torch.float32), Shape(16384, 1024, torch.float32)],
-    # 320 MB a buffer.
+    # 320 MB per buffer.
     "gpu": [Shape(160 * 2**20 // D, D, torch.bfloat16) for D in (512, 1024, 2048, 4096)],
     "tiny": [Shape(7, 24, torch.float32)],
 }
@@ -44,14 +44,14 @@ GOALS: dict[Size, list[Goal]] = {
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """Every width, without and with the addition."""
+    """Every shape, without and with the addition."""
     for shape in SHAPES[size]:
         for function in (NORMALISE, ADD_NORMALISE):
             yield _case(function, shape, size, device)
 
 
 def bytes_moved(function: str, shape: Shape) -> dict[Direction, int]:
-    """The fewest that must move, as the README of the operation counts them."""
+    """The minimum number of bytes to move, as counted in the operation's README."""
     buffer = shape.T * shape.D * shape.dtype.itemsize
     forward, backward = (2, 3) if function == NORMALISE else (4, 4)
     return {"forward": forward * buffer, "backward": backward * buffer}
@@ -99,7 +99,7 @@ def _case(function: str, shape: Shape, size: Size, device: torch.device) -> Case
         work={direction: {COPY: float(moved)} for direction, moved in work.items()},
         dtype=shape.dtype,
         device=device,
-        # The sum, the normal form, the product with the gain; backward also the gradient of the normal form.
+        # The sum, the normalized values, the product with the gain; backward also the normalized values' gradient.
         roundings=(2, 3) if function == NORMALISE else (3, 4),
         rounds=50 if device.type == "cuda" else 15,
     )
@@ -118,7 +118,7 @@ def _candidate(inputs: Named, build: Callable[[nn.Parameter], Callable[..., obje
 
 
 def _exact(inputs: Named) -> Candidate:
-    """By its definition, in fp64."""
+    """The reference: by definition, in fp64."""
     leaves = {name: leaf(tensor, torch.float64) for name, tensor in inputs.items()}
 
     def forward() -> Named:

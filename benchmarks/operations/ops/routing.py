@@ -1,4 +1,4 @@
-"""Routing: from token vectors to the row of each token at each of its experts. Bound by the bytes that it moves."""
+"""Routing: from token vectors to each token's row at each of its experts. Bound by the bytes that it moves."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +26,7 @@ GOALS: dict[Size, list[Goal]] = {
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """The tokens of the whole layer's case."""
+    """A case with the tokens of the whole layer's case."""
     shape, dtype = moe_layer.SHAPES[size]
     problem = draw(shape, dtype, device)
     T, D, _, E, K = shape
@@ -64,7 +64,7 @@ def cases(size: Size, device: torch.device) -> Iterator[Case]:
 
 
 def bytes_moved(shape: MoEShape, dtype: torch.dtype) -> dict[Direction, int]:
-    """The fewest that must move, as the README of the operation counts them."""
+    """The minimum number of bytes to move, as counted in the operation's README."""
     T, D, _, E, K = shape
     x = T * D * dtype.itemsize
     return {
@@ -83,10 +83,10 @@ def _of_routing(problem: MoEProblem, router: Callable[[Tensor, Tensor, int], Rou
 
 
 def _comparable(E: int, raw: Named) -> Named:
-    """Without the order of a token's own choices, which nothing depends on."""
+    """Leave out the order of a token's own choices, which nothing depends on."""
     weight_TE = torch.zeros(len(raw["expert_TK"]), E, dtype=raw["weight_TK"].dtype, device=raw["weight_TK"].device)
     names = {"prob_TE": "prob", "prob_sum_E": "prob_sum", "z_sum": "z_sum", "count_E": "count", "token_N": "token"}
-    # That row_TK inverts token_N: row n holds the token token_N[n].
+    # Checks that row_TK inverts token_N: row n holds the token token_N[n].
     token_of_row_TK = raw["token_N"][raw["row_TK"]]
     return {
         "gate weight": weight_TE.scatter(1, raw["expert_TK"], raw["weight_TK"]),
@@ -97,7 +97,7 @@ def _comparable(E: int, raw: Named) -> Named:
 
 
 def _torch_router(problem: MoEProblem) -> Candidate:
-    """What a layer on torch alone has: shares, experts, and tokens in expert order."""
+    """What a layer with torch alone needs: gate weights, experts, and tokens in expert order."""
     leaves, E = _leaves(problem), problem.shape.E
 
     def forward() -> Named:
@@ -119,7 +119,7 @@ def _torch_router(problem: MoEProblem) -> Candidate:
 
 
 def _exact(problem: MoEProblem) -> Candidate:
-    """By its definition, in fp64; rows by a search for every expert's tokens."""
+    """The reference: by definition, in fp64; rows from a search for every expert's tokens."""
     leaves = _leaves(problem, torch.float64)
     T, _, _, E, K = problem.shape
 

@@ -1,7 +1,7 @@
 """A whole optimizer step of a small mixture-of-experts decoder: ours against transformers' Mixtral.
 
-Forward, backward, gradient clipping, fused AdamW; neither side has router losses, which the other would count
-differently. Bound by the matrix products.
+Forward, backward, gradient clipping, fused AdamW. Neither side has router losses, which the two compute differently.
+Bound by the matrix products.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ SHAPES: dict[Size, DecoderShape] = {
     "tiny": DecoderShape(2, 16, 8, 4, 2, heads=4, kv_heads=2, vocabulary=40, sequence=8, batch=2),
 }
 LR = 1e-5
-"""Small: the model should stay the one that was checked."""
+"""Small, so that the model stays close to the one that was checked."""
 MIXTRAL = "transformers Mixtral"
 GOALS: dict[Size, list[Goal]] = {
     "cpu": [
@@ -40,18 +40,18 @@ GOALS: dict[Size, list[Goal]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Weights, which both sides start from, and the batch."""
+    """The weights that both sides start from, and the batch."""
 
     shape: DecoderShape
     run: "RunConfig"
     weights: Named
     token_BS: Tensor
     target_BS: Tensor
-    """Of the step that is checked."""
+    """Targets of the step that is checked, as token_BS is its tokens."""
 
     def endless_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens and targets of the steps that are timed: other ones each time, as in training, so that experts get
-        other numbers of rows. The same for every implementation."""
+        """Tokens and targets of the timed steps: different each time, as in training, so that experts get different
+        numbers of rows. The same for every implementation."""
         generator = torch.Generator().manual_seed(1)
         size = (self.shape.batch, self.shape.sequence + 1)
         while True:
@@ -60,7 +60,7 @@ class Problem:
 
 
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
-    """The one of the suite; a GPU has none.
+    """The suite's single case; none for a GPU.
 
     Raises:
         Unavailable: storyteller_ds cannot be imported here.
@@ -168,7 +168,7 @@ def ours(problem: Problem) -> Candidate:
 
 
 def mixtral(problem: Problem, experts: str) -> Candidate:
-    """transformers' Mixtral in the usual loop, with the optimizer settings of our run."""
+    """transformers' Mixtral in the usual training loop, with the optimizer settings of our run."""
     run, shape = problem.run, problem.shape
     model = transformers_mixtral.model(shape, problem.weights, experts, run.model.norm_eps, run.model.rope_theta)
     leaves: Named = {transformers_mixtral.canonical_name(name): p for name, p in model.named_parameters()}
@@ -186,7 +186,7 @@ def mixtral(problem: Problem, experts: str) -> Candidate:
     batches = problem.endless_batches()
 
     def loss_of(token_BS: Tensor, target_BS: Tensor) -> Tensor:
-        # Its loss takes targets that are moved already, as ours are.
+        # Its loss accepts targets that are already shifted, like ours.
         loss: Tensor = model(input_ids=token_BS, labels=target_BS, shift_labels=target_BS).loss
         return loss
 

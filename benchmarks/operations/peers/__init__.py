@@ -1,6 +1,6 @@
-"""Other people's implementations, each file one source, built with the weights of the case.
+"""Other people's implementations, one file per source, built with the weights of the case.
 
-A builder raises Unavailable where its package is missing or does not suit the device; its row then has the reason.
+A builder raises Unavailable if its package is missing or does not suit the device; its row then has the reason.
 """
 
 import importlib

@@ -15,13 +15,12 @@ from benchmarks.operations.moe_problem import MoEProblem, of_module, swiglu
 from benchmarks.operations.peers import package
 
 DROPLESS = {"drop_tokens": False, "use_rts": False, "top2_2nd_expert_sampling": False}
-"""Neither drops tokens nor samples second experts: then it routes as we do. All three are its options, not its
-defaults."""
+"""Neither drops tokens nor samples second experts, so that it routes as we do. These are options, not defaults."""
 CAPACITY_1 = {"capacity_factor": 1.0, "use_rts": False, "top2_2nd_expert_sampling": False}
 
 
 class SwiGLUExpert(nn.Module):
-    """An expert as DeepSpeed wants it: a module, of which it makes a copy for each expert."""
+    """An expert as DeepSpeed wants it: a module that it copies for each expert."""
 
     def __init__(self, D: int, I: int) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ def stock_gate(problem: MoEProblem) -> Candidate:
 
 
 def autoep_layer(problem: MoEProblem) -> Candidate:
-    """The layer that AutoEP puts in place of an MoE layer: stacked experts, torch's grouped product on CUDA."""
+    """The layer that AutoEP puts in place of an MoE layer: stacked experts, with torch's grouped product on CUDA."""
     _prepare()
     auto_ep, config = package("deepspeed.module_inject.auto_ep"), package("deepspeed.module_inject.auto_ep_config")
     _, D, _, E, K = problem.shape
@@ -125,7 +124,7 @@ def autoep_layer(problem: MoEProblem) -> Candidate:
 
 
 def _prepare() -> None:
-    """Import DeepSpeed quietly. It looks for the accelerator when it is imported."""
+    """Import DeepSpeed quietly, after choosing the accelerator, which it looks for on import."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     package("deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

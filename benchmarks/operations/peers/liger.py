@@ -13,13 +13,13 @@ from benchmarks.operations.peers.torch_layers import top_k_router
 
 
 def rms_norm(weight_D: nn.Parameter, eps: float) -> Callable[[Tensor], Tensor]:
-    """LigerRMSNorm with this gain; its backward pass writes over the gradient that it gets."""
+    """LigerRMSNorm with this gain; its backward pass overwrites the gradient that it gets."""
     norm: Callable[[Tensor], Tensor] = _norm("LigerRMSNorm", weight_D, eps)
     return norm
 
 
 def add_rms_norm(weight_D: nn.Parameter, eps: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """LigerFusedAddRMSNorm with this gain: x and residual to the normalised sum and the sum."""
+    """LigerFusedAddRMSNorm with this gain: x and residual to the normalized sum and the sum."""
     norm: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _norm("LigerFusedAddRMSNorm", weight_D, eps)
     return norm
 
@@ -43,7 +43,7 @@ def experts(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
 
 
 def layer(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
-    """Mixtral's router and Liger's fused experts, which are what its LigerExperts calls."""
+    """Mixtral's router and Liger's fused experts, the function that its LigerExperts calls."""
     fused = _member("ops", "LigerFusedMoEFunction", device)
 
     def moe_layer(x_TD: Tensor, router_ED: Tensor, gate_up_EHD: Tensor, down_EDI: Tensor, K: int) -> Tensor:
@@ -55,7 +55,7 @@ def layer(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int
 
 
 def _norm(name: str, weight_D: nn.Parameter, eps: float) -> Any:
-    """A norm of Liger's whose gain is this very parameter."""
+    """One of Liger's norms, with this very parameter as its gain."""
     norm = _member("transformers", name, weight_D.device)(len(weight_D), eps=eps)
     norm.weight = weight_D
     return norm

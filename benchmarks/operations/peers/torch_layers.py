@@ -16,7 +16,7 @@ def grouped_mm_experts(x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_ED
     """SwiGLU experts on torch's grouped product: rows in expert order, [N, D] to [N, D].
 
     Raises:
-        Unavailable: this torch has none.
+        Unavailable: this torch has no grouped product.
     """
     if not hasattr(F, "grouped_mm"):
         raise Unavailable("not available: torch.nn.functional.grouped_mm came with torch 2.10")
@@ -25,7 +25,7 @@ def grouped_mm_experts(x_ND: Tensor, end_E: Tensor, gate_up_EHD: Tensor, down_ED
 
 
 def top_k_router(x_TD: Tensor, router_ED: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    """Shares [T, K] fp32 and experts [T, K] int64, as Mixtral chooses them, the logits in fp32."""
+    """Gate weights [T, K] fp32 and experts [T, K] int64, chosen as in Mixtral, with logits in fp32."""
     weight_TK, expert_TK = torch.softmax(x_TD.float() @ router_ED.float().t(), dim=1).topk(K, dim=1)
     return weight_TK / weight_TK.sum(dim=1, keepdim=True), expert_TK
 
@@ -51,17 +51,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     obstacle = _compiler_obstacle(device)
     if obstacle:
         raise Unavailable(f"not available: {obstacle}")
-    # What was compiled for an earlier case counts against the number of recompilations that torch allows.
+    # Compilations for earlier cases count towards the number of recompilations that torch allows.
     torch.compiler.reset()
     return torch.compile(function, dynamic=False)
 
 
 @functools.cache
 def _compiler_obstacle(device: str) -> str:
-    """Why torch.compile does not work here, or nothing."""
+    """Why torch.compile does not work here; empty if it works."""
     try:
         torch.compile(lambda x: F.silu(x) * 2)(torch.ones(8, device=device))
-    # Its own errors are RuntimeErrors; a compiler that is missing or cannot be started is an OSError.
+    # torch.compile's errors are RuntimeErrors; a compiler that is missing or does not start is an OSError.
     except (RuntimeError, OSError) as error:
         return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return ""

@@ -19,11 +19,11 @@ MODEL_NAMES = {
     "mlp.gate.": "ffn.router.",
     "mlp.": "ffn.",
 }
-"""Parts of Mixtral's parameter names -> of ours, in this order."""
+"""Parts of Mixtral's parameter names -> parts of ours, replaced in this order."""
 
 
 def block(problem: MoEProblem, experts: str) -> Candidate:
-    """MixtralSparseMoeBlock, its experts `eager` or `grouped_mm`."""
+    """MixtralSparseMoeBlock, with experts `eager` or `grouped_mm`."""
     _, D, I, E, K = problem.shape
     config = package("transformers").MixtralConfig(
         hidden_size=D, intermediate_size=I, num_local_experts=E, num_experts_per_tok=K, router_jitter_noise=0.0
@@ -83,7 +83,7 @@ def model(shape: DecoderShape, weights: Named, experts: str, eps: float, rope_th
 
 
 def canonical_name(name: str) -> str:
-    """Our name of a parameter of Mixtral's."""
+    """Our name for one of Mixtral's parameters."""
     for theirs, ours in MODEL_NAMES.items():
         name = name.replace(theirs, ours)
     return name

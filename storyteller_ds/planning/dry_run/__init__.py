@@ -1,1 +1,1 @@
-"""The first step of many ranks on one machine: a process takes the part of one rank among copies of itself."""
+"""The first step of many ranks on one machine: each process plays one rank among copies of itself."""

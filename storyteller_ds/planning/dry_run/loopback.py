@@ -1,4 +1,4 @@
-"""A process group of one process: it answers every collective as if the other ranks were copies of this one."""
+"""A process group of one process that answers every collective as if the other ranks were copies of this one."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from torch.futures import Future
 NAME = "loopback"
 _c10d: Any = torch._C._distributed_c10d  # its stubs lack what Python process groups need
 _ProcessGroup: Any = dist.ProcessGroup
-"""Its methods have overloads that nothing calls here."""
+"""Typed as Any, because its methods have overloads that nothing calls here."""
 _SPOKEN = 4096
-"""Integers of a broadcast, at most, that are passed on to other ranks."""
+"""Broadcasts of at most this many integers are passed on to other ranks."""
 _LARGEST = 100.0
 
 
@@ -27,29 +27,29 @@ class Call(NamedTuple):
     operation: str
     ranks: tuple[int, ...]
     shape: tuple[int, ...]
-    """Of the tensor that this rank gives."""
+    """Shape of the tensor that this rank gives."""
     dtype: str
 
     @property
     def nbytes(self) -> int:
-        """Of that tensor."""
+        """Bytes of that tensor."""
         return math.prod(self.shape) * int(getattr(torch, self.dtype).itemsize)
 
     def comparable(self) -> tuple[str, tuple[int, ...], str]:
-        """What has to be the same on all ranks: rows that the router sends are not."""
+        """What must be the same on all ranks; the number of rows that the router sends need not be."""
         routed = self.operation == "all_to_all" and len(self.shape) > 1
         return self.operation, self.shape[1:] if routed else self.shape, self.dtype
 
     def described(self) -> str:
-        """For a person."""
+        """The call in words."""
         return f"{self.operation} of {list(self.shape)} {self.dtype}"
 
 
 class Speech:
-    """The few integers that rank 0 broadcasts, by which DeepSpeed compares what its ranks are about to do.
+    """The few integers that rank 0 broadcasts, with which DeepSpeed compares what its ranks are about to do.
 
     Args:
-        heard: those of rank 0, in order; None: this is rank 0.
+        heard: the broadcasts of rank 0, in order; None: this is rank 0.
     """
 
     def __init__(self, heard: Sequence[list[int]] | None) -> None:
@@ -57,7 +57,7 @@ class Speech:
         self._heard = None if heard is None else iter(heard)
 
     def pass_on(self, tensor: Tensor, is_speaker: bool) -> None:
-        """Keep what is said, or fill in what is heard; nothing where rank 0 has said nothing more."""
+        """Record what is said, or fill in what is heard; does nothing if rank 0 said nothing more."""
         if is_speaker:
             self.said.append(tensor.flatten().tolist())
         elif self._heard is not None and (values := next(self._heard, None)) is not None:
@@ -65,15 +65,15 @@ class Speech:
 
 
 class Loopback(_ProcessGroup):  # type: ignore[misc]
-    """Keeps a log of the calls, and gives them results of the right shape.
+    """Logs the calls, and gives them results of the right shape.
 
-    A sum over ranks is this rank's tensor times their number, what is gathered is this rank's share again and again,
-    and each rank sends this one what it sends to itself. So shapes, and the order of calls, are those of real ranks
-    with the same batch; numbers are not, once experts that live elsewhere take part.
+    A sum over ranks is this rank's tensor times the number of ranks, a gather repeats this rank's share, and each rank
+    sends this one what it sends to itself. So shapes and the order of calls are those of real ranks with the same
+    batch; values are not, once experts on other ranks take part.
 
     Args:
-        rank: in the group.
-        ranks: of the group, in order.
+        rank: this rank's number in the group.
+        ranks: the ranks of the group, in order.
         calls: gets an entry for each collective.
         speech: what rank 0 tells the others.
     """
@@ -87,7 +87,7 @@ class Loopback(_ProcessGroup):  # type: ignore[misc]
 
     @property
     def group_name(self) -> str:
-        """By which torch's functional collectives find it."""
+        """The name by which torch's functional collectives find the group."""
         return str(dist.distributed_c10d._world.pg_names[self])
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Any:  # noqa: D102
@@ -120,7 +120,7 @@ class Loopback(_ProcessGroup):  # type: ignore[misc]
         self._log("all_gather", mine)
         if output.untyped_storage().data_ptr() != mine.untyped_storage().data_ptr():
             output.view(len(self._ranks), -1).copy_(_sane(mine).reshape(1, -1))
-        # Else the shares of the others are there, from before.
+        # Otherwise the shares of the others are already there.
         return _done([output])
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Any:  # noqa: D102
@@ -152,7 +152,7 @@ class Loopback(_ProcessGroup):  # type: ignore[misc]
         rows = len(mine) // len(self._ranks)
         start, count = (sum(sent[: self._mine]), sent[self._mine]) if sent else (self._mine * rows, rows)
         own = _sane(mine[start : start + count])
-        # What experts elsewhere send back has another number of rows than what this rank sends to itself.
+        # Experts on other ranks send back a different number of rows than this rank sends to itself.
         output.copy_(own[torch.arange(len(output)) % count]) if count else output.zero_()
         return _done([output])
 
@@ -164,7 +164,7 @@ class Loopback(_ProcessGroup):  # type: ignore[misc]
                 share.copy_(inputs[0])
         return _done(outputs)
 
-    # Names that these have in older versions of torch.
+    # Names of these methods in older versions of torch.
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced
     _reduce_scatter_base = reduce_scatter_single
@@ -187,10 +187,10 @@ class Loopback(_ProcessGroup):  # type: ignore[misc]
 
 @contextmanager
 def connected(rank: int, size: int, speech: Speech) -> Iterator[list[Call]]:
-    """Be a rank among copies of itself for the time of the block.
+    """Be a rank among copies of itself inside the block.
 
     Yields:
-        The calls so far; it grows.
+        The calls so far; the list grows.
     """
     calls: list[Call] = []
 
@@ -209,7 +209,7 @@ def connected(rank: int, size: int, speech: Speech) -> Iterator[list[Call]]:
 
 
 def _sane(tensor: Tensor) -> Tensor:
-    """Padding of shares is whatever the memory held; with it as weights a step would be skipped on some ranks."""
+    """Bound values: padding of shares is uninitialized memory, and as weights would make some ranks skip a step."""
     return tensor.nan_to_num(0.0, 0.0, 0.0).clamp(-_LARGEST, _LARGEST) if tensor.is_floating_point() else tensor
 
 

@@ -1,4 +1,4 @@
-"""What one rank does in its first step: its groups, its shares of the model, and every collective."""
+"""What one rank does in its first step: its groups, its part of the model, and every collective."""
 
 import dataclasses
 import os
@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RankView:
-    """A rank, as it has seen itself."""
+    """A rank as seen by itself."""
 
     rank: int
     groups: tuple[tuple[int, ...], ...]
-    """Ranks of each process group that it is a member of and has used."""
+    """Ranks of each process group that it has used."""
     held: dict[str, tuple[int, ...]]
-    """Shape of every parameter that it holds; under ZeRO-3 that is its share of it, flat."""
+    """Shape of every parameter that it holds; under ZeRO-3, of its flat partition."""
     optimized: int
-    """Numbers whose optimizer state it keeps."""
+    """Number of elements whose optimizer state it keeps."""
     building: tuple[Call, ...]
-    """Collectives until the engine was there."""
+    """Collectives while the engine was built."""
     stepping: tuple[Call, ...]
-    """Those of the first optimizer step."""
+    """Collectives of the first optimizer step."""
     said: list[list[int]] = field(default_factory=list)
-    """What rank 0 has told the others; empty for these."""
+    """What rank 0 told the others; empty for the others."""
 
 
 class _Alone(World):
@@ -58,21 +58,21 @@ class _Alone(World):
 
 
 def look_as(rank: int, size: int, local_size: int, loaded: LoadedConfig, heard: Sequence[list[int]] | None) -> RankView:
-    """Build the engine of a rank and take one step, in a process of its own: DeepSpeed keeps its groups until it ends.
+    """Build a rank's engine and take one step. Needs its own process, since DeepSpeed keeps its groups until it ends.
 
     Args:
-        rank: which.
-        size: ranks in all.
-        local_size: ranks of each machine.
-        loaded: with a DeepSpeed JSON.
-        heard: what rank 0 has said in its turn; None: this is rank 0.
+        rank: which rank.
+        size: total number of ranks.
+        local_size: ranks per machine.
+        loaded: a config with a DeepSpeed JSON.
+        heard: what rank 0 said in its turn; None: this is rank 0.
 
     Raises:
-        ConfigError: DeepSpeed or the model refuse it.
+        ConfigError: DeepSpeed or the model refuses the config.
     """
     torch.set_num_threads(1)
     local_rank = rank % local_size
-    # What DeepSpeed reads of its launcher's.
+    # The variables of its launcher that DeepSpeed reads.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), LOCAL_SIZE=str(local_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     speech = Speech(heard)
@@ -82,11 +82,11 @@ def look_as(rank: int, size: int, local_size: int, loaded: LoadedConfig, heard: 
 
 
 def first_step(world: World, loaded: LoadedConfig, calls: Sequence[Call]) -> RankView:
-    """Build the engine of a rank, and take one step with a batch that is the same on all ranks.
+    """Build a rank's engine and take one step with a batch that is the same on all ranks.
 
     Args:
-        world: the ranks, which are connected.
-        loaded: with a DeepSpeed JSON.
+        world: the ranks, already connected.
+        loaded: a config with a DeepSpeed JSON.
         calls: grows with every collective.
     """
     run = loaded.run

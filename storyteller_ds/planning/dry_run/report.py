@@ -1,4 +1,4 @@
-"""What a dry run has seen, for people and for programs."""
+"""The results of a dry run, for people and for programs."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from storyteller_ds.planning.dry_run.run import DryRun
 
 
 def lines(found: DryRun) -> list[str]:
-    """Ranks, groups and shares."""
+    """Ranks, groups and parts of the model, one line each."""
     plan, views = found.plan, found.views
     machines = -(-plan.world_size // found.local_size)
     groups = Counter(len(ranks) for ranks in views[0].groups)
@@ -42,7 +42,7 @@ def table(found: DryRun) -> Table:
 
 
 def as_json(found: DryRun) -> dict[str, Any]:
-    """Everything, with the calls of each rank that was looked at."""
+    """Everything, with the calls of each rank that was examined."""
     return {
         "world_size": found.plan.world_size,
         "ep_size": found.plan.ep_size,

@@ -1,4 +1,4 @@
-"""A dry run: the first step as several ranks see it, and whether they agree."""
+"""A dry run: the first step as seen by several ranks, and whether they agree."""
 
 import dataclasses
 import multiprocessing
@@ -16,30 +16,30 @@ from storyteller_ds.planning.dry_run.loopback import Call
 from storyteller_ds.planning.dry_run.rank import RankView, look_as
 
 _LOOKED_AT = 8
-"""Ranks of an expert group, at most, that are looked at."""
+"""At most this many ranks of an expert group are examined."""
 _SECONDS = 300
-"""For one rank."""
+"""Time limit for one rank."""
 _LARGE = 30_000_000
-"""Parameters beyond which only some layers are built."""
+"""With more parameters than this, only some layers are built."""
 _LAYERS, _TOKENS, _ACCUMULATED = 2, 128, 2
-"""That are left of a large model, of a long sequence and of many micro-batches: the rest repeats them."""
+"""What is kept of a large model, of a long sequence and of many micro-batches: the rest repeats these."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What was seen."""
+    """The results of a dry run."""
 
     plan: ParallelPlan
     local_size: int
     views: list[RankView]
-    """Of the ranks that were looked at, by rank."""
+    """The ranks that were examined, in order."""
     disagreements: list[str]
-    """Why the real run would hang or fail, a line each."""
+    """Why the real run would hang or fail, one line each."""
     cut: list[str]
-    """What was made smaller for it."""
+    """What was made smaller for the dry run."""
 
     def exchanged(self) -> Iterator[tuple[str, int, int, int]]:
-        """Of the first step of rank 0: operation, ranks, calls, bytes that it gives."""
+        """For rank 0's first step: operation, ranks, calls, bytes that it gives."""
         found: dict[tuple[str, int], list[int]] = {}
         for call in self.views[0].stepping:
             found.setdefault((call.operation, len(call.ranks)), []).append(call.nbytes)
@@ -48,16 +48,16 @@ class DryRun:
 
 
 def dry_run(loaded: LoadedConfig, size: int, local_size: int, log: Callable[[str], None]) -> DryRun:
-    """Build engines of a run and take a step, as rank after rank, without any of the others.
+    """Build the engine and take a step as each of several ranks, without any of the others.
 
     Args:
-        loaded: with a DeepSpeed JSON, for so many ranks.
-        size: ranks in all.
-        local_size: ranks of each machine.
+        loaded: a config with a DeepSpeed JSON, for this many ranks.
+        size: total number of ranks.
+        local_size: ranks per machine.
         log: gets a line about the progress.
 
     Raises:
-        ConfigError: it cannot run on so many ranks.
+        ConfigError: the run is not possible on this many ranks.
     """
     if loaded.deepspeed is None:
         raise ConfigError("a dry run is of many ranks; add --ds_config ds_configs/zero2.json")
@@ -76,14 +76,14 @@ def dry_run(loaded: LoadedConfig, size: int, local_size: int, log: Callable[[str
 
 
 def looked_at(size: int, ep_size: int) -> list[int]:
-    """The ranks that are looked at: the first and the last expert group, at most eight of each; 0, 1 and the last."""
+    """The ranks to examine: those of the first and the last expert group, at most eight each; 0, 1 and the last."""
     of_group = range(min(ep_size, _LOOKED_AT))
     last = (size - 1) // ep_size * ep_size
     return sorted({0, min(1, size - 1), size - 1, *of_group, *(last + i for i in of_group)})
 
 
 def disagreements(views: Sequence[RankView]) -> Iterator[str]:
-    """Where ranks of one group do not make the same calls in the same order, so that they would wait for ever."""
+    """Where ranks of one group do not make the same calls in the same order, so that they would wait forever."""
     members: dict[tuple[int, ...], list[RankView]] = {}
     for view in views:
         for group in view.groups:
@@ -116,7 +116,7 @@ def _named(ranks: Sequence[int]) -> str:
 
 
 def cut(loaded: LoadedConfig, plan: ParallelPlan) -> tuple[LoadedConfig, list[str]]:
-    """The same run with what repeats left out, and a line about each such thing."""
+    """The same run without what only repeats, and a line about each thing left out."""
     run, left_out = loaded.run, []
     model, data = run.model, run.data
     layers = min(model.num_layers, _LAYERS * run.moe.every_n_layers)
@@ -138,7 +138,7 @@ def cut(loaded: LoadedConfig, plan: ParallelPlan) -> tuple[LoadedConfig, list[st
 
 
 def _in_memory(given: Mapping[str, object] | None, left_out: list[str]) -> dict[str, object] | None:
-    """A DeepSpeed JSON whose batch sizes follow from the run, and that swaps to memory in place of NVMe."""
+    """The DeepSpeed JSON with batch sizes that follow from the run, and swapping to memory instead of NVMe."""
     if given is None:
         return None
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -157,7 +157,7 @@ def _in_memory(given: Mapping[str, object] | None, left_out: list[str]) -> dict[
 
 
 def _be_quiet() -> None:
-    """Nothing that libraries print is about the ranks that are meant; errors come back as exceptions."""
+    """Hide what libraries print, since it is not about the real ranks; errors come back as exceptions."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)
