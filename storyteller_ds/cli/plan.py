@@ -38,7 +38,7 @@ _USUAL = 8
 @click.option("--price_per_hour", type=click.FloatRange(0), help="Price of one device in any currency; adds the cost.")
 @click.option("--scale", is_flag=True, help="Add a table for 1 to 4,096 devices with the same batch on each.")
 @click.option(
-    "--dry_run", is_flag=True, help="Run the first step as every rank in turn and compare them; needs no GPU."
+    "--dry_run", is_flag=True, help="Run the first step as one rank after another and compare them; needs no GPU."
 )
 @click.option("--world_size", type=click.IntRange(1), help="Ranks of the dry run.  [default: nodes x gpus]")
 @click.option("--hostfile", type=UserPath(), help="Take the ranks of the dry run from this hostfile.")
