@@ -85,7 +85,9 @@ def _tensor_difference(name: str, a: Tensor, b: Tensor) -> TensorDifference | No
         return None
     # In fp64, so that the difference of two fp32 numbers cannot overflow.
     max_abs, largest = (a.double() - b.double()).abs().max().item(), a.double().abs().max().item()
-    relative = max_abs / largest if max_abs and largest else max_abs and math.inf
+    if max_abs == 0:  # 0 and -0
+        return TensorDifference(name, 0.0, 0.0, shapes)
+    relative = max_abs / largest if largest else math.inf
     return TensorDifference(name, _number(max_abs), _number(relative), shapes)
 
 

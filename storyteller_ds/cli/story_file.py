@@ -34,12 +34,12 @@ def write_stories(
         UserError: the file cannot be written; the stories are on stdout instead.
     """
     finished: list[str] = []
-    cut, context = 0, 0
+    cut = 0
     can_be_saved, saved = is_replaced(output), time.monotonic()
     try:
         for story in told(texts, stories):
             finished.append(story.text)
-            cut, context = cut + (story.ending is Ending.CONTEXT), story.context_length
+            cut += story.ending is Ending.CONTEXT
             if time.monotonic() - saved >= SECONDS_BETWEEN_SAVES and len(finished) < number:
                 if can_be_saved:
                     _try_to_save(finished, output, log)
@@ -52,7 +52,7 @@ def write_stories(
             log(f"{part}{number} stories: {output}")
     if cut:
         which = "the story" if number == 1 else f"{cut} of {number} stories"
-        log(f"the model's context of {context} tokens ended {which}")
+        log(f"the model's context of {story.context_length} tokens ended {which}")
 
 
 def _text(stories: Sequence[str]) -> str:

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from storyteller_ds.config.load import COMMAND_LINE, OVERRIDES
 from storyteller_ds.doctor.finding import Check, Finding, note, warning
 from storyteller_ds.doctor.subject import Subject
@@ -16,7 +14,6 @@ _COUNT_LINE = re.compile(r"^# *parameters: *(\d[\d,]*)(?![\d,.]*\d* ?[kKmMbB.])"
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[ _]?([mMbB])(?![a-zA-Z0-9])")
 _TOLERANCE = 0.15
 """Allowed relative deviation from the size that a name claims: `125M` may be 124."""
-_BF16_SINCE = (8, 0)
 _FITS_WELL = 0.5
 """Fraction of a device's memory."""
 _ABOUT = 1.5
@@ -57,18 +54,19 @@ def zero3_without_expert_parallelism(subject: Subject) -> Iterator[Finding]:
 
 def slow_format(subject: Subject) -> Iterator[Finding]:
     """A 16-bit format that the GPU's matrix units or the CPU's instructions do not support is emulated."""
-    is_cpu, name = subject.device.type == "cpu", DTYPE_NAMES[subject.dtype]
-    if is_cpu and subject.dtype not in subject.machine.formats(subject.device):
-        yield warning(
-            f"precision.dtype={name} is emulated on this CPU, many times slower than fp32",
-            "precision.dtype=auto, and a --ds_config that does not name a format",
-        )
-    capability = subject.machine.compute_capability(subject.device)
-    if capability is not None and capability < _BF16_SINCE and subject.dtype == torch.bfloat16:
+    device = subject.device
+    if subject.dtype in subject.machine.formats(device):
+        return
+    if capability := subject.machine.compute_capability(device):
         yield warning(
             f"precision.dtype=bf16 is emulated on this card (compute capability {capability[0]}.{capability[1]}, bf16 "
             "from 8.0 on), slower than fp32",
             "precision.dtype=auto, or fp16 with --ds_config ds_configs/zero2_fp16.json",
+        )
+    elif device.type == "cpu":
+        yield warning(
+            f"precision.dtype={DTYPE_NAMES[subject.dtype]} is emulated on this CPU, many times slower than fp32",
+            "precision.dtype=auto, and a --ds_config that does not name a format",
         )
 
 

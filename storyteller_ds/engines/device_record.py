@@ -16,7 +16,7 @@ from storyteller_ds.data.cache import cache_folder
 from storyteller_ds.durable import write_atomically
 from storyteller_ds.engines.collective_rates import collective_rates
 from storyteller_ds.engines.device_rates import copy_rate, launch_time, product_rate
-from storyteller_ds.engines.precision import DTYPE_NAMES
+from storyteller_ds.engines.precision import BF16_SINCE, DTYPE_NAMES
 from storyteller_ds.errors import StorytellerError
 from storyteller_ds.untrusted import read_json
 
@@ -33,7 +33,7 @@ def device_key(device: torch.device) -> str:
 def measured_formats(device: torch.device) -> list[torch.dtype]:
     """fp32, and the half formats for which the device has arithmetic; others are emulated, and slower."""
     if device.type == "cuda":
-        has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BF16_SINCE
         return [torch.float32, torch.float16, *[torch.bfloat16] * has_bf16]
     if device.type == "mps":
         return [torch.float32, torch.float16]

@@ -7,7 +7,7 @@ from storyteller_ds.distributed.world import World
 from storyteller_ds.errors import ConfigError
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_BF16_SINCE, _FP16_SINCE = (8, 0), (7, 0)
+BF16_SINCE, _FP16_SINCE = (8, 0), (7, 0)
 """Lowest compute capabilities of NVIDIA cards whose matrix units support the format: Ampere, Volta."""
 _BF16_ON_AMD = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 """Architectures with matrix instructions for bf16: CDNA, and RDNA from the third generation on."""
@@ -31,7 +31,7 @@ def _fast_format(run: RunConfig, device: torch.device) -> str:
         architecture = torch.cuda.get_device_properties(device).gcnArchName
         return "bf16" if architecture.startswith(_BF16_ON_AMD) else "fp32"
     capability = torch.cuda.get_device_capability(device)
-    if capability >= _BF16_SINCE:
+    if capability >= BF16_SINCE:
         return "bf16"
     # Without ZeRO, DeepSpeed does not scale the loss (distributed/plan.py).
     return "fp16" if capability >= _FP16_SINCE and run.parallel.zero_stage != 0 else "fp32"

@@ -32,7 +32,7 @@ class Planted(NamedTuple):
     evidence: str = ""
 
 
-T4 = MadeUp(capability=(7, 5), memory=16 * 10**9)
+T4 = MadeUp(capability=(7, 5), memory=16 * 10**9, half=(torch.float16,))
 PLANTED = [
     Planted("only_warm_up", "warning", "schedule.warmup_steps=50", ("schedule.warmup_steps=500",)),
     Planted("only_warm_up", "note", "schedule.warmup_steps=50", ("schedule.warmup_steps=400",), evidence="80%"),
