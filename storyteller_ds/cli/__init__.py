@@ -1,1 +1,1 @@
-"""The storyteller command, one module a verb."""
+"""The storyteller command, with one module per verb."""

@@ -94,7 +94,7 @@ def _make(folder: Path) -> None:
 
 
 def _write(found: "Atlas", folder: Path) -> str:
-    """Write everything that is asked for; gives a line about it."""
+    """Write all output files and return a line that names them."""
     from storyteller_ds.atlas.plots import save_pictures
     from storyteller_ds.atlas.report import as_json, as_markdown
     from storyteller_ds.durable import write_atomically

@@ -70,7 +70,7 @@ def quality(
     recipes = _chosen(only, RECIPES)
     folder = output_dir or Path("runs") / "bench-quality"
     for recipe in recipes:
-        recipe.load(overrides)  # a typo ends the command before the first of many minutes
+        recipe.load(overrides)  # a typo ends the command before any run starts
     comparison = Comparison(recipes, minutes, seeds, overrides, folder, at_once=at_once)
     runs = sum(comparison.runs.values())
     log = lines_to(stderr_console())
@@ -148,7 +148,7 @@ def generate(checkpoint: Path, tokens: int, device: str) -> None:
     from storyteller_ds.interchange.load import open_model
 
     log = lines_to(stderr_console())
-    model = open_model(checkpoint, pick_device(device, 0, "--device"), log, "fp32")  # as all others
+    model = open_model(checkpoint, pick_device(device, 0, "--device"), log, "fp32")  # like all the others
     with tempfile.TemporaryDirectory() as folder:
         found = measure(model, tokens, Path(folder), log)
     rows = Table(box=box.MARKDOWN)
@@ -165,10 +165,10 @@ def generate(checkpoint: Path, tokens: int, device: str) -> None:
 
 
 def _chosen(only: str | None, recipes: "tuple[Recipe, ...]") -> "list[Recipe]":
-    """The recipes that were asked for, in the order of the list.
+    """The requested recipes, in the order of the list.
 
     Raises:
-        UserError: one is not known.
+        UserError: a recipe is unknown.
     """
     names = [recipe.name for recipe in recipes]
     wanted = names if only is None else [name.strip() for name in only.split(",")]

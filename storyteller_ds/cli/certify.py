@@ -62,7 +62,7 @@ def _check_deepspeed(rows: list[Row]) -> None:
 
 
 def _run(rows: list[Row]) -> list["Verdict"]:
-    """All verdicts; each is printed as soon as it is there."""
+    """All verdicts; each is printed as soon as it is available."""
     import torch
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""storyteller checkpoint: look at checkpoints, check them, compare them, delete those that nobody needs."""
+"""storyteller checkpoint: inspect, verify and compare checkpoints, and delete those that are not needed."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def ls(path: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    # Scores of as many tokens are of the same text; others are not comparable.
+    # Scores on equal numbers of tokens are on the same text; others are not comparable.
     print(f"{'step':>8} {'val_bpb':>8} {'on tokens':>9} {'size':>12} ranks  EP ZeRO  {'written':<16}  state")
     for row in rows:
         size = None if row["bytes"] is None else decimal(row["bytes"])
@@ -155,7 +155,7 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
 @_as_json
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Compare two steps: settings, topology, and each tensor (largest difference, absolute and relative to A's)."""
-    from storyteller_ds.checkpoint.diff import diff as difference_of  # torch, see _find
+    from storyteller_ds.checkpoint.diff import diff as difference_of  # imports torch, see _find
 
     first, second = _find(a), _find(b)
     difference = difference_of(first, second)
@@ -167,7 +167,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
 
 def _find(path: Path) -> Checkpoint:
-    """The step that `path` means, of a run folder the newest valid one, verified."""
+    """The step at `path`, or the newest valid step of a run folder, verified."""
     return find_checkpoint(path, lines_to(Console(stderr=True)), parts=None)
 
 
@@ -180,7 +180,7 @@ class _Found(NamedTuple):
 
     @property
     def weights_only(self) -> bool:
-        """Whether the optimizer's files have been left out."""
+        """Whether the step has no optimizer files."""
         return self.checkpoint is not None and self.checkpoint.parts == names.WEIGHTS
 
     @property
@@ -193,7 +193,7 @@ class _Found(NamedTuple):
         )
 
     def row(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """Everything about the step, for JSON output."""
         manifest = self.checkpoint and self.checkpoint.manifest
         return {
             "folder": str(self.folder),
@@ -209,12 +209,12 @@ class _Found(NamedTuple):
 
 
 def _look(path: Path, thorough: bool = False, strict: bool = False) -> Iterator[_Found]:
-    """The steps that `path` means, newest first.
+    """The steps at `path`, newest first.
 
     Args:
-        path: a step folder, or a folder of them.
-        thorough: read their files, too.
-        strict: files that the manifest does not know are a problem.
+        path: a step folder, or a folder of step folders.
+        thorough: also read and check the contents of their files.
+        strict: treat files that the manifest does not list as a problem.
     """
     folders = [path]
     if not (path / names.MANIFEST).exists():
@@ -243,7 +243,7 @@ def _cell(value: Any, form: str = "") -> str:
 
 
 def _print(line: str) -> None:
-    """Print a line that may hold text from a stranger's file."""
+    """Print a line that may contain text from an untrusted file."""
     print(for_terminal(line))
 
 
@@ -267,7 +267,7 @@ def _print_difference(difference: "Difference") -> None:
         for name in only_there:
             _print(f"tensor {name}: only in {where}")
     _print(f"tensors: {difference.equal} equal bit for bit, {len(difference.tensors)} differ")
-    # The largest differences first; NaN before all.
+    # Largest differences first, with NaN at the top.
     worst = sorted(difference.tensors, key=lambda one: math.inf if one.relative is None else one.relative, reverse=True)
     for one in worst[:_SHOWN_TENSORS]:
         if one.shapes[0] != one.shapes[1]:

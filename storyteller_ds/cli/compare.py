@@ -84,10 +84,10 @@ def compare(
 
 
 def _factors(text: str) -> tuple[float, ...]:
-    """The factors of --rates.
+    """The factors given with --rates.
 
     Raises:
-        UserError: they are none.
+        UserError: the text is not a list of factors.
     """
     try:
         factors = tuple(float(each) for each in text.split(","))

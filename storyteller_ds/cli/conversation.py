@@ -24,13 +24,13 @@ Every other line begins a story; an empty one ends."""
 
 
 class Conversation:
-    """Prints stories until an empty line, the end of stdin, or Ctrl-C at the prompt. stdout holds the stories alone.
+    """Prints stories until an empty line, the end of stdin, or Ctrl-C at the prompt. Only stories go to stdout.
 
     Args:
-        model: tells them.
-        config: of the first; each next has another random stream.
-        num_stories: for each prompt.
-        log: gets everything else.
+        model: generates the stories.
+        config: sampling of the first story; each following story has another random stream.
+        num_stories: stories per prompt.
+        log: receives all other output.
     """
 
     def __init__(self, model: StoryModel, config: SamplingConfig, num_stories: int, log: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class Conversation:
         self._story: Story | None = None
 
     def run(self) -> None:
-        """Answer line after line."""
+        """Read lines and answer them until the conversation ends."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() arrow keys and a history
         self.log("Begin a story; Ctrl-C stops one, /help lists the commands. An empty line ends.")
@@ -90,7 +90,7 @@ class Conversation:
 
 
 def _ask() -> str:
-    """A line without the blanks around it; empty at the end of the input and after Ctrl-C."""
+    """Read a line, without surrounding blanks; it is empty at the end of the input and after Ctrl-C."""
     sys.stdout.flush()
     try:
         with _stdout_on_stderr():
@@ -102,7 +102,7 @@ def _ask() -> str:
 
 @contextlib.contextmanager
 def _stdout_on_stderr() -> Iterator[None]:
-    """input() writes its prompt, and readline the line that is edited, to the descriptor of stdout."""
+    """Redirect stdout's descriptor to stderr: input() writes its prompt, and readline the edited line, to stdout."""
     kept = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)
     try:

@@ -1,4 +1,4 @@
-"""storyteller data: check a prepared corpus, count it, look at a story as the model sees it."""
+"""storyteller data: verify a prepared corpus, count it, and show a story as the model sees it."""
 
 import dataclasses
 import json

@@ -64,7 +64,7 @@ def doctor(
 
 
 def _fixed(finding: "Finding") -> "Finding":
-    """Repaired, if that is possible; what was done is its fix then."""
+    """Repair the finding if possible; its fix then says what was done."""
     if finding.repair is None:
         return finding
     try:

@@ -8,7 +8,7 @@ from storyteller_ds.cli.ending import ended_as_by_ctrl_c
 from storyteller_ds.cli.paths import UserPath
 
 _NAMES = ("tinystories", "tinystories-gpt4", "writingprompts", "gutenberg", "bookcorpus")
-"""The keys of known_datasets.KNOWN, which --help need not wait for."""
+"""The keys of known_datasets.KNOWN, repeated here so that --help need not import it."""
 
 
 @click.command()

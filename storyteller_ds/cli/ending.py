@@ -1,4 +1,4 @@
-"""How a command that writes ends half-way."""
+"""Clean interruption of commands that write files."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """A scheduler's SIGTERM, or a terminal that is closed, ends the block as Ctrl-C does: what is half-written goes."""
+    """End the block as Ctrl-C does on SIGTERM, or when the terminal closes, so that partial output is removed."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
@@ -18,5 +18,5 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # as signal calls it
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signature that signal requires
     raise KeyboardInterrupt

@@ -104,7 +104,7 @@ def evaluate(
 def _evaluated(
     checkpoints: tuple[Path, ...], asked: "Asked", place: "torch.device"
 ) -> tuple[list["Evaluated"], list[str]]:
-    """The figures of each checkpoint, and why others have none, which must not stop the rest."""
+    """The results of checkpoints that can be evaluated, and the errors of the others, which must not stop the rest."""
     from storyteller_ds.console import lines_to, stderr_console
     from storyteller_ds.evaluation.evaluate import evaluate as evaluate_one
 

@@ -172,7 +172,7 @@ def _refuse_to_replace(prompts_file: Path, output: Path) -> None:
 def _sorted_out(
     begin: Callable[[str, "SamplingConfig"], object], config: "SamplingConfig", prompts: Sequence[Prompt]
 ) -> tuple[list[tuple[int, str]], list[str]]:
-    """Prompts with their numbers; and the errors of those that leave no room, which must not stop the others."""
+    """Prompts that fit, with their numbers, and the errors of those that do not, which must not stop the others."""
     fitting, too_long = [], []
     for number, prompt in enumerate(prompts):
         try:
@@ -189,7 +189,7 @@ def _begun(
     prompts: Sequence[tuple[int, str]],
     num_stories: int,
 ) -> Iterator[_S]:
-    """The stories of prompts, each begun when it is asked for: a hundred thousand need no memory."""
+    """The stories of the prompts, each started lazily, so that memory does not grow with their number."""
     for number, prompt in prompts:
         for i in range(number * num_stories, (number + 1) * num_stories):
             yield begin(prompt, config.of_story(i))

@@ -1,4 +1,4 @@
-"""What --data names, and the settings behind it that say how it is read."""
+"""The text that --data names, and the settings that say how to read it."""
 
 from typing import TYPE_CHECKING
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def given_data(data: str | None, overrides: tuple[str, ...]) -> "DataConfig | None":
-    """How --data is read; None: not given.
+    """The config for reading --data, or None if it is not given.
 
     Raises:
-        UserError: a setting is not one of data, or there is no --data that it could be about.
+        UserError: a setting does not belong to data, or there are settings without --data.
     """
     from storyteller_ds.config.load import load_config
 

@@ -1,10 +1,10 @@
-"""Help of a group of commands: what each of them does, in a whole sentence."""
+"""Help of a command group, with a full sentence for each command."""
 
 import click
 
 
 class Group(click.Group):
-    """A group whose help cuts no description off; click's ends them with dots where they do not fit in a line."""
+    """A group whose help shows full descriptions; click truncates those that do not fit on one line."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, wrapped."""
@@ -18,5 +18,5 @@ class Group(click.Group):
 
 
 def first_sentence(command: click.Command) -> str:
-    """Of a command's help."""
+    """The first sentence of a command's help."""
     return command.get_short_help_str(limit=10_000)

@@ -1,4 +1,4 @@
-"""storyteller launch: DeepSpeed's launcher, with checks of its options that it does not make itself."""
+"""storyteller launch: DeepSpeed's launcher, with checks of its options that it does not do itself."""
 
 import importlib.util
 import os
@@ -24,15 +24,15 @@ from storyteller_ds.errors import ConfigError, UserError
 from storyteller_ds.home import home_notice
 
 _DEFAULT_HOSTFILE = Path("/job/hostfile")
-"""Which DeepSpeed reads by itself where there is one (DLTS_HOSTFILE in deepspeed/launcher/runner.py)."""
+"""The hostfile that DeepSpeed reads by default if it exists (DLTS_HOSTFILE in deepspeed/launcher/runner.py)."""
 _ENVIRONMENT_FILE = Path(".deepspeed_env")
 _DEVICES = Path("/dev")
 _GPUS = ("nvidiactl", "nvmap", "dxg", "kfd")
-"""Of NVIDIA's driver, of Jetson's, of WSL, of AMD's."""
+"""Device files of NVIDIA's driver, Jetson's driver, WSL, and AMD's driver."""
 
 
 class _Launch(click.Command):
-    """Says where options of training belong."""
+    """Tells the user where training options belong."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -85,15 +85,15 @@ def launch(training: tuple[str, ...], **options: object) -> NoReturn:
     sys.stderr.flush()
     if remote:
         os.execv(command[0], command)
-    if (notice := home_notice()) is not None:  # the ranks inherit the variables, and print nothing
+    if (notice := home_notice()) is not None:  # the ranks inherit the variables and do not repeat it
         click.echo(notice, err=True)
     if not _has_gpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's launchers warns that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's launchers warns that it found no GPU
     sys.exit(run_launchers(command))
 
 
 def _has_gpu() -> bool:
-    """Whether this machine has a GPU for us, without importing torch, which takes seconds."""
+    """Whether this machine has a usable GPU, without importing torch, which takes seconds."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any((_DEVICES / name).exists() for name in _GPUS)
@@ -136,7 +136,7 @@ def _check_nodes(options: dict[str, object], hosts: int) -> None:
 
 
 def _check_remote(training: tuple[str, ...]) -> None:
-    """Check what DeepSpeed exports to all machines, and the command line that remote shells interpret."""
+    """Check the environment that DeepSpeed exports to all machines, and the command line that remote shells parse."""
     named = os.environ.get("DS_ENV_FILE")
     if named is None and _ENVIRONMENT_FILE.is_file():
         raise ConfigError(
@@ -144,7 +144,7 @@ def _check_remote(training: tuple[str, ...]) -> None:
             f"DS_ENV_FILE={_ENVIRONMENT_FILE} if that is wanted, or move it away"
         )
     name = named or _ENVIRONMENT_FILE.name
-    for path in {Path.home() / name, Path(name)}:  # as DeepSpeed looks for it
+    for path in {Path.home() / name, Path(name)}:  # where DeepSpeed looks for it
         if path.is_file():
             check_environment_file(path)
     if named and not any((folder / named).is_file() for folder in (Path.home(), Path())):
@@ -158,6 +158,6 @@ def _as_arguments(options: dict[str, object]) -> list[str]:
     for name, value in options.items():
         if value is True:
             arguments.append(f"--{name}")
-        elif value is not None and value is not False and value != "":  # 0 is a node
+        elif value is not None and value is not False and value != "":  # 0 is a valid node rank
             arguments.append(f"--{name}={value}")
     return arguments

@@ -1,4 +1,4 @@
-"""The storyteller command. A verb's module is imported only when the verb is used, so that help comes at once."""
+"""The storyteller command. A verb's module is imported only when the verb is used, so that help appears at once."""
 
 import contextlib
 import importlib
@@ -43,7 +43,7 @@ _VERBS = {
     "doctor": "Find what is wrong with a run before it starts: machine, hosts, text and settings.",
     "certify": "Train a tiny mixture of experts on every topology and compare losses, gradients, weights and logits.",
 }
-"""The first sentence of each verb's help, so that the list of verbs needs no module of theirs."""
+"""The first sentence of each verb's help, so that listing the verbs imports none of their modules."""
 _SUPERVISED = ("train",)
 """Verbs that launchers start as several ranks."""
 SETTINGS = {
@@ -60,7 +60,7 @@ class _LazyGroup(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in _VERBS:
-            from storyteller_ds.config.nearest import did_you_mean  # which loads all of the configs
+            from storyteller_ds.config.nearest import did_you_mean  # imports all config modules
 
             raise UserError(f"no verb is called '{cmd_name}'{did_you_mean(cmd_name, _VERBS)}")
         return _load(cmd_name)
@@ -78,7 +78,7 @@ class _LazyGroup(Group):
 
 
 def _load(verb: str) -> click.Command:
-    """The command of a verb, which has the name of its module, unless Python has taken that."""
+    """The command of a verb, named like its module, unless that name is reserved in Python."""
     module, name = ("importing", "import_") if verb == "import" else (verb.replace("-", "_"),) * 2
     command: click.Command = getattr(importlib.import_module(f"storyteller_ds.cli.{module}"), name)
     return command
@@ -96,7 +96,7 @@ def main() -> NoReturn:
 
 
 def run_command(command: click.Command) -> NoReturn:
-    """Run a command; an error that the user can fix ends in one line on stderr and the exit code of its kind."""
+    """Run a command; a user error is reported as one line on stderr, with the exit code of its kind."""
     _run(lambda: command.main(standalone_mode=False))
 
 
@@ -114,21 +114,21 @@ def _run(action: Callable[[], object]) -> NoReturn:
     except click.exceptions.Exit as stop:
         _leave(stop.exit_code)
     except click.ClickException as error:
-        # As an error of ours, whose text is redacted: what was typed may hold a secret.
+        # Raised as our own error, whose text is redacted: what was typed may contain a secret.
         _fail(str(UserError(f"{error.format_message().splitlines()[0]} (see --help)")), EXIT_USER_ERROR)
     except StorytellerError as error:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        # A terminal interrupts all ranks.
+        # A terminal interrupts all ranks; only rank 0 reports it.
         _fail("interrupted" if os.environ.get("RANK", "0") == "0" else "", EXIT_KEYBOARD_INTERRUPT)
     _leave(EXIT_DONE)
 
 
 def _check_current_folder() -> None:
-    """Without one torch's libraries end the process with a wrong message.
+    """Check that the current folder exists; without it, torch's libraries exit with a misleading message.
 
     Raises:
-        UserError: it is gone.
+        UserError: the folder has been deleted.
     """
     try:
         Path.cwd()
@@ -137,17 +137,17 @@ def _check_current_folder() -> None:
 
 
 def print_end(message: str) -> None:
-    """Print the one line on stderr about how a command ends."""
+    """Print the single line on stderr that says how a command ended."""
     print(f"storyteller: {message}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    if message:  # else it is printed already
+    if message:  # otherwise it has already been printed
         print_end(message)
     _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
-    with contextlib.suppress(OutputLost):  # nobody reads it; the exit code has the reason
+    with contextlib.suppress(OutputLost):  # nobody reads stdout; the exit code gives the reason
         sys.stdout.flush()
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""storyteller plan: what a run will need and take, before it is started."""
+"""storyteller plan: the memory, time and cost of a run, before it is started."""
 
 import json
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from storyteller_ds.planning.planned import Planned
 
 _USUAL = 8
-"""Devices of a machine, where nobody says."""
+"""Devices per machine if not specified."""
 
 
 @click.command()
@@ -86,7 +86,7 @@ def plan(
 
 
 def _slots(hostfile: Path, world_size: int | None) -> tuple[int, int]:
-    """Ranks in all, and those of a machine."""
+    """Total number of ranks, and the largest number on one machine."""
     from storyteller_ds.distributed.hostfile import read_hostfile
 
     slots = read_hostfile(hostfile)

@@ -1,4 +1,4 @@
-"""storyteller preprocess: from found text to stories that can be trained on."""
+"""storyteller preprocess: turn raw text into stories that can be trained on."""
 
 from pathlib import Path
 from typing import Any

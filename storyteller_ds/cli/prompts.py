@@ -1,4 +1,4 @@
-"""The prompts that a user gives: typed, or one a line of a file."""
+"""The prompts that a user gives: typed, or in a file with one per line."""
 
 import codecs
 import re
@@ -11,7 +11,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.untrusted import refuse_pickle
 
 FILE_BYTES = 1 << 26
-"""Largest file of prompts that is read (bytes)."""
+"""Size limit of a prompts file (bytes)."""
 _STDIN = Path("-")
 
 
@@ -20,29 +20,29 @@ class Prompt(NamedTuple):
 
     text: str
     where: str
-    """The option that gave it, and the line of its file (from 1); for an error."""
+    """The option that gave it and the line of its file (from 1), for error messages."""
 
 
 def typed(text: str, source: str, log: Callable[[str], None]) -> Prompt:
-    """A prompt from the command line or a terminal, where Python keeps bytes that it cannot decode as surrogates.
+    """A prompt from the command line or a terminal, where Python keeps undecodable bytes as surrogates.
 
     Args:
-        text: as Python has it.
+        text: the prompt as Python received it.
         source: where it was typed.
-        log: gets a line if there are bytes that are not UTF-8; they are read as U+FFFD.
+        log: receives a line if there are bytes that are not UTF-8; they are read as U+FFFD.
     """
     return _decoded(text.encode("utf-8", "surrogateescape"), source, log)
 
 
 def prompts_of(path: Path, log: Callable[[str], None]) -> list[Prompt]:
-    r"""The lines of a file that are not blank; only \n and \r\n end a line.
+    r"""The nonblank lines of a file; only \n and \r\n end a line.
 
     Args:
-        path: of a UTF-8 text, which may be a FIFO; `-` is stdin.
-        log: gets a line for each line with bytes that are not UTF-8; they are read as U+FFFD.
+        path: a UTF-8 text, which may be a FIFO; `-` is stdin.
+        log: receives a line for each line with bytes that are not UTF-8; they are read as U+FFFD.
 
     Raises:
-        UserError: it cannot be read, is not text, or has no prompts.
+        UserError: the file cannot be read, is too large, is not text, or has no prompts.
     """
     source = f"--prompts_file {path}"
     content = _read(path, source)

@@ -58,7 +58,7 @@ def prune_experts(
     if (experts is None) == (drop is None):
         raise UserError("give --experts, how many each layer keeps, or --drop, which ones go; not both")
     wanted = experts if drop is None else _dropped(drop)
-    assert wanted is not None  # one of the two is given
+    assert wanted is not None  # exactly one of the two is given
     # Imported here, with torch: --help need not wait for it.
     from storyteller_kernels.cpu_sharing import shared_cores
 
@@ -88,10 +88,10 @@ def prune_experts(
 
 
 def _dropped(text: str) -> dict[int, tuple[int, ...]]:
-    """The experts of each layer that --drop names.
+    """The experts that --drop names, by layer.
 
     Raises:
-        UserError: it is no such list, or has one twice.
+        UserError: the text is not such a list, or names an expert twice.
     """
     dropped: dict[int, tuple[int, ...]] = {}
     for each in text.split(","):

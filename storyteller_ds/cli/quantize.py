@@ -1,4 +1,4 @@
-"""storyteller quantize: a model in a quarter or an eighth of the room."""
+"""storyteller quantize: a model at a quarter or an eighth of its size."""
 
 from pathlib import Path
 

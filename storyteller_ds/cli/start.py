@@ -1,8 +1,8 @@
-"""Where a process of the command begins and ends.
+"""Start and end of the command's process.
 
-While Python imports the rest, Ctrl-C ends it without a traceback. It ends without Python's finalisation, in which
-threads of libraries may abort a process whose work is done: those of gloo (1 of 14 runs of two ranks,
-docs/experiments.md), and those of datasets that are read as a stream.
+While Python imports the other modules, Ctrl-C ends the process without a traceback. The process exits without Python's
+finalization, during which library threads may abort a process whose work is done: those of gloo (1 of 14 runs of two
+ranks, docs/experiments.md) and those of streamed datasets.
 """
 
 import importlib
@@ -19,7 +19,7 @@ _SUPERSEDED = {
     "storyteller-train": ("train",),
     "storyteller-generate": ("generate",),
 }
-"""What stands for each."""
+"""Superseded command -> the words that replace it."""
 
 
 def main() -> None:
@@ -32,16 +32,16 @@ def main() -> None:
 
 
 def superseded() -> None:
-    """Entry point of the commands that the superseded system had, each by the name of its program."""
+    """Entry point of the superseded system's commands, told apart by the name of the program."""
     name = Path(sys.argv[0]).name.removesuffix(".exe")
     sys.argv[:1] = ["storyteller", *_SUPERSEDED[name]]
     main()
 
 
 def _command() -> Any:
-    """The module of the command, imported with the system's own handling of SIGINT."""
+    """Import the command's module with the system's default SIGINT handling."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler is not signal.default_int_handler:  # ignored, as in the background of a shell script
+    if handler is not signal.default_int_handler:  # ignored, as for background jobs of a shell script
         return importlib.import_module("storyteller_ds.cli.main")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = importlib.import_module("storyteller_ds.cli.main")

@@ -1,4 +1,4 @@
-"""storyteller generate --output: a file of stories, whole at any time."""
+"""storyteller generate --output: a file of stories that is complete at any time."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,20 +18,20 @@ SECONDS_BETWEEN_SAVES = 5.0
 def write_stories(
     texts: Texts, stories: Iterable[Story], number: int, output: Path, log: Callable[[str], None]
 ) -> None:
-    """Tell the stories into a file, in their order.
+    """Write the stories to a file, in order.
 
-    Every few seconds, and if something ends it half-way, the file gets those that are finished. What cannot be
-    replaced, such as a pipe, gets them once.
+    The finished stories are written every few seconds, and if something ends the command early. An output that cannot
+    be replaced, such as a pipe, is written once.
 
     Args:
-        texts: of the model whose they are.
+        texts: texts of the model that tells the stories.
         stories: see told.
-        number: how many they are.
+        number: number of stories.
         output: the file.
-        log: gets the progress.
+        log: receives the progress.
 
     Raises:
-        UserError: the file cannot be written; the stories are on stdout instead.
+        UserError: the file cannot be written; the stories are printed to stdout instead.
     """
     finished: list[str] = []
     cut = 0

@@ -1,4 +1,4 @@
-"""A story on stdout, as it comes."""
+"""Prints a story to stdout as it is generated."""
 
 import itertools
 import shutil
@@ -22,8 +22,8 @@ def print_story(story: Story, log: Callable[[str], None]) -> None:
     """Print prompt and continuation; on a terminal, lines are broken between words.
 
     Args:
-        story: not yet told.
-        log: gets a line after it: tokens, speed, and why it ended.
+        story: a story that has not been generated yet.
+        log: receives a line after the story: tokens, speed, and why it ended.
     """
     start = time.perf_counter()
     _print(story)

@@ -1,4 +1,4 @@
-"""storyteller sweep: train with different settings, and say which learn best."""
+"""storyteller sweep: train with different settings and report which learn best."""
 
 import contextlib
 import importlib.util
@@ -69,7 +69,7 @@ def _check_installed() -> None:
 
 
 def _run(space: "Space", trials: int | None, folder: Path) -> list["Result"]:
-    """All trials, those of earlier commands too."""
+    """Run the remaining trials; returns all results, including those of earlier commands."""
     # Imported here, with torch: --help and refusals need not wait for it.
     from storyteller_ds.console import lines_to, stderr_console
     from storyteller_ds.distributed.world import World
@@ -89,7 +89,7 @@ def _run(space: "Space", trials: int | None, folder: Path) -> list["Result"]:
 
 
 def _report(space: "Space", results: list["Result"], folder: Path) -> None:
-    """The table and where everything is on stdout, and the same in files."""
+    """Print the table and the paths of the results, and write results and plot to files."""
     from storyteller_ds.console import print_table
     from storyteller_ds.durable import write_atomically
     from storyteller_ds.records.run_folder import written_record

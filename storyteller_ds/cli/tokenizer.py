@@ -1,4 +1,4 @@
-"""storyteller tokenizer: train one, look at one, compare several."""
+"""storyteller tokenizer: train, inspect or compare tokenizers."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KINDS = ("bpe", "char", "sentencepiece")
 COMPARED = 10_000
-"""Stories of a text that tokenizers are compared on, at most."""
+"""Maximum number of stories that tokenizers are compared on."""
 _EXAMPLES = 8
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -191,7 +191,7 @@ def _check_plot(path: Path) -> None:
 
 
 def _row(each: "Measured") -> dict[str, Any]:
-    """A tokenizer for programs."""
+    """A tokenizer's figures, for JSON output."""
     return {
         "name": each.name,
         "kind": each.kind,
@@ -235,7 +235,7 @@ def _table(measured: "list[Measured]", rare: int) -> Any:
 
 
 def _listed(found: "list[Piece]") -> str:
-    """Pieces of text in brackets, in which spaces are seen."""
+    """Pieces of text in brackets, so that spaces are visible."""
     return "".join(f"[{piece}]" for piece in found)
 
 
@@ -244,7 +244,7 @@ def _as_values(found: "list[Piece]") -> list[dict[str, Any]]:
 
 
 def _print(line: str) -> None:
-    """Print a line that may hold text from a stranger's file."""
+    """Print a line that may contain text from an untrusted file."""
     from storyteller_ds.untrusted import for_terminal
 
     print(for_terminal(line))

@@ -1,4 +1,4 @@
-"""storyteller train, and the main job launch/train.py: one rank of a run, and how it ends there."""
+"""storyteller train, and the main job launch/train.py: one rank of a run, and how that rank ends."""
 
 import json
 import shlex
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from storyteller_ds.records.trained_run import TrainedRun
 
 SECONDS_FOR_RANK_0 = 20
-"""For the error line of rank 0: a launcher ends all ranks as soon as one has left."""
+"""Time for rank 0 to print its error line: a launcher ends all ranks as soon as one exits."""
 SECONDS_IF_ALONE = 3
-"""Where this rank may be the only one that has met the error."""
+"""The same, if this rank may be the only one with the error."""
 SECONDS_IF_INTERRUPTED = 2
-"""Where the end was asked for, and maybe of this rank alone."""
+"""The same, if the end was requested, perhaps of this rank only."""
 
 
 class _Train(click.Command):
-    """Shows how a setting is typed where it was given as an option."""
+    """Shows how to write a setting that was given as an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption as error:
-            from storyteller_ds.config.explain import sections, settings  # which loads all of the configs
+            from storyteller_ds.config.explain import sections, settings  # imports all config modules
 
             name = error.option_name.lstrip("-")
             fields = [setting.name for section in sections() for setting in settings(section)]
@@ -124,16 +124,16 @@ def train(
             if world.is_main and not quiet:
                 _print_where(run, next(iter(loaded.run.train.sample_prompts), "Once upon a time"))
         except InterruptedAfterSave:
-            raise InterruptedAfterSave("") from None  # the line is printed already
+            raise InterruptedAfterSave("") from None  # the line has already been printed
         except (Interrupted, InterruptedSafely) as error:
             world.wait_to_be_ended(SECONDS_IF_INTERRUPTED)
-            # Also where the signal was for this rank alone: its launcher then ends rank 0 too.
+            # This also holds if only this rank was signaled: its launcher then ends rank 0 too.
             raise type(error)(str(error) if world.is_main else "") from None
         except OutOfMemory:
             world.wait_to_be_ended(SECONDS_IF_ALONE)
             raise
         except StorytellerError:
-            # Every rank has met the same error, and rank 0 reports it.
+            # Every rank has the same error, and rank 0 reports it.
             world.wait_to_be_ended(SECONDS_FOR_RANK_0)
             raise
         except RuntimeError as error:
@@ -144,7 +144,7 @@ def train(
 
 
 def _command(world: "World") -> str:
-    """What continues this run: what was typed; for the ranks of one machine the same through our launcher."""
+    """The command that continues this run: as typed, or for several ranks on one machine through our launcher."""
     from storyteller_ds.redaction import redacted
 
     train, *given = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or ["train"]
@@ -157,7 +157,7 @@ def _command(world: "World") -> str:
 
 
 def _print_where(run: "TrainedRun", prompt: str) -> None:
-    """Where everything is, on stdout, and what to type next."""
+    """Print where everything is, and what to type next."""
     from storyteller_ds.records.run_folder import METRICS, REPORT, SAMPLES
 
     for label, record in (("report:", REPORT), ("metrics:", METRICS), ("samples:", SAMPLES)):
@@ -165,6 +165,6 @@ def _print_where(run: "TrainedRun", prompt: str) -> None:
             print(f"{label:<12}{run.folder / record}")
     print(f"checkpoint: {run.checkpoint}")
     is_here = run.checkpoint is None or run.checkpoint.is_relative_to(run.folder)
-    model = run.folder if is_here else run.checkpoint  # --resume may have named another run, which is over
+    model = run.folder if is_here else run.checkpoint  # --resume may have named another run that is already finished
     command = shlex.join(["storyteller", "generate", "--checkpoint", str(model), "--prompt", prompt])
     print(f"try:        {command}", flush=True)

@@ -1,18 +1,18 @@
-"""Lines that are broken between words, of a text that comes in pieces."""
+"""Word wrapping for text that arrives in pieces."""
 
 import re
 
 from rich.cells import cell_len
 
 _PARTS = re.compile(r"\n|[^\S\n]*\S+|[^\S\n]+")
-"""A line end; a word with the blanks before it, which are left out where a line begins; blanks at the end."""
+"""A line end; a word with the blanks before it, which are dropped where a line begins; blanks at the end."""
 
 
 class WordWrap:
-    """Breaks lines at `width`; a word is held back until it is known to be whole.
+    """Breaks lines at `width`; a word is held back until it is known to be complete.
 
     Args:
-        width: of the terminal (columns).
+        width: width of the terminal (columns).
     """
 
     def __init__(self, width: int) -> None:
@@ -21,12 +21,12 @@ class WordWrap:
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """What can be printed when `piece` has come."""
+        """The text that can be printed now that `piece` has arrived."""
         *whole, self._held = _PARTS.findall(self._held + piece) or [""]
         return "".join(map(self._placed, whole))
 
     def rest(self) -> str:
-        """What is still held back, at the end of the text."""
+        """The text that is still held back at the end."""
         held, self._held = self._held, ""
         return self._placed(held)
 

@@ -155,13 +155,14 @@ def validation_in_training(subject: Subject) -> Iterator[Finding]:
     text = subject.text
     if text is None or text.train is None or text.validation is None or subject.run.data.source == "builtin":
         return
-    exact, near, looked_at = leaked(text.train.documents, text.validation.documents)
+    exact, near, looked_at, compared = leaked(text.train.documents, text.validation.documents)
     if not exact and not near:
         return
-    more = "" if text.train.is_all else f" of the first {len(text.train.documents):,}"
+    is_all = text.train.is_all and compared == len(text.train.documents)
+    these = "the training stories" if is_all else f"the first {compared:,} training stories"
     say = warning if (exact + near) / looked_at > 0.01 else note
     yield say(
-        f"of {looked_at:,} validation stories {exact:,} are among the training stories{more} word for word, and "
+        f"of {looked_at:,} validation stories {exact:,} are among {these} word for word, and "
         f"{near:,} nearly: val_loss looks better than the model is",
         "storyteller preprocess, which splits without leaks",
     )

@@ -48,7 +48,7 @@ def _working_interpreter() -> None:
 
 @pytest.fixture
 def triton_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The operations run on Triton during this test, on tensors of the device that this names."""
+    """Run the operations on Triton during this test; yields the device for their tensors."""
     from storyteller_kernels.dispatch import backend
 
     if not HAS_TRITON:
@@ -64,7 +64,7 @@ def triton_device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReques
 
 @pytest.fixture
 def gpu(triton_device: str) -> str:
-    """As triton_device, for a test marked `gpu`: skipped in the interpreter."""
+    """Like triton_device, for a test marked `gpu`; skips it in the interpreter."""
     if triton_device != "cuda":
         pytest.skip("needs a CUDA device")
     return triton_device
@@ -72,10 +72,10 @@ def gpu(triton_device: str) -> str:
 
 @pytest.fixture(params=["reference", "triton"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The test runs once on each implementation; tensors are made on the device of that one.
+    """Run the test once on each implementation, with tensors created on the device of that one.
 
-    Where an operation has a way for the CPU, its tests add that way with the products of BLAS ("cpu") and with
-    those of oneDNN, of any size ("onednn").
+    Where an operation has a CPU path, its tests add that path with BLAS products ("cpu") and with oneDNN products
+    of any size ("onednn").
     """
     from storyteller_kernels import cpu_products
     from storyteller_kernels.dispatch import backend

@@ -1,17 +1,13 @@
-"""The figures of the benchmarks: rounds, goals, operations that are counted, tables that follow from the records."""
+"""The figures of the benchmarks: rounds, goals, operation counts, and tables derived from the records."""
 
 import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 
 from benchmarks.operations import flops, limits, moe_problem, readme, timing
 from benchmarks.operations.case import Case, Step
@@ -38,7 +34,7 @@ def test_no_token_of_a_problem_is_nearly_tied(dtype):
     shape = moe_problem.MoEShape(T=300, D=16, I=4, E=8, K=2)
     problem = moe_problem.draw(shape, dtype, CPU)
     assert not len(moe_problem.nearly_tied(problem.x_TD, problem.router_ED, 2, moe_problem.MARGIN[dtype]))
-    # Control: without care there would be some.
+    # Control: in plain random tokens there are some.
     assert len(moe_problem.nearly_tied(torch.randn(300, 16), problem.router_ED, 2, 0.05))
 
 
@@ -141,15 +137,15 @@ def test_goals_are_ratios_to_the_best_peer_or_to_the_limit():
 
 
 def test_the_flops_of_a_step_are_those_that_torch_counts():
-    # Not a size that is equal to another, and layers enough to see a factor.
-    shape = flops.DecoderShape(3, 16, 12, 4, 2, heads=4, kv_heads=2, vocabulary=50, sequence=10, batch=3)
+    # No two sizes are equal, and there are enough layers to see a factor.
+    shape = flops.DecoderShape(3, 16, 12, 6, 2, heads=8, kv_heads=4, vocabulary=50, sequence=10, batch=5)
     problem = training_step.draw(shape)
     leaves = {name: tensor.double().requires_grad_() for name, tensor in problem.weights.items()}
     reference = DecoderReference(shape, leaves, 1e-5, 10_000.0)
     with FlopCounterMode(display=False) as counter:
         reference.loss(problem.token_BS, problem.target_BS).backward()
     ours = flops.step_flops(shape)
-    # The reference computes all scores and hides those of the future.
+    # The reference computes all scores and masks those of the future.
     whole = {**ours, "attention scores": ours["attention scores"] * 2 * shape.sequence / (shape.sequence + 1)}
     assert counter.get_total_flops() == sum(whole.values())
 
@@ -217,7 +213,7 @@ def test_the_tables_have_the_newest_commit_and_the_median_of_its_runs():
 
 
 def test_machines_of_one_name_are_told_apart_by_their_instructions():
-    """A name such as AMD EPYC is that of machines with and without AVX-512; so old figures stay beside new ones."""
+    """A name like AMD EPYC covers machines with and without AVX-512, so old figures stay beside new ones."""
     new = result("2026-01-02", "new", 1.0, instructions="AVX10")
     chosen = readme.newest_runs([result("2026-01-01", "old", 2.0), new])
     assert [one.machine for one in chosen] == ["Some CPU, AVX10", "Some CPU, AVX9"]
@@ -261,7 +257,7 @@ def test_writing_the_tables_twice_changes_nothing(tmp_path):
     assert text.endswith(tail)
     assert "stale" not in text
     assert "1.500 (stock)" in text
-    # A README that had no place for them got one.
+    # A README that had no place for the tables got one.
     assert "## Measured" in (kernels / "storyteller_kernels/expert_mlp/README.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="but not"):
         readme.between_markers(f"{readme.BEGIN}\n", "")

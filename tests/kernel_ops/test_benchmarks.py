@@ -1,4 +1,4 @@
-"""The benchmarks as a command: what is wrong has no time, what is missing is named, the record has it all."""
+"""The benchmark command: wrong results have no time, what is missing is named, and the record is complete."""
 
 import json
 import os
@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "kernels"))
 
 from benchmarks.operations import readme, record
 from benchmarks.operations.case import Size
@@ -45,7 +43,7 @@ ROW = {
 
 
 def run(out: Path, *ops: str) -> tuple[int, dict[str, Any]]:
-    """The command on tiny shapes; its exit code and what it wrote."""
+    """Run the command on tiny shapes; return its exit code and the record it wrote."""
     code = main(["--suite", "cpu", "--op", *ops, "--rounds", "2", "--out", str(out)], size=TINY)
     return code, json.loads(out.read_text(encoding="utf-8"))
 
@@ -127,7 +125,7 @@ def test_what_is_wrong_has_no_time(tmp_path, monkeypatch, capsys, implementation
         assert row["of_limit"] == {}
     assert len(red) == 2
     assert "RED rms_norm" in capsys.readouterr().out
-    # Control: its neighbours have theirs.
+    # Control: the reference beside it has its times.
     assert all(row["median_s"] for row in rows_of(written, "reference"))
 
 

@@ -1,8 +1,8 @@
 """Every Triton kernel compiles for sm_80 and sm_90, on a machine that has neither.
 
-`CALLS` names the launches. Each runs once, on tensors without storage, in a process of its own (here kernels
-may already be interpreted) in which a launch does not run its kernel: it compiles it, with the arguments,
-tiles and warps that the launch function chose, down to machine code. To cover a new kernel, add a call.
+`CALLS` lists the launches. Each runs once per architecture, on tensors without storage, in a separate process
+(in this one, kernels may already be interpreted). There, a launch does not run its kernel but compiles it to machine
+code, with the arguments, tiles and warps that the launch function chose. To cover a new kernel, add a call.
 """
 
 import functools
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes that one block may have (CUDA C++ Programming Guide, compute capabilities)."""
+"""Bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)."""
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A tensor with a shape and a dtype and nothing in it."""
+    """Return a tensor with a shape and a dtype but no data."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -76,7 +76,7 @@ def routing(T: int, D: int, E: int, K: int, dtype: torch.dtype, weight_dtype: to
 
 
 def broken() -> None:
-    """Not a kernel of ours: it adds a pointer to a pointer, which must be seen."""
+    """Not a kernel of ours: it adds a pointer to a pointer, an error that must be noticed."""
     import triton
 
     @triton.jit
@@ -113,7 +113,7 @@ BROKEN = "broken"
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What became of every call: for each architecture a list of kernels, or an error."""
+    """Return the result of every call: per architecture, a list of kernels or an error."""
     pytest.importorskip("triton", reason="needs triton: pip install 'triton>=3.6'")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton_cache"))}
     environment.pop("TRITON_INTERPRET", None)
@@ -144,7 +144,7 @@ def test_a_kernel_that_cannot_compile_is_seen(compiled):
 
 
 def compile_all() -> dict[str, dict[str, Any]]:
-    """In the other process: make every call once for each architecture."""
+    """Make every call once per architecture; runs in the other process."""
     from triton.errors import TritonError
 
     results: dict[str, dict[str, Any]] = {}
@@ -162,7 +162,7 @@ def compile_all() -> dict[str, dict[str, Any]]:
 
 
 def compile_instead_of_running(architecture: int, kernels: list[dict[str, Any]]) -> None:
-    """From now on a launch compiles its kernel for sm_<architecture>, and adds to `kernels` what came of it."""
+    """From now on, each launch compiles its kernel for sm_<architecture> and appends the result to `kernels`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -175,7 +175,7 @@ def compile_instead_of_running(architecture: int, kernels: list[dict[str, Any]])
         signature, constants, attributes = {}, {}, {}
         for place, parameter in enumerate(self.params):
             value = values.get(parameter.name, parameter.default)
-            # As a launch does: None and 1 are built into the kernel, multiples of 16 are a promise to it.
+            # As in a real launch: None and 1 are compiled into the kernel, and it may rely on multiples of 16.
             if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
                 signature[parameter.name], constants[(place,)] = "constexpr", value
                 continue

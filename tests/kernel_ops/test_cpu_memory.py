@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, so that the next tensors find their pages there."""
+"""Freed memory stays with the process, so that the next tensors reuse its pages."""
 
 import platform
 import subprocess
@@ -21,7 +21,7 @@ print(faults())
 
 
 def page_faults(how: str, **environment: str) -> tuple[bool, int]:
-    """(whether it took effect, page faults of ten tensors of 64 MiB after ten others)."""
+    """Return whether it took effect, and the page faults of ten tensors of 64 MiB after ten others."""
     command = [sys.executable, "-c", FAULTS, how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
     took_effect, faults = done.stdout.split()
@@ -33,7 +33,7 @@ def test_memory_is_kept():
     took_effect, faults = page_faults("keep")
     assert took_effect
     assert faults < 100
-    # The negative control: without it each tensor brings new pages.
+    # Negative control: without it, each tensor needs new pages.
     assert page_faults("leave")[1] > 1000
 
 

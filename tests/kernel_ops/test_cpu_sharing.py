@@ -1,4 +1,4 @@
-"""Threads wait politely while other programs use the cores, and compute the same."""
+"""Threads sleep instead of spinning while other programs use the cores, and compute the same results."""
 
 import subprocess
 import sys
@@ -48,13 +48,13 @@ def test_threads_sleep_instead_of_spinning_while_the_cores_are_taken():
     alone, beside, again, equal = done.stdout.split()
     assert equal == "True"
     assert int(beside) > 500
-    # The negative controls: threads that spin hardly ever sleep, and they spin again once the cores are free.
+    # Negative controls: spinning threads hardly ever sleep, and they spin again once the cores are free.
     assert int(alone) < int(beside) / 4
     assert int(again) < int(beside) / 4
 
 
 class Machine:
-    """Two cores, this process's use of them and that of others."""
+    """The time, and the core time that this process and others have used."""
 
     def __init__(self) -> None:
         self.now = self.own = self.others = 0.0
@@ -93,7 +93,7 @@ def test_idle_teams_come_and_go_with_the_other_programs():
 
     assert teams_after(others=TAKEN / 2) == 0
     assert teams_after(others=1.0) == 1
-    assert teams_after(others=(TAKEN + FREE) / 2) == 1  # neither comes nor goes
+    assert teams_after(others=(TAKEN + FREE) / 2) == 1  # no team comes or goes
     leader = next(thread for thread in threading.enumerate() if thread.name == "idle team")
     machine.pass_time(1.0, own=1.0, others=0.0)
     sharing.adjust()
@@ -132,11 +132,11 @@ def test_a_program_that_computes_beside_this_one_is_seen():
 
 
 def test_nothing_is_looked_at_while_python_ends():
-    # Python ends a thread that computes by unwinding its C++ frames, which aborts the process with exit code 134.
+    # At exit, Python ends a computing thread by unwinding its C++ frames, which aborts the process with exit code 134.
     code = (
         "import atexit, threading\n"
         "from storyteller_kernels.cpu_sharing import shared_cores\n"
-        "atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n"  # called after what comes later
+        "atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n"  # runs last: registered first
         "with shared_cores():\n"
         "    raise SystemExit\n"
     )

@@ -1,4 +1,4 @@
-"""linear_cross_entropy, a chunk at a time, against whole logits in fp64."""
+"""linear_cross_entropy, computed in chunks, against whole logits in fp64."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ every_chunk = pytest.mark.parametrize("chunk_size", [1, 3, 5, 13, 64, None])
 
 
 def inputs(tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """x, weight, targets; every third target does not count."""
+    """Return x, weight and targets; every third target is ignored."""
     torch.manual_seed(tokens + width + vocabulary)
     x_TD, weight_VD = torch.randn(tokens, width).to(dtype), torch.randn(vocabulary, width).to(dtype)
     target_T = torch.randint(vocabulary, (tokens,))
@@ -28,7 +28,7 @@ def inputs(tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.
 
 
 def by_hand(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, softcap: float | None = None) -> Tensor:
-    """Token by token, in fp64."""
+    """Compute the loss token by token, in fp64."""
     nll_sum = x_TD.double().sum() * 0 + weight_VD.double().sum() * 0
     for x_D, target in zip(x_TD.double(), target_T.tolist(), strict=True):
         if target != IGNORED:
@@ -100,7 +100,7 @@ def test_nothing_that_counts(poisoned_memory, tokens, chunk_size):
 
 
 def test_an_ignored_token_may_hold_anything():
-    # As the row of a padded position does.
+    # As the rows of padded positions do.
     x_TD, weight_VD, target_T = inputs(9, 4, 11)
     spoiled_TD = x_TD.detach().clone()
     spoiled_TD[target_T == IGNORED] = 1e6
@@ -145,7 +145,7 @@ def test_half_precision(dtype):
 
 
 def test_the_gradient_of_the_weight_grows_in_fp32():
-    # Every token adds 1 to the same entries (V = 2, logits 0, so p = 1/2, x = 2): in bf16 the sum stays at 256.
+    # Every token adds 1 to the same entries (V = 2, logits 0, so p = 1/2, x = 2): a bf16 sum would stay at 256.
     x_TD = torch.full((1000, 1), 2.0, dtype=torch.bfloat16)
     weight_VD = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_cross_entropy(x_TD, weight_VD, torch.zeros(1000, dtype=torch.int64), chunk_size=1).backward()
@@ -184,7 +184,7 @@ def test_strides_do_not_matter():
 
 
 def test_a_second_backward_pass_is_refused():
-    # The first scales the gradients in place.
+    # The first pass scales the gradients in place.
     x_TD, weight_VD, target_T = inputs(5, 4, 9)
     nll_sum = linear_cross_entropy(x_TD, weight_VD, target_T)
     nll_sum.backward(retain_graph=True)
@@ -203,7 +203,7 @@ def test_twice_is_the_same_bits():
 
 
 def peak_bytes(loss, *tensors: Tensor) -> int:
-    """The most memory that a forward and backward pass held at once beyond its inputs."""
+    """Return the most memory that a forward and backward pass held at once, besides its inputs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         loss(*tensors).backward()
     held = peak = 0
@@ -222,7 +222,7 @@ def test_whole_logits_are_never_in_memory(implementation):
     chunked = peak_bytes(lambda *t: linear_cross_entropy(*t, chunk_size=chunk_size), *tensors)
     logits, gradients = 4 * tokens * vocabulary, 4 * width * (tokens + vocabulary)
     assert whole >= 2 * logits
-    # Two chunks of logits at once, the gradients (of the weight a product, too), and small change.
+    # Two chunks of logits at once, the gradients (for the weight, a product too), and a small remainder.
     assert chunked <= 2 * logits * chunk_size / tokens + 2 * gradients + 2**14
 
 
@@ -232,7 +232,7 @@ def test_without_gradients_none_are_made():
         nll_sum = linear_cross_entropy(*tensors, chunk_size=16)
     assert not nll_sum.requires_grad
     assert_within(nll_sum, by_hand(*tensors), SIMPLE)
-    # One product a chunk.
+    # One product per chunk.
     assert sum(event.name in ("aten::mm", "mkldnn::_linear_pointwise") for event in recorded.events()) == 4
 
 

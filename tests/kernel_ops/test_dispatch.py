@@ -1,4 +1,4 @@
-"""The choice of implementation: of the process, and of each call."""
+"""The choice of implementation, for the process and for each call."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ def _fresh_choice(monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def new_gpu(monkeypatch) -> None:
-    """As far as torch can tell, there is a GPU that suits."""
+    """Make torch report a suitable GPU."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
@@ -30,7 +30,7 @@ def new_gpu(monkeypatch) -> None:
 
 
 def replace_probe(monkeypatch, failure: Exception | None) -> None:
-    """The kernel that is tried succeeds, or fails so."""
+    """Make the trial kernel succeed, or fail with this exception."""
     pytest.importorskip("triton.errors")
 
     def run() -> None:
@@ -143,7 +143,7 @@ def test_the_reference_takes_what_does_not_suit(triton_device):
     for dtype, ours in [(torch.float32, True), (torch.float64, False)]:
         normed_TD = rms_norm(x_TD.to(dtype), weight_ED[0].to(dtype), 1e-5)
         routing = route(x_TD.to(dtype), weight_ED.to(dtype), 1)
-        # The first is a view of the operator's result.
+        # The result of rms_norm is a view of the operator's result.
         (normed, _), *_ = normed_TD.grad_fn.next_functions or [(normed_TD.grad_fn, 0)]
         assert ("storyteller_rms_norm" in normed.name()) == ours
         assert ("storyteller_route" in routing.prob_TE.grad_fn.name()) == ours

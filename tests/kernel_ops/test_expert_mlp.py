@@ -31,7 +31,7 @@ with_and_without_bias = pytest.mark.parametrize("bias", [False, True], ids=["pla
 
 @pytest.fixture
 def small_tiles(implementation, monkeypatch):
-    """Of 16 by 16, so that small tensors are many tiles of the Triton kernels, whole and partly filled."""
+    """Shrink the Triton kernels' tiles, so that small tensors have many of them, whole and partly filled."""
     if implementation == "triton":
         from storyteller_kernels.expert_mlp import kernel, swiglu
 
@@ -53,7 +53,7 @@ def reference_activation(hidden_H: Tensor, activation: str) -> Tensor:
 
 
 def reference(tensors: list[Tensor], counts: list[int], activation: str) -> Tensor:
-    """Each row by itself with its expert's weights."""
+    """Compute each row separately with its expert's weights."""
     x_ND, up_EHD, down_EDI, *biases = (tensor.double() for tensor in tensors)
     expert_N = [e for e, count in enumerate(counts) for _ in range(count)]
     rows = []
@@ -67,7 +67,7 @@ def reference(tensors: list[Tensor], counts: list[int], activation: str) -> Tens
 
 
 def inputs(counts: list[int], activation: str, bias: bool, width: int = 7, inner: int = 5) -> list[Tensor]:
-    """Rows, up, down and, with bias, the two biases."""
+    """Return rows, up, down and, with bias, the two biases."""
     torch.manual_seed(len(counts) + sum(counts))
     hidden = 2 * inner if activation == "swiglu" else inner
     shapes = [(sum(counts), width), (len(counts), hidden, width), (len(counts), width, inner)]
@@ -89,7 +89,7 @@ def test_forward_and_gradients(poisoned_memory, counts, activation, bias):
     actual_ND, expected_ND = run(tensors, counts, activation), reference(tensors, counts, activation)
     assert_within(actual_ND, expected_ND, SIMPLE)
     cotangent_ND = torch.randn_like(actual_ND)
-    # Not allow_unused: a gradient that is None raises.
+    # Without allow_unused: a gradient that is None raises an error.
     grads = torch.autograd.grad(actual_ND, tensors, cotangent_ND)
     expected_grads = torch.autograd.grad(expected_ND, tensors, cotangent_ND.double())
     for grad, expected in zip(grads, expected_grads, strict=True):
@@ -103,7 +103,7 @@ def test_forward_and_gradients(poisoned_memory, counts, activation, bias):
 @every_activation
 @with_and_without_bias
 def test_no_rows_at_all(poisoned_memory, as_counts, activation, bias):
-    # So it is on a rank to whose experts no token is routed.
+    # This happens on a rank to whose experts no token is routed.
     tensors = inputs([0, 0, 0], activation, bias)
     out_ND = run(tensors, as_counts([0, 0, 0]), activation)
     assert out_ND.shape == (0, 7)

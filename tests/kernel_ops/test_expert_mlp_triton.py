@@ -1,4 +1,4 @@
-"""What holds for the Triton expert MLP alone, beside what test_expert_mlp.py asks of every implementation."""
+"""What holds for the Triton expert MLP alone; test_expert_mlp.py tests what holds for every implementation."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ COUNTS = [70, 0, 129, 1, 0]
 
 
 def plain(x_ND: Tensor, up_EHD: Tensor, down_EDI: Tensor, counts: list[int]) -> Tensor:
-    """Expert by expert in fp64."""
+    """Compute expert by expert, in fp64."""
     outputs = []
     for x_RD, up_HD, down_DI in zip(x_ND.double().split(counts), up_EHD.double(), down_EDI.double(), strict=True):
         gate_RI, value_RI = (x_RD @ up_HD.t()).chunk(2, dim=1)
@@ -21,7 +21,7 @@ def plain(x_ND: Tensor, up_EHD: Tensor, down_EDI: Tensor, counts: list[int]) -> 
 
 
 def operands(rows: int, experts: int, width: int, inner: int, dtype: torch.dtype) -> list[Tensor]:
-    """Rows, up and down, scaled so that all values between are near 1."""
+    """Return rows, up and down, scaled so that all intermediate values are near 1."""
     torch.manual_seed(rows + width)
     shapes = [(rows, width), (experts, 2 * inner, width), (experts, width, inner)]
     scales = [1.0, width**-0.5, inner**-0.5]
@@ -99,7 +99,7 @@ def test_a_gradient_of_weights_in_parts(poisoned_memory, triton_device, monkeypa
 @pytest.mark.parametrize("copy_first", [False, True])
 def test_gathering_in_the_load_changes_no_bit(triton_device, monkeypatch, copy_first):
     if copy_first:
-        # As where torch's product serves: the tokens are copied, and here our own product takes the copy.
+        # As where torch's product is used, the tokens are copied; here, our own product takes the copy.
         from storyteller_kernels.expert_mlp import operators
 
         monkeypatch.setattr(operators, "library_serves", lambda x, *_: x.shape[0] == 50)
@@ -127,7 +127,7 @@ def test_what_is_kept_for_the_backward_pass(triton_device):
         row_TK = torch.randperm(20).view(10, 2)
         token_N = row_TK.flatten().argsort() // 2
         expert_mlp(x_TD, torch.tensor([20, 0, 0]), *weights, "swiglu", token_N=token_N, row_TK=row_TK)
-        # Beside its inputs and the row ends only gate and up: no gathered rows, no activation.
+        # Besides inputs and row ends, only gate and up are kept: no gathered rows, no activation.
         inputs = {tensor.data_ptr() for tensor in (x_TD, *weights, row_TK, token_N)}
         assert [tuple(t.shape) for t in kept if t.data_ptr() not in inputs] == [(3,), (20, 16)]
         kept.clear()
@@ -176,7 +176,7 @@ def test_at_the_size_of_a_real_layer(gpu, dtype, gather):
     tokens, top_k, experts, width, inner = 8192, 2, 8, 1024, 2048
     with torch.device(gpu):
         x_TD, *weights = operands(tokens, experts, width, inner, dtype)
-        # One expert without rows.
+        # One expert gets no rows.
         expert_N = torch.rand(tokens, experts - 1).topk(top_k).indices.flatten()
         order_N = expert_N.argsort(stable=True)
         token_N, row_TK = order_N // top_k, order_N.argsort().view(tokens, top_k)
@@ -190,7 +190,7 @@ def test_at_the_size_of_a_real_layer(gpu, dtype, gather):
                 out_ND = expert_mlp(permute(x_TD, token_N, row_TK), count_E, *weights, "swiglu")
             return value_and_gradients(out_ND, [x_TD, *weights], cotangent_ND)
 
-        # The first time compiles.
+        # The first run compiles.
         first = run()
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -187,7 +187,7 @@ def test_a_torch_without_the_private_operation_has_blas(monkeypatch, tmp_path):
 
 
 def test_numbers_do_not_depend_on_how_many_threads_share_the_work():
-    # As one rank of several has fewer of them. Nothing promises the same bits, but the same numbers.
+    # One rank of several has fewer threads. The bits may differ, but the numbers must agree.
     code = (
         "import sys, torch; torch.set_num_threads(int(sys.argv[1])); torch.manual_seed(0);"
         "from storyteller_kernels import linear;"
@@ -203,7 +203,7 @@ def test_numbers_do_not_depend_on_how_many_threads_share_the_work():
 @pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
 @pytest.mark.parametrize(("width", "height"), [(1024, 64), (64, 1000), (700, 513)])
 def test_long_sums_are_as_exact_as_those_of_blas(implementation, width, height):
-    # The numbers of two topologies differ by the rounding of their products, and 20 steps make 20 times that of it.
+    # The results of two topologies differ by the rounding of their products, and after 20 steps by 20 times as much.
     tensors = inputs(512, width, height, bias=True)
     cotangent_RH = torch.randn(512, height)
     wide = [tensor.detach().double().requires_grad_() for tensor in tensors]

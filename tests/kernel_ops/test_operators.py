@@ -1,4 +1,4 @@
-"""Our operators as torch's own checks want them: schema, fake tensors, autograd, ahead-of-time tracing."""
+"""Our operators pass torch's own checks: schema, fake tensors, autograd, ahead-of-time tracing."""
 
 from collections.abc import Callable
 

@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(expert_TK: list[list[int]]) -> Plan:
-    """Rows in (expert, token) order, by sorting in Python."""
+    """Put the rows in (expert, token) order, by sorting in Python."""
     pairs = sorted((e, t, k) for t, choices in enumerate(expert_TK) for k, e in enumerate(choices))
     row_TK = torch.empty(len(expert_TK), len(expert_TK[0]), dtype=torch.int64)
     for row, (_, t, k) in enumerate(pairs):
@@ -36,7 +36,7 @@ def random_plan(tokens: int, experts: int, top_k: int) -> Plan:
 
 
 def combined(y_ND: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
-    """Reference of combine: one token after the other, in fp64."""
+    """Reference for combine: one token at a time, in fp64."""
     return torch.stack([
         sum(weight_TK[t, k].double() * y_ND[plan.row_TK[t, k]].double() for k in range(plan.row_TK.shape[1]))
         for t in range(plan.row_TK.shape[0])
@@ -94,7 +94,7 @@ def test_all_tokens_to_one_expert():
 def test_there_and_back_with_weights_that_sum_to_one_changes_nothing(top_k):
     plan = random_plan(21, 8, top_k)
     x_TD = torch.randn(21, 6)
-    # Powers of two: no product and no sum rounds.
+    # Powers of two, so no product or sum is rounded.
     weight_TK = torch.full((21, top_k), 1 / top_k)
     assert torch.equal(combine(permute(x_TD, *plan), weight_TK, *plan), x_TD)
 

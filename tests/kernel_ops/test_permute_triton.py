@@ -1,4 +1,4 @@
-"""What holds for permute and combine on Triton alone, beside what test_permute.py asks of every implementation."""
+"""What holds for permute and combine on Triton alone; test_permute.py tests what holds for every implementation."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ def random_plan(tokens: int, experts: int, top_k: int) -> Plan:
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation inside returns."""
+    """Records the bytes of the largest tensor that any operation under it returns."""
 
     nbytes = 0
 
@@ -40,7 +40,7 @@ def test_rows_add_up_in_fp32(triton_device):
         plan = random_plan(1, 4, 4)
         y_ND = torch.ones(4, 1, dtype=torch.bfloat16)
         y_ND[plan.row_TK[0, 0]] = 256.0
-        # 256 + 1 + 1 + 1 = 259, which rounds to 260; added in bf16 it stays 256.
+        # 256 + 1 + 1 + 1 = 259, which rounds to 260; added in bf16, it would stay 256.
         assert combine(y_ND, torch.ones(1, 4), *plan).item() == 260.0
         cotangent_ND, x_TD = y_ND, torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
         permute(x_TD, *plan).backward(cotangent_ND)
@@ -67,7 +67,7 @@ def test_at_the_size_of_a_real_layer(gpu):
         x_TD = torch.randn(tokens, width).bfloat16().requires_grad_()
         weight_TK = torch.rand(tokens, top_k, requires_grad=True)
         cotangent_TD = torch.randn(tokens, width).bfloat16()
-        # The first time compiles.
+        # The first run compiles.
         combine(permute(x_TD, *plan), weight_TK, *plan).backward(cotangent_TD)
         x_TD.grad = weight_TK.grad = None
         torch.cuda.set_sync_debug_mode("error")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Each row by the formula, in fp64."""
+    """Apply the formula to each row, in fp64."""
     rows = []
     for row_D in x.double().reshape(-1, x.shape[-1]):
         mean_square = (row_D * row_D).sum() / x.shape[-1]
@@ -24,7 +24,7 @@ def reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """x, weight and a cotangent, the first two with gradients."""
+    """Return x, weight and a cotangent; the first two require gradients."""
     torch.manual_seed(sum(shape))
     x = torch.randn(shape).mul(3).to(dtype).requires_grad_()
     return x, torch.randn(shape[-1], requires_grad=True), torch.randn(shape).to(dtype)
@@ -95,7 +95,7 @@ def test_strides_do_not_matter():
     assert not spread_D.is_contiguous()
     out_TD = rms_norm(turned_TD, spread_D, EPS)
     assert_within(out_TD, reference(x_TD, weight_D, EPS), SIMPLE)
-    # A cotangent that is a broadcast scalar, as sum() makes it, and one that is transposed.
+    # One cotangent is a broadcast scalar, as sum() makes it; the other is transposed.
     for grad_TD in (torch.ones(()).expand(6, 10), cotangent_TD.t().contiguous().t()):
         (actual,) = torch.autograd.grad(out_TD, turned_TD, grad_TD, retain_graph=True)
         (expected,) = torch.autograd.grad(reference(x_TD, weight_D, EPS), x_TD, grad_TD.double())
@@ -108,7 +108,7 @@ def test_half_precision_rounds_only_at_the_end(dtype):
     out_TD = rms_norm(x_TD, weight_D, EPS)
     expected_TD = reference(x_TD, weight_D, EPS)
     assert out_TD.dtype == dtype
-    # Entry by entry: normalising, rounding the gain and their product are three roundings of 2^-9 each.
+    # Entry by entry: normalizing, rounding the gain and their product are three roundings of 2^-9 each.
     assert ((out_TD.double() - expected_TD).abs() <= BF16 * expected_TD.abs()).all()
     out_TD.backward(cotangent_TD)
     expected_x, expected_w = torch.autograd.grad(expected_TD, (x_TD, weight_D), cotangent_TD.double())
@@ -139,7 +139,7 @@ def test_the_stream_may_be_wider_than_the_answer(residual_dtype):
 
 
 def test_bf16_statistics_are_fp32():
-    # 256 squares of 1 add up to 256 in bf16 and stay there; 1000 of them would give a mean of 0.256.
+    # In bf16, a sum of squares of 1 stays at 256, so 1000 of them would give a mean of 0.256.
     x_TD = torch.ones(1, 1000, dtype=torch.bfloat16)
     assert torch.equal(rms_norm(x_TD, torch.ones(1000), EPS), x_TD)
 

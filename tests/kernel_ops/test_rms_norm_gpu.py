@@ -16,13 +16,13 @@ every_size = pytest.mark.parametrize(
 
 
 def reference(x_TD: Tensor, weight_D: Tensor) -> Tensor:
-    """By the formula, in fp64."""
+    """Apply the formula, in fp64."""
     x_TD = x_TD.double()
     return x_TD / ((x_TD * x_TD).mean(dim=-1, keepdim=True) + EPS).sqrt() * weight_D.double()
 
 
 def inputs(tokens: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, residual, weight, all with gradients, and a cotangent."""
+    """Return x, residual and weight, which require gradients, and a cotangent."""
     torch.manual_seed(tokens)
     x_TD, residual_TD, cotangent_TD = (torch.randn(tokens, width, device="cuda").to(dtype) for _ in range(3))
     weight_D = torch.randn(width, device="cuda", requires_grad=True)

@@ -26,7 +26,7 @@ class Expected(NamedTuple):
 
 
 def reference(x_TD: Tensor, weight_ED: Tensor, top_k: int, noise_TE: Tensor | None = None) -> Expected:
-    """Every token on its own: softmax, sort by (probability, lower index), renormalise."""
+    """Route each token separately: softmax, sort by (probability, lower index), renormalize."""
     weights, experts, probs, squares, entropies = [], [], [], [], []
     weight_ED = weight_ED.double()
     for t, x_D in enumerate(x_TD.double()):
@@ -54,7 +54,7 @@ def inputs(tokens: int, experts: int, width: int = D) -> tuple[Tensor, Tensor]:
 
 
 def assert_rows_agree(routing: Routing) -> None:
-    """The rows are the (expert, token) pairs in order, and all fields say so."""
+    """Assert that the rows are the (expert, token) pairs in order, in all fields."""
     pairs = sorted((e, t, k) for t, choices in enumerate(routing.expert_TK.tolist()) for k, e in enumerate(choices))
     assert routing.token_N.tolist() == [t for _, t, _ in pairs]
     row_TK = routing.row_TK.tolist()
@@ -105,7 +105,7 @@ def test_gradients_of_one_output(name, needed):
     x_TD, weight_ED = (tensor.detach().requires_grad_(need) for tensor, need in zip(inputs(21, 6), needed, strict=True))
     of = tuple(tensor for tensor in (x_TD, weight_ED) if tensor.requires_grad)
     routing, expected = route(x_TD, weight_ED, 2), reference(x_TD, weight_ED, 2)
-    # The same for every token, with a stride of 0 as autograd makes it.
+    # The same for every token, with a stride of 0, as autograd makes it.
     shape = getattr(routing, name).shape
     cotangent = torch.randn(shape[-1:]).expand(shape)
     wanted = gradients(expected, [name], [cotangent], of)
@@ -222,16 +222,16 @@ def test_fp32_whatever_the_precision_around_it(implementation):
     with torch.autocast(low_TD.device.type, dtype=torch.bfloat16):
         inside = route(low_TD, weight_ED, 2)
     for first, second in zip(inside, plain, strict=True):
-        # The kernel takes bf16 products in place of fp32 ones: exact as well, but added in another order.
+        # The kernel uses bf16 products instead of fp32 ones: exact as well, but added in a different order.
         floats_differ = implementation == "triton" and first.is_floating_point()
         assert_within(first, second, SIMPLE if floats_differ else EXACT)
-    # Rounding the weight to bf16 would have been seen.
+    # Control: rounding the weight to bf16 would be noticed.
     rounded = route(low_TD.float(), weight_ED.bfloat16().float(), 2)
     with pytest.raises(AssertionError, match="difference"):
         assert_within(rounded.z_sum, plain.z_sum, SIMPLE)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, under the interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from numpy, under the interpreter
 def test_a_token_of_nan_goes_somewhere_and_leaves_the_others_alone():
     x_TD, weight_ED = (tensor.detach() for tensor in inputs(30, 8))
     plain = route(x_TD, weight_ED, 2)

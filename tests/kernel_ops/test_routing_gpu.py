@@ -17,7 +17,7 @@ OUTPUTS = ["weight_TK", "prob_TE", "prob_sum_E", "z_sum"]
 
 
 def reference(x_TD: Tensor, weight_ED: Tensor, expert_TK: Tensor) -> dict[str, Tensor]:
-    """What follows from a choice of experts, in fp64."""
+    """Compute what follows from a choice of experts, in fp64."""
     logit_TE = x_TD.double() @ weight_ED.double().t()
     prob_TE = logit_TE.softmax(dim=-1)
     kept_TK = prob_TE.gather(1, expert_TK)
@@ -33,7 +33,7 @@ def inputs(tokens: int, width: int, experts: int, dtype: torch.dtype) -> tuple[T
 
 
 def assert_rows_agree(routing: Routing) -> None:
-    """The rows are the (expert, token) pairs in order, and all fields say so."""
+    """Assert that the rows are the (expert, token) pairs in order, in all fields."""
     tokens, top_k = routing.expert_TK.shape
     pair_N = (routing.expert_TK * tokens + torch.arange(tokens, device="cuda")[:, None]).flatten()
     order_N = pair_N.argsort()
@@ -50,7 +50,7 @@ def test_every_field_and_gradient(tokens, width, experts, top_k, dtype):
     expected = reference(x_TD, weight_ED, routing.expert_TK)
     for name in OUTPUTS:
         assert_within(getattr(routing, name), expected[name], SIMPLE)
-    # The chosen are the largest, in order; which of two is larger is open where rounding makes them equal.
+    # The chosen are the largest, in order; where rounding makes two of them equal, either may come first.
     kept_TK = expected["prob_TE"].gather(1, routing.expert_TK)
     assert_within(kept_TK, expected["prob_TE"].topk(top_k).values, SIMPLE)
     assert (routing.expert_TK.sort(dim=1).values.diff(dim=1) > 0).all()
@@ -98,7 +98,7 @@ def test_at_most_three_launches_and_no_word_to_the_host():
         torch.cuda.synchronize()
     launched = [event.name for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     assert 1 <= len(launched) <= 3, launched
-    # A cotangent of the right size, so that its own making is over before.
+    # A cotangent of the right size, created before host reads are forbidden.
     cotangent_TK = torch.randn_like(routing.weight_TK)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,4 +1,4 @@
-"""What is printed about the speed of cleaning is what was measured."""
+"""The printed cleaning speed is what was measured."""
 
 from storyteller_ds.bench import cleaning
 

@@ -1,4 +1,4 @@
-"""What is printed about the speed of encoding is what was measured."""
+"""The printed encoding speed is what was measured."""
 
 from click.testing import CliRunner
 

@@ -1,4 +1,4 @@
-"""bench generate: everyone generates the same before anyone is timed."""
+"""bench generate: all implementations must generate the same text before any is timed."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_whoever_tells_another_story_is_named_and_nothing_is_timed(run, tmp_path
 
 
 def test_the_weights_of_a_token_are_those_of_its_experts():
-    run = st.load_config("quickstart").run  # untied, so that the table which is looked up is not the output
+    run = st.load_config("quickstart").run  # untied: the embedding table is only looked up, not used as the output
     looked_up = run.tokenizer.vocab_size * run.model.hidden_size
     vectors = sum(parameter.numel() for _, parameter in empty_decoder(run).named_parameters() if parameter.dim() < 2)
     assert product_weights(run) == count_parameters(run).active - looked_up - vectors

@@ -1,4 +1,4 @@
-"""What bench quality runs, what it makes of the results, and how it goes on; the runs themselves are played."""
+"""What bench quality runs, how it evaluates the results, and how it resumes; the runs themselves are faked."""
 
 import dataclasses
 import json
@@ -23,14 +23,14 @@ SCORES = {
     "mixture": {0.5: 1.3, 1.0: 1.1, 2.0: 1.2},
     "other": {0.5: 2.1, 1.0: 2.0, 3.0: 1.5},
 }
-"""Of each factor of the learning rate."""
+"""Score of each recipe for each learning rate factor."""
 
 PACES = {"mixture": 0.5, "other": 0.25}
 """Seconds per step."""
 
 
 class Player:
-    """Stands for `storyteller train`: leaves the records of a run whose score depends on recipe, rate and seed."""
+    """Stands in for `storyteller train`: writes the records of a run whose score depends on recipe, rate and seed."""
 
     def __init__(self) -> None:
         self.played: list[str] = []
@@ -54,7 +54,7 @@ class Player:
             folder.mkdir(parents=True)
             (folder / "config.json").write_text(json.dumps({"run": run.model_dump(mode="json")}))
             steps = run.train.max_steps
-            # A step alternates, as with optimizer.expert_period=2; ten were disturbed.
+            # Step times alternate, as with optimizer.expert_period=2, and ten steps were disturbed.
             took = [PACES[name] * (0.5 if n % 2 else 1.5) * (9 if 30 <= n < 40 else 1) for n in range(steps)]
             records = [
                 {"step": n + 1, "train_loss": 3.0, "step_time_s": took[n], "tokens": 64 * (n + 1)} for n in range(steps)

@@ -1,4 +1,4 @@
-"""How long the rest of a comparison takes: as planned at first, then as slow as what is over."""
+"""Time left in a comparison: as planned at first, then scaled by how slow the finished runs were."""
 
 from storyteller_ds.bench.remaining import Remaining
 

@@ -12,10 +12,10 @@ from storyteller_ds.cli.bench import bench
 def test_operators_and_bytes_are_counted_by_hand():
     a, b = torch.ones(10, 20), torch.ones(20, 30)
     with Operators() as found:
-        c = a @ b  # a product: no traffic of its own
-        d = c.view(300) + 1  # the view is none; 300 numbers read, 300 written
-        e = torch.empty(5)  # memory that nothing is written to
-        d.mul_(2)  # one tensor, read and written in place
+        c = a @ b  # a product: its traffic is not counted
+        d = c.view(300) + 1  # the view is not counted; 300 numbers read, 300 written
+        e = torch.empty(5)  # allocates memory without writing to it
+        d.mul_(2)  # in place: one tensor, counted once
     assert e.shape == (5,)
     assert found.number == 3
     assert found.traffic_bytes == 4 * (300 + 300) + 4 * 300
@@ -47,7 +47,7 @@ def test_the_table_says_what_a_step_is_made_of():
 
 @pytest.fixture
 def fixed_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the test takes no time for them."""
+    """Replace the rates that would take time to measure."""
     from storyteller_ds.bench import roofline
 
     monkeypatch.setattr(roofline, "product_rate", lambda *_: 1e11)

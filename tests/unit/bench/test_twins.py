@@ -1,4 +1,4 @@
-"""Dense twins: as much work, or as many parameters, and the same batches; and what is said about the difference."""
+"""Dense twins match the mixture in compute or parameters and see the same batches; a verdict names the difference."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_work_and_parameters_are_those_of_the_mixture(config, overrides):
     mixture = found[MIXTURE]
     assert all(run.moe_layers == 0 for name, run in found.items() if name != MIXTURE)
     model, moe = mixture.model, mixture.moe
-    # By hand: an expert's products for each of the top k, and the router, whose E rows are those of E / products.
+    # By hand: the width of top_k experts, and the router, whose E rows cost as much as a width of E / products.
     products = 3 if model.activation == "swiglu" else 2
     widths = [
         moe.top_k * model.intermediate_size + moe.num_experts / products
@@ -71,7 +71,7 @@ def outcome(*scores: float) -> Outcome:
 
 
 def test_the_difference_is_paired_by_seed():
-    # Seeds differ by far more than the models do: only pairs tell these apart.
+    # Seeds differ far more than the models do, so only a paired comparison can tell the models apart.
     ours, theirs = outcome(1.0, 1.1, 1.2), outcome(1.01, 1.112, 1.213)
     found = difference(ours, theirs)
     parts = [1.0 / 1.01 - 1, 1.1 / 1.112 - 1, 1.2 / 1.213 - 1]

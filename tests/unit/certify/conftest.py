@@ -1,4 +1,4 @@
-"""Made-up results: nothing is trained here."""
+"""Made-up results; nothing is trained here."""
 
 import pytest
 import torch

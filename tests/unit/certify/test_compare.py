@@ -1,4 +1,4 @@
-"""The comparison sees every kind of difference, and names the tensor."""
+"""The comparison detects every kind of difference and names the tensor."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def test_the_first_tensor_that_differs_is_named(scale: float, results: Results):
     assert problem is not None
     assert "first tensor that differs: blocks.0.router" in problem
     assert difference.first_weight_beyond(1.5) == (None if scale == 1.01 else "blocks.0.router")
-    # A difference of 1 % is 0.01: the measure is relative.
+    # The measure is relative: a difference of 1 % is 0.01.
     if scale == 1.01:
         assert difference.by_weight["blocks.0.router"] == pytest.approx(0.01, rel=1e-4)
 
@@ -102,7 +102,7 @@ def test_logits_count(results: Results):
     problem = compare(dataclasses.replace(results, logits_BSV=logits_BSV), results).problem(TOLERANCE)
     assert problem is not None
     assert "(logits)" in problem
-    # Half of the batch is not the batch.
+    # Half of a batch does not match the whole batch.
     half = dataclasses.replace(results, logits_BSV=results.logits_BSV[:1])
     assert compare(half, results).largest["logits"] == math.inf
 
@@ -118,7 +118,7 @@ def test_missing_steps_and_tensors_are_infinitely_far(results: Results):
 def test_what_a_run_and_its_ranks_have_written_is_put_together(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # Validations are records, too.
+    # Validation results are records, too.
     records = [train_record(6.0, 1.0, seconds) for seconds in (9.0, 0.1, 0.3, 0.2)] + [{"val_loss": 5.0}]
     (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
     stored = {name: results.weights[name] for name in sorted(results.weights)}

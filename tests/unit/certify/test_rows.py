@@ -1,4 +1,4 @@
-"""The table of rows can be run, and each row differs from its reference in its topology alone."""
+"""The rows of the table can run, and each differs from its reference only in topology."""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_only_brings_the_references_along():
     ("cards", "expected"),
     [
         (0, {("single", "cpu", 1), ("zero1", "cpu", 2), ("ep4", "cpu", 4)}),
-        # One card: what has no experts to spread runs there as one rank; the others keep their ranks on the CPU.
+        # One card: rows that are meaningful as one rank run on it; the others keep their ranks on the CPU.
         (1, {("single", "cpu", 1), ("single", "cuda", 1), ("zero1", "cuda", 1), ("ep4", "cpu", 4)}),
         (2, {("single", "cpu", 1), ("single", "cuda", 1), ("zero1", "cuda", 2), ("ep4", "cpu", 4)}),
         (4, {("single", "cuda", 1), ("zero1", "cuda", 2), ("ep4", "cuda", 4)}),
@@ -100,6 +100,6 @@ def test_traffic_is_judged_where_it_is_promised():
     assert "1.030" in str(traffic_problem(ep2, 4, 1.03))
     assert "0.500" in str(traffic_problem(ep2, 4, 0.5))
     assert "nothing went through" in str(traffic_problem(ep2, 4, None))
-    # DeepSpeed's own exchange pads; one rank has nobody to exchange with.
+    # DeepSpeed's own exchange pads; a single rank has no peer to exchange with.
     assert traffic_problem(stock, 2, 2.4) is None
     assert traffic_problem(BY_NAME["zero2"], 1, None) is None

@@ -22,7 +22,7 @@ OWN = "DeepSpeed refuses its JSON: zero_optimization.stage"
 
 
 def reported(folder: Path, monkeypatch: pytest.MonkeyPatch, *ends: tuple[int, str]) -> str:
-    """The error of a row whose ranks end so, each when the one before it has ended."""
+    """The error of a row whose ranks end with these exit codes and log lines, each after the previous one."""
     folder.mkdir()
     for rank in range(len(ends)):
         os.mkfifo(folder / f"{rank}.lives")
@@ -75,7 +75,7 @@ def test_a_rank_tells_its_own_error_from_a_lost_peer(error, code, last_line, tmp
         raise error
 
     monkeypatch.setattr(ranks, "load_config", fail)
-    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # that of pytest is not a descriptor 1
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # pytest's stdout is not file descriptor 1
     context = run.multiprocessing.get_context("fork")
     process = context.Process(target=run_rank, args=(TWO, 0, 0, "key", tmp_path))
     process.start()

@@ -1,4 +1,4 @@
-"""Bytes are counted at torch's own door."""
+"""Bytes are counted where torch's all-to-all functions are called."""
 
 import pytest
 import torch
@@ -23,18 +23,18 @@ def test_activations_and_counts_are_counted(monkeypatch: pytest.MonkeyPatch):
     rows, counts = torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64)
     with counted() as traffic:
         assert dist.all_to_all_single(rows, rows, [5], [5], group=None) == "handle"
-        # As DeepSpeed calls it.
+        # The way DeepSpeed calls it.
         dist.all_to_all_single(output=rows, input=rows.bfloat16(), async_op=False)
         dist.all_to_all_single(counts, counts)
-        # As our layer does.
+        # The way our MoE layer calls it.
         assert torch.ops._c10d_functional.all_to_all_single(rows[:2], [2], [2], "group") is not None
     sent = 5 * 3 * 4 + 5 * 3 * 2 + 2 * 3 * 4 + 4 * 8
     assert traffic.sent_bytes == sent
-    # And passed on as they came.
+    # The arguments are passed on unchanged.
     assert calls[0][0] is rows
     assert calls[0][2:] == (([5], [5]), {"group": None})
     assert calls[3][2:] == (([2], [2], "group"), {})
-    # Not afterwards.
+    # Nothing is counted afterwards.
     assert torch.ops._c10d_functional.all_to_all_single is functional
     assert dist.all_to_all_single is exchange
     dist.all_to_all_single(rows, rows)

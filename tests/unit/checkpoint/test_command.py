@@ -62,7 +62,7 @@ def original(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(original: Path, tmp_path: Path) -> Path:
-    """A run folder with three steps, to be changed."""
+    """A run folder with three steps, which a test may change."""
     return Path(shutil.copytree(original, tmp_path / "run"))
 
 

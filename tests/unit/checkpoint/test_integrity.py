@@ -53,7 +53,7 @@ def original(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def steps(original: Path, tmp_path: Path) -> Path:
-    """Steps 1 and 20, to be damaged."""
+    """Steps 1 and 20, which a test may damage."""
     return Path(shutil.copytree(original, tmp_path / "checkpoints"))
 
 
@@ -226,7 +226,7 @@ def test_a_flipped_bit_in_the_manifest_never_changes_what_it_means(steps):
         flipped(path, byte, bit=byte % 3)
         try:
             checkpoint = open_checkpoint(folder)
-            # sha256 and sizes are compared with the files; here only what nothing else confirms matters.
+            # sha256 and sizes are compared with the files; only what no other check covers matters here.
             if checkpoint.manifest.files == meaning.files and checkpoint.manifest != meaning:
                 checkpoint.verify()
                 believed.append(checkpoint.manifest)
@@ -255,7 +255,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_no_new_one(steps,
                 write_checkpoint(engine(), steps, 30, CONTENTS)
         assert found(steps) == ("step_00000020", [])
         assert not (steps / "step_00000030").exists()
-    write_checkpoint(engine(), steps, 30, CONTENTS)  # over the .tmp that was left
+    write_checkpoint(engine(), steps, 30, CONTENTS)  # replaces the .tmp that was left
     assert found(steps) == ("step_00000030", [])
     assert not list(steps.glob("*.tmp"))
 
@@ -268,7 +268,7 @@ def test_a_damaged_step_is_replaced_by_writing_it_again(steps):
 
 
 def sealed(folder: Path, **changes: object) -> Path:
-    """A manifest that a stranger has written: changed, and with a seal that fits."""
+    """The manifest as a stranger may write it: changed, with a matching seal."""
     manifest = json.loads((folder / "manifest.json").read_text()) | changes
     (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal_of(manifest)}))
     return folder
@@ -293,7 +293,7 @@ def test_a_sealed_manifest_can_still_only_name_our_files(steps, name):
         {"step": True},
         {"step": "20"},
         {"step": 20.0},
-        {"topology": {"world_size": 10**12}},  # would be as many file names
+        {"topology": {"world_size": 10**12}},  # would mean that many file names
         {"topology": {"world_size": 0}},
         {"topology": {"world_size": "1"}},
         {"topology": []},
@@ -324,7 +324,7 @@ def test_a_link_or_a_pipe_in_place_of_a_file_is_refused(steps, tmp_path, name, t
     path = steps / "step_00000020" / name
     if target == "a pipe":
         path.unlink()
-        os.mkfifo(path)  # opening it would wait for ever
+        os.mkfifo(path)  # opening it would block forever
     else:
         place = tmp_path / "outside" if target == "a copy outside" else path.with_suffix(".copy")
         shutil.copy(path, place)
@@ -370,7 +370,7 @@ def test_a_tensor_that_two_files_have_is_refused(tmp_path):
 
 
 def rewritten(steps: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
-    """A step one of whose files a stranger has replaced, with a manifest that fits."""
+    """A step in which a stranger has replaced a file, with a matching manifest."""
     folder = steps / "step_00000020"
     save_file(tensors, folder / name)
     files = json.loads((folder / "manifest.json").read_text())["files"]

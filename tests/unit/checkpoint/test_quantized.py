@@ -1,4 +1,4 @@
-"""Quantised weights on disk: back as they were, or refused in one line."""
+"""Quantized weights on disk are read back unchanged, or refused in one line."""
 
 import json
 import math

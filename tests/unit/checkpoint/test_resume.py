@@ -1,4 +1,4 @@
-"""Stopping and going on: the same numbers, bit for bit, as without the stop."""
+"""Stopping and resuming gives the same numbers, bit for bit, as an uninterrupted run."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ def contents(state: TrainState, run: RunConfig) -> Contents:
 
 @pytest.fixture
 def saved(tmp_path: Path):
-    """Three steps, a checkpoint, and four more without a stop."""
+    """Three steps, a checkpoint, and four more steps without a stop."""
     rng.seed_rng(0, 0, 0)
     engine = make_engine()
     state, _ = advance(engine, TrainState(), 3)
@@ -92,7 +92,7 @@ def saved(tmp_path: Path):
     checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path / "checkpoints", 3, contents(state, engine.run)))
     at_save = snapshot(engine)
     _, results = advance(engine, state, 4)
-    torch.manual_seed(12345)  # what comes later must not profit from where the stream stands
+    torch.manual_seed(12345)  # a restored run must not profit from the current RNG state
     return checkpoint, at_save, results, snapshot(engine)
 
 
@@ -125,7 +125,7 @@ def test_leaving_out_any_part_would_be_noticed(saved, left_out):
     if left_out == "cursor":
         state = dataclasses.replace(state, samples=0)
     _, after = advance(engine, state, 4)
-    # "nothing" shows that it is what was left out that makes the difference, and not this way of restoring.
+    # "nothing" shows that the difference comes from what was left out, not from this way of restoring.
     assert (after == results) == same(snapshot(engine), at_end) == (left_out == "nothing")
 
 
@@ -221,7 +221,7 @@ def test_progress_that_is_none_is_refused(saved, trainer):
     (checkpoint.folder / "trainer.json").write_text(json.dumps(trainer))
     engine = make_engine()
     before = snapshot(engine)
-    if trainer == {"state": {}}:  # every field has a default, as one that a later version adds
+    if trainer == {"state": {}}:  # every field has a default, like those that later versions add
         assert restore(engine, checkpoint, 0) == TrainState()
         return
     with pytest.raises(CheckpointError, match=r"trainer\.json does not say where the run was"):
@@ -323,7 +323,7 @@ def refusal(checkpoint: Checkpoint, fingerprint: str, resume: str = "auto", **ch
 
 
 def test_a_corpus_that_follows_from_another_vocabulary_has_no_other_text(saved):
-    # Another vocab_size trains another tokenizer, and the fingerprint of the corpus is another for that alone.
+    # Another vocab_size trains another tokenizer, which alone changes the fingerprint of the corpus.
     message = refusal(saved[0], "other corpus", tokenizer={"vocab_size": 64})
     assert f"tokenizer.vocab_size was {VOCAB}, now 64; put the old values back" in message
     assert "text" not in message.partition(": ")[2]
@@ -351,7 +351,7 @@ def test_a_text_changed_in_place_may_be_any_of_those_named(tmp_path):
 def test_the_advice_is_about_the_flag_that_was_typed(saved):
     changes = {"moe": {"top_k": 1}}
     assert refusal(saved[0], "corpus", **changes).endswith("start over with another --output_dir or --resume never")
-    # With --resume OTHER a new --output_dir changes nothing.
+    # With --resume OTHER, a new --output_dir would change nothing.
     message = refusal(saved[0], "corpus", resume="runs/other", **changes)
     assert message.endswith("start over with --resume never in place of --resume runs/other")
     assert "--output_dir" not in message
@@ -382,7 +382,7 @@ def test_what_only_changes_the_training_is_free(saved):
 
 
 def test_another_length_is_refused_where_positions_are_learned(tmp_path):
-    # context_length is null in both, and means data.sequence_length: the table of positions has another shape.
+    # context_length is null in both and means data.sequence_length, so the table of positions has another shape.
     run = config(model={"position": "learned"})
     engine = SingleEngine(run, World(0, 0, 1, 1), CPU)
     checkpoint = open_checkpoint(write_checkpoint(engine, tmp_path, 1, contents(TrainState(step=1), run)))

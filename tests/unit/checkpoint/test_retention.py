@@ -1,4 +1,4 @@
-"""Which steps stay, and that none is lost on the way."""
+"""Which steps are kept, and that none is lost in the process."""
 
 import itertools
 import json
@@ -69,12 +69,12 @@ def test_what_is_kept(config, kept):
 def test_nothing_saved_and_nothing_scored_are_no_trouble():
     assert steps_to_keep([], keep(1, best=1)) == set()
     assert steps_to_keep([saved_at(1, None)], keep(1, best=3)) == {1}
-    # Of equal scores the earlier step is the best.
+    # With equal scores, the earlier step is the best.
     assert steps_to_keep([saved_at(1, 2.0), saved_at(2, 2.0), saved_at(3, 3.0)], keep(1, best=1)) == {1, 3}
 
 
 def test_the_best_is_sought_on_each_text_apart():
-    """The end of a run as it was once saved, on the whole text, and its continuation on another part of it."""
+    """Step 30 ends a run in the old format, scored on the whole text; the run continued on another part of it."""
     saved = [
         saved_at(10, 1.3, 640),
         saved_at(20, 1.2, 640),
@@ -179,7 +179,7 @@ def test_a_run_keeps_the_last_and_the_best(tmp_path):
     hook.on_start(TrainState())
     for step, bpb in enumerate([1.5, 1.2, None, 1.3, None, 1.4], start=1):
         if bpb is not None:
-            # The whole text is easier here, and no reason to keep the last step.
+            # The better score on the whole text is no reason to keep the last step.
             final = {"final_val_bpb": 0.1} if step == 6 else {}
             hook.on_eval({"step": step, "val_bpb": bpb, "val_tokens": 64, **final})
         hook.on_step_end(TrainState(step=step), last=step == 6)

@@ -1,4 +1,4 @@
-"""Saving while training goes on: the same bytes, and the same guarantees, as when training waits."""
+"""Saving while training continues gives the same bytes and guarantees as when training waits."""
 
 import errno
 import resource
@@ -25,7 +25,7 @@ from storyteller_ds.training.callbacks.checkpoints import Checkpoints
 from tests.support.checkpoints import write_checkpoint
 
 SECONDS = 60
-"""Far more than anything here takes; a wait that is longer is a hang."""
+"""Far more than anything here takes; a longer wait is a hang."""
 RUN = RunConfig.model_validate(
     {
         "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8},
@@ -46,7 +46,7 @@ def engine(world: Any = None) -> SingleEngine:
 
 
 def train_on(engine: SingleEngine) -> None:
-    """Every weight becomes another."""
+    """Change every weight, and draw random numbers."""
     with torch.no_grad():
         for parameter in engine.decoder.parameters():
             parameter.add_(1.0)
@@ -58,7 +58,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class Gate:
-    """Stands in for safetensors' save_file: waits to be opened, then does it, or fails."""
+    """Stands in for safetensors' save_file: waits until it is opened, then saves or fails."""
 
     def __init__(self, patch: pytest.MonkeyPatch, error: OSError | None = None) -> None:
         self.entered, self.opened, self.error, self.save_file = (
@@ -84,7 +84,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.mark.parametrize(("copied", "same"), [(True, True), (False, False)])
 def test_what_training_does_meanwhile_is_not_saved(tmp_path, monkeypatch, copied, same):
-    # Not copied is the control: it shows that this would be seen.
+    # Not copied is the control: it shows that the test would notice.
     trained = engine()
     torch.manual_seed(3)
     expected = files(write_checkpoint(trained, tmp_path / "sync", 7, contents()))
@@ -221,7 +221,7 @@ def test_an_interrupted_run_is_saved_once_and_waited_for(tmp_path, asynchronous)
     said: list[str] = []
     saving = hook(tmp_path, said, asynchronous=asynchronous)
     saving.on_step_end(TrainState(step=2), last=False)
-    saving.on_interrupt(TrainState(step=2))  # on its way, or there
+    saving.on_interrupt(TrainState(step=2))  # being written, or in place
     assert said == [f"saved {tmp_path / 'step_00000002'}"]
     saving.on_step_end(TrainState(step=3), last=False)
     saving.on_interrupt(TrainState(step=3))
@@ -305,7 +305,7 @@ def test_killed_between_manifest_and_rename_there_is_no_step_and_the_rest_is_rem
 
 
 class Meeting:
-    """Ranks that are threads: what World does with collectives, done with a barrier."""
+    """Lets threads act as ranks: a barrier does what World does with collectives."""
 
     def __init__(self, size: int) -> None:
         self.size, self.barrier, self.told = size, threading.Barrier(size), [None] * size
@@ -347,7 +347,7 @@ class ThreadWorld:
 
 
 def on_ranks(action: Callable[[SingleEngine], Any], ranks: int = 2) -> list[Any]:
-    """Run `action` on so many ranks at once; what each gives, or its CheckpointError."""
+    """Run `action` on this many ranks at once; returns the result of each, or the text of its CheckpointError."""
     meeting = Meeting(ranks)
     engines = [engine() for _ in range(ranks)]
     for rank, each in enumerate(engines):
@@ -389,7 +389,7 @@ def test_a_rank_that_cannot_write_is_heard_by_all_and_nobody_waits_for_ever(tmp_
 
     def poll_and_finish(each: SingleEngine) -> Path:
         save = Save(each, tmp_path, 5, contents(2), copy=True)
-        while not save.done():  # the failure of one makes all of them see that it is over
+        while not save.done():  # a failure on one rank ends this loop on all of them
             pass
         return save.finish()
 
@@ -405,7 +405,7 @@ def test_a_rank_that_is_gone_is_waited_for_only_so_long(tmp_path):
         return save.finish_alone(0.2)
 
     def gone(each: SingleEngine) -> None:
-        # It was there when the save began, and wrote nothing.
+        # It was there when the save began, but wrote nothing.
         each.world.on_main(lambda: None)
 
     outcomes = on_ranks(lambda each: alone(each) if each.world.is_main else gone(each))

@@ -1,4 +1,4 @@
-"""The files of tensors: what safetensors and we refuse, before anything is allocated."""
+"""Tensor files: what safetensors and we refuse before anything is allocated."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_what_the_library_lets_pass_is_read_as_it_is(tmp_path, header):
 
 def test_a_long_header_of_zeros_and_many_dimensions_are_harmless(tmp_path):
     path = tmp_path / "x"
-    with path.open("wb") as file:  # sparse: it takes no room
+    with path.open("wb") as file:  # sparse: takes no disk space
         file.write(struct.pack("<Q", 2**24))
         file.truncate(8 + 2**24)
     with pytest.raises(CheckpointError, match="is damaged"):

@@ -1,4 +1,4 @@
-"""A model that nobody has trained, as a run leaves it behind."""
+"""The run folder of an untrained model, and a fixture that generates from it."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def generate(run_folder) -> Callable[..., tuple[str, str]]:
-    """Run `storyteller generate` in this process; stdout and stderr, with the error as its last line."""
+    """Run `storyteller generate` in this process; returns stdout, and stderr with any error as its last line."""
 
     def run(*arguments: str, checkpoint: Path = run_folder) -> tuple[str, str]:
         command = ["generate", "--checkpoint", str(checkpoint), "--device", "cpu", *arguments]

@@ -1,4 +1,4 @@
-"""storyteller generate --interactive, with typed lines that the test gives."""
+"""storyteller generate --interactive, with input lines provided by the test."""
 
 import builtins
 import os
@@ -15,7 +15,7 @@ from .conftest import CONTEXT
 
 @pytest.fixture
 def types(monkeypatch) -> Callable[..., None]:
-    """What is typed, line after line; an exception is raised in place of a line."""
+    """Set the lines to be typed, in order; an exception is raised in place of a line."""
 
     def prepare(*lines: Any) -> None:
         typed = iter(lines)
@@ -51,7 +51,7 @@ def test_how_it_ends(generate, types, end):
 
 @pytest.fixture
 def interrupted(monkeypatch) -> None:
-    """Every story that begins with "Once" is stopped after its first word."""
+    """Interrupt every story with the prompt "Once" after its first word."""
 
     def texts(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
         yield " and"
@@ -73,7 +73,7 @@ SHORT = ("--interactive", "--max_new_tokens", "8")
 
 
 def alone(generate: Callable[..., tuple[str, str]], *flags: str) -> str:
-    """The story of a prompt on the command line."""
+    """The story for the prompt given on the command line."""
     return generate("--prompt", "Once", "--max_new_tokens", "8", *flags)[0]
 
 

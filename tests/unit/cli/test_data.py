@@ -16,7 +16,7 @@ STORIES = [grammar.story("train", 0, i) for i in range(60)]
 
 @pytest.fixture
 def call(tmp_path: Path):
-    """Run a verb on the stories; returns its lines."""
+    """Run a verb on the stories and return its output lines."""
     text = tmp_path / "stories.txt"
     text.write_text("<|endoftext|>".join(STORIES), encoding="utf-8")
     settings = [

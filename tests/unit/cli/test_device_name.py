@@ -1,4 +1,4 @@
-"""Names of devices, as people type them."""
+"""Device names as users type them."""
 
 import click
 import pytest

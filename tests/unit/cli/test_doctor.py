@@ -1,4 +1,4 @@
-"""storyteller doctor as it is typed: what it finds in real files, what it prints, and what it changes."""
+"""storyteller doctor from the command line: what it finds in real files, what it prints, and what it changes."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_nothing_is_said_of_a_healthy_run_and_nothing_is_made(stories, tmp_path)
 
 @pytest.mark.parametrize("name", ["quickstart", "gpt2_small"])
 def test_presets_are_healthy(name, stories):
-    # gpt2_small is for a card: a small machine has not its memory, nor its time.
+    # gpt2_small is meant for a GPU: a small machine has too little memory and would take too long.
     of_machine = ("too_little_memory", "longer_than_a_week")
     assert [each for each in findings("--config", name, *stories[:2]) if each["check"] not in of_machine] == []
 
@@ -119,7 +119,7 @@ def test_a_prepared_corpus_that_is_damaged_or_too_small(stories, tmp_path):
     key = prepare_corpus(run, lambda line: None)
     assert findings(*stories) == []
     (small,) = findings(*stories, "train.global_batch_size=4096", "train.eval_every_steps=0")
-    assert small["severity"] == "error"  # exact now
+    assert small["severity"] == "error"  # the token counts are exact now
     shard = next((tmp_path / "cache" / key).glob("train*.tokens"))
     shard.write_bytes(shard.read_bytes()[:-2])
     (found,) = findings(*stories)
@@ -141,7 +141,7 @@ def test_another_model_than_that_of_the_run_in_the_folder(stories):
 def test_characters_that_a_small_vocabulary_leaves_out(stories):
     (found,) = findings(*stories, "tokenizer.vocab_size=12")
     assert (found["severity"], found["check"]) == ("warning", "unknown_tokens")
-    # The ten characters that are kept, by counting them.
+    # Count characters to find the ten that are kept.
     training = [story for i, story in enumerate(STORIES)]
     counts = Counter("".join(training))
     rare = 1 - sum(count for _, count in counts.most_common(10)) / counts.total()

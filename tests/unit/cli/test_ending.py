@@ -1,4 +1,4 @@
-"""A signal ends a command that writes as Ctrl-C does."""
+"""A signal ends a command that writes files the same way Ctrl-C does."""
 
 import signal
 from pathlib import Path

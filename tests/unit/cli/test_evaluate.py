@@ -25,7 +25,7 @@ SETTINGS = {**SMALLEST, "data.sequence_length": 128, "tokenizer.kind": "bpe", "t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `one` and `two` with the same tokens, and `chars`."""
+    """Runs `one` and `two`, which use the same tokens, and `chars`."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "stories.txt").write_text(STORIES)
     for name, others in {
@@ -43,7 +43,7 @@ def call(*arguments: object) -> Result:
 
 
 def rows(result: Result) -> dict[str, list[str]]:
-    """The cells of each line of the table by its name; of its first line by "figure"."""
+    """The cells of each table row by the row's name; the header row is named "figure"."""
     lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name: rest for name, *rest in cells}

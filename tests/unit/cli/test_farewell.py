@@ -12,7 +12,7 @@ from tests.support.distributed import SMALLEST_RUN
 
 @pytest.fixture
 def farewell(tmp_path, capsys, monkeypatch) -> Callable[..., dict[str, str]]:
-    """Train in a folder whose name a shell would take apart; the lines at the end by their labels."""
+    """Train in a folder whose name needs shell quoting; returns the final lines by their labels."""
 
     def train(*overrides: str) -> dict[str, str]:
         monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "cache"))

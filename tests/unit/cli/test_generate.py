@@ -1,4 +1,4 @@
-"""storyteller generate: no prompt costs another its story, and no story is lost."""
+"""storyteller generate: a bad prompt does not cost another its story, and no story is lost."""
 
 import contextlib
 import json
@@ -110,7 +110,7 @@ def test_a_single_prompt_beyond_the_context(generate, tmp_path, prompts):
 
 
 def last_line(err: str) -> tuple[int, str]:
-    """Tokens of a story, and why it ended."""
+    """Number of tokens of the story, and why it ended."""
     found = re.fullmatch(r"(\d+) tokens, [\d,]+ tokens/s: (.*)", err.splitlines()[-1])
     assert found, err
     return int(found[1]), found[2]
@@ -241,7 +241,7 @@ def test_stories_that_cannot_be_written_are_on_stdout(generate, prompts, tmp_pat
 
 @pytest.fixture
 def before_each_story(monkeypatch) -> Callable[[Callable[[str], None]], None]:
-    """Call a function with the prompt of each story that begins."""
+    """Call a function with each story's prompt when the story begins."""
 
     def prepare(call: Callable[[str], None]) -> None:
         def told(tokenizer: Tokenizer, prompt: str, ids: Iterator[int]) -> Iterator[str]:
@@ -255,7 +255,7 @@ def before_each_story(monkeypatch) -> Callable[[Callable[[str], None]], None]:
 
 @pytest.fixture
 def one_after_the_other(monkeypatch) -> None:
-    """For tests of what happens between two stories."""
+    """Generate stories one at a time, to test what happens between them."""
 
     def told(_, stories: Sequence[Story]) -> Iterator[Story]:
         for story in stories:
@@ -325,7 +325,7 @@ def test_a_device_that_is_not_there_is_named_as_it_was_typed(run_folder):
         )
 
 
-# Weights alone
+# Weights only
 
 
 def test_a_copy_without_what_only_training_needs(generate, run_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Help comes at once, and describes everything in whole sentences."""
+"""Help appears quickly and describes everything in complete sentences."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ HEAVY = ("torch", "numpy", "pydantic", "ruamel.yaml", "rich", "deepspeed", "wand
 
 
 def loaded_by(*arguments: str) -> list[str]:
-    """Of the heavy packages, those that a command has imported when it is done."""
+    """The heavy packages that a command has imported by the time it finishes."""
     code = (
         "import atexit, sys\n"
         f"atexit.register(lambda: print('LOADED', *[name for name in {HEAVY} if name in sys.modules]))\n"
@@ -38,7 +38,7 @@ def test_the_list_of_verbs_loads_none_of_them(arguments):
 def test_looking_at_settings_needs_no_torch(arguments):
     loaded = loaded_by(*arguments)
     assert "torch" not in loaded
-    assert "pydantic" in loaded  # control: what is loaded is seen
+    assert "pydantic" in loaded  # control: imports are detected
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_groups_of_commands_all_show_whole_sentences():
 
 def test_an_installed_command_has_the_same_help():
     command = [sys.executable, "-m", "storyteller_ds", "--help"]
-    env = {**os.environ, "COLUMNS": "80"}  # of which click leaves two empty
+    env = {**os.environ, "COLUMNS": "80"}  # click leaves two columns empty
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
     assert done.returncode == 0
     assert done.stdout.partition("Options:")[2] == text_of(columns=78).partition("Options:")[2]

@@ -37,12 +37,12 @@ NOT_PATHS = {
         "judge_model",
     ),
 }
-"""Parameters that take a text of another kind."""
+"""String parameters that are not paths."""
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home folder; the current one is another."""
+    """The home folder, which is not the current folder."""
     folder = tmp_path / "home"
     folder.mkdir()
     (tmp_path / "work").mkdir()
@@ -103,7 +103,7 @@ def test_in_every_command(home):
 
 
 def test_in_the_fields_of_the_config(home):
-    # Tokens of both splits, made with this tokenizer and put into this cache.
+    # Both splits are tokenized with this tokenizer and stored in this cache.
     small = {"data": {"builtin_stories": 20}, "tokenizer": {"vocab_size": 300}}
     made = prepare_corpus(RunConfig.model_validate(small | {"data": {**small["data"], "cache_dir": "~/one"}}), print)
     assert list((home / "one").glob(f"{made}*"))

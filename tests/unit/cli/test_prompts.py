@@ -1,4 +1,4 @@
-"""Prompts as people give them: any file, any bytes."""
+"""Prompts from users, who may pass any file and any bytes."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def test_a_device_without_end_is_refused():
 
 
 def as_argument(raw: bytes, encoding: str) -> str:
-    """As Python has it under a locale of this encoding."""
+    """The argument as Python decodes it in a locale with this encoding."""
     return raw.decode(encoding, "surrogateescape")
 
 

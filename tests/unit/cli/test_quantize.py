@@ -1,4 +1,4 @@
-"""storyteller quantize: what it prints, what it leaves behind, and what reads that."""
+"""storyteller quantize: what it prints, what it leaves behind, and what reads the result."""
 
 import json
 import re

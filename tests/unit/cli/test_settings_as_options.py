@@ -1,4 +1,4 @@
-"""storyteller train --seed 3: every setting that is typed as an option is answered with how it is typed."""
+"""storyteller train --seed 3: every setting typed as an option is refused with the right way to type it."""
 
 import click
 import pytest

@@ -1,4 +1,4 @@
-"""Ctrl-C in the first moment, while the command is still being imported."""
+"""Ctrl-C right at the start, while the command is still being imported."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ start.main()
 def test_an_interrupted_import_ends_silently(before, code, out):
     program = INTERRUPTED_WHILE_IMPORTING.format(before=before)
     command = [sys.executable, "-c", program]
-    # The child must not inherit that pytest itself ignores the signal, as in the background of a shell.
+    # pytest may itself ignore the signal, as in the background of a shell; the child must not inherit that.
     done = subprocess.run(
         command,
         capture_output=True,

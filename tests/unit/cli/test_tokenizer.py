@@ -85,7 +85,7 @@ def test_a_vocabulary_that_the_text_does_not_have_is_refused_and_nothing_written
         error("train", *options, *wrong)
         assert (folder / "tokenizer.json").read_bytes() == before
     assert [each.name for each in folder.iterdir()] == ["tokenizer.json"]
-    # Where no size is asked for, fewer are no fault.
+    # Without --vocab_size, a smaller vocabulary is not an error.
     assert train(text, folder)["vocab_size"] == size
 
 

@@ -1,4 +1,4 @@
-"""Lines of a text that comes in pieces, against textwrap on the whole text."""
+"""Wrapping a text that arrives in pieces, compared with textwrap on the whole text."""
 
 import random
 import textwrap

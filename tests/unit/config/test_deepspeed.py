@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: what it may say, and what of the run it decides."""
+"""The DeepSpeed JSON: what it may contain, and which settings of the run it decides."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_a_json_of_the_package_is_found_by_name_from_any_folder(tmp_path, monkey
     loaded = load_config(ds_config=name)
     assert loaded.deepspeed == json.loads((REPOSITORY / "ds_configs" / "zero2.json").read_text())
     assert loaded.named("parallel.zero_stage") == f"parallel.zero_stage=2 (zero_optimization.stage in {name})"
-    # A file of that name comes first.
+    # A file of that name takes precedence.
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
     assert load_config(ds_config=name).run.parallel.zero_stage == 1
@@ -76,7 +76,7 @@ def test_a_json_of_the_package_is_found_by_name_from_any_folder(tmp_path, monkey
 
 def test_a_json_that_is_none_is_refused_with_the_nearest_or_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for other in ("Makefile", "LICENSE", "package.json"):  # of which none is meant
+    for other in ("Makefile", "LICENSE", "package.json"):  # none of these is meant
         (tmp_path / other).write_text("{}", encoding="utf-8")
     assert refused(Path("zero_2")) == "DeepSpeed config zero_2 does not exist; did you mean 'zero2'?"
     message = refused(Path("qqqqqqqq"))

@@ -1,4 +1,4 @@
-"""Every key of a DeepSpeed JSON takes values of its type only, and the table of them is DeepSpeed's own."""
+"""Every key of a DeepSpeed JSON takes only values of its type, and the table of keys matches DeepSpeed's own."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ FLAG, WHOLE, NUMBER, TEXT, TEXTS, TEXT_OR_TEXTS, BETAS = KINDS.values()
 
 
 def kinds(keys: Keys = KEYS, prefix: str = "") -> Iterator[tuple[str, Kind]]:
-    """Every key with its kind, by its full name."""
+    """Full name and kind of every key."""
     for name, kind in keys.items():
         if isinstance(kind, Mapping):
             yield from kinds(kind, f"{prefix}{name}.")
@@ -50,7 +50,7 @@ def refused(path: Path) -> str:
     return message
 
 
-# Of each kind what is meant, and what only looks like it.
+# For each kind, values that only look right, and values that are.
 WRONG: dict[Kind, list[object]] = {
     FLAG: ["true", "false", "True", "yes", "", 1, 0, 1.0, [True], {}],
     WHOLE: ["2", "1e3", "two", "", True, False, 2.5, [2], {}],
@@ -83,7 +83,7 @@ def test_a_value_of_another_type_is_refused_with_its_place(tmp_path, name):
 
 @pytest.mark.parametrize("flags", [("true", "true"), (1, 0), ("false", False), (True, "false")])
 def test_what_only_looks_like_a_flag_decides_nothing(tmp_path, flags):
-    # Each of these trained in another precision than it says.
+    # Each of these used to train in another precision than it says.
     path = written(tmp_path, {"fp16": {"enabled": flags[0]}, "bf16": {"enabled": flags[1]}})
     with pytest.raises(ConfigError, match=r"'(fp16|bf16)\.enabled' is .*write true or false"):
         load_config(ds_config=path)
@@ -99,7 +99,7 @@ def test_auto_stands_only_where_it_means_something(tmp_path):
     names = {name for name in NAMES if takes_auto(name)}
     assert {name for name in names if "." not in name} == {
         *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
-        "communication_data_type",  # a text; DeepSpeed refuses this one
+        "communication_data_type",  # takes any text; DeepSpeed refuses this one
     }
     assert {"fp16.enabled", "bf16.enabled", "optimizer.params.betas", "expert_parallel.autoep_size"} <= names
     assert "zero_optimization.offload_param.nvme_path" in names
@@ -113,7 +113,7 @@ def test_whole_numbers_may_have_an_exponent_and_arrive_as_int(tmp_path):
     assert values == {"aio": {"block_size": 1_000_000}, "gradient_clipping": 1.0}
     assert type(values["aio"]["block_size"]) is int
     assert type(values["gradient_clipping"]) is float
-    assert "1e+300" in refused(written(tmp_path, '{"aio": {"block_size": 1e300}}'))  # no float is exact there
+    assert "1e+300" in refused(written(tmp_path, '{"aio": {"block_size": 1e300}}'))  # floats are not exact there
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_null_elsewhere_is_refused(tmp_path, name):
         ({"aio": {"block": 1}}, "did you mean 'block_size'"),
         ({"optimizer": {"typ": "AdamW"}}, "did you mean 'type'"),
         ({"zero_optimization": {"offload_param": {"devise": "cpu"}}}, "did you mean 'device'"),
-        ({"sparse_gradients": False}, "unknown key 'sparse_gradients'"),  # of older versions
+        ({"sparse_gradients": False}, "unknown key 'sparse_gradients'"),  # a key of older versions
     ],
 )
 def test_unknown_keys_in_sections_are_refused(tmp_path, values, expected):
@@ -178,7 +178,7 @@ def test_hugging_faces_own_jsons_pass(tmp_path, zero, stage):
     assert load_config(ds_config=path).run.parallel.zero_stage == stage
 
 
-# --- the table is DeepSpeed's own ---
+# --- The table matches DeepSpeed's own ---
 
 
 def kind_of(annotation: Any) -> Kind | type:

@@ -1,4 +1,4 @@
-"""What holds for every field: a meaning, frozen, and a round trip through JSON."""
+"""What holds for every field: it has a meaning, is frozen, and survives a round trip through JSON."""
 
 from collections.abc import Iterator
 

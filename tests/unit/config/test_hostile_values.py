@@ -1,6 +1,6 @@
-"""Values and names that are meant to do harm, in a config or on the command line: one line says what is wrong.
+"""Hostile values and names in a config or on the command line: one line says what is wrong.
 
-At random, and by the thousand: tests/fuzz/test_configs.py.
+For thousands of random ones, see tests/fuzz/test_configs.py.
 """
 
 import pytest

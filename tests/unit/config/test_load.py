@@ -1,4 +1,4 @@
-"""Merging preset, YAML file, DeepSpeed JSON and command line: who wins, and what is refused."""
+"""Merging preset, YAML file, DeepSpeed JSON and command line: which source wins, and what is refused."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_nothing_given_means_quickstart():
     assert load_config().deepspeed is None
 
 
-# Each row adds one source; the field is the one that all four can give.
+# Combinations of sources for a field that all four can set.
 @pytest.mark.parametrize(
     ("yaml_text", "json_lr", "override", "expected", "said_by"),
     [
@@ -113,7 +113,7 @@ def test_file_and_json_that_disagree_are_refused(tmp_path, ds, text, field, ds_v
     config = write_yaml(tmp_path, text)
     message = refused(config, ds_config=path)
     assert all(part in message for part in (f"{field}={file_value}", config, str(path), ds_value)), message
-    # A preset that says the same as the file gives way without a word: only the two files are the user's.
+    # A preset gives way to the JSON silently: only the two files are the user's.
     assert flatten(load_config("quickstart", ds_config=path).run.model_dump(mode="json"))[field] == json.loads(
         ds_value if ds_value[0].isdigit() else f'"{ds_value}"'
     )
@@ -176,7 +176,7 @@ def test_a_key_given_twice_is_refused_by_name(tmp_path):
 
 
 def test_a_field_given_in_both_forms_is_refused_or_agrees(tmp_path):
-    # `a.b: 1` beside `a: {b: 2}` is the same field twice; one of the two must not be lost in silence.
+    # `a.b: 1` beside `a: {b: 2}` gives the same field twice; neither value may be dropped silently.
     message = refused(write_yaml(tmp_path, "optimizer: {lr: 1e-3}\noptimizer.lr: 2e-3\n"))
     assert "optimizer.lr" in message
 
@@ -242,7 +242,7 @@ def test_a_model_without_experts_may_say_anything_about_their_layers():
     run = load_config(overrides=["moe.every_n_layers=5", "moe.num_experts=0"]).run
     assert run.moe_layers == 0
     assert load_config(overrides=["moe.every_n_layers=3"]).run.moe_layers == 1
-    # Of a checkpoint that was written by one: it is read, and is dense.
+    # A checkpoint with such settings is still read, and is dense.
     assert RunConfig.model_validate({"moe": {"every_n_layers": 5}}).moe_layers == 0
 
 
@@ -263,7 +263,7 @@ BATCHES = [
     ("nanogpt_moe", {}, ["micro_batch_size=2"], 1, (64, 2, None)),
     ("nanogpt_moe", {}, ["micro_batch_size=1e1", "gradient_accumulation_steps=1"], 4, (40, 10, 1)),
     ("nanogpt_moe", {}, ["micro_batch_size=null"], 1, (64, None, 2)),
-    # Given all three they must agree, which the plan looks at.
+    # If all three are given, they must agree, which the plan checks.
     ("quickstart", {}, ["global_batch_size=9", "micro_batch_size=4", "gradient_accumulation_steps=2"], 1, (9, 4, 2)),
 ]
 
@@ -316,5 +316,5 @@ def test_what_is_typed_is_no_file_to_fix():
 
 @pytest.mark.parametrize("field", ["model.num_layers", "tokenizer.vocab_size"])
 def test_a_number_that_no_model_has_is_refused_before_anything_is_built(field):
-    message = refused(overrides=[f"{field}=10000000000"])  # Rust aborts the process; a model takes hours to lay out
+    message = refused(overrides=[f"{field}=10000000000"])  # else Rust aborts the process, or building takes hours
     assert f"{field}=10000000000: input should be less than or equal to" in message

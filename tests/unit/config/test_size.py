@@ -1,4 +1,4 @@
-"""model.size: what it decides, and what stays as it is set."""
+"""model.size: which settings it decides, and which keep their given values."""
 
 from typing import get_args
 

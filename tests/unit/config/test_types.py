@@ -1,6 +1,6 @@
-"""A value has the type it was written with: what each type takes, and what only looks like it.
+"""A value has the type it was written with: what each type takes, and what only looks right.
 
-The rule stands in storyteller_ds/config/base.py; for a DeepSpeed JSON see test_deepspeed_types.py.
+The rule is described in storyteller_ds/config/base.py; for a DeepSpeed JSON see test_deepspeed_types.py.
 """
 
 import json
@@ -22,7 +22,7 @@ def value_of(run: RunConfig, field: str) -> Any:
 
 
 def loaded(way: str, folder: Path, field: str, text: str) -> RunConfig:
-    """The run of one setting, written as YAML in a file or on the command line."""
+    """The run config with one setting, given as YAML in a file or on the command line."""
     if way == "command line":
         return load_config("tiny_test", overrides=[f"{field}={text}"]).run
     section, _, name = field.rpartition(".")
@@ -37,7 +37,7 @@ TAKEN = [
     # whole numbers, however they are written
     *(("train.max_steps", text, 1000) for text in ("1000", "1e3", "1000.0", "1E3", "+1000", "1_000", "0x3e8")),
     ("seed", "1.0", 1),
-    ("seed", "9007199254740993", 2**53 + 1),  # an int that no float can be
+    ("seed", "9007199254740993", 2**53 + 1),  # an int that no float can represent
     ("parallel.ep_size", "2", 2),
     ("parallel.ep_size", "2.0", 2),
     ("parallel.ep_size", "auto", "auto"),
@@ -51,7 +51,7 @@ TAKEN = [
     # booleans
     ("model.tie_embeddings", "true", True),
     ("model.tie_embeddings", "False", False),
-    # texts, and numbers where a name is asked for, as they were typed
+    # texts, and numbers where a name is expected, kept as typed
     ("tracking.run_name", "first", "first"),
     ("tracking.run_name", "12", "12"),
     ("tracking.run_name", "'12'", "12"),
@@ -72,7 +72,7 @@ TAKEN = [
 ]
 
 REFUSED = [
-    # quotes make a text
+    # a value in quotes is a text
     ("train.max_steps", "'100'", "train.max_steps='100': input should be a valid integer"),
     ("train.max_steps", '"1e3"', "train.max_steps='1e3': input should be a valid integer"),
     ("optimizer.lr", "'3e-4'", "optimizer.lr='3e-4': input should be a valid number"),
@@ -96,7 +96,7 @@ REFUSED = [
     ("tracking.wandb", "off", "tracking.wandb='off': input should be 'auto', 'online', 'offline' or 'disabled'"),
     ("tracking.wandb", "false", "tracking.wandb=false: input should be 'auto'"),
     ("data.cache_dir", "true", "data.cache_dir=true: should be a path"),
-    # null is nothing
+    # null, where it is not an option
     ("train.max_steps", "null", "train.max_steps=null: input should be a valid integer"),
     ("model.tie_embeddings", "~", "model.tie_embeddings=null"),
     ("data.source", "", "data.source=null"),
@@ -118,7 +118,7 @@ def test_what_is_meant_is_taken(tmp_path, way, field, text, expected):
     run = loaded(way, tmp_path, field, text)
     value = value_of(run, field)
     assert value == expected
-    # Neither a bool for an int, nor the parser's own kind of number.
+    # Not a bool in place of an int, nor the parser's own number type.
     assert type(value) is type(expected) or isinstance(expected, Path)
     dumped = json.loads(json.dumps(run.model_dump(mode="json")))
     assert parse_run_config(dumped, "config.json") == run
@@ -138,7 +138,7 @@ def test_what_only_looks_like_it_is_refused_with_its_place(tmp_path, way, field,
 def test_a_name_on_the_command_line_is_not_cut_short_at_a_comment(text):
     with pytest.raises(ConfigError, match="# begins a comment in YAML; put the value in quotes: ") as caught:
         load_config("tiny_test", overrides=[f"tracking.run_name={text}"])
-    # What is advised, as a shell would pass it on.
+    # The advised argument, as a shell would pass it on.
     (advised,) = shlex.split(str(caught.value).rpartition("quotes: ")[2])
     assert load_config("tiny_test", overrides=[advised]).run.tracking.run_name == text
 
@@ -153,7 +153,7 @@ def test_a_name_may_have_the_sign_of_comments(text, expected):
 
 
 def test_no_field_takes_a_value_of_another_type():
-    # For every field there is: a text for a number or a flag, a number for a flag, a flag for anything else.
+    # For every field: no text for a number or a flag, no number for a flag, no flag for anything else.
     def is_taken(field: str, value: object) -> bool:
         section, _, name = field.rpartition(".")
         try:

@@ -1,4 +1,4 @@
-"""What several tests of the data have in common."""
+"""Fixtures shared by the data tests."""
 
 import socket
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.support.small_corpus import STORIES
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A file of STORIES."""
+    """A file that contains STORIES."""
     path = tmp_path / "stories.txt"
     path.write_text("\n\n".join(STORIES), encoding="utf-8")
     return path
@@ -19,16 +19,16 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty_datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of the `datasets` library."""
+    """An empty cache for the `datasets` library."""
     import datasets
 
-    # The library reads it from the environment when it is imported, which is too early for a test.
+    # The library reads this from the environment on import, too early for a test to set it there.
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def silent_endpoint() -> Iterator[str]:
-    # The kernel accepts for a listening socket, so that the client connects and then waits in vain.
+    # The kernel accepts connections to a listening socket, so the client connects and then waits in vain.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -1,4 +1,4 @@
-"""The built-in corpus: its stories' form, their number, and that the splits stay apart."""
+"""The built-in corpus: the form and number of its stories, and the separation of its splits."""
 
 import hashlib
 import re
@@ -38,7 +38,7 @@ def test_story_lengths_are_bounded(stories):
 
 
 def test_every_telling_of_a_plot_can_fit():
-    # A plot whose shortest telling is too long would be told again forever; a margin keeps that far off.
+    # A plot whose shortest telling is too long would be retried forever; a margin rules that out.
     for name, plot in grammar.PLOTS.items():
         fewest = sum(
             min(sum(len(p.split()) for p in wording if isinstance(p, str)) for wording in sentence.wordings)
@@ -73,7 +73,7 @@ def test_about_one_key_in_twenty_is_validation():
 
 
 def test_a_story_names_what_its_key_says():
-    # This is what makes disjoint keys into disjoint texts.
+    # This is why disjoint keys give disjoint texts.
     for split in SPLITS:
         for index in range(SAMPLE):
             key = grammar.story_key(split, 0, index)
@@ -156,7 +156,7 @@ def test_every_plot_follows_the_notation():
     for plot in plots:
         for line in filter(None, plot.read_text(encoding="utf-8").splitlines()):
             assert re.match(r"[*?/] \S", line), line
-            # A choice holds no other choice.
+            # Choices do not nest.
             assert not re.search(r"[][<>|]", re.sub(r"\[[^][<>]*\]|<\w+>", "", line)), line
 
 

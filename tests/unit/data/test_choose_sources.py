@@ -1,4 +1,4 @@
-"""Which source a name means, and the split of a text file."""
+"""Which source a name refers to, and how a text file is split."""
 
 import os
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_what_is_only_for_datasets_is_refused_for_texts(text, field):
             choose_sources(DataConfig(**names, **setting))
     choose_sources(DataConfig(source="roneneldan/TinyStories", validation=str(text), **setting))
     by_validation = DataConfig(source=str(text), validation="roneneldan/TinyStories", **setting)
-    if field == "max_documents":  # of a training split
+    if field == "max_documents":  # limits the training split only
         with pytest.raises(DataError, match="max_documents"):
             choose_sources(by_validation)
     else:
@@ -101,7 +101,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch, field):
 
 
 def test_without_a_home_folder_a_tilde_is_refused(monkeypatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it does then
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does without a home folder
     with pytest.raises(UserError, match=r"^~/a\.txt: there is no home folder"):
         _ = choose_sources(DataConfig(source="~/a.txt")).train.fingerprint
 
@@ -128,7 +128,7 @@ def test_a_text_file_is_split_in_two_disjoint_parts(text, fraction):
     train, held_out = (list(source.documents()) for source in sources)
     assert set(train).isdisjoint(held_out)
     assert len(train) + len(held_out) == 2000
-    # Five deviations of a binomial around the fraction.
+    # Within five standard deviations of the binomial's mean.
     assert abs(len(held_out) - 2000 * fraction) < 5 * (2000 * fraction * (1 - fraction)) ** 0.5
     assert [list(source.documents()) for source in sources] == [train, held_out]
 
@@ -139,7 +139,7 @@ def test_a_document_stays_on_its_side_when_others_come_and_go(text):
     text.write_text("\n\n".join(["New.", *reversed(lines[100:]), *lines[100:]]), encoding="utf-8")
     after = list(choose_sources(DataConfig(source=str(text))).validation.documents())
     assert set(after) - {"New."} == before & set(lines[100:])
-    assert len(after) - after.count("New.") == 2 * len(set(after) - {"New."})  # a repeated one is held out twice
+    assert len(after) - after.count("New.") == 2 * len(set(after) - {"New."})  # a repeated document is held out twice
 
 
 def test_fingerprints_differ_by_part_fraction_and_text(text):
@@ -152,7 +152,7 @@ def test_fingerprints_differ_by_part_fraction_and_text(text):
 
 
 def test_fingerprints_are_those_that_prepared_corpora_and_checkpoints_know(tmp_path):
-    # Recorded before folders of texts were read; a change would prepare every corpus again and refuse to resume.
+    # Recorded before text folders were supported; a change would re-prepare every corpus and refuse to resume runs.
     path = tmp_path / "stories.txt"
     path.write_text("One.\n\nTwo.", encoding="utf-8")
     train, held_out = choose_sources(DataConfig(source=str(path)))
@@ -201,7 +201,7 @@ def test_one_document_is_told_with_its_cause_and_its_end_is_held_out(tmp_path):
     (train,), (validation,) = (list(source.documents()) for source in sources)
     assert f"{train}\n{validation}" == text
     assert 0.045 < len(validation) / len(text) < 0.055
-    # Not a reason to refuse what has a validation text of its own, but said.
+    # With a separate validation text this is reported but not refused.
     (remark,) = choose_sources(DataConfig(source=str(path), validation="builtin")).remarks()
     assert "one document of 1,000 words" in remark
 
@@ -209,9 +209,9 @@ def test_one_document_is_told_with_its_cause_and_its_end_is_held_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ("A b.\n" * 60 + "\n" + "C d.\n" * 40, "A b.\n" * 60),  # a paragraph, though lines end nearer
-        ("A b. " * 60 + "\n" + "C d. " * 40, "A b. " * 60),  # a line
-        ('"A b!" he ' * 100, '"A b!" he ' * 69 + '"A b!"'),  # a sentence
+        ("A b.\n" * 60 + "\n" + "C d.\n" * 40, "A b.\n" * 60),  # at a paragraph, though a line end is nearer
+        ("A b. " * 60 + "\n" + "C d. " * 40, "A b. " * 60),  # at a line
+        ('"A b!" he ' * 100, '"A b!" he ' * 69 + '"A b!"'),  # at a sentence
         ("word " * 100, None),
     ],
 )

@@ -1,4 +1,4 @@
-"""A prepared corpus: made once, whole or not at all, and named by what went into it."""
+"""A prepared corpus is made once, completely or not at all, and is named by what went into it."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ from tests.support.small_corpus import STORIES, config, content_of, folder_of, o
 
 
 def stories_of(stream, tokenizer) -> list[str]:
-    """The documents between separators."""
+    """The documents between the separators."""
     ids = stream.read(0, len(stream)).tolist()
     assert ids[0] == ids[-1] == tokenizer.end_of_text
     cuts = [i for i, x in enumerate(ids) if x == tokenizer.end_of_text]
@@ -38,8 +38,8 @@ def test_the_tokens_are_the_documents_split_in_two(text):
     train, held_out = (stories_of(s, corpus.tokenizer) for s in (corpus.train, corpus.validation))
     assert sorted(train + held_out) == sorted(STORIES)
     assert set(train).isdisjoint(held_out)
-    assert 2 <= len(held_out) <= 16  # a fifth of forty, give or take
-    assert train == [s for s in STORIES if s in set(train)]  # in the order of the file
+    assert 2 <= len(held_out) <= 16  # about a fifth of 40
+    assert train == [s for s in STORIES if s in set(train)]  # in file order
 
 
 def test_it_is_made_once(text, monkeypatch):
@@ -67,7 +67,7 @@ STAGES = {
     "train tokenizer": (preparing, "train_tokenizer", 1),
     "first split": (preparing, "write_shards", 1),
     "second split": (preparing, "write_shards", 2),
-    "index": (corpus_index.json, "dumps", 3),  # after that of the tokenizer alone, which has two
+    "index": (corpus_index.json, "dumps", 3),  # the index of the tokenizer alone makes the first two calls
 }
 
 
@@ -95,7 +95,7 @@ def test_a_failure_on_the_way_leaves_nothing(text, monkeypatch, stage, error):
             prepared(run)
     assert calls
     assert list((text.parent / "cache").iterdir()) == []
-    assert len(prepared(run)) == 4  # and the next try starts over
+    assert len(prepared(run)) == 4  # the next try starts over
     assert len(opened(run).train) > 100
 
 
@@ -133,7 +133,7 @@ def test_finished_shards_are_not_made_again(text, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "encode_batch", counting)
     seen = []
-    for stop_after in (12, 12, 12, 1000):  # each try gets further; the last to the end
+    for stop_after in (12, 12, 12, 1000):  # each try gets further, and the last one finishes
         encoded.clear()
         if stop_after == 1000:
             said = prepared(run)
@@ -228,7 +228,7 @@ def test_a_long_preparation_shows_that_it_lives(text, monkeypatch):
         for number, document in enumerate(documents):
             if number == 5:
                 kind = "tokenizing" if any("tokenizing" in line for line in said) else "training"
-                assert shown[kind].wait(60)  # with the documents before
+                assert shown[kind].wait(60)  # a line about the documents so far
             yield document
 
     real = HeldOutPart.documents
@@ -239,7 +239,7 @@ def test_a_long_preparation_shows_that_it_lives(text, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_not_in_the_way(text):
-    # A kill leaves NAME.tmp-PID; in a container the next process often has the same PID.
+    # A killed process leaves NAME.tmp-PID behind; in a container the next process often has the same PID.
     run = config(text)
     folder = folder_of(run)
     shutil.rmtree(folder)
@@ -265,7 +265,7 @@ def test_a_slower_process_takes_the_result_of_the_faster(text, monkeypatch):
 
 
 def test_two_that_prepare_the_same_at_once_do_not_meet(text, monkeypatch):
-    """The second begins, and ends, while the first is at work."""
+    """The second process starts and finishes while the first is still working."""
     run = config(text)
     real, folders = module.make_corpus, []
 
@@ -293,7 +293,7 @@ def test_the_fingerprint_is_that_of_text_split_and_tokenizer(text):
         fingerprints[name] = opened(run).fingerprint
     copy = text.with_name("copy.txt")
     copy.write_bytes(text.read_bytes())
-    assert folder_of(config(copy)) == folder_of(runs["base"])  # the content counts, not the name
+    assert folder_of(config(copy)) == folder_of(runs["base"])  # only the content matters, not the name
     text.write_text("\n\n".join([*STORIES, "One more."]), encoding="utf-8")
     prepared(config(text))
     fingerprints["text"] = opened(config(text)).fingerprint
@@ -327,7 +327,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(text, is_cached):
     other = text.with_name("other.txt")
     other.write_text(text.read_text(encoding="utf-8") + "\n\nŽ", encoding="utf-8")
     prepared(config(other))
-    given = folder_of(config(other)) / "tokenizer.json"  # one rare character more than the text needs
+    given = folder_of(config(other)) / "tokenizer.json"  # has one rare character that the text does not need
 
     def with_rows(rows: int) -> RunConfig:
         return run.model_copy(

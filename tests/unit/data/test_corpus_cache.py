@@ -1,4 +1,4 @@
-"""Where prepared corpora are kept: a folder that may be full, read-only, damaged or somebody else's wish."""
+"""The cache of prepared corpora, whose folder may be full, read-only, damaged, or set by the environment."""
 
 import errno
 import json
@@ -117,7 +117,7 @@ def test_a_damaged_cache_is_a_data_error(text, name, is_missing):
     with pytest.raises(DataError) as caught:
         open_corpus(run, path.parent.name)
     assert str(path.parent) in str(caught.value)
-    # The cache is ours: it is prepared again, from the text and from what is still whole.
+    # The cache is our own, so it is rebuilt from the text and the files that are still intact.
     prepare_corpus(run, lambda line: None)
     assert len(open_corpus(run, path.parent.name).train) > 100
     assert path.read_bytes() == content

@@ -1,6 +1,6 @@
-"""`storyteller download` from a hub that a server on this machine plays; nothing leaves the machine.
+"""`storyteller download` from a local server that plays the hub; nothing leaves the machine.
 
-The command runs in a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported.
+The command runs in its own process because huggingface_hub reads HF_ENDPOINT on import.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""Each kind is made with the library that everybody uses for it, under a name that promises text."""
+"""Files of each kind are made with the library commonly used for it, under a name that suggests text."""
 
 import bz2
 import csv
@@ -31,7 +31,7 @@ from storyteller_ds.data.sources.text_file import TextFileSource
 from storyteller_ds.errors import DataError
 
 STORIES = [grammar.story("train", 0, index) for index in range(120)]
-"""More than is looked at, with quotations, commas and blank lines within."""
+"""More text than the detection looks at, containing quotation marks, commas and blank lines."""
 TEXT = "\n\n".join(STORIES)
 assert len(TEXT) > HEAD_BYTES
 
@@ -74,7 +74,7 @@ TABLES = {
     "CSV, one column": (table([("text",), *((story,) for story in STORIES)]), STORIES),
     "TSV": (("id\ttext\n" + "".join(f"{i}\t{line}\n" for i, line in enumerate(LINES))).encode(), LINES),
 }
-"""Texts in rows, of which there is a way to train, and the texts."""
+"""Tables of texts that can be trained on, with the texts they contain."""
 OTHERS = {
     "JSON, one long": (json.dumps({"text": TEXT}).encode() * 2, "JSON"),
     "JSON, one short": (json.dumps({"text": "A story."}).encode(), "JSON"),
@@ -194,7 +194,7 @@ def test_following_the_advice_trains_on_the_texts_of_an_arrow_file(tmp_path):
 
 
 def follow(tmp_path: Path, message: str, stories: list[str]) -> None:
-    """Do what the message says, and see that the stories are read."""
+    """Do what the message says and check that the stories are read."""
     words = shlex.split(message)
     suffix = next(word for word in words if word.startswith("*.")).strip("*,")
     (field,) = (word.partition("=")[2] for word in words if word.startswith("data.text_field="))
@@ -211,7 +211,7 @@ def follow(tmp_path: Path, message: str, stories: list[str]) -> None:
 def test_text_in_another_encoding_is_the_same_text(tmp_path, name):
     text, encoding = ENCODED[name]
     path = written(tmp_path, text.encode(encoding))
-    if not encoding.endswith(("le", "be")):  # those have no byte order mark
+    if not encoding.endswith(("le", "be")):  # these encodings write no byte order mark
         same(path, None, text)
         return
     message = refused(path)
@@ -239,7 +239,7 @@ def test_a_packed_file_is_the_same_text(tmp_path, name):
 
 
 def same(path: Path, encoding: str | None, text: str | None) -> None:
-    """Check that a file is read as that text is in a plain file; None: that it is said to be damaged."""
+    """Check that the file reads the same as `text` in a plain file; None: check that it is reported as damaged."""
     source = TextFileSource(path, encoding)
     if text is None:
         with pytest.raises(DataError, match=f"{path} cannot be unpacked: .*; it is damaged or cut off, get it again"):
@@ -291,7 +291,7 @@ def test_the_command_for_nul_bytes_gives_the_text(tmp_path, where):
 
 
 def run_command(message: str) -> str:
-    """Run the command that a message proposes, in a folder with a space in its name, too; what it has written."""
+    """Run the command that the message proposes and return what it wrote; paths may contain spaces."""
     command = message.split("`")[1]
     subprocess.run(["sh", "-c", command], timeout=60, check=True)
     return Path(shlex.split(command)[-1]).read_text(encoding="utf-8").removeprefix("\ufeff")

@@ -1,4 +1,4 @@
-"""Patterns of files."""
+"""File name patterns as sources."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from storyteller_ds.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    home = tmp_path / "my [own] stories"  # with what a pattern could be made of
+    home = tmp_path / "my [own] stories"  # with characters that have a meaning in patterns
     (home / "more").mkdir(parents=True)
     (home / "b.txt").write_text("Three.")
     (home / "a.txt").write_text("One.\n\nTwo.")

@@ -1,4 +1,4 @@
-"""A dataset without a validation split."""
+"""Datasets without a validation split."""
 
 import json
 from pathlib import Path

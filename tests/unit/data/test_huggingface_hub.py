@@ -1,6 +1,6 @@
-"""Datasets of the hub, which a server on this machine plays; nothing leaves the machine.
+"""Datasets of the hub, played by a local server; nothing leaves the machine.
 
-Each is read in a process of its own: the libraries read HF_ENDPOINT when they are imported.
+Each is read in its own process because the libraries read HF_ENDPOINT on import.
 """
 
 import json
@@ -44,9 +44,9 @@ os._exit(code)  # as the command does: threads of datasets that are streamed may
 def read_in_process(
     home: Path, endpoint: str, env: dict[str, str] | None = None, asked: tuple[str, ...] = (), **fields: Any
 ) -> tuple[int, str]:
-    """Return the exit code and what the process printed; a healthy or refused run leaves stderr empty.
+    """Return the exit code and output of the process; a successful or refused run leaves stderr empty.
 
-    It prints the documents or, if a split is asked for, whether the dataset has it.
+    The process prints the documents or, for a split in `asked`, whether the dataset has it.
     """
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV") if name in os.environ}
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HOME": str(home), "PYTHONPATH": str(REPO)}
@@ -125,7 +125,7 @@ def test_hub_is_asked_which_splits_there_are(tmp_path: Path, hub: Hub, streaming
     home, fields = tmp_path / "home", {"dataset": HUB_NAME, "split": "train", "revision": COMMIT}
     for split, answer in (("validation", "true"), ("bedtime", "false")):
         assert read_in_process(home, hub.endpoint, asked=(split,), streaming=streaming, **fields) == (0, answer)
-    # Where it cannot be asked, a corpus that was prepared from a dataset with the split is still found.
+    # If the hub cannot be asked, the split is assumed to exist, so that a corpus prepared from it is still found.
     offline = {"HF_HUB_OFFLINE": "1"}
     assert read_in_process(home, closed_port(), offline, ("bedtime",), **fields) == (0, "true")
     assert read_in_process(home, hub.endpoint, **fields)[0] == 0

@@ -1,4 +1,4 @@
-"""Datasets: folders in the hub's layout, and what the name of a dataset may be."""
+"""Datasets: folders in the hub's layout, and valid dataset names."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_folder_that_is_read_again_after_a_change(folder: Path) -> None:
     times = file.stat()
     before, fingerprint = list(source.documents()), source.fingerprint
     pq.write_table(pa.table({"text": ["Lost one."], "pages": [1]}), file)
-    # A copy that keeps its time must not be mistaken for the old file in some cache.
+    # A cache must not mistake a new file with the same modification time for the old one.
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert (before, list(source.documents())) == (VALIDATION, ["Lost one."])
     assert source.fingerprint != fingerprint
@@ -125,7 +125,7 @@ def test_split_without_a_document(folder: Path) -> None:
 def test_damaged_file(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "data" / "validation-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     assert "Parquet magic bytes not found" in refused(folder, "validation")
-    # What the library would log of it is told by the error.
+    # The error already says what the library would log.
     assert capfd.readouterr() == ("", "")
 
 

@@ -1,4 +1,4 @@
-"""Lists of sources, with weights."""
+"""Lists of weighted sources."""
 
 import json
 from collections import Counter
@@ -38,14 +38,14 @@ def test_weights_say_how_often_a_story_is_in_the_corpus(texts):
     assert all(counts[story] == 1 for story in a)
     assert {counts[story] for story in b} == {2, 3}
     assert {counts[story] for story in c} == {0, 1}
-    for stories, part in ((b, 0.3), (c, 0.25)):  # five deviations of a binomial
+    for stories, part in ((b, 0.3), (c, 0.25)):  # within five standard deviations of a binomial
         more = sum(counts[story] > min(counts[each] for each in stories) for story in stories)
         assert abs(more - part * len(stories)) < 5 * (len(stories) * part * (1 - part)) ** 0.5
-    # Held out is every story once that is held out of its source.
+    # Each story held out of its source is in the validation text exactly once.
     assert list(held_out.documents()) == [story for each in alone for story in each.validation.documents()]
     assert set(held_out.documents()).isdisjoint(counts)
     assert whole_source(DataConfig(source=listed)).name == f"{texts[0]} + {texts[1]} x 2.3 + {texts[2]} x 0.25"
-    # Deterministic, and of the content alone.
+    # Deterministic, and depends on the content alone.
     again = choose_sources(DataConfig(source=listed))
     assert again.train.fingerprint == train.fingerprint
     assert list(again.train.documents()) == list(train.documents())
@@ -103,6 +103,6 @@ def test_a_list_comes_from_everywhere_and_is_recorded(tmp_path):
     for other in (load_config(str(file)), load_config(str(in_json)), load_config("tiny_test", {"data.source": listed})):
         assert other.run.data == by_line.data
     assert by_line.data.source_name == "my stories.txt + b x 2"
-    # As a checkpoint keeps it.
+    # As stored in a checkpoint.
     stored = json.loads(json.dumps(by_line.model_dump(mode="json")))
     assert parse_run_config(stored, "config.json") == by_line

@@ -1,4 +1,4 @@
-"""Stories with prompts: the model reads the prompt and is trained and scored on the story alone."""
+"""Stories with prompts: the model reads the prompt but is trained and scored on the story alone."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_the_targets_are_the_stories_and_nothing_else(tmp_path, kind, packing):
     stories = Stories(corpus.validation, end)
     by_text = {prompt(row) + row["story"].strip(): row for row in ROWS}
     found = [tokenizer.decode(stories.ids(1 + i)).lstrip() for i in range(len(stories))]
-    # SentencePiece has a space before each text: before the story too.
+    # SentencePiece puts a space before each text, and so before the story too.
     rows = [by_text[text.replace("words\n ", "words\n")] for text in found]
     assert len(rows) == corpus.validation_size.documents > 0
     batches = validation_batches(run, corpus, BatchSplit(0, 1, 2, 1))
@@ -62,7 +62,7 @@ def test_the_targets_are_the_stories_and_nothing_else(tmp_path, kind, packing):
     expected = [[*tokenizer.encode(row["story"].strip()), end] for row in rows]
     assert sorted(targets) == sorted(i for ids in expected for i in ids)
     assert batches.text_bytes(None) == sum(len(row["story"].strip().encode()) for row in rows)
-    # The tokens of the prompt are those that it has alone, as when a story is generated.
+    # The prompt is tokenized on its own, as it is for generation.
     for number, row in enumerate(rows):
         assert stories.ids(1 + number) == tokenizer.encode(prompt(row)) + tokenizer.encode(row["story"].strip())
 

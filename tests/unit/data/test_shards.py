@@ -1,4 +1,4 @@
-"""Token shards: what was written is read, and damage is named."""
+"""Token shards read back what was written, and damage is reported."""
 
 import random
 import struct
@@ -96,7 +96,7 @@ def damaged(content: bytes, kind: str) -> bytes:
 def test_damage_is_refused_with_its_place(tmp_path, kind, named):
     (name,) = write_shards(tmp_path, "x", [[1, 2, 3]], 50, 25)
     path = tmp_path / name
-    open_shard(path, 50)  # control: healthy before
+    open_shard(path, 50)  # control: intact before the damage
     path.write_bytes(damaged(path.read_bytes(), kind))
     with pytest.raises(DataError) as caught:
         open_shard(path, 50)

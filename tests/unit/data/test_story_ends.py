@@ -1,4 +1,4 @@
-"""Where stories end: each way against str.split, what auto decides on texts of each kind, and its fingerprints."""
+"""Where stories end: each split against re.split, what `auto` chooses for each kind of text, and fingerprints."""
 
 import hashlib
 import re
@@ -61,12 +61,12 @@ def test_auto_decides_by_the_content(tmp_path, monkeypatch, kind, is_read_before
 def test_the_fingerprint_is_as_it_was_unless_the_documents_are_others(tmp_path, kind):
     text, _ = KINDS[kind]
     source = TextFileSource(written(tmp_path, text))
-    # Before, there were markers or else blank lines, and no more in the fingerprint than the text.
+    # Before `auto`, texts were split at markers or else at blank lines, and only the text was in the fingerprint.
     before = TextFileSource(source.path, split="marker" if MARKER in text.replace("\ufeff", "") else "blank_line")
     is_same = list(source.documents()) == list(before.documents())
-    if "\ufeff" not in text:  # another rule
+    if "\ufeff" not in text:  # byte order marks have a rule of their own
         assert (source.fingerprint == hashlib.sha256(FORMAT + text.encode()).hexdigest()) == is_same
-    if not is_same:  # and then it is that of the choice which gives the same documents
+    if not is_same:  # then it is the fingerprint of the explicit split that gives the same documents
         assert source.fingerprint == TextFileSource(source.path, split=source.ends).fingerprint
     assert is_same == (source.ends != "line")
 
@@ -135,7 +135,7 @@ def test_none_holds_out_the_end_of_each_file_of_several(tmp_path, name):
     kept, held = (list(source.documents()) for source in sources)
     for side in (kept, held):
         if "word" in side:
-            side.remove("word")  # it has no end, and is on the side that its hash says
+            side.remove("word")  # it cannot be cut, so its hash decides which side it is on
     assert [f"{before}\n\n{after}" for before, after in zip(kept[:2], held[:2], strict=True)] == texts
     assert sorted([*kept[2:], *held[2:]]) == sorted(f"Story {i}." for i in range(200))
     assert 20 < len(held[2:]) < 60

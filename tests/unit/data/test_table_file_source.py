@@ -1,4 +1,4 @@
-"""Tables in one file, against the whole file read by json, csv and pyarrow."""
+"""Tables in a single file, compared with the whole file as read by json, csv and pyarrow."""
 
 import csv
 import gzip
@@ -76,7 +76,7 @@ def refused(source: TableFileSource) -> str:
 @pytest.mark.parametrize("read_at_once", [1, 7, 1 << 20])
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_any_text(tmp_path, monkeypatch, form, read_at_once, seed):
-    if not form.startswith("CSV"):  # whose delimiter is seen in what is read first
+    if not form.startswith("CSV"):  # the CSV delimiter is detected in the first read
         monkeypatch.setattr(rows, "_READ_CHARACTERS", read_at_once)
     found = texts(seed)
     source = table(tmp_path, FORMS[form](found))

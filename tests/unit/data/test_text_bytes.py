@@ -1,4 +1,4 @@
-"""Bits per byte divide by the bytes of the text as it was read, whatever the tokenizer makes of it."""
+"""Bits per byte are per byte of the text as it was read, whatever the tokenizer does to it."""
 
 import itertools
 import random
@@ -48,7 +48,7 @@ def with_byte_fallback(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def llama() -> tokenizers.Tokenizer:
-    """As Llama 2's: white space as ▁ by a normalizer, bytes for what the vocabulary does not have."""
+    """Like Llama 2's: a normalizer turns spaces into ▁, and byte tokens cover what the vocabulary lacks."""
     inner = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.decoder = decoders.Sequence(
@@ -76,7 +76,7 @@ def unigram() -> tokenizers.Tokenizer:
 
 
 def bert() -> tokenizers.Tokenizer:
-    """WordPiece: lower case, without accents, without white space, and much that it does not know."""
+    """WordPiece: drops case, accents and white space, and has many unknown words."""
     inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -99,7 +99,7 @@ def qwen() -> tokenizers.Tokenizer:
 
 
 def words() -> tokenizers.Tokenizer:
-    """Words alone: white space is dropped, most words are unknown."""
+    """Words only: white space is dropped and most words are unknown."""
     inner = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(vocab_size=12, special_tokens=["[UNK]"])
@@ -115,7 +115,7 @@ def stripping() -> tokenizers.Tokenizer:
 
 
 def gpt2() -> tokenizers.Tokenizer:
-    """Its rules and its layout of tokenizer.json, with another vocabulary."""
+    """GPT-2's rules and its layout of tokenizer.json, with another vocabulary."""
     inner = byte_level(decoders.ByteLevel())
     inner.post_processor = processors.ByteLevel(trim_offsets=False)
     return inner
@@ -154,7 +154,7 @@ def with_tokenizer(tmp_path: Path, inner: tokenizers.Tokenizer) -> Corpus:
 
 
 def check(corpus: Corpus) -> None:
-    """Against the text itself: of every document, of all of them, and of the windows of a limited validation."""
+    """Compare byte counts with the text: per document, for all documents, and for a limited validation."""
     stream, end = corpus.validation, corpus.tokenizer.end_of_text
     ids = stream.read(0, len(stream))
     cuts = np.flatnonzero(ids == end)
@@ -168,7 +168,7 @@ def check(corpus: Corpus) -> None:
     assert so_far == sorted(so_far)
     assert so_far[-1] == sum(counted)
     for limit, count in enumerate(so_far, start=1):
-        # The documents that are whole within it, and a part of the next.
+        # The documents that lie whole within the limit, and part of the next one.
         stop = min(limit * 2 * LENGTH + 1, len(ids))
         whole = sum(counted[: int(np.count_nonzero(ids[:stop] == end)) - 1])
         assert whole <= count <= whole + max(counted)
@@ -216,12 +216,12 @@ def test_where_tokens_spell_bytes_the_two_ways_of_counting_agree():
         ((ids, recorded),) = tokenizer.encode_with_bytes([text])
         assert ids == tokenizer.encode_batch([text])[0]
         assert recorded.sum() == table[ids].sum() == len(text.encode())
-        # They differ only where a character was cut.
+        # The two differ only where a character is cut into several tokens.
         assert np.abs(np.cumsum(recorded[:-1]) - np.cumsum(table[ids])).max(initial=0) < 4
 
 
 def test_the_exact_number_of_our_tokenizer_stays(tmp_path):
-    """Of a window that ends within a character too: val_bpb of runs so far depends on it."""
+    """Also for a window that ends inside a character: the val_bpb of existing runs depends on it."""
     corpus = corpus_of(tmp_path, {"kind": "bpe", "vocab_size": 270})
     ids = corpus.validation.read(0, len(corpus.validation)).tolist()
     names = [corpus.tokenizer._inner.id_to_token(i) for i in range(270)]
@@ -241,7 +241,7 @@ def test_a_document_of_which_no_token_is_left_has_its_bytes_all_the_same():
 
 
 def test_tokens_out_of_place_never_count_twice():
-    # Before the text, behind it, going back: (0, 0) is what some tokenizers say of a token they put in.
+    # Before the text, after it, going backward; some tokenizers report (0, 0) for a token that they insert.
     assert aligned_bytes("aé🐻b", [(0, 0), (0, 1), (0, 0), (1, 3), (2, 3), (3, 99)]).tolist() == [0, 1, 0, 6, 0, 1, 0]
 
 

@@ -1,4 +1,4 @@
-"""Each reading is compared with one that holds the whole file and cuts it with str.split or re.split."""
+"""Text files, compared with reading the whole file and splitting it with str.split or re.split."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ SHARED = Path(os.environ.get("STORYTELLER_SHARED", REPO.parent / "shared"))
 
 def whole_file_documents(content: bytes) -> list[str]:
     text = content.decode().replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
-    # A line with only white space, [^\S\n], parts documents just as an empty one does.
+    # A line of only white space, [^\S\n], separates documents just as an empty line does.
     pieces = text.split(MARKER) if MARKER in text else re.split(r"(?:^|\n)(?:[^\S\n]*(?:\n|\Z))+", text)
     return [piece.strip() for piece in pieces if piece.strip()]
 
@@ -94,7 +94,7 @@ def test_marker_late_in_the_file_still_counts(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_file_is_never_read_whole(tmp_path: Path) -> None:
-    # The bad byte at the end is not reached by someone who takes only the first document.
+    # Taking only the first document never reaches the bad byte at the end.
     content = b"One." + MARKER.encode() + b"\nMore." * 100_000 + b"\xff"
     source = written(tmp_path, content)
     assert next(source.documents()) == "One."
@@ -102,7 +102,7 @@ def test_the_file_is_never_read_whole(tmp_path: Path) -> None:
 
 
 def test_long_document_in_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Would take minutes if each chunk copied or searched what was read before it.
+    # This would take minutes if each chunk copied or searched everything read before it.
     monkeypatch.setattr(text_file, "CHUNK_BYTES", 64)
     for end in ("\n\n", MARKER):
         document = "word " * 800_000 + "."
@@ -126,7 +126,7 @@ def test_fingerprint_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_byte_order_mark_within_is_another_text_than_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches of files without any, which were read right before, stay good."""
+    """Files without a byte order mark inside the text, which were always read correctly, keep their fingerprint."""
     for text, is_new in (("One.", False), ("\ufeffOne.", False), ("\ufeffOne.\ufeff", True), ("One.\ufeff Two.", True)):
         content = text.encode()
         before = hashlib.sha256(text_file.FORMAT + content).hexdigest()
@@ -181,7 +181,7 @@ def test_file_without_a_document(tmp_path: Path, content: bytes) -> None:
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By a stand-in, since for root every file is readable.
+    # Patched, since root can read every file.
     def denied(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""Each folder is compared with its files, read one by one as single files are."""
+"""Text folders, compared with their files read one by one as single files."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ from storyteller_ds.errors import DataError
 
 
 def make(folder: Path, **files: str | bytes) -> Path:
-    """A folder with these files; in the names, __ stands for a dot and SUB_ for a folder."""
+    """Make a folder with these files; in the names, __ stands for a dot and SUB_ for the folder `sub`."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         path = folder / name.replace("__", ".").replace("SUB_", "sub/")
@@ -38,7 +38,7 @@ def read(folder: Path, encoding: str | None = None) -> list[str]:
 
 
 def look_through(folder: Path, **data: object) -> None:
-    """As a run does that has no prepared corpus."""
+    """Use the folder the way a run without a prepared corpus does."""
     sources = whole(folder, **data)
     for source in sources:
         _ = source.fingerprint
@@ -120,7 +120,7 @@ def test_a_repeated_story_is_on_one_side_in_whichever_files_it_is(tmp_path):
     assert len(train) + len(held_out) == 180
 
 
-# --- files named for splits ---
+# --- files named after splits ---
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_folder_given_for_validation_is_read_as_a_whole_unless_it_has_that_spl
     assert list(whole(text, validation=str(plain)).validation.documents()) == ["Two."]
 
 
-# --- which folders are read so ---
+# --- which folders are read as texts ---
 
 
 def test_a_card_that_names_files_makes_a_dataset(tmp_path):
@@ -264,7 +264,7 @@ def test_what_a_run_has_made_is_no_text(tmp_path, files, above):
     assert refused(tmp_path if above else folder, validation="builtin").startswith(str(tmp_path))
 
 
-# --- one of the files is at fault ---
+# --- errors in one of the files ---
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_a_link_within_and_a_linked_folder_are_read(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    # By a stand-in, since for root every folder is readable.
+    # Patched, since root can read every folder.
     folder, real = make(tmp_path, a__txt="One.", SUB_b__txt="Two."), os.scandir
 
     def denied(path):
@@ -344,7 +344,7 @@ def test_one_document_in_a_folder_is_told_as_in_a_file(tmp_path):
     assert "data.validation" not in line
 
 
-# --- a story a file, tables and packed files ---
+# --- one story per file, tables and packed files ---
 
 
 def test_of_several_files_without_any_marker_each_is_a_story(tmp_path):
@@ -363,7 +363,7 @@ def test_of_several_files_without_any_marker_each_is_a_story(tmp_path):
     [
         ({"a__txt": "One.", "b__txt": "\nTwo.\nStill two.\n\n"}, True),
         ({"a__txt": "One.", "b__txt": "Two.\n\nThree."}, False),
-        ({"a__txt": "One.\n\nTwo."}, True),  # a file alone
+        ({"a__txt": "One.\n\nTwo."}, True),  # a single file
         ({"a__txt": "One.\n\nTwo.", "b__txt": "Three.<|endoftext|>Four."}, True),
         ({"a__txt": "One line.\n" * 30, "b__txt": "Three.<|endoftext|>Four."}, False),
     ],
@@ -431,7 +431,7 @@ CSV = "n,text\n" + "".join(f'{i},"Story, {i}."\n' for i in range(30))
 )
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_folder_of_tables_has_the_documents_and_the_fingerprint_that_it_had(tmp_path, files, split):
-    """Which `datasets` has read before, so that a run continues."""
+    """Such folders used to be read by `datasets`; runs on them must be able to continue."""
     pytest.importorskip("datasets", reason="needs pip install datasets")
     folder = make(tmp_path, **files)
     source = TextFolderSource(folder, split)
@@ -440,14 +440,14 @@ def test_a_folder_of_tables_has_the_documents_and_the_fingerprint_that_it_had(tm
     assert source.fingerprint == before.fingerprint
     limited = TextFolderSource(folder, split, max_documents=1)
     assert limited.fingerprint == HuggingFaceSource(str(folder), before.split, max_documents=1).fingerprint
-    encoded = TextFolderSource(folder, split, Reading(encoding="latin-1"))  # which was refused
+    encoded = TextFolderSource(folder, split, Reading(encoding="latin-1"))  # was refused before
     assert len({before.fingerprint, limited.fingerprint, encoded.fingerprint}) == 3
 
 
 def test_the_fingerprint_of_what_no_library_read_is_of_what_is_in_the_files(tmp_path):
     plain = make(tmp_path / "plain", a__jsonl=ROWS, b__txt="One.")
     packed = make(tmp_path / "packed", a__jsonl__gz=gzip.compress(ROWS.encode()), c__md="One.", d__txt="")
-    assert TextFolderSource(plain, "train").fingerprint != TextFolderSource(packed, "train").fingerprint  # without c.md
+    assert TextFolderSource(plain, "train").fingerprint != TextFolderSource(packed, "train").fingerprint  # no c.md
     (packed / "c.md").rename(packed / "c.txt")
     assert TextFolderSource(plain, "train").fingerprint == TextFolderSource(packed, "train").fingerprint
     limits = [TextFolderSource(plain, "train", max_documents=limit).fingerprint for limit in (None, 1, 2)]

@@ -1,4 +1,4 @@
-"""Work folders: one process's at a time, taken over when it dies, forgotten in the end."""
+"""Work folders belong to one process at a time, are taken over when it dies, and are finally removed."""
 
 import contextlib
 import errno
@@ -66,7 +66,7 @@ def test_that_of_a_living_process_is_left_alone_and_that_of_a_killed_one_taken_o
         (theirs,) = tmp_path.iterdir()
         with work_folder(tmp_path / KEY) as mine:
             assert mine != theirs
-        os.utime(theirs, (0, 0))  # however old it is
+        os.utime(theirs, (0, 0))  # its age does not matter
         with work_folder(tmp_path / ("f" * 24)):
             pass
         assert names(theirs) == ["half", LOCK]
@@ -92,7 +92,7 @@ def test_what_nobody_came_back_for_is_removed_and_nothing_else(tmp_path):
     for name in (*forgotten, *kept):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    (tmp_path / f"{other}.work-00000002").touch()  # no folder
+    (tmp_path / f"{other}.work-00000002").touch()  # not a folder
     old = time.time() - 24 * 3600 * (KEPT_DAYS + 1)
     for path in tmp_path.iterdir():
         if path.name != kept[0]:
@@ -102,7 +102,7 @@ def test_what_nobody_came_back_for_is_removed_and_nothing_else(tmp_path):
     assert names(tmp_path) == sorted([*kept, f"{other}.work-00000002"])
 
 
-@pytest.mark.filterwarnings("ignore:.*flock")  # the library locks by the file's being there instead
+@pytest.mark.filterwarnings("ignore:.*flock")  # the library then uses the existence of the file as the lock
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     def unsupported(*args: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")

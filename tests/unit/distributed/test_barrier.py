@@ -1,4 +1,4 @@
-"""Ranks that wait without a collective's clock: for as long as those that work give signs of life, and no longer."""
+"""Ranks wait without a collective's timeout: as long as working ranks give signs of life, and no longer."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ SECONDS = 60
 
 
 class Time:
-    """A clock that goes a second further whenever it is looked at; `then` is called at each look."""
+    """A clock that advances by one second at each reading, and calls `then`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -45,7 +45,7 @@ def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arrive(store: dist.Store, number: int, turn: int = 0) -> None:
-    """As another rank does."""
+    """Arrive at the barrier as another rank does."""
     store.set(f"{turn}/{number}", "")
     store.add(f"{turn}/arrived", 1)
 
@@ -90,7 +90,7 @@ def test_nobody_passes_before_all_have_come(store):
 
 
 def test_signs_of_life_are_waited_for_however_long_it_takes(store):
-    """Silence may last 60 s; a sign is given every 30, and heard before the clock goes on."""
+    """Silence may last 60 s; a sign is given every 30 s, and heard before the clock advances."""
     time = Time()
     barrier = Barrier(store, 0, 2, 60, time)
 
@@ -117,11 +117,11 @@ def test_silence_ends_it_and_names_who_is_silent(store):
     assert "rank 1, 3 gave no sign of life for 1 min (parallel.timeout_minutes)" in str(stopped.value)
     assert 60 <= time.now <= 63
     for number in (1, 3):
-        arrive(store, number)  # the thread that looks ends
+        arrive(store, number)  # so that the thread that queries the store ends
 
 
 class StoppedStore:
-    """Of a rank 0 that is stopped: it never answers."""
+    """The store of a stopped rank 0: it does not answer."""
 
     def __init__(self) -> None:
         self.goes_on = threading.Event()
@@ -162,7 +162,7 @@ def test_where_the_store_is_gone_the_ranks_meet_in_the_collective_that_follows()
     with threads_end():
         barrier = Barrier(Gone(), 1, 2, 60)
         barrier.wait()
-        barrier.wait()  # a run whose launcher was killed has several to pass until it is saved
+        barrier.wait()  # a run whose launcher was killed passes several until it is saved
         with Barrier(Gone(), 1, 2, 0.001).at_work():
             pass
 
@@ -195,7 +195,7 @@ def test_called_away_by_a_signal_it_comes_back_and_counts_once(store):
     with threads_end():
         with pytest.raises(InterruptedSafely):
             barrier.wait()
-        with pytest.raises(TrainingStopped):  # rank 0 is not taken for both
+        with pytest.raises(TrainingStopped):  # rank 0 is not counted twice
             barrier.wait()
         assert store.add("0/arrived", 0) == 1
         arrive(store, 1)

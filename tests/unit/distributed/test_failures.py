@@ -1,4 +1,4 @@
-"""Errors of NCCL in one line."""
+"""NCCL errors in one line."""
 
 import pytest
 import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Every bad form of a hostfile, a filter and an environment file is refused with its place."""
+"""Every malformed hostfile, filter and environment file is refused with the place of the error."""
 
 from pathlib import Path
 
@@ -40,8 +40,8 @@ def test_deepspeed_reads_the_same(tmp_path: Path):
         ("a'b slots=1", 1, "not a host name"),
         ('"a" slots=1', 1, "not a host name"),
         ("a\\b slots=1", 1, "not a host name"),
-        ("a,b slots=1", 1, "not a host name"),  # two for pdsh, one for DeepSpeed
-        ("n[1-3] slots=1", 1, "not a host name"),  # three for pdsh, one for DeepSpeed
+        ("a,b slots=1", 1, "not a host name"),  # two hosts for pdsh, one for DeepSpeed
+        ("n[1-3] slots=1", 1, "not a host name"),  # three hosts for pdsh, one for DeepSpeed
         ("user@a slots=1", 1, "not a host name"),
         ("a:22 slots=1", 1, "not a host name"),
         ("%h slots=1", 1, "not a host name"),

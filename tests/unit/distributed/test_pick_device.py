@@ -1,4 +1,4 @@
-"""The device of a rank, and that its kernels can run."""
+"""The device that a rank picks, and whether its kernels can run."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 @pytest.fixture
 def cards(monkeypatch) -> list[str]:
-    """Three CUDA cards, of which the second has most free memory; the one that was made the current one."""
+    """Three CUDA cards, the second with the most free memory; returns the cards that are made current."""
     free, current = [5, 9, 7], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))

@@ -1,4 +1,4 @@
-"""Expert groups and batch shares: what fits, and what is refused with the fix."""
+"""Expert groups and batch shares: what fits, and what is refused with a fix."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_sizes_that_do_not_fit_are_named_with_the_place_of_each(tmp_path):
             make_plan(loaded.run, 2, loaded)
         return str(caught.value)
 
-    # Only what was given, and where.
+    # Names only the settings that were given, and where.
     assert refused_plan() == (
         "train.global_batch_size=8 (preset quickstart) cannot be split over train.micro_batch_size=3 "
         f"(train_micro_batch_size_per_gpu in {ds}) x 2 rank(s); use a multiple of 6, for instance 12"

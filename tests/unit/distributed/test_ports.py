@@ -13,7 +13,7 @@ def test_what_the_system_gives_to_others_is_never_chosen():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         given_by_the_system = listener.getsockname()[1]
     assert max(chosen) < 32_768 <= given_by_the_system
-    assert len(set(chosen)) > 40  # two programs at once do not choose the same
+    assert len(set(chosen)) > 40  # programs that choose at the same time get different ports
 
 
 def test_a_busy_port_is_passed_over(monkeypatch):

@@ -1,4 +1,4 @@
-"""What launchers leave in the environment, and what is made of it."""
+"""What launchers leave in the environment, and how it is read."""
 
 import pytest
 
@@ -49,21 +49,21 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch):
         ({**STEP, "SLURM_TASKS_PER_NODE": "1,3"}, Ranks(2, 0, 4, 3)),
         ({**STEP, "SLURM_NTASKS_PER_NODE": "2"}, Ranks(2, 0, 4, 2)),
         ({**STEP}, Ranks(2, 0, 4, 4)),
-        # srun of a part of the job's tasks
+        # srun with some of the job's tasks
         ({**STEP, "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1,2"}, Ranks(2, 0, 3, 2)),
         # salloc's shell, where the cluster makes it a step (srun --interactive --preserve-env), is one process too
         ({**BATCH_SHELL, **INTERACTIVE_STEP}, Ranks(0, 0, 1, 1)),
-        # mpirun: of Open MPI, MVAPICH, and MPICH or Intel
+        # mpirun of Open MPI, of MVAPICH, and of MPICH or Intel MPI
         (OPEN_MPI, Ranks(2, 0, 4, 2)),
         ({name.replace("OMPI", "MV2"): value for name, value in OPEN_MPI.items()}, Ranks(2, 0, 4, 2)),
         ({"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, Ranks(3, 1, 4, 2)),
-        # mpirun inside of a Slurm step, which has only started mpirun's daemon
+        # mpirun inside a Slurm step that has only started mpirun's daemon
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", **OPEN_MPI}, Ranks(2, 0, 4, 2)),
         # srun --mpi=pmi2 is still srun
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "PMI_RANK": "2", "PMI_SIZE": "4"}, Ranks(2, 0, 4, 2)),
         # torchrun started by mpirun, on each of two machines
         ({**OPEN_MPI, "RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}, Ranks(0, 0, 8, 4)),
-        # torchrun inside of a Slurm step: the nearer launcher counts, and none of the other's variables
+        # torchrun inside a Slurm step: the nearer launcher counts, and none of the outer one's variables
         ({**STEP, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, Ranks(0, 0, 2, 1)),
     ],
 )
@@ -121,8 +121,8 @@ def test_all_tasks_of_a_step_meet_at_one_place(monkeypatch: pytest.MonkeyPatch):
     assert len(places) == 1
     ((host, port),) = places
     assert host == "n1"
-    assert 1024 < port < 32768  # where Linux gives out none by itself
-    # Another step, and another job: most likely on the same machine at the same time.
+    assert 1024 < port < 32768  # where Linux assigns none by itself
+    # Another step, and another job, which most likely run on the same machine at the same time.
     monkeypatch.setenv("SLURM_STEP_ID", "1")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n3")
     assert slurm_rendezvous()[0] == "n3"

@@ -1,4 +1,4 @@
-"""How the experts are spread: the whole table, and the fix of everything that is not in it."""
+"""How the experts are spread: the whole table, and the fix for everything that is not in it."""
 
 import itertools
 
@@ -59,5 +59,5 @@ def test_a_dense_model_has_no_experts_to_spread(stage):
 )
 def test_models_that_deepspeeds_layers_cannot_compute_are_refused(strategy, stage, sections, fix):
     assert fix in refused(run(stage, strategy, **sections))
-    # Ours can.
+    # Our own layers can.
     assert choose_strategy(run(2, "expert_parallel", **sections)) == "expert_parallel"

@@ -21,12 +21,12 @@ FIRST_OF_TWO = World(rank=0, local_rank=0, size=2, local_size=2)
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
-        # connected() sets them, and monkeypatch takes away only what it knows of.
+        # connected() sets them, and monkeypatch removes only what it knows of.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
-    # A process that has been connected ends without Python's finalisation: later tests of commands would end pytest.
+    # A process that has been connected exits without Python's finalization: later tests of commands would end pytest.
     monkeypatch.setattr(world, "_connections", 0)
     monkeypatch.setattr(world, "_store", None)
 
@@ -82,11 +82,11 @@ def test_tasks_of_srun_meet_on_the_first_host(monkeypatch: pytest.MonkeyPatch):
     chosen = os.environ["MASTER_PORT"]
     monkeypatch.setenv("MASTER_PORT", "23456")
     world._agree_on_rendezvous()
-    assert os.environ["MASTER_PORT"] == "23456" != chosen  # what the user gives counts
+    assert os.environ["MASTER_PORT"] == "23456" != chosen  # the user's setting counts
 
 
 def test_an_mpirun_farther_away_does_not_contradict_the_launcher(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")  # as of an interactive shell, or where it starts torchrun
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")  # from an interactive shell, or an mpirun above torchrun
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     World(rank=1, local_rank=1, size=2, local_size=2)._agree_on_rendezvous()
     # DeepSpeed asserts that the two agree (DeepSpeedEngine._configure_with_arguments).
@@ -94,7 +94,7 @@ def test_an_mpirun_farther_away_does_not_contradict_the_launcher(monkeypatch: py
 
 
 class FakeBarrier:
-    """Notes what is done, and is called away by what is in `raises`."""
+    """Records the calls in `done`; waiting raises the exceptions in `raises`."""
 
     def __init__(self, done: list[str], *raises: Exception) -> None:
         self.done, self.raises = done, list(raises)
@@ -113,7 +113,7 @@ class FakeBarrier:
 
 @pytest.fixture
 def talking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Rank 0 of two that do alike; what it does, in order."""
+    """Play rank 0 of two ranks that do the same; the returned list records what it does, in order."""
 
     def start(*raises: Exception) -> list[str]:
         done: list[str] = []
@@ -162,7 +162,7 @@ def test_a_rank_that_has_waited_too_long_stops_waiting(talking):
 
 
 def test_ranks_wait_in_the_store_of_their_process_group():
-    """Of a single process, where that is already so, and what it waits with is gone afterwards."""
+    """A single process has such a barrier too, and it is gone afterwards."""
     with World(0, 0, 1, 1).connected(CPU, 1):
         barrier = world._barrier
         assert barrier is not None

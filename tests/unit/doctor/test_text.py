@@ -91,6 +91,15 @@ def test_leaks_are_those_of_brute_force():
     assert leaked(train, [])[:2] == leaked([], validation)[:2] == (0, 0)
 
 
+def test_training_stories_beyond_the_time_limit_are_not_claimed_to_be_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr("storyteller_ds.doctor.leaks._SECONDS", 0.0)
+    train = [f"a{i} b{i} c{i} d{i} e{i}" for i in range(1200)]
+    assert leaked(train, [train[0], train[1100]]) == (1, 0, 2, 500)
+    finding = on_stories(tmp_path, train, [train[0], train[1100]], "validation_in_training")
+    assert finding is not None
+    assert "1 are among the first 500 training stories word for word" in finding.evidence
+
+
 def on_stories(tmp_path: Path, train: list[str], validation: list[str], check: str) -> Finding | None:
     subject = subject_of(tmp_path, *settings(tmp_path))
     sampled = {"train": Sample(tuple(train), True), "validation": Sample(tuple(validation), True)}

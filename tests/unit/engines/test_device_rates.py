@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_timed_and_its_arithmetic_counted(monkeypatch, dtype):
-    seconds = iter([0.0, 9.0, 9.0, 11.0, 11.0, 12.0, 12.0, 16.0])  # the first, which warms up, and three more
+    seconds = iter([0.0, 9.0, 9.0, 11.0, 11.0, 12.0, 12.0, 16.0])  # one run to warm up, and three more
     monkeypatch.setattr(device_rates.time, "perf_counter", lambda: next(seconds))
     assert product_rate(CPU, dtype) == 2 * 2048 * 512 * 512 / 1.0
 

@@ -1,4 +1,4 @@
-"""What a run says of its kernels is what its operations do."""
+"""What a run reports about its kernels is what its operations do."""
 
 import importlib
 
@@ -18,7 +18,7 @@ SLOW = "warning: experts run one after the other on this GPU, which is slow: "
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """The process has chosen this, on a card with bf16."""
+    """Pretend that the process has chosen a backend, by default on a card with bf16."""
 
     def install(backend: Backend, capability: tuple[int, int] = (9, 0)) -> None:
         monkeypatch.setattr(dispatch, "backend", lambda: backend)
@@ -87,7 +87,7 @@ def test_on_a_cpu_half_precision_takes_the_plain_definitions(chosen, dtype):
 @pytest.mark.parametrize("activation", ["swiglu", "gelu", "relu", "relu2"])
 @pytest.mark.parametrize("has_biases", [False, True])
 def test_what_is_said_of_experts_is_what_they_do(chosen, monkeypatch, activation, has_biases):
-    """The operation itself asks the same question, before any tensor."""
+    """The operation's own dispatch agrees: any activation, with or without biases, runs on Triton."""
     operation = importlib.import_module("storyteller_kernels.expert_mlp")
     monkeypatch.setattr(operation, "runs_on_triton", lambda *_: True)
     biases = (torch.zeros(2, 8), torch.zeros(2, 8)) if has_biases else (None, None)

@@ -1,4 +1,4 @@
-"""What a run that does not fit should lower: only what it has not lowered yet, the most helpful first."""
+"""What a run that does not fit should lower: only what it has not lowered yet, most helpful first."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A step on a GPU waits for no number: nothing is read by the host, and the bits are those of a step that reads."""
+"""A step on a GPU never waits: the host reads nothing, and the result is bit-identical to a step that reads."""
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ def faulty_step(engine: SingleEngine, fault: str):
 
         def undefined(*args, **kwargs):
             nll, layers = forward(*args, **kwargs)
-            return nll + math.nan * nll.detach(), layers  # its value only, the gradient is sound
+            return nll + math.nan * nll.detach(), layers  # its value only; the gradient is fine
 
         engine.decoder.forward = undefined
         result = train_step(engine, [batch(9)], LR)

@@ -1,4 +1,4 @@
-"""The number format that auto means, on cards that are not here."""
+"""The dtype that auto means, on simulated cards."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from tests.support.distributed import DS_CONFIGS
 
 GPU, CPU = torch.device("cuda", 1), torch.device("cpu")
 CARDS = {
-    "GTX 1080": ((6, 1), "fp32"),  # its fp16 has 1/64 of the rate of fp32
+    "GTX 1080": ((6, 1), "fp32"),  # its fp16 has 1/64 of the fp32 rate
     "V100": ((7, 0), "fp16"),
     "T4": ((7, 5), "fp16"),
     "A100": ((8, 0), "bf16"),
@@ -29,7 +29,7 @@ every_card = pytest.mark.parametrize(("capability", "fast"), CARDS.values(), ids
 
 @pytest.fixture
 def card(monkeypatch):
-    """A machine whose second card is of this kind. Torch says of all of them that they support bf16."""
+    """A machine whose second card has a given capability; torch claims that all of them support bf16."""
 
     def install(capability: tuple[int, int]) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
@@ -47,7 +47,7 @@ def run(dtype: str = "auto", zero_stage: int | None = None) -> RunConfig:
 def test_auto_is_what_the_matrix_units_of_the_card_take(card, capability, fast, zero_stage):
     card(capability)
     if zero_stage == 0 and fast == "fp16":
-        fast = "fp32"  # there is no loss scaling
+        fast = "fp32"  # stage 0 has no loss scaling
     assert DTYPE_NAMES[run_dtype(run("auto", zero_stage), GPU)] == fast
     held = held_dtype(run("auto", zero_stage), GPU)
     assert DTYPE_NAMES[held] == (fast if zero_stage else "fp32")
@@ -78,7 +78,7 @@ def test_elsewhere_auto_is_fp32(device):
     ],
 )
 def test_on_amd_the_architecture_says_it(card, monkeypatch, architecture, fast):
-    card((9, 0))  # what ROCm calls a capability is another number
+    card((9, 0))  # what ROCm calls a capability is a different number
     monkeypatch.setattr(torch.version, "hip", "7.0")
     properties = SimpleNamespace(gcnArchName=architecture)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {GPU: properties}.__getitem__)
@@ -95,7 +95,7 @@ def test_deepspeed_is_given_the_same_format(card, capability, fast):
 
 
 class OfTwo(World):
-    """Rank 0 of two, the other of which has a card of its own."""
+    """Rank 0 of two ranks; the other rank's card takes fp16."""
 
     def together(self, action):
         return [action(), "fp16"]

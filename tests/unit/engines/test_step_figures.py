@@ -1,4 +1,4 @@
-"""What a step is told to have been: gradient norms by part, routers by layer, times; against brute force."""
+"""The figures reported for a step, against brute force: gradient norms by part, routers by layer, times."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_the_part_of_a_parameter(name, part):
 def test_gradient_norms_of_the_parts(dtype, monkeypatch):
     engine, twin = make_engine(dtype), make_engine(dtype)
     result = steps.train_step(engine, [batch(0), batch(1)], LR)
-    # The gradients themselves, which a step throws away; an fp16 step's are multiplied by the scale.
+    # Keep the gradients, which a step discards; those of an fp16 step are multiplied by the scale.
     gradients: dict[str, torch.Tensor] = {}
 
     def keep(*_, **__):
@@ -117,7 +117,7 @@ def test_the_margin_of_a_real_batch(top_k):
     engine = SingleEngine(run, World(0, 0, 1, 1), torch.device("cpu"))
     with torch.no_grad():
         for block in engine.decoder.blocks:
-            block.ffn.router.weight.mul_(40)  # undecided routers have no margin to speak of
+            block.ffn.router.weight.mul_(40)  # undecided routers have hardly any margin
     _, layers = engine.decoder(batch(0).token_BS)
     expected = [sum(sorted(row)[-1] - sorted(row)[-2] for row in layer.prob_TE.tolist()) / 16 for layer in layers]
     result = steps.train_step(engine, [batch(0)], LR)

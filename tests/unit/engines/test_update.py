@@ -1,4 +1,4 @@
-"""Clipping and skipping, decided by the host or on the device: the same bits, and those of fp64 by hand."""
+"""Clipping and skipping: the same bits whether host or device decides, checked against fp64 by hand."""
 
 import copy
 
@@ -24,7 +24,7 @@ def norm_in_fp64(module: nn.Module) -> float:
 
 
 def updated(module: nn.Module, limit: float, scale: torch.Tensor | None = None) -> None:
-    """The gradients are what the optimizer gets."""
+    """Clip the gradients; they are left as the optimizer would get them."""
     norm = squared_gradient(module.named_parameters()).norm()
     norm = norm if scale is None else norm / scale
     optimizer = torch.optim.SGD(module.parameters())

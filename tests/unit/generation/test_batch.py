@@ -1,4 +1,4 @@
-"""Texts continued together against each by itself."""
+"""Texts continued in one batch give the same tokens as each continued alone."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_padding_is_seen_by_nobody_and_sees_itself():
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_padding_says_changes_nothing(make_model, kind, one_thread):
-    # The padding has experts, too: how many rows each gets changes how several threads share, and round, a product.
+    # Padding is routed to experts too: the rows per expert decide how threads split, and so round, a product.
     decoder, _ = make_model(kind)
     token_BS = torch.randint(VOCAB, (1, 10), generator=torch.Generator().manual_seed(1))
     position_BS = torch.arange(10)[None] - 3

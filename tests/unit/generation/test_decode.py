@@ -1,4 +1,4 @@
-"""Generation with the cache against recomputing the whole prefix for every token."""
+"""Generation with the KV cache matches recomputing the whole prefix for every token."""
 
 import itertools
 
@@ -20,7 +20,7 @@ every_kind = pytest.mark.parametrize("kind", ["dense rope", "dense learned", "mi
 
 @torch.no_grad()
 def recomputed(decoder: Decoder, prompt: list[int], config: SamplingConfig) -> list[int]:
-    """The ids with nothing remembered between tokens, as long as the prefix fits the context."""
+    """The ids, computed without a cache, as long as the prefix fits into the context."""
     generator = torch.Generator().manual_seed(config.seed)
     ids = list(prompt)
     while len(ids) <= decoder.context_length and len(ids) < len(prompt) + config.max_new_tokens:
@@ -61,7 +61,7 @@ def test_a_prompt_in_chunks_is_one_pass(poisoned_memory, make_model, kind, chunk
         pieces = zip(token_BS.split(chunks, dim=1), starts, strict=True)
         chunked_BSV = torch.cat([decoder(piece, caches, start)[0] for piece, start in pieces], dim=1)
         assert_within(chunked_BSV, whole_BSV, SIMPLE)
-        # The position matters: the same chunk said to begin elsewhere gives other logits.
+        # The position matters: the same chunk at another start position gives different logits.
         caches = make_caches(run, 2, 13, torch.float32, torch.device("cpu"))
         decoder(token_BS[:, :5], caches, 0)
         with pytest.raises(AssertionError, match="difference"):
@@ -101,7 +101,7 @@ def test_the_end_of_the_context_ends_the_story(make_model, kind):
     for length in (1, 20, 23):
         ids = generated(model, [2] * length, config)
         assert ids == recomputed(model[0], [2] * length, config)
-        # The last id is that which follows a full context.
+        # The last id is the one that follows a full context.
         assert len(ids) == 24 - length + 1
 
 
@@ -129,7 +129,7 @@ def test_the_reader_keeps_gradients_on(make_model):
 
 @torch.no_grad()
 def recomputed_windows(decoder: Decoder, prompt: list[int], config: SamplingConfig) -> list[int]:
-    """As `recomputed`, with the last half of the context in place of a text that does not fit it."""
+    """Like `recomputed`, but a window that exceeds the context is cut to its last `context_length // 2` ids."""
     generator = torch.Generator().manual_seed(config.seed)
     window, ids = list(prompt), list[int]()
     while len(ids) < config.max_new_tokens:
@@ -171,7 +171,7 @@ def test_what_a_model_cannot_do_is_refused(make_model):
         generated(make_model("mixture rope"), PROMPT, SamplingConfig(logit_bias={40: 1.0, 41: 1.0}))
 
 
-# What has been said
+# Penalties
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def test_penalties_count_what_has_been_said(make_model):
 def test_the_end_is_not_less_likely_for_standing_before_the_prompt(make_model):
     model = make_model("mixture rope")
     penalised = SamplingConfig(temperature=0, max_new_tokens=1, repetition_penalty=100)
-    # Prompts of two ids, the first of which is what follows them.
+    # Prompts of two ids that the model continues with the first of them.
     first = SamplingConfig(temperature=0, max_new_tokens=1)
     prompts = [[a, b] for a in range(41) for b in range(0, 41, 4) if generated(model, [a, b], first) == [a]]
     assert prompts

@@ -1,4 +1,4 @@
-"""The step in machine code against torch's, for everything that a model can be."""
+"""The compiled decoder step matches torch's, for every kind of model."""
 
 import copy
 import os
@@ -68,7 +68,7 @@ def test_every_step_has_the_logits_of_the_whole_text(run_and_decoder):
     packed = PackedDecoder(decoder, run)
     found = [packed.begin(tokens[:5], 24).numpy().copy(), *(packed.step(token).numpy().copy() for token in tokens[5:])]
     np.testing.assert_allclose(np.stack(found), expected_SV[4:], rtol=0, atol=2e-5 * abs(expected_SV).max())
-    # The parameters, now views, are what they were.
+    # The parameters, which are views now, have kept their values.
     assert np.array_equal(decoder(torch.tensor([tokens]))[0][0].numpy(), expected_SV)
 
 
@@ -100,7 +100,7 @@ def rounded(decoder: Decoder) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("change", [negated, replaced, loaded, behind_its_back, shared, rounded])
 def test_weights_that_change_between_two_stories_are_seen(run_and_decoder, change):
-    """Machine code reads memory that torch may have given back since."""
+    """Compiled code follows changed weights: torch may have freed the memory that it read before."""
     from storyteller_ds.generation.fast.packed import PackedDecoder
 
     run, decoder = run_and_decoder
@@ -143,7 +143,7 @@ def test_weights_that_move_within_a_story_are_followed(run_and_decoder):
     other.begin([7, 3, 9], 24)
     decoder.share_memory()
     expected_SV = decoder(torch.tensor([[7, 3, 9, 4]]))[0][0].numpy()
-    for one in (packed, other):  # the second finds them laid out anew already
+    for one in (packed, other):  # the first has already laid them out again for the second
         np.testing.assert_allclose(one.step(4).numpy(), expected_SV[-1], rtol=0, atol=2e-5 * abs(expected_SV).max())
 
 

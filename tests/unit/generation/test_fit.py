@@ -1,4 +1,4 @@
-"""Models on machines with little memory, which are played."""
+"""Loading models into little free memory, which is simulated."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ RUN = RunConfig.model_validate({
 
 @pytest.fixture
 def steps(tmp_path: Path) -> dict[int | None, Path]:
-    """One model in fp32, 8 and 4 bits."""
+    """One model in fp32, 8 bits and 4 bits."""
     decoder = Decoder(RUN)
     init_parameters(decoder, RUN.model, 3)
     return {bits: write_quantized(tmp_path / f"{bits} bits", RUN, decoder, bits) for bits in (None, 8, 4)}
@@ -36,7 +36,7 @@ def steps(tmp_path: Path) -> dict[int | None, Path]:
 
 @pytest.fixture
 def give(steps, monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, int], None]:
-    """Have a device as much memory as the weights need in so many bits, less some bytes."""
+    """A function that leaves a device `short` bytes less than the weights need in this many bits."""
     shapes = open_checkpoint(steps[None]).open_weights().shapes
 
     def free(bits: int | None, short: int) -> None:
@@ -58,7 +58,7 @@ def test_the_refusal_names_the_bits_that_would_fit(steps, give):
     give(None, 1)
     with pytest.raises(OutOfMemory) as caught:
         load_story_model(steps[None], CPU, pytest.fail)
-    # 133,952 numbers; 133,120 of them in bytes, with 2,080 scales, and 832 as they were.
+    # 133,952 numbers: 133,120 of them in int8, with 2,080 scales, and 832 still in fp32.
     needed = free = "535.8 kB"
     fewer = "144.8 kB"
     assert str(caught.value) == (
@@ -95,7 +95,7 @@ def test_in_bf16_weights_need_half(steps, monkeypatch):
     monkeypatch.setattr(fit, "free_bytes", lambda device: half)
     model = load_story_model(steps[None], CPU, pytest.fail, "bf16")
     assert sum(p.numel() * p.element_size() for p in model.decoder.parameters()) == half
-    assert model.stepper is None  # machine code is for fp32
+    assert model.stepper is None  # compiled code is for fp32
     assert (
         load_story_model(steps[8], CPU, pytest.fail, "bf16").decoder.blocks[0].ffn_norm.weight.dtype == torch.bfloat16
     )

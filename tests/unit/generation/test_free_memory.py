@@ -1,4 +1,4 @@
-"""Free memory of devices, and of containers, which are played."""
+"""Free memory of devices and of simulated containers."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The step of fixed shapes, which a GPU records and replays; on a CPU the same operators, one by one."""
+"""The fixed-shape step, which a GPU records and replays; on a CPU the same operators run one by one."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_every_step_has_the_logits_of_the_whole_text(model, monkeypatch):
     tokens = torch.randint(VOCAB, (CONTEXT,), generator=torch.Generator().manual_seed(1)).tolist()
     expected_SV = decoder(torch.tensor([tokens]))[0][0]
     stepper = GraphStepper(decoder, run)
-    stepper.begin(tokens[::-1], CONTEXT)  # what an earlier text has left behind does not count
+    stepper.begin(tokens[::-1], CONTEXT)  # leftovers of an earlier text must not matter
     found = [stepper.begin(tokens[:5], CONTEXT).clone(), *(stepper.step(token).clone() for token in tokens[5:])]
     torch.testing.assert_close(torch.stack(found), expected_SV[4:], rtol=0, atol=2e-5 * float(expected_SV.abs().max()))
 

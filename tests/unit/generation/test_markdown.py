@@ -22,7 +22,7 @@ class Rendered(NamedTuple):
 
 
 def render(markdown: str) -> Rendered:
-    """The paragraphs of the only thing in `markdown`, which must be a quote of text with some of it bold."""
+    """Render `markdown`, which must be a single quote of plain text, some of it bold."""
     blocks = MARKDOWN.parse(markdown)
     kinds = [block.type for block in blocks]
     assert (kinds[0], kinds[-1]) == ("blockquote_open", "blockquote_close"), kinds
@@ -42,12 +42,12 @@ def text_of(block: Token) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """What is to be seen: the lines that are not blank, without what is blank around them."""
+    """The visible lines: those that are not blank, stripped, with single spaces."""
     return [single_blanks(line.strip()) for line in text.split("\n") if line.strip()]
 
 
 def single_blanks(text: str) -> str:
-    """A browser shows no more."""
+    """Collapse whitespace, as a browser does."""
     return re.sub(r"\s+", " ", text)
 
 

@@ -1,4 +1,4 @@
-"""Stories from quantised weights: in machine code as by torch, which has them dequantised."""
+"""Stories from quantized weights: compiled code matches torch with dequantized weights."""
 
 import time
 from pathlib import Path
@@ -57,7 +57,7 @@ def step(request, run: RunConfig, tmp_path: Path) -> Path:
 
 
 def both(step: Path) -> tuple[StoryModel, StoryModel]:
-    """In machine code, and by torch."""
+    """The model with compiled code, and with torch."""
     fast, plain = load_story_model(step, CPU, lambda line: None), load_decoder(step, CPU, pytest.fail)
     assert fast.stepper is not None
     assert plain.stepper is None
@@ -72,7 +72,7 @@ def test_every_step_has_the_logits_of_the_dequantised_weights(step):
     found = [fast.stepper.begin(tokens[:5], 24).numpy().copy()]
     found += [fast.stepper.step(token).numpy().copy() for token in tokens[5:]]
     np.testing.assert_allclose(np.stack(found), expected_SV[4:], rtol=0, atol=1e-5 * abs(expected_SV).max())
-    # What the decoder holds are views now, and it computes what it did.
+    # The decoder's tensors are views now, and it still computes the same.
     assert np.array_equal(fast.decoder(torch.tensor([tokens]))[0][0].numpy(), expected_SV)
 
 

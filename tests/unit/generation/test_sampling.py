@@ -14,11 +14,11 @@ from storyteller_ds.generation.sampling import SamplingConfig, distribution, sam
 LOGITS_V = torch.tensor([0.3, 2.0, -1.0, 1.1, 0.9, -0.2, 1.6, 0.0])
 DRAWS = 2000
 CHI_SQUARE_999 = [0.0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32]
-"""Quantile 0.999 for 0 to 7 degrees of freedom (0: there is nothing to vary)."""
+"""The 0.999 quantile for 0 to 7 degrees of freedom (0: nothing varies)."""
 
 
 def draw(logits_V: Tensor, config: SamplingConfig, draws: int = DRAWS) -> list[int]:
-    """How often each token comes."""
+    """How often each token is drawn."""
     generator = torch.Generator().manual_seed(config.seed)
     counts = [0] * len(logits_V)
     for _ in range(draws):
@@ -65,7 +65,7 @@ def chi_square(counts: list[int], probs: list[float]) -> tuple[float, int]:
 def test_frequencies(settings):
     config = SamplingConfig(**settings)
     counts, probs = draw(LOGITS_V, config), expected(LOGITS_V, config)
-    # Tokens that were cut never come, and every other one does.
+    # Tokens that were cut are never drawn, and all others are.
     assert [count > 0 for count in counts] == [prob > 0 for prob in probs]
     statistic, freedom = chi_square(counts, probs)
     assert statistic <= CHI_SQUARE_999[freedom]
@@ -111,7 +111,7 @@ def test_a_tie_is_not_made_larger_by_top_k():
 
 @pytest.mark.parametrize(("settings", "last"), [({}, 2), ({"top_k": 2}, 2), ({"top_p": 0.7}, 2), ({"min_p": 0.9}, 1)])
 def test_the_last_number_falls_on_a_token_that_may_come(monkeypatch, settings, last):
-    """The largest number below 1, times a sum: rounding may make it the sum."""
+    """A token without weight is never drawn, even if the largest random number times the sum rounds to the sum."""
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1 - 2**-53, dtype=torch.float64))
     logits_V = torch.tensor([0.0, 1.0, 0.5, -math.inf, -math.inf])
     assert sample(logits_V, SamplingConfig(temperature=1, **settings), torch.Generator()) == last
@@ -143,7 +143,7 @@ def test_settings_without_meaning_are_refused(settings):
 
 
 def by_plain_definition(logits_V: Tensor, config: SamplingConfig, generator: torch.Generator) -> int:
-    """The first token at which the weights, added up in order, pass a part of their sum."""
+    """The first token at which the running sum of the weights exceeds a random fraction of their total."""
     order = list(range(len(logits_V)))
     if config.top_k or config.top_p < 1:
         order = torch.sort(logits_V, descending=True, stable=True).indices.tolist()
@@ -192,7 +192,7 @@ PROMPT, SAID = [1, 4, 4], [6, 2, 6, 6]
 
 
 def adjusted(logits_V: Tensor, config: SamplingConfig) -> list[float]:
-    """Logits after bias and penalties, one id after the other."""
+    """Logits after bias and penalties, computed id by id."""
     result = []
     for i, logit in enumerate(logits_V.tolist()):
         logit += config.logit_bias.get(i, 0)
@@ -259,7 +259,7 @@ def test_transformers_agrees():
     processors = [
         theirs.SequenceBiasLogitsProcessor({(i,): bias for i, bias in config.logit_bias.items()}),
         theirs.RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
-        lambda _, scores: scores - penalty_V,  # which transformers does not have
+        lambda _, scores: scores - penalty_V,  # not in transformers
         theirs.TemperatureLogitsWarper(config.temperature),
         theirs.TopKLogitsWarper(config.top_k),
         theirs.TopPLogitsWarper(config.top_p),

@@ -1,4 +1,4 @@
-"""Where a text ends, against a search of all of it."""
+"""Where a stop string ends a streamed text, compared with a search of the whole text."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ STOPS = [["ab"], ["aab", "ba"], ["abab", "b"], ["aaa"], ["bcd", "c"], ["cd", "bc
 
 
 def searched(text: str, stop: list[str]) -> tuple[str, bool]:
-    """Letter by letter: as soon as there is a stop string, the text before it."""
+    """The text before the first stop string, searched letter by letter, and whether there is one."""
     for end in range(len(text) + 1):
         if found := [each for each in stop if text[:end].endswith(each)]:
             return text[: end - max(map(len, found))], True
@@ -24,7 +24,7 @@ def may_become_one(text: str, stop: list[str]) -> bool:
 
 
 class Read:
-    """A text that is read in pieces, with what has been said of it."""
+    """A text read in pieces, and the part of it that has been passed on."""
 
     def __init__(self, text: str, cuts: list[int], stop: list[str]) -> None:
         self.given = self.said = ""
@@ -38,7 +38,7 @@ class Read:
         for start, end in pairwise(cuts):
             self.given += text[start:end]
             yield text[start:end]
-            # Asked for the next piece: what is certain has been said.
+            # The next piece is requested: everything certain has been passed on.
             assert self.given.startswith(self.said)
             held = self.given[len(self.said) :]
             assert not held or may_become_one(held, stop)

@@ -1,4 +1,4 @@
-"""Stories: how they end, and that ranks generate the same one."""
+"""How stories end, and that all ranks generate the same one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def engine() -> SingleEngine:
 
 
 def script(tokenizer: Tokenizer, *texts: str) -> Callable[[int], int]:
-    """For `agree`: the model is taken to have chosen these, each with the end of a story behind it."""
+    """An `agree` that makes the model choose these texts, each followed by the end of a story."""
     ids: Iterator[int] = iter([i for text in texts for i in (*tokenizer.encode(text), tokenizer.end_of_text)])
     return lambda chosen: next(ids)
 
@@ -58,7 +58,7 @@ def script(tokenizer: Tokenizer, *texts: str) -> Callable[[int], int]:
         ("end", None, "end", Ending.END),
         ("", None, "", Ending.END),
         ("x" * 11, None, "x" * 11, Ending.END),
-        # A prompt of 5 tokens leaves 12: the last is that which follows a full context.
+        # A prompt of 5 tokens leaves room for 12: the last is the one that follows a full context.
         ("x" * 12, None, "x" * 12, Ending.CONTEXT),
         ("x" * 99, None, "x" * 12, Ending.CONTEXT),
         ("x" * 99, 13, "x" * 12, Ending.CONTEXT),
@@ -160,7 +160,7 @@ def test_a_resumed_run_cuts_the_sections_beyond_its_step(tokenizer, engine, tmp_
 
 
 class Rank1:
-    """Rank 1 of two, whose rank 0 chooses what is given."""
+    """Rank 1 of two; rank 0 chooses the given ids."""
 
     rank, size, is_main = 1, 2, False
 

@@ -1,4 +1,4 @@
-"""Text in pieces: never half a character, and nothing lost."""
+"""Streamed text: no piece has an incomplete character, and nothing is lost."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @pytest.fixture(scope="module", params=[257, 320], ids=["bytes", "merges"])
 def tokenizer(request) -> Tokenizer:
-    """Without a merge every byte is a token of its own; with some, tokens hold parts of characters."""
+    """Without merges, every byte is a token; with merges, tokens hold parts of characters."""
     return train_tokenizer(TokenizerConfig(vocab_size=request.param), CORPUS)
 
 
@@ -53,7 +53,7 @@ def test_nothing_certain_is_held_back(tokenizer):
 
     def source():
         for i in ids:
-            # Asked for the next id: all that came before has been said, unless it ends in half a character.
+            # The next id is requested: all text before it has been yielded, unless it ends in an incomplete character.
             so_far = tokenizer.decode(seen)
             assert so_far.startswith(text_so_far)
             assert so_far == text_so_far or so_far.endswith(BROKEN)
@@ -67,7 +67,7 @@ def test_nothing_certain_is_held_back(tokenizer):
 
 @pytest.mark.parametrize("text", CORPUS)
 def test_a_story_may_end_anywhere(tokenizer, text):
-    """Wherever the story is cut, everything up to the last whole character is said."""
+    """Wherever a story is cut, everything up to the last complete character is yielded."""
     ids = tokenizer.encode(text)
     for end in range(len(ids) + 1):
         whole = tokenizer.decode(ids[:end])
@@ -75,7 +75,7 @@ def test_a_story_may_end_anywhere(tokenizer, text):
 
 
 def test_some_token_of_the_merges_holds_a_whole_and_a_half_character(tokenizer):
-    """What makes the test above hard: such a token at the end has something to say."""
+    """Such a token makes the test above hard: at the end of a story, it still adds text."""
     vocabulary = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     mixed = [text for text in vocabulary if text.rstrip(BROKEN) and text.endswith(BROKEN)]
     assert bool(mixed) == (tokenizer.vocab_size > 257)
@@ -83,7 +83,7 @@ def test_some_token_of_the_merges_holds_a_whole_and_a_half_character(tokenizer):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_ids_too(tokenizer, seed):
-    """An untrained model says bytes that are not text; they decode to replacement characters in the middle."""
+    """An untrained model generates bytes that are not text; they decode to replacement characters in the middle."""
     ids = random.Random(seed).choices(range(tokenizer.vocab_size), k=60)
     whole = tokenizer.decode([*prompt_ids(tokenizer, "Once "), *ids]).removeprefix("Once ")
     assert "".join(pieces(tokenizer, "Once ", ids)) == whole.rstrip(BROKEN)
@@ -92,7 +92,7 @@ def test_random_ids_too(tokenizer, seed):
 def test_the_prompt_is_not_said_again(tokenizer):
     assert "".join(pieces(tokenizer, "Once upon", tokenizer.encode(" a time"))) == " a time"
     assert pieces(tokenizer, "Once upon", []) == []
-    # A prompt may itself have a replacement character, from a badly converted file.
+    # A prompt may itself contain a replacement character, from a badly converted file.
     assert "".join(pieces(tokenizer, f"Once{BROKEN}", tokenizer.encode(" a time"))) == " a time"
 
 
@@ -123,7 +123,7 @@ def decoded_whole(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list
 
 
 def sentencepiece(decoder: Any) -> Tokenizer:
-    """Words with their space in front, letters, and a token for each byte, as Llama 2 has them."""
+    """Words with a leading space, letters, and a token for each byte, as in Llama 2."""
     words = ["▁", "▁the", "▁a", "▁▁", "end", "é", "🐻", ".", "s", "▁fox", BROKEN]
     names = ["<unk>", END_OF_TEXT, *(f"<0x{i:02X}>" for i in range(256)), *words]
     inner = tokenizers.Tokenizer(
@@ -166,7 +166,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "stripped twice": lambda: sentencepiece(decoders.Sequence([decoders.Fuse(), *[decoders.Strip("s", 1, 0)] * 2])),
 }
 DECODED_WHOLE = ("word pieces", "two spaces stripped", "stripped twice")
-"""What is before a token, or behind it, may change it there."""
+"""Kinds that must decode the whole text again, since a token's text depends on the tokens around it."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +174,7 @@ def test_the_pieces_are_those_of_the_whole_decoded_anew(kind):
     tokenizer = KINDS[kind]()
     chance, joined = random.Random(kind), ""
     for _ in range(150):
-        # Ids without a token, too. The first part has no broken bytes, the second is of few tokens that meet often.
+        # Ids without a token, too. The first part has no broken bytes; the second has few tokens, which often meet.
         everything = range(tokenizer.vocab_size + 2)
         usual = [i for i in everything if BROKEN not in tokenizer.decode([i])]
         parts = (usual, everything[-12:], everything)
@@ -189,7 +189,7 @@ def test_the_pieces_are_those_of_the_whole_decoded_anew(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_long_story_is_not_decoded_again_and_again(kind, monkeypatch):
     tokenizer = KINDS[kind]()
-    # Behind a token that is one byte of SentencePiece's nothing is certain; these are words and letters.
+    # After one of SentencePiece's byte tokens no text is certain; these are words and letters.
     words = [i for i in range(tokenizer.vocab_size) if BROKEN not in tokenizer.decode([i])][-7:]
     ids = random.Random(kind).choices(words, k=400)
     prompt, sizes = "the fox", []

@@ -1,4 +1,4 @@
-"""Many stories at once against one after the other."""
+"""Many stories generated together are the same as one after another."""
 
 import importlib.util
 import itertools
@@ -55,7 +55,7 @@ def test_they_are_the_same_and_in_order(model, way, monkeypatch):
 
 
 def test_each_comes_when_it_is_over(model):
-    """Not all at the end: a file gets what is finished."""
+    """Stories are yielded as they finish, not all at the end, so that a file gets what is finished."""
     model = model._replace(stepper=None)
     coming = told(model.texts(), stories(model))
     assert next(coming).ending is not None
@@ -86,7 +86,7 @@ def test_no_stories_are_none(model, tmp_path: Path):
 
 
 def test_the_next_are_begun_when_their_batch_is_told(model):
-    """A hundred thousand stories need no memory."""
+    """Stories are started batch by batch, so that a hundred thousand do not fill the memory."""
     begun = (model.story("a", st.SamplingConfig(max_new_tokens=2, seed=seed)) for seed in itertools.count())
     assert next(told(model.texts(), begun)).ending is not None
     assert next(begun).continuation.config.seed == telling.BATCH

@@ -1,4 +1,4 @@
-"""What is said about each token of a story, against one pass over the whole of it."""
+"""What a trace records about each token of a story, compared with one pass over the whole story."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.model.init import init_parameters
 
 SEED = 6
-"""Of a story that comes to the end of the context."""
+"""Seed of a story that fills the context."""
 
 
 @pytest.fixture(params=[1, 2], ids=["every layer", "every second layer"])

@@ -25,7 +25,7 @@ def run_of(model: dict[str, Any] | None = None, moe: dict[str, Any] | None = Non
 
 @torch.no_grad()
 def filled(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Large random weights, gains and biases too, so that a wrong one shows."""
+    """Fill a module with large random weights, gains and biases, so that a wrong one shows."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)

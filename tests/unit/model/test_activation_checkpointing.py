@@ -1,4 +1,4 @@
-"""Recomputed blocks give the same bits, keep less memory, and draw and count everything once."""
+"""Recomputed blocks give bit-identical results and keep less memory; nothing is drawn or counted twice."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -33,14 +33,14 @@ every_model = pytest.mark.parametrize(("model", "moe"), MODELS.values(), ids=MOD
 
 
 class Passed:
-    """Everything that a forward and backward pass gives."""
+    """All numbers that a forward and backward pass produces."""
 
     def __init__(self, run: RunConfig, make_decoder: Callable[..., Decoder], token_BS: Tensor) -> None:
         decoder = make_decoder(run).train()
         loss_module = LossModule(decoder, run.moe, lambda packed: packed, 1)
         torch.manual_seed(5)
         share, stats = loss_module(token_BS, token_BS.roll(-1, 1), token_BS.numel(), 1)
-        # Draws between the two passes must not reach the recomputation, nor the recomputation later draws.
+        # Draws between the two passes must not affect the recomputation, and it must not affect later draws.
         after_forward = torch.rand(())
         share.backward()
         self.numbers = {"loss": share, "after forward": after_forward, "after backward": torch.rand(())}
@@ -68,7 +68,7 @@ def test_losses_statistics_and_gradients_are_the_same_bits(make_run, make_decode
 
 @every_mode
 def test_products_that_onednn_sums_in_parts(make_run, make_decoder, mode):
-    """The second part was once added to what selective mode had kept."""
+    """Regression test: oneDNN's second part was once added to the tensor that selective mode had kept."""
     model = {"hidden_size": 512, "intermediate_size": 512}
     token_BS = torch.arange(8 * 16).view(8, 16) % 61
     plain = Passed(in_mode(make_run, "none", model, {}), make_decoder, token_BS)
@@ -77,13 +77,13 @@ def test_products_that_onednn_sums_in_parts(make_run, make_decoder, mode):
 
 @every_mode
 def test_without_the_random_state_dropout_would_differ(make_run, make_decoder, token_BS, mode, monkeypatch):
-    """Negative control: the comparison above sees it when the recomputation draws other numbers."""
+    """Negative control: the comparison above fails when the recomputation draws different random numbers."""
     real = torch_checkpoint.checkpoint
 
     def careless(*args: Any, **options: Any) -> Any:
         return real(*args, **{**options, "preserve_rng_state": False})
 
-    # Dense: in an MoE layer tokens would go to other experts, and torch would raise an error by itself.
+    # Dense, because in an MoE layer tokens would go to other experts and torch itself would raise an error.
     model, moe = {"dropout": 0.3}, {"num_experts": 0}
     plain = Passed(in_mode(make_run, "none", model, moe), make_decoder, token_BS)
     monkeypatch.setattr(activation_checkpointing.torch_checkpoint, "checkpoint", careless)
@@ -108,7 +108,7 @@ def test_bf16_is_the_same_in_the_recomputation(make_run, make_decoder, token_BS,
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations under it have made and that are still alive."""
+    """Counts the bytes of the storages that operations under it have created and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def memory(run: RunConfig, make_decoder: Callable[..., Decoder], batch: int) -> tuple[int, int]:
-    """Bytes kept from the forward to the backward pass, and the peak of both, without the gradients' own."""
+    """Return the bytes kept from forward to backward pass, and the peak over both, excluding the gradients."""
     decoder = make_decoder(run).train()
     for parameter in decoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -154,13 +154,13 @@ def memory(run: RunConfig, make_decoder: Callable[..., Decoder], batch: int) -> 
 
 
 def test_each_mode_keeps_less_than_the_one_before(make_run, make_decoder):
-    """Six MoE layers: the blocks' activations outweigh logits and embedding."""
+    """With six MoE layers, the blocks' activations outweigh logits and embedding."""
     size = {"num_layers": 6, "hidden_size": 64, "intermediate_size": 64}
     kept, peak = {}, {}
     for mode in ("none", "selective", "block"):
         kept[mode], peak[mode] = memory(in_mode(make_run, mode, size, {}), make_decoder, 8)
     tokens, fp32 = 8 * 16, 4
-    # Whole blocks keep their input, and of a router the probabilities and their sums.
+    # In block mode, each block keeps its input, and its router's probabilities and their sums.
     assert kept["block"] < tokens * fp32 * (6 * (64 + 3 * 4) + 3 * 64 + 2 * 61)
     assert kept["block"] < 0.25 * kept["selective"]
     assert kept["selective"] < 0.7 * kept["none"]
@@ -168,7 +168,7 @@ def test_each_mode_keeps_less_than_the_one_before(make_run, make_decoder):
 
 
 def test_scores_of_attention_without_a_fused_kernel_are_not_kept(make_run, make_decoder):
-    """Dropout in attention takes torch's composite form on CPUs, whose [S, S] tables selective must not keep."""
+    """On CPUs, attention with dropout uses torch's composite form, whose [S, S] tables selective must not keep."""
     model = {"dropout": 0.1, "num_heads": 16}
     kept = {}
     for mode in ("none", "selective"):
@@ -180,7 +180,7 @@ def test_scores_of_attention_without_a_fused_kernel_are_not_kept(make_run, make_
 
 
 class Calls:
-    """How often each submodule runs, and how often it comes to its end."""
+    """Counts how often each submodule begins and how often it ends."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self.begun: dict[str, int] = {}
@@ -200,7 +200,7 @@ class Calls:
 
 @every_mode
 def test_every_submodule_that_begins_ends(make_run, make_decoder, token_BS, mode):
-    """ZeRO-3 gathers weights when a module begins and lets them go when it ends."""
+    """ZeRO-3 gathers weights when a module begins and releases them when it ends."""
     decoder = make_decoder(in_mode(make_run, mode, {}, {})).train()
     calls = Calls(decoder)
     logits_BSV, _ = decoder(token_BS)
@@ -224,7 +224,7 @@ def test_evaluation_runs_every_block_once(make_run, make_decoder, token_BS, mode
 
 
 class Counted(TorchDispatchMode):
-    """Counts how often some operations really run."""
+    """Counts how often the given operations actually run."""
 
     def __init__(self, *operations: Any) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class Counted(TorchDispatchMode):
 
 
 def test_selective_multiplies_no_product_again(make_run, make_decoder, monkeypatch):
-    monkeypatch.setattr(cpu_products, "MIN_MULTIPLICATIONS", 0)  # oneDNN's too, on processors that have them
+    monkeypatch.setattr(cpu_products, "MIN_MULTIPLICATIONS", 0)  # includes oneDNN's, on processors that have them
     operations = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, *cpu_products.ONEDNN_PRODUCTS)
     products = {}
     for mode in ("none", "selective", "block"):
@@ -249,7 +249,7 @@ def test_selective_multiplies_no_product_again(make_run, make_decoder, monkeypat
 
 
 class Exchange(torch.autograd.Function):
-    """An all-to-all among one rank."""
+    """An all-to-all in a group of one rank."""
 
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def _one_rank() -> Iterator[None]:
 @pytest.mark.usefixtures("_one_rank")
 @pytest.mark.parametrize(("mode", "sent"), [("none", 4), ("selective", 4), ("block", 6)])
 def test_selective_keeps_the_rows_that_came_from_other_ranks(mode, sent):
-    """There and back, forward and backward; only whole blocks send rows there and back once more."""
+    """Rows go there and back in each pass; only block mode sends them there and back once more."""
     x_ND = torch.randn(5, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
     run_block = activation_checkpointing.BlockRunner(ModelConfig(activation_checkpointing=mode))
     with Counted(torch.ops._c10d_functional.all_to_all_single.default) as exchanges:
@@ -285,7 +285,7 @@ def test_selective_keeps_the_rows_that_came_from_other_ranks(mode, sent):
 
 
 class CountingCache:
-    """Keeps all that it is given, like inference.kv_cache but with a gradient."""
+    """Keeps everything it is given, like inference.kv_cache but with a gradient."""
 
     def __init__(self) -> None:
         self.k_BHSD = self.v_BHSD = torch.empty(0)
@@ -300,7 +300,7 @@ class CountingCache:
 
 @every_mode
 def test_generation_with_a_cache_sees_each_position_once(make_run, make_decoder, token_BS, mode):
-    """Also with gradients on, where running a block again would append the same keys again."""
+    """This holds with gradients enabled too, where recomputing a block would append the same keys again."""
     decoder = make_decoder(in_mode(make_run, mode, {}, {}))
     whole_BSV, _ = decoder(token_BS)
     caches = [CountingCache() for _ in decoder.blocks]

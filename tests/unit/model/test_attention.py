@@ -24,7 +24,7 @@ class ListCache:
 
 
 def turned(x_D: Tensor, position: int, theta: float) -> Tensor:
-    """Features i and i + D/2 as a complex number, times e^(i position theta^(-2i/D))."""
+    """Multiply features i and i + D/2, as a complex number, by e^(1j * position * theta^(-2i/D))."""
     half = len(x_D) // 2
     number = torch.complex(x_D[:half], x_D[half:])
     turn = torch.tensor([cmath.exp(1j * position * theta ** (-2 * i / len(x_D))) for i in range(half)])
@@ -33,7 +33,7 @@ def turned(x_D: Tensor, position: int, theta: float) -> Tensor:
 
 
 def reference(attention: Attention, x_BSD: Tensor, kv_heads: int, theta: float | None) -> Tensor:
-    """One query after the other."""
+    """Compute attention one query at a time."""
     x_BSD = x_BSD.double()
     size = attention.head_dim
 
@@ -90,9 +90,9 @@ def test_forward_and_gradients(make_run, fill, theta, kv_heads, bias, length, qk
     grads = torch.autograd.grad(actual_BSD, list(leaves.values()), cotangent_BSD)
     expected = torch.autograd.grad(expected_BSD, list(leaves.values()), cotangent_BSD.double())
     for name, grad, wanted in zip(leaves, grads, expected, strict=True):
-        # With qk-norm a bias moves the scores of a query apart.
+        # With qk-norm, a bias changes the scores of a query by different amounts.
         if (name == "k_proj.bias" and theta is None and not qk_norm) or (length == 1 and name[0] in "qk"):
-            # The same number on every score of a query changes nothing: zero up to rounding.
+            # Adding the same number to every score of a query changes nothing: zero up to rounding.
             assert wanted.abs().max() < SIMPLE
             assert grad.abs().max() < SIMPLE
         else:
@@ -135,7 +135,7 @@ def test_grouped_heads_are_repeated_heads(make_run, fill):
     full.load_state_dict(state)
     x_BSD = inputs(9)
     assert_within(grouped(x_BSD, None), full(x_BSD, None), SIMPLE)
-    # Heads 0 and 1 share the first pair, not heads 0 and 2.
+    # Heads 0 and 1 share the first key/value head, not heads 0 and 2.
     state["k_proj.weight"] = state["k_proj.weight"].unflatten(0, (4, 8))[[0, 2, 1, 3]].flatten(0, 1)
     full.load_state_dict(state)
     with pytest.raises(AssertionError, match="difference"):

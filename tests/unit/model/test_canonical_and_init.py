@@ -119,7 +119,7 @@ def test_placed_parameters_know_their_first_expert(make_run):
 
 
 class SomeExperts(LocalMoE):
-    """What one of two ranks holds: the router, and half of the experts."""
+    """The layer that one of two ranks holds: the router and half of the experts."""
 
     def __init__(self, model: ModelConfig, moe: MoEConfig) -> None:
         super().__init__(model, moe)
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_came_before(make_run):
 def test_seeds_names_and_experts_all_differ(make_run):
     values = [t for seed in (0, 1, 2**62) for t in initial(make_run(), seed).values() if t.dim() > 1]
     rows = [row for t in values for row in (t if t.dim() == 3 else [t])]
-    # The first numbers of each stream: a stream used twice would repeat them for every shape and scale.
+    # Ratios of each stream's first numbers: a stream used twice would repeat them for every shape and scale.
     ratios = {tuple((row.flatten()[1:4] / row.flatten()[0]).tolist()) for row in rows}
     assert len(ratios) == len(rows)
 
@@ -184,14 +184,14 @@ def test_distributions_are_as_documented(make_run, moe):
             is_output = "o_proj" in name or "down_proj" in name
             std = 0.05 / math.sqrt(2 * 3) if is_output else 0.05
             count = tensor.numel()
-            # Five standard deviations of the estimates.
+            # Within five standard deviations of the estimates.
             assert float(tensor.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * count))
             assert abs(float(tensor.mean())) < 5 * std / math.sqrt(count)
             assert 3 * std < float(tensor.abs().max()) < 6 * std or count < 1000
 
 
 class InPieces(nn.Module):
-    """Half of a layer's experts, each a module of its own, gate and up apart."""
+    """Half of a layer's experts, with a separate parameter for each expert's gate and up projection."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Blocks under torch.compile: whole graphs, the numbers of eager ones, and no recompilation when counts change."""
+"""Blocks under torch.compile have no graph breaks, match eager ones, and do not recompile when counts change."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def loss_module(settings: dict[str, Any]) -> LossModule:
 
 
 def passed(module: LossModule, seed: int) -> dict[str, Tensor]:
-    """The loss and all gradients."""
+    """Return the loss and all gradients."""
     token = torch.randint(64, (3, 17), generator=torch.Generator().manual_seed(seed))
     position = torch.arange(16).expand(3, 16) % 7
     torch.manual_seed(seed)
@@ -97,7 +97,7 @@ def test_the_blocks_of_every_preset_compile_whole(name):
         counter = CompileCounterWithBackend("eager")
         if compiled:
             decoder.run_block.compile(counter)
-        torch.manual_seed(2)  # of dropout and noise
+        torch.manual_seed(2)  # for dropout and noise
         loss, _ = module(token_BS[:, :-1].contiguous(), token_BS[:, 1:].contiguous(), 16, 1, None)
         loss.backward()
         assert (counter.frame_count > 0) == compiled

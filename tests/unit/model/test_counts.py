@@ -1,4 +1,4 @@
-"""Numbers of parameters by hand, and operations against torch's own counter."""
+"""Parameter counts against counts by hand, and operation counts against torch's own counter."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ GPT2 = {"norm": "layernorm", "position": "learned", "activation": "gelu", "bias"
 
 
 def test_a_dense_model_by_hand(make_run):
-    # Embedding 61 * 32; a block: q, k, v, o of 32 * 32, two gains of 32, three projections of 32 * 24; last gain.
+    # Embedding 61 * 32; per block: q, k, v, o of 32 * 32, two gains of 32, three projections of 32 * 24; final gain.
     by_hand = 61 * 32 + 2 * (4 * 32 * 32 + 2 * 32 + 3 * 32 * 24) + 32
     assert count_parameters(make_run({}, DENSE)) == (by_hand, by_hand)
 
@@ -25,7 +25,7 @@ def test_gpt2_by_hand(make_run):
 
 
 def test_an_moe_model_by_hand(make_run):
-    # Two key/value heads of four; blocks 1 and 3 of 0 to 3 are MoE layers of 8 experts and a router.
+    # Two key/value heads for four heads; blocks 1 and 3 (of 0 to 3) are MoE layers of 8 experts and a router.
     run = make_run({"num_layers": 4, "num_kv_heads": 2}, {"num_experts": 8, "top_k": 3, "every_n_layers": 2})
     expert = 3 * 32 * 24
     attention = 2 * 32 * 32 + 2 * 16 * 32 + 2 * 32
@@ -44,7 +44,7 @@ def test_the_total_is_that_of_the_model(make_run, model, moe):
     run = make_run(model, moe)
     total, active = count_parameters(run)
     assert total == sum(parameter.numel() for parameter in Decoder(run).parameters())
-    # Idle experts are what the default top 2 of 4 leaves.
+    # Only the default, top 2 of 4, leaves experts idle.
     assert (active < total) == (moe == {"noisy_gating": True})
 
 
@@ -52,19 +52,19 @@ def test_the_total_is_that_of_the_model(make_run, model, moe):
 @pytest.mark.parametrize("moe", [DENSE, {}, {"num_experts": 8, "top_k": 1, "noisy_gating": True}], ids=str)
 @pytest.mark.parametrize("length", [1, 16])
 def test_operations_are_those_that_torch_counts(make_run, make_decoder, token_BS, model, moe, length):
-    """But for attention: torch counts the full S * S square of scores, half of which is masked.
+    """The counts agree except for attention, where torch counts all S * S scores, half of which are masked.
 
     A token sees (S + 1) / 2 positions on average, and that is what flops_per_token counts.
     """
     run = make_run(model, moe)
     decoder = make_decoder(run).train()
-    # The counter knows no CPU kernel of attention, so it has to see the matrix products inside.
+    # The counter knows no CPU attention kernel, so it has to see the matrix products inside.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         logits_BSV, _ = decoder(token_BS[:, :length])
         logits_BSV.backward(torch.ones_like(logits_BSV))
     counted = counter.get_total_flops() / (3 * length)
     masked = length - (length + 1) / 2
-    # Forward and twice backward; scores and their sum over values; 2 operations per feature and position.
+    # One forward and two backward; scores and weighted values; 2 operations per feature and position.
     attention = 3 * 2 * 2 * run.model.num_layers * run.model.hidden_size * masked
     assert flops_per_token(run, length) == pytest.approx(counted - attention, rel=1e-12)
 

@@ -1,4 +1,4 @@
-"""The decoder against transformers' Llama, Mixtral and GPT-2, and what must hold for any of them."""
+"""The decoder against transformers' Llama, Mixtral and GPT-2, and properties that hold for all of them."""
 
 from collections.abc import Callable, Mapping
 
@@ -54,7 +54,7 @@ def from_llama(theirs: Tensors) -> dict[str, Tensor]:
 
 
 def from_gpt2(theirs: Tensors) -> dict[str, Tensor]:
-    """GPT-2's tensors under our names; its projections are stored transposed, q, k and v in one."""
+    """GPT-2's tensors under our names; its projections are stored transposed, with q, k and v in one tensor."""
     ours = {}
     for name, tensor in theirs.items():
         turned = tensor.t() if tensor.dim() == 2 and (".attn." in name or ".mlp." in name) else tensor
@@ -73,10 +73,10 @@ def assert_same(
     token_BS: Tensor,
     no_gradient: str = "none",
 ) -> None:
-    """Same logits and, for a random cotangent, same gradient of every parameter.
+    """Assert the same logits and, for a random cotangent, the same gradient of every parameter.
 
     Args:
-        no_gradient: end of the names whose gradient is zero but for rounding, here and there.
+        no_gradient: suffix of the names whose gradient is zero up to rounding in both models.
     """
     decoder.load_state_dict(translate({name: p.detach() for name, p in other.named_parameters()}))
     actual_BSV, _ = decoder(token_BS)
@@ -136,7 +136,7 @@ def test_the_moe_default_is_mixtral(make_run, fill, token_BS, experts, top_k, kv
         experts_implementation="eager",
     )
     other = fill(transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings)))
-    # A single choice has gate weight 1 for all logits.
+    # With top-1, the gate weight is 1 whatever the logits.
     assert_same(Decoder(run), other, from_llama, token_BS, "router.weight" if top_k == 1 else "none")
 
 
@@ -155,7 +155,7 @@ def test_gpt2_is_a_choice_of_options(make_run, fill, token_BS):
         eos_token_id=0,
     )
     other = fill(transformers.GPT2LMHeadModel(config)).eval()
-    # Without rotary positions a key's bias adds the same to every score of a query.
+    # Without rotary positions, a key bias adds the same number to every score of a query.
     assert_same(Decoder(run), other, from_gpt2, token_BS, "k_proj.bias")
 
 
@@ -187,7 +187,7 @@ def test_earlier_logits_do_not_depend_on_later_tokens(make_run, make_decoder, to
     for split in (1, 7, 15):
         cotangent = torch.randn(3, split, logits_BSV.shape[2])
         (grad_BSD,) = torch.autograd.grad(logits_BSV[:, :split], vectors[0], cotangent, retain_graph=True)
-        # Exactly zero: no capacity and no mask lets the later vectors in.
+        # Exactly zero: neither expert capacity nor the mask lets later vectors in.
         assert not grad_BSD[:, split:].any()
         assert grad_BSD[:, :split].flatten(2).any(dim=-1).all()
         changed_BS = token_BS.clone()
@@ -257,7 +257,7 @@ def test_dropout_acts_in_training_only(make_run, make_decoder, token_BS):
 
 
 def test_dropout_is_where_the_config_says(make_run, make_decoder, token_BS):
-    """Embedding, attention weights, and both residual branches."""
+    """Dropout acts on the embedding, the attention weights, and both residual branches."""
     decoder = make_decoder(make_run({"dropout": 0.5, "num_layers": 1}, DENSE)).train()
     inputs: dict[str, Tensor] = {}
     block = decoder.blocks[0]

@@ -12,7 +12,7 @@ from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
 
 START = 0
 LENGTHS = ((5, 1, 7, 3), (16,), (2, 14))
-"""Of the documents in each of three sequences of 16 tokens; the first of the last sequence began before it."""
+"""Document lengths in three sequences of 16 tokens; the last sequence begins in the middle of a document."""
 
 
 @pytest.fixture(name="packed_BS")
@@ -60,7 +60,7 @@ def test_each_document_is_computed_as_if_it_stood_alone(make_run, make_decoder, 
     for b, lengths in enumerate(LENGTHS):
         alone = [decoder(part[None])[0][0] for part in packed_BS[b].split(lengths)]
         assert_within(together_BSV[b], torch.cat(alone), COMPLEX)
-    # Control: without the positions, what stands before a document changes it.
+    # Control: without the positions, the tokens before a document change its logits.
     apart_BSV, _ = decoder(packed_BS)
     assert_within(apart_BSV[1], together_BSV[1], SIMPLE)
     with pytest.raises(AssertionError, match="difference"):
@@ -69,18 +69,18 @@ def test_each_document_is_computed_as_if_it_stood_alone(make_run, make_decoder, 
 
 @pytest.mark.parametrize(("experts", "tolerance"), [(0, EXACT), (4, SIMPLE)])
 def test_changing_one_story_leaves_the_others_as_they_are(make_run, make_decoder, packed_BS, experts, tolerance):
-    """To the bit without experts; with them, a matrix product of another number of rows may round otherwise."""
+    """Bit-identical without experts; with them, a matrix product with another number of rows may round differently."""
     decoder = make_decoder(make_run(moe={"num_experts": experts}))
     before_BSV, _ = decoder(packed_BS, position_BS=positions(packed_BS))
     changed_BS = packed_BS.clone()
-    changed_BS[0, 7:13] = torch.arange(11, 17)  # the third document but for its first token
+    changed_BS[0, 7:13] = torch.arange(11, 17)  # the third document except its first token
     after_BSV, _ = decoder(changed_BS, position_BS=positions(changed_BS))
     same = torch.ones(3, 16, dtype=torch.bool)
     same[0, 7:13] = False
     assert_within(after_BSV[same], before_BSV[same], tolerance)
     assert not torch.equal(after_BSV[~same], before_BSV[~same])
     unmasked_BSV = decoder(changed_BS)[0] - decoder(packed_BS)[0]
-    assert unmasked_BSV[0, 13:].abs().max() > 1e-3  # control: what comes after it would have changed
+    assert unmasked_BSV[0, 13:].abs().max() > 1e-3  # control: without the mask, later tokens change
 
 
 def test_loss_and_gradient_are_the_sum_over_documents(make_run, make_decoder, packed_BS):

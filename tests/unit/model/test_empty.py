@@ -1,4 +1,4 @@
-"""A decoder of shapes alone."""
+"""A decoder that has shapes but no data."""
 
 import subprocess
 import sys

@@ -30,7 +30,7 @@ class ByHand(NamedTuple):
 
 
 def by_hand(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
-    """Everything over the whole batch, from what goes into the routers and comes out of the decoder."""
+    """Compute everything over the whole batch, from the routers' inputs and the decoder's logits."""
     routers = [(b.ffn.router.weight, b.ffn.router.top_k, b.ffn) for b in decoder.blocks if hasattr(b.ffn, "router")]
     inputs: list[Tensor] = []
     hooks = [ffn.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for *_, ffn in routers]
@@ -57,7 +57,7 @@ def by_hand(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
 
 
 def by_hand_per_sequence(decoder: Decoder, token_BS: Tensor, target_BS: Tensor) -> ByHand:
-    """The same with the balance loss of each sequence by itself, averaged."""
+    """Do the same as by_hand, but average the balance losses of the individual sequences."""
     alone = [by_hand(decoder, t[None], target[None]) for t, target in zip(token_BS, target_BS, strict=True)]
     whole = by_hand(decoder, token_BS, target_BS)
     return whole._replace(balance_L=torch.stack([one.balance_L for one in alone]).mean(dim=0))
@@ -70,7 +70,7 @@ def _entries(target_BS: Tensor) -> list[tuple[tuple[int, int], int]]:
 def over_ranks(
     decoder: Decoder, moe: MoEConfig, parts: list[tuple[Tensor, Tensor]], targets: int, accumulation_steps: int = 1
 ) -> tuple[list[Tensor], list[MicroBatchStats]]:
-    """Each rank's share and statistics; their all-reduce is played in two passes, first to collect."""
+    """Return each rank's share and statistics; a first pass collects what the second pass all-reduces."""
     sent: list[Tensor] = []
 
     def collect(packed: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def decoder(make_run, make_decoder) -> Decoder:
 
 @pytest.fixture(name="target_BS")
 def targets_with_gaps() -> Tensor:
-    """Targets of [4, 16] tokens, of which the last sequence has none and the first few."""
+    """[4, 16] targets: none in the last sequence, and few in the first."""
     target_BS = torch.randint(61, (4, 16), generator=torch.Generator().manual_seed(8))
     target_BS[0, :11] = IGNORED
     target_BS[2, ::3] = IGNORED
@@ -191,7 +191,7 @@ def test_perfect_balance_is_one_and_collapse_is_the_number_of_experts(decoder, t
     assert_within(stats.entropy_L, torch.full((2,), 4.0).log(), SIMPLE)
     with torch.no_grad():
         for block in decoder.blocks:
-            # Every token's normalised vector is a constant, which expert 3 loves above all.
+            # Every token's normalized vector is the same constant, which strongly favors expert 3.
             block.ffn.router.top_k = 1
             block.ffn_norm.weight.zero_()
             block.ffn.router.weight[3] = 50.0
@@ -202,7 +202,7 @@ def test_perfect_balance_is_one_and_collapse_is_the_number_of_experts(decoder, t
 
 
 def test_the_load_has_no_gradient_but_the_probabilities_have(decoder, token_BS, target_BS):
-    """f_i is a constant of the balance loss: its gradient is E * coef * f_i dP_i."""
+    """The balance loss treats f_i as a constant: its gradient is E * coef * f_i dP_i."""
     moe = MOE.model_copy(update={"balance_loss_coef": 1.0, "z_loss_coef": 0.0})
     nothing_BS = torch.full_like(target_BS, IGNORED)
     (share,), _ = over_ranks(decoder, moe, [(token_BS, nothing_BS)], 1)
@@ -218,7 +218,7 @@ SPLITS = [(ranks, passes) for ranks in (1, 2, 4) for passes in (1, 2, 4) if rank
 def one_step(
     decoder: Decoder, moe: MoEConfig, token_BS: Tensor, target_BS: Tensor, ranks: int, passes: int
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Loss, balance losses as the metrics have them, and gradients of an optimizer step."""
+    """Return the loss, the balance losses as the metrics report them, and the gradients of an optimizer step."""
     targets = int((target_BS != IGNORED).sum())
     shares: list[Tensor] = []
     balances: list[Tensor] = []
@@ -245,7 +245,7 @@ def test_in_the_scope_of_a_sequence_no_split_of_a_step_matters(decoder, token_BS
 
 
 def test_in_the_scope_of_a_batch_the_split_into_passes_does_matter(decoder, token_BS, target_BS):
-    """Negative control of the comparison above; only the ranks do not matter."""
+    """Negative control for the comparison above: passes matter, only the number of ranks does not."""
     loss, balance_L, grads = one_step(decoder, MOE, token_BS, target_BS, 1, 1)
     same, *_ = one_step(decoder, MOE, token_BS, target_BS, 4, 1)
     assert_within(same, loss, SIMPLE)
@@ -257,7 +257,7 @@ def test_in_the_scope_of_a_batch_the_split_into_passes_does_matter(decoder, toke
 
 
 def test_a_batch_may_be_balanced_while_its_sequences_are_not(decoder, token_BS, target_BS):
-    """Expert 0 for two sequences, expert 1 for the others: half balance in the batch, none in a sequence."""
+    """Two sequences use expert 0 and two expert 1: the batch is half balanced, a single sequence not at all."""
     for block in decoder.blocks:
         block.ffn.router.top_k = 1
         with torch.no_grad():

@@ -14,7 +14,7 @@ from tests.support.tolerances import COMPLEX, EXACT, SIMPLE, assert_within
 
 
 def feed_forward(layer: LocalMoE, e: int, x_D: Tensor) -> Tensor:
-    """Expert e of one token, in fp64."""
+    """Apply expert e to one token, in fp64."""
     experts = layer.experts
     hidden = experts.gate_up_proj[e].double() @ x_D
     if experts.gate_up_bias is not None:
@@ -31,7 +31,7 @@ def feed_forward(layer: LocalMoE, e: int, x_D: Tensor) -> Tensor:
 
 
 def reference(layer: LocalMoE, x_BSD: Tensor) -> tuple[Tensor, list[int]]:
-    """Every token's output by itself, and the rows of each expert."""
+    """Compute every token's output separately; return the outputs and each expert's number of rows."""
     counts = [0] * len(layer.router.weight)
     rows = []
     for x_D in x_BSD.double().flatten(0, 1):
@@ -69,12 +69,12 @@ def test_forward_and_gradients(make_run, fill, experts, top_k, activation, bias,
     assert_within(actual_BSD, expected_BSD, SIMPLE)
     leaves = dict(layer.named_parameters(), x=x_BSD)
     cotangent_BSD = torch.randn(actual_BSD.shape)
-    # Not allow_unused: experts without a token have a gradient, and it is zero.
+    # Without allow_unused: experts without tokens must have a gradient, and it is zero.
     grads = torch.autograd.grad(actual_BSD, list(leaves.values()), cotangent_BSD)
     expected = torch.autograd.grad(expected_BSD, list(leaves.values()), cotangent_BSD.double())
     for name, grad, wanted in zip(leaves, grads, expected, strict=True):
         if name == "router.weight" and top_k == 1:
-            assert grad.abs().max() < SIMPLE  # a single choice has gate weight 1 for all logits
+            assert grad.abs().max() < SIMPLE  # with top-1, the gate weight is 1 whatever the logits
         else:
             assert_within(grad, wanted, COMPLEX)
     for e, count in enumerate(counts):
@@ -146,8 +146,7 @@ def test_noise_is_standard_normal(make_run):
     nn.init.zeros_(router.weight)
     nn.init.zeros_(router.noise_weight)
     torch.manual_seed(2)
-    # The logits are the noise alone, of scale softplus(0) = ln 2. Mean of logsumexp over 64 normals:
-    # ln 64 + ln(2)^2 / 2 up to the spread of a finite sum.
+    # The logits are pure noise of scale softplus(0) = ln 2: the sum is that of any such sample, up to its spread.
     z_sum = router(torch.zeros(400, 32)).z_sum.detach()
     expected = torch.logsumexp(F.softplus(torch.zeros(())) * torch.randn(400, 64), dim=1).square().sum()
     assert float(z_sum) == pytest.approx(float(expected), rel=0.01)

@@ -1,4 +1,4 @@
-"""The options of nanochat's block against a decoder written out here, in fp64 and one position at a time."""
+"""nanochat's block options against a decoder written out here, in fp64 and one position at a time."""
 
 import math
 
@@ -39,7 +39,7 @@ def attended(query_D: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tenso
 
 
 def logits_by_hand(weights: dict[str, Tensor], token_S: list[int]) -> Tensor:
-    """[S, V] of a dense decoder with all of OPTIONS."""
+    """Return the [S, V] logits of a dense decoder with all of OPTIONS."""
     w = {name: tensor.detach().double() for name, tensor in weights.items()}
     stream = [w["embedding.weight"][token] for token in token_S]
     first = list(stream)
@@ -76,7 +76,7 @@ def logits_by_hand(weights: dict[str, Tensor], token_S: list[int]) -> Tensor:
 def test_logits_by_hand(make_run, make_decoder, token_BS):
     decoder = make_decoder(make_run({"num_layers": LAYERS, **OPTIONS}, DENSE))
     weights = dict(decoder.named_parameters())
-    # Every second block, the last among them.
+    # Every second block, including the last.
     assert {name.split(".")[1] for name in weights if "value_embedding" in name} == {"0", "2"}
     logits_BSV, _ = decoder(token_BS)
     for token_S, logits_SV in zip(token_BS.tolist(), logits_BSV, strict=True):

@@ -1,4 +1,4 @@
-"""The presets: that they load, split over ranks, and are as large as their comments and README say."""
+"""The presets load, split over ranks, and have the sizes that their comments and README state."""
 
 import re
 from importlib.resources import files
@@ -18,7 +18,7 @@ ZERO2 = Path(__file__).resolve().parents[3] / "ds_configs" / "zero2.json"
 PRESETS = files("storyteller_ds.presets")
 COUNT_LINE = re.compile(r"# parameters: ([\d,]+) total, ([\d,]+) active per token")
 
-# What a preset's name promises (parameters). Where the older READMEs claimed what cannot be, the true size.
+# Number of parameters that a preset's name promises, or the true one where older READMEs claimed the impossible.
 NAMED_SIZE = {
     "tiny_test": 3e6,
     "fast_train": 10e6,
@@ -111,7 +111,7 @@ def test_basic_has_the_memory_of_its_readme():
 
 def test_moe_model_could_not_have_100m_active():
     run = preset("moe_model")
-    # The least that 2 of 8 experts can be: no embedding, no attention.
+    # A lower bound for 2 of 8 experts: no embedding, no attention.
     assert 500e6 * run.moe.top_k / run.moe.num_experts > 100e6
     assert count_parameters(run).active == pytest.approx(171e6, rel=0.01)
 

@@ -1,4 +1,4 @@
-"""Rounding weights to 8 and 4 bits, against rounding in fp64 number by number."""
+"""Rounding of weights to 8 and 4 bits, against rounding in fp64 one number at a time."""
 
 import math
 
@@ -26,7 +26,7 @@ MOST = {8: 127, 4: 7}
 
 
 def nearest(value: float, scale: float) -> int:
-    """The multiple of the scale nearest to a value, and of two equally near ones the even."""
+    """Return which multiple of the scale is nearest to a value; ties go to the even one."""
     exact = value / scale
     below = math.floor(exact)
     if exact - below == 0.5:
@@ -35,7 +35,7 @@ def nearest(value: float, scale: float) -> int:
 
 
 def reference(row: np.ndarray, bits: int) -> tuple[list[int], list[np.float32]]:
-    """Integers and scales of one row, number by number."""
+    """Compute the integers and scales of one row, one number at a time."""
     group = len(row) if bits == 8 else 32
     whole, scales = [], []
     for begin in range(0, len(row), group):
@@ -47,7 +47,7 @@ def reference(row: np.ndarray, bits: int) -> tuple[list[int], list[np.float32]]:
 
 
 def integers(quantized: Quantized) -> torch.Tensor:
-    """[..., R, C], of 4 bits unpacked byte by byte."""
+    """Return the integers [..., R, C]; those of 4 bits are unpacked byte by byte."""
     values = quantized.values
     if values.dtype == torch.int8:
         return values.long()
@@ -65,7 +65,7 @@ def weights(*shape: int) -> torch.Tensor:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     weight[..., 0, :] *= 1e-6
     weight[..., 1, :] = 0
-    # With 4 bits the scale is 1, and halves are equally far from two integers.
+    # With 4 bits, the scale is 1, and halves are equally far from two integers.
     weight[..., 2, :32] = (torch.arange(32) / 2 - 8).clamp(-7, 7)
     return weight
 

@@ -1,4 +1,4 @@
-"""Muon against singular values, against torch's, and cut into partitions."""
+"""Muon against singular values, against torch's Muon, and on parameters cut into partitions."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def polynomial(s: Tensor) -> Tensor:
 
 
 def by_singular_values(x_RC: Tensor) -> Tensor:
-    """What is computed with products only, from the decomposition in fp64."""
+    """Compute with an SVD in fp64 what Muon computes with products only."""
     u, s, v = torch.linalg.svd(x_RC.double(), full_matrices=False)
     if s.max() == 0:
         return torch.zeros_like(x_RC, dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_singular_values_end_near_one_whatever_they_were():
         values = torch.logspace(0, -2, 12, dtype=torch.float64) * scale
         after = torch.linalg.svdvals(orthogonalised((u * values @ v.mT)[None], torch.float64)[0])
         assert 0.15 < after.min() < after.max() < 1.1
-        assert torch.linalg.svdvals(u * values @ v.mT).min() < 0.011 * scale  # control: they were not
+        assert torch.linalg.svdvals(u * values @ v.mT).min() < 0.011 * scale  # control: they were not near one before
 
 
 def test_matrices_of_a_stack_do_not_touch_each_other():
@@ -72,7 +72,7 @@ def test_matrices_of_a_stack_do_not_touch_each_other():
     together = orthogonalised(x_NRC, torch.float32)
     for n in range(3):
         assert_within(together[n], orthogonalised(x_NRC[n : n + 1], torch.float32)[0], SIMPLE)
-    # Control: as one matrix [18, 10] the large one would silence the others.
+    # Control: as one matrix [18, 10], the large one would drown out the others.
     assert orthogonalised(x_NRC.flatten(0, 1)[None], torch.float32)[0, :6].norm() < 0.01 * together[0].norm()
 
 
@@ -85,7 +85,7 @@ def test_a_matrix_of_zeros_stays_zero():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(128, 64), (32, 128)], ids=str)
 def test_of_an_expert_with_one_token_no_update_is_larger_in_half_precision(dtype, shape):
-    """The gradient of one token is of rank 1: its singular value is the norm, on the brink of where f may be used."""
+    """The gradient of one token has rank 1: its singular value is the norm, at the edge of where f may be used."""
     rows, columns = shape
     x_NRC = random(60, rows, 1) @ random(60, 1, columns, seed=1)
     longest_N = torch.linalg.matrix_norm(orthogonalised(x_NRC, dtype).float(), ord=2)
@@ -94,13 +94,13 @@ def test_of_an_expert_with_one_token_no_update_is_larger_in_half_precision(dtype
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-7, 1e-8])
 def test_small_gradients_are_not_lost_in_half_precision(scale):
-    """fp16 has nothing between 0 and 6e-8."""
+    """fp16 has no numbers between 0 and 6e-8."""
     x_NRC = random(2, 24, 32) * scale
     exact_NRC = orthogonalised(x_NRC.double(), torch.float64)
     for dtype in (torch.bfloat16, torch.float16):
         assert relative_difference(orthogonalised(x_NRC, dtype).double(), exact_NRC) < 0.02
     assert relative_difference(orthogonalised(x_NRC.half().float(), torch.float32).double(), exact_NRC) > (
-        0.0 if scale > 1e-6 else 0.1  # control: cast before it is normalised
+        0.0 if scale > 1e-6 else 0.1  # control: cast before it is normalized
     )
 
 
@@ -110,7 +110,7 @@ def optimizer_of(vectors: list[Tensor], momentum: float = MOMENTUM, period: int 
 
 
 def by_formula(weight: Tensor, gradients: list[Tensor], stack: Stack, period: int = 1) -> tuple[Tensor, Tensor]:
-    """Weight and momentum after the steps, in fp64, from the formulas of the module."""
+    """Compute weight and momentum after the steps, in fp64, by the formulas in optim/muon.py."""
     weight_NRC = weight.double().reshape(stack)
     average_NRC = torch.zeros_like(weight_NRC)
     for number, gradient in enumerate(gradients, start=1):
@@ -164,7 +164,7 @@ def test_what_is_left_of_the_momentum_does_not_move_an_expert_without_tokens():
 
 
 def test_torch_has_the_same_rule(monkeypatch):
-    """torch.optim.Muon takes single matrices and multiplies in bf16; with fp32 in its place it agrees."""
+    """torch.optim.Muon takes single matrices and multiplies in bf16; with fp32 instead, it agrees."""
     monkeypatch.setattr(
         "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: orthogonalised(g[None].clone(), torch.float32)[0]
     )
@@ -197,7 +197,7 @@ def test_what_has_no_layout_is_adamws():
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1.0])
 def test_a_step_that_the_device_forbids_changes_nothing(bad):
-    """found_inf, as torch's fused AdamW has it: nobody has waited for it."""
+    """found_inf works as in torch's fused AdamW: the host does not wait for it."""
     steps = {}
     for forbids in (None, 0.0, 1.0):
         matrix, gain = nn.Parameter(random(4, 4)), nn.Parameter(random(4))
@@ -211,18 +211,18 @@ def test_a_step_that_the_device_forbids_changes_nothing(bad):
                 continue
             optimizer.step()
         steps[forbids] = [matrix.detach(), gain.detach(), optimizer.state[matrix]["exp_avg"]]
-    if bad == 1.0:  # allowed, it is the step that it would be without
+    if bad == 1.0:  # allowed: the same step as without found_inf
         for one, other in zip(steps[None], steps[0.0], strict=True):
             assert_within(one, other, EXACT)
         assert not torch.equal(steps[None][0], steps[1.0][0])
-    else:  # forbidden, it is as if it had not been
+    else:  # forbidden: as if the step had not been taken
         for one, other in zip(steps[None], steps[1.0], strict=True):
             assert_within(one, other, EXACT)
         assert not steps[0.0][0].isfinite().all()
 
 
 class Ranks:
-    """Threads that play the ranks of a data-parallel group, with a sum over them in lockstep."""
+    """Threads that play the ranks of a data-parallel group and sum over them in lockstep."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -285,7 +285,7 @@ def test_cut_into_partitions_it_is_the_same(ranks):
     size = -(-ENTRIES // ranks)
     padding = size * ranks - ENTRIES
     start, *gradients = (torch.nn.functional.pad(random(ENTRIES, seed=seed), (0, padding)) for seed in range(4))
-    # In the second step some matrices have no gradient, and one only in its last entry, so that a holder sees zeros.
+    # In the second step, some matrices have no gradient, and one only in its last entry: one holder sees only zeros.
     for idle in (slice(84, 108), slice(156, 180), slice(200, 219)):
         gradients[1][idle] = 0
     group = Ranks(ranks)
@@ -310,7 +310,7 @@ def test_cut_into_partitions_it_is_the_same(ranks):
         assert_within(torch.cat(weights)[begin:end].reshape(shape), expected, SIMPLE)
         assert_within(torch.cat(averages)[begin:end].reshape(shape), average, SIMPLE)
         begin = end
-    # One message when the layout is made, and one a step for all cut matrices: at most one a border.
+    # One message when the layout is made, and one per step for all cut matrices: at most one matrix per border.
     assert len(set(cut)) == 1
     assert cut[0] <= ranks - 1
     assert set(group.messages) == {1 + 3 * (cut[0] > 0)}
@@ -318,7 +318,7 @@ def test_cut_into_partitions_it_is_the_same(ranks):
 
 
 def test_a_cut_matrix_is_not_two_matrices():
-    """Negative control: without the sum over the holders, ranks would orthogonalise what they happen to have."""
+    """Negative control: without the sum over the holders, each rank would orthogonalize only the part it holds."""
 
     def halves(sum_on: Callable[[Ranks, int], Callable[[Tensor], Tensor]]) -> Tensor:
         group = Ranks(2)
@@ -361,7 +361,7 @@ def test_which_parameters_are_hidden_matrices():
 
 
 def test_the_polynomials_are_the_best_for_what_the_last_one_leaves():
-    """Minimax fits of degree five by iterated reweighting, each over the range of the one before."""
+    """Each is a minimax fit of degree five by iterated reweighting, over the range of values of the previous one."""
     low, high = 0.02, 1.0
     for expected in _COEFFICIENTS:
         s = torch.unique(torch.cat([torch.linspace(low, high, 1500), torch.logspace(*np.log10([low, high]), 1500)]))
@@ -388,4 +388,4 @@ def test_products_in_bf16_move_the_weights_alike():
         optimizer.step()
         weights.append(parameter.detach() - random(24, 32))
     assert relative_difference(*weights) == pytest.approx(0, abs=0.02)
-    assert relative_difference(*weights) > 1e-4  # control: it was bf16
+    assert relative_difference(*weights) > 1e-4  # control: bf16 was really used

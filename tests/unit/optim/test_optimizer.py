@@ -1,4 +1,4 @@
-"""Which parameters share their settings, and at what rate they learn."""
+"""Which parameters share their settings, and their learning rates."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_adamw_moves_a_row_by_the_rate_of_its_group():
     set_step(optimizer, 1e-3, 1)
     optimizer.step()
     for name, rate in (("embedding.weight", 7e-3), ("lm_head.weight", 1e-3 * OUTPUT_RATIO)):
-        # The first step of AdamW is the rate, after the decay.
+        # AdamW's first step, after the decay, is the learning rate.
         torch.testing.assert_close(parameters[name].detach(), before[name] * (1 - 0.2 * rate) - rate, rtol=0, atol=1e-6)
 
 

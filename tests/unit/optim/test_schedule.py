@@ -26,19 +26,19 @@ def test_the_warm_up_is_a_straight_line_that_never_is_zero(kind):
 
 
 def test_cosine_at_places_that_are_known_without_a_cosine():
-    # 21 steps from 4 to 24, so 4 + 20 k / 6 would be sixths; quarters are whole steps.
+    # Steps 4 to 24 are 20 apart: their quarters are whole steps, their sixths would not be.
     rate = {step: learning_rate(run(), step) / 2e-3 for step in range(30)}
     assert rate[4] == pytest.approx(1.0)
     assert rate[14] == pytest.approx(0.1 + 0.9 / 2)
     assert rate[9] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
     assert rate[19] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(0.5)) / 2)
     assert rate[24] == pytest.approx(0.1)
-    assert rate[29] == pytest.approx(0.1)  # beyond the end it stays
+    assert rate[29] == pytest.approx(0.1)  # it stays there after the end
     assert all(rate[i] > rate[i + 1] for i in range(4, 24))
 
 
 def rates_of(scheduler: type[torch.optim.lr_scheduler.LRScheduler], steps: int, **settings: object) -> list[float]:
-    """What one of torch's schedulers gives."""
+    """Return the learning rates of one of torch's schedulers."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule, rates = scheduler(optimizer, **settings), []
     for _ in range(steps):
@@ -62,7 +62,7 @@ def test_linear_is_torchs():
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_a_short_decay_begins_late_and_ends_at_the_floor(kind):
-    # 21 steps from 4 to 24; the last quarter are the steps from 19 on.
+    # 21 steps from 4 to 24; the last quarter begins at step 19.
     rates = [learning_rate(run(kind, decay=0.25), step) / 2e-3 for step in range(25)]
     assert rates[4:20] == [1.0] * 16
     assert rates[24] == pytest.approx(0.1)
@@ -90,11 +90,11 @@ def test_no_floor_ends_at_zero():
 
 
 def test_where_time_is_ahead_the_cosine_goes_by_it():
-    """One minute: half of it is half of the 25 steps, however many of them were done."""
+    """Half of a one-minute limit counts as half of the 25 steps, however many of them are done."""
     timed = run(minutes=1.0)
     assert learning_rate(timed, 6, 30.0) / 2e-3 == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 8.5 / 20)))
     assert learning_rate(timed, 6, 60.0) == learning_rate(timed, 6, 99.0) == pytest.approx(2e-4)
-    assert learning_rate(timed, 20, 30.0) == learning_rate(run(), 20)  # the steps are
+    assert learning_rate(timed, 20, 30.0) == learning_rate(run(), 20)  # the steps are ahead
     assert learning_rate(run("constant", minutes=1.0), 6, 50.0) == 2e-3
 
 

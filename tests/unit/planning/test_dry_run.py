@@ -20,7 +20,7 @@ def view(rank: int, *calls: Call) -> RankView:
 def healthy() -> list[RankView]:
     def of(rank: int) -> RankView:
         pair = PAIR if rank < 2 else OTHERS
-        rows = 10 + rank  # as the router has it
+        rows = 10 + rank  # differs by rank, as with a router
         return view(
             rank,
             Call("broadcast", ALL, (8, 4), "float32"),

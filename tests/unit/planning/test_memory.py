@@ -1,4 +1,4 @@
-"""The planner's bytes against those of real tensors."""
+"""The planner's byte counts against those of real tensors."""
 
 import dataclasses
 
@@ -31,14 +31,14 @@ BLOCKS = {
 
 
 def saved_bytes(engine, batch):
-    """Of all storages that autograd keeps at the loss, but the parameters."""
+    """Return the bytes of all storages that autograd keeps at the loss, except the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in engine.decoder.parameters()}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used again
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -53,7 +53,7 @@ def test_activations_are_what_autograd_keeps(settings):
     engine = SingleEngine(run, World(0, 0, 1, 1), torch.device("cpu"))
     acts = Activations(run, plan, "cpu", 4, cast=False)
     planned = acts.base() + sum(acts.kept(block) for block in range(run.model.num_layers)) + acts.loss_kept()
-    planned -= acts.tokens * run.model.hidden_size * 4  # what goes into the loss is there, but not kept
+    planned -= acts.tokens * run.model.hidden_size * 4  # the input of the loss exists, but is not kept
     assert saved_bytes(engine, random_batches(run, plan)[0]) == pytest.approx(planned, rel=0.04)
 
 

@@ -1,4 +1,4 @@
-"""storyteller plan: what it prints, and that what it tells one to type can be typed."""
+"""storyteller plan: what it prints, and that the commands it suggests can be run."""
 
 import json
 import shlex
@@ -80,7 +80,7 @@ def test_a_card_of_this_machine_is_planned_for_by_its_record(monkeypatch):
     estimate = Asked("moe_model", (), card, Ranks(1, 1)).estimate(None)
     published_card = Asked("moe_model", (), published("h100-80"), Ranks(1, 1)).estimate(None)
     assert estimate.needed == published_card.needed
-    by_rates = PRODUCTS * 989.5e12 / 8e14  # measured rates count in full, of published ones a part
+    by_rates = PRODUCTS * 989.5e12 / 8e14  # measured rates count in full, published ones in part
     assert estimate.speed.products_s / published_card.speed.products_s == pytest.approx(by_rates)
 
 

@@ -46,7 +46,7 @@ def test_a_long_curve_is_means_of_neighbours(tmp_path):
     records[500]["train_loss"] = None
     run = read_run(write_run(tmp_path / "a", records))
     shown = lines(named(figures.learning([run], True))["loss"])["training"]
-    # 1,000 steps, three to a point; the mean leaves out what is not known.
+    # 1,000 steps, three per point; the mean leaves out unknown losses.
     losses = np.array([np.nan if record["train_loss"] is None else record["train_loss"] for record in records])
     expected = [np.nanmean(losses[i : i + 3]) for i in range(0, 1000, 3)]
     np.testing.assert_allclose(shown[:, 1], expected, rtol=1e-12)
@@ -91,7 +91,7 @@ def test_two_steps_are_no_curve(tmp_path):
 def test_several_runs_have_a_line_each(tmp_path):
     runs = [read_run(finished_run(tmp_path / name, seed=i)) for i, name in enumerate(("fox", "hare"))]
     drawn = named(figures.learning(runs, same_tokens=False))
-    assert "loss" not in drawn  # of tokens that are not the same
+    assert "loss" not in drawn  # their tokens are not the same
     assert [*lines(drawn["bits-per-byte"])] == ["fox", "hare"]
 
 

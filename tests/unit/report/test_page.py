@@ -11,7 +11,7 @@ from tests.support.recorded_runs import finished_run, train_record, write_run
 
 
 class Tags(HTMLParser):
-    """Which tags a page has, and what they refer to."""
+    """Collects the tags of a page, and what they refer to."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def test_a_page_of_one_file(tmp_path):
     tags = Tags(page)
     assert tags.tags.count("svg") == tags.tags.count("figure") == 12
     assert "script" not in tags.tags
-    # Nothing is fetched: all that is referred to is within the page.
+    # Nothing is fetched: every reference stays within the page.
     assert all(each.startswith(("#", "data:")) for each in tags.references)
     anchors = {each[1:] for each in tags.references if each.startswith("#")}
     assert anchors <= set(re.findall(r'id="([^"]+)"', page))

@@ -1,4 +1,4 @@
-"""What is read of a run folder, whole or not."""
+"""What is read from a run folder, complete or not."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_a_line_cut_short_and_a_loss_that_is_no_number(tmp_path):
 
 
 def test_steps_that_were_undone_are_left_out(tmp_path):
-    # At step 3 the run went back to step 1: of step 2 and 3 the later lines are valid.
+    # At step 3 the run went back to step 1: the later lines of steps 2 and 3 are the valid ones.
     again = [train_record(step, seed=1, undone_steps=2) for step in (2, 3, 4)]
     evals = [eval_record(2, 1.7), eval_record(2, 1.6, undone_steps=2)]
     run = read_run(write_run(tmp_path / "a", [*(train_record(step) for step in (1, 2, 3)), *again, *evals]))
@@ -99,7 +99,7 @@ def test_runs_are_compared_by_what_can_be(tmp_path):
     assert rows["bits per byte, all held-out stories"] == ["1.1000", "1.1000"]
     assert rows["loss (nats per token)"] == ["2.2000", "2.2000"]
     assert summary.differences([a, b]) == []
-    # Another tokenizer: no loss. Another text: said.
+    # With another tokenizer, losses are not compared; another text shows in the differences.
     (b.folder / "tokenizer.json").write_text("{ }")
     assert not summary.same_tokenizer([a, b])
     assert "loss (nats per token)" not in dict(summary.comparison([a, b], same_tokens=False))

@@ -1,4 +1,4 @@
-"""The report on Weights & Biases, as an object that is not sent."""
+"""The Weights & Biases report, as an object that is not sent."""
 
 import sys
 

@@ -31,7 +31,7 @@ def space(*vary: str, overrides: tuple[str, ...] = ()):
 
 
 def pieces_by_hand(text: str) -> list[str]:
-    """Between the commas that are in no quotes and no brackets, letter by letter."""
+    """The pieces between commas outside quotes and brackets, found letter by letter."""
     pieces, depth, quote = [""], 0, ""
     for letter in text:
         if letter in "\"'" and quote in ("", letter):
@@ -62,7 +62,7 @@ def test_each_combination_comes_once_and_in_the_order_of_typing():
         fields = dict(zip(("optimizer.lr", "moe.top_k", "schedule.kind"), (lr, top_k, kind), strict=True))
         run = varied.load(fields).run
         assert (run.optimizer.lr, run.moe.top_k, run.schedule.kind) == (float(lr), int(top_k), kind)
-        # The same as typing them; only the newest checkpoint is kept, unless that is typed too.
+        # The same as typing them, except that only the newest checkpoint is kept, unless that is typed too.
         typed = load_config("tiny_test", varied.arguments(fields)).run
         assert typed == run.model_copy(update={"checkpoint": typed.checkpoint})
         assert (run.checkpoint.keep_last, run.checkpoint.keep_best) == (1, 0)

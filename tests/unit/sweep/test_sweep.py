@@ -1,4 +1,4 @@
-"""Sweeps of the smallest runs, by the command: interrupted and continued, failing, refused."""
+"""Sweeps of the smallest runs through the command: interrupted and continued, failing, refused."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(stories: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[list[dict[str, Any]], str]]:
-    """Runs the command; the trials of sweep.json, and stdout."""
+    """A function that runs the command and returns the trials of sweep.json and stdout."""
 
     def run(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
         settings = (*SMALLEST_RUN, f"train.max_steps={STEPS}", "schedule.warmup_steps=1", f"data.source={stories}")
@@ -50,7 +50,7 @@ def sweep(stories: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
 
 @pytest.fixture
 def at_step_2(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes something happen after the second step of a trial."""
+    """A function that makes something happen after the second step of a trial."""
 
     def prepare(trial: str, action: Callable[[], object]) -> None:
         class Acts(st.Callback):
@@ -64,7 +64,7 @@ def at_step_2(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def received(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Sends a signal, and waits for the thread that receives it: a trial's last step may come first."""
+    """A function that sends a signal and waits until the receiving thread has it: the trial might end first."""
     done, receive = threading.Event(), ProcessInterruption.receive
 
     def and_say_so(self: ProcessInterruption, number: int) -> None:
@@ -80,7 +80,7 @@ def received(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
 
 
 def numbers(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All but how long it took."""
+    """The trials without their durations."""
     return [{name: value for name, value in trial.items() if name != "seconds"} for trial in trials]
 
 
@@ -104,7 +104,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(sweep, at_step_2, tmp_
     assert numbers(part) == numbers(whole)
     for trial in (1, 2, 3):
         assert losses(tmp_path / "part", trial) == losses(tmp_path / "whole", trial)
-    # It was continued, not begun again, and the other trials were not run twice.
+    # It was continued, not restarted, and the other trials were not run twice.
     assert read_metrics(tmp_path / "part" / "trial-002")[: len(begun)] == begun
     assert [path.name for path in (tmp_path / "part").rglob("previous-*")] == []
     # Control: trials differ from each other.
@@ -124,7 +124,7 @@ def test_a_finished_sweep_prints_its_table_again(sweep, tmp_path):
         assert trial["val_bpb"] == read_metrics(run)[-1]["final_val_bpb"]
         assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{STEPS:08d}"]
     assert (tmp_path / "a" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    # The best command is one that runs, and gives the run that it names.
+    # The best command can be run, and reproduces the run that it names.
     best = next(line for line in table.splitlines() if line.startswith("best:")).partition(" ")[2]
     storyteller.main(shlex.split(best)[1:], standalone_mode=False)
     assert read_metrics(tmp_path / "a" / "best")[-1]["final_val_bpb"] == min(trial["val_bpb"] for trial in first)
@@ -175,7 +175,7 @@ def test_another_sweep_or_a_second_one_is_refused(sweep, tmp_path):
     with pytest.raises(st.UserError, match="another run is writing to"):
         sweep(tmp_path, "--vary", "optimizer.lr=1e-3")
     folder.close()
-    sweep(tmp_path, "--vary", "optimizer.lr=1e-3")  # none of them has kept the folder
+    sweep(tmp_path, "--vary", "optimizer.lr=1e-3")  # none of them still holds the folder
 
 
 @pytest.mark.parametrize(

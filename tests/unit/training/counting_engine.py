@@ -1,4 +1,4 @@
-"""An engine that counts, and the loop around it: what the tests of the loop have in common."""
+"""An engine that counts, and the loop around it; shared by the tests of the loop."""
 
 import signal
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ from tests.support.cut_stream import cut
 
 LENGTH, BATCH = 4, 2
 FINAL = {"final_val_loss", "final_val_ppl", "final_val_bpb"}
-"""Scores of the whole text, in the record of the last validation."""
+"""Scores on the whole text, in the record of the last validation."""
 ROUTER = RouterMetrics([0.25, 0.75], 0.5, 0.6, 0, 1.1, 0.2, 1.5, 0.3)
 _ONE = torch.tensor([1.0], dtype=torch.float64)
 STATS = MicroBatchStats(
     _ONE[0], 4 * torch.tensor([ROUTER.expert_load]).double(), _ONE, 1.1 * _ONE, 0.2 * _ONE, 0.6 * _ONE, 0.3 * _ONE
 )
-"""What ROUTER is the summary of."""
+"""The statistics that ROUTER summarizes."""
 
 
 class CountingEngine:
-    """Has the losses that the test gives; every step takes `seconds` of the injected clock."""
+    """An engine with given losses; every step takes `seconds` on its own clock."""
 
     world = World(0, 0, 1, 1)
     device = torch.device("cpu")
@@ -57,7 +57,7 @@ class CountingEngine:
         self.losses, self.val_losses = losses, list(val_losses)
         self.seconds, self.has_router, self.grad_norm = seconds, has_router, grad_norm
         self.eval_seconds, self.whole_val_loss = eval_seconds, whole_val_loss
-        """Of what a limited validation does not reach: its batches after the second."""
+        """whole_val_loss: loss of the batches after the second, which a limited validation does not reach."""
         self.time = 0.0
         self.first_tokens: list[int] = []
         self.rates: list[float] = []

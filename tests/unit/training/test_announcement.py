@@ -1,4 +1,4 @@
-"""What is logged before a run trains, against the text itself."""
+"""What is logged about the text before a run trains, compared with the text itself."""
 
 from pathlib import Path
 

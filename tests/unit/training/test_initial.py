@@ -21,7 +21,7 @@ OTHERS = [f"A cat named Tom {i} went up a hill to see the sun." for i in range(6
 SETTINGS = {**SMALLEST, "data.sequence_length": 32, "train.max_steps": 4, "schedule.warmup_steps": 2}
 SIZES = {field: value for field, value in SETTINGS.items() if field.startswith(("model.", "tokenizer."))}
 STILL = {"optimizer.lr": 1e-30, "train.max_steps": 1}
-"""Nothing is learned."""
+"""Settings with which nothing is learned."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_it_begins_where_the_other_run_ended(source, tmp_path):
 
 @pytest.mark.parametrize("optimizer", [{}, {"optimizer.kind": "muon", "optimizer.expert_period": 2}])
 def test_with_the_weights_that_a_seed_gives_it_is_the_run_of_that_seed(tmp_path, optimizer):
-    """So nothing but the weights comes from there: no moment, no count of steps, no random stream."""
+    """Only the weights come from the other run: no moments, step count or random streams."""
     alone = train(tmp_path / "alone", **optimizer)
     loaded = json.loads((alone.folder / "config.json").read_text())
     run = st.RunConfig.model_validate(loaded["run"])
@@ -90,7 +90,7 @@ def test_no_other_tokenizer_is_advised(source, tmp_path, capsys):
     few = [f"The {number} foxes came home." for number in range(40)]
     for number, more in enumerate(({}, {"init_from": source})):
         train(tmp_path / str(number), few, **more)
-        # Control: a run of its own may choose.
+        # Control: a run that starts from scratch gets this advice.
         assert ("too few to learn what it means" in capsys.readouterr().err) == (not more)
 
 

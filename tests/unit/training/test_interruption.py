@@ -1,4 +1,4 @@
-"""What a signal means, by its number, its time and the phase of the run."""
+"""What a signal does, depending on its number, its time and the phase of the run."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ WAIT_S = 30
 
 
 class Run:
-    """A run with a clock of its own, which notes with what codes it would have left."""
+    """A run with its own clock that records the exit codes it would have ended with."""
 
     def __init__(self, reports: bool = True) -> None:
         self.time = 0.0
@@ -69,15 +69,15 @@ def test_one_rank_signalled_is_all_ranks_asked():
     ("signals", "code"),
     [
         ([(0.0, TERM), (0.0, TERM), (SECONDS_OF_ONE_EVENT - 0.1, TERM)], None),  # launcher, supervisor, a slow one
-        ([(0.0, INT), (0.1, TERM)], None),  # Ctrl-C, and the launcher that got it, too
+        ([(0.0, INT), (0.1, TERM)], None),  # Ctrl-C, then from the launcher, which got it too
         ([(0.0, TERM), (SECONDS_OF_ONE_EVENT, TERM)], 143),
         ([(0.0, TERM), (5.0, INT)], 130),
         ([(0.0, INT), (5.0, INT)], 130),
-        ([(0.0, USR1), (90.0, TERM)], None),  # a warning, and what it warned of
+        ([(0.0, USR1), (90.0, TERM)], None),  # a warning, then the signal that it warned of
         ([(0.0, USR1), (90.0, USR1)], None),
         ([(0.0, USR1), (90.0, TERM), (95.0, TERM)], 143),
         ([(0.0, HUP), (0.1, HUP), (9.0, HUP)], None),  # a closed terminal: from the kernel, and from the shell
-        ([(0.0, HUP), (9.0, TERM)], None),  # and then the machine goes down
+        ([(0.0, HUP), (9.0, TERM)], None),  # then the machine shuts down
         ([(0.0, HUP), (9.0, TERM), (14.0, TERM)], 143),
     ],
 )

@@ -1,4 +1,4 @@
-"""The library: what its calls give back, what a callback gets, and what a run leaves behind in the process."""
+"""The library: what its calls return, what a callback gets, and what a run leaves behind in the process."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., st.TrainedRun]:
-    """Some steps on a few stories."""
+    """A function that trains for a few steps on a few stories."""
 
     def go(folder: str = "run", *callbacks: st.Callback, **settings: Any) -> st.TrainedRun:
         steps = {"train.max_steps": STEPS, "train.eval_every_steps": 2, "schedule.warmup_steps": 2}
@@ -62,7 +62,7 @@ def sends(number: int, times: int = 1) -> Callable[[], None]:
 
 
 def process() -> dict[str, Any]:
-    """What a run must give back."""
+    """State of the process that a run must restore."""
     return {
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
         "wakeup": signal.set_wakeup_fd(-1),
@@ -166,7 +166,7 @@ def test_a_callback_gets_every_event(train, tmp_path):
                 object.__getattribute__(self, "events").append(name)
             return object.__getattribute__(self, name)
 
-    EVENTS = {name for name in vars(st.Callback) if not name.startswith("_")} - {"acts_after"}  # asked on a GPU only
+    EVENTS = {name for name in vars(st.Callback) if not name.startswith("_")} - {"acts_after"}  # called only on a GPU
     listener, stopper = Listener(), At(3, sends(signal.SIGINT))
     assert train("run", listener, stopper, **{"train.sample_every_steps": 2}).interrupted
     step = ["on_busy", "on_result", "on_train", "recover"]
@@ -209,7 +209,7 @@ def test_the_process_is_as_before_and_the_folder_is_free(train, ending):
         with pytest.raises(st.ConfigError):
             train("run", **{"model.hidden_size": 17})
     assert process() == before
-    assert train().step == STEPS  # its lock has been given back
+    assert train().step == STEPS  # its lock was released
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(train):
@@ -378,7 +378,7 @@ def test_rows_in_memory_may_have_prompts_and_a_mark_within_a_story_is_refused(tm
 
 
 def test_the_report_does_not_wait_for_a_tracker(train, monkeypatch, tmp_path):
-    """At its end a tracker may wait for a server."""
+    """The report is written before trackers end, since they may wait for a server."""
     reports = []
 
     class Tracker(st.Callback):

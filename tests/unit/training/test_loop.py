@@ -1,4 +1,4 @@
-"""The loop with a counting engine: what is called, when, and when it ends."""
+"""The training loop with a counting engine: what it calls and when, and when it ends."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ def test_callbacks_are_called_in_order():
         ("eval", 2),
         ("end of step", 2),
         ("train", 3),
-        ("eval", 3),  # the last step is validated always
+        ("eval", 3),  # the last step is always validated
         ("end of step", 3),
         ("end", EXIT_DONE),
     ]
@@ -51,7 +51,7 @@ TARGETS = 40
 
 
 def test_every_validation_is_of_the_same_text_and_the_whole_one_has_names_of_its_own():
-    """Two batches are easy, the rest is not: a curve of val_loss must not show where it ends."""
+    """val_loss always covers the same two easy batches, even at the end, where the harder whole text is validated."""
     engine = CountingEngine(val_losses=[1.0], whole_val_loss=3.0)
     _, (recorder,), end, _ = go(engine, max_steps=3, eval_every_steps=1, eval_batches=2)
     assert engine.eval_batches[:3] == [2, 2, 2 + 5]
@@ -84,7 +84,7 @@ def test_a_whole_text_whose_loss_is_not_finite_stops_the_run():
 
 
 def test_a_run_that_is_continued_on_another_text_compares_from_the_beginning():
-    """Also from a checkpoint that does not say which text its best loss was of."""
+    """Also if the checkpoint does not say which text its best loss was computed on."""
     best = TrainState(step=2, samples=4, best_val_loss=1.0, best_val_tokens=16, evals_since_best=1)
     settings = {"max_steps": 9, "eval_every_steps": 1, "early_stop_patience": 2}
     for state, eval_batches, last_step in (
@@ -149,7 +149,7 @@ def test_train_and_eval_lines_say_what_the_contract_names():
         "rollbacks": 0,
         "undone_steps": 0,
     }
-    # One byte a token, so bits per byte is bits per token.
+    # One byte per token, so bits per byte are bits per token.
     (scores,) = recorder.eval
     assert scores.keys() == {"step", "tokens", "val_tokens", "val_loss", "val_ppl", "val_bpb", "undone_steps"} | FINAL
     assert (scores["val_loss"], scores["val_ppl"], scores["val_bpb"]) == pytest.approx((math.log(4), 4.0, 2.0))
@@ -159,9 +159,9 @@ def test_train_and_eval_lines_say_what_the_contract_names():
     ("val_losses", "patience", "last_step"),
     [
         ([3, 2, 2.5, 2.5, 1, 1], 2, 4),
-        ([3, 2, 2, 1, 1, 1, 0], 2, 6),  # as good is not better
+        ([3, 2, 2, 1, 1, 1, 0], 2, 6),  # an equal loss is not better
         ([3, 4], 1, 2),
-        ([3, 4, 2, 4], 2, 8),  # one bad validation is forgiven, the next better one resets
+        ([3, 4, 2, 4], 2, 8),  # one bad validation is tolerated, the next better one resets
         ([3, 4, 5, 6], 0, 8),  # 0: never
         ([8, 7, 6, 5, 4, 3, 2, 1], 1, 8),
     ],
@@ -178,7 +178,7 @@ def test_early_stop_comes_exactly_after_patience(val_losses, patience, last_step
 
 
 def test_an_early_stop_is_validated_on_the_whole_text_too():
-    """What patience is about is the text of every validation: on the whole one this loss would be the best."""
+    """Patience counts losses on the text of every validation, although the loss on the whole text would be the best."""
     engine = CountingEngine(val_losses=[1.0, 2.0], whole_val_loss=0.1)
     settings = {"eval_every_steps": 1, "eval_batches": 2, "early_stop_patience": 1}
     run, (recorder,), end, _ = go(engine, max_steps=9, **settings)
@@ -200,7 +200,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run_and_tells_the_callba
     assert error.exit_code == EXIT_TRAINING_STOPPED == 3
     for recorder in recorders:
         assert recorder.calls[-1] == ("end", EXIT_TRAINING_STOPPED)
-        assert ("end of step", 2) not in recorder.calls  # so that no checkpoint is written of it
+        assert ("end of step", 2) not in recorder.calls  # so that no checkpoint of it is written
 
 
 def test_a_validation_loss_that_is_not_finite_is_never_the_best():

@@ -1,4 +1,4 @@
-"""A signal in training: the step is finished and saved, and the next run goes on from there."""
+"""A signal in training: the step is finished and saved, and the next run continues from there."""
 
 from storyteller_ds.errors import (
     EXIT_DONE,
@@ -32,7 +32,7 @@ def test_a_signal_ends_the_run_after_the_step_its_validation_and_a_save():
     assert "saved step 2" in str(error)
     for recorder in recorders:
         assert recorder.calls[-4:] == [("eval", 2), ("end of step", 2), ("interrupt", 2), ("end", EXIT_INTERRUPTED)]
-        assert recorder.lasts == [False, False]  # what belongs to the end of a run alone is left out
+        assert recorder.lasts == [False, False]  # what is done only at the end of a run is skipped
 
 
 def test_a_signal_in_the_last_step_changes_nothing():

@@ -1,4 +1,4 @@
-"""How time ends a run, and what it does to the learning rate."""
+"""How a time limit ends a run, and what it does to the learning rate."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_a_run_that_ends_by_time_has_decayed_and_says_why_it_ends():
 
 
 def test_the_rate_has_decayed_also_where_time_runs_out_in_a_validation():
-    """Ten steps take 10 of 60 s, the validation behind them, of five batches, the rest."""
+    """Ten steps take 10 of the 60 s, and the validation after them (five batches) takes the rest."""
     engine = CountingEngine(seconds=1.0, eval_seconds=10.0)
     run, _, end, _ = go(engine, max_steps=1000, max_minutes=1.0, eval_every_steps=10)
     assert end.step == 11
@@ -62,7 +62,7 @@ def test_a_run_that_time_ends_in_its_warm_up_says_so():
 
 
 def test_a_limit_that_steps_reach_first_changes_no_bit():
-    """A step takes a second, and each of the 9 had 10."""
+    """Each of the 9 steps takes 1 s, and there are 10 s for each."""
     plain, limited = CountingEngine(), CountingEngine()
     go(plain, max_steps=9)
     _, _, end, _ = go(limited, max_steps=9, max_minutes=1.5)
@@ -77,7 +77,7 @@ def test_time_counts_over_all_processes_of_a_run():
     with first.interruption.in_training():
         _, (stopped,), _, _ = go(first, interruption=first.interruption, **settings)
     state = TrainState(**json.loads(json.dumps(dataclasses.asdict(stopped.states[-1]))))
-    second.time = 1e6  # of another machine
+    second.time = 1e6  # the clock of another machine
     run, _, end, _ = go(second, state=state, **settings)
     assert first.rates + second.rates == whole.rates
     assert end.step == 100
@@ -91,7 +91,7 @@ def test_without_a_limit_no_clock_gets_into_the_state():
 
 
 class OfTwoRanks(World):
-    """Rank 1 of two, whose sums are what rank 0 sends."""
+    """Rank 1 of two; a sum is what rank 0 contributes: 7 s in microseconds."""
 
     def all_reduce_sum(self, tensor):
         assert int(tensor) == 0, "the other ranks add nothing"

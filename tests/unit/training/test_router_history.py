@@ -1,4 +1,4 @@
-"""Experts that stay without tokens and loads that move, over several logged steps."""
+"""Experts that stay without tokens and loads that shift, over several logged steps."""
 
 import itertools
 
@@ -13,7 +13,7 @@ def layers(*loads: list[float]) -> list[RouterMetrics]:
 
 
 def steps_of(history: RouterHistory, first: int = 1):
-    """record() with the number of the next step."""
+    """history.record() with consecutive step numbers."""
     numbers = itertools.count(first)
     return lambda routers: history.record(routers, next(numbers))
 
@@ -34,7 +34,7 @@ def test_an_expert_is_idle_when_none_of_so_many_steps_gave_it_a_token():
     assert record(layers([0.5, 1e-9, 0.5], [1.0, 0.0, 0.0]))["layer_idle_experts"] == [0, 1]
     for _ in range(IDLE_STEPS - 1):
         last = record(layers([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))
-    assert last["layer_idle_experts"] == [0, 2]  # a token long ago still counts, until it is too long ago
+    assert last["layer_idle_experts"] == [0, 2]  # a token counts while its step is among the last IDLE_STEPS
     assert record(layers([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))["layer_idle_experts"] == [2, 2]
 
 

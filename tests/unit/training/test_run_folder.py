@@ -37,11 +37,11 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
                 RunFolder(path)
             assert str(path) in str(caught.value)
             assert f"(pid {holder.pid} on {socket.gethostname()})" in str(caught.value)
-            with pytest.raises(UserError, match=f"pid {holder.pid} on "):  # asking has not wiped it out
+            with pytest.raises(UserError, match=f"pid {holder.pid} on "):  # the failed attempt has not erased it
                 RunFolder(path)
             RunFolder(tmp_path / "other")  # control: only this folder is held
         finally:
-            holder.kill()  # the lock goes with the process, however it ends
+            holder.kill()  # the lock is released with the process, however it ends
             holder.wait(timeout=30)
     RunFolder(path)
     assert (path / ".lock").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\n"

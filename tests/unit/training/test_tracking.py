@@ -1,4 +1,4 @@
-"""Trackers that were asked for have to be installed."""
+"""Requested trackers have to be installed."""
 
 import importlib.util
 

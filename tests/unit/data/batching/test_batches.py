@@ -1,4 +1,4 @@
-"""Batches: the same sequences on any number of ranks, and every token where it belongs."""
+"""Batches hold the same sequences on any number of ranks, and every token is where it belongs."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from tests.support.cut_stream import cut
 LENGTH = 5
 GLOBAL_BATCH = 8
 ONE_RANK = BatchSplit(0, 1, GLOBAL_BATCH, 1)
-# Every token is its own position, so a sequence is known by what it contains.
+# Every token id is its own position, so a sequence is identified by its content.
 TOKENS = 203
 
 
@@ -28,11 +28,11 @@ def stream(tokens: int = TOKENS) -> TokenStream:
 
 
 NO_TEXT = TextBytes(TokenStream([np.zeros(1, dtype=np.int64)]))
-"""Where bytes do not matter."""
+"""For tests that do not count bytes."""
 
 
 def train_rows(world: int, accumulation: int, samples_seen: int) -> list[list[tuple[int, ...]]]:
-    """Per global accumulation step, the sequences of all ranks."""
+    """The sequences of all ranks for each accumulation step."""
     steps: list[list[tuple[int, ...]]] = [[] for _ in range(accumulation)]
     for rank in range(world):
         split = BatchSplit(rank, world, GLOBAL_BATCH // world // accumulation, accumulation)
@@ -53,7 +53,7 @@ def test_any_topology_reads_the_same_batch(samples_seen):
     for world, accumulation in itertools.product((1, 2, 4), (1, 2)):
         steps = train_rows(world, accumulation, samples_seen)
         assert [row for step in steps for row in step] == expected
-        # A global accumulation step holds the same sequences however many ranks share it.
+        # An accumulation step holds the same sequences however many ranks share it.
         assert steps == train_rows(1, accumulation, samples_seen)
     assert train_rows(1, 1, samples_seen) != train_rows(1, 1, samples_seen + 1)
 
@@ -63,7 +63,7 @@ def test_documents_are_told_apart_by_what_they_begin_with():
     ids = np.array([0 if i in starts else i + 1 for i in range(41)])
     expected = {}
     for i in range(40):
-        begin = max([i // LENGTH * LENGTH, *(s for s in starts if s <= i)])  # or where the sequence begins
+        begin = max([i // LENGTH * LENGTH, *(s for s in starts if s <= i)])  # the sequence may begin later
         expected[i // LENGTH, i % LENGTH] = i - begin
     train = TrainBatches(cut(TokenStream([ids]), LENGTH, document_start=0), "c", 0, ONE_RANK)
     for number, position_S in zip(train.order.sequence_ids(0, 8), train.step(0)[0].position_BS, strict=True):
@@ -104,7 +104,7 @@ def test_every_validation_token_is_a_target_once(world, accumulation, tokens):
             assert batch.token_BS.shape == (split.micro_batch_size, LENGTH)
             assert batch.token_BS.min() >= 0
             counted = batch.target_BS != IGNORED
-            # Where a target counts, it is the token after the one beside it.
+            # A target that counts is the token after its input token.
             assert torch.equal(batch.target_BS[counted], batch.token_BS[counted] + 1)
             targets += batch.target_BS[counted].tolist()
     assert sorted(targets) == list(range(1, tokens))

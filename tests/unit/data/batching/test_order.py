@@ -1,4 +1,4 @@
-"""The order of training sequences: a permutation in every epoch, the same for ever."""
+"""The order of training sequences is a permutation in every epoch and never changes."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def test_every_epoch_is_a_permutation(size):
 
 
 def test_a_position_beyond_the_first_epoch_belongs_to_the_next():
-    # Negative control for the bijection: a window across the border is not a permutation.
+    # Negative control for the bijection: a window across the epoch boundary is not a permutation.
     order = SampleOrder("corpus", 0, 64)
     assert len(set(order.sequence_ids(32, 64).tolist())) < 64
 
@@ -45,7 +45,7 @@ def test_epochs_seeds_and_corpora_have_orders_of_their_own():
     ]
     first = base.sequence_ids(0, 1000).tolist()
     for other in others:
-        # Two independent permutations agree in about one place.
+        # Two independent permutations agree in about one position.
         assert sum(a == b for a, b in zip(first, other, strict=True)) < 8
     assert SampleOrder("corpus", 0, 1000).sequence_ids(0, 1000).tolist() == first
 
@@ -59,19 +59,19 @@ def test_one_sequence_is_as_often_in_any_place(size):
         counts = np.bincount(np.argwhere(table == sequence)[:, 1], minlength=size)
         expected = epochs / size
         chi_square = float(((counts - expected) ** 2 / expected).sum())
-        # Mean size - 1 and variance 2 (size - 1); five deviations above.
+        # The mean is size - 1 and the variance 2 (size - 1); allow five standard deviations above the mean.
         assert chi_square < size - 1 + 5 * (2 * (size - 1)) ** 0.5, counts
 
 
 def test_neighbours_in_the_corpus_are_not_neighbours_in_the_order():
     ids = np.array(SampleOrder("corpus", 0, 4097).sequence_ids(0, 4097).tolist())
-    assert (np.abs(np.diff(ids)) == 1).sum() < 12  # about two by chance
+    assert (np.abs(np.diff(ids)) == 1).sum() < 12  # about two are expected by chance
     correlation = np.corrcoef(ids, np.arange(4097))[0, 1]
     assert abs(correlation) < 5 / 4097**0.5
 
 
 def test_the_order_is_frozen():
-    # A checkpoint's cursor means a place in this order: it must never change between versions.
+    # A checkpoint's cursor is a position in this order, so the order must never change between versions.
     assert SampleOrder("golden", 7, 10).sequence_ids(0, 20).tolist() == GOLDEN_10
     assert SampleOrder("golden", 7, 1_000_003).sequence_ids(5, 4).tolist() == GOLDEN_1000003
 

@@ -1,4 +1,4 @@
-"""Packing: every token a target once, documents whole, and bins as full as the textbook's."""
+"""Packing: every token is a target once, documents stay whole, and bins are as full as in textbook best-fit."""
 
 import itertools
 import random
@@ -12,7 +12,7 @@ LENGTH = 7
 
 
 def separators_of(sizes: list[int]) -> np.ndarray:
-    """Of documents with so many tokens, the separator before each included."""
+    """Positions of the separators for documents of these sizes, counting the separator before each document."""
     return np.cumsum([0, *sizes])
 
 
@@ -38,13 +38,13 @@ def test_every_token_is_in_one_sequence_and_documents_are_whole(sizes, shared):
     document = np.searchsorted(separators, np.arange(separators[-1]), side="right") - 1
     in_how_many = [len({i for i, row in enumerate(in_rows) if any(document[p] == d for p in row)}) for d in document]
     for place, count in enumerate(in_how_many):
-        assert count == -(-sizes[document[place]] // LENGTH)  # pieces of S, and a rest
+        assert count == -(-sizes[document[place]] // LENGTH)  # full pieces of LENGTH tokens, and the rest
     if not shared:
         assert all(len(set(document[row])) == 1 for row in in_rows)
-    # Padding is only behind the tokens.
+    # Padding only follows the tokens.
     for row in packing.places(np.arange(len(packing))):
         assert (np.diff((row == PADDING).astype(int)) >= 0).all()
-    # In the order of the first document of each.
+    # Sequences are ordered by their first document.
     assert [row[0] for row in in_rows] == sorted(row[0] for row in in_rows)
 
 
@@ -56,7 +56,7 @@ def test_any_sequences_in_any_order_are_those_of_all():
 
 
 def textbook_best_fit(sizes: list[int], capacity: int) -> list[int]:
-    """Best-fit decreasing, bin by bin; returns what is in each."""
+    """Best-fit decreasing, bin by bin; returns the fill of each bin."""
     bins: list[int] = []
     for size in sorted(sizes, reverse=True):
         fitting = [i for i, used in enumerate(bins) if used + size <= capacity]

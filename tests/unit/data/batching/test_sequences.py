@@ -1,4 +1,4 @@
-"""Tokens, targets and positions of packed documents, against the documents themselves."""
+"""Tokens, targets and positions of packed documents, compared with the documents themselves."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ KINDS = ("stream", "best_fit", "pad")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_predicted_is_all_documents_each_from_its_own_beginning(kind):
-    """Cut out by its positions, what each document's tokens see is that document from where it begins in the row."""
+    """The context that each token's position implies is its own document, from where that begins in the row."""
     sequences = packed(kind)
     batch = sequences.read(np.arange(len(sequences)))
     predicted = []
@@ -47,7 +47,7 @@ def test_what_is_predicted_is_all_documents_each_from_its_own_beginning(kind):
         text = [END, *document, END]
         expected += [(text[: i + 1], text[i + 1]) for i in range(len(text) - 1)]
     assert len(predicted) == len(expected)
-    if kind != "stream":  # there a document may begin before the sequence, anywhere
+    if kind != "stream":  # in a stream, a document may begin anywhere before the sequence
         windows = [(context[(len(context) - 1) // LENGTH * LENGTH :], target) for context, target in expected]
         assert sorted(predicted) == sorted(windows)
     assert sorted(target for _, target in predicted) == sorted(IDS[1:].tolist())
@@ -73,14 +73,14 @@ def test_tokens_that_do_not_count_are_no_targets_and_have_no_bytes(kind):
         assert batches.text_bytes(limit) == sizes[targets].sum()
     assert sorted(targets.tolist()) == sorted(IDS[1:][counted[1:]].tolist())
     assert batches.targets == len(targets) == counted[1:].sum()
-    # Control: they are targets where all count.
+    # Control: if all tokens count, these are targets too.
     assert ValidationBatches(packed(kind), TextBytes(STREAM, sizes), split).targets == len(IDS) - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_ranks_threads_and_a_resume_change_no_batch(kind, ahead):
-    """1, 2 and 4 ranks, without and with reading ahead, from the start and from the middle of an epoch."""
+    """1, 2 and 4 ranks, with and without prefetching, from the start and from the middle of an epoch."""
     sequences, size = packed(kind), 8
 
     def steps(world: int, rank: int, first: int, prefetch: bool) -> list[torch.Tensor]:
@@ -93,7 +93,7 @@ def test_ranks_threads_and_a_resume_change_no_batch(kind, ahead):
         return read
 
     expected = steps(1, 0, 0, prefetch=False)
-    assert 30 * size > len(sequences)  # into the next epoch
+    assert 30 * size > len(sequences)  # reaches into the next epoch
     for world in (1, 2, 4):
         ranks = [steps(world, rank, 0, prefetch=True) for rank in range(world)]
         assert all(torch.equal(torch.cat(parts, dim=1), whole) for *parts, whole in zip(*ranks, expected, strict=True))
@@ -105,7 +105,7 @@ def test_ranks_threads_and_a_resume_change_no_batch(kind, ahead):
 def test_what_was_read_ahead_of_another_position_is_not_used():
     batches = TrainBatches(packed("best_fit"), "corpus", 3, BatchSplit(0, 1, 4, 1))
     ahead = PrefetchedBatches(batches, 2, pinned=False)
-    for samples in (0, 4, 0, 40, 44, 8, 12):  # as after rolling back
+    for samples in (0, 4, 0, 40, 44, 8, 12):  # positions jump, as after a rollback
         assert torch.equal(ahead.step(samples)[0].token_BS, batches.step(samples)[0].token_BS)
     ahead.close()
 

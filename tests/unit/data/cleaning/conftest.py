@@ -1,4 +1,4 @@
-"""Stories that have nothing in common, and what was made of them."""
+"""Stories that have nothing in common, and a fixture that cleans them."""
 
 import json
 import random
@@ -77,7 +77,7 @@ def cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleaner:
 
 
 def check_sums(card: dict[str, Any], output: Path) -> None:
-    """What came in is what is in the files, and what was dropped."""
+    """Check that everything read is either in the files or counted as dropped."""
     files = {name: stories_in(output / f"{name}.txt") for name in ("train", "validation", "test")}
     assert {name: len(stories) for name, stories in files.items() if stories} == {
         name: each["stories"] for name, each in card["kept"].items()
@@ -90,7 +90,7 @@ def check_sums(card: dict[str, Any], output: Path) -> None:
 
 
 def stories_in(path: Path) -> list[str]:
-    """Read with nothing of ours."""
+    """The stories of a file, read without any project code."""
     if not path.exists():
         return []
     return [each.strip("\n") for each in path.read_text(encoding="utf-8").split("<|endoftext|>") if each.strip()]

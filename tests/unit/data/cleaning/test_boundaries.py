@@ -1,4 +1,4 @@
-"""Where stories end: known ends are taken away and found again, and every kind of text is told from the others."""
+"""Story boundaries: known ones are removed and found again, and every kind of text is told from the others."""
 
 import itertools
 import random
@@ -15,7 +15,7 @@ OPENING = "Once upon a time there was a fox. "
 
 
 def tales(count: int, opening: str = OPENING) -> list[str]:
-    """Each of three paragraphs."""
+    """Stories of three paragraphs each."""
     rng = random.Random(7)
     return [
         "\n\n".join([opening + " ".join(sentences(rng, 4)), *(" ".join(sentences(rng, 5)) for _ in range(2))])

@@ -1,4 +1,4 @@
-"""Pairs that were planted: at 80 % overlap one of the two goes, at 40 % both stay; whatever is meant by overlap."""
+"""Planted pairs: at 80 % overlap one of the two is dropped, at 40 % both stay, for several kinds of overlap."""
 
 import random
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def spooled(stories: list[str], folder: Path) -> Spool:
 
 
 def scattered(rng: random.Random, share: float) -> tuple[str, str]:
-    """Every fifth or so sentence is another one."""
+    """Replace randomly chosen sentences; `share` of them stay."""
     one = sentences(rng, 20)
     other = [*one]
     for place in rng.sample(range(20), round(20 * (1 - share))):
@@ -33,14 +33,14 @@ def scattered(rng: random.Random, share: float) -> tuple[str, str]:
 
 
 def another_end(rng: random.Random, share: float) -> tuple[str, str]:
-    """The beginning is the same, in words."""
+    """The first `share` of the words is the same."""
     one, other = " ".join(sentences(rng, 20)).split(), " ".join(sentences(rng, 30)).split()
     kept = round(share * len(one))
     return " ".join(one), " ".join([*one[:kept], *other[: len(one) - kept - 1], "end."])
 
 
 def of_jaccard(rng: random.Random, share: float) -> tuple[str, str]:
-    """The intersection of the sequences of three words over their union is the share."""
+    """The Jaccard similarity of the sets of three-word sequences is `share`."""
     one, other = " ".join(sentences(rng, 20)).split(), " ".join(sentences(rng, 30)).split()
     kept = round(2 * share / (1 + share) * (len(one) - 2)) + 2
     return " ".join(one), " ".join([*one[:kept], *other[: len(one) - kept - 1], "end."])
@@ -61,7 +61,7 @@ def test_80_percent_go_and_40_percent_stay(
 def test_as_brute_force_finds_them(tmp_path: Path) -> None:
     rng = random.Random(5)
     stories = [story(seed) for seed in range(40)]
-    for _ in range(160):  # of every degree, in chains
+    for _ in range(160):  # of every similarity, including variants of variants
         base = rng.choice(stories).split(". ")
         for place in rng.sample(range(len(base)), rng.randint(1, 12)):
             base[place] = sentences(rng, 1)[0].rstrip(".")
@@ -74,7 +74,7 @@ def test_as_brute_force_finds_them(tmp_path: Path) -> None:
             kept.append(index)
     found = without(order, near_duplicates(spool, order)).tolist()
     assert 40 < len(kept) < 190
-    # One pair of a hundred just above the threshold may be missed, and then others stay or go.
+    # One in a hundred pairs just above the threshold may be missed, which changes which other stories stay.
     assert len(set(kept) ^ set(found)) <= 4
 
 

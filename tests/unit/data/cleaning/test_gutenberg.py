@@ -1,4 +1,4 @@
-"""Header and licence of Project Gutenberg, new and old, go, and only they."""
+"""Project Gutenberg's headers and licenses, old and new, are removed, and nothing else."""
 
 import pytest
 

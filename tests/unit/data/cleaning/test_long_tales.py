@@ -1,4 +1,4 @@
-"""Parts are short enough, about equal, end where a paragraph or a sentence does, and lose no word."""
+"""Parts are short enough, about equally long, end at a paragraph or a sentence, and lose no word."""
 
 import random
 

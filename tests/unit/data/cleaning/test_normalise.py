@@ -1,4 +1,4 @@
-"""Every repair, alone and repeated, and what must stay."""
+"""Every repair, applied once and twice, and text that must not change."""
 
 import pytest
 

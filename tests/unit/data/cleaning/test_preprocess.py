@@ -1,4 +1,4 @@
-"""The whole of `storyteller preprocess`: its cards add up, its splits do not leak, and it is all or nothing."""
+"""All of `storyteller preprocess`: its cards add up, its splits do not leak, and it writes all or nothing."""
 
 import json
 import random
@@ -26,7 +26,7 @@ MARK = "\n<|endoftext|>\n"
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A folder of two files: 300 stories, duplicates, near-duplicates, and what is dropped for other reasons."""
+    """A folder of two files: 300 stories, duplicates, near-duplicates, and texts dropped for other reasons."""
     folder = tmp_path / "in"
     folder.mkdir()
     stories = [story(seed) for seed in range(300)]
@@ -69,7 +69,7 @@ def test_every_story_is_accounted_for(corpus: Path, tmp_path: Path, cleaned: Cle
 
 
 def test_counts_that_do_not_add_up_end_it(corpus: Path, tmp_path: Path, cleaned: Cleaner, monkeypatch) -> None:
-    # Negative control of the sum above: a story is lost on the way.
+    # Negative control for the sum above: a story is lost along the way.
     real = output_module.write_splits
     monkeypatch.setattr(
         output_module, "write_splits", lambda *a: [each._replace(stories=each.stories - 1) for each in real(*a)]
@@ -100,7 +100,7 @@ def test_a_leak_between_given_splits_is_found(tmp_path: Path, cleaned: Cleaner) 
     for name, stories in leaking.items():
         (folder / f"{name}.txt").write_text(MARK.join(stories), encoding="utf-8")
     card = cleaned(folder, splitting="given")
-    # The later split keeps its stories: a score on them then means something.
+    # The later split keeps its stories, so that a score on them is meaningful.
     assert {name: each["stories"] for name, each in card["dropped"].items()} == {"exact_leak": 2, "near_leak": 1}
     assert {name: each["stories"] for name, each in card["kept"].items()} == {"train": 28, "validation": 30, "test": 32}
     assert train[3] not in stories_in(tmp_path / "out" / "train.txt")
@@ -144,7 +144,7 @@ def test_the_same_bytes_with_any_number_of_processes(
 
 
 def test_a_marker_within_a_story_is_text(tmp_path: Path, cleaned: Cleaner, monkeypatch) -> None:
-    # As it can be in JSON Lines; the marker must not cut the story in two when it is read again.
+    # JSON Lines can contain the marker; it must not cut the story in two when the output is read again.
     (tmp_path / "a.txt").write_text(story(1))
     told = f"{story(2)} <|endoftext|> {story(3)}"
     monkeypatch.setattr(pipeline.Input, "stories", lambda *arguments: iter([told]))

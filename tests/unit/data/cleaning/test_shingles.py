@@ -1,4 +1,4 @@
-"""Shingles against sets of tuples of words."""
+"""Shingles, compared with sets of tuples of words."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ def test_words() -> None:
     assert words_of("“Don't,” said the FOX_1. 'Go!'") == ["dont", "said", "the", "fox_1", "go"]
     assert words_of("Don't go, 'fox'!") == words_of("don’t ‘go’ fox") == ["dont", "go", "fox"]
     text = "".join(map(chr, range(128))) + story(1)
-    assert words_of(text) == words_of(text + "’")  # the two ways are one
+    assert words_of(text) == words_of(text + "’")  # the ASCII path and the general one agree
 
 
 def test_jaccard_is_that_of_the_tuples() -> None:

@@ -1,4 +1,4 @@
-"""What is told of a vocabulary: what its tokens stand for, which are used, and which no text becomes."""
+"""What is reported about a vocabulary: its tokens' text, which ones are used, and which no text can produce."""
 
 import collections
 import json
@@ -31,7 +31,7 @@ def test_the_pieces_of_a_text_are_the_text(name, shared_folder):
     tokenizer = KINDS[name](shared_folder)
     for text in [*STORIES, *TEXTS]:
         whole = b"".join(piece.content for piece in cut(tokenizer, text)).decode()
-        assert whole.removeprefix(" ") == text.removeprefix(" ")  # a space is put before a text by some
+        assert whole.removeprefix(" ") == text.removeprefix(" ")  # some put a space before a text
     assert not pieces(tokenizer).keys() & set(tokenizer.special_tokens.values())
 
 
@@ -80,7 +80,7 @@ def test_unknown_characters_are_counted():
 
 
 def test_a_token_that_no_text_becomes_is_found():
-    # A planted one: a merge that its own pre-tokenizer cuts apart.
+    # Plant a merge that the tokenizer's own pre-tokenizer cuts apart.
     state = json.loads(trained("bpe")(None).to_json())
     letters = {name for name in state["model"]["vocab"] if len(name) == 1}
     assert {"g", "Ġ"} <= letters

@@ -1,4 +1,4 @@
-"""Tokenizers that are not trained here: GPT-2's, llama2.c's, and those of anybody."""
+"""Tokenizers that are not trained here: GPT-2's, llama2.c's, and arbitrary ones."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_a_folder_of_a_run_is_a_tokenizer_too(tmp_path):
 
 
 def small_gpt2(folder: Path, **changes: object) -> Path:
-    """A folder with the bytes, two merges and END_OF_TEXT; changes replace content of the files."""
+    """A folder of GPT-2 files with the 256 bytes, two merges and END_OF_TEXT; `changes` replace file contents."""
     folder.mkdir(exist_ok=True)
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc", END_OF_TEXT]
     vocabulary = {"vocab": {name: i for i, name in enumerate(names)}, "merges": "#version: 0.2\na b\nab c\n", **changes}
@@ -190,7 +190,7 @@ def fetch(cache: Path, home: Path, endpoint: str) -> tuple[int, str]:
 
 @pytest.fixture
 def hub(tmp_path) -> Iterator[tuple[str, list[str]]]:
-    """A server that has the two files at the commit, and what it was asked for."""
+    """A server that has the two files at the commit, and the list of paths requested from it."""
     import hashlib
     from http.server import BaseHTTPRequestHandler
 
@@ -236,7 +236,7 @@ def test_gpt2_comes_from_the_hub_once_and_then_needs_no_network(hub, tmp_path):
 
 
 def test_without_a_network_it_says_so_in_time(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections but never answers
         start = time.monotonic()
         code, line = fetch(tmp_path / "cache", tmp_path / "home", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert time.monotonic() - start < UNREACHABLE_SECONDS

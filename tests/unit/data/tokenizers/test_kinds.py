@@ -1,4 +1,4 @@
-"""What every kind of tokenizer promises, whatever it is made of."""
+"""What every kind of tokenizer guarantees."""
 
 import random
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_any_text_comes_back(kind):
     back = [tokenizer.decode(ids) for ids in encoded]
     if name in EXACT:
         assert back == texts
-    else:  # control: what a character tokenizer has never seen is lost
+    else:  # control: a character tokenizer loses characters it has never seen
         assert back[: len(STORIES)] == STORIES
         assert back != texts
     of_token = tokenizer.token_bytes(tokenizer.vocab_size)
@@ -132,14 +132,14 @@ def test_special_tokens_come_first_and_cost_the_vocabulary():
     tokenizer = trained("bpe", SPECIAL)(None)
     assert tokenizer.special_tokens == {END_OF_TEXT: 0, UNKNOWN: 1, "<|im_start|>": 2, "<|im_end|>": 3}
     assert tokenizer.vocab_size == 330
-    # Not as in a character tokenizer: nothing is unknown.
+    # Unlike in a character tokenizer, nothing is unknown.
     assert tokenizer.unknown is None
     with pytest.raises(DataError, match=r"no room for the 256 bytes and <.endoftext.>, .*use 260 or more"):
         train_tokenizer(TokenizerConfig(vocab_size=259, special_tokens=SPECIAL), STORIES)
 
 
 def test_sentencepiece_is_what_llama2c_reads(tmp_path):
-    # Its own encoder, on the file that an export writes, makes the same ids of stories and of odd texts.
+    # llama2.c's own encoder, given the exported file, makes the same ids for stories and odd texts.
     tokenizer = trained("sentencepiece")(None)
     tokens = scored_tokens(tokenizer)
     assert tokens is not None
@@ -171,7 +171,7 @@ def test_the_preset_of_105_characters(shared_folder):
 
     config = load_config("tok105").run.tokenizer
     text = (shared_folder / "data" / "tinystories_train.txt").read_text(encoding="utf-8")
-    more = "".join(map(chr, range(0x410, 0x450)))  # the file has fewer characters than the whole of the dataset
+    more = "".join(map(chr, range(0x410, 0x450)))  # the file has fewer characters than the full dataset
     tokenizer = train_tokenizer(config, [text, more])
     assert tokenizer.vocab_size == 105
     assert tokenizer.special_tokens == {END_OF_TEXT: 0, UNKNOWN: 1}

@@ -1,4 +1,4 @@
-"""Tokens with scores: the tokenizer does what llama2.c's own encoder and decoder do."""
+"""Tokens with scores: the tokenizer gives the same results as llama2.c's own encoder and decoder."""
 
 import random
 import struct
@@ -18,7 +18,7 @@ ODD += [END_OF_TEXT, "<0x41>", "a\u0301", "\ufeffx", "日本語", "“Hi!” sai
 
 
 def read_file(path: Path) -> Tokens:
-    """A tokenizer.bin, read as run.c reads it."""
+    """Read a tokenizer.bin the way run.c does."""
     content, place, tokens = path.read_bytes(), 4, []
     while place < len(content):
         score, length = struct.unpack_from("<fI", content, place)
@@ -28,7 +28,7 @@ def read_file(path: Path) -> Tokens:
 
 
 def encode_as_run_c(text: str, tokens: Tokens) -> list[int]:
-    """The algorithm of encode() in run.c, as it stands there."""
+    """The algorithm of encode() in run.c."""
     content = text.encode()
     ids = {token: i for i, (token, _) in enumerate(tokens)}
     found = [ids[b" "]] if content else []
@@ -52,7 +52,7 @@ def encode_as_run_c(text: str, tokens: Tokens) -> list[int]:
 
 
 def decode_as_run_c(ids: list[int], tokens: Tokens) -> bytes:
-    """The algorithm of decode() in run.c; ids begin with that which begins a text."""
+    """The algorithm of decode() in run.c; `ids` start with the token that begins a text."""
     text = b""
     for previous, i in pairwise(ids):
         piece = tokens[i][0]
@@ -118,7 +118,7 @@ def test_random_vocabularies_and_scores_too():
 
 
 def test_of_unions_that_overlap_the_left_one_is_made():
-    # "aba" is ab + a and a + ba; with the merges the other way around this would end as ab aba b.
+    # "aba" is both ab + a and a + ba; with the merges the other way around, the result would be ab aba b.
     tokens = small_tokens((" ", -9.0), ("a", -8.0), ("b", -7.0), ("ab", -1.0), ("aba", -2.0))
     check(tokenizer_of(tokens), tokens, "abaab")
 

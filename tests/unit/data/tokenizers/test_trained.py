@@ -25,7 +25,7 @@ def char(vocab_size: int = 100) -> Tokenizer:
 
 
 def random_text(rng: random.Random) -> str:
-    """Any characters that UTF-8 can hold: no surrogates."""
+    """Random characters that UTF-8 can encode, so no surrogates."""
     ranges = [(0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)]
     return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(0, 40)))
 
@@ -39,7 +39,7 @@ def test_bpe_loses_nothing_of_any_text():
         assert tokenizer.decode(ids) == text
         assert sizes[ids].sum() == len(text.encode())
         assert tokenizer.end_of_text not in ids
-    assert any(unicodedata.normalize("NFC", t) != t for t in texts)  # control: nothing was normalised away
+    assert any(unicodedata.normalize("NFC", t) != t for t in texts)  # control: nothing was normalized away
 
 
 @pytest.mark.parametrize("make", [bpe, char])
@@ -70,7 +70,7 @@ def test_char_has_one_token_a_character_and_knows_what_it_does_not_know():
     ((unknown, sizes),) = tokenizer.encode_with_bytes(["日a本"])
     assert unknown[0] == unknown[2] != unknown[1]
     assert unknown[0] == tokenizers.Tokenizer.from_str(tokenizer.to_json()).token_to_id(UNKNOWN) == tokenizer.unknown
-    assert sizes.tolist() == [3, 1, 3, 0]  # of the text as it was, not of what stands for it
+    assert sizes.tolist() == [3, 1, 3, 0]  # bytes of the original text, not of the unknown token
     assert tokenizer.vocab_size == len(set("".join(DOCUMENTS))) + 2
 
 
@@ -118,7 +118,7 @@ def test_files_that_are_no_tokenizer_are_refused_in_one_line(tmp_path):
 
 
 def foreign(*, added: str, special: bool = False) -> Tokenizer:
-    """A byte-level tokenizer from elsewhere, with a token of its own."""
+    """A byte-level tokenizer from elsewhere with one added token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -129,7 +129,7 @@ def foreign(*, added: str, special: bool = False) -> Tokenizer:
 
 
 def test_an_added_token_of_a_foreign_tokenizer_has_the_bytes_of_its_text():
-    # Its name is its text, not an alphabet of bytes as in the rest of the vocabulary.
+    # Its name is its text, not letters that stand for bytes as in the rest of the vocabulary.
     tokenizer = foreign(added="é🐻")
     ids = tokenizer.encode("a é🐻 b")
     assert tokenizer.decode(ids) == "a é🐻 b"

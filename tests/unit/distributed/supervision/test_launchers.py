@@ -1,4 +1,4 @@
-"""Signals under `storyteller launch`: DeepSpeed's two launchers are stood in for by scripts that behave as they do."""
+"""Signals under `storyteller launch`, with stand-in scripts that behave like DeepSpeed's two launchers."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ _run(lambda: sys.exit(run_launchers([sys.executable, "-c", *sys.argv[1:]])))
 
 
 class Launched:
-    """storyteller launch, and under it the two launchers and a rank with this code."""
+    """A `storyteller launch` process, and under it the two launchers and a rank with the given code."""
 
     def __init__(self, rank: str, launcher: str = LAUNCHER, before: Callable[[], object] | None = None) -> None:
         command = [sys.executable, "-c", PROGRAM, RUNNER, "deepspeed.launcher.runner"]
@@ -78,12 +78,12 @@ class Launched:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "started\n"
         self.below: list[int] = []
-        """Runner, launcher and rank, as far as they are there."""
+        """Process ids of runner, launcher and rank, as far as these exist."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self.below += [process.pid for process in psutil.Process(self.process.pid).children(recursive=True)]
 
     def ends(self) -> tuple[int, str, str]:
-        """Exit code, what the rank has heard, and stderr."""
+        """Wait for the end; return the exit code, the signals that the rank received, and stderr."""
         stdout, stderr = self.process.communicate(timeout=WAIT_S)
         return self.process.returncode, stdout.strip(), stderr
 
@@ -156,7 +156,7 @@ def test_before_training_it_ends_at_once(number, code, rank, launched):
     one.process.send_signal(number)
     seen, heard, stderr = one.ends()
     assert (seen, heard) == (code, "")
-    if rank is None or number != signal.SIGINT:  # then a real rank says it
+    if rank is None or number != signal.SIGINT:  # otherwise a real rank says it
         assert len(stderr.splitlines()) == 1, stderr
         assert stderr.startswith("storyteller: interrupted")
     assert wait_until(lambda: not any(is_alive(process) for process in below), WAIT_S)

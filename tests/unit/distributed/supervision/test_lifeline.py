@@ -1,4 +1,4 @@
-"""The lifeline over real sockets of this machine, in one process."""
+"""The lifeline over real sockets on this machine, in one process."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ LOST = {"kind": "lost", "text": "lost rank 1 on a at step 7: killed", "orderly":
 
 
 class End:
-    """One rank's end, and what it has received."""
+    """One rank's end of the lifeline, and what it has received."""
 
     def __init__(self, lifeline: Lifeline) -> None:
         self.lifeline = lifeline
@@ -55,7 +55,7 @@ class Line:
         return wait_until(turn, 20)
 
     def settle(self) -> None:
-        """Everything sent so far has been received."""
+        """Wait until everything sent so far has been received."""
         end = End(Lifeline.connect(self.hub.lifeline.address(local=True), 99, "host99"))
         end.lifeline.send("mark")
         assert self.until(lambda: self.hub.messages[-1:] == [{"kind": "mark"}])

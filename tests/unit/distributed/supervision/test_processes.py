@@ -16,14 +16,14 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/p
 
 
 def test_only_a_deepspeed_command_is_one():
-    # pytest is not a launcher; ending what is above it would be a surprise.
+    # pytest is not a launcher; ending the process above it would be a surprise.
     assert DeepSpeedCommand.above(psutil.Process()) is None
     assert DeepSpeedCommand.above(psutil.Process(os.getppid())) is None
 
 
 @pytest.fixture
 def process():
-    """Start processes that wait to be ended, under any name."""
+    """Start processes that wait to be ended, with any words in their command line."""
     with contextlib.ExitStack() as stack:
 
         def start(*words: str, code: str = "print(flush=True); input()") -> subprocess.Popen:
@@ -46,7 +46,7 @@ RUN = ("--world_info=abc", "--master_port=29500")
 
 
 def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
-    # deepspeed -> pdsh -> ssh ... sshd -> launcher: on the machine of the first two, the launcher is not below them.
+    # deepspeed -> pdsh -> ssh ... sshd -> launcher: even on the machine of the first two, it is not their descendant.
     command = tmp_path / "deepspeed"
     command.write_text(
         "import subprocess, sys\n"
@@ -59,10 +59,10 @@ def test_the_deepspeed_command_is_found_through_pdsh(process, tmp_path):
     found = above(ours)
     assert found is not None
     assert found.process.pid == runner.pid
-    # Controls: another run's launcher, and what is not a launcher.
+    # Controls: another run's launcher, and a process that is not a launcher.
     assert above(process("deepspeed.launcher.launch", RUN[0], "--master_port=1")) is None
     assert above(process(*RUN)) is None
-    # It is gone as soon as it has ended, even if nobody has waited for it.
+    # It counts as gone once it has ended, even if nobody has waited for it.
     assert not found.is_gone()
     runner.kill()
     os.waitid(os.P_PID, runner.pid, os.WEXITED | os.WNOWAIT)

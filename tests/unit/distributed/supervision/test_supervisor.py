@@ -1,4 +1,4 @@
-"""What the supervisor of a rank does with signals; the child is a shell, or a script without torch."""
+"""What a rank's supervisor does with signals; the child is a script without torch."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ child.report_handlers()
 
 
 class Supervised:
-    """A supervisor and its child; alone, though it takes itself for one rank of two."""
+    """A supervisor and its child, running alone in the environment of one rank of two."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Supervised:
         self.child = int(self.supervisor.stdout.readline())
 
     def ends(self) -> tuple[int, str]:
-        """Exit code and what the child has heard."""
+        """Wait for the end; return the exit code and the signals that the child received."""
         stdout, _ = self.supervisor.communicate(timeout=WAIT_S)
         return self.supervisor.returncode, stdout.strip()
 
@@ -96,7 +96,7 @@ def test_a_child_that_does_not_end_is_killed(supervised):
 
 
 def test_every_signal_is_passed_on(supervised):
-    # From the kernel and from the shell SIGHUP, when the system goes down SIGTERM; the child decides what that means.
+    # SIGHUP comes from the kernel and the shell, SIGTERM at system shutdown; the child decides what they mean.
     supervised.append(Supervised(goes_on="len(heard) < 3", handlers=LISTENS))
     one = supervised[0].supervisor
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""The JSON that DeepSpeed is given, and what its own config model says about it."""
+"""The JSON that DeepSpeed is given, and how its own config model reads it."""
 
 from json import dumps
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_every_auto_is_filled_in_and_the_rest_is_passed_on(tmp_path):
         "bf16": {"enabled": True},
         "fp16": {"enabled": False},
         "data_types": {"grad_accum_dtype": "fp32"},
-        # "auto" means DeepSpeed's default there: the key is left out.
+        # Here "auto" means DeepSpeed's default: the key is left out.
         "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1234},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

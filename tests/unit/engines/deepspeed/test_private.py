@@ -1,6 +1,6 @@
-"""DeepSpeed's undocumented members: that the installed version has them, and that they do what is relied on.
+"""The installed DeepSpeed has the undocumented members that we use, and they do what we rely on.
 
-When DeepSpeed's version moves and a test here fails, the function of private.py that it names is what to change.
+If a test here fails after a DeepSpeed upgrade, change the function of private.py that the test names.
 """
 
 import ast
@@ -75,7 +75,7 @@ def test_no_collectives_are_compiled(monkeypatch):
     monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
     private.use_no_compiled_collectives()
     assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
-    # This entry is what DeepSpeed looks at before it compiles them.
+    # DeepSpeed checks this entry before it compiles them.
     assert "__compatible_ops__" in inspect.getsource(build_shm_op)
 
 
@@ -96,7 +96,7 @@ def test_expert_parallel_layers():
         assert isinstance(layer, deepspeed.moe.layer.MoE)
         assert torch.distributed.get_process_group_ranks(private.expert_group(1)) == [0]
         assert private.expert_group(7) is None
-        # Nothing of DeepSpeed's own gate and experts is left to be trained.
+        # No parameters of DeepSpeed's own gate and experts are left to train.
         assert not [name for name, _ in layer.named_parameters() if name.startswith("deepspeed_moe.")]
         for name, parameter in engine.decoder.named_parameters():
             assert deepspeed.moe.utils.is_moe_param(parameter) == (".experts." in name), name
@@ -121,7 +121,7 @@ def test_autoep_builds_our_router():
         auto_ep_layer.TokenChoiceTopKRouter(dim=8, num_experts=4, top_k=2)
     assert built == [{"dim": 8, "num_experts": 4, "top_k": 2}]
     assert auto_ep_layer.TokenChoiceTopKRouter is TokenChoiceTopKRouter
-    # The settings by which AutoEP calls its own.
+    # The settings with which AutoEP builds its own router.
     assert {"dim", "num_experts", "top_k"} <= inspect.signature(TokenChoiceTopKRouter).parameters.keys()
     assert "TokenChoiceTopKRouter(" in inspect.getsource(auto_ep_layer.AutoEPMoELayer)
 
@@ -235,7 +235,7 @@ def test_what_is_on_nvme_is_fetched_and_put_back_by_members_that_exist():
 
 
 class Swapped:
-    """DeepSpeed's ZeRO-3 optimizer as far as NVMe needs it: one sub-group, on NVMe or not."""
+    """The part of DeepSpeed's ZeRO-3 optimizer that NVMe needs: one sub-group, on NVMe or not."""
 
     def __init__(self, on_nvme: bool) -> None:
         self.on_nvme = on_nvme
@@ -280,7 +280,7 @@ def test_what_was_fetched_leaves_memory_whether_the_block_fails_or_not(changed, 
                 raise BodyError
     except BodyError:
         assert fails
-    # A half-made change is not written: NVMe has what it had.
+    # A half-made change is not written: NVMe keeps what it had.
     assert zero.calls == ["in", expected]
 
 
@@ -316,12 +316,12 @@ UNDOCUMENTED = """
     single_partition_of_fp32_groups bit16_groups real_dp_process_group hp_fragment_address lp_fragment_address
     get_hp_fragment update_lp_params fp32_partitioned_groups_flat fp16_groups persistent_parameters
 """.split()  # noqa: SIM905
-"""Without an underscore, but in no documentation either."""
+"""Names without an underscore that are not documented either."""
 TORCH_OWN = ("_c10d_functional",)
 
 
 def undocumented_members(source: str) -> list[str]:
-    """Members and modules in the source that private.py alone may use."""
+    """Return the members and modules in the source that only private.py may use."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""What is told of a run, and that it is told once."""
+"""Which alerts a run sends, and that each is sent once."""
 
 import pytest
 

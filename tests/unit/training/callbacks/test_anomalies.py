@@ -1,4 +1,4 @@
-"""What the loop does about bad numbers, with an engine whose weights are a count of its updates."""
+"""What the loop does about bad numbers, with an engine whose weights are the number of its updates."""
 
 import dataclasses
 import itertools
@@ -37,7 +37,7 @@ BATCH = 2
 
 
 class ScriptedEngine:
-    """The fate of a step is that of its sample, so that samples seen again would go wrong again."""
+    """The result of a step depends only on its sample, so that a bad sample would fail again if seen again."""
 
     world, device, loss_scale = World(0, 0, 1, 1), torch.device("cpu"), None
 
@@ -58,7 +58,7 @@ class ScriptedEngine:
 
 
 class CountedBatches(TrainBatches):
-    """A global batch is its number."""
+    """Each global batch is just its number."""
 
     def __init__(self) -> None:
         pass
@@ -69,7 +69,7 @@ class CountedBatches(TrainBatches):
 
 
 class Checkpoints(Callback):
-    """Every 4 steps, as JSON, like Checkpoints."""
+    """Saves the state as JSON, by default every 4 steps, like the real Checkpoints."""
 
     def __init__(self, engine: ScriptedEngine, every: int = 4) -> None:
         self.engine, self.every, self.saved, self.lines = engine, every, [], []
@@ -122,11 +122,11 @@ def go(script: str, state: TrainState | None = None, every: int = 4, steps: int 
         ("..g.........", 11, 1, 0, 0),
         ("..lg........", 10, 2, 0, 0),
         ("gg.gg.gg.gg.", 4, 8, 0, 0),  # never three in a row
-        ("..ooooooo...", 5, 0, 0, 0),  # the loss scale is on its way down
-        ("....ggg.....", 12, 3, 1, 3),  # steps 5 to 7: back to step 4, and on behind sample 6
-        ("......lgl...", 12, 3, 1, 5),  # steps 7 to 9; step 8 is in the row and not saved
+        ("..ooooooo...", 5, 0, 0, 0),  # the loss scale is still decreasing
+        ("....ggg.....", 12, 3, 1, 3),  # steps 5 to 7: back to step 4, then on after sample 6
+        ("......lgl...", 12, 3, 1, 5),  # steps 7 to 9; step 8 is one of the bad ones and not saved
         ("....gogg....", 12, 3, 1, 4),  # an overflow is neither good nor bad
-        ("....ggg..lll....", 12, 6, 2, 3 + 5),  # the second row begins behind the first
+        ("....ggg..lll....", 12, 6, 2, 3 + 5),  # the second series comes after the first
     ],
 )
 def test_skip_and_roll_back(script, updates, bad, rollbacks, undone):
@@ -231,7 +231,7 @@ def test_a_run_killed_at_any_step_ends_as_the_undisturbed_one(policy):
 
 
 def _resumed(state: TrainState, kept: Checkpoints, **settings: Any):
-    """From this checkpoint, which is then the newest."""
+    """The run resumed from this checkpoint, which is then the newest."""
     with pytest.MonkeyPatch.context() as patch:
         start = Checkpoints.__init__
 

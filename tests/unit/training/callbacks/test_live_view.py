@@ -1,4 +1,4 @@
-"""What stands below the progress bar."""
+"""What is shown below the progress bar."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The spike detector against sorting by hand, and what it must and must not see."""
+"""The spike detector compared with sorting by hand, and what it must and must not report."""
 
 import math
 import random
@@ -47,7 +47,7 @@ def test_earlier_spikes_do_not_hide_a_later_one():
     recent = [2 + noise.gauss(0, 0.05) for _ in range(32)]
     recent[3], recent[17], recent[30] = 20.0, 30.0, 25.0
     assert is_spike(recent, 20.0, 32, 10.0)
-    # Negative control: mean and standard deviation do not see it.
+    # Negative control: mean and standard deviation would miss it.
     mean = sum(recent) / 32
     assert (20.0 - mean) / math.sqrt(sum((value - mean) ** 2 for value in recent) / 32) < 10
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: whole lines, and none beyond the step that a run goes on from."""
+"""metrics.jsonl has complete lines, and none after the step that a run continues from."""
 
 import json
 from pathlib import Path
@@ -125,7 +125,7 @@ UNDONE = [
         (TrainState(step=2), 2),  # killed, and resumed from before the rollback
         (TrainState(step=3), 3),
         (TrainState(step=1, undone_steps=2), 3),
-        (TrainState(step=2, undone_steps=2), 4),  # the undone steps belong to the run that it goes on from
+        (TrainState(step=2, undone_steps=2), 4),  # the undone steps belong to the run that it continues
         (TrainState(step=3, undone_steps=2), 6),
     ],
 )

@@ -18,7 +18,7 @@ mlflow = pytest.importorskip("mlflow")
 def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    for name, value in mlflow_run._DEFAULTS.items():  # given back afterwards
+    for name, value in mlflow_run._DEFAULTS.items():  # restored afterwards
         monkeypatch.setenv(name, value)
 
 

@@ -14,7 +14,7 @@ from storyteller_ds.training.callbacks.profile import OPERATORS, TRACE, Profile
 
 
 def profiled(folder: Path, first: int, last: int, begin: int = 0, end: int = 5) -> Profile:
-    """A run in which every step multiplies a matrix with as many rows as its number."""
+    """A run in which step N multiplies a matrix of N rows."""
     callback = Profile(first, last, folder)
     callback.trainer = SimpleNamespace(device=torch.device("cpu"))
     callback.on_start(TrainState(step=begin))

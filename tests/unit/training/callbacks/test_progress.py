@@ -84,7 +84,7 @@ def test_what_is_left_follows_the_recent_steps_and_the_clock():
         looked_at.look(record(step, step_time_s=1.0))
     assert str(looked_at) == "elapsed 0:00:00, left 0:16:29"
     now[0] = 100.0
-    assert str(looked_at) == "elapsed 0:01:40, left 0:14:49"  # a step that takes its time
+    assert str(looked_at) == "elapsed 0:01:40, left 0:14:49"  # a slow step
     for step in range(12, 12 + RECENT_STEPS):
         looked_at.look(record(step, step_time_s=10.0))  # from now on the machine is shared
     assert str(looked_at).endswith("left 2:39:50")
@@ -109,7 +109,7 @@ def test_the_bar_stands_where_the_run_does(resumed_at):
 
 
 def shown(width: int, *busy: tuple[str, bool]) -> list[str]:
-    """The states of the bar, one after the other."""
+    """The successive states of the bar."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, no_color=True, _environ={"TERM": "xterm"})
     progress = TerminalProgress(console, 2000, pace(2000))

@@ -1,4 +1,4 @@
-"""Which numbers of a record trackers of numbers get."""
+"""Which numbers of a record go to trackers that accept nothing else."""
 
 import pytest
 

@@ -4,7 +4,7 @@ from storyteller_ds.training.callbacks.slow_steps import IN_A_ROW, SlowSteps
 
 
 class Neighbours:
-    """What other programs seem to use."""
+    """The cores that other programs seem to use."""
 
     cores_taken = 0.0
 

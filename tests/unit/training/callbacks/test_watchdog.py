@@ -1,4 +1,4 @@
-"""When a rank counts as standing still, and what it says then."""
+"""When a rank counts as hanging, and what it reports then."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ LOOK_S = 10.0
 
 
 class Rank:
-    """A rank with a clock of its own, that gets on as the test says."""
+    """A rank with its own clock, whose progress the test controls."""
 
     def __init__(self, minutes: float = LIMIT_MIN) -> None:
         self.time, self.made = 0.0, 0
@@ -53,12 +53,12 @@ def test_zero_is_for_ever():
 
 @pytest.mark.parametrize("jump_s", [86400.0, -86400.0])
 def test_a_job_that_was_suspended_goes_on(jump_s: float):
-    """Or a clock that jumps by a day: the process could not have done anything in that time."""
+    """Neither a suspension nor a clock that jumps by a day counts: the process could not run in that time."""
     rank = Rank()
     assert not rank.overdue_after(60.0)
     rank.time += jump_s
     assert not rank.overdue_after(60 * LIMIT_MIN - 60.0 - 3 * LOOK_S)
-    assert rank.overdue_after(4 * LOOK_S)  # control: what it stood still before and after still counts
+    assert rank.overdue_after(4 * LOOK_S)  # control: idle time before and after still counts
 
 
 def test_collectives_and_steps_are_progress():

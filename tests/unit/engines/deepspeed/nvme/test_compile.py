@@ -1,4 +1,4 @@
-"""Builds that live and builds that were killed, and the messages where nothing can be compiled."""
+"""Running builds, killed builds, and the messages where nothing can be compiled."""
 
 import inspect
 import os
@@ -23,7 +23,7 @@ from storyteller_ds.errors import ConfigError
 ALONE = World(rank=0, local_rank=0, size=1, local_size=1)
 CPU = torch.device("cpu")
 
-# A process that compiles as ours do, until its input ends.
+# A process that compiles as ours do, until its stdin ends.
 BUILD = """
 import sys
 from pathlib import Path
@@ -56,11 +56,11 @@ print("done", flush=True)
 
 @contextmanager
 def process(code: str, *arguments: str, cwd: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """A process that is building, and goes on when its input ends."""
+    """Start a process that is building, and that continues when its stdin ends."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=cwd,
-        env={**os.environ, "DS_ACCELERATOR": "cpu"},  # else DeepSpeed logs which one it found
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},  # otherwise DeepSpeed logs which accelerator it found
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -79,7 +79,7 @@ class Logged(list[str]):
 
 
 class Builder:
-    """In the place of DeepSpeed's: a build takes minutes."""
+    """Stands in for DeepSpeed's builder, which takes minutes."""
 
     compatible = True
     failure: Exception | None = None
@@ -113,7 +113,7 @@ def test_what_a_killed_build_left_is_removed_and_named(builder: type[Builder], t
         killed.kill()
         killed.wait(timeout=60)
     lock = tmp_path / "async_io" / "lock"
-    assert lock.exists()  # what torch itself would wait on without end
+    assert lock.exists()  # torch itself would wait on it forever
     logged = Logged()
     load(tmp_path, logged, limit_minutes=0)
     assert builder.loaded == 1
@@ -169,7 +169,7 @@ def test_other_builds_in_the_users_folder_are_left_alone(builder: type[Builder],
 
 
 def test_a_folder_of_our_own_below_the_users_if_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    # Set first, so that what the function sets is taken back.
+    # Set first, so that monkeypatch undoes what the function sets.
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
     monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path))
     ours = use_own_folder(CPU)
@@ -195,7 +195,7 @@ def test_what_deepspeed_and_torch_do_around_a_build(monkeypatch: pytest.MonkeyPa
 
     assert "FileBaton(os.path.join(build_directory, 'lock'))" in inspect.getsource(cpp_extension._jit_compile)
     inspect.signature(AsyncIOBuilder.is_compatible).bind("self", verbose=False)
-    # What a process has loaded it does not load again, and so takes no lock of torch's outside of ours.
+    # A process does not load again what it has loaded, so it never takes torch's lock without holding ours.
     monkeypatch.setattr(sys, "_deepspeed_pin_memory_op_module", "pinned", raising=False)
     monkeypatch.setattr(OpBuilder, "_loaded_ops", {"async_io": "loaded"})
     monkeypatch.setattr(OpBuilder, "jit_load", lambda *_: pytest.fail("loaded again"))

@@ -1,4 +1,4 @@
-"""What is checked before DeepSpeed may swap to an NVMe path, and who may use which folder below it."""
+"""The checks before DeepSpeed may swap to an NVMe path, and which run may use which folder below it."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
 
 
 def test_a_folder_that_cannot_be_written():
-    # Nobody can make files in /proc, root included.
+    # Nobody can create files in /proc, not even root.
     with pytest.raises(ConfigError, match="/proc cannot be written"):
         check(json(Path("/proc")))
 
