@@ -1,12 +1,12 @@
 #!/bin/sh
 # install.sh VENV EXTRAS: installs everything into a virtual environment; called by `make install`. Says what it does
-# and, on a terminal, shows pip's progress in one line. All of pip's output is in VENV/install.log.
+# and, on a terminal, shows pip's progress on one line. All of pip's output is in VENV/install.log.
 set -eu
 venv=$1 extras=$2
 log=$venv/install.log
 
 pip() {
-    # A pipe has the exit code of its last command.
+    # The exit code of a pipeline is that of its last command.
     { code=0; "$venv/bin/python" -m pip "$@" 2>&1 || code=$?; echo "$code" >"$log.code"; } | show
     read -r code <"$log.code"
     rm "$log.code"
@@ -28,7 +28,7 @@ if [ ! -x "$venv/bin/python" ]; then
     "${PYTHON:-python3}" -m venv "$venv"
 fi
 : >"$log"
-# torch first and pinned: anything that resolves it freely downloads gigabytes of CUDA.
+# torch is installed first and pinned: resolved freely, it would download gigabytes of CUDA.
 echo "installing torch, in the version of constraints.txt"
 pip install --constraint constraints.txt torch
 echo "installing storyteller_ds and what it needs ($extras): about 125 packages, a minute or two"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# install_libaio.sh VENV: puts libaio, with which DeepSpeed's NVMe offload is compiled, into the virtual environment if
-# the system has none. Debian and Ubuntu; needs no root. Without it everything but NVMe offload works.
+# install_libaio.sh VENV: puts libaio, which is needed to compile DeepSpeed's NVMe offload, into the virtual environment
+# if the system has none. For Debian and Ubuntu; needs no root. Without it, everything but NVMe offload works.
 set -u
 venv=$(cd "$1" && pwd) || exit 1
 if [ -e /usr/include/libaio.h ] || [ -e "$venv/include/libaio.h" ] || ! command -v apt-get >/dev/null; then
@@ -19,12 +19,12 @@ unpack() {
     mkdir -p "$venv/include" "$venv/lib"
     find . -name 'libaio.so.*' -exec cp -L {} "$venv/lib/" \; || return 1
     cp "$(find . -name 'libaio.so.*' -type f | head -n 1)" "$venv/lib/libaio.so" || return 1
-    # Last: its presence means that everything is there.
+    # Copied last: its presence means that everything is in place.
     cp usr/include/libaio.h "$venv/include/"
 }
 
 if ! unpack; then
-    # A fresh container has no package lists yet; only root can change that.
+    # A fresh container has no package lists yet; only root can update them.
     { [ "$(id -u)" = 0 ] && apt-get update >/dev/null 2>&1 && unpack; } ||
         echo "libaio could not be fetched: for NVMe offload (ds_configs/zero3_nvme.json) install libaio-dev" >&2
 fi

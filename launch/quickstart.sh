@@ -3,7 +3,7 @@
 #   OUT   run folder    BIN   bin folder of the environment
 set -eu
 
-# Training sees 256 tokens at a time, as everywhere; most stories are longer, and should be told to the end.
+# Training uses sequences of 256 tokens, as everywhere; most stories are longer and should be told to the end.
 context=model.context_length=384
 if "$BIN/python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("deepspeed") is None)'; then
     gpus=$("$BIN/python" -c 'import torch; print(torch.cuda.device_count())')

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Marks, fixtures and environment shared by all tests."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
-    # Each worker has a core, and so have the runs that it starts; torch reads this when it is imported.
+    # One core for each worker, and for each process that it starts; torch reads this when it is imported.
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
@@ -28,7 +28,7 @@ MARKS = {
     "unit/data/test_huggingface_source.py": None,
     "unit/data/tokenizers/test_given.py::test_without_a_network_it_says_so_in_time": None,
     "unit/evaluation/test_evaluate.py": None,
-    # Compiles the step of quantised models in a new clone.
+    # Compiles the step of quantized models in a new clone.
     "unit/generation/test_quantized.py": None,
     "unit/interchange/test_hub.py": None,
     "unit/model/test_compile.py": None,
@@ -36,29 +36,29 @@ MARKS = {
     "unit/planning/test_plan_command.py": None,
     "unit/report/test_page.py": None,
     "golden": "quick",
-    # One real run of two ranks through DeepSpeed's launcher, and one that is killed and continued.
+    # One real run on two ranks through DeepSpeed's launcher, and one that is killed and resumed.
     "integration/test_main_job.py": "quick",
     "integration/test_main_job.py::test_the_same_command_again_has_nothing_to_do": None,
     "integration/test_main_job.py::test_a_run_that_time_ends_says_so_and_goes_on_with_more_of_it": None,
     "distributed/test_resume.py::test_killed_and_started_again_gives_the_same_bits[False]": "quick",
-    # Compiles DeepSpeed's async_io for some minutes, once in an environment.
+    # Compiles DeepSpeed's async_io, for some minutes, once per environment.
     "distributed/test_nvme.py": "faults",
 }
-"""Folder, file or test -> its mark; the longest name counts.
+"""Folder, file or test -> its mark; the longest matching name counts.
 
-`make test` runs what is quick, `make test-all` all but what is marked faults.
+`make test` runs tests marked quick; `make test-all` runs all except those marked faults.
 """
 
 
 def pytest_configure() -> None:
-    """What pytest was told to ignore, as in the background of a script, is not ignored by what it tests."""
+    """Restore signals that pytest was told to ignore, as in a script's background job, for the processes under test."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by where they are, here and nowhere else."""
+    """Mark tests by their location; this is the only place that does."""
     for item in items:
         name = item.nodeid.removeprefix(f"{TESTS.name}/")
         places = [place for place in MARKS if name == place or name.startswith((f"{place}/", f"{place}::"))]
@@ -68,9 +68,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared corpora of the tests stay out of the user's cache, also in subprocesses; all workers share them.
+    """Keep the tests' prepared corpora out of the user's cache, also in subprocesses; all workers share them.
 
-    What DeepSpeed compiles, for minutes, lasts as long as the environment.
+    DeepSpeed's extensions, which take minutes to compile, are kept for the lifetime of the environment.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
@@ -80,7 +80,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """Real stories and a real foreign model, which are not part of this repository."""
+    """Real stories and a real third-party model, which are not part of this repository."""
     folder = Path(os.environ.get("STORYTELLER_SHARED", REPOSITORY.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data at {folder}; set STORYTELLER_SHARED to the folder that has data/ and models/")
@@ -89,7 +89,7 @@ def shared_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def machine(_private_cache: None) -> Iterator[WarmMachine]:
-    """Where runs of several ranks start in a second. Nothing that was started on it outlives the session."""
+    """Starts runs of several ranks in a second. Nothing that it starts outlives the session."""
     machine = WarmMachine()
     yield machine
     machine.close()
@@ -112,7 +112,7 @@ def main_job(machine: WarmMachine) -> MainJob:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Several threads round a product of another shape otherwise, and wait for each other on a busy machine."""
+    """Use one thread: several round products of other shapes differently, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -121,7 +121,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN, or the largest integer, so that reading it unwritten is seen."""
+    """Fill new memory with NaN, or the largest integer, so that reading it before writing shows."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield

@@ -1,4 +1,4 @@
-"""The main job on Modal (modal.com): train and tell stories there, carry run folders there and back.
+"""The main job on Modal (modal.com): train and tell stories there, and copy run folders to and from it.
 
     pip install modal && modal setup
     modal run launch/modal/storyteller.py::train --arguments "--output_dir /runs/mine --config fast_train"
@@ -6,8 +6,8 @@
     modal run launch/modal/storyteller.py::upload --folder runs/mine --name mine
     modal run launch/modal/storyteller.py::download --name mine --folder runs/mine
 
-Run folders are in the volume `storyteller-runs`, under /runs in the containers. STORYTELLER_GPU says which GPUs train:
-one rank for each (`H100:8`; the default is one A10). A container that Modal takes away is replaced, and training
+Run folders are in the volume `storyteller-runs`, under /runs in the containers. STORYTELLER_GPU says which GPUs train,
+with one rank per GPU (`H100:8`; the default is one A10). A container that Modal preempts is replaced, and training
 continues from the last checkpoint.
 """
 
@@ -30,9 +30,9 @@ runs = modal.Volume.from_name(VOLUME, create_if_missing=True)
 
 
 def _image() -> modal.Image:
-    """The environment of the containers, with the repository as it is on this machine."""
+    """The image for the containers, with the repository as it is on this machine."""
     if not modal.is_local():
-        return modal.Image.debian_slim()  # already built; there this file is not inside the repository
+        return modal.Image.debian_slim()  # in a container: already built, and this file has no repository
     repository = Path(__file__).resolve().parents[2]
     return (
         modal.Image.debian_slim(python_version="3.11")

@@ -155,7 +155,7 @@ def prune(path: Path, keep_last: int, keep_every_steps: int, keep_best: int, dry
 @_as_json
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Compare two steps: settings, topology, and each tensor (largest difference, absolute and relative to A's)."""
-    from storyteller_ds.checkpoint.diff import diff as difference_of  # imports torch, see _find
+    from storyteller_ds.checkpoint.diff import diff as difference_of  # imported here: it imports torch
 
     first, second = _find(a), _find(b)
     difference = difference_of(first, second)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Chromium, from Debian's or Ubuntu's archive, for the tests of the report in a browser. Does nothing where it is there.
+# Installs Chromium from Debian's or Ubuntu's archive for the browser tests of the report, unless a browser is present.
 set -eu
 
 for program in chromium chromium-browser google-chrome; do

@@ -1,4 +1,4 @@
-"""The report in a real browser: every figure is drawn, nothing fails, and it fits a phone."""
+"""The report in a real browser: every figure is drawn, nothing fails, and the page fits a phone."""
 
 import shutil
 
@@ -62,13 +62,13 @@ def test_every_figure_is_drawn(browser, report, size, scheme):
         assert figure["height"] > 150, figure
         assert figure["drawn"] > 1, figure
         assert figure["ink"] == ink, figure
-        assert figure["size"] > 9, figure  # CSS pixels: still read
+        assert figure["size"] > 9, figure  # CSS pixels: still legible
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert problems == []
 
 
 def test_a_figure_that_is_not_drawn_is_seen(browser, report, tmp_path):
-    # Control: the same page with a figure emptied, and with a script that fails.
+    # Control: the same page with an empty figure and a failing script.
     text = report.read_text()
     start = text.index("<svg")
     end = text.index("</svg>", start)

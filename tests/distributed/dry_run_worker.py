@@ -1,4 +1,4 @@
-"""One real rank of the first step that a dry run imitates: what it exchanges, through gloo, and what it holds.
+"""One real rank of the first step that a dry run imitates: what it exchanges through gloo, and what it holds.
 
 Usage: torchrun dry_run_worker.py FOLDER DS_CONFIG [section.field=value ...]; FOLDER/rankN.json is the view of rank N.
 """
@@ -25,7 +25,7 @@ calls: list[Call] = []
 
 
 class Recorded(Loopback):
-    """Logs as a dry run does, and lets gloo do it."""
+    """Logs each call as a dry run does, then passes it to gloo."""
 
     def __init__(self, rank, ranks, gloo):
         super().__init__(rank, ranks, calls, Speech(None))
@@ -34,7 +34,7 @@ class Recorded(Loopback):
 
 def _delegating(name: str) -> Any:
     def method(self: Any, *given: Any, **named: Any) -> Any:
-        # Logged by the dry run's own method, on copies.
+        # Logged by the dry run's own method, which gets copies.
         copies = _copied(given)
         getattr(Loopback, name)(self, *copies, **named)
         return getattr(self._gloo, name)(*given, **named)
@@ -83,7 +83,7 @@ def main(report: Path, ds_config: str, overrides: list[str]) -> None:
     gather = dist.all_gather_object
 
     def gather_unseen(*given: Any) -> None:
-        """What ranks tell each other between steps is left to the copies of a dry run to make up."""
+        """Leave the gather out of the log: a dry run makes up what ranks tell each other between steps."""
         before = len(calls)
         gather(*given)
         del calls[before:]
@@ -93,7 +93,7 @@ def main(report: Path, ds_config: str, overrides: list[str]) -> None:
         patch.object(dist, "init_process_group", lambda _, **named: connect("recorded", **named)),
         world.connected(torch.device("cpu"), 2),
     ):
-        calls.clear()  # of the ranks' meeting
+        calls.clear()  # drop those made while connecting
         view = first_step(world, small, calls)
     (report / f"rank{world.rank}.json").write_text(json.dumps(dataclasses.asdict(view)))
 

@@ -1,6 +1,6 @@
-"""One rank of steps under expert parallelism: the messages between ranks, and what comes out.
+"""One rank of training steps with expert parallelism: the messages between ranks, and the results.
 
-Usage: torchrun exchanges_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json that of reports.
+Usage: torchrun exchanges_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json a list of reports.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ class Case(NamedTuple):
     """Whether every token goes to the experts of rank 0, so that rank 1 gets no rows."""
     dropout: float = 0.0
     compiler: str = ""
-    """A backend of torch.compile, for the blocks; none: they are not compiled."""
+    """The torch.compile backend for the blocks; empty: they are not compiled."""
 
 
 class Exchanges(TorchDispatchMode):
-    """Counts the all-to-alls that really go out, and the rows that come back by them."""
+    """Counts the all-to-alls that are actually issued, and the rows that each returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
         engine.decoder.run_block.compile(case.compiler)
     if case.idle_rank:
         for router in (module for module in engine.decoder.modules() if isinstance(module, Router)):
-            # Without a difference between experts the first two have every token.
+            # With equal scores for all experts, every token goes to the first two.
             torch.nn.init.zeros_(router.weight)
     torch.manual_seed(world.rank)
     losses, sent = [], []
     for step in range(STEPS):
         exchanges = Exchanges()
-        # torch.compile refuses to work under a mode.
+        # torch.compile does not work under a dispatch mode.
         with contextlib.nullcontext() if case.compiler else exchanges:
             losses.append(train_step(engine, _batch(loaded.run, world, step), 0.0 if case.idle_rank else 1e-2).loss)
         sent.append(exchanges.number)

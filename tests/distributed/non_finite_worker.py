@@ -1,6 +1,6 @@
-"""One rank of small runs in which one gradient, or the loss, is not finite once: what is left of weights and moments.
+"""One rank of small runs with a gradient or loss that is not finite once: its effect on weights and moments.
 
-Usage: torchrun non_finite_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json that of reports.
+Usage: torchrun non_finite_worker.py FOLDER; FOLDER/cases.json is a list of Case, FOLDER/rankN.json a list of reports.
 """
 
 import math
@@ -30,11 +30,11 @@ from tests.support.distributed import DS_CONFIGS
 LR = 1e-2
 FAULTY_RANK, FAULTY_PASS = 1, 1
 SOUND, FAULTY, AFTER = 0, 1, 2
-"""Steps, each on other sequences."""
+"""Steps, each on different sequences."""
 
 
 OVERRIDES = (
-    "optimizer.expert_period=1",  # which experts are due goes by the number of the step, skipped ones included
+    "optimizer.expert_period=1",  # the step number, which counts skipped steps, decides which experts are due
     "data.sequence_length=16",
     "tokenizer.vocab_size=64",
     "model.hidden_size=32",
@@ -48,13 +48,13 @@ OVERRIDES = (
 class Case(NamedTuple):
     ds_config: str
     fault: str
-    """nan, inf: an entry of a gradient; expert: of one expert's; loss: its value, with a sound gradient."""
+    """nan, inf: an entry of a gradient; expert: nan in one expert's gradient; loss: a nan loss with sound gradients."""
     guarded: bool = True
     overrides: tuple[str, ...] = ()
 
 
 def run_case(case: Case, world: World) -> dict[str, Any]:
-    """A sound step, a faulty one and a sound one; against the two sound ones alone."""
+    """Run a sound, a faulty and a sound step, and compare them with the two sound steps alone."""
     device = torch.device("cpu")
     loaded = load_config(overrides=(*OVERRIDES, *case.overrides), ds_config=DS_CONFIGS / f"{case.ds_config}.json")
     plan = make_plan(loaded.run, world.size)
@@ -91,7 +91,7 @@ def run_case(case: Case, world: World) -> dict[str, Any]:
 
 
 def without_guard() -> Any:
-    """The engine as it would be without its guard: ZeRO-0 steps always, ZeRO-1 to 3 as DeepSpeed does."""
+    """Remove the engine's guard: ZeRO-0 then always takes the step, and ZeRO-1 to 3 do what DeepSpeed does."""
     stack = ExitStack()
     stack.enter_context(mock.patch.object(steps, "verdict", return_value=torch.tensor(0)))
     step = guarded.DeepSpeedEngine._finite_step
@@ -101,14 +101,14 @@ def without_guard() -> Any:
 
 
 def _arm(engine: Engine, fault: str) -> dict[str, Any]:
-    """Make a gradient of this rank, or its loss, undefined in one pass, once the switch is on."""
+    """Make a gradient or the loss of this rank non-finite in one pass, once the switch is on."""
     switch: dict[str, Any] = {"pass": None}
     if fault == "loss":
         forward = engine.decoder.forward
 
         def undefined(*args: Any, **kwargs: Any) -> Any:
             nll, layers = forward(*args, **kwargs)
-            # The value only: no gradient is touched.
+            # Only the value changes; the gradients do not.
             return nll + _now(switch, math.nan, 0.0) * nll.detach() * 0, layers
 
         engine.decoder.forward = undefined
@@ -118,7 +118,7 @@ def _arm(engine: Engine, fault: str) -> dict[str, Any]:
 
     def poison(gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone()
-        entry = gradient[0] if fault == "expert" else gradient  # of one expert alone
+        entry = gradient[0] if fault == "expert" else gradient  # one expert only
         entry.view(-1)[3] *= _now(switch, value, 1.0)
         return gradient
 

@@ -1,4 +1,4 @@
-"""Expert parallelism: what ranks exchange and read; also where blocks are computed again, which changes nothing."""
+"""Expert parallelism: what ranks exchange and read; recomputing blocks does not change the results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ def plain(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def without_final_scores(run: Path) -> list[dict]:
-    """The metrics, whether or not a run has also ended half-way."""
+    """The metrics without those that only the end of a run adds, since a run may also have ended half-way."""
     return [{k: v for k, v in line.items() if not k.startswith("final_")} for line in read_metrics(run)]
 
 
@@ -76,13 +76,13 @@ COMPILED = [
     Case("none", idle_rank, compiler=compiler) for compiler in ("eager", "aot_eager") for idle_rank in (False, True)
 ]
 FORWARD, BACKWARD = 3, 2
-"""All-to-alls of an MoE layer: counts, dispatch and combine; the gradients of both."""
+"""All-to-alls of an MoE layer: counts, dispatch and combine; the gradients of the last two."""
 LAYERS = 2
 
 
 @pytest.fixture(scope="module")
 def reports(machine: WarmMachine, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
-    """Of each rank, in the order of CASES and COMPILED; all in one launch."""
+    """The reports of each rank, in the order of CASES and COMPILED, from one launch."""
     return reports_of(machine, WORKER, [*CASES, *COMPILED], tmp_path_factory.mktemp("exchanges"))
 
 

@@ -1,4 +1,4 @@
-"""Ranks that cannot meet: one line, exit code 2, nobody waits for ever."""
+"""Ranks that cannot connect exit with code 2 and one line, and none waits forever."""
 
 import os
 import socket
@@ -21,8 +21,8 @@ def test_a_busy_port_ends_all_ranks(tmp_path):
 
 
 def test_a_stranger_at_the_port_of_another_machine(tmp_path):
-    # As rank 1 on a second machine sees it: somebody listens where rank 0 should be, and never answers. torch waits
-    # for that without a limit.
+    # As seen by rank 1 on a second machine: another process listens where rank 0 should be and never answers. torch
+    # would wait without a limit.
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}

@@ -66,7 +66,7 @@ def test_rows_pass_and_the_exchange_sends_what_is_routed():
         assert 1 <= row["traffic"]["sent_over_routed"] <= 1.02
         assert row["step_time_s"] > 0
         assert row["peak_memory_bytes"] > 2**20
-    # It is training that is compared.
+    # The compared run really trains.
     steps = [record for record in single["records"] if "train_loss" in record]
     assert steps[-1]["train_loss"] < steps[0]["train_loss"]
     assert min(step["grad_norm"] for step in steps) > 0.25, "every step is clipped"
@@ -91,7 +91,7 @@ def test_an_unknown_row_is_refused():
 
 
 def ranks_of(run: MarkedRun) -> list[int]:
-    """The processes that lead a process group of their own, without the command itself."""
+    """The processes that lead their own process group, except the command itself."""
     found = []
     for member in run.members():
         with contextlib.suppress(ProcessLookupError):
@@ -102,8 +102,8 @@ def ranks_of(run: MarkedRun) -> list[int]:
 
 @pytest.fixture
 def running() -> Iterator[MarkedRun]:
-    """A certificate of a four-rank row, all of whose ranks have just started."""
-    # A killed command cannot tidy up. Not tmp_path: the path of a socket in it would be too long.
+    """storyteller certify on a four-rank row, with all ranks just started."""
+    # A killed command cannot clean up. Not tmp_path: the path of a socket in it would be too long.
     with tempfile.TemporaryDirectory() as temporary, marked_run() as run:
         process = run.start(command("--only", "ep4"), {"TMPDIR": temporary})
         assert wait_until(lambda: len(ranks_of(run)) == 4 or process.poll() is not None, TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""A dry run sees the groups, the shares and the messages that real ranks have."""
+"""A dry run sees the same groups, shares and messages as real ranks."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def real(machine: WarmMachine, ranks: int, ds_config: str, overrides: list[str],
 
 
 def comparable(calls: list[list[Any]]) -> list[Any]:
-    """Calls as they were written down, by what does not depend on the numbers."""
+    """Recorded calls, reduced to what does not depend on the values."""
     found = [Call(operation, tuple(ranks), tuple(shape), dtype) for operation, ranks, shape, dtype in calls]
     return [(call.ranks, call.comparable()) for call in found]
 

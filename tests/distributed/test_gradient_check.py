@@ -1,4 +1,4 @@
-"""The check at the start of a run: silent where the gradients are right, and no training where they are not."""
+"""The gradient check at the start of a run passes if the gradients are right and stops the run if they are not."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from storyteller_ds.errors import EXIT_TRAINING_STOPPED
 from tests.support.distributed import TINY_RUN
 from tests.support.warm_machine import Run, WarmMachine
 
-# What a broken exchange, network or library could do to the numbers, on every rank.
+# What a broken exchange, network or library could do to the values, on every rank.
 FAULTS = {
     "none": "",
     "exchange": """

@@ -1,4 +1,4 @@
-"""A run that begins with another's weights has the same numbers on every topology."""
+"""A run that starts from another run's weights gives the same numbers on every topology."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Signals under the real launchers: the run saves the step it is at; and signals before it trains.
+"""Signals under the real launchers: the run saves its current step; and signals before it trains.
 
-What else signals do is tried on warm ranks, by tests/faults/faults_signals.py.
+Other effects of signals are tested on warm ranks, by tests/faults/faults_signals.py.
 
-Linux only, as supervision is.
+Linux only, like supervision.
 """
 
 import os
@@ -51,7 +51,7 @@ def last_step(folder: Path) -> int:
 
 
 def outcome(run: MarkedRun, within: float = END_S) -> tuple[int, list[str], str]:
-    """Exit code of the command typed, our lines on stderr, and all of it; nothing is left of the run."""
+    """Exit code of the command, our lines on stderr, and all of stderr, once no process of the run is left."""
 
     def nothing_left() -> bool:
         return ended(run) and not run.members()
@@ -70,8 +70,8 @@ def saved_by(signals: str, folder: Path) -> str:
     return f"interrupted by {signals}; saved step {last_step(folder)}; run again to continue"
 
 
-# launcher, who is signalled, exit code of the command typed: DeepSpeed's launcher passes on the code of a rank, but
-# ends with 1 when it was signalled itself, as torchrun does always. Under storyteller launch no signal reaches it.
+# Who is signaled -> launcher, process, signal, exit code of the command. DeepSpeed's launcher passes on a rank's code
+# but exits with 1 if it is signaled itself, as torchrun always does. Under storyteller launch no signal reaches it.
 SIGNALLED: dict[str, tuple[Callable[..., list[str]], Callable[[MarkedRun], int], signal.Signals, int]] = {
     "rank 1": (train_command, lambda run: run.training(1).pid, signal.SIGTERM, EXIT_INTERRUPTED),
     "deepspeed's launcher": (train_command, lambda run: run.launcher(0).pid, signal.SIGTERM, 1),
@@ -80,7 +80,7 @@ SIGNALLED: dict[str, tuple[Callable[..., list[str]], Callable[[MarkedRun], int],
 }
 
 
-# The others are made by `make test-faults`.
+# The others run with `make test-faults`.
 @pytest.mark.parametrize(
     "who", [who if "launch," in who else pytest.param(who, marks=pytest.mark.faults) for who in SIGNALLED]
 )
@@ -94,12 +94,12 @@ def test_all_ranks_save_the_step_and_leave(who: str, tmp_path: Path):
         seen, lines, stderr = outcome(run)
     assert seen == code, stderr
     assert lines == [saved_by(number.name, tmp_path)], stderr
-    assert re.findall(r"exitcode *: (\d+)", stderr) in ([], [str(EXIT_INTERRUPTED)] * 2)  # what torchrun saw
+    assert re.findall(r"exitcode *: (\d+)", stderr) in ([], [str(EXIT_INTERRUPTED)] * 2)  # as torchrun saw them
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_before_training_it_ends_at_once(number: signal.Signals, code: int, tmp_path: Path):
-    """While it makes a corpus that would take minutes."""
+    """A signal ends the process at once while it prepares a corpus that would take minutes."""
     with marked_run() as run:
         arguments = ("--output_dir", str(tmp_path / "run"), *RUN, "data.builtin_stories=3000000")
         started = run.start(train_command(1, None, *arguments))

@@ -1,4 +1,4 @@
-"""fp16 through DeepSpeed: overflowing steps are skipped by all ranks, counted, and the run goes on and resumes."""
+"""fp16 with DeepSpeed: all ranks skip and count overflowing steps, and the run continues and can be resumed."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_a_scale_that_is_far_too_high_is_brought_down_and_the_run_goes_on(main_j
     ds_config.write_text(json.dumps(config))
     run = (*TINY_RUN, f"train.max_steps={STEPS}", "train.eval_batches=1", "train.sample_tokens=1")
     run += ("checkpoint.every_steps=6", "tracking.wandb=disabled", "--quiet")
-    run += ("--ds_config", str(ds_config))  # the last one counts
+    run += ("--ds_config", str(ds_config))  # the last --ds_config counts
     lines = train_lines(main_job(tmp_path / "run", 2, "zero2_fp16", *run))
     skipped = [line["grad_norm"] is None for line in lines]
     assert skipped[0], "2^28 is more than fp16 can hold"
@@ -30,7 +30,7 @@ def test_a_scale_that_is_far_too_high_is_brought_down_and_the_run_goes_on(main_j
     assert skipped == [True] * count + [False] * (STEPS - count)
     assert lines[-1]["skipped_steps"] == count
     assert lines[-1]["loss_scale"] == 2.0 ** (28 - count)
-    # Skipped steps change no weight, so the loss of the same weights on other batches moves little.
+    # Skipped steps change no weights, so they alone would move the loss little, from batch to batch.
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
 
     half = tmp_path / "run" / "checkpoints" / "step_00000006"

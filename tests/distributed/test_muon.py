@@ -1,4 +1,4 @@
-"""Muon computes the same on one device and where ZeRO cuts its matrices, and continues between them."""
+"""Muon gives the same results on one device and where ZeRO partitions its matrices, and resumes across both."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ HALF_PRECISION_TOLERANCE = 2e-3
 RUN = (
     *TINY_RUN,
     *("optimizer.kind=muon", "optimizer.lr=3e-3"),
-    # What goes with it in the presets.
+    # Settings that accompany Muon in the presets.
     *(
         "optimizer.embedding_lr_ratio=5",
         "optimizer.expert_period=2",
@@ -23,7 +23,7 @@ RUN = (
         "model.qk_norm=true",
         "data.document_mask=true",
     ),
-    # Sizes of which no power of two is a multiple, so that partitions end inside of matrices.
+    # Sizes of which no power of two is a multiple, so that partitions end inside matrices.
     *("model.hidden_size=72", "model.num_layers=3", "model.intermediate_size=50"),
     *(f"train.max_steps={STEPS}", "train.eval_batches=2", "train.eval_every_steps=6", "train.sample_tokens=2"),
     *("checkpoint.every_steps=6", "schedule.warmup_steps=3", "tracking.wandb=disabled", "--quiet"),
@@ -77,7 +77,7 @@ def test_a_checkpoint_continues_on_another_topology(single: Path, main_job: Main
 
 
 def test_it_is_not_adamw(single: Path, main_job: MainJob, tmp_path: Path):
-    """Without this the comparison could be of another optimizer; and its matrices have no second moment."""
+    """Control for the comparisons: Muon differs from AdamW, and keeps no second moment for its matrices."""
     adamw = main_job(tmp_path, 1, None, *RUN, "optimizer.kind=adamw")
     hidden = "blocks.0.ffn.experts.gate_up_proj"
     ours, theirs = read_state(single, STEPS), read_state(adamw, STEPS)

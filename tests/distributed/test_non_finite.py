@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite on one rank changes no weight on any, under every stage of ZeRO."""
+"""A non-finite loss or gradient on one rank changes no weight on any rank, under every ZeRO stage."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ CASES = (*GRADIENT, *LOSS, *UNGUARDED)
 
 @pytest.fixture(scope="module")
 def reports(machine: WarmMachine, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
-    """Of each rank, in the order of CASES; all in one launch."""
+    """The reports of each rank, in the order of CASES, from one launch."""
     return reports_of(machine, WORKER, CASES, tmp_path_factory.mktemp("non_finite"))
 
 

@@ -1,4 +1,4 @@
-"""ZeRO-3 with weights and moments in files: the numbers of one process, and nothing left behind.
+"""ZeRO-3 with weights and moments in files gives the numbers of one process and leaves nothing behind.
 
 The first run in an environment compiles DeepSpeed's async_io, which takes some minutes.
 """
@@ -20,7 +20,7 @@ from tests.support.runs import read_metrics
 
 STEPS = 20
 TOLERANCE = 1e-5
-# DeepSpeed swaps only what is 1 MiB or more on a rank: with these sizes the experts are.
+# DeepSpeed swaps only tensors of 1 MiB or more per rank; with these sizes the experts are that large.
 RUN = (
     *TINY_RUN,
     *ADAMW,
@@ -63,7 +63,7 @@ def test_training_through_files_has_the_losses_of_one_process(single: Path, tmp_
     run = tmp_path / "run"
     with marked_run() as marked:
         command = marked.start(nvme_command(tmp_path, run))
-        # The weights themselves and the optimizer's state are really in files.
+        # Weights and optimizer state are really in files.
         for kind in ("param", "optimizer"):
             assert wait_until(
                 lambda kind=kind: command.poll() is not None or any((tmp_path / "disk").rglob(f"*{kind}*/**/*.swp")),

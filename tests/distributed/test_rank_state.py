@@ -1,4 +1,4 @@
-"""What each rank writes of a checkpoint: every tensor by one rank, with the bits that all ranks agree on."""
+"""Each tensor of a checkpoint is written by one rank, with the bits that all ranks agree on."""
 
 from pathlib import Path
 

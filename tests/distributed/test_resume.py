@@ -1,4 +1,4 @@
-"""Twice the same, killed and continued, from two ranks to one and back: always the same run."""
+"""Run twice, killed and resumed, or moved from two ranks to one and back, it is always the same run."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.support.warm_machine import MainJob, WarmMachine
 STEPS = 12
 RUN = (
     *TINY_RUN,
-    # Dropout, so that a random stream that is not put back shows.
+    # Dropout reveals a random stream that is not restored.
     "model.dropout=0.1",
     f"train.max_steps={STEPS}",
     "train.eval_batches=2",
@@ -48,14 +48,14 @@ def test_the_same_command_twice_gives_the_same_bits(main_job: MainJob, undisturb
 def test_killed_and_started_again_gives_the_same_bits(
     debris: bool, machine: WarmMachine, main_job: MainJob, undisturbed: Path, tmp_path: Path
 ):
-    # A checkpoint and metrics lines beyond it, then the kill.
+    # Killed after a checkpoint and metrics lines beyond it.
     run = machine.main_job(tmp_path, 2, "zero2", *RUN)
     try:
         run.wait_for_step(6, tmp_path)
     finally:
         run.kill()
     if debris:
-        # A half-written line, and a checkpoint that was being written, as a kill leaves them.
+        # A half-written line and an unfinished checkpoint, as a kill leaves them.
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 7, "tok')
         unfinished = tmp_path / "checkpoints" / "step_00000008.tmp"
@@ -65,7 +65,7 @@ def test_killed_and_started_again_gives_the_same_bits(
 
 
 def test_from_two_ranks_to_one_and_back(main_job: MainJob, tmp_path: Path):
-    """Written by EP 2, continued by one process, written by that and continued by EP 2: still the same run."""
+    """A checkpoint of EP 2 continues on one process, and one of that process on EP 2, as the same run."""
     run = (*RUN, "model.dropout=0.0")
     whole = main_job(tmp_path / "whole", 2, "zero2", *run)
     one = main_job(copy_run(whole, tmp_path / "one", 4), 1, None, *run)

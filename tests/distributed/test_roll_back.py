@@ -1,4 +1,4 @@
-"""The main job with bad gradients on one rank: skipped, gone back, given up, and the same as if told in advance."""
+"""The main job with bad gradients on one rank: it skips steps, rolls back, gives up, and rolls back exactly."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ run_command(train)
 
 
 def train(machine: WarmMachine, folder: Path, ds_config: str, *arguments: str, bad_steps=(), state=None) -> Run:
-    """Ten steps on two ranks, a checkpoint every four; `state` replaces parts of the one resumed from."""
+    """Train ten steps on two ranks, with a checkpoint every four; `state` replaces parts of the resumed state."""
     folder.mkdir(exist_ok=True)
     script = folder / "train.py"
     script.write_text(SCRIPT.format(told=json.dumps({"bad_steps": list(bad_steps), "state": state or {}})))
@@ -68,7 +68,7 @@ def test_it_goes_back_and_on_behind_the_bad_samples(ds_config: str, machine: War
     assert [line["bad_steps"] for line in ours] == [0, 1, 1, 1, 1, 2, 3] + [3] * 6
     assert [line["grad_norm"] is None for line in ours] == [number in (2, 6, 7) for number in range(1, 14)]
 
-    # A fresh process that starts from the checkpoint, told where to go on, does the same.
+    # A new process that starts from the checkpoint and is told where to continue does the same.
     batch = 8 * 7
     known = {"samples": batch, "tokens": batch * 64, "bad_steps": 3, "rollbacks": 1, "undone_steps": 3}
     start = str(tmp_path / "a" / "run" / "checkpoints" / "step_00000004")

@@ -1,4 +1,4 @@
-"""The promise: the same run gives the same numbers on every topology."""
+"""The same run gives the same numbers on every topology."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ PRESET = (
     "tracking.wandb=disabled",
     "--quiet",
 )
-# A smaller model, where every number of every step is compared.
+# A smaller model, for which every number of every step is compared.
 RUN = (
     *PRESET,
     "data.sequence_length=64",
@@ -34,7 +34,7 @@ RUN = (
     "schedule.warmup_steps=5",
     *ADAMW,
 )
-# Every JSON of ds_configs/ is here, or in HALF_PRECISION, or has a test file of its own.
+# Every JSON of ds_configs/ is here, in HALF_PRECISION, or has its own test file.
 TOPOLOGIES = {
     "zero0": (2, "zero0", "parallel.ep_size=2"),
     "zero0_two_expert_groups": (4, "zero0", "parallel.ep_size=2"),
@@ -50,11 +50,11 @@ TOPOLOGIES = {
     "zero3_autoep": (2, "zero3_autoep", "parallel.ep_size=2"),
     "zero3_autoep_two_expert_groups": (4, "zero3_autoep", "parallel.ep_size=2"),
 }
-# Weights are rounded to 11 bits, and a rounding may send a token to another expert.
+# Weights are rounded to 11 bits, and rounding may send a token to another expert.
 HALF_PRECISION = {"zero2_fp16": (2, "zero2_fp16", "parallel.ep_size=2")}
 HALF_PRECISION_TOLERANCE = 2e-3
 NORMS_OF_PARTS = {"grad_norm_router", "grad_norm_experts", "grad_norm_rest"}
-"""Under ZeRO-1, 2 and 3 no rank has them: the gradient is cut into pieces that know no part of the model."""
+"""Not available under ZeRO-1, 2 and 3, whose gradient partitions do not follow the parts of the model."""
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_losses_in_fp16_are_those_of_fp32_to_the_precision_of_fp16(
         for field in ("train_loss", "val_loss"):
             if field in expected:
                 assert abs(line[field] - expected[field]) <= HALF_PRECISION_TOLERANCE * expected[field], line["step"]
-    # A run whose steps were all skipped would have kept its first loss.
+    # A run that skipped all of its steps would have kept its first loss.
     assert lines[-2]["skipped_steps"] == 0
     assert lines[-2]["loss_scale"] == 2.0**16
 
@@ -110,8 +110,10 @@ def test_every_json_is_tried():
 
 
 def test_the_main_job_is_the_same_on_one_process_and_on_two_ranks(tmp_path: Path):
-    """As a user starts it: losses of every step and weights after the last. A token whose second and third expert tie
-    in the last bit may go to the other one here, and is seen in that step's gradient norm, so that is not compared.
+    """Losses of every step and final weights agree for the job as a user starts it.
+
+    A token whose second and third experts tie in the last bit may go to the other one here. That shows in the step's
+    gradient norm, which is therefore not compared.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, ranks, ds_config in ((one, 1, None), (two, 2, "zero2")):
@@ -122,6 +124,6 @@ def test_the_main_job_is_the_same_on_one_process_and_on_two_ranks(tmp_path: Path
 
 
 def test_another_seed_does_not_agree(single: Path, main_job: MainJob, tmp_path: Path):
-    """Without this the comparison could be of nothing."""
+    """Another seed gives other losses; otherwise the comparison would prove nothing."""
     other = read_metrics(main_job(tmp_path, 1, None, *RUN, "seed=1"))
     assert abs(other[0]["train_loss"] - read_metrics(single)[0]["train_loss"]) > 100 * TOLERANCE

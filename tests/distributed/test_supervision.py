@@ -1,6 +1,6 @@
-"""Whoever is killed, the whole run ends in time, with a code that is not 0 and a line that says who was lost.
+"""Whichever process is killed, the whole run ends in time, with a nonzero exit code and a line that names the loss.
 
-Linux only, as supervision is: processes are found in /proc.
+Linux only, like supervision: processes are found in /proc.
 """
 
 import os
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="su
 
 ENDLESS = (*TINY_RUN, "train.max_steps=1000000", "train.log_every_steps=1", "tracking.wandb=disabled", "--quiet")
 START_S = 240
-END_S = 30  # the promise
+END_S = 30  # the documented limit
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 TORCHRUN = Path(sys.executable).parent / "torchrun"
 
@@ -44,7 +44,7 @@ def wait_for_training(run: MarkedRun, folder: Path) -> None:
 
 
 def killed(run: MarkedRun, *pids: int) -> tuple[list[int], str]:
-    """Exit codes of the commands typed, and all of stderr."""
+    """Kill these processes; returns the exit codes of the commands and all of stderr."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
@@ -66,7 +66,7 @@ def loss_of(rank: int | str) -> str:
     return rf"storyteller: lost rank {rank} on {re.escape(socket.gethostname())} at step \d+: "
 
 
-# What both ranks notice is reported by the one that notices first.
+# If both ranks notice, the first to notice reports it.
 VICTIMS: dict[str, tuple[Callable[[MarkedRun], int], str]] = {
     "training process of rank 0": (lambda run: run.training(0).pid, loss_of(0) + r"killed by signal 9 \(SIGKILL\)"),
     "training process of rank 1": (lambda run: run.training(1).pid, loss_of(1) + r"killed by signal 9 \(SIGKILL\)"),
@@ -75,12 +75,12 @@ VICTIMS: dict[str, tuple[Callable[[MarkedRun], int], str]] = {
     "launcher": (lambda run: run.launcher(0).pid, loss_of("[01]") + "its launcher .* is gone"),
     "command": (lambda run: run.commands[0].pid, loss_of("[01]") + "(its launcher|the deepspeed command) .* is gone"),
 }
-# All ranks are still there, and do not go without having saved.
+# All ranks are still alive and save before they exit.
 ALL_RANKS_LEFT = ("launcher", "command")
 SAVED = ["storyteller: interrupted by SIGTERM; saved step N; run again to continue"]
 
 
-# Of the others each needs a quarter of a minute; `make test-faults` does them too.
+# The others take a quarter of a minute each; `make test-faults` runs them too.
 QUICK = ("training process of rank 1", "command")
 
 
@@ -94,7 +94,7 @@ def test_killed_under_deepspeed(victim: str, tmp_path: Path):
     with marked_run() as run:
         run.start(train_command(2, "zero2", "--output_dir", str(tmp_path), *ENDLESS))
         wait_for_training(run, tmp_path)
-        assert len(run.members()) == 6  # control: the command, its launcher, two supervisors, two that train
+        assert len(run.members()) == 6  # control: the command, its launcher, two supervisors, two training processes
         codes, stderr = killed(run, find(run))
     assert codes[0] != 0
     first, *rest = lines(stderr)
@@ -117,7 +117,7 @@ def test_killed_under_torchrun(victim: str, tmp_path: Path):
 
 
 def two_nodes(run: MarkedRun, launcher: str, folder: Path) -> None:
-    """A rank on each of two nodes, both this machine, started apart as on two machines without ssh."""
+    """Start one rank on each of two nodes, both this machine, separately, as on two machines without ssh."""
     port, hostfile = str(free_port()), folder / "hostfile"
     hostfile.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     main_job = [str(TRAIN), "--ds_config", str(DS_CONFIGS / "zero2.json"), "--output_dir", str(folder), *ENDLESS]
@@ -145,14 +145,14 @@ def test_a_killed_launcher_ends_the_other_node_too(launcher: str, node: int, tmp
 def test_a_killed_machine_ends_the_other_node_too(tmp_path: Path):
     with marked_run() as run:
         two_nodes(run, "torchrun", tmp_path)
-        # The supervisor first: nobody is left on node 1 to report it, only the connection closes.
+        # The supervisor first, so that no process on node 1 can report it; only the connection closes.
         codes, stderr = killed(run, run.supervisor(1).pid, run.launcher(1).pid)
     assert 0 not in codes
     assert re.match(loss_of(1), lines(stderr)[0]), stderr
 
 
 def test_control_without_supervision_the_launcher_leaves_orphans_and_exits_with_0(tmp_path: Path):
-    # What DeepSpeed does by itself; when this fails, a part of supervision is no longer needed.
+    # DeepSpeed's own behavior; when this fails, a part of supervision is no longer needed.
     script = tmp_path / "endless.py"
     script.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[-1]).touch()\ntime.sleep(600)\n")
     begun = tmp_path / "begun"

@@ -1,6 +1,6 @@
-"""Losses of a small run, frozen: a change of initialisation, routing, loss or optimizer shows here first.
+"""Frozen losses of a small run: a change of initialization, routing, loss or optimizer shows here first.
 
-A deliberate change of the numbers replaces LOSSES, and says so in CHANGELOG.md.
+A deliberate change of the numbers replaces LOSSES and is recorded in CHANGELOG.md.
 """
 
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""The experts of a mixture that has learned something."""
+"""The atlas of a trained mixture's experts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Mistakes of a user: exit code 2, one line on stderr, and nothing left behind."""
+"""User errors end with exit code 2 and one line on stderr, and leave nothing behind."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ZERO2 = REPOSITORY / "ds_configs" / "zero2.json"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with every cache below it, and one good text."""
+    """An empty working folder, with caches and one good text in its parent."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(home, monkeypatch, capsys):
-    """Run the command in this process; the one line that it prints."""
+    """Run the command in this process and return the one line that it prints."""
 
     def run(*args: str) -> str:
         before = everything(home)
@@ -72,7 +72,7 @@ def write(home: Path, name: str, content: bytes) -> str:
 
 
 def test_the_good_text_would_train(home, monkeypatch, capsys):
-    # Control for everything below: what is refused there is refused for what is wrong with it.
+    # Control for everything below: refusals there are due to the mistake under test.
     monkeypatch.setattr(
         sys, "argv", ["storyteller", *train(f"data.source={home.parent / 'good.txt'}", "--output_dir=o")]
     )
@@ -120,7 +120,7 @@ def test_a_current_folder_that_is_gone(home, tmp_path, monkeypatch):
     done = subprocess.run(
         ["sh", "-c", 'rmdir "$0" && exec "$@"', str(gone), *command],
         cwd=gone,
-        # Without an empty part, which would be the folder that is gone.
+        # No empty entry, which would mean the deleted folder.
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),

@@ -1,4 +1,4 @@
-"""An environment that has what the package needs, and none of its extras: no deepspeed, no triton, no transformers."""
+"""An environment with the package's requirements and none of its extras: no deepspeed, triton or transformers."""
 
 import sysconfig
 import venv
@@ -18,7 +18,7 @@ PROMPT = "Once upon a time"
 
 
 def needed(package: str, found: set[str]) -> set[str]:
-    """Distributions that a distribution needs, itself among them, without its extras."""
+    """All distributions that a distribution needs without extras, including itself."""
     name = canonicalize_name(package)
     if name in found or name in EXTRAS:
         return found
@@ -32,7 +32,7 @@ def needed(package: str, found: set[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a virtual environment with links to what is installed here."""
+    """The interpreter of a virtual environment that links to the distributions installed here."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, symlinks=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))

@@ -1,4 +1,4 @@
-"""storyteller bench device: a record of this machine, which plan and training read."""
+"""storyteller bench device records this machine, and plan and training read the record."""
 
 import json
 

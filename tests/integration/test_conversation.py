@@ -1,4 +1,4 @@
-"""storyteller generate --interactive on a terminal, of a model whose stories never end."""
+"""storyteller generate --interactive on a terminal, with a model whose stories never end."""
 
 import os
 import pty
@@ -41,7 +41,7 @@ RUN = RunConfig.model_validate(
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """After any token, the likeliest is " fox"."""
+    """A model for which " fox" is the most likely token after any other."""
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300), ["a fox and a fox"] * 3)
     (fox,) = tokenizer.encode(" fox")
     engine = SingleEngine(RUN, World(0, 0, 1, 1), torch.device("cpu"))
@@ -57,7 +57,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Terminal:
-    """A person at a terminal, where a command runs; its stdout may be a file."""
+    """A command on a pseudo-terminal, with methods to type and read; its stdout may be a file."""
 
     def __init__(self, command: list[str], stdout: Path | None) -> None:
         self.pid, self.descriptor = pty.fork()
@@ -93,7 +93,7 @@ def talk(request, run_folder, tmp_path) -> Iterator[tuple[Terminal, Path | None]
         os.kill(terminal.pid, signal.SIGKILL)
         os.waitpid(terminal.pid, 0)
     except (ProcessLookupError, ChildProcessError):
-        pass  # it has ended, as it should
+        pass  # it has already ended, as it should
     os.close(terminal.descriptor)
 
 
@@ -101,7 +101,7 @@ def test_a_conversation(talk):
     terminal, stdout = talk
     terminal.shown_up_to("> ")
     shown = []
-    for number, keys in enumerate((b"ad" + LEFT + b"n\n", UP + b"\n"), 1):  # edited; then the line before
+    for number, keys in enumerate((b"ad" + LEFT + b"n\n", UP + b"\n"), 1):  # an edited line, then the previous line
         terminal.type(keys)
         if stdout is None:
             shown.append(terminal.shown_up_to("fox\nfox fox fox"))

@@ -1,4 +1,4 @@
-"""storyteller plan --dry_run: every DeepSpeed JSON of ours, hostfiles, and what it refuses."""
+"""storyteller plan --dry_run: all of our DeepSpeed JSONs, hostfiles, and refused arguments."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def test_every_json(ds_config: str, tmp_path: Path):
     assert (found["world_size"], found["disagreements"]) == (4, [])
     assert {0, 1, 3} <= {view["rank"] for view in found["ranks"]}
     assert all(view["step"] for view in found["ranks"])
-    if ds_config.startswith(("zero1", "zero2")):  # whose ranks hold the model, and share the optimizer's state
+    if ds_config.startswith(("zero1", "zero2")):  # their ranks hold the whole model and partition the optimizer state
         total = sum(map(math.prod, found["ranks"][0]["parameters"].values()))
         assert max(view["optimized"] for view in found["ranks"]) < total
     assert ("nvme" in ds_config) == ("memory in place of NVMe" in found["made_smaller"])

@@ -1,4 +1,4 @@
-"""Trained models in other tools: the same logits, the same story, and the same bits when they come back."""
+"""Trained models in other tools give the same logits and the same story, and come back bit for bit."""
 
 from typing import Any, NamedTuple
 
@@ -42,11 +42,11 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class Trained(NamedTuple):
-    """A model that has learned something."""
+    """A trained model and a story of it."""
 
     model: StoryModel
     ids: list[int]
-    """PROMPT and its greedy continuation."""
+    """Tokens of PROMPT and its greedy continuation."""
     text: str
 
 
@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 def trained(request, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("run") / "run"
     run = train("tiny_test", {**SETTINGS, **MODELS[request.param]}, output_dir=folder)
-    assert run.metrics[-1]["final_val_bpb"] < 2.5  # it begins with more than 5
+    assert run.metrics[-1]["final_val_bpb"] < 2.5  # it starts above 5
     model = load(folder, "cpu")
     prompt = prompt_ids(model.tokenizer, PROMPT)
     greedy = SamplingConfig(temperature=0, max_new_tokens=TOKENS)

@@ -1,4 +1,4 @@
-"""--resume with a step: what a run left beyond it is moved aside, so that no later resume takes it for its own."""
+"""--resume with a step moves what the run left beyond it aside, so that no later resume continues from that."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ FASTER = "optimizer.lr=0.05"
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Train in this process, saving every two steps; returns what was printed."""
+    """Train in this process, saving every two steps, and return what was printed."""
     text = tmp_path / "good.txt"
     text.write_text("\n\n".join(f"There was a dog called Rex {i}." for i in range(30)))
     monkeypatch.setenv("STORYTELLER_CACHE", str(tmp_path / "cache"))
@@ -62,10 +62,10 @@ def test_a_run_that_went_back_is_what_goes_on(train):
     assert f"continuing from {step('run', 4)}" in printed
     assert steps("run") == all_steps
     assert sorted(set(logged("run"))) == sorted(set(all_lines))
-    # The independent one: the same from step 2 in one go, in a folder of its own.
+    # Independent reference: the same from step 2 without a stop, in its own folder.
     train("elsewhere", 6, "--resume", str(step("again", 2)), FASTER)
     assert not tensors_differ(step("run", 6), step("elsewhere", 6))
-    assert tensors_differ(step("run", 6), step("again", 6))  # control: the faster one is another run
+    assert tensors_differ(step("run", 6), step("again", 6))  # control: FASTER gives a different run
     assert not tensors_differ(step("run/previous-1", 6), step("again", 6))
 
 
@@ -81,7 +81,7 @@ def test_going_on_from_another_run_keeps_what_was_in_the_folder(train):
 
 @pytest.mark.timeout(120)
 def test_a_run_that_has_nothing_left_to_do_takes_nobodys_place(train):
-    """Its own folder stays as it was; a new one has nothing, and is not looked into."""
+    """An existing output folder stays as it was; a new one gets no checkpoints and is not searched for any."""
     train("finished", 2)
     train("mine", 4)
     for folder in ("mine", "new"):

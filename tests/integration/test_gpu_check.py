@@ -1,4 +1,4 @@
-"""launch/gpu_check.sh, with the small sizes and on the CPU, so that nothing in it runs for the first time on a GPU."""
+"""launch/gpu_check.sh on the CPU with small sizes, so that no part of it first runs on a GPU."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def test_parts_leave_their_records(tmp_path: Path):
 
 
 def test_a_part_that_fails_costs_the_others_nothing(tmp_path: Path):
-    # There is no model to decode with.
+    # The decoding part fails: there is no model to decode with.
     outcome = check(tmp_path, "--parts", "decoding,environment")
     assert outcome.exit_code == 1
     assert "decoding" in outcome.stdout

@@ -1,4 +1,4 @@
-"""A run, and a story, for a user id without name and home, as in many a container."""
+"""Training and generating as a user ID without a name or home folder, as in many containers."""
 
 import os
 import subprocess
@@ -10,11 +10,11 @@ import pytest
 from tests.support.distributed import SMALLEST_RUN, Outcome, run_command
 
 NAMELESS = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
-"""A user namespace of one's own, which any user may have, in which the user id is one that nobody knows."""
+"""Runs a command in its own user namespace, which any user may create, with a user ID that has no entry."""
 
 
 def nameless(home: Path | None, tmp: Path, *arguments: str) -> Outcome:
-    """A verb in such an environment, with no variable but these."""
+    """Run a verb in such a namespace, with only these environment variables."""
     variables = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "TMPDIR": str(tmp)}
     variables |= {} if home is None else {"HOME": str(home)}
     clean = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
@@ -43,12 +43,12 @@ def test_a_run_without_a_home(kind: str, tmp_path: Path):
     (notice,) = [line for line in done.stderr.splitlines() if "may not last" in line]
     assert f"caches are in {tmp / 'storyteller_ds-54321'}" in notice
     assert "wandb failed" not in done.stderr
-    assert "INFO" not in done.stderr  # of wandb's service, when it has no place for its own log
+    assert "INFO" not in done.stderr  # printed by wandb's service when it cannot write its own log
     if home is not None:
         home.chmod(0o755)
         assert list(home.iterdir()) == []
     story = nameless(home, tmp, "generate", "--checkpoint", str(run), "--prompt", "a", "--max_new_tokens", "3")
     assert (story.exit_code, story.stdout[:1]) == (0, "a"), story.stderr
-    model, ending = story.stderr.splitlines()  # and nothing of libraries that look for a place
+    model, ending = story.stderr.splitlines()  # and nothing from libraries that look for a writable folder
     assert model.startswith("model: ")
     assert ending.startswith("3 tokens, ")

@@ -1,4 +1,4 @@
-"""A stranger's file, given in every place that takes one: refused in one line, no code of it run, nothing waited on."""
+"""Hostile files, wherever a file is accepted, are refused in one line without running their code or blocking."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ FIRED = "fired"
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, fired: Path) -> None:
         self.fired = fired
@@ -31,7 +31,7 @@ class Bomb:
 
 
 def bombs(fired: Path) -> dict[str, bytes]:
-    """The same bomb in every wrapping that a library would open: name -> content."""
+    """The same bomb in every format that a library would open: file name -> content."""
     plain = {f"bomb{protocol}.pkl": pickle.dumps(Bomb(fired), protocol) for protocol in (0, 2, 4, 5)}
     name = fired.with_name("saved")
     torch.save({"weights": Bomb(fired)}, name)
@@ -49,7 +49,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a good text, a finished run and its cache."""
+    """A folder with a good text, a finished run and the run's cache."""
     home = tmp_path_factory.mktemp("finished")
     (home / "good.txt").write_text("\n\n".join(f"There was a dog called Rex {i}." for i in range(30)))
     with pytest.MonkeyPatch.context() as patch:
@@ -104,12 +104,12 @@ def test_a_pickle_bomb_in_every_place_that_takes_a_file(home, finished, capsys, 
         path.write_bytes(content)
         line = refusal(capsys, *places(home, finished / "good.txt", path)[place])
         assert str(path) in line
-        if place not in ("resume", "checkpoint"):  # which want a folder
+        if place not in ("resume", "checkpoint"):  # these expect a folder
             assert "can run code when it is read, is never read" in line
-        # Under a name that says nothing.
+        # Again under a name that does not suggest a pickle.
         path = path.rename(home / "innocent.txt")
         refused = run(*places(home, finished / "good.txt", path)[place]) == 2
-        assert refused or (place in ("source", "validation") and name == "bomb0.pkl")  # which is a text of ASCII
+        assert refused or (place in ("source", "validation") and name == "bomb0.pkl")  # which is ASCII text
         assert not (home / FIRED).exists()
 
 
@@ -148,7 +148,7 @@ def test_bombs_and_archives_in_a_dataset_folder(home, finished, capsys):
 
 
 def resealed(step: Path) -> None:
-    """The manifest made to agree with the files, as a stranger can."""
+    """Make the manifest agree with the files, as an attacker can."""
     manifest = json.loads((step / MANIFEST).read_text())
     for name in manifest["files"]:
         content = (step / name).read_bytes()
@@ -167,16 +167,16 @@ def test_a_bomb_as_a_file_of_a_checkpoint_whose_manifest_agrees(home, finished, 
         path.write_bytes(content)
         if name != "manifest":
             resealed(step)
-        if name not in ("optimizer", "rng", "trainer"):  # of which a story needs nothing
+        if name not in ("optimizer", "rng", "trainer"):  # generation does not need these
             refusal(capsys, "generate", "--prompt", "There", "--checkpoint", str(copy))
         more = [f"data.source={finished / 'good.txt'}", "train.max_steps=2", "--output_dir", str(home / "new")]
-        if name != "tokenizer":  # a run has its own
+        if name != "tokenizer":  # the new run has its own
             refusal(capsys, "train", "--quiet", *SMALLEST_RUN, *more, "--resume", str(copy))
         assert not (home / FIRED).exists()
 
 
 def test_the_checkpoint_is_good_without_the_bomb(home, finished, capsys):
-    # Control for the test above, resealing included.
+    # Control for the test above, including resealed().
     shutil.copytree(finished / "run", home / "copy")
     (step,) = (home / "copy" / "checkpoints").glob("step_*")
     resealed(step)
@@ -194,7 +194,7 @@ def test_a_link_in_an_output_folder_is_not_written_through(home, finished, capsy
     refusal(capsys, *train)
     assert (home / "precious").read_text() == "do not touch"
     (home / "theirs" / name).unlink()
-    # The file that a new one is first written to: replaced, whatever it is.
+    # A new file is first written to this name; whatever is there is replaced.
     (home / "theirs" / f"{name}.tmp").symlink_to(home / "precious")
     assert run(*train) == 0
     assert (home / "precious").read_text() == "do not touch"

@@ -1,4 +1,4 @@
-"""The package without its repository: built, installed into an empty folder, and used from another one."""
+"""The package without its repository: built, installed into an empty folder, and used from another folder."""
 
 import os
 import subprocess
@@ -21,17 +21,17 @@ print(st.load("runs/nb", "cpu").generate("Once upon a time", max_new_tokens=5))
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel holds, and nothing else of this repository."""
+    """A folder with the contents of the wheel and nothing else from this repository."""
     folder = tmp_path_factory.mktemp("installed")
     offline = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     pip = [sys.executable, "-m", "pip"]
-    copy = folder / "source"  # building leaves folders behind
+    copy = folder / "source"  # built from a copy, since building leaves folders behind
     files = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for name in files.stdout.split("\0")[:-1]:
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (REPOSITORY / name).is_symlink():
-            target.symlink_to(os.readlink(REPOSITORY / name))  # noqa: PTH115  # as it stands in git
+            target.symlink_to(os.readlink(REPOSITORY / name))  # noqa: PTH115  # the target as recorded in git
         else:
             target.write_bytes((REPOSITORY / name).read_bytes())
     subprocess.run(

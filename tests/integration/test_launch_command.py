@@ -1,4 +1,4 @@
-"""storyteller launch: what it refuses, and one real local run."""
+"""storyteller launch: refused arguments, and one real local run."""
 
 import json
 import os
@@ -18,19 +18,19 @@ NO_SSH = ("--hostfile", "hosts", "--no_ssh", "--master_addr", "10.0.0.1")
 
 
 class Became(BaseException):
-    """Instead of the deepspeed command."""
+    """Raised in place of executing the deepspeed command."""
 
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Run the verb; the command line that it would become, or the one line that it says instead."""
+    """Run the verb and return the command line that it would execute, or the one line that it prints instead."""
     pytest.importorskip("deepspeed")
     (tmp_path / "work").mkdir()
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("DS_ENV_FILE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, "")  # given back afterwards
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     Path("hosts").write_text(GOOD)
 
@@ -174,7 +174,7 @@ def test_an_environment_file_must_be_asked_for(launched, tmp_path: Path, monkeyp
     line = launched("--hostfile", "hosts")
     assert str(tmp_path / "work" / ".deepspeed_env") in line
     assert "DS_ENV_FILE" in line
-    # Nothing is exported where nothing is remote.
+    # Without remote hosts nothing is exported.
     assert isinstance(launched(*NO_SSH, "--node_rank", "0"), list)
     assert isinstance(launched(), list)
     monkeypatch.setenv("DS_ENV_FILE", ".deepspeed_env")

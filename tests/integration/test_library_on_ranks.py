@@ -1,4 +1,4 @@
-"""The library in a script of two ranks: one run after the other, an interrupt, and the numbers of the main job."""
+"""The library in a script on two ranks: consecutive runs, an interrupt, and the same numbers as the main job."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""lm-eval on an export: its bits per byte of a text are those that the model itself gives."""
+"""lm-eval on an export gives the same bits per byte as the model itself."""
 
 import json
 import math

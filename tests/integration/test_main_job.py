@@ -1,4 +1,4 @@
-"""The main job as a user types it, in miniature: what it leaves behind, and that a story comes out."""
+"""The main job in miniature, as a user types it: what it writes, and that the model tells a story."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ def test_metrics_have_the_fields_of_the_contract(run_folder: Path):
     assert train[0].keys() >= expected | router
     assert validation[0].keys() >= {"step", "tokens", "val_loss", "val_ppl", "val_bpb"}
     assert sum(train[0]["expert_load"]) == pytest.approx(1)
-    # All of the same text, but for the names that say otherwise.
+    # All scores are on the same text, unless the name says otherwise.
     assert {line["val_tokens"] for line in validation} == {8 * 64}
     finals = [{name for name in line if name.startswith("final_")} for line in validation]
     assert finals == [set(), {"final_val_loss", "final_val_ppl", "final_val_bpb"}]
@@ -75,9 +75,9 @@ def test_the_folder_has_what_the_readme_says(run_folder: Path):
 def test_every_line_goes_where_it_belongs(outcome: Outcome, run_folder: Path):
     assert f"checkpoint: {run_folder}/checkpoints/step_00000006" in outcome.stdout
     assert f"try:        storyteller generate --checkpoint {run_folder} --prompt 'One day,'\n" in outcome.stdout
-    # The launcher writes to stdout; on stderr are our lines and nothing of the libraries.
+    # The launcher writes to stdout; stderr has our lines and none from the libraries.
     ours = ("training a ", "tokenizing ", "quickstart: ", "DeepSpeed ZeRO-2", "600 stories, ", "step ", "saved ")
-    ours += ("validating ", "generating ", "saving ", "other programs use ")  # the last where tests have a busy machine
+    ours += ("validating ", "generating ", "saving ", "other programs use ")  # the last if tests keep the machine busy
     for line in outcome.stderr.splitlines():
         assert line.startswith(ours), line
 
@@ -97,9 +97,9 @@ def test_wandb_holds_the_same_numbers(run_folder: Path):
 
 @pytest.mark.usefixtures("outcome")
 def test_a_story_comes_out_without_deepspeed(run_folder: Path):
-    """Prompt and continuation on stdout and nothing else, the same for the same seed.
+    """stdout has only the prompt and its continuation, which is the same for the same seed.
 
-    deepspeed cannot be imported, and neither can torch's compiler, which takes longer than telling the story.
+    deepspeed cannot be imported, and neither can torch's compiler, which would take longer than telling the story.
     """
     script = (
         "import sys; sys.modules['deepspeed'] = sys.modules['triton'] = sys.modules['wandb'] = None; "

@@ -1,4 +1,4 @@
-"""The lines of the README in a notebook: cells one after the other, an interrupt, and on."""
+"""The README's code in a notebook: cells in order, an interrupt, and a continued run."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ CELLS = [
     "print(again.interrupted, again.step - run.step)",
 ]
 INTERRUPTED = 6
-"""The cell whose run would never end."""
+"""Index of the cell whose run would never end."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_notebook_trains_tells_and_can_be_interrupted(notebook: NotebookClient
 
     def interrupt() -> None:
         assert wait_until(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run)) > 2, 200)
-        os.kill(notebook.km.provisioner.pid, signal.SIGINT)  # what the button does
+        os.kill(notebook.km.provisioner.pid, signal.SIGINT)  # what the interrupt button does
 
     person = threading.Thread(target=interrupt)
     with notebook.setup_kernel():
@@ -70,6 +70,6 @@ def test_a_notebook_trains_tells_and_can_be_interrupted(notebook: NotebookClient
     assert float(printed(cells[5])) > 0
     assert printed(cells[INTERRUPTED]) == "True True\n"
     assert printed(cells[-1]) == "False 2\n"
-    # Lines, and no bar that draws over itself.
+    # Plain lines, and no progress bar that redraws itself.
     assert not any("\x1b" in each.text for cell in cells for each in cell.outputs if each.output_type == "stream")
     assert not any(each.output_type == "error" for cell in cells for each in cell.outputs)

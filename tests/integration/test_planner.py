@@ -1,4 +1,4 @@
-"""The planner against real steps of two ranks: peak memory and bytes of messages."""
+"""The planner against real steps of two ranks: peak memory and message bytes."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_the_peak_and_the_messages_are_those_planned(name):
     peak, messages = planned_of(case, "cpu")
     found = measure(case, number, "cpu")
     assert peak == pytest.approx(found["peak"], rel=0.1)
-    exact = messages.keys() - {"all-to-all"}  # whose routers are not balanced
+    exact = messages.keys() - {"all-to-all"}  # these depend on the routers, which are not balanced
     assert {each: found["messages"][each] for each in exact} == pytest.approx(
         {each: messages[each] for each in exact}, rel=0.001
     )

@@ -1,4 +1,4 @@
-"""storyteller preprocess on real texts, and ended in the middle by a signal or by a disk that is full."""
+"""storyteller preprocess on real texts, and interrupted by a signal or a full disk."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_a_folder_of_them(shared_folder: Path, tmp_path: Path) -> None:
     card = preprocess(shared_folder / "data", tmp_path / "out", Policy(), 1, lambda line: None)
     check_sums(card, tmp_path / "out")
     assert card["not_read"] == ["gpt2/gpt2_vocab.json"]
-    # The lower-cased file has the beginning of the other one.
+    # The lowercased file contains the beginning of the other one.
     alike = sum(each["stories"] for reason, each in card["dropped"].items() if "duplicate" in reason)
     assert alike > 400
 
@@ -93,7 +93,7 @@ def test_ended_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     else:
         assert process.returncode == 130, error
         assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
-    with pytest.raises(ProcessLookupError):  # nor has it left a process
+    with pytest.raises(ProcessLookupError):  # no process is left either
         os.killpg(process.pid, 0)
 
 

@@ -1,4 +1,4 @@
-"""Every preset passes the doctor and trains: three real steps, of the big ones those of their first two layers."""
+"""Every preset passes the doctor and trains three real steps; the big ones with only two layers."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from storyteller_ds.model import Decoder, count_parameters
 from storyteller_ds.model.decoder import empty_decoder
 
 BIG = ("base_model", "gpt2_small", "moe_model")
-"""As they are they need minutes a step on a CPU, and 2 to 8 GB."""
+"""At full size they take minutes per step on a CPU, and 2 to 8 GB."""
 SECONDS = 10
 SMALL_RUN = {
     "train.max_steps": 3,
@@ -41,7 +41,7 @@ every_preset = pytest.mark.parametrize("name", preset_names())
 
 
 def own_settings(name: str) -> dict[str, object]:
-    """What lets it train without a network and in seconds."""
+    """Settings with which the preset trains in seconds and without a network."""
     settings: dict[str, object] = dict(SMALL_RUN)
     if load_config(name).run.tokenizer.kind == "gpt2":
         settings["tokenizer.kind"] = "bpe"
@@ -57,7 +57,7 @@ def test_the_doctor_says_nothing_of_it(name, tmp_path):
         storyteller, ["doctor", "--json", "--config", name, "--output_dir", str(tmp_path)], standalone_mode=False
     )
     found = json.loads(result.stdout)
-    # What is wrong with the machine of this test is not the preset's.
+    # Findings about the test machine are not the preset's fault.
     of_machine = (
         "thread_count",
         "open_files",
@@ -68,7 +68,7 @@ def test_the_doctor_says_nothing_of_it(name, tmp_path):
         "cuda",
     )
     assert [each for each in found if each["check"] not in of_machine] == []
-    assert time.monotonic() - began < 3 * SECONDS  # on a machine that other tests keep busy
+    assert time.monotonic() - began < 3 * SECONDS  # other tests keep the machine busy
 
 
 @every_preset
@@ -96,7 +96,7 @@ def test_it_trains_three_steps(name, tmp_path: Path):
     assert len(losses) == 3
     assert all(map(math.isfinite, losses))
     rows = load_config(name).run.tokenizer.vocab_size
-    assert losses[0] == pytest.approx(math.log(rows), rel=0.15)  # it begins with a guess, not with a mistake
+    assert losses[0] == pytest.approx(math.log(rows), rel=0.15)  # before training, every token is about equally likely
     assert run.checkpoint is not None
     decoder = load_decoder(tmp_path / "run", torch.device("cpu"), print).decoder
     trained = sum(parameter.numel() for parameter in decoder.parameters())

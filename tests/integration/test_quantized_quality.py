@@ -1,4 +1,4 @@
-"""What 8 and 4 bits cost a mixture that has learned to tell stories."""
+"""The cost in quality of 8 and 4 bits for a mixture that has learned to tell stories."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from storyteller_ds.conversion.quantize import QuantizedRun, quantize_run
 from storyteller_ds.model import quantized
 
 MOST = {8: 0.005, 4: 0.03}
-"""Bits per byte that are lost (part of them)."""
+"""Number of bits -> largest relative increase in bits per byte."""
 
 
 def quantize(run: Path, bits: int, output: Path) -> QuantizedRun:

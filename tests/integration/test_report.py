@@ -1,4 +1,4 @@
-"""Every run ends with a report, and `storyteller report` makes one of any."""
+"""Every run ends with a report, and `storyteller report` makes one for any run."""
 
 import io
 import json
@@ -17,7 +17,7 @@ STEPS = 8
 
 
 class At(st.Callback):
-    """Does something after a step."""
+    """Performs an action after a given step."""
 
     def __init__(self, step, action):
         self.step, self.action = step, action
@@ -98,7 +98,7 @@ def test_measured(tmp_path):
     assert "no evaluation" not in page
     measured = json.loads((run.folder / "evaluation.json").read_text())["checkpoints"][0]["bits_per_byte"]["value"]
     assert f"{measured:.4f}" in page
-    # The records stay for the next report.
+    # The measurements are kept for the next report.
     (run.folder / "report.html").unlink()
     assert report(run.folder).exit_code == 0
     assert "What each expert does" in (run.folder / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Values of secret environment variables reach no file of a run, no screen, no error and no remote command line."""
+"""Secrets in environment variables reach no file of a run, no terminal, no error and no remote command line."""
 
 import json
 import os
@@ -30,11 +30,11 @@ SECRETS = {
         )
     )
 }
-"""42 characters each: a key of Weights & Biases has 40 or more."""
+"""42 characters each: a Weights & Biases key has 40 or more."""
 
 
 def with_sentinels(folder: Path) -> list[Path]:
-    """Files that hold the value of a secret, or a part of it that would do."""
+    """Files that contain a secret, or enough of it to recognize."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
     return [path for path in files if b"sentinel0" in path.read_bytes()]
@@ -55,7 +55,7 @@ def test_nothing_of_a_run_holds_a_secret(tmp_path, fails):
     text.write_text("\n\n".join(f"There was a dog called Rex {i}." for i in range(30)))
     settings = [*SMALLEST_RUN, "train.max_steps=2", f"data.source={text}", "tracking.wandb=offline"]
     command = train_command(1, None, "--output_dir", str(tmp_path / "run"), *settings)
-    if fails:  # at the end, since the checkpoint is larger than any file may be
+    if fails:  # at the end: the checkpoint exceeds the limit on file size
         command = [sys.executable, "-c", LIMITED, *command]
     env = {**SECRETS, "STORYTELLER_CACHE": str(tmp_path / "cache"), "WANDB_CONFIG_DIR": str(tmp_path / "wandb_config")}
     done = run_process(command, 500, env={**env, "WANDB_CACHE_DIR": str(tmp_path / "wandb_cache")})
@@ -63,7 +63,7 @@ def test_nothing_of_a_run_holds_a_secret(tmp_path, fails):
     assert (done.exit_code == 0) == (not fails), done.stderr
     assert "sentinel0" not in done.stdout + done.stderr
     assert with_sentinels(tmp_path) == []
-    # Control: there is all that could hold one, and the search finds it.
+    # Control: every file that could contain a secret exists, and the search finds a leak.
     assert (tmp_path / "run" / "config.json").is_file()
     assert list((tmp_path / "run" / "wandb").rglob("*.wandb"))
     (tmp_path / "run" / "leak").write_text(f"Authorization: Bearer {SECRETS['HF_TOKEN']}")
@@ -176,10 +176,10 @@ def test_names_of_secrets(name, expected):
     assert is_secret_name(name) is expected
 
 
-# Keys as the services hand them out (made up), and passwords.
+# Made-up keys in the services' formats, and passwords.
 KEYS = [
     "0123456789abcdef0123456789abcdef01234567",  # Weights & Biases
-    "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",  # Hugging Face, by chance without a digit
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",  # Hugging Face, which can lack digits by chance
     "sk-proj-a1B2c3D4e5F6g7H8i9J0",
     "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
     "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",  # AWS
@@ -194,7 +194,7 @@ KEYS = [
     "s3cr3t!pw",
     "correcthorsebatterystaple",
 ]
-# What variables named KEY or TOKEN hold as well.
+# Harmless values of variables named KEY or TOKEN.
 WORDS = [
     "training",
     "storyteller",
@@ -235,7 +235,7 @@ def test_a_user_with_an_everyday_environment_can_start(monkeypatch):
     everyday = {
         "LICENSE_KEY": "training",
         "POSTGRES_PASSWORD": "storyteller",  # tracking.project's default
-        "GPG_KEY": "A035C8C19219BA821ECEA86B64E628F8D684696D",  # of Python's Docker images; public
+        "GPG_KEY": "A035C8C19219BA821ECEA86B64E628F8D684696D",  # from Python's Docker images; public
         "TOKENIZERS_PARALLELISM": "false",
         "KEYBOARD": "quickstart",
         "MONKEY": "Once upon a time",
@@ -245,7 +245,7 @@ def test_a_user_with_an_everyday_environment_can_start(monkeypatch):
         monkeypatch.setenv(name, value)
     run = load_config(overrides=["data.source=/home/training/stories.txt", "tracking.run_name=linux-py3.11-v2"]).run
     assert run.tracking.project == "storyteller"
-    # Control: a value that looks like a key is refused, and the message says what to do if it is none.
+    # Control: a value that looks like a key is refused, and the message says what to do if it is not one.
     with pytest.raises(ConfigError, match=r"tracking.run_name holds the value of GPG_KEY; .*env -u GPG_KEY"):
         load_config(overrides=[f"tracking.run_name={everyday['GPG_KEY']}"])
 
@@ -254,7 +254,7 @@ def test_a_user_with_an_everyday_environment_can_start(monkeypatch):
 
 
 def test_what_deepspeed_exports_of_the_environment_holds_no_secret(secrets):
-    check_exported_environment(os.environ)  # those of SECRETS are not exported
+    check_exported_environment(os.environ)  # none of SECRETS is exported
     for name in ("MLFLOW_TRACKING_TOKEN", "PYTHON_KEYRING_PASSWORD", "NCCL_KEY"):
         with pytest.raises(ConfigError, match=name) as refused:
             check_exported_environment({**os.environ, name: "sentinel0-x"})

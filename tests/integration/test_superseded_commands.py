@@ -1,4 +1,4 @@
-"""The commands of the superseded system, with the flags that its README has, one after the other."""
+"""The commands of the superseded system run in sequence, with the flags from its README."""
 
 import os
 import subprocess

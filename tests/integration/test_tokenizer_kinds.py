@@ -1,4 +1,4 @@
-"""A model is trained with every kind of tokenizer, continued, told stories with, and handed on."""
+"""With every kind of tokenizer, a model trains, resumes, tells stories and starts a new run."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def test_a_run_of_every_kind(kind, shared_folder, tmp_path):
     model = st.load(run.folder, device="cpu")
     told = model.generate("There was a <|endoftext|>", temperature=0, max_new_tokens=4, seed=1)
     assert told.startswith("There was a <|endoftext|>") or kind == "char"
-    # Another run begins with its weights, whatever its own preset says about tokens.
+    # A new run starts from these weights, whatever its own preset says about tokens.
     settings = {field: value for field, value in settings.items() if not field.startswith(("model.", "tokenizer."))}
     tuned = st.train("tiny_test", settings, data=STORIES, output_dir=tmp_path / "tuned", init_from=run.folder)
     assert open_tokenizer(tuned.folder).fingerprint == made.fingerprint

@@ -1,4 +1,4 @@
-"""A run with every tracker that is installed, interrupted and resumed; what each has, read back and compared."""
+"""A run with every installed tracker, stopped and resumed; the records of each are read back and compared."""
 
 import importlib.util
 import json
@@ -22,13 +22,13 @@ from tests.support.warm_machine import WarmMachine
 
 INSTALLED = [name for name in ("tensorboard", "mlflow") if importlib.util.find_spec(name)]
 STEPS = (2, 4)
-"""Where the run ends, and where the same run ends when it is continued."""
+"""The last step of the run, and the last step of its continuation."""
 
 
 class Tracked(NamedTuple):
     folder: Path
     wandb: list[Path]
-    """The offline run of the first process, and that of the second."""
+    """The offline runs of the first and the second process."""
     metrics: list[dict[str, Any]]
     stderr: str
 

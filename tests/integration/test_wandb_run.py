@@ -1,4 +1,4 @@
-"""Weights & Biases tracking: every case that starts wandb's service runs in a process of its own."""
+"""Weights & Biases tracking; every case that starts wandb's service runs in its own process."""
 
 import json
 import math
@@ -31,7 +31,7 @@ RECORDS: list[dict[str, object]] = [
 CONFIG = {"model": {"layers": 2, "experts": [4, 8]}, "lr": 3e-4, "name": "tiny"}
 
 LIMITS = (wandb_run.UPLOAD_WAIT_SECONDS, wandb_run.CLOSE_SECONDS, wandb_run.KILLED_LIMIT_SECONDS)
-"""Of the time that closing may take."""
+"""Limits on the time that closing may take (s)."""
 
 PROGRAM = """
 import json, os, sys, time
@@ -73,7 +73,7 @@ Path(arguments["report"]).write_text(json.dumps(report))
 
 @dataclass(frozen=True)
 class Report:
-    """The report of the tracking process, and what appeared on its console."""
+    """The report of the tracking process, and its console output."""
 
     warnings: list[str]
     run_id: str | None
@@ -96,14 +96,14 @@ def track(
     exit_code: int = 0,
     records: Sequence[Mapping[str, object]] = RECORDS,
 ) -> Report:
-    """Run a tracker in a fresh process that has no login."""
+    """Run a tracker in a new process without a login."""
     if mode != "disabled":
         pytest.importorskip("wandb")
     home = folder / "home"
     home.mkdir(exist_ok=True)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home)}
-    # Even a mistake in the mode must not leave this machine.
+    # Even with the wrong mode, nothing must leave this machine.
     clean |= {"WANDB_BASE_URL": "http://127.0.0.1:9"} | (env or {})
     arguments = {
         "mode": mode,
@@ -205,7 +205,7 @@ def test_the_step_of_a_row_never_goes_back(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_server_means_a_warned_offline_run(tmp_path: Path) -> None:
-    with socket.socket() as closed:  # bound but not listening: a port that refuses for sure
+    with socket.socket() as closed:  # bound but not listening, so connections are certainly refused
         closed.bind(("127.0.0.1", 0))
         env = {"WANDB_BASE_URL": f"http://127.0.0.1:{closed.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
         before = time.monotonic()
@@ -229,7 +229,7 @@ def test_online_without_a_login_asks_nobody(tmp_path: Path) -> None:
 
 def test_auto_with_a_netrc_entry_tries_the_server(tmp_path: Path) -> None:
     netrc = tmp_path / "login"
-    # A key that is too short is found like any other, and refused without a wait for the server.
+    # A key that is too short is found like any other, and refused without waiting for the server.
     netrc.write_text("machine 127.0.0.1:9\n  login user\n  password short\n")
     netrc.chmod(0o600)
     report = track(tmp_path, "auto", env={"NETRC": str(netrc)})
@@ -247,7 +247,7 @@ def test_a_hung_service_delays_neither_the_records_nor_the_exit_for_long(tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_service_that_is_ended_with_the_run_is_started_once_more(number: int, tmp_path: Path) -> None:
-    """DeepSpeed's launcher ends all descendants of a rank, Slurm all processes of a job, while the rank still saves."""
+    """DeepSpeed's launcher ends a rank's descendants, and Slurm all processes of a job, while the rank still saves."""
     during = f"""
         tracker.on_eval({{"step": 0, "train_loss": 1.0}})
         end_service({int(number)})
@@ -367,7 +367,7 @@ def test_a_missing_package_is_one_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: wandb_run.WandbMode
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # given back afterwards
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # so that monkeypatch restores it
     warnings: list[str] = []
     tracker = WandbRun(
         mode=mode, project="p", run_name=None, output_dir=tmp_path, config={}, run_id=None, warn=warnings.append

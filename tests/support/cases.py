@@ -1,4 +1,4 @@
-"""Several cases in one launch of two ranks: a test writes them down, a worker runs them, the test reads its reports."""
+"""Several cases in one launch of two ranks: a test writes them, a worker runs them, the test reads its reports."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ _CASES = "cases.json"
 
 
 def reports_of(machine: WarmMachine, worker: Path, cases: Sequence[NamedTuple], folder: Path) -> list[list[Any]]:
-    """The report of the worker script on each case, for each rank; all in one launch.
+    """Run the worker script on all cases in one launch; returns its report on each case, for each rank.
 
     Args:
-        machine: where it runs.
-        worker: the script, which calls run_cases with the folder that is its argument.
-        cases: of plain values.
-        folder: empty.
+        machine: machine that runs the worker.
+        worker: the script, which calls run_cases with the folder that it gets as its argument.
+        cases: cases whose fields are plain values.
+        folder: an empty folder.
     """
     (folder / _CASES).write_text(json.dumps(cases), encoding="utf-8")
     run = machine.start(RANKS, [str(worker), str(folder)], folder / "logs")
@@ -31,7 +31,7 @@ def reports_of(machine: WarmMachine, worker: Path, cases: Sequence[NamedTuple], 
 
 
 def run_cases(folder: Path, kind: Callable[..., C], run_case: Callable[[C, World], Any]) -> None:
-    """Be one rank of the worker: run all cases, each made by `kind`, and write down what run_case gives."""
+    """Act as one rank of the worker: run all cases, each built by `kind`, and write the results of run_case."""
     world = World.from_environment()
     torch.set_num_threads(1)
     cases = [kind(*values) for values in json.loads((folder / _CASES).read_text())]

@@ -1,4 +1,4 @@
-"""Checkpoints of engines that do not train."""
+"""Checkpoints of engines, written without training."""
 
 from pathlib import Path
 
@@ -7,6 +7,6 @@ from storyteller_ds.engines.base import Engine
 
 
 def write_checkpoint(engine: Engine, checkpoints: Path, step: int, contents: Contents) -> Path:
-    """Write `checkpoints/step_N` and wait for it; called by every rank. Returns the folder."""
+    """Write `checkpoints/step_N`, wait for it, and return the folder; called by every rank."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     return Save(engine, checkpoints, step, contents).finish()

@@ -1,4 +1,4 @@
-"""Run the main job as a user does, with a hard time limit and nothing left behind."""
+"""Runs the main job as a user does, with a hard time limit and no processes left behind."""
 
 import contextlib
 import os
@@ -26,14 +26,14 @@ TINY_RUN = (
     "train.global_batch_size=8",
     "tracking.report=false",
 )
-"""Overrides of the quickstart preset with which a step takes milliseconds."""
+"""Overrides of the quickstart preset that make a step take milliseconds."""
 ADAMW = (
     *("model.num_kv_heads=2", "model.qk_norm=false", "model.tie_embeddings=true"),
     *("optimizer.kind=adamw", "optimizer.lr=3e-3", "optimizer.eps=1e-8"),
     *("optimizer.embedding_lr_ratio=1", "optimizer.output_lr_ratio=1", "optimizer.expert_period=1"),
     *("schedule.kind=cosine", "schedule.decay_fraction=1", "schedule.min_lr_ratio=0.1"),
 )
-"""Overrides that make the quickstart preset a Mixtral in AdamW's hands; see test_muon.py for its own recipe."""
+"""Overrides that turn the quickstart preset into a Mixtral trained by AdamW; test_muon.py tests its own recipe."""
 SMALLEST_RUN = (
     "model.hidden_size=16",
     "model.num_layers=1",
@@ -51,7 +51,7 @@ SMALLEST_RUN = (
     "tracking.report=false",
     "parallel.device=cpu",
 )
-"""Overrides for one step on one device, of a text of a few lines."""
+"""Overrides for one step on one device, with a text of a few lines."""
 
 
 class Outcome(NamedTuple):
@@ -63,15 +63,15 @@ class Outcome(NamedTuple):
 
 
 def run_command(command: list[str], timeout_s: float, env: dict[str, str] | None = None) -> Outcome:
-    """Run a command in a process group of its own; past its time the whole group is killed.
+    """Run a command in its own process group; after the time limit the whole group is killed.
 
     Raises:
-        TimeoutError: it took longer; the message holds what it printed.
+        TimeoutError: the command took longer; the message contains what it printed.
     """
     process = start_command(command, env)
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
-    except BaseException as error:  # also the test's own time limit, or Ctrl-C
+    except BaseException as error:  # including the test's own time limit, and Ctrl-C
         os.killpg(process.pid, signal.SIGKILL)
         stdout, stderr = process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
@@ -81,7 +81,7 @@ def run_command(command: list[str], timeout_s: float, env: dict[str, str] | None
 
 
 def start_command(command: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Start a command in a process group of its own, its output captured."""
+    """Start a command in its own process group and capture its output."""
     return subprocess.Popen(
         command,
         env={**os.environ, "DS_ACCELERATOR": "cpu", **(env or {})},
@@ -93,7 +93,7 @@ def start_command(command: list[str], env: dict[str, str] | None = None) -> "sub
 
 
 def train_command(ranks: int, ds_config: str | None, *arguments: str) -> list[str]:
-    """The main job: one process without a DeepSpeed config, else through the deepspeed launcher.
+    """The command of the main job: one process without a DeepSpeed config, otherwise the deepspeed launcher.
 
     Args:
         ranks: number of processes.
@@ -129,13 +129,13 @@ class Member(NamedTuple):
     parent: int
     command: str
     rank: int | None
-    """What its launcher has set, None for a launcher."""
+    """The rank that the launcher has set; None for a launcher."""
 
 
 class MarkedRun:
-    """Commands that belong together, and all that descends from them (Linux).
+    """Commands that belong together, and all their descendants (Linux).
 
-    Found by a variable of their environment, so also those that have lost their parents.
+    Processes are found by a variable of their environment, so orphans are found too.
     """
 
     def __init__(self) -> None:
@@ -143,13 +143,13 @@ class MarkedRun:
         self.commands: list[subprocess.Popen[str]] = []
 
     def start(self, command: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-        """As start_command does."""
+        """Start a command as start_command does, as part of this run."""
         name, _, value = self._mark.partition("=")
         self.commands.append(start_command(command, {**(env or {}), name: value}))
         return self.commands[-1]
 
     def members(self) -> list[Member]:
-        """The processes that run now."""
+        """The processes that are running now."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -162,22 +162,22 @@ class MarkedRun:
         return found
 
     def supervisor(self, rank: int) -> Member:
-        """The process of this rank that the launcher has started."""
+        """The process of this rank that the launcher started."""
         of_rank = [member for member in self.members() if member.rank == rank]
         return next(member for member in of_rank if member.parent not in {other.pid for other in of_rank})
 
     def training(self, rank: int) -> Member:
-        """The process of this rank that trains."""
+        """The training process of this rank."""
         supervisor = self.supervisor(rank).pid
         return next(member for member in self.members() if member.parent == supervisor)
 
     def launcher(self, rank: int) -> Member:
-        """The process that has started this rank: deepspeed.launcher.launch, or torchrun."""
+        """The process that started this rank: deepspeed.launcher.launch, or torchrun."""
         parent = self.supervisor(rank).parent
         return next(member for member in self.members() if member.pid == parent)
 
     def kill(self) -> None:
-        """SIGKILL for everything, also what is started meanwhile."""
+        """Kill all processes with SIGKILL, including those started meanwhile."""
         while members := self.members():
             for member in members:
                 with contextlib.suppress(ProcessLookupError):
@@ -188,7 +188,7 @@ class MarkedRun:
 
 @contextlib.contextmanager
 def marked_run() -> Iterator[MarkedRun]:
-    """A MarkedRun of which nothing is left after the block."""
+    """A MarkedRun whose processes are all gone after the block."""
     run = MarkedRun()
     try:
         yield run
@@ -199,7 +199,7 @@ def marked_run() -> Iterator[MarkedRun]:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Look again and again until it holds; False if it still does not after this time."""
+    """Poll the condition until it holds; returns False if it still does not after this time."""
     deadline = time.monotonic() + seconds
     while not (holds := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)

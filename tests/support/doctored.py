@@ -1,4 +1,4 @@
-"""Subjects for the doctor's checks, on a machine that is made up."""
+"""Subjects for the doctor's checks, on a made-up machine."""
 
 import os
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ HEALTHY_TEXT = TextFacts(5_000_000, 250.0, 250_000, 2048, sequences=19_531)
 
 @dataclass(frozen=True)
 class MadeUp(MachineFacts):
-    """A machine of these figures."""
+    """A machine with these figures."""
 
     free: int = 10**12
     files: int | None = 10**7
@@ -67,20 +67,20 @@ def subject_of(
     machine: MachineFacts | None = None,
     **others: Any,
 ) -> Subject:
-    """A healthy run, but for what is given."""
+    """A healthy run, except for the given arguments."""
     loaded = load_config(config, overrides, ds_config=ds_config, ranks=ranks)
     plan = make_plan(loaded.run, ranks, loaded)
     return Subject(loaded, plan, torch.device(device), folder / "run", text, machine=machine or MadeUp(), **others)
 
 
 def found_by(subject: Subject, name: str) -> Finding | None:
-    """What the check of that name finds, after a look by all of them."""
+    """Run all checks; returns the finding of the one with this name."""
     found = [each for each in examine(subject, ALL) if each.check == name]
     assert len(found) <= 1, found
     return found[0] if found else None
 
 
 def with_text(subject: Subject, **changed: Any) -> Subject:
-    """The same run on another text."""
+    """The same run on a changed text."""
     assert subject.text is not None
     return replace(subject, text=replace(subject.text, **changed))

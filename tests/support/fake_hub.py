@@ -1,4 +1,4 @@
-"""The Hugging Face hub, played by a server on this machine; nothing leaves the machine."""
+"""A local server that imitates the Hugging Face hub; nothing leaves the machine."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ PROCESS_SECONDS = 60
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as reading a public dataset takes."""
+    """The part of the hub's interface that reading a public dataset needs."""
 
     folder: Path
     name: str
@@ -96,9 +96,9 @@ class FakeHub(BaseHTTPRequestHandler):
 class Hub(NamedTuple):
     endpoint: str
     asked: list[str]
-    """Paths of the requests."""
+    """Paths of all requests."""
     ranges: list[str]
-    """Of the requests for a part of a file."""
+    """Byte ranges of the requests for parts of files."""
 
 
 @contextmanager
@@ -106,9 +106,9 @@ def served(folder: Path, name: str = HUB_NAME, commit: str = COMMIT) -> Iterator
     """A hub whose only dataset is a folder.
 
     Args:
-        folder: of the files.
-        name: of the dataset.
-        commit: its newest revision.
+        folder: folder with the files.
+        name: name of the dataset.
+        commit: newest revision of the dataset.
     """
     fields = {"folder": folder, "name": name, "commit": commit, "asked": [], "ranges": []}
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (FakeHub,), fields)) as server:

@@ -1,4 +1,4 @@
-"""A server of chat completions on this machine, which says what a test wants."""
+"""A local chat-completions server that answers as a test wants."""
 
 import json
 import threading
@@ -11,11 +11,11 @@ Answer = Callable[[BaseHTTPRequestHandler, int], None]
 
 
 class FakeEndpoint:
-    """A server of chat completions on the loopback.
+    """A chat-completions server on the loopback interface.
 
     Attributes:
-        requests: what it was asked: path, headers and body of each.
-        answer: sends the answer to the request of a number.
+        requests: path, headers and body of each request.
+        answer: sends the answer to a request; it gets the request's number (from 1).
     """
 
     def __init__(self) -> None:

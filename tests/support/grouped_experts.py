@@ -1,4 +1,4 @@
-"""Experts that go by no count, as on a GPU; on a CPU ours go by the counts, one expert after the other."""
+"""Experts as on a GPU, where the host does not read the counts; on a CPU ours run one by one, using the counts."""
 
 import torch
 from storyteller_kernels import permute

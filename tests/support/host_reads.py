@@ -1,4 +1,4 @@
-"""What would make the host wait for a GPU, counted on a CPU."""
+"""Counts, on a CPU, the operations that would make the host wait for a GPU."""
 
 from typing import Any, Self
 
@@ -16,12 +16,12 @@ _READS = {
     _aten.nonzero.default,
     _aten._unique2.default,
 }
-"""Numbers, and shapes that depend on numbers. A bincount asks for the largest number even with minlength."""
+"""Reads of values, and shapes that depend on values. bincount reads the largest value even with minlength."""
 _INDEXED = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
 
 
 class HostReads:
-    """Counts them in its context: `number`, of forward and backward passes."""
+    """Counts such operations in its context, in forward and backward passes, as `number`."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -51,7 +51,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """tolist, which no dispatcher sees on a CPU."""
+    """Counts tolist, which does not go through the dispatcher on a CPU."""
 
     def __init__(self, reads: HostReads) -> None:
         super().__init__()

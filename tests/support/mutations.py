@@ -1,7 +1,7 @@
-"""Wrong input by the thousand: values, structures and bytes that nobody would write on purpose, but somebody sends.
+"""Wrong input by the thousands: values, structures and bytes that nobody would write on purpose, but somebody sends.
 
-A small generator of our own: 10,000 configs by hypothesis take over two minutes, by this a quarter of one.
-Everything is drawn from a random.Random, so that a seed names its cases.
+A small generator of our own: 10,000 configs take over two minutes with hypothesis, a quarter of a minute with this.
+Everything is drawn from a random.Random, so that a seed determines the cases.
 """
 
 import copy
@@ -16,20 +16,20 @@ VALUES: tuple[Any, ...] = (
     *("a\nb", "é" * 100, "x" * 5000, "\x00", "\x1b[2J", "\ud800", "\u202e", "{}", "%n", "$(id)", "-oProxyCommand=x"),
     *([], [1, "b"], ["x"], [[]], [None], {}, {"lr": 1}, {"x": {"y": [1]}}, {"": 1}, {"a\nb": 1}),
 )
-"""Of every type that a YAML or JSON file can hold, with the ends of its range."""
+"""Values of every type that a YAML or JSON file can contain, with the ends of each range."""
 INSERTED = (
     *(b"\x00", b"\xff", b"\x80", b"\n", b"\t", b" ", b'"', b"'", b"\\", b"{", b"}", b"[", b"]", b":", b",", b"-", b"#"),
     *(b"&a ", b"*a", b"<<: ", b"!!int ", b"%", b"|", b">", b"?", b"---\n", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"1e999"),
 )
-"""What means something to a parser, and what is not text."""
+"""Bytes that are meaningful to a parser, and bytes that are not text."""
 
 
 def mutated_value(rng: random.Random, value: Any) -> Any:
-    """A copy of a structure of dicts and lists with one place in it replaced, removed, renamed or doubled."""
+    """A copy of a structure of dicts and lists, with one entry replaced, removed, renamed or duplicated."""
     root = [copy.deepcopy(value)]
     place: Any = root
     key: Any = 0
-    # Into the structure, and stop at some level.
+    # Descend into the structure and stop at some level.
     while (inner := place[key]) and isinstance(inner, dict | list) and rng.random() < 0.8:
         place, key = inner, rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
     kind = rng.randrange(6)
@@ -47,7 +47,7 @@ def mutated_value(rng: random.Random, value: Any) -> Any:
 
 
 def mutated_bytes(rng: random.Random, content: bytes) -> bytes:
-    """A file with one to three bits flipped, pieces removed, doubled, inserted or cut off."""
+    """A file with one to three bits flipped, or with pieces removed, duplicated, inserted or cut off."""
     result = bytearray(content)
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(result) + 1)
@@ -69,6 +69,6 @@ def mutated_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a small file in place of another; truncating it instead takes ext4 twenty times as long."""
+    """Replace a file by a small new one; truncating it instead takes twenty times as long on ext4."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)

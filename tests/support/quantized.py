@@ -1,4 +1,4 @@
-"""Checkpoints of quantised weights, without measuring anything."""
+"""Checkpoints of quantized weights, written without measuring quality."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from storyteller_ds.model.decoder import Decoder
 
 
 def write_quantized(folder: Path, run: RunConfig, decoder: Decoder, bits: int | None) -> Path:
-    """Write the weights of a decoder into `folder/checkpoints`; bits None: in fp32. Returns the step folder."""
+    """Write a decoder's weights to `folder/checkpoints`, in fp32 if bits is None; returns the step folder."""
     weights: dict[str, torch.Tensor] = {name: p.detach().clone() for name, p, *_ in placed_parameters(decoder)}
     (folder / CHECKPOINTS).mkdir(parents=True)
     contents = Contents(

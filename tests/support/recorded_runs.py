@@ -10,11 +10,11 @@ import numpy as np
 from storyteller_ds.config.load import load_config
 
 LAYERS, EXPERTS, TOKENS_A_STEP = 4, 8, 2048
-"""Of the preset quickstart."""
+"""Sizes of the quickstart preset."""
 
 
 def train_record(step: int, seed: int = 0, **others: Any) -> dict[str, Any]:
-    """A logged step, with numbers that depend on step and seed alone."""
+    """The record of a training step, with values that depend only on step and seed."""
     random = np.random.default_rng((seed, step))
     load_LE = random.dirichlet(np.full(EXPERTS, 50.0), LAYERS)
     layers = {
@@ -47,7 +47,7 @@ def train_record(step: int, seed: int = 0, **others: Any) -> dict[str, Any]:
 
 
 def eval_record(step: int, bpb: float, **others: Any) -> dict[str, Any]:
-    """A validation."""
+    """The record of a validation."""
     return {
         "step": step,
         "tokens": step * TOKENS_A_STEP,
@@ -61,7 +61,7 @@ def eval_record(step: int, bpb: float, **others: Any) -> dict[str, Any]:
 
 
 def write_run(folder: Path, records: Sequence[dict[str, Any]], samples: str = "", **settings: Any) -> Path:
-    """A run folder of the preset quickstart, without checkpoints."""
+    """Write a run folder of the quickstart preset, without checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "run": load_config("quickstart", settings).run.model_dump(mode="json"),
@@ -80,7 +80,7 @@ def write_run(folder: Path, records: Sequence[dict[str, Any]], samples: str = ""
 
 
 def finished_run(folder: Path, steps: int = 60, seed: int = 0, **settings: Any) -> Path:
-    """A run that came to its end, with samples."""
+    """Write the folder of a finished run, with samples."""
     final = {"final_val_loss": 2.2, "final_val_ppl": float(np.exp(2.2)), "final_val_bpb": 1.1}
     records = [train_record(step, seed) for step in range(1, steps + 1)]
     evals = [eval_record(steps // 2, 1.5), eval_record(steps, 1.2, **final)]

@@ -12,18 +12,18 @@ from storyteller_ds.model.canonical import placed_parameters
 
 @torch.no_grad()
 def write_ruled(model: StoryModel, rule: Callable[[int], int], used: int, output_dir: Path) -> Path:
-    """A run folder with a changed copy of a model: every router sends a token to the expert that the rule has first.
+    """Write a run folder with a modified model: every router's first choice is the expert given by the rule.
 
-    The second choice is expert 0, or for expert 0 number 1; experts from `used` on are never chosen.
+    The second choice is expert 0, or expert 1 if the first is expert 0; experts from `used` on are never chosen.
 
     Args:
-        model: a mixture with rmsnorm, without residual scales; changed.
-        rule: from the id of a token to its expert.
-        used: experts that the rule has; no more than features.
+        model: a mixture with rmsnorm, without residual scales; modified in place.
+        rule: maps a token ID to its expert.
+        used: number of experts that the rule uses; no more than features.
         output_dir: must not exist.
     """
     decoder = model.decoder
-    # The stream begins with one number for each expert, and neither attention nor experts write there.
+    # The residual stream starts with one number per expert; neither attention nor experts write to those.
     for i in range(decoder.vocab_size):
         decoder.embedding.weight[i, :used] = 0
         decoder.embedding.weight[i, rule(i)] = 10

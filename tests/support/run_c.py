@@ -1,4 +1,4 @@
-"""llama2.c's reading of model.bin and its forward pass, in plain numpy and fp64."""
+"""How llama2.c reads model.bin, and its forward pass, in plain NumPy and fp64."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ Array = NDArray[Any]
 
 
 def read(path: Path) -> tuple[dict[str, int], dict[str, Array]]:
-    """Sizes and weights, those of all layers as one array."""
+    """Sizes and weights; the weights of all layers are one array."""
     content = path.read_bytes()
     magic, version = struct.unpack_from("<Ii", content)
     place, group = 28, 0
@@ -68,7 +68,7 @@ def read(path: Path) -> tuple[dict[str, int], dict[str, Array]]:
 
 
 def logits(path: Path, ids: list[int]) -> Array:
-    """[len(ids), V] of run.c's forward pass."""
+    """Logits [len(ids), V] of run.c's forward pass."""
     sizes, weights = read(path)
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     heads, kv_heads, head = sizes["heads"], sizes["kv_heads"], sizes["head"]
@@ -76,7 +76,7 @@ def logits(path: Path, ids: list[int]) -> Array:
     def norm(x: Array, gain: Array) -> Array:
         return gain * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5)
 
-    def rotated(x: Array) -> Array:  # [S, heads, head], neighbours together
+    def rotated(x: Array) -> Array:  # [S, heads, head]; adjacent entries form a pair
         angle = np.arange(len(ids))[:, None] * 10000.0 ** (-np.arange(0, head, 2) / head)
         turn = np.exp(1j * angle)[:, None]
         pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * turn

@@ -1,4 +1,4 @@
-"""Reading back what a run has written."""
+"""Reads what a run has written."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ MEASURED = (
     *("tokens_per_s", "tokens_per_s_per_device", "step_time_s", "data_wait", "forward_s", "backward_s", "optimizer_s"),
     *("mfu", "memory_bytes", "memory_peak_bytes", "host_memory_bytes", "cpu_percent"),
 )
-"""Fields of metrics.jsonl that depend on the machine and not on the run."""
+"""Fields of metrics.jsonl that depend on the machine, not on the run."""
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -48,10 +48,10 @@ def assert_same_numbers(
     fields: Sequence[str] = FIELDS,
     moments: bool = True,
 ) -> None:
-    """These fields of every record, and the weights and moments of a step, are those of another run but for rounding.
+    """Assert that two runs agree up to rounding: these fields of every record, and weights and moments of a step.
 
     Raises:
-        AssertionError: they are not; names the number that differs most.
+        AssertionError: they do not; the message names the number that differs most.
     """
 
     def every(folder: Path) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def assert_same_numbers(
 
 
 def copy_run(source: Path, folder: Path, up_to_step: int) -> Path:
-    """A copy of a run folder without the checkpoints after a step; gives the copy."""
+    """Copy a run folder without the checkpoints after a step; returns the copy."""
     shutil.copytree(source, folder)
     for later in step_folders(folder / "checkpoints", after=up_to_step):
         shutil.rmtree(later)

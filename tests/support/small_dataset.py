@@ -7,13 +7,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "f" * 40
 TINY_STORIES = "roneneldan/TinyStories"
 TRAIN_ROWS = ["  One day.\r\nThe end.\n", None, "Two\rcats.", " \n", "Three dogs.", "Vier Bären. 🐻"]
-"""As they are stored; None, and what is only white space, is not a document."""
+"""Rows as stored; None and whitespace-only rows are not documents."""
 TRAIN = ["One day.\nThe end.", "Two\ncats.", "Three dogs.", "Vier Bären. 🐻"]
 VALIDATION = ["Last one."]
 
 
 def write_dataset(folder: Path) -> Path:
-    """Make the folder, with two files of TRAIN_ROWS and one of VALIDATION; returns it."""
+    """Create the folder, with two files of TRAIN_ROWS and one of VALIDATION, and return it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

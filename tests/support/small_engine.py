@@ -1,4 +1,4 @@
-"""One device with a model so small that it trains a step in milliseconds."""
+"""An engine on one device, with a model so small that a step takes milliseconds."""
 
 import torch
 
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def small_preset(name: str) -> RunConfig:
-    """A preset with the sizes of SETTINGS: its operators, its optimizer, its balance losses."""
+    """A preset at the sizes of SETTINGS, with its own operators, optimizer and balance losses."""
     run = load_config(name).run.model_dump(exclude_unset=True)
     heads = {"num_kv_heads": None, "context_length": None, "size": None}
     for section, settings in {**SETTINGS, "model": {**SETTINGS["model"], **heads}}.items():
@@ -41,5 +41,5 @@ def batch(seed: int) -> MicroBatch:
 
 
 def state(engine: SingleEngine) -> dict[tuple[str, str], torch.Tensor]:
-    """A copy of weights and moments, by kind and name."""
+    """A copy of the weights and moments, keyed by kind and name."""
     return {(kind, name): tensor.clone() for kind, name, tensor in engine.named_state()}

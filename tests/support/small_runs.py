@@ -1,4 +1,4 @@
-"""The smallest runs as a program writes them."""
+"""The smallest run, as settings for the Python API."""
 
 from storyteller_ds.config.files import parse_yaml
 from tests.support.distributed import SMALLEST_RUN

@@ -1,4 +1,4 @@
-"""How far a result may be from its reference. One table for all tests.
+"""How far a result may be from its reference: one table for all tests.
 
 These numbers are never relaxed to make a test pass: a result outside them is a bug, or the reference is.
 """
@@ -7,23 +7,23 @@ import torch
 from torch import Tensor
 
 EXACT = 0.0
-"""Data movement, and anything computed twice: bit for bit."""
+"""Data movement, and anything computed twice: equal bit for bit."""
 SIMPLE = 1e-5
 """One operation, or a few, in fp32 against fp64 or another library (relative)."""
 COMPLEX = 1e-4
 """A gradient through many operations in fp32 (relative)."""
 BF16 = 2.0**-7
-"""A result in bf16, of which the last bit is 2^-8 of the value: two roundings (relative)."""
+"""A result in bf16, whose last bit is 2^-8 of the value: two roundings (relative)."""
 
 
 def assert_within(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Same shape, finite, and no entry farther from the expected one than tolerance * max |expected|.
+    """Assert equal shapes, finite entries, and no entry farther from the expected one than tolerance * max |expected|.
 
-    Relative to the largest entry and not to each one, since a sum that cancels keeps the rounding of its
-    terms. Where all of `expected` is zero, so must `actual` be.
+    The tolerance is relative to the largest entry, not to each one, since a sum that cancels keeps the rounding of
+    its terms. If all of `expected` is zero, `actual` must be too.
 
     Raises:
-        AssertionError: it is not so; the message has the difference.
+        AssertionError: a condition does not hold; the message gives the difference.
     """
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     assert torch.isfinite(actual).all(), "not finite"

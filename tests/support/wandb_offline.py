@@ -1,7 +1,7 @@
 """Reads what an offline Weights & Biases run wrote to disk; wandb itself has no reader in Python since 0.31.
 
 The `run-*.wandb` file is a log in LevelDB's framing behind a header of wandb's own: blocks of 32 KiB hold
-frames of a 7-byte head (checksum, length, type) and a body, and a record that does not fit what is left of
+frames of a 7-byte head (checksum, length, type) and a body, and a record that does not fit in the rest of
 a block is split over several frames. Unlike LevelDB, wandb's checksum is the plain CRC-32 of type and body.
 """
 
@@ -58,7 +58,7 @@ def read_config(run_folder: Path) -> dict[str, object]:
 
 
 def read_identity(run_folder: Path) -> dict[str, object]:
-    """What an offline run is called, and how it ended.
+    """The identity of an offline run, and how it ended.
 
     Returns:
         id, project, name, entity, group, job_type, tags and notes; exit_code, None if it was never finished.
@@ -89,7 +89,7 @@ def _item_key(item: Any) -> str:
 
 
 def _payloads(log: bytes) -> Iterator[bytes]:
-    """The records of a `.wandb` file, put together from their frames."""
+    """The records of a `.wandb` file, reassembled from their frames."""
     offset, payload = FILE_HEAD_BYTES, b""
     while offset < len(log):
         left_of_block = BLOCK_SIZE - offset % BLOCK_SIZE
@@ -124,13 +124,13 @@ def read_artifacts(run_folder: Path) -> dict[str, dict[str, int]]:
 
 
 def read_system_metrics(run_folder: Path) -> set[str]:
-    """Names of what wandb has measured of the machine."""
+    """Names of wandb's system metrics."""
     records = [record for record in _read_records(run_folder) if record.WhichOneof("record_type") == "stats"]
     return {item.key for record in records for item in record.stats.item}
 
 
 def read_table(run_folder: Path, key: str) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows of a table that an offline run logged piece by piece."""
+    """Columns and rows of a table that an offline run logged incrementally."""
     columns: list[str] = []
     rows: list[list[object]] = []
     pieces = (run_folder / "files" / "media" / "table").glob(f"{key}_*.table.json")

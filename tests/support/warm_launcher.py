@@ -1,18 +1,18 @@
-"""A launcher whose ranks need not import anything: forked from one process that has imported torch and DeepSpeed.
+"""A launcher whose ranks skip imports: they are forked from a process that has imported torch and DeepSpeed.
 
-Importing takes ten times as long as the whole of such a run. Nothing is computed before the fork, as in
+Importing takes ten times as long as an entire run of this kind. Nothing is computed before the fork, as in
 storyteller_ds/certify/run.py, whose list of modules this process imports.
 
-It reads requests, one JSON object a line, and answers each with one line:
+It reads requests, one JSON object per line, and answers each with one line:
 
     {"command": ["script.py", ...], "ranks": 2, "stdout": F, "stderr": F, "env": {...}}
         -> pid of a launcher
     {"ended": pid}
-        -> its exit code; null: it is running
+        -> its exit code; null if it is still running
 
 The launcher does what deepspeed's does: it passes SIGTERM and SIGUSR1 on to its ranks, and when one ends with an
-error it ends the others with SIGTERM, after 30 s with SIGKILL, and leaves with the code of the first. A run is a
-session of its own, by whose number all its processes are found.
+error, it ends the others with SIGTERM, after 30 s with SIGKILL, and exits with the code of the first. Each run is its
+own session, whose ID identifies all of the run's processes.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 GRACE_S = 30
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGINT is not: a terminal sends it to all."""
+"""Not SIGINT, which a terminal sends to all processes."""
 
 
 def serve() -> None:
@@ -65,7 +65,7 @@ def _start(request: dict[str, Any]) -> int:
 
 
 def _launch(request: dict[str, Any]) -> NoReturn:
-    # A rank's end must not be missed between looking and waiting, so signals come only through sigtimedwait.
+    # Signals arrive only through sigtimedwait, so that the end of a rank between checking and waiting is not missed.
     watched = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     with socket.socket() as listener:
@@ -94,7 +94,7 @@ def _launch(request: dict[str, Any]) -> NoReturn:
 
 def _signal(pids: set[int], number: int) -> None:
     for pid in pids:
-        os.kill(pid, number)  # not yet waited for, so it is still that process
+        os.kill(pid, number)  # not reaped yet, so the pid is still that process
 
 
 def _fork_rank(request: dict[str, Any], rank: int, port: int, blocked: tuple[signal.Signals, ...]) -> int:
@@ -121,7 +121,7 @@ def be_rank(command: list[str]) -> NoReturn:
     try:
         sys.argv = command
         sys.path[0] = str(Path(command[0]).parent)
-        sys.path.append(str(Path(__file__).resolve().parents[2]))  # tests.support, of which nothing is installed
+        sys.path.append(str(Path(__file__).resolve().parents[2]))  # for tests.support, which is not installed
         runpy.run_path(command[0], run_name="__main__")
         code = 0
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""Starting runs through warm_launcher.py, and seeing what becomes of them."""
+"""Starts runs through warm_launcher.py and observes them."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ from tests.support.runs import read_metrics
 
 
 class MainJob(Protocol):
-    """Runs the main job to an end that must be good."""
+    """Runs the main job, which must succeed."""
 
     def __call__(self, folder: Path, ranks: int, ds_config: str | None, *arguments: str) -> Path:
-        """Its output folder, the one given.
+        """Run the job and return its output folder, the one given.
 
         Args:
-            folder: where everything goes; must not exist, or be another run of the same.
+            folder: output folder; must not exist, or be that of an earlier run of the same job.
             ranks: number of processes.
             ds_config: name in ds_configs/ without .json, or None.
             arguments: further arguments of launch/train.py.
@@ -62,9 +62,9 @@ class WarmMachine:
         env: Mapping[str, str] | None = None,
         console: str | None = None,
     ) -> "Run":
-        """A Python script with its arguments on so many ranks.
+        """Start a Python script with its arguments on this many ranks.
 
-        Its output goes into files in `logs`, a new folder, or else to `console`.
+        Its output goes to files in `logs`, a new folder, or to `console` if given.
         """
         logs.mkdir()
         stdout, stderr = logs / "stdout", logs / "stderr"
@@ -76,12 +76,12 @@ class WarmMachine:
         return self.runs[-1]
 
     def main_job(self, folder: Path, ranks: int, ds_config: str | None, *arguments: str, script: Path = TRAIN) -> "Run":
-        """Start launch/train.py, or another script, with this output folder; logs lie beside it."""
+        """Start launch/train.py, or another script, with this output folder; the logs are beside it."""
         command = [str(script), *ds_arguments(ds_config), "--output_dir", str(folder), *arguments]
         return self.start(ranks, command, Path(tempfile.mkdtemp(prefix="logs", dir=folder.parent)) / "run")
 
     def close(self) -> None:
-        """End it, and all that it has started."""
+        """End the process and everything that it has started."""
         for run in self.runs:
             run.kill()
         self.process.kill()
@@ -89,7 +89,7 @@ class WarmMachine:
 
 
 class Run:
-    """A command that was started: a launcher, and under it for each rank a supervisor and a process that trains."""
+    """A started command: a launcher, with a supervisor and a training process for each rank."""
 
     def __init__(self, machine: WarmMachine, pid: int, stdout: Path, stderr: Path) -> None:
         self.machine, self.pid, self._stdout, self._stderr = machine, pid, stdout, stderr
@@ -102,7 +102,10 @@ class Run:
         return self.code is not None
 
     def wait(self, seconds: float) -> int:
-        """Its exit code, minus a signal's number if the launcher was killed; a run that hangs fails the test."""
+        """Wait for the run and return its exit code; a run that hangs fails the test.
+
+        The code is minus the signal's number if the launcher was killed.
+        """
         if not wait_until(self.ended, seconds):
             left = self.members()
             self.kill()
@@ -112,21 +115,21 @@ class Run:
 
     @property
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """The run's stdout so far."""
         return self._stdout.read_text(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """What it has printed on stderr so far."""
+        """The run's stderr so far."""
         return self._stderr.read_text(errors="replace")
 
     @property
     def lines(self) -> list[str]:
-        """The lines of a run that ends early."""
+        """Our own lines on stderr, which a run prints if it ends early."""
         return [line for line in self.stderr.splitlines() if line.startswith("storyteller: ")]
 
     def members(self) -> dict[int, int]:
-        """pid -> parent of the processes of this run that are alive; found by their session, so also orphans."""
+        """pid -> parent pid of the run's live processes; they are found by session, so orphans are included."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -136,18 +139,18 @@ class Run:
         return found
 
     def training(self, rank: int) -> int:
-        """pid of the process of this rank that trains."""
+        """pid of the training process of this rank."""
         return self._children(self.supervisor(rank))[0]
 
     def supervisor(self, rank: int) -> int:
-        """pid of the supervisor of this rank: ranks are forked in order."""
+        """pid of the supervisor of this rank; ranks are forked in order."""
         return self._children(self.pid)[rank]
 
     def _children(self, parent: int) -> list[int]:
         return sorted(pid for pid, its_parent in self.members().items() if its_parent == parent)
 
     def wait_for_step(self, step: int, folder: Path, seconds: float = 120) -> None:
-        """Wait until the metrics have this step; a run that ends before fails the test."""
+        """Wait until the metrics contain this step; a run that ends earlier fails the test."""
         metrics = folder / "metrics.jsonl"
 
         def there() -> bool:
@@ -159,11 +162,11 @@ class Run:
         assert not self.ended(), f"ended with {self.code} before step {step}\n{self.stderr}"
 
     def signal(self, number: signal.Signals) -> None:
-        """To all its processes, as a terminal (SIGINT) or a scheduler does."""
+        """Send a signal to all processes of the run, as a terminal (SIGINT) or a scheduler does."""
         os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL for all of it."""
+        """Kill all processes of the run with SIGKILL."""
         while members := self.members():
             for pid in members:
                 with contextlib.suppress(ProcessLookupError):
@@ -172,5 +175,5 @@ class Run:
 
 
 def ds_arguments(ds_config: str | None) -> list[str]:
-    """--ds_config with a JSON of ds_configs/; nothing for None."""
+    """The arguments --ds_config and a JSON of ds_configs/; none for None."""
     return [] if ds_config is None else ["--ds_config", str(DS_CONFIGS / f"{ds_config}.json")]
