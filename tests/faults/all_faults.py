@@ -1,4 +1,4 @@
-"""Every fault, in the order of the table in docs/reliability.md: whoever imports this has them all registered."""
+"""Importing this module registers all faults, in the order of the table in docs/reliability.md."""
 
 # ruff: noqa: F401, I001  # imported for what they register, in this order
 

@@ -1,4 +1,4 @@
-"""One fault being tried out: runs of the smallest model, and the checks that all faults share."""
+"""A test of one fault: runs of the smallest model, and the checks that all faults share."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.support.warm_machine import STORYTELLER, Run, WarmMachine, ds_argumen
 from .injections import VARIABLE
 
 Injection = Mapping[str, Any]
-"""One entry for injections.py."""
+"""One entry of the list that injections.py takes."""
 
 INJECTIONS = Path(__file__).with_name("injections.py")
 STEPS = 12
@@ -41,17 +41,17 @@ TINY = (
     "parallel.device=cpu",
     f"checkpoint.every_steps={SAVED_EVERY}",
     f"train.max_steps={STEPS}",
-    # Dropout, so that a random stream that is not put back shows.
+    # With dropout, a random stream that is not restored changes the results.
     "model.dropout=0.1",
 )
 END_S = 200
-"""For any command; one takes a few seconds on an idle machine."""
+"""Time limit of any command; one takes a few seconds on an idle machine."""
 LEFT_S = 60
-"""Within which all processes of a run that was hit are gone."""
+"""Time limit for all processes of a faulted run to be gone."""
 
 
 class Topology(NamedTuple):
-    """On how many ranks a run trains, and how."""
+    """How many ranks a run trains on, and how."""
 
     ranks: int
     ds_config: str | None
@@ -67,12 +67,12 @@ PAIR = Topology(2, "zero2")
 
 
 class Case:
-    """What a fault's function is given.
+    """The argument of a fault's function.
 
     Args:
-        machine: to start runs on.
-        folder: empty, its own.
-        undisturbed: gives the finished run of a topology and further overrides, made once a session.
+        machine: starts the runs.
+        folder: an empty folder for this case alone.
+        undisturbed: returns the folder of a finished run of a topology and overrides, trained once per session.
     """
 
     def __init__(self, machine: WarmMachine, folder: Path, undisturbed: Callable[..., Path]) -> None:
@@ -80,20 +80,20 @@ class Case:
         self.run_folder = folder / "run"
         self.runs: list[Run] = []
         self.seen: list[str] = []
-        """In a few words each, what was checked; ends up in docs/reliability.md, so it is the same every time."""
+        """What was checked, in a few words each; it ends up in docs/reliability.md, so it is always the same."""
 
     def saw(self, words: str) -> None:
-        """Note what was seen, once."""
+        """Record an observation, once."""
         if words not in self.seen:
             self.seen.append(words)
 
     @property
     def checkpoints(self) -> Path:
-        """Of this case's run."""
+        """The checkpoints folder of this case's run."""
         return self.run_folder / "checkpoints"
 
     def step_folder(self, step: int) -> Path:
-        """Of this case's run."""
+        """The folder of one checkpoint of this case's run."""
         return self.checkpoints / f"step_{step:08d}"
 
     # Starting
@@ -107,7 +107,7 @@ class Case:
         env: Mapping[str, str] | None = None,
         console: str | None = None,
     ) -> Run:
-        """The main job on this case's run folder; `console`: where stdout and stderr go instead of into files."""
+        """Start the main job in this case's run folder; `console`: where stdout and stderr go instead of into files."""
         command = [*ds_arguments(topology.ds_config), "--output_dir", str(self.run_folder), *TINY]
         command += [*(["--quiet"] * quiet), *topology.arguments, *arguments]
         return self._started(topology.ranks, command, TRAIN, faults, env, console)
@@ -121,19 +121,19 @@ class Case:
         env: Mapping[str, str] | None = None,
         console: str | None = None,
     ) -> Run:
-        """As start, to the end."""
+        """Like start, but wait for the end."""
         run = self.start(topology, *arguments, faults=faults, quiet=quiet, env=env, console=console)
         run.wait(END_S)
         return run
 
     def storyteller(self, *arguments: str) -> Run:
-        """A verb in one process, to the end."""
+        """Run a storyteller command in one process, to the end."""
         run = self._started(1, arguments, STORYTELLER)
         run.wait(END_S)
         return run
 
     def main_job(self, *arguments: str) -> Run:
-        """launch/train.py in one process with these arguments and no others, to the end."""
+        """Run launch/train.py in one process with only these arguments, to the end."""
         run = self._started(1, arguments, TRAIN)
         run.wait(END_S)
         return run
@@ -154,18 +154,18 @@ class Case:
         return self.runs[-1]
 
     def copy_of_undisturbed(self, topology: Topology, up_to_step: int, *arguments: str) -> None:
-        """This case's run folder becomes that of an undisturbed run as it was after the checkpoint of this step."""
+        """Make this case's run folder a copy of an undisturbed run as it was after the checkpoint of this step."""
         copy_run(self.undisturbed(topology, *arguments), self.run_folder, up_to_step)
 
     # Checking
 
     def ended(self, run: Run, codes: int | Sequence[int] | None, *lines: str) -> None:
-        """The run has ended as it should, with these lines and no others, and nothing of it is left.
+        """Check that the run ended as it should, with as many lines as patterns, and that no process of it is left.
 
         Args:
-            run: which.
-            codes: the exit code or codes; None: any that means a loss, so none of our own.
-            lines: patterns; each is found in a line of its own among those that begin with "storyteller: ".
+            run: the run to check.
+            codes: the allowed exit code or codes; None: any that means a lost rank, so none of our own.
+            lines: patterns; each matches one of the lines that begin with "storyteller: ".
         """
         code = run.wait(END_S)
         assert wait_until(lambda: not run.members(), LEFT_S), f"left behind: {run.members()}\n{run.stderr}"
@@ -184,19 +184,19 @@ class Case:
         self.saw("no process left")
 
     def last_good_is(self, step: int) -> None:
-        """The newest checkpoint whose every file agrees with its manifest is of this step."""
+        """Check that the newest checkpoint whose files all match its manifest is the one of this step."""
         found = newest_valid(self.checkpoints, lambda line: None)
         assert found is not None, f"no valid checkpoint, wanted step {step}"
         assert found.step == step, f"newest valid step {found.step}, wanted {step}"
         self.saw(f"step {step} loads")
 
     def continues_exactly(self, topology: Topology, *arguments: str, said: Sequence[str] = ()) -> None:
-        """The same command again ends as the undisturbed run did, bit for bit: weights, moments, metrics, samples.
+        """Check that the same command ends like the undisturbed run, bit for bit: weights, moments, metrics, samples.
 
         Args:
-            topology: to continue on.
-            arguments: as given before.
-            said: patterns, each in a line of its own of its output.
+            topology: where the run continues.
+            arguments: the same as before.
+            said: patterns; each matches a line of its output.
         """
         run = self.train(topology, *arguments, quiet=not said)
         assert run.code == 0, run.stderr
@@ -205,13 +205,13 @@ class Case:
         self.is_exactly(self.undisturbed(topology, *arguments))
 
     def is_exactly(self, other: Path) -> None:
-        """This case's run has ended with the bits of the other one."""
+        """Check that this case's run is bit for bit the same as the other one."""
         if difference := differences(self.run_folder, other):
             raise AssertionError(f"not the same run: {difference}")
         self.saw("bit for bit the undisturbed run")
 
     def is_within(self, other: Path, tolerance: float) -> None:
-        """As is_exactly, but for the rounding of another order of sums."""
+        """Like is_exactly, but allow for rounding, since sums are taken in another order."""
         assert_same_numbers(self.run_folder, other, STEPS, tolerance, fields=())
         self.saw(f"weights and moments within {tolerance:g} of the undisturbed run")
 

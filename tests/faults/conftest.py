@@ -1,4 +1,4 @@
-"""What a fault is tried out with, and undisturbed runs to compare with."""
+"""Fixtures of the fault tests: the case, and undisturbed runs to compare with."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from .case import TINY, Case, Topology
 
 @pytest.fixture(scope="session")
 def undisturbed(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a run that nothing has happened to: of a topology and overrides, trained when first asked for."""
+    """Returns the folder of an undisturbed run of a topology and overrides, which is trained on first use."""
     folders: dict[tuple[object, ...], Path] = {}
 
     def trained(topology: Topology, *arguments: str) -> Path:
@@ -33,7 +33,7 @@ def case(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> Iterator[Case]:
-    """What a fault's function is given; nothing that it starts is left."""
+    """The argument of a fault's function; the runs that it starts are killed at the end."""
     case = Case(machine, tmp_path, undisturbed)
     yield case
     record_property("seen", "; ".join(case.seen))

@@ -1,4 +1,4 @@
-"""A disk of a few hundred kilobytes that can be filled, made read-only and taken away, without being root."""
+"""A small disk that can be filled, made read-only and unmounted, without being root."""
 
 import contextlib
 import signal
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class Disk:
-    """A tmpfs in a mount namespace of its own, which other processes reach through the one that holds it.
+    """A tmpfs in its own mount namespace, which other processes reach through the process that holds it.
 
     Args:
         holder: a shell in that namespace.
-        mounted: where it is mounted there.
+        mounted: the mount point there.
     """
 
     def __init__(self, holder: "subprocess.Popen[str]", mounted: Path) -> None:
@@ -20,7 +20,7 @@ class Disk:
         self.path = Path(f"/proc/{holder.pid}/root") / mounted.relative_to("/")
 
     def fill(self) -> Path:
-        """Take all the room that is left; returns the file to remove."""
+        """Use up all free space; returns the file to remove."""
         ballast = self.path / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while file.write(bytes(1 << 12)):
@@ -28,16 +28,16 @@ class Disk:
         return ballast
 
     def make_read_only(self, folder: Path) -> None:
-        """Nothing can be written in this folder of the disk any more."""
+        """Make this folder of the disk read-only."""
         inside = self._mounted / folder.relative_to(self.path)
         self.tell(f"mount --bind {inside} {inside} && mount -o remount,bind,ro {inside}")
 
     def unmount(self) -> None:
-        """The disk is gone, as when a network file system is."""
+        """Make the disk disappear, as a network file system can."""
         self.tell(f"umount --lazy {self._mounted}")
 
     def tell(self, command: str) -> None:
-        """A shell command in the namespace."""
+        """Run a shell command in the namespace."""
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
         self._holder.stdin.write(f"{command} && echo done || echo failed\n")
@@ -50,7 +50,7 @@ class Disk:
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Disk]:
     """A disk of this size; it is taken down after the block."""
     folder.mkdir()
-    # --map-root-user: mounting is allowed to root of a user namespace of one's own, which any user may have.
+    # --map-root-user: root of a user namespace may mount, and any user may create such a namespace.
     holder = subprocess.Popen(
         ["unshare", "--user", "--map-root-user", "--mount", "sh"],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Consoles that are gone, full, or that nobody reads: no line that cannot be written ends a run, or holds it up."""
+"""Consoles that are gone, full or not read: a line that cannot be written neither ends a run nor blocks it."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ UNNOTICED = "the run goes on without a line, exit 0, and is the undisturbed one 
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[tuple[str, int, int]]:
-    """A path through which other processes open its writing end, that end, and the reading one."""
+    """A path through which other processes open the pipe's write end, then the write end and the read end."""
     reading, writing = os.pipe()
     try:
         yield f"/proc/{os.getpid()}/fd/{writing}", writing, reading

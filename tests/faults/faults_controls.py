@@ -1,4 +1,4 @@
-"""Negative controls: what these leave out, the bit-for-bit comparison must miss."""
+"""Negative controls: if a resume leaves something out, the bit-for-bit comparison must fail."""
 
 from .case import PAIR, Case, differences
 from .registry import fault

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone. The disk is a tmpfs in a namespace of its own (disk.py)."""
+"""Disks that are full, read-only or gone. The disk is a tmpfs in its own namespace (disk.py)."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from .registry import fault
 STOPS = "all ranks agree, exit 2, one line; the checkpoint before loads; after the fix it continues bit for bit"
 REFUSED = r"checkpoint .*step_00000008 could not be written: .*{}.*; earlier checkpoints are untouched"
 DISK_KB = 1500
-"""Room for the whole run."""
+"""Enough for the whole run."""
 
 
 def _held_at_step_6(case: Case, *arguments: str) -> tuple[Run, Path]:
-    """A run of two ranks that stand still, after the checkpoint of step 4; it goes on when the file is made."""
+    """A two-rank run that halts at step 6, with the checkpoint of step 4 saved, until the returned file exists."""
     reached, go = case.folder / "reached", case.folder / "go"
     injection = {"do": "hold", "step": 6, "reached": str(reached), "until": str(go)}
     run = case.start(PAIR, *arguments, faults=[injection])
@@ -31,7 +31,7 @@ def _(case: Case) -> None:
         case.run_folder = disk.path / "run"
         run, go = _held_at_step_6(case)
         ballast = disk.fill()
-        with ballast.open("rb+") as file:  # metrics have room
+        with ballast.open("rb+") as file:  # leave room for metrics
             file.truncate(ballast.stat().st_size - (8 << 10))
         go.touch()
         case.ended(run, 2, REFUSED.format("no space left"))
@@ -62,7 +62,7 @@ def _(case: Case) -> None:
     with small_disk(case.folder / "disk", DISK_KB) as disk:
         case.run_folder = disk.path / "run"
         run, go = _held_at_step_6(case)
-        # A page of metrics may still have room; this many lines have not.
+        # The last page of the metrics may still have room; fill all but 10 bytes of it.
         with (case.run_folder / "metrics.jsonl").open("rb+") as file:
             file.seek(0, 2)
             room = -file.tell() % 4096
@@ -106,7 +106,7 @@ def _limited(case: Case, rank: int) -> None:
     saved = case.undisturbed(PAIR) / "checkpoints" / "step_00000004"
     shard = saved / f"optimizer-{rank:05d}-of-00002.safetensors"
     injection = {"do": "limit_file_size", "rank": rank, "step": 6, "limit_bytes": shard.stat().st_size - 1}
-    # Synchronous, so that step 4 is saved before the limit is there, however slow the machine.
+    # Synchronous, so that step 4 is saved before the limit is set, however slow the machine.
     run = case.train(PAIR, "checkpoint.asynchronous=false", faults=[injection])
     case.ended(run, 2, REFUSED.format("File too large"))
     case.last_good_is(4)

@@ -1,4 +1,4 @@
-"""Checkpoints that have been damaged, or that somebody has added to, and runs that are no longer the same."""
+"""Checkpoints that are damaged or have extra files, and runs whose settings have changed."""
 
 import os
 import shutil

@@ -50,9 +50,9 @@ def _(case: Case) -> None:
             folder = case.step_folder(8)
             replace_sealed(folder, name, content)
             new = ["--output_dir", str(case.folder / "new")]
-            if name != FILES["tokenizer.json"]:  # which a run makes from its corpus
+            if name != FILES["tokenizer.json"]:  # a run makes its own from the corpus
                 _refused(case, marker, *new, "--quiet", *TINY, "--resume", str(folder))
-            if not name.startswith(("optimizer", "rng", "trainer")):  # which no story needs
+            if not name.startswith(("optimizer", "rng", "trainer")):  # generating a story does not read them
                 arguments = ("generate", "--checkpoint", str(folder), "--prompt", "a", "--device", "cpu")
                 _refused(case, marker, *arguments, storyteller=True)
 
@@ -61,7 +61,7 @@ PREPARED_AGAIN = "the corpus is prepared again, with a line that says why"
 
 
 def _prepared_again(case: Case, cache: Path) -> None:
-    """A run that finds a hostile file in its cache goes on without it, and the cache is whole again."""
+    """Check that a run that finds a hostile file in its cache prepares the corpus again."""
     run = case.main_job("--output_dir", str(case.folder / "new"), *TINY, f"data.cache_dir={cache}", "train.max_steps=1")
     case.ended(run, 0)
     assert "preparing the corpus" in run.stderr, run.stderr

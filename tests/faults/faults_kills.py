@@ -1,4 +1,4 @@
-"""SIGKILL, which nobody can catch: of ranks, supervisors and launchers, at every kind of moment."""
+"""SIGKILL, which cannot be caught: of ranks, supervisors and launchers, at every kind of moment."""
 
 import random
 

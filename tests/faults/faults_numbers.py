@@ -1,4 +1,4 @@
-"""Numbers gone wrong on one rank: a gradient that is NaN while every loss is finite, a loss that leaps."""
+"""Numerical faults: a gradient that is NaN on one rank while every loss is finite, and loss spikes."""
 
 import torch
 
@@ -31,11 +31,11 @@ for _topology in ENGINES:
             before, after = (case.folder / f"step6.{rank}").read_text().split()
             assert before == after, f"rank {rank} has changed weights or moments"
             before, after = (case.folder / f"step7.{rank}").read_text().split()
-            assert before != after  # control: the next step does
+            assert before != after  # control: the next step changes them
         lines = {line["step"]: line for line in read_metrics(case.run_folder) if "train_loss" in line}
         assert [lines[step]["bad_steps"] for step in (6, 7, 8, STEPS)] == [0, 1, 1, 1]
         assert lines[7]["grad_norm"] is None
-        assert lines[7]["train_loss"] > 0  # the fault was in the gradient alone
+        assert lines[7]["train_loss"] > 0  # only the gradient was faulty
         case.saw("not a bit changed on any rank")
         case.saw("counted")
         _is_finite(case, STEPS)

@@ -1,4 +1,4 @@
-"""What happens while one rank of each machine prepares the corpus and the others wait, and what is left of it."""
+"""Faults while one rank of each machine prepares the corpus and the others wait, and in prepared corpora."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from .registry import fault
 TAKEN_OVER = "the same command takes over what was prepared and trains the undisturbed run, bit for bit"
 KILLED = "killed by signal 9"
 TOKENIZING = {"do": "in_corpus", "rank": 0, "reading": 2, "document": 100}
-"""The tokenizer is trained, its text half tokenized."""
+"""At this point the tokenizer is trained and the text half tokenized."""
 
 
 def _cache(case: Case) -> str:
@@ -19,7 +19,7 @@ def _cache(case: Case) -> str:
 
 
 def _taken_over(case: Case) -> None:
-    """Nothing of the run but a work folder is left; the next takes it over, and leaves only the corpus."""
+    """Check that the run left only a work folder, and that the next run takes it over and leaves only the corpus."""
     cache = case.folder / "cache"
     assert len(list(cache.iterdir())) == 1
     assert not case.run_folder.exists()
@@ -40,7 +40,7 @@ def _wait_for_preparation(case: Case, run: object) -> None:
 
 @fault("a preparation that takes longer than parallel.timeout_minutes", "shows that it lives; nothing else changes")
 def _(case: Case) -> None:
-    # Two lines of life are 20 s apart from its beginning, and a collective gives up after 12.
+    # The second progress line comes 20 s after the start, and a collective gives up after 12 s.
     run = case.start(PAIR, _cache(case), "parallel.timeout_minutes=0.2", faults=[_hold(case)], quiet=False)
     _wait_for_preparation(case, run)
     assert wait_until(lambda: run.stderr.count("MB so far") >= 2 or run.ended(), END_S)

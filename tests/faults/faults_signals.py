@@ -18,7 +18,7 @@ SAVED = "the step is finished and saved, exit 75, one line; the same command con
 def _interrupted(
     case: Case, topology: Topology, send: Callable[[Run], None], name: str, code: int = 75, extra: str = ""
 ) -> None:
-    """All ranks stand between step 6 and 7 when the signal comes, so step 7 is the one that is saved."""
+    """Send the signal while all ranks are held between steps 6 and 7, so that step 7 is the one that is saved."""
     reached, go = case.folder / "reached", case.folder / "go"
     run = case.start(topology, faults=[{"do": "hold", "step": 6, "reached": str(reached), "until": str(go)}])
     assert wait_until(lambda: reached.exists() or run.ended(), END_S)
@@ -54,7 +54,7 @@ def _(case: Case) -> None:
     "SIGHUP from a terminal that is closed", "the step is finished and saved; the same command continues bit for bit"
 )
 def _(case: Case) -> None:
-    # The launcher has no handler for it, as deepspeed's has none, and dies of it.
+    # The launcher, like deepspeed's, has no handler for SIGHUP and dies of it.
     _interrupted(case, PAIR, lambda run: run.signal(signal.SIGHUP), "SIGHUP", code=-signal.SIGHUP)
 
 
@@ -65,7 +65,7 @@ def _(case: Case) -> None:
 
 @fault("SIGTERM during a save", SAVED)
 def _(case: Case) -> None:
-    # When the folder of step 8 is about to be made, its writing is still to come.
+    # The signal comes just before the folder of step 8 is created, so all of the save is still to come.
     run = case.train(PAIR, faults=[{"do": "at_folder", "rank": 0, "step": 8, "how": "self:SIGTERM"}])
     case.ended(run, 75, "interrupted by SIGTERM; saved step 8")
     case.last_good_is(8)
@@ -108,7 +108,7 @@ def _(case: Case) -> None:
     injection = {"do": "at_step", "rank": 1, "step": 6, "how": "self:SIGSTOP", "after": str(case.step_folder(4))}
     run = case.train(PAIR, "train.hang_timeout_minutes=0.1", faults=[injection])
     case.ended(run, 3, r"rank 0 on .* has made no progress for 0\.1 min", r"rank 1 on .* is stopped \(SIGSTOP")
-    assert "all_reduce" in run.stderr, run.stderr  # where rank 0 stands
+    assert "all_reduce" in run.stderr, run.stderr  # where rank 0 is stuck
     case.saw("stacks")
     case.last_good_is(4)
     case.continues_exactly(PAIR)
@@ -125,7 +125,7 @@ def _(case: Case) -> None:
     run = case.start(PAIR, faults=[{"do": "hold", "step": 6, "reached": str(reached), "until": str(go)}])
     assert wait_until(lambda: reached.exists() or run.ended(), END_S)
     os.kill(run.pid, signal.SIGKILL)
-    assert wait_until(lambda: bool(run.lines), LEFT_S)  # the signal has come before the step goes on
+    assert wait_until(lambda: bool(run.lines), LEFT_S)  # the signal arrives before the step continues
     go.touch()
     case.ended(run, -signal.SIGKILL, IS_GONE, SAVED_STEP)
     case.last_good_is(7)

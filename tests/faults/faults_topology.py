@@ -1,11 +1,11 @@
-"""The machine that continues is another one."""
+"""Runs that continue on another topology."""
 
 import shutil
 
 from .case import PAIR, SINGLE, STEPS, Case, Topology
 from .registry import fault
 
-# Another number of ranks has other random streams.
+# Without dropout, since another number of ranks has other random streams.
 QUIET = "model.dropout=0.0"
 TOLERANCE = 1e-5
 ZERO3 = Topology(2, "zero3")
@@ -13,7 +13,7 @@ FOUR = Topology(4, "zero2")
 
 
 def _path(case: Case, topologies: list[Topology]) -> None:
-    """Each topology continues what the one before has written, four steps each; the end is that of the first alone."""
+    """Check that topologies that continue each other, four steps each, end in the state of the first one alone."""
     case.copy_of_undisturbed(topologies[0], 4, QUIET)
     for number, topology in enumerate(topologies[1:], start=2):
         run = case.train(topology, QUIET)

@@ -1,10 +1,10 @@
-"""What can be made to go wrong inside a rank, from outside the product: it has no line that knows of these.
+"""Faults that are injected into a rank from outside: the product has no code for them.
 
-Each fault is a mapping with `do`, one of the functions below, and its arguments; `rank` limits it to one rank. They
-take hold of what the product calls (Python's audit events, safetensors, torch), or of a seam between two of its
-parts that is part of its design (the batches of a step, the restoring of a checkpoint).
+Each fault is a mapping with `do`, the name of a function below, and its arguments; `rank` limits it to one rank. The
+functions hook into what the product calls (Python's audit events, safetensors, torch), or into a seam between two of
+its parts that is there by design (the batches of a step, the restoring of a checkpoint).
 
-As a script it sets up the faults that the environment tells of, then runs the script that its arguments are.
+Run as a script, it sets up the faults listed in the environment, then runs the script given as its arguments.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def prepare(faults: list[dict[str, Any]], rank: int) -> None:
 
 
 def _strike(how: str) -> None:
-    """End, or signal, this process (the one that trains), its supervisor, or all processes of the run at once."""
+    """Send a signal to this process (the one that trains), its supervisor, or all processes of the run at once."""
     victim, _, name = how.partition(":")
     number = signal.Signals[name]
     if victim == "all":
@@ -43,7 +43,7 @@ def _strike(how: str) -> None:
     else:
         os.kill({"self": os.getpid(), "supervisor": os.getppid()}[victim], number)
     if number == signal.SIGKILL:
-        time.sleep(60)  # the other is dead in an instant, and nothing more may happen before
+        time.sleep(60)  # do nothing more until the signal has taken effect, in an instant
 
 
 def _before_step(step: int, action: Callable[[], None]) -> None:
@@ -62,7 +62,7 @@ def _before_step(step: int, action: Callable[[], None]) -> None:
 
 
 def at_step(step: int, how: str, after: str | None = None) -> None:
-    """Strike between two optimizer steps, when the file or folder `after` is there (written in the background)."""
+    """Strike between two optimizer steps, once the file or folder `after` exists (it is written in the background)."""
 
     def act() -> None:
         if after is not None:
@@ -73,7 +73,7 @@ def at_step(step: int, how: str, after: str | None = None) -> None:
 
 
 def hold(step: int, reached: str, until: str) -> None:
-    """Stand still between two optimizer steps: make the file `reached`, go on when the file `until` is there."""
+    """Halt between two optimizer steps: create the file `reached`, and continue once the file `until` exists."""
 
     def act() -> None:
         Path(reached).touch()
@@ -85,9 +85,9 @@ def hold(step: int, reached: str, until: str) -> None:
 def in_corpus(
     reading: int, document: int, how: str | None = None, reached: str | None = None, until: str | None = None
 ) -> None:
-    """At a document of the built-in corpus, in so manieth reading of it: strike, or stand still as in hold().
+    """Strike, or halt as in hold(), at the given document in the given reading of the built-in corpus.
 
-    The first reading is for the tokenizer, the second for the training tokens, the third for those of validation.
+    The first reading is for the tokenizer, the second for the training tokens, the third for the validation tokens.
     """
     from storyteller_ds.data.sources.builtin import BuiltinSource
 
@@ -116,7 +116,7 @@ def _wait_for(path: Path) -> None:
 
 
 def at_rename(step: int, how: str) -> None:
-    """Strike when all of a checkpoint is written, its manifest too, before it gets its name."""
+    """Strike when a checkpoint is completely written, with its manifest, but not yet renamed."""
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "os.rename" and Path(os.fsdecode(arguments[1])).name == f"step_{step:08d}":
@@ -126,7 +126,7 @@ def at_rename(step: int, how: str) -> None:
 
 
 def at_folder(step: int, how: str) -> None:
-    """Strike when the checkpoint of a step is begun: its unfinished folder is about to be made (by rank 0)."""
+    """Strike just before the temporary folder of a step's checkpoint is created (by rank 0)."""
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "os.mkdir" and Path(os.fsdecode(arguments[0])).name == f"step_{step:08d}.tmp":
@@ -136,7 +136,7 @@ def at_folder(step: int, how: str) -> None:
 
 
 def in_shard(part: str, step: int, fraction: float, how: str) -> None:
-    """Strike when so much of a shard's bytes is in its file."""
+    """Strike when this fraction of a shard's bytes is in its file."""
     _around_shards(part, step, lambda whole: _cut(whole, fraction, how))
 
 
@@ -148,7 +148,7 @@ def _cut(path: Path, fraction: float, how: str) -> None:
 
 
 def fill_disk(part: str, step: int, ballast: str) -> None:
-    """When a shard is written, somebody else takes the rest of the disk."""
+    """When a shard is written, fill the rest of the disk, as another process might."""
 
     def fill(path: Path) -> None:
         with contextlib.suppress(OSError), Path(ballast).open("wb", buffering=0) as file:
@@ -159,7 +159,7 @@ def fill_disk(part: str, step: int, ballast: str) -> None:
 
 
 def remove(step: int, path: str) -> None:
-    """Between two optimizer steps a file goes away."""
+    """Remove a file between two optimizer steps."""
     _before_step(step, lambda: Path(path).unlink())
 
 
@@ -179,19 +179,19 @@ def _around_shards(part: str, step: int, after: Callable[[Path], None]) -> None:
 
 
 def limit_file_size(step: int, limit_bytes: int) -> None:
-    """From this step on no file can be larger; the kernel refuses with EFBIG, as a quota does with EDQUOT."""
+    """Limit the size of files from this step on; the kernel refuses with EFBIG, as a quota does with EDQUOT."""
     _before_step(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)))
 
 
 def clock_jump(step: int, seconds: float) -> None:
-    """The time of day jumps, as when ntpd first reaches a server; the monotonic clock does not, by definition."""
+    """Make the time of day jump, as when ntpd first reaches a server; the monotonic clock never jumps."""
     original, jump = time.time, [0.0]
     time.time = lambda: original() + jump[0]
     _before_step(step, lambda: jump.__setitem__(0, seconds))
 
 
 def nan_gradient(step: int, times: int) -> None:
-    """The gradients of this rank are NaN in `times` consecutive optimizer steps after `step` steps; its loss is not."""
+    """Make the gradients of this rank NaN, but not its loss, in `times` optimizer steps in a row after `step` steps."""
     import torch
 
     from storyteller_ds.data.batching.batches import TrainBatches
@@ -211,7 +211,7 @@ def nan_gradient(step: int, times: int) -> None:
 
 
 def out_of_memory(step: int, after: str) -> None:
-    """Raise what torch raises on a CUDA card, between two optimizer steps, when the folder `after` is there."""
+    """Raise torch's CUDA out-of-memory error between two optimizer steps, once the folder `after` exists."""
     import torch
 
     def act() -> None:
@@ -252,7 +252,7 @@ def digest_state(step: int, path: str) -> None:
 
 
 def loss_spike(step: int, factor: float) -> None:
-    """The loss of the global batch is so many times larger in the optimizer step after `step` steps, once."""
+    """Multiply the loss of the global batch by `factor`, once, in the optimizer step after `step` steps."""
     from storyteller_ds.engines import step as steps
 
     original, factors = steps.mean_loss, [1.0]
@@ -261,14 +261,14 @@ def loss_spike(step: int, factor: float) -> None:
 
 
 def without_rng() -> None:
-    """The random streams are not put back after a resume."""
+    """Do not restore the random streams on resume."""
     from storyteller_ds.checkpoint import resume
 
     resume.set_rng_state = lambda *arguments: None
 
 
 def without_moments() -> None:
-    """AdamW's moments are zero after a resume."""
+    """Load zeros for AdamW's moments on resume."""
     from storyteller_ds.engines.deepspeed.engine import DeepSpeedEngine
 
     load = DeepSpeedEngine.load_named_state
@@ -280,7 +280,7 @@ def without_moments() -> None:
 
 
 def without_cursor() -> None:
-    """After a resume the data begin again."""
+    """Start the data from the beginning on resume."""
     from storyteller_ds.data.batching.batches import TrainBatches
 
     original, first = TrainBatches.step, []

@@ -1,4 +1,4 @@
-"""What a fault is, and the list of all of them."""
+"""The Fault class and the list of all faults."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from .case import Case
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong, and what is promised then."""
+    """Something that goes wrong, and what is promised in that case."""
 
     name: str
     promise: str
     function: Callable[[Case], None]
-    """Makes it go wrong and checks the promise; what it sees, it tells the case."""
+    """Causes the fault, checks the promise, and records in the case what it sees."""
     quick: bool = False
-    """Also in the normal suite."""
+    """Whether it also runs in the normal suite."""
 
 
 FAULTS: list[Fault] = []
@@ -23,7 +23,7 @@ FAULTS: list[Fault] = []
 
 
 def fault(name: str, promise: str, quick: bool = False) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Register the function below as a fault."""
+    """Register the decorated function as a fault."""
 
     def register(function: Callable[[Case], None]) -> Callable[[Case], None]:
         if any(other.name == name for other in FAULTS):

@@ -1,4 +1,4 @@
-"""Files as a careful attacker makes them: all sizes and digests agree."""
+"""Files as a careful attacker would make them: all sizes and digests match."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from storyteller_ds.untrusted import seal_of
 
 
 class Bomb:
-    """Pickled; whoever unpickles it makes the folder."""
+    """An object that creates the folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,12 +25,12 @@ class Bomb:
 
 
 def bombs(marker: Path) -> dict[str, bytes]:
-    """Files that make the folder `marker` when they are unpickled: plain, and as torch.save writes them."""
+    """Files that create the folder `marker` when they are unpickled: a plain pickle, and one from torch.save."""
     zipped = marker.with_name("bomb.pt")
     torch.save(Bomb(marker), zipped)
     made = {"pickle": pickle.dumps(Bomb(marker)), "torch.save": zipped.read_bytes()}
     zipped.unlink()
-    pickle.loads(made["pickle"])  # the control: it is a bomb
+    pickle.loads(made["pickle"])  # control: it is a bomb
     marker.rmdir()
     return made
 
@@ -43,7 +43,7 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) ->
 
 
 def replace_sealed(folder: Path, name: str, content: bytes) -> None:
-    """Replace a file of a checkpoint, so that its manifest agrees."""
+    """Replace a file of a checkpoint and update its manifest to match."""
     (folder / name).write_bytes(content)
     if name != MANIFEST:
         change_manifest(

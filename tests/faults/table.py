@@ -1,9 +1,9 @@
-"""Print what `make test-faults` has seen, and write it into docs/reliability.md.
+"""Print what `make test-faults` saw, and write it into docs/reliability.md.
 
     python tests/faults/table.py RESULTS.xml [docs/reliability.md]
 
-The results are pytest's JUnit XML. A test says what it is about by the properties fault, promised and seen (pytest's
-record_property); of one that does not, the name says both.
+The results are pytest's JUnit XML. A test describes itself with the properties fault, promised and seen (pytest's
+record_property); if it does not, its name stands for the fault and the promise.
 """
 
 import sys
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def read_rows(results: Path) -> list[Row]:
-    """The rows in the order in which the tests ran; those of one test's parameters are one row."""
+    """The rows in the order in which the tests ran; all parameters of a test share one row."""
     rows: dict[str, Row] = {}
     for case in ElementTree.parse(results).iter("testcase"):
         row = _row(case)
@@ -69,7 +69,7 @@ def as_text(rows: list[Row]) -> str:
 
 
 def write_into(document: Path, rows: list[Row]) -> None:
-    """Replace what stands between the two comments."""
+    """Replace the text between the two comments."""
     before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     document.write_text(f"{before}{BEGIN}\n{as_markdown(rows)}\n{END}{after}", encoding="utf-8")

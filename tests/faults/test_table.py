@@ -1,4 +1,4 @@
-"""docs/reliability.md says what the registry promises, and a fault that was not met as promised shows."""
+"""docs/reliability.md states the promises of the registry, and shows the faults whose promise was broken."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Manifests and JSON files of a checkpoint, changed on purpose and sealed again: usable, or refused in one line."""
+"""Manifests and JSON files of a checkpoint, changed on purpose and sealed again, are usable or refused in one line."""
 
 import dataclasses
 import hashlib
@@ -58,7 +58,7 @@ def step(engine: SingleEngine, tmp_path: Path) -> Path:
 
 
 def use(step: Path, engine: SingleEngine) -> None:
-    """Everything that reads a checkpoint."""
+    """Do everything that reads a checkpoint."""
     checkpoint = find_checkpoint(step, lambda line: None)
     model = load_story_model(step, CPU, lambda line: None)
     assert model.tokenizer.vocab_size <= model.run.tokenizer.vocab_size
@@ -68,7 +68,7 @@ def use(step: Path, engine: SingleEngine) -> None:
 
 
 def look(step: Path, good: Path) -> None:
-    """Every verb of `storyteller checkpoint`, in words: done or refused, and nothing that a terminal would obey."""
+    """Run ls, verify, show and diff of `storyteller checkpoint`: done or refused, and no control characters printed."""
     for command in (("ls", step), ("verify", step), ("show", step), ("diff", step, good), ("diff", good, step)):
         result = CliRunner().invoke(storyteller, ["checkpoint", *map(str, command)])
         assert result.exception is None or isinstance(result.exception, StorytellerError), (command, result.exception)
@@ -94,7 +94,7 @@ def reseal(step: Path) -> None:
 
 def fuzz(step: Path, engine: SingleEngine, name: str, count: int) -> None:
     rng = random.Random(SEED)
-    use(step, engine)  # control: good as it is
+    use(step, engine)  # control: usable without changes
     good = Path(shutil.copytree(step, step.parents[1] / "good"))
     text, manifest = (step / name).read_bytes(), (step / MANIFEST).read_bytes()
     outcomes = []
@@ -143,7 +143,7 @@ def test_a_tensor_of_another_shape_is_not_spread_over_the_parameter(step, engine
     tensors = load_file(path)
     name = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
     (path.parent / path.name).unlink()
-    save_file({**tensors, name: torch.ones(1, 1)}, path)  # which copy_ would broadcast
+    save_file({**tensors, name: torch.ones(1, 1)}, path)  # copy_ would broadcast it
     reseal(step)
     with pytest.raises(StorytellerError, match=name):
         load_story_model(step, CPU, lambda line: None)

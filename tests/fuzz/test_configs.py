@@ -1,4 +1,4 @@
-"""Whatever is written into a run config or a DeepSpeed JSON: a valid run, or one line that says what is wrong."""
+"""Any content of a run config or a DeepSpeed JSON gives a valid run, or one line that says what is wrong."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def random_sections(rng: random.Random) -> dict[str, object]:
 
 
 class Cases:
-    """Draws one case after the other; each is a kind and what is to be loaded."""
+    """Draws one case after another; each is a kind and a function that loads the config."""
 
     def __init__(self, folder: Path) -> None:
         self.rng = random.Random(SEED)
@@ -104,7 +104,7 @@ class Cases:
         return self.read_deepspeed
 
     def read_deepspeed(self) -> object:
-        # As load_config does, without a preset to parse each time.
+        # Like load_config, but without parsing a preset each time.
         from storyteller_ds.config.load import _Layers
 
         layers = _Layers()
@@ -136,7 +136,7 @@ def fuzz(folder: Path, count: int) -> None:
         kind, load = cases.draw()
         drawn[kind] += 1
         valid[kind] += is_valid(load)
-    # Controls: of every kind there are many, and both outcomes are reached.
+    # Controls: every kind was drawn, and both outcomes occur.
     assert len(drawn) == len(cases.kinds)
     for kind in ("sections", "preset_values", "deepspeed_values"):
         assert 0.02 < valid[kind] / drawn[kind] < 0.98, (kind, valid[kind], drawn[kind])

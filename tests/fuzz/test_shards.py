@@ -1,4 +1,4 @@
-"""Token shards and the index of a prepared corpus, damaged in every byte: named, or without any effect."""
+"""Damage to any byte of a token shard or of a prepared corpus's index is reported or has no effect."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ CHECKED = struct.Struct("<8sIIQQ")
 
 
 def refused(path: Path, vocab_size: int = 50) -> bool:
-    """Whether opening it is refused with its name; otherwise its ids are below the vocabulary."""
+    """Whether opening it is refused with an error that names it; otherwise check that its ids are in the vocabulary."""
     try:
         ids = open_shard(path, vocab_size)
     except DataError as error:
@@ -55,7 +55,7 @@ def test_every_truncation_is_noticed(shard):
 
 
 def hostile_header(rng: random.Random) -> bytes:
-    """A shard whose checksum is right: somebody meant it."""
+    """A shard with random values but a correct checksum, as made on purpose."""
     numbers = (0, 1, 2, 3, 4, 8, 50, 51, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
     ids = bytes(rng.randrange(256) for _ in range(rng.choice((0, 1, 2, 3, 4, 8, 16))))
     magic = MAGIC if rng.random() < 0.9 else rng.randbytes(8)
@@ -71,7 +71,7 @@ def fuzz_headers(path: Path, count: int) -> None:
     for _ in range(count):
         put(path, hostile_header(rng))
         outcomes.append(refused(path, vocab_size=rng.choice((50, 2**16, 2**32))))
-    # Control: some are good.
+    # Control: some are accepted.
     assert 0.001 < outcomes.count(False) / count < 0.5
 
 
@@ -85,7 +85,7 @@ def test_5000_hostile_headers_map_nothing_beyond_the_file_or_the_vocabulary(tmp_
 
 
 def test_a_hostile_header_is_laid_out_as_ours(shard):
-    # Control: the header made here with true values is the one that is written.
+    # Control: a header made here from the true values equals the one that was written.
     ids = shard.read_bytes()[HEADER_BYTES:]
     header = CHECKED.pack(MAGIC, VERSION, 2, len(IDS), 50)
     assert shard.read_bytes() == header + hashlib.sha256(header + ids).digest() + ids
@@ -131,7 +131,7 @@ def test_a_damaged_byte_of_the_index_never_changes_what_it_means(prepared, name)
 
 
 def fuzz_index(prepared: tuple[RunConfig, str, Path], count: int) -> None:
-    """Changed values under a seal that is right, and changed bytes."""
+    """Fuzz the index with changed values under a correct seal, and with changed bytes."""
     run, key, folder = prepared
     rng = random.Random(SEED)
     path = folder / "corpus.json"

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: refused in one line, or read as they are and never more than the file holds."""
+"""Headers of safetensors files are refused in one line, or read as they are but never beyond the file's end."""
 
 import json
 import math
@@ -20,7 +20,7 @@ DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 
 
 def entries(path: Path) -> dict[str, TensorEntry] | None:
-    """What is in the file, every tensor really read; None: it is refused."""
+    """The entries of the file, whose tensors are all read; None: it is refused."""
     try:
         files = TensorFiles([path])
     except CheckpointError:
@@ -39,7 +39,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def is_accepted(path: Path) -> bool:
-    """Whether it is read; then it is never more than the file holds."""
+    """Whether it is read; if so, check that its tensors are no larger than the file."""
     found = entries(path)
     if found is not None:
         assert sum(math.prod(entry.shape) for entry in found.values()) <= path.stat().st_size
@@ -55,9 +55,9 @@ def test_every_flipped_bit_is_refused_or_harmless(good):
         content[bit // 8] ^= 1 << bit % 8
         put(good, bytes(content))
         is_read = is_accepted(good)
-        assert is_read or bit // 8 < header, bit  # the manifest checks the numbers
+        assert is_read or bit // 8 < header, bit  # changed data is caught by the manifest
         accepted += is_read and bit // 8 < header
-    assert 0 < accepted < 4 * header  # letters of names
+    assert 0 < accepted < 4 * header  # such as flips in the letters of names
 
 
 def test_every_truncation_is_refused(good):

@@ -1,4 +1,4 @@
-"""Changed tokenizers and hostfiles: usable, or refused in one line."""
+"""Changed tokenizers and hostfiles are usable or refused in one line."""
 
 import json
 import random

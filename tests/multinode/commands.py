@@ -1,4 +1,4 @@
-"""The ways to start the main job on two nodes, as their users type them."""
+"""The ways to start the main job on two nodes, as users type them."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 
 
 class Command:
-    """A command in a session of its own; all that it says goes into a file."""
+    """A command in its own session; all its output goes into a file."""
 
     def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], log: Path):
         self._log = log
@@ -32,10 +32,10 @@ class Command:
             )
 
     def wait(self, limit_s: float) -> int:
-        """Its exit code.
+        """Wait for the command to end; returns its exit code.
 
         Raises:
-            TimeoutError: it took longer; with what it said.
+            TimeoutError: it took longer; the message contains its output.
         """
         try:
             return self.process.wait(timeout=limit_s)
@@ -43,12 +43,12 @@ class Command:
             raise TimeoutError(f"{self.process.args!r} took over {limit_s} s\n{self.output()}") from None
 
     def output(self) -> str:
-        """All that it has said so far, on stdout and stderr."""
+        """Everything that it has written so far to stdout and stderr."""
         return self._log.read_text(errors="replace")
 
 
 def main_job(folder: Path, *arguments: str) -> list[str]:
-    """The script and its arguments: the same under every launcher."""
+    """The script and its arguments, which are the same under every launcher."""
     return [str(TRAIN), "--ds_config", str(DS_CONFIGS / "zero2.json"), "--output_dir", str(folder), *arguments]
 
 
@@ -60,7 +60,7 @@ def start_by_ssh(nodes: SshNodes, slots: int, job: list[str], logs: Path) -> lis
 
 
 def start_by_storyteller(nodes: SshNodes, slots: int, job: list[str], logs: Path) -> list[Command]:
-    """storyteller launch, which checks what it is given and then does the same."""
+    """storyteller launch, which checks its arguments and then does the same as start_by_ssh."""
     master = ["--master_addr", nodes.nodes[0].address, "--master_port", str(free_port())]
     launch = [BIN / "storyteller", "launch", "--hostfile", nodes.hostfile(slots), *master, "--"]
     return [Command([*launch, *job[1:]], nodes.environment, logs / "storyteller")]
@@ -76,7 +76,7 @@ def start_without_ssh(nodes: SshNodes, slots: int, job: list[str], logs: Path) -
 
 
 def start_torchrun(nodes: SshNodes, slots: int, job: list[str], logs: Path) -> list[Command]:
-    """torchrun, typed on each node; they meet at a port of the first."""
+    """torchrun, typed on each node; the nodes rendezvous at a port of the first."""
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{nodes.nodes[0].address}:{free_port()}"]
     launch = [BIN / "torchrun", "--nnodes", "2", "--nproc_per_node", str(slots), *meeting]
     return [
@@ -94,7 +94,7 @@ WAYS: dict[str, Callable[[SshNodes, int, list[str], Path], list[Command]]] = {
 
 
 def start_linked(machines: LinkedMachines, job: list[str], logs: Path) -> list[Command]:
-    """DeepSpeed's launcher, typed on each of two machines that only a cable joins; one rank each."""
+    """DeepSpeed's launcher, typed on each of two machines that only a cable connects; one rank each."""
     launch = _on_each_node(machines.hostfile(), machines.addresses[0])
     return [
         Command(

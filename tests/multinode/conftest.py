@@ -1,4 +1,4 @@
-"""The machines of the multi-node tests; each is taken down with all that runs on it, whatever happens."""
+"""The machines of the multi-node tests; each is taken down with everything that runs on it, whatever happens."""
 
 import signal
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from .ssh_nodes import SshNodes
 
 @pytest.fixture(scope="session", autouse=True)
 def _sigterm_takes_down_too() -> Iterator[None]:
-    """SIGTERM ends the tests as Ctrl-C does; by itself it would leave the machines behind."""
+    """Make SIGTERM end the tests as Ctrl-C does; otherwise it would leave the machines behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -38,7 +38,7 @@ def _ssh_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshNodes]:
 
 @pytest.fixture
 def ssh_nodes(_ssh_nodes: SshNodes) -> Iterator[SshNodes]:
-    """Two nodes on which nothing runs."""
+    """Two idle nodes."""
     yield _ssh_nodes
     _ssh_nodes.end_all_jobs()
 
@@ -65,6 +65,6 @@ def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def slurm(_slurm: SlurmCluster) -> Iterator[SlurmCluster]:
-    """A cluster of two nodes on which nothing runs."""
+    """An idle cluster of two nodes."""
     yield _slurm
     _slurm.end_all_jobs()

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Programs that the multi-node tests need, from Debian's or Ubuntu's archive: sh tests/multinode/install.sh ssh|slurm
-# Does nothing where they are there. No daemon is started or enabled: the tests run their own, as the user, in a
+# Installs the programs that the multi-node tests need from Debian's or Ubuntu's archive:
+# sh tests/multinode/install.sh ssh|slurm
+# Does nothing if they are installed. No daemon is started or enabled: the tests run their own, as the user, in a
 # temporary folder.
 set -eu
 
@@ -39,8 +40,8 @@ else
     give_up "only root or sudo can install them"
 fi
 
-# Debian starts a daemon when it installs it, unless this file says no. A machine that gets one for a test must not
-# find an open ssh server on its port 22.
+# Debian starts a daemon when it is installed, unless this file forbids it. A machine must not end up with an open ssh
+# server on port 22 because of a test.
 policy=/usr/sbin/policy-rc.d
 remove_policy() { :; }
 if [ ! -e "$policy" ]; then

@@ -1,7 +1,7 @@
-"""Two machines that only a cable joins: network namespaces and a veth pair. Pulling the cable is a lost machine.
+"""Two machines connected only by a cable: network namespaces and a veth pair.
 
-On loopback a killed process still says goodbye, since the kernel closes its connections; a machine that loses power
-or its network says nothing.
+Pulling the cable simulates a lost machine. On loopback the kernel closes the connections of a killed process, so its
+peers notice; a machine that loses power or its network closes nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ INTERFACE = "cable"
 
 
 class LinkedMachines:
-    """Both machines. Needs root or a system that lets users make user namespaces."""
+    """Both machines. Needs root or a system that lets users create user namespaces."""
 
     addresses = ("10.77.0.1", "10.77.0.2")
 
@@ -26,8 +26,8 @@ class LinkedMachines:
         self._holders: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Make both, and plug the cable in."""
-        # A namespace lives as long as a process in it; these two end with us.
+        """Create both machines and plug in the cable."""
+        # A namespace lives as long as a process in it; these two processes end with us.
         hold = ["--net", "setpriv", "--pdeathsig", "KILL", "sleep", "infinity"]
         map_user = ["--map-root-user"] if self._user else []
         self._hold(["unshare", *self._user, *map_user, *hold])
@@ -40,30 +40,30 @@ class LinkedMachines:
             subprocess.run([*self.enter(machine), "sh", "-c", setting], check=True)
 
     def enter(self, machine: int) -> list[str]:
-        """What to write before a command that shall run on a machine, 0 or 1."""
+        """What to put before a command to run it on a machine, 0 or 1."""
         keep = ["--preserve-credentials"] if self._user else []
         return ["nsenter", "--target", str(self._holders[machine].pid), "--net", *self._user, *keep]
 
     def environment(self, machine: int) -> dict[str, str]:
-        """For a command that shall run on a machine."""
+        """The environment of a command to run on a machine."""
         return {MARK: self._mark(machine), "GLOO_SOCKET_IFNAME": INTERFACE}
 
     def hostfile(self) -> Path:
-        """A DeepSpeed hostfile with one rank for each."""
+        """A DeepSpeed hostfile with one rank for each machine."""
         path = self._folder / "hostfile"
         path.write_text("".join(f"{address} slots=1\n" for address in self.addresses))
         return path
 
     def processes(self, machine: int) -> list[psutil.Process]:
-        """All that runs on a machine."""
+        """All processes that run on a machine."""
         return processes_of(self._mark(machine))
 
     def pull_the_cable(self) -> None:
-        """From now on neither hears of the other, and no connection is told."""
+        """Cut the link: neither machine hears from the other any more, and no connection is closed."""
         subprocess.run([*self.enter(0), "ip", "link", "set", INTERFACE, "down"], check=True)
 
     def stop(self) -> None:
-        """End both with all that runs on them; the kernel then removes the namespaces and the cable."""
+        """Stop both machines and everything that runs on them; the kernel then removes the namespaces and the cable."""
         for machine in range(len(self.addresses)):
             kill_marked(self._mark(machine))
         for holder in self._holders:

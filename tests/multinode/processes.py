@@ -1,6 +1,6 @@
-"""Processes of a node, known by a mark in their environment.
+"""Processes of a node, identified by a mark in their environment.
 
-Children inherit it, also those that leave their parent or their session, so nothing that a node has started is missed.
+Children inherit it, even those that leave their parent or session, so nothing that a node has started is missed.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ MARK = "STORYTELLER_TEST_NODE"
 
 
 def processes_of(mark: str) -> list[psutil.Process]:
-    """All living processes with this mark."""
+    """All live processes with this mark."""
     found = []
     for process in psutil.process_iter():
-        # One that has ended, or another user's, is none of ours.
+        # Processes that have ended or belong to another user are not ours.
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
@@ -24,14 +24,14 @@ def processes_of(mark: str) -> list[psutil.Process]:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to all of them, whether they are still there or not."""
+    """Send SIGKILL to all of them; some may already have ended."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def kill_marked(mark: str) -> None:
-    """SIGKILL to every process with this mark, and to those that they start meanwhile."""
+    """Send SIGKILL to every process with this mark, and to those that they start in the meantime."""
 
     def none_left() -> bool:
         kill(left := processes_of(mark))
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], object], limit_s: float, otherwise: str, 
     """Poll a condition until it holds.
 
     Raises:
-        TimeoutError: it did not within `limit_s` seconds; with the text of `otherwise`.
+        TimeoutError: it did not hold within `limit_s` seconds; the message contains `otherwise`.
     """
     deadline = time.monotonic() + limit_s
     while not condition():

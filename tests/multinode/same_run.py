@@ -1,4 +1,4 @@
-"""The run that all of them train, and what "the same run" means."""
+"""The run that all multi-node tests train, and what "the same run" means."""
 
 import shutil
 from pathlib import Path
@@ -25,14 +25,14 @@ COMPARED = ("train_loss", "grad_norm", "balance_loss", "z_loss", "router_entropy
 
 
 def train_alone(folder: Path, *arguments: str) -> Path:
-    """The run in one process, without a launcher and without DeepSpeed."""
+    """Train the run in one process, without a launcher and without DeepSpeed."""
     outcome = run_command(train_command(1, None, "--output_dir", str(folder), *RUN, *arguments), TIMEOUT_S)
     assert outcome.exit_code == 0, outcome.stderr
     return folder
 
 
 def copy_up_to(source: Path, folder: Path, step: int) -> Path:
-    """A run folder as it was when `step` had been saved and the run was ended a little later."""
+    """Copy a run folder as it would be if the run had ended shortly after saving `step`."""
     shutil.copytree(source, folder)
     for path in (folder / "checkpoints").iterdir():
         if int(path.name.removeprefix("step_")) > step:
@@ -47,7 +47,7 @@ def last_step(folder: Path) -> int:
 
 
 def assert_same_run(ours: Path, reference: Path) -> None:
-    """Losses and gradient norms of every step, weights and moments after the last."""
+    """Compare the losses and gradient norms of every step, and weights and moments after the last one."""
     assert last_step(ours) == STEPS
     for line, expected in zip(read_metrics(ours), read_metrics(reference), strict=True):
         assert line.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""Slurm on one machine: munge, a controller and two nodes, as this user, with all files in one folder."""
+"""Slurm on one machine: munge, a controller and two nodes, run as this user, with all files in one folder."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tests.support.distributed import REPOSITORY
 from .processes import MARK, kill_marked, processes_of, wait_until
 
 HOST = socket.gethostname().split(".")[0]
-# Ranks meet at the name of the first node, which must therefore be one that resolves.
+# Ranks connect to the first node by name, so its name must resolve.
 NODES = (HOST, f"{HOST}-second")
 CPUS_PER_NODE = 4
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
@@ -33,21 +33,21 @@ class SlurmCluster:
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.environment = {
             "SLURM_CONF": str(folder / "slurm.conf"),
-            # What a user has set when he submits; sbatch takes it along.
+            # What a user has set when submitting; sbatch passes it on.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DS_ACCELERATOR": "cpu",
             "GLOO_SOCKET_IFNAME": "lo",
             MARK: self._mark,
         }
-        """For every command that speaks with the cluster."""
+        """The environment of every command that talks to the cluster."""
 
     def start(self) -> None:
-        """Start all daemons and wait until the nodes take jobs."""
+        """Start all daemons and wait until the nodes accept jobs."""
         self._configure()
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        # Forced, since a temporary folder is not as open as munge wants its socket's to be.
+        # --force, since munge wants the folder of its socket to be more accessible than a temporary folder is.
         files = {"socket": self._munge_socket, "key-file": key}
         files |= {f"{name}-file": self.folder / f"munge.{name}" for name in ("pid", "log", "seed")}
         self._start_daemon("munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in files.items()))
@@ -58,7 +58,7 @@ class SlurmCluster:
         wait_until(self._takes_jobs, 60, f"the nodes do not come up: {self._logs()}")
 
     def submit(self, *arguments: str) -> str:
-        """sbatch, from the repository's folder with this environment active; the number of the job."""
+        """Run sbatch in the repository's folder with this environment active; returns the job number."""
         return self._command("sbatch", "--parsable", *arguments).strip()
 
     def state(self, job: str) -> tuple[str, str]:
@@ -70,23 +70,23 @@ class SlurmCluster:
         return int(self._field(job, "Restarts"))
 
     def start_soon(self, job: str) -> None:
-        """Do not make a requeued job wait the two minutes that Slurm gives nodes to settle.
+        """Spare a requeued job the two minutes that Slurm gives nodes to settle.
 
-        A few seconds it must wait: nodes refuse credentials of the second in which the job was last ended.
+        It must wait a few seconds: nodes refuse credentials of the second in which the job last ended.
         """
         self._command("scontrol", "update", f"JobId={job}", "StartTime=now+3seconds")
 
     def wait(self, job: str, limit_s: float) -> tuple[str, str]:
-        """Wait for the end of a job; its last state and its exit code."""
+        """Wait for the end of a job; returns its last state and its exit code."""
         wait_until(lambda: self.state(job)[0] in ENDED, limit_s, f"job {job} has not ended: {self._logs()}")
         return self.state(job)
 
     def cancel(self, *arguments: str) -> None:
-        """scancel."""
+        """Run scancel."""
         self._command("scancel", *arguments)
 
     def job_processes(self) -> list[psutil.Process]:
-        """All that jobs have started; Slurm's own watchers, which hide their environment, are not among them."""
+        """All processes started by jobs, but not Slurm's own watchers, which hide their environment."""
         daemons = {daemon.pid for daemon in self._daemons}
         return [process for process in processes_of(self._mark) if process.pid not in daemons]
 
@@ -97,7 +97,7 @@ class SlurmCluster:
         wait_until(self._takes_jobs, 60, f"jobs do not end: {self._logs()}")
 
     def stop(self) -> None:
-        """End the cluster with all that runs in it."""
+        """Stop the cluster and everything that runs in it."""
         for daemon in reversed(self._daemons):
             daemon.kill()
         kill_marked(self._mark)
@@ -105,7 +105,7 @@ class SlurmCluster:
             daemon.wait(timeout=30)
 
     def _configure(self) -> None:
-        # Each daemon its own user: no other account is needed, and none can use this cluster.
+        # The daemons run as this user: no other account is needed, and none can use this cluster.
         settings = {
             "ClusterName": "test",
             "SlurmctldHost": "localhost(127.0.0.1)",
@@ -121,7 +121,7 @@ class SlurmCluster:
             "SlurmdPidFile": self.folder / "slurmd_%n.pid",
             "SlurmctldLogFile": self.folder / "slurmctld.log",
             "SlurmdLogFile": self.folder / "slurmd_%n.log",
-            # Containers have no control groups of their own to give away.
+            # Containers have no control groups of their own to delegate.
             "ProctrackType": "proctrack/linuxproc",
             "TaskPlugin": "task/none",
             "JobAcctGatherType": "jobacct_gather/none",
@@ -129,7 +129,7 @@ class SlurmCluster:
             "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_Core",
             "ReturnToService": 2,
-            # Nodes are as large as written here, whatever the machine has.
+            # Nodes have the sizes given here, whatever the machine has.
             "SlurmdParameters": "config_overrides",
         }
         (self.folder / "state").mkdir()
@@ -139,7 +139,7 @@ class SlurmCluster:
             lines.append(f"NodeName={node} {here} CPUs={CPUS_PER_NODE} RealMemory=4000")
         lines.append("PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
-        # "disabled" came with 24.05; before, naming a version keeps slurmd from asking systemd for a group.
+        # "disabled" came with 24.05; before that, naming a version keeps slurmd from asking systemd for a cgroup.
         version = subprocess.run([_program("slurmd"), "-V"], check=True, capture_output=True, text=True).stdout
         number = re.search(r"(\d+)\.(\d+)", version)
         assert number, version

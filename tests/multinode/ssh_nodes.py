@@ -1,4 +1,4 @@
-"""Two nodes on one machine: an sshd each, on 127.0.0.1 and 127.0.0.2, with keys, port and settings of their own."""
+"""Two nodes on one machine: one sshd each, on 127.0.0.1 and 127.0.0.2, with their own keys, port and settings."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ LAUNCHER_MARK = "launcher"
 
 @dataclass(frozen=True)
 class Node:
-    """One of the two; everything started through its ssh server, or with its `environment`, belongs to it."""
+    """One of the two nodes; everything started through its ssh server or with its `environment` belongs to it."""
 
     address: str
     mark: str
@@ -26,15 +26,15 @@ class Node:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a command that is started on this node without ssh."""
+        """The environment of a command that is started on this node without ssh."""
         return {MARK: self.mark, "GLOO_SOCKET_IFNAME": "lo"}
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs on it, except its ssh server."""
+        """All processes that run on it, except its ssh server."""
         return processes_of(self.mark)
 
     def kill(self) -> None:
-        """SIGKILL to all that runs on it and to its ssh connections."""
+        """Send SIGKILL to all its processes and to its ssh connections."""
         kill([*psutil.Process(self.sshd.pid).children(recursive=True), *self.processes()])
         kill_marked(self.mark)
 
@@ -56,12 +56,12 @@ class SshNodes:
             "StrictHostKeyChecking accept-new\n"
             "LogLevel ERROR\n"
         )
-        # ssh takes its settings from the home folder of the account; a user would write them there.
+        # ssh reads its settings from the account's home folder, where a user would put them; this wrapper passes ours.
         ssh = folder / "bin" / "ssh"
         ssh.parent.mkdir()
         ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder / "ssh_config"} "$@"\n')
         ssh.chmod(0o755)
-        # What does not travel over ssh: DeepSpeed exports PYTHON* and what this file names.
+        # ssh does not pass these variables on; DeepSpeed exports PYTHON* and what this file names.
         (folder / "deepspeed_env").write_text(
             f"DS_ACCELERATOR=cpu\nGLOO_SOCKET_IFNAME=lo\nSTORYTELLER_CACHE={os.environ['STORYTELLER_CACHE']}\n"
         )
@@ -70,12 +70,12 @@ class SshNodes:
             "DS_ENV_FILE": str(folder / "deepspeed_env"),
             MARK: f"{folder}/{LAUNCHER_MARK}",
         }
-        """For a launcher that reaches the nodes by ssh."""
+        """The environment of a launcher that reaches the nodes by ssh."""
 
     def start(self) -> None:
         """Start both ssh servers and wait until they answer."""
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd of root wants to be confined
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # root's sshd needs it for privilege separation
         for address in ADDRESSES:
             self.nodes.append(self._start_node(address))
         for node in self.nodes:
@@ -88,13 +88,13 @@ class SshNodes:
         return path
 
     def end_all_jobs(self) -> None:
-        """SIGKILL to whatever a test has left on the nodes, and to launchers."""
+        """Send SIGKILL to whatever a test has left on the nodes, and to launchers."""
         kill_marked(self.environment[MARK])
         for node in self.nodes:
             node.kill()
 
     def stop(self) -> None:
-        """End both nodes with all that runs on them."""
+        """Stop both nodes and everything that runs on them."""
         self.end_all_jobs()
         for node in self.nodes:
             node.sshd.kill()
@@ -117,7 +117,7 @@ class SshNodes:
         sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
         assert sshd, "sshd is not installed: sh tests/multinode/install.sh ssh"
         with (self.folder / f"log_{address}").open("wb") as log:
-            # With -e it logs to us; it wants its own absolute path, to start itself again for a connection.
+            # -e makes it log to stderr. It needs its absolute path, to start itself again for each connection.
             process = subprocess.Popen([sshd, "-D", "-e", "-f", settings], stdout=log, stderr=log)
         return Node(address, mark, process)
 

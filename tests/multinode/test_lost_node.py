@@ -1,4 +1,4 @@
-"""A node is lost: the run ends on the other one too, soon, with an exit code that is not 0, saying who was lost."""
+"""If a node is lost, the run soon ends on the other one too, with a nonzero exit code and the lost rank named."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_all_processes_of_a_node_are_killed(way: str, lost: int, ssh_nodes: SshN
     commands = WAYS[way](ssh_nodes, 1, main_job(tmp_path / "run", *RUN, *ENDLESS), tmp_path)
     wait_for_training(tmp_path / "run", commands)
     other = ssh_nodes.nodes[1 - lost]
-    # Its own command, where each node has one, dies with it.
+    # If each node has its own command, the lost node's dies with it.
     survivors = commands if len(commands) == 1 else [commands[1 - lost]]
 
     ssh_nodes.nodes[lost].kill()

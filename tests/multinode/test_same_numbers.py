@@ -1,4 +1,4 @@
-"""Two nodes compute what one process computes, and each continues what the other began."""
+"""Two nodes compute the same as one process, and each continues a run that the other began."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(4 * TIMEOUT_S)  # some train three times
 
 
 def train(way: str, nodes: SshNodes, slots: int, folder: Path, *arguments: str) -> Path:
-    """The main job on both nodes, to its end; nothing of it is left."""
+    """Run the main job on both nodes to its end, and check that no process of it is left."""
     commands = WAYS[way](nodes, slots, main_job(folder, *RUN, *arguments), folder.with_name("logs"))
     for command in commands:
         assert command.wait(TIMEOUT_S) == 0, command.output()
@@ -25,9 +25,9 @@ def train(way: str, nodes: SshNodes, slots: int, folder: Path, *arguments: str) 
 @pytest.mark.parametrize(
     ("way", "slots", "ep_size"),
     [
-        ("ssh", 1, 2),  # the experts are shared across the nodes
+        ("ssh", 1, 2),  # the experts are split across the nodes
         ("ssh", 2, 4),
-        ("ssh", 2, 2),  # within each, and the nodes are data-parallel
+        ("ssh", 2, 2),  # the experts are split within each node, and the nodes are data-parallel
         ("storyteller", 1, 2),
         ("no_ssh", 1, 2),
         ("torchrun", 1, 2),
@@ -48,7 +48,7 @@ def test_one_process_continues_what_two_nodes_began_and_back(ssh_nodes: SshNodes
 
 
 def test_another_seed_is_another_run(single: Path, tmp_path: Path):
-    """Without this the comparison could be of nothing."""
+    """Control: the comparison fails for a run with another seed."""
     first, expected = (read_metrics(run)[0] for run in (train_alone(tmp_path, "seed=1"), single))
     assert abs(first["train_loss"] - expected["train_loss"]) > 100 * TOLERANCE
     with pytest.raises(AssertionError):

@@ -12,7 +12,7 @@ from .processes import kill, wait_until
 from .same_run import RUN, TIMEOUT_S, assert_same_run, last_step
 from .slurm_cluster import CPUS_PER_NODE, SlurmCluster
 
-# A rank on each node, and no GPUs: everything else as the script has it.
+# One rank per node and no GPUs; everything else is as in the script.
 NODES = ("--ntasks-per-node=1", "--gpus-per-node=0", f"--cpus-per-task={CPUS_PER_NODE}")
 ENDLESS = "train.max_steps=1000000"
 
@@ -79,7 +79,7 @@ def test_a_killed_rank_fails_the_job(slurm: SlurmCluster, tmp_path: Path):
 
 
 def test_a_job_whose_time_is_nearly_over_saves_and_is_requeued(slurm: SlurmCluster, tmp_path: Path):
-    """Slurm sends USR1 to the ranks, as --signal says; here it is sent by hand."""
+    """Slurm sends USR1 to the ranks, as --signal requests; here the test sends it."""
     job = submit(slurm, tmp_path / "run", ENDLESS, "checkpoint.every_steps=0")
     wait_for_step(slurm, job, tmp_path / "run", 3)
     slurm.cancel("--signal=USR1", job)

@@ -1,4 +1,4 @@
-"""What must not be needed at all. Which room may import which is import-linter's list in pyproject.toml."""
+"""What must not be needed at all; import-linter's list in pyproject.toml says which package may import which."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ print(len(list(generate_ids(engine.decoder, run, [1], SamplingConfig(max_new_tok
 """
     )
     assert (done.returncode, done.stdout.strip()) == (0, "5"), done.stderr
-    # Control: the block does block.
+    # Control: blocked packages cannot be imported.
     assert "ModuleNotFoundError" in run_python(BLOCKED + "import deepspeed").stderr
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_called_kernels_but_a_folder():
 
 
 def test_the_kernels_folder_does_not_fool_transformers():
-    # With the repository on the path the folder is a namespace package; transformers must see through it.
+    # With the repository on the path, the folder is a namespace package; transformers must not be misled by it.
     pytest.importorskip("transformers")
     done = run_python(
         "import importlib.util\n"

@@ -1,4 +1,4 @@
-"""Files of our own are replaced; a file that the user has named is written to where a shell would write."""
+"""Our own files are replaced; a file that the user names is written where a shell would write it."""
 
 import os
 import re
@@ -72,7 +72,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
     (tmp_path / "far").mkdir()
     target = tmp_path / "far" / "target.txt"
     (tmp_path / "link").symlink_to("far/target.txt")
-    for text in ("made", "replaced"):  # at first it leads to nothing
+    for text in ("made", "replaced"):  # at first its target does not exist
         written(tmp_path / "link", text)
         assert (tmp_path / "link").is_symlink()
         assert target.read_text() == text
@@ -90,7 +90,7 @@ def test_a_fifo_is_written_to(tmp_path):
 
 
 def test_a_device_is_written_to(tmp_path):
-    # Through links of our own, so that a wrong answer does not cost this machine its devices.
+    # Through our own links, so that a bug does not cost this machine its devices.
     for name in ("null", "full"):
         (tmp_path / name).symlink_to(f"/dev/{name}")
     written(tmp_path / "null")
@@ -139,7 +139,7 @@ def test_what_may_not_be_written_is_refused_beforehand(tmp_path, monkeypatch):
     file, closed = tmp_path / "file", tmp_path / "closed"
     file.write_text("")
     closed.mkdir()
-    # The tests may run as root, who may write anything.
+    # The tests may run as root, who may write everywhere.
     monkeypatch.setattr("storyteller_ds.durable.os.access", lambda path, mode: Path(path) not in (file, closed))
     with pytest.raises(UserError, match="file: may not be written"):
         check_output(file, "--output")

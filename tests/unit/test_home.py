@@ -1,4 +1,4 @@
-"""User ids without a name, and homes that are not there or cannot be written."""
+"""User ids without a name, and home folders that are missing or cannot be written."""
 
 import getpass
 import os
@@ -25,9 +25,9 @@ VARIABLES = (
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its temporary folder; nothing else is known of the user."""
+    """The temporary folder of a system that knows nothing else about the user."""
     for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # given back afterwards
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
         monkeypatch.delenv(name)
 
     def unknown(_: int) -> None:
@@ -86,7 +86,7 @@ def test_where_all_is_in_order_nothing_changes(system, tmp_path, monkeypatch):
 
 @pytest.fixture
 def locked_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One that can be read; also root must find it read-only."""
+    """A home folder that can be read but not written, even by root."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / ".cache").write_text("no folder can be made here")
@@ -116,7 +116,7 @@ def test_what_was_chosen_stays(system, locked_home, monkeypatch):
     monkeypatch.setenv("TRITON_HOME", "/also")
     home.settle_home()
     assert (os.environ["STORYTELLER_CACHE"], os.environ["TRITON_HOME"]) == ("/chosen", "/also")
-    assert home.home_notice() is None  # what lasts is where it was told to be
+    assert home.home_notice() is None  # what should last is where the user wants it
 
 
 @pytest.mark.parametrize("taken_by", ["a link", "a folder that all may write"])

@@ -1,4 +1,4 @@
-"""Out of memory is known by any of its names, and nothing else is taken for it."""
+"""Out-of-memory errors are recognized in all their forms, and no other error is taken for one."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""What the source never does: unpickle, run what a file says, unpack archives, write down the environment."""
+"""What the source never does: unpickle, run code from files, unpack archives, record the environment."""
 
 import ast
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ SOURCES = [
 UNPICKLING = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "h5py"}
 UNPACKING = {"zipfile", "tarfile", "gzip", "bz2", "zlib"}
 UNPACKS_TEXT = REPOSITORY / "storyteller_ds" / "data" / "sources" / "utf8_stream.py"
-"""The one place that unpacks: single files, piece by piece, into text."""
+"""The only file that unpacks: single files, piece by piece, into text."""
 RUNNING = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 READING_ARRAYS = {f"{module}.{name}" for module in ("np", "numpy") for name in ("load", "loadtxt", "genfromtxt")}
 NEVER_TRUE = {"allow_pickle", "trust_remote_code", "shell"}
-"""Arguments of calls."""
+"""Arguments that calls may set to False only."""
 
 
 def name_of(node: ast.AST) -> str:
-    """a.b.c of the expression a.b.c."""
+    """The dotted name of an expression such as a.b.c."""
     if isinstance(node, ast.Attribute):
         return f"{name_of(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
@@ -49,7 +49,7 @@ def in_call(node: ast.Call) -> Iterator[str]:
 
 
 def is_one_variable(node: ast.Attribute, parent: ast.AST, grandparent: ast.AST) -> bool:
-    """os.environ asked for one name or for the names, handed to a process or to a check; not written down whole."""
+    """Whether os.environ is only asked for a name or the names, or passed to a process or a check, not recorded."""
     if isinstance(parent, ast.Attribute):
         return parent.attr in ("get", "setdefault", "update", "pop", "keys")
     if isinstance(parent, ast.Dict):  # env={**os.environ, ...}
@@ -127,7 +127,7 @@ def test_the_search_lets_the_rest_pass(source):
 
 
 def test_only_the_class_of_an_error_is_taken_from_pyyaml():
-    # Of the library that `datasets` reads cards with; by name, and so not seen by the search above.
+    # `datasets` reads cards with it. It is imported by name, so the search above does not see it.
     uses = [path for path in SOURCES if 'import_module("yaml")' in path.read_text(encoding="utf-8")]
     assert [path.name for path in uses] == ["datasets_library.py"]
     assert 'import_module("yaml").YAMLError' in uses[0].read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Lines whose reader is gone, stands still or is full; each case in a process of its own, without torch."""
+"""Output whose reader is gone, stalled or full; each case runs in its own process, without torch."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def start(*arguments: str, code: str = TRAINING, **streams_of_it: object) -> "su
 
 
 def goes_on(process: "subprocess.Popen[bytes]") -> int:
-    """Its exit code, once it has got past whatever was done to it."""
+    """Let the process continue after what was done to it; returns its exit code."""
     try:
         assert process.stdin is not None
         process.stdin.write(b"\n")

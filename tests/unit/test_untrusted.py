@@ -1,4 +1,4 @@
-"""What a stranger's file can be, and that none of it is believed."""
+"""What a stranger's file can be, and that none of it is trusted."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     assert read_bytes(path, 5) == b"12345"
     assert "larger than 4 bytes" in refusal(read_bytes, path, 4)
     path.write_bytes(b"\xef\xbb\xbfaf\xc3\xa9")
-    assert read_text(path, 99) == "afé"  # a byte order mark is none of the text
+    assert read_text(path, 99) == "afé"  # a byte order mark is not part of the text
     path.write_bytes(b"abc\xff")
     assert "not UTF-8 at byte 3" in refusal(read_text, path, 99)
 
@@ -141,7 +141,7 @@ def test_a_pickle_is_known_by_how_it_begins(tmp_path, protocol):
 def test_a_pickle_is_known_by_its_name(tmp_path):
     for suffix in (".pt", ".PT", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"):
         path = tmp_path / f"file{suffix}"
-        path.write_bytes(pickle.dumps({"a": 1}, protocol=0))  # which is plain ASCII
+        path.write_bytes(pickle.dumps({"a": 1}, protocol=0))  # protocol 0 is plain ASCII
         assert "can run code" in refusal(refuse_pickle, path)
 
 

@@ -1,4 +1,4 @@
-"""Small mixtures, and a text for them."""
+"""Small mixtures, and a text to run them on."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.support.small_mixtures import KINDS, SETTINGS, STORIES
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders, hardly trained."""
+    """Run folders of barely trained models."""
     folder = tmp_path_factory.mktemp("mixtures")
     (folder / "stories.txt").write_text("\n\n".join(STORIES))
     return {
@@ -23,12 +23,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def text(runs) -> DataConfig:
-    """All stories."""
+    """All stories, as validation text."""
     return DataConfig(source="builtin", validation=str(runs["char"].parent / "stories.txt"))
 
 
 @pytest.fixture(scope="session")
 def ruled(runs) -> Path:
-    """A mixture that sends the token of id i to expert i % 3 first, and never one to expert 3."""
+    """A mixture that sends token id i to expert i % 3 as the first choice, and no token to expert 3."""
     model = load(runs["char"], device="cpu", precision="fp32")
     return write_ruled(model, lambda i: i % 3, 3, runs["char"].parent / "ruled")

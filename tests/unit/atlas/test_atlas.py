@@ -1,4 +1,4 @@
-"""An atlas against plain loops, and against routers whose rule is known."""
+"""An atlas, compared with plain loops and checked on routers with known rules."""
 
 import math
 
@@ -105,10 +105,10 @@ def test_a_rule_of_tokens_is_found(ruled, text):
         follows = {each.feature: each for each in layer.information}
         assert follows["token"].share == pytest.approx(1)
         assert follows["token"].bits == pytest.approx(layer.entropy)
-        # What has nothing to do with it says nothing; the next token, as much as there is in the language.
+        # An unrelated feature says nothing about the expert; the next token says only what the language implies.
         assert abs(follows["part of the story"].share) < 0.05
         assert follows["next token"].share < 0.9
-        # 0 and 1 are second choices, too; what 2 serves is what the rule has for it, and that is what it prefers.
+        # Experts 0 and 1 are also second choices; expert 2 serves only the tokens of its rule, so it prefers those.
         own = layer.experts[2].preferences
         assert len(own) > 5
         assert {each.token % 3 for each in own} == {2}
@@ -127,7 +127,7 @@ def test_a_rule_of_kinds_is_found(runs, text, tmp_path):
     found = atlas(folder, text, knock_out_tokens=0)
     follows = {each.feature: each.share for each in found.layers[0].information}
     assert follows["kind"] > 0.99
-    assert follows["place in a word"] > 0.9  # but for apostrophes
+    assert follows["place in a word"] > 0.9  # except for apostrophes
     assert follows["byte of the story"] < 0.05
 
 

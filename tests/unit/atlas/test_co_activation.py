@@ -1,4 +1,4 @@
-"""Pairs of experts: counts against loops, and what chance would give."""
+"""Pairs of experts: counts compared with loops, and the counts expected by chance."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_partners_by_load_alone_are_as_expected():
     exact = np.outer(weight, weight) * 1000
     np.fill_diagonal(exact, 0)
     assert expected_pairs(exact.astype(np.int64)) == pytest.approx(exact)
-    # Control: the usual product of the loads is not, as an expert is not a partner of itself.
+    # Control: the usual product of the loads is wrong, since an expert is never its own partner.
     sums = exact.sum(axis=1)
     assert np.outer(sums, sums)[2, 3] / sums.sum() < 0.9 * exact[2, 3]
 
@@ -45,5 +45,5 @@ def test_two_experts_and_idle_ones():
     times_EE = times_expected(pair_counts(np.array([[0, 1], [1, 2], [0, 2]]), 4))
     assert times_EE[0, 1] == pytest.approx(1)
     assert np.isnan(times_EE[3]).all(), "nobody's partner"
-    # One that is in every pair: its partners are by load, whatever their numbers.
+    # An expert that is in every pair: its pairs follow the loads, whatever their counts.
     assert times_expected(pair_counts(np.array([[0, 1]] * 5 + [[0, 2]] * 3), 3))[0, 2] == pytest.approx(1, rel=0.05)

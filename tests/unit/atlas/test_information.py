@@ -1,4 +1,4 @@
-"""Mutual information with its control, against sklearn and against rules that are known."""
+"""Mutual information and its chance level, compared with sklearn and checked on known rules."""
 
 import math
 
@@ -13,7 +13,7 @@ RELATED = np.where(GENERATOR.random(3000) < 0.5, EXPERTS, GENERATOR.integers(0, 
 
 
 def test_by_hand():
-    # Of two equally frequent experts a fair bit, of which a feature that is right in 3 of 4 cases says 1 - H(1/4).
+    # Two equally frequent experts are one bit; a feature that is right in 3 of 4 cases tells 1 - H(1/4) of it.
     expert, feature = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([5, 5, 5, 9, 9, 9, 9, 5])
     assert entropy(expert) == 1
     assert mutual_information(expert, feature) == pytest.approx(1 + 0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
@@ -33,7 +33,7 @@ def test_what_chance_finds_is_what_sklearn_expects():
     expected = cluster.expected_mutual_information(cluster.contingency_matrix(rare, EXPERTS), 3000) / math.log(2)
     assert expected > 0.2, "so many values find a lot by chance"
     assert found.by_chance == pytest.approx(expected, rel=0.02)
-    # There is nothing, and the share says so; the plain figure does not.
+    # There is no dependence: the share shows that, the plain figure does not.
     assert found.bits > 0.2
     assert abs(found.share) < 0.02
 

@@ -1,4 +1,4 @@
-"""Which tokens an expert prefers: against a plain loop, and where it is known."""
+"""Which tokens an expert prefers, compared with a plain loop and checked on known cases."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_it_is_that_of_a_plain_loop():
 
 def test_a_planted_preference_is_found_before_a_rare_token():
     count_EV = np.tile(np.array([500, 300, 100, 0]), (4, 1))
-    count_EV[2, 1], count_EV[2, 3] = 600, 2  # twice as often; and two of a token that nobody else has
+    count_EV[2, 1], count_EV[2, 3] = 600, 2  # twice as often as the others; and two of a token that no other expert has
     (best, *_) = preferences(count_EV, 10)[2]
     assert (best.token, best.served) == (1, 600)
     assert best.times == pytest.approx(600 / 1202 / (1500 / count_EV.sum()))

@@ -1,4 +1,4 @@
-"""Mixtures with fewer experts: the function that is left, what reads them, and what is refused."""
+"""Pruned mixtures: the function that remains, the commands that read them, and what is refused."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_it_computes_what_the_whole_one_does_without_these_experts(runs, tmp_pat
     with without(whole.decoder, drop):
         expected = whole.decoder(token_BS)[0]
     torch.testing.assert_close(fewer.decoder(token_BS)[0], expected, rtol=1e-5, atol=1e-5)
-    # Control: with them it is another function.
+    # Control: with these experts the outputs differ.
     assert (whole.decoder(token_BS)[0] - expected).abs().max() > 1e-3
 
 
@@ -64,7 +64,7 @@ def test_what_it_prints(runs, tmp_path):
     ]
     assert manifests[1].val_bpb == pytest.approx(float(found[3]), abs=1e-4)
     assert manifests[1].dataset_fingerprint == manifests[0].dataset_fingerprint
-    # evaluate finds the text, and the same figure.
+    # evaluate finds the text and gives the same figure.
     figures = json.loads(call("evaluate", "--checkpoint", tmp_path / "fewer", "--stories", 0, "--json").stdout)
     assert figures["checkpoints"][0]["bits_per_byte"]["value"] == pytest.approx(manifests[1].val_bpb, rel=1e-6)
 
@@ -76,7 +76,7 @@ def test_the_experts_that_go_are_those_that_cost_least(runs, tmp_path):
     for layer in table["layers"]:
         cheap = sorted(layer["experts"], key=lambda each: each["cost"]["value"])[:2]
         assert topology.dropped_experts[str(layer["block"])] == sorted(each["number"] for each in cheap)
-    # And the atlas has foreseen what that costs.
+    # The atlas has measured the cost of dropping the same experts.
     measured = table["prunings"][1]["measured"]
     assert {int(block): tuple(them) for block, them in measured["dropped"].items()} == {
         int(block): tuple(them) for block, them in topology.dropped_experts.items()

@@ -1,4 +1,4 @@
-"""How alike experts are: against the definitions, and where it is known."""
+"""How similar experts are, compared with the definitions and checked on known cases."""
 
 import math
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def hsic(x_TD: np.ndarray, y_TD: np.ndarray) -> float:
-    """The mean of the U-statistic of order four that is its definition, over all quadruples of different tokens."""
+    """HSIC by its definition: the U-statistic of order four, a mean over all quadruples of different tokens."""
     k, m = x_TD @ x_TD.T, y_TD @ y_TD.T
     tokens = range(len(x_TD))
     terms = [
@@ -47,7 +47,7 @@ def test_turned_and_scaled_outputs_are_the_same_and_independent_ones_are_not():
     assert found.diagonal() == pytest.approx(1)
     assert float(found[0, 1]) == pytest.approx(1)
     assert abs(float(found[0, 2])) < 0.03
-    # Control: the plain estimate finds them alike.
+    # Control: the plain estimate finds them similar.
     x, y = one - one.mean(0), other - other.mean(0)
     assert float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())) > 0.25
 
@@ -65,7 +65,7 @@ def test_outputs_are_those_of_each_expert_by_itself_and_a_copy_is_found(runs, ki
     experts = moe_layer(decoder, block).experts
     for weight in experts.parameters():
         weight[3] = weight[1]
-    # And one whose features are in another order.
+    # Expert 2 is expert 1 with its features in another order.
     order = torch.arange(15, -1, -1)
     experts.down_proj[2] = experts.down_proj[1][:, order]
     rows = torch.cat([order, 16 + order]) if len(experts.gate_up_proj[0]) == 32 else order

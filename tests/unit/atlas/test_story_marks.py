@@ -1,4 +1,4 @@
-"""What is said of each character of a story."""
+"""The marks of each character of a story."""
 
 import pytest
 

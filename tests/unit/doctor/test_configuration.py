@@ -1,4 +1,4 @@
-"""Planted mistakes in settings: each is found by its check, with its severity and its fix; healthy ones are not."""
+"""Planted mistakes in settings are found by their checks, with severity and fix; healthy settings give no findings."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ OFFLOAD = "zero2_offload"
 
 
 class Planted(NamedTuple):
-    """A mistake, and what has to be found."""
+    """A mistake, and the finding that it must give."""
 
     check: str
     severity: str
@@ -134,7 +134,7 @@ def test_a_planted_mistake_is_found(case, tmp_path):
 
 @pytest.mark.parametrize("check", sorted({case.check for case in PLANTED}))
 def test_nothing_is_found_where_nothing_is_wrong(check, tmp_path):
-    # The control of each case above, under the same kind of engine.
+    # The control for each case above, with the same kinds of engine.
     for ds_config, ranks in ((None, 1), (ZERO2, 2)):
         assert found_by(subject_of(tmp_path, ds_config=ds_config, ranks=ranks), check) is None
 
@@ -158,7 +158,7 @@ def test_the_settings_in_a_fix_exist(case, tmp_path):
 @pytest.mark.parametrize("text", [HEALTHY_TEXT, None], ids=["text", "unread"])
 def test_no_preset_is_complained_about(name, text, tmp_path):
     loaded = load_config(name)
-    if text is not None:  # of as many tokens as the text that it names
+    if text is not None:  # with as many tokens as the text that the preset names
         tokens = 277 * loaded.run.data.builtin_stories if loaded.run.data.source == "builtin" else 440e6
         text = TextFacts(tokens, 250.0, tokens / 100, loaded.run.tokenizer.vocab_size)
     subject = Subject(

@@ -1,4 +1,4 @@
-"""Hosts that cannot train together, behind an ssh that is made up."""
+"""Hosts that cannot train together, behind a fake ssh."""
 
 import json
 import os
@@ -39,7 +39,7 @@ sys.exit(1)
 
 @pytest.fixture
 def ssh(tmp_path, monkeypatch):
-    """Sets what each host answers; returns the folder with what each was asked."""
+    """A function that sets the answer of each host and returns the folder that records what each was asked."""
 
     def answers(**of: object) -> Path:
         (tmp_path / "answers.json").write_text(json.dumps(of))
@@ -69,7 +69,7 @@ def test_a_host_that_cannot_be_reached(ssh):
     (finding,) = check_hosts({"a": 1, "worker-9": 1})
     assert finding.severity == "error"
     assert "worker-9 is not known here (ssh: Could not resolve hostname" in finding.evidence
-    assert "hostfile" in finding.fix  # no key of ours makes a name known
+    assert "hostfile" in finding.fix  # a key would not make the name known
 
 
 def test_a_host_that_does_not_answer(ssh, monkeypatch):

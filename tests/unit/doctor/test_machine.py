@@ -1,4 +1,4 @@
-"""Faults planted in the machine: folders, limits, ports, builds that were killed, versions."""
+"""Planted faults of the machine: folders, limits, ports, killed builds, versions."""
 
 import fcntl
 import os
@@ -106,7 +106,7 @@ def test_a_build_that_was_killed_is_found_and_its_lock_removed(tmp_path):
     assert finding.severity == "warning"
     assert "2.0 hours ago" in finding.evidence
     assert finding.fix == f"rm {lock}"
-    assert lock.exists()  # looking changes nothing
+    assert lock.exists()  # the check itself changes nothing
     assert finding.repair is not None
     assert finding.repair() == f"removed {lock}"
     assert not lock.exists()
@@ -114,9 +114,9 @@ def test_a_build_that_was_killed_is_found_and_its_lock_removed(tmp_path):
 
 def test_a_build_that_goes_on_is_left_alone(tmp_path):
     lock = planted_lock(tmp_path, 7200)
-    with lock.open():  # as torch's builder keeps it
+    with lock.open():  # as torch's builder holds it open
         assert check("stale_builds", tmp_path) is None
-    os.utime(lock, (NOW - 60, NOW - 60))  # maybe of another machine, on a shared disk
+    os.utime(lock, (NOW - 60, NOW - 60))  # it may be another machine's, on a shared disk
     assert check("stale_builds", tmp_path) is None
 
 
@@ -213,7 +213,7 @@ def test_an_interface_that_this_machine_does_not_have(tmp_path, monkeypatch, var
     finding = check("network_interface", tmp_path, ds_config="zero2", ranks=2)
     assert (finding is not None) == is_wrong
     assert finding is None or (finding.severity, "eth0, lo" in finding.evidence) == ("error", True)
-    assert check("network_interface", tmp_path) is None  # one device asks no network
+    assert check("network_interface", tmp_path) is None  # one device needs no network
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [

@@ -1,4 +1,4 @@
-"""Checks of the text, on real files: what is prepared, and what is read of what is not."""
+"""Checks of the text, on real files: prepared text, and samples of text that is not prepared."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_rows_that_no_token_uses_are_counted_and_the_number_to_set_is_right(tmp_
     assert f"{5000 - tokens:,} of the 5,000 rows" in finding.evidence
     assert f"{saved:,} of {sum(p.numel() for p in Decoder(run).parameters()):,} parameters" in finding.evidence
     assert f"tokenizer.vocab_size={tokens} has the same tokens" in finding.fix
-    # What it advises is true, and silent.
+    # The advice holds, and following it leaves no finding.
     again = prepared(smaller)
     assert again.tokenizer.to_json() == corpus.tokenizer.to_json()
     assert again.fingerprint == corpus.fingerprint
@@ -65,7 +65,7 @@ def one_word_changed(story: str) -> str:
 
 
 def by_brute_force(train: list[str], validation: list[str]) -> tuple[int, int]:
-    """Exact and near by sets of three words, as cleaning defines them."""
+    """The numbers of exact and near duplicates, by sets of three words in a row, as cleaning defines them."""
 
     def shingles(story: str) -> set[tuple[str, ...]]:
         words = story.lower().replace(".", " ").split()

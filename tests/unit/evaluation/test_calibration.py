@@ -12,7 +12,7 @@ def scores(confidence: list[float], right: list[bool]) -> TokenScores:
 
 
 def test_by_hand():
-    # One bin with confidence 0.8 and accuracy 1/2, another with 0.5 and 1.
+    # One bin with confidence 0.79 and accuracy 1/2, another with 0.5 and 1.
     found = expected_calibration_error(scores([0.79, 0.79, 0.5, 0.5], [True, False, True, True]))
     assert found.error == pytest.approx(0.5 * 0.29 + 0.5 * 0.5)
     assert found.accuracy == 0.75

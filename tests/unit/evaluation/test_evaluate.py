@@ -1,4 +1,4 @@
-"""A checkpoint's figures: those of training's own validation, and those of plain loops."""
+"""A checkpoint's figures equal those of training's own validation and those of plain loops."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def figures(path: Path, asked: Asked = NOTHING_TOLD) -> Evaluated:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
-    """A run of each kind of tokens."""
+    """A run of each kind."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "stories.txt").write_text("\n\n".join(STORIES))
     settings = {**SMALLEST, "data.sequence_length": 64, "tokenizer.vocab_size": 80, "train.eval_batches": 1}
@@ -59,7 +59,7 @@ def test_they_are_those_of_trainings_own_validation(runs, kind):
     assert found.loss.value == pytest.approx(record["final_val_loss"], rel=1e-6)
     assert found.bits_per_byte.value == pytest.approx(record["final_val_bpb"], rel=1e-6)
     assert found.perplexity == pytest.approx(record["final_val_ppl"], rel=1e-5)
-    # Control: that of a part of the text is another.
+    # Control: the loss on a part of the text is different.
     assert found.loss.value != pytest.approx(record["val_loss"], rel=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_of_stories_with_prompts_the_stories_alone_are_scored(tmp_path):
     own = figures(run.folder)
     assert own.prediction.bits_per_byte.value == pytest.approx(run.metrics[-1]["final_val_bpb"], rel=1e-6)
     assert set(own.prediction.bytes_N.tolist()) <= {len(story.encode()) for story in STORIES}
-    # As a text that is given, with its prompts and without.
+    # The same stories as a text that is given, with their prompts and without.
     held_out = [row for row in rows if f"Tell of {row['name']}:\n" in told(own)]
     path.write_text("".join(json.dumps(row) + "\n" for row in held_out))
     data = DataConfig(source="builtin", validation=str(path), prompt="Tell of {name}:\n")
@@ -108,7 +108,7 @@ def test_they_are_those_of_a_plain_loop(runs, tmp_path, kind):
     nll, right, sure = [], [], []
     for start in range(0, len(ids) - 1, 64):
         window = ids[start : start + 65]
-        for i in range(len(window) - 1):  # each token from all that it may see, by itself
+        for i in range(len(window) - 1):  # predict each token separately, from all that it may see
             context = window[: i + 1]
             begin = max([k for k, each in enumerate(context) if each == end], default=0) if kind == "masked" else 0
             logits = model.decoder(context[None, begin:])[0][0, -1].double()
@@ -144,7 +144,7 @@ def test_one_story(runs, tmp_path, kind):
     assert found.prediction.bytes_N.tolist() == [len(STORIES[3].encode())]
     assert found.prediction.by_length == []
     assert found.generation is not None
-    # Not three times this one, against which three stories of a model would seem different.
+    # Not three times this one: compared with that, three stories of a model would seem different.
     assert found.generation.figures.stories == found.generation.held_out.stories == 1
     assert any("has 1 stories, and so many openings in place of 3" in remark for remark in found.remarks)
 
@@ -164,7 +164,7 @@ def test_the_control_is_how_the_stories_went_on(runs):
     openings = [story.prompt for story in found.generation.told]
     assert all(any(each.startswith(opening) for each in STORIES) for opening in openings)
     held_out = found.generation.held_out
-    assert held_out.ended == 1  # within the context of 64 tokens, or cut
+    assert held_out.ended == 1  # all end; one longer than the context of 64 tokens would be cut
     assert held_out.misspelt_share is not None
 
 
@@ -176,7 +176,7 @@ def test_openings_that_do_not_fit_are_said_and_left_out(runs, monkeypatch):
     assert found.generation is not None
     assert [each.prompt for each in found.generation.told] == ["There was", ""]
     assert found.generation.held_out.words == 2
-    # And with nothing left there are no figures, and no error.
+    # With no opening left there are no figures, and no error.
     assert figures(runs["char"].folder, Asked(None, 1, SAMPLING, None)).generation is None
 
 

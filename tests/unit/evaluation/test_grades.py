@@ -1,4 +1,4 @@
-"""Grades in the answers of models."""
+"""Grades found in the answers of models."""
 
 import pytest
 

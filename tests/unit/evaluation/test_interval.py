@@ -1,4 +1,4 @@
-"""A ratio of sums over stories, and how sure it is."""
+"""A ratio of sums over stories, and its confidence interval."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_equal_stories_leave_no_doubt_and_one_story_says_nothing():
 
 
 def test_it_is_that_of_the_jackknife():
-    # Another estimator of the same error, by leaving out each story.
+    # Another estimator of the same error, which leaves out each story in turn.
     generator = np.random.default_rng(0)
     size = generator.integers(200, 2000, 400)
     nll = size * generator.normal(2, 0.3, 400)
@@ -40,7 +40,7 @@ def test_95_of_100_intervals_hold_the_true_value():
         found = ratio(nll, size)
         assert found.half_width is not None
         held += abs(found.value - 2) < found.half_width
-        # Control: as if the tokens were independent, the interval is far too narrow.
+        # Control: an interval that treats the tokens as independent is far too narrow.
         naive += abs(found.value - 2) < found.half_width / 10
     assert 920 <= held <= 975
     assert naive < 300

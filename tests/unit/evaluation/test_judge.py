@@ -1,4 +1,4 @@
-"""A judge behind an endpoint, which is faked on this machine: answers, errors, silence and garbage."""
+"""A judge behind a fake endpoint on this machine: answers, errors, silence and garbage."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -119,7 +119,7 @@ def test_a_trickle_ends(endpoint):
             while not endpoint.over.wait(0.02):
                 handler.wfile.write(b" ")
                 handler.wfile.flush()
-        except OSError:  # it has hung up
+        except OSError:  # the client has hung up
             pass
 
     endpoint.answer = trickle

@@ -1,4 +1,4 @@
-"""Self-BLEU and spelling, and what is said without their packages."""
+"""Self-BLEU and spelling, and the message if their packages are missing."""
 
 import pytest
 

@@ -62,7 +62,7 @@ def test_a_planted_copy_is_found_and_strangers_are_none(known):
         each.strip(".").isdigit() for each in rest.split()
     )
     assert found.of_model.longest_words[1] <= 2
-    # Control: of the same source, and not copied.
+    # Control: from the same source, but not copied.
     assert found.held_out.near_copies == 0
     assert max(found.held_out.longest_words) < found.of_model.longest_words[0]
 

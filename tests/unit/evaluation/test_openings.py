@@ -1,4 +1,4 @@
-"""How stories begin that a model is asked to continue."""
+"""The openings of stories that a model is asked to continue."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Passages that the training text has, against a search of every window."""
+"""Passages that occur in the training text, compared with a search of every window."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ VOCABULARY = 4
 
 
 def brute_force(text: list[int], story: list[int]) -> int:
-    """The most tokens of the story in a row that the text has."""
+    """Length of the longest run of the story's tokens that occurs in the text."""
     windows = {tuple(text[i : i + n]) for n in range(1, len(story) + 1) for i in range(len(text) - n + 1)}
     found = [j - i for i in range(len(story)) for j in range(i + 1, len(story) + 1) if tuple(story[i:j]) in windows]
     return max(found, default=0)
@@ -52,7 +52,7 @@ def test_a_planted_passage_is_found_to_the_token():
 
 
 def test_the_order_of_tokens_counts():
-    # What a sum of hashes would take for the same; and what weak polynomials do (Thue and Morse).
+    # A sum of hashes would take these for the same, and so do weak polynomials (Thue and Morse).
     thue = [bin(i).count("1") % 2 for i in range(1024)]
     stream = TokenStream([np.array(thue, np.uint16)])
     turned = [1 - each for each in thue]

@@ -1,4 +1,4 @@
-"""Checkpoints side by side: names, and who is better."""
+"""Checkpoints side by side: names, and which one is better."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def test_what_cannot_be_told_apart_is_not():
     others = stories + generator.normal(0, 1, 50)
     (line,) = verdict([evaluated(stories.tolist()), evaluated(others.tolist(), "runs/b/checkpoints/step_1")])
     assert "cannot be told apart on this text" in line
-    (line,) = verdict([evaluated([15.0]), evaluated([10.0])])  # of one story nothing can be said
+    (line,) = verdict([evaluated([15.0]), evaluated([10.0])])  # one story says nothing
     assert "cannot be told apart on this text" in line
 
 

@@ -1,4 +1,4 @@
-"""Loss by place, length and rarity, each against a loop."""
+"""Loss by position, length and rarity, compared with a loop or with values computed by hand."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_by_position_equals_a_loop():
     assert sizes[3], "the third kilobyte is reached"
     for each, n, s in zip(found, nats, sizes, strict=True):
         assert each.value == (pytest.approx(n / s / math.log(2)) if s else None)
-    # Whole: the parts add up to the headline.
+    # The parts add up to the total.
     assert sum(nats) == pytest.approx(nll.sum())
 
 

@@ -1,6 +1,6 @@
-"""--push_to_hub, with a hub that a server on this machine plays; nothing leaves the machine.
+"""--push_to_hub with a fake hub, a server on this machine; nothing leaves the machine.
 
-The command runs in a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported.
+The command runs in its own process, since huggingface_hub reads HF_ENDPOINT when it is imported.
 """
 
 import base64
@@ -29,13 +29,13 @@ SECONDS = 60
 class Hub(NamedTuple):
     endpoint: str
     made: list[dict[str, object]]
-    """Bodies of the requests that make a repository."""
+    """Bodies of the requests that create a repository."""
     files: dict[str, bytes]
-    """What was uploaded."""
+    """The uploaded files."""
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as an upload of small files takes."""
+    """The part of the hub's interface that an upload of small files needs."""
 
     hub: Hub
 
@@ -112,7 +112,7 @@ def test_the_whole_folder_is_uploaded_into_a_private_repository(run, hub, tmp_pa
     assert done.stdout.splitlines()[-1] == f"hub: {hub.endpoint}/{REPO}"
     [made] = hub.made
     assert made["name"] == "stories"
-    assert made.get("private") or made.get("visibility") == "private"  # as huggingface_hub 1 and 2 say it
+    assert made.get("private") or made.get("visibility") == "private"  # from huggingface_hub 1 or 2
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
 
 

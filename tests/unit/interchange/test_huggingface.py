@@ -1,4 +1,4 @@
-"""Export to Hugging Face and back: logits and greedy text in transformers, and the same bits again."""
+"""Export to Hugging Face and back: the same logits and greedy text in transformers, the same bits when read back."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def story_model(tokenizer: Tokenizer, model: dict[str, Any], moe: dict[str, Any]
     )
     decoder = Decoder(run)
     init_parameters(decoder, run.model, 7)
-    for name, parameter in decoder.named_parameters():  # gains and biases, too, say something
+    for name, parameter in decoder.named_parameters():  # so that gains and biases matter, too
         if parameter.dim() == 1:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
     return StoryModel(decoder.eval(), run, tokenizer, folder)

@@ -1,4 +1,4 @@
-"""llama2.c's files, both ways, against a plain reading of them and its forward pass in fp64."""
+"""llama2.c's files, written and read, compared with a plain reader of them and its forward pass in fp64."""
 
 import errno
 import os
@@ -89,16 +89,16 @@ def test_int8_is_what_runq_c_reads_and_comes_back_as_it_was_written(model, tmp_p
     path = tmp_path / "model.bin"
     write_model(model.run, weights_of(model.decoder), path, "q8_0")
     sizes, _ = run_c.read(path)
-    assert (sizes["version"], sizes["group"]) == (2, 16)  # the largest power of two in 32 and 48
+    assert (sizes["version"], sizes["group"]) == (2, 16)  # the largest power of two that divides 32 and 48
     _, decoder = read_model(path)
     again = weights_of(decoder)
     assert np.abs(run_c.logits(path, IDS) - our_logits(decoder)).max() < 1e-4
     for name, tensor in weights_of(model.decoder).items():
         if tensor.dim() == 1:
             assert torch.equal(again[name], tensor), name
-        else:  # half a step of the scale
+        else:  # within half a step of the scale
             step = tensor.reshape(-1, 16).abs().amax(dim=1, keepdim=True) / 127
-            if not name.endswith(("q_proj.weight", "k_proj.weight")):  # whose rows lie otherwise
+            if not name.endswith(("q_proj.weight", "k_proj.weight")):  # their rows are in another order
                 assert bool(((again[name] - tensor).reshape(-1, 16).abs() <= 0.5001 * step).all()), name
             assert not torch.equal(again[name], tensor)
 
@@ -110,7 +110,7 @@ def test_a_group_of_zeros_stays_zero():
 
 
 def as_version_1(path: Path) -> bytes:
-    """A file of version 0 with the header and the order of version 1."""
+    """The content of a version 0 file, with the header and the order of version 1."""
     content = path.read_bytes()
     numbers = list(struct.unpack_from("<7i", content))
     tied = numbers[5] > 0
@@ -254,7 +254,7 @@ def test_what_it_does_not_compute_is_refused(model, experts, message):
 
 @pytest.fixture(scope="module")
 def stories260k(shared_folder, tmp_path_factory) -> Path:
-    """Run folder of a model that somebody else has trained."""
+    """Run folder of a model that was trained elsewhere."""
     run = tmp_path_factory.mktemp("stories260K") / "run"
     models = shared_folder / "models"
     files = ["--model", models / "stories260K.bin", "--tokenizer", models / "tok512.bin"]
@@ -264,7 +264,7 @@ def stories260k(shared_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def greedy(stories260k) -> str:
-    """64 tokens of it behind PROMPT."""
+    """PROMPT, continued by that model with 64 tokens."""
     model = load(stories260k)
     ids = prompt_ids(model.tokenizer, PROMPT)
     new = generate_ids(model.decoder, model.run, ids, SamplingConfig(temperature=0, max_new_tokens=64), None)

@@ -1,4 +1,4 @@
-"""GGUF files in llama.cpp: the probabilities of the next token, and greedy text."""
+"""GGUF files in llama.cpp give the same probabilities of the next token."""
 
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 PROMPT = "Once upon a time"
 F32 = 1e-4
 GELU_TABLE = 0.01
-"""Of log-probabilities; llama.cpp looks GELU up in a table of 16 bits."""
+"""Tolerance for log-probabilities; llama.cpp looks GELU up in a 16-bit table."""
 
 
 def log_probabilities(path: Path, prompts: list[list[int]]) -> list[dict[int, float]]:
-    """Of the token behind each of these; of some that cannot be text there are none."""
+    """Log-probabilities of the token after each prompt; there are none for some tokens that cannot be text."""
     requests = [{"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": VOCABULARY} for ids in prompts]
     found = [choice["logprobs"] for choice in completions(path, 80, requests, seconds=120)]
     return [

@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: what goes wrong there is one line here, and in time."""
+"""llama.cpp in its own process: what goes wrong there becomes one line here, within a time limit."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ REQUEST = {"prompt": [1], "max_tokens": 1}
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch):
-    """Runs another program in place of llama.cpp."""
+    """A function that replaces llama.cpp with another program."""
 
     def replace(program: str) -> None:
         script = tmp_path / "child.py"

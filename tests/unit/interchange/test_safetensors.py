@@ -1,4 +1,4 @@
-"""--to safetensors: our own names, in the formats that it has."""
+"""--to safetensors: every weight under our own name, in each dtype."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.small_runs import SMALLEST
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> StoryModel:
-    # No other format has it: noisy gating, a soft-cap, value embeddings.
+    # No other format has all of these: noisy gating, a soft-cap, value embeddings.
     settings = {
         **SMALLEST,
         "data.builtin_stories": 60,
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, tmp_path: Path, monke
 
 def test_a_write_that_falls_short_without_a_reason_names_the_likely_one(model, tmp_path: Path, monkeypatch):
     def short(*_: object, **__: object) -> None:
-        raise OSError("4096 requested and 512 written")  # as numpy's tofile, which writes for gguf
+        raise OSError("4096 requested and 512 written")  # like numpy's tofile, which writes GGUF files
 
     monkeypatch.setattr(exporting, "save_file", short)
     with pytest.raises(UserError, match=r"could not be written: 4096 requested and 512 written; is the disk full\?"):

@@ -1,4 +1,4 @@
-"""launch/install.sh, with a pip that only talks."""
+"""launch/install.sh, with a fake pip that only prints."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / "launch" / name).write_text((LAUNCH / name).read_text())
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "include").mkdir()
-    (tmp_path / ".venv" / "include" / "libaio.h").touch()  # nothing to fetch
+    (tmp_path / ".venv" / "include" / "libaio.h").touch()  # so that nothing is fetched
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text(PIP)
     python.chmod(0o755)
@@ -69,7 +69,7 @@ def test_a_terminal_sees_what_pip_is_at(checkout: Path):
     assert done.returncode == 0, done.stderr
     assert text.count("\r\x1b[K  Collecting numpy\r\x1b[K    Downloading numpy-2.4.0.whl (16.4 MB)\r\x1b[K") == 2
     assert "already satisfied" not in text
-    # What is left on the screen.
+    # What remains on the screen.
     assert [re.sub(r".*\x1b\[K", "", line) for line in text.replace("\r\n", "\n").split("\n")] == [*STEPS, ""]
 
 

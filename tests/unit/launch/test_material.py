@@ -1,4 +1,4 @@
-"""What launch/ offers for clusters, checked as far as it can be without one."""
+"""What launch/ offers for clusters, checked as far as possible without one."""
 
 import ast
 import os
@@ -68,10 +68,10 @@ def test_the_job_starts_as_many_ranks_as_it_waits_for(objects):
     nodes, ranks = (option(container["command"], name) for name in ("nnodes", "nproc_per_node"))
     assert spec["completions"] == spec["parallelism"] == int(nodes)
     assert container["resources"]["limits"]["nvidia.com/gpu"] == ranks
-    # Attempts are new pods that continue from the checkpoint; a container cannot rejoin by itself.
+    # A retry is a new pod that continues from the checkpoint; a container cannot rejoin by itself.
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert spec["backoffLimit"] >= int(nodes)
-    # torchrun kills what has not saved in time, and Kubernetes kills torchrun.
+    # torchrun kills ranks that have not saved in time; only later does Kubernetes kill torchrun.
     (shutdown,) = [v["value"] for v in container["env"] if v["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
     assert int(shutdown) < spec["template"]["spec"]["terminationGracePeriodSeconds"]
     assert container["args"][0] == "launch/train.py"
@@ -128,7 +128,7 @@ def test_modal_has_its_four_commands():
         assert "image=image" in decorated[name]
     for name in ("upload", "download"):
         assert decorated[name] == "app.local_entrypoint()"
-    # Every part of the repository that the image takes is there.
+    # Every part of the repository that the image takes exists.
     parts = [
         ast.unparse(node.args[0])
         for node in ast.walk(tree)
