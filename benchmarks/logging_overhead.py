@@ -58,14 +58,14 @@ def main() -> None:
         iterations = clock.iterations[_WARM_UP:]
         step = statistics.median(seconds for logged, seconds in iterations if not logged)
         shares.append(statistics.median(clock.logging[_WARM_UP // 3 :]) / step)
-        ratios.append(_of_neighbours(iterations))
+        ratios.append(_of_neighbors(iterations))
         print(f"round {turn}: logging {shares[-1]:.3%} of a step of {step:.3f} s, {ratios[-1]:.4f} times", flush=True)
     share, ratio = statistics.median(shares), statistics.median(ratios)
-    print(f"{preset}: logging takes {share:.3%} of a step (median of {ROUNDS} rounds); beside its neighbours ", end="")
+    print(f"{preset}: logging takes {share:.3%} of a step (median of {ROUNDS} rounds); beside its neighbors ", end="")
     print(f"a logged step takes {ratio:.4f} times as long")
 
 
-def _of_neighbours(iterations: Sequence[tuple[bool, float]]) -> float:
+def _of_neighbors(iterations: Sequence[tuple[bool, float]]) -> float:
     """Median ratio of the time of a logged step to the mean of the steps two before and two after it."""
     return statistics.median(
         2 * seconds / (iterations[i - 2][1] + iterations[i + 2][1])

@@ -29,7 +29,7 @@ _ELEMENTS_A_THREAD = 1 << 16
 """torch gives a thread at least 2^15 elements of a sum (at::internal::GRAIN_SIZE)."""
 
 
-class Neighbours:
+class Neighbors:
     """How many of this process's cores other programs use.
 
     Args:
@@ -59,21 +59,21 @@ class CoreSharing:
     """Makes the threads of this process wait passively while other programs use its cores.
 
     Args:
-        neighbours: what the other programs use.
+        neighbors: what the other programs use.
         threads: number of threads among which an operation is divided.
         cores: number of cores that this process may use.
     """
 
-    def __init__(self, neighbours: Neighbours, threads: int, cores: int) -> None:
-        self._neighbours, self._threads, self._cores = neighbours, threads, cores
+    def __init__(self, neighbors: Neighbors, threads: int, cores: int) -> None:
+        self._neighbors, self._threads, self._cores = neighbors, threads, cores
         self._idle: threading.Event | None = None
         """Ends the idle teams; None if there are none."""
         self._leaders: list[threading.Thread] = []
 
     def adjust(self) -> None:
         """Look at the other programs, and switch if they have started or stopped using the cores."""
-        taken = self._neighbours.look()
-        crowded = self._threads * self._neighbours.ranks + taken > self._cores
+        taken = self._neighbors.look()
+        crowded = self._threads * self._neighbors.ranks + taken > self._cores
         if self._idle is None and taken >= TAKEN and crowded:
             self._wait_passively()
         elif taken < FREE:
@@ -101,7 +101,7 @@ class CoreSharing:
 
 
 @contextlib.contextmanager
-def shared_cores(ranks: int = 1) -> Iterator[Neighbours]:
+def shared_cores(ranks: int = 1) -> Iterator[Neighbors]:
     """In this context, the threads of this process wait passively while other programs use its cores.
 
     Costs a look at /proc/stat every LOOK_EVERY_S. Threads wait as before if torch has another OpenMP library, or if
@@ -113,18 +113,18 @@ def shared_cores(ranks: int = 1) -> Iterator[Neighbours]:
     Yields:
         What is known about the other programs, kept up to date.
     """
-    neighbours = Neighbours(ranks)
+    neighbors = Neighbors(ranks)
     threads = torch.get_num_threads()
     decided = any(os.environ.get(name) for name in DECIDED_BY_USER)
     sharing = None
     if sys.platform.startswith("linux") and threads > 1 and not decided:
-        sharing = CoreSharing(neighbours, threads, len(os.sched_getaffinity(0)))
-    look = neighbours.look if sharing is None else sharing.adjust
+        sharing = CoreSharing(neighbors, threads, len(os.sched_getaffinity(0)))
+    look = neighbors.look if sharing is None else sharing.adjust
     end = threading.Event()
-    looking = threading.Thread(target=_keep_looking, args=(look, end), name="neighbours", daemon=True)
+    looking = threading.Thread(target=_keep_looking, args=(look, end), name="neighbors", daemon=True)
     looking.start()
     try:
-        yield neighbours
+        yield neighbors
     finally:
         # Joined also because a thread that Python ends in the middle of torch's work aborts the process.
         end.set()
@@ -145,7 +145,7 @@ def _lead_idle_team(threads: int, ready: threading.Event, end: threading.Event) 
 
 
 def _read_times() -> tuple[float, float, float] | None:
-    """What Neighbours reads; how long the cores have been busy comes from /proc/stat (proc(5)); None without it.
+    """What Neighbors reads; how long the cores have been busy comes from /proc/stat (proc(5)); None without it.
 
     Time taken away by a hypervisor is not counted: nothing here can use it.
     """

@@ -87,8 +87,8 @@ def aligned(out_ETD: Tensor) -> Tensor:
     if tokens < 4:
         return torch.full((number, number), torch.nan, dtype=out_ETD.dtype)
     # For each expert, the products of its outputs for every two tokens, without those of a token with itself.
-    centred_ETD = out_ETD - out_ETD.mean(dim=1, keepdim=True)  # changes nothing but rounding
-    kernel_ETT = torch.einsum("etd,esd->ets", centred_ETD, centred_ETD)
+    centered_ETD = out_ETD - out_ETD.mean(dim=1, keepdim=True)  # changes nothing but rounding
+    kernel_ETT = torch.einsum("etd,esd->ets", centered_ETD, centered_ETD)
     kernel_ETT.diagonal(dim1=1, dim2=2).zero_()
     flat_EN, row_ET = kernel_ETT.flatten(1), kernel_ETT.sum(dim=2)
     sum_E = row_ET.sum(dim=1)

@@ -12,7 +12,7 @@ from storyteller_ds.bench.timing import seconds_of
 from storyteller_ds.data.builtin import grammar
 from storyteller_ds.data.cleaning.clean import signatures_of
 from storyteller_ds.data.cleaning.filters import reason_to_drop
-from storyteller_ds.data.cleaning.normalise import normalise
+from storyteller_ds.data.cleaning.normalize import normalize
 from storyteller_ds.data.cleaning.pipeline import preprocess
 from storyteller_ds.data.cleaning.policy import Policy
 from storyteller_ds.data.cleaning.shingles import shingles_of, words_of
@@ -105,7 +105,7 @@ def _alone() -> dict[str, float]:
     words = [*map(words_of, stories)]
     shingles = shingles_of(words)
     steps: dict[str, Callable[[], object]] = {
-        "repair": lambda: [normalise(each, "keep") for each in stories],
+        "repair": lambda: [normalize(each, "keep") for each in stories],
         "filter": lambda: [reason_to_drop(each, Policy()) for each in stories],
         "words": lambda: [*map(words_of, stories)],
         "shingles": lambda: shingles_of(words),

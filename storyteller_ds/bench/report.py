@@ -113,8 +113,8 @@ def save_plot(minutes: float, found: Found, path: Path) -> None:
     figure = Figure((8.0, 1.2 + 0.45 * len(found)), layout="constrained")
     axes = figure.subplots()
     for place, outcome in enumerate(found.values()):
-        for runs, colour in ((outcome.others, "0.8"), (outcome.best, "C0" if place == 0 else "0.3")):
-            axes.plot([run.bpb for run in runs], [place] * len(runs), "o", color=colour)
+        for runs, color in ((outcome.others, "0.8"), (outcome.best, "C0" if place == 0 else "0.3")):
+            axes.plot([run.bpb for run in runs], [place] * len(runs), "o", color=color)
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.set_xlabel(f"bits per byte after {minutes:g} minutes (pale: other learning rates)")

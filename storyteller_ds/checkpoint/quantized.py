@@ -32,10 +32,10 @@ def stored_bytes(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> int
 
 def _entries(shapes: Mapping[str, tuple[int, ...]], bits: int | None) -> dict[str, TensorEntry]:
     """The tensors in the files of a model; see stored_bytes."""
-    quantised = bits_of(shapes, bits) if bits else {}
+    quantized = bits_of(shapes, bits) if bits else {}
     entries = {}
     for name, shape in shapes.items():
-        if of_name := quantised.get(name):
+        if of_name := quantized.get(name):
             prefix, dtype = _VALUES[of_name]
             values, scale = stored_shapes(shape, of_name)
             entries[prefix + name], entries[_SCALE + name] = TensorEntry(dtype, values), TensorEntry("F32", scale)
@@ -50,14 +50,14 @@ def quantized_tensors(weights: Mapping[str, Tensor], bits: int) -> dict[str, Ten
     Raises:
         CheckpointError: a weight is not finite; names it.
     """
-    quantised = bits_of({name: tuple(weight.shape) for name, weight in weights.items()}, bits)
+    quantized = bits_of({name: tuple(weight.shape) for name, weight in weights.items()}, bits)
     tensors = {}
     for name, weight in weights.items():
-        if of_name := quantised.get(name):
+        if of_name := quantized.get(name):
             try:
                 tensors[_VALUES[of_name][0] + name], tensors[_SCALE + name] = quantize(weight, of_name)
             except ValueError as error:
-                raise CheckpointError(f"{name} cannot be quantised: {error}; use another step") from None
+                raise CheckpointError(f"{name} cannot be quantized: {error}; use another step") from None
         else:
             tensors[name] = weight
     return tensors

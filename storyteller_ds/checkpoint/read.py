@@ -116,7 +116,7 @@ class Checkpoint:
         """
         if parts != names.WEIGHTS and not any(name.startswith("optimizer-") for name in self.manifest.files):
             raise WeightsOnlyError(
-                f"checkpoint {self.folder} is an imported, a pruned or a quantised model, with weights only: enough to "
+                f"checkpoint {self.folder} is an imported, a pruned or a quantized model, with weights only: enough to "
                 "generate, not to continue training; choose another --output_dir or --resume, or begin with it: "
                 "--init_from"
             )

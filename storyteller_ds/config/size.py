@@ -1,7 +1,7 @@
 """model.size: one name for width, depth, experts, batch and learning rates.
 
 The rates are those that were tuned for 128 features, carried over to other widths so that an update changes what a
-layer computes by as much. A matrix that Muon orthogonalises and scales to the root mean square of AdamW's updates has a
+layer computes by as much. A matrix that Muon orthogonalizes and scales to the root mean square of AdamW's updates has a
 spectral norm that grows with the root of its width, so its rate falls with that root; AdamW's updates grow with the
 width itself (Yang et al. 2023, 2310.17813, sec. 4). The embedding, a look-up, keeps its rate for every width; the
 output projection sums over the width. That the best rate stays the best is measured (docs/experiments.md).

@@ -42,7 +42,7 @@ class Contents(NamedTuple):
     """What the hub says about a known dataset."""
 
     commit: str
-    licence: str
+    license: str
     files: dict[str, RemoteFile]
     """By name."""
 
@@ -70,7 +70,7 @@ def download(name: str, folder: Path, log: Log) -> Path:
     known, target = KNOWN[name], folder / name
     try:
         contents = _contents(name, known)
-        what = f"{name}: {len(contents.files):,} file(s), {decimal(contents.size)}, licence {contents.licence}"
+        what = f"{name}: {len(contents.files):,} file(s), {decimal(contents.size)}, license {contents.license}"
         log(f"{what} ({known.repository} at {contents.commit})")
         if target.exists():
             _check_is_there(target, contents)
@@ -116,10 +116,10 @@ def _contents(name: str, known: KnownDataset) -> Contents:
             f"{name}: {known.repository} has no file {' or '.join(known.files)} any more; see {_page(known)}, and give "
             "the dataset itself: data.source=OWNER/NAME data.revision=COMMIT"
         )
-    return Contents(info.sha, _licence(info), files)
+    return Contents(info.sha, _license(info), files)
 
 
-def _licence(info: Any) -> str:
+def _license(info: Any) -> str:
     tags = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
     return ", ".join(tags) or "not named by its card"
 
@@ -178,7 +178,7 @@ def _finish(name: str, known: KnownDataset, contents: Contents, work: Path) -> N
     write_flushed(
         work / PROVENANCE,
         f"# {name}\n\n{known.what}.\n\n"
-        f"From {_page(known)}, revision {contents.commit}. Licence: {contents.licence}.\n\n"
+        f"From {_page(known)}, revision {contents.commit}. License: {contents.license}.\n\n"
         f"| file | bytes |\n|---|---|\n{rows}\n",
     )
 

@@ -57,6 +57,6 @@ def _check_model(run: RunConfig, strategy: Strategy) -> None:
         )
     if strategy == "stock" and run.moe.top_k != 2:
         raise ConfigError(
-            f"DeepSpeed's own gating renormalises for moe.top_k=2 only, and it is {run.moe.top_k}; "
+            f"DeepSpeed's own gating renormalizes for moe.top_k=2 only, and it is {run.moe.top_k}; "
             "set moe.top_k=2 or leave out parallel.strategy=stock"
         )

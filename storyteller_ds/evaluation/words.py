@@ -16,7 +16,7 @@ def words_of(text: str) -> list[str]:
 
 def names_in(text: str) -> set[str]:
     """Capitalized words that do not begin a sentence or a speech, except for `I` and words all in capitals."""
-    return {_without_s(word) for word, begins in _placed(text) if not begins and _is_capitalised(word)}
+    return {_without_s(word) for word, begins in _placed(text) if not begins and _is_capitalized(word)}
 
 
 def keeps_names(story: str) -> bool | None:
@@ -29,7 +29,7 @@ def keeps_names(story: str) -> bool | None:
         return None
     half = places[len(places) // 2]
     # Whether a word begins a sentence can only be told from what comes before it.
-    later = {_without_s(word) for word, begins in _placed(story, half) if not begins and _is_capitalised(word)}
+    later = {_without_s(word) for word, begins in _placed(story, half) if not begins and _is_capitalized(word)}
     if not later:
         return None
     return later <= {_without_s(word) for word, _ in _placed(story[:half])}
@@ -64,7 +64,7 @@ def _placed(text: str, start: int = 0) -> Iterator[tuple[str, bool]]:
         yield found[0], not before or before in _BEFORE_A_SENTENCE
 
 
-def _is_capitalised(word: str) -> bool:
+def _is_capitalized(word: str) -> bool:
     return word[0].isupper() and not word.isupper() and not word.startswith(("I'", "I’"))
 
 

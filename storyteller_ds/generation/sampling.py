@@ -111,7 +111,7 @@ def sample(
     if config.is_plain:
         return sample_plain(logits_V.float().cpu().numpy()[None], [config], [generator])[0]
     if config.temperature == 0:
-        return int(_penalised(logits_V, config, prompt, generated).argmax())
+        return int(_penalized(logits_V, config, prompt, generated).argmax())
     id_N, prob_N = distribution(logits_V, config, prompt, generated)
     (place,) = _drawn(prob_N.numpy()[None], [generator])
     return int(id_N[place])
@@ -149,7 +149,7 @@ def distribution(
     transformers does not have), temperature, top_k, top_p, min_p. Arguments as for `sample`; temperature is not 0.
     """
     # On the CPU in fp32, so that a seed gives the same story on every device.
-    logits_V = _penalised(logits_V, config, prompt, generated).float().cpu() / config.temperature
+    logits_V = _penalized(logits_V, config, prompt, generated).float().cpu() / config.temperature
     if not config._filters:
         return torch.arange(len(logits_V)), torch.softmax(logits_V, dim=-1)
     id_N = _descending(logits_V)
@@ -190,7 +190,7 @@ def _place(end_N: NDArray[np.float64], number: float) -> int:
     return min(int(end_N.searchsorted(number, side="right")), int(end_N.searchsorted(end_N[-1])))
 
 
-def _penalised(logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:
+def _penalized(logits_V: Tensor, config: SamplingConfig, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:
     """Logits with bias and penalties, fp32 [V] on the CPU; if there are none, the logits as they are."""
     repeats = config.repetition_penalty != 1
     counts = bool(config.presence_penalty or config.frequency_penalty) and len(generated) > 0

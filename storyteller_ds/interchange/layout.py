@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     their_view: View = WHOLE
 
 
-def with_neighbours(weight: Tensor, heads: int) -> Tensor:
+def with_neighbors(weight: Tensor, heads: int) -> Tensor:
     """Query or key weight for a rotary embedding that rotates features 2i and 2i + 1 together, as the original Llama.
 
     Args:
@@ -48,7 +48,7 @@ def with_neighbours(weight: Tensor, heads: int) -> Tensor:
 
 
 def with_halves(weight: Tensor, heads: int) -> Tensor:
-    """The reverse of with_neighbours."""
+    """The reverse of with_neighbors."""
     rows: Tensor = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     return rows
 

@@ -16,7 +16,7 @@ from storyteller_ds.errors import UserError
 from storyteller_ds.generation.sampling import SamplingConfig
 from storyteller_ds.generation.story_model import StoryModel
 from storyteller_ds.interchange.huggingface.families import family_of
-from storyteller_ds.interchange.layout import with_neighbours
+from storyteller_ds.interchange.layout import with_neighbors
 from storyteller_ds.model.canonical import placed_parameters
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _attention(
     for name, short, heads in zip(names, "qkv", (model.num_heads, model.kv_heads, 0), strict=True):
         weight = read(f"{ours}.attention.{name}.weight")
         if architecture.interleaved and heads:
-            weight = with_neighbours(weight, heads)
+            weight = with_neighbors(weight, heads)
         yield f"{theirs}.attn_{short}.weight", weight
     if model.qk_norm:
         for name, short in (("q_norm", "q"), ("k_norm", "k")):

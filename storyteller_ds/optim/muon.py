@@ -78,7 +78,7 @@ def hidden_matrices(name: str, shape: torch.Size, intermediate_size: int) -> Sta
     return Stack(math.prod(shape[:-1]) // rows, rows, shape[-1])
 
 
-def orthogonalised(x_NRC: Tensor, dtype: torch.dtype) -> Tensor:
+def orthogonalized(x_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring the singular values of each matrix near 1: U S V^T becomes U f(S) V^T.
 
     f is a composition of three minimax polynomials (Polar Express, Amsel et al. 2025, 2505.16932, Algorithm 1), applied
@@ -214,7 +214,7 @@ class Muon(torch.optim.AdamW):
             self._add_gradient(vector, group, forbidden)
         due = [(v, g) for v, g in hidden if g["number"] % g["period"] == 0]
         for matrices in _batched(each for vector, group in due for each in self._matrices(vector, group)):
-            orthogonal_NRC = orthogonalised(torch.cat([m.update_NRC for m in matrices]), self.dtype)
+            orthogonal_NRC = orthogonalized(torch.cat([m.update_NRC for m in matrices]), self.dtype)
             for one, x_NRC in zip(matrices, orthogonal_NRC.split([len(m.update_NRC) for m in matrices]), strict=True):
                 one.apply(x_NRC, forbidden)
         rest = [{**group, "params": [p for p in group["params"] if p not in self.layouts]} for group in groups]

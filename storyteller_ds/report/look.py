@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 WIDTH, HEIGHT = 4.3, 2.7
 """Size of a figure (inches): 9-point text is still readable where a phone shows the figure at full width."""
 _INK = "#0b0c0e"
-_COLOURS = ("#2f7ebc", "#e0653a", "#2a9d6e", "#b9609f", "#c59a1b", "#5fb3d4", "#8a6d5b", "#7f7f7f")
+_COLORS = ("#2f7ebc", "#e0653a", "#2a9d6e", "#b9609f", "#c59a1b", "#5fb3d4", "#8a6d5b", "#7f7f7f")
 """Readable on white and near-black, and for color-blind people: after Okabe and Ito, Color Universal Design (2008)."""
 _STYLE: Any = {
     "axes.edgecolor": "#8a8d91",
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": _INK,
-    "axes.prop_cycle": cycler(color=_COLOURS),
+    "axes.prop_cycle": cycler(color=_COLORS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": "none",

@@ -39,7 +39,7 @@ def test_real_files(
     kept = "".join((tmp_path / "out" / f"{split}.txt").read_text(encoding="utf-8") for split in card["kept"])
     assert "â€" not in kept
     assert "other_language" not in card["dropped"]
-    assert name in " ".join(card["licence"]) or "bryant" in name
+    assert name in " ".join(card["license"]) or "bryant" in name
 
 
 def test_a_folder_of_them(shared_folder: Path, tmp_path: Path) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 from storyteller_kernels import cpu_sharing
-from storyteller_kernels.cpu_sharing import FREE, TAKEN, CoreSharing, Neighbours
+from storyteller_kernels.cpu_sharing import FREE, TAKEN, CoreSharing, Neighbors
 
 WAITING = """
 import resource, torch
 from storyteller_kernels.cpu_sharing import CoreSharing
 torch.set_num_threads(2)
-class Neighbours:
+class Neighbors:
     ranks, taken = 1, 0.0
     def look(self):
         return self.taken
-sharing = CoreSharing(Neighbours(), threads=2, cores=CORES)
+sharing = CoreSharing(Neighbors(), threads=2, cores=CORES)
 x = torch.randn(2**17, generator=torch.Generator().manual_seed(0))
 def compute():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
@@ -27,10 +27,10 @@ def compute():
     return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before, total
 compute()
 alone = compute()
-Neighbours.taken = 1.0
+Neighbors.taken = 1.0
 sharing.adjust()
 beside = compute()
-Neighbours.taken = 0.0
+Neighbors.taken = 0.0
 sharing.adjust()
 again = compute()
 print(alone[0], beside[0], again[0], alone[1] == beside[1] == again[1])
@@ -59,8 +59,8 @@ class Machine:
     def __init__(self) -> None:
         self.now = self.own = self.others = 0.0
 
-    def neighbours(self, ranks: int = 1) -> Neighbours:
-        return Neighbours(ranks, lambda: (self.now, ranks * self.own + self.others, self.own))
+    def neighbors(self, ranks: int = 1) -> Neighbors:
+        return Neighbors(ranks, lambda: (self.now, ranks * self.own + self.others, self.own))
 
     def pass_time(self, seconds: float, own: float, others: float) -> None:
         self.now, self.own, self.others = self.now + seconds, self.own + own, self.others + others
@@ -69,22 +69,22 @@ class Machine:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_cores_taken_are_those_of_other_programs(ranks: int):
     machine = Machine()
-    neighbours = machine.neighbours(ranks)
+    neighbors = machine.neighbors(ranks)
     machine.pass_time(2.0, own=1.5, others=1.0)
-    assert neighbours.look() == pytest.approx(0.5)
+    assert neighbors.look() == pytest.approx(0.5)
     machine.pass_time(1.0, own=0.5, others=0.0)
-    assert neighbours.look() == 0.0
-    assert neighbours.cores_taken == 0.0
+    assert neighbors.look() == 0.0
+    assert neighbors.cores_taken == 0.0
 
 
 def test_without_proc_stat_nobody_is_there():
-    neighbours = Neighbours(read=lambda: None)
-    assert neighbours.look() == 0.0
+    neighbors = Neighbors(read=lambda: None)
+    assert neighbors.look() == 0.0
 
 
 def test_idle_teams_come_and_go_with_the_other_programs():
     machine = Machine()
-    sharing = CoreSharing(machine.neighbours(), threads=2, cores=2)
+    sharing = CoreSharing(machine.neighbors(), threads=2, cores=2)
 
     def teams_after(others: float) -> int:
         machine.pass_time(1.0, own=1.0, others=others)
@@ -108,7 +108,7 @@ def test_more_threads_are_managed_than_there_are_cores(
     led = []
     monkeypatch.setattr(cpu_sharing, "_lead_idle_team", lambda size, ready, _: (led.append(size), ready.set()))
     machine = Machine()
-    sharing = CoreSharing(machine.neighbours(), threads, cores)
+    sharing = CoreSharing(machine.neighbors(), threads, cores)
     machine.pass_time(1.0, own=1.0, others=float(cores))
     sharing.adjust()
     assert led == [threads] * teams
@@ -117,7 +117,7 @@ def test_more_threads_are_managed_than_there_are_cores(
 
 def test_where_there_is_room_threads_go_on_spinning():
     machine = Machine()
-    sharing = CoreSharing(machine.neighbours(), threads=2, cores=8)
+    sharing = CoreSharing(machine.neighbors(), threads=2, cores=8)
     machine.pass_time(1.0, own=1.0, others=1.0)
     sharing.adjust()
     assert not any(thread.name == "idle team" for thread in threading.enumerate())
@@ -125,10 +125,10 @@ def test_where_there_is_room_threads_go_on_spinning():
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat")
 def test_a_program_that_computes_beside_this_one_is_seen():
-    neighbours = Neighbours()
+    neighbors = Neighbors()
     burn = "import time\nwhile time.process_time() < 1.0: pass"
     subprocess.run([sys.executable, "-c", burn], timeout=120, check=True)
-    assert neighbours.look() > 0.1
+    assert neighbors.look() > 0.1
 
 
 def test_nothing_is_looked_at_while_python_ends():

@@ -146,7 +146,7 @@ def test_windows_hold_the_rows_and_few_others_and_are_of_few_sizes(implementatio
 
 
 @pytest.mark.parametrize("implementation", ["onednn"], indirect=True)
-def test_rows_without_neighbours_enough_go_to_blas(implementation):
+def test_rows_without_neighbors_enough_go_to_blas(implementation):
     rows = slice(0, 17)
     assert window_around(rows, 31, torch.empty(8, 8)) == (rows, BLAS)
     assert window_around(rows, 32, torch.empty(8, 8)) == (slice(0, 32), ONEDNN)

@@ -43,7 +43,7 @@ def test_forward_and_gradients(poisoned_memory, shape):
 
 @every_shape
 @pytest.mark.parametrize("used", ["both", "normed", "sum"])
-def test_the_sum_normalised_and_the_sum(poisoned_memory, shape, used):
+def test_the_sum_normalized_and_the_sum(poisoned_memory, shape, used):
     x, weight_D, cotangent = inputs(shape)
     residual, sum_cotangent = torch.randn(shape, requires_grad=True), torch.randn(shape)
     keep = {"both": slice(2), "normed": slice(1), "sum": slice(1, 2)}[used]

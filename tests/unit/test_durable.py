@@ -40,8 +40,8 @@ def written(path: Path, text: str = "new") -> None:
 
 
 def test_an_output_is_replaced_as_a_whole_and_keeps_its_mode(tmp_path, monkeypatch):
-    path, neighbour = tmp_path / "stories.txt", tmp_path / "stories.txt.tmp"
-    neighbour.write_text("of the user")
+    path, neighbor = tmp_path / "stories.txt", tmp_path / "stories.txt.tmp"
+    neighbor.write_text("of the user")
     written(path, "old")
     path.chmod(0o640)
     reader = path.open()
@@ -55,7 +55,7 @@ def test_an_output_is_replaced_as_a_whole_and_keeps_its_mode(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"^--output .*stories.txt could not be written: No space left on device$"):
         written(path, "third")
     assert path.read_text() == "new"
-    assert sorted(tmp_path.iterdir()) == [path, neighbour], "nothing is left behind, and nothing else is touched"
+    assert sorted(tmp_path.iterdir()) == [path, neighbor], "nothing is left behind, and nothing else is touched"
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077], ids=oct)

@@ -15,7 +15,7 @@ from benchmarks.operations.peers import liger
 from benchmarks.operations.peers.torch_layers import compiled
 
 EPS = 1e-5
-NORMALISE, ADD_NORMALISE = "rms_norm", "add_rms_norm"
+NORMALIZE, ADD_NORMALIZE = "rms_norm", "add_rms_norm"
 
 
 class Shape(NamedTuple):
@@ -46,14 +46,14 @@ GOALS: dict[Size, list[Goal]] = {
 def cases(size: Size, device: torch.device) -> Iterator[Case]:
     """Every shape, without and with the addition."""
     for shape in SHAPES[size]:
-        for function in (NORMALISE, ADD_NORMALISE):
+        for function in (NORMALIZE, ADD_NORMALIZE):
             yield _case(function, shape, size, device)
 
 
 def bytes_moved(function: str, shape: Shape) -> dict[Direction, int]:
     """The minimum number of bytes to move, as counted in the operation's README."""
     buffer = shape.T * shape.D * shape.dtype.itemsize
-    forward, backward = (2, 3) if function == NORMALISE else (4, 4)
+    forward, backward = (2, 3) if function == NORMALIZE else (4, 4)
     return {"forward": forward * buffer, "backward": backward * buffer}
 
 
@@ -63,20 +63,20 @@ def _case(function: str, shape: Shape, size: Size, device: torch.device) -> Case
     def normal(*dims: int) -> Tensor:
         return torch.randn(dims, generator=generator, device=device).to(shape.dtype)
 
-    names = ("x",) if function == NORMALISE else ("x", "residual")
+    names = ("x",) if function == NORMALIZE else ("x", "residual")
     inputs = {name: normal(shape.T, shape.D) for name in names} | {"weight": normal(shape.D)}
 
     def bound(name: str, role: str, build: Callable[[nn.Parameter], Callable[..., object]]) -> Implementation:
         return Implementation(name, role, lambda: _candidate(inputs, build))  # type: ignore[arg-type]
 
     pairs = {
-        NORMALISE: [
+        NORMALIZE: [
             bound("ours", "ours", lambda w: lambda x: rms_norm(x, w, EPS)),
             bound("reference", "baseline", lambda w: lambda x: reference.rms_norm(x, w, EPS)),
             bound("torch F.rms_norm", "peer", lambda w: lambda x: F.rms_norm(x, (shape.D,), w, EPS)),
             bound("Liger", "peer", lambda w: liger.rms_norm(w, EPS)),
         ],
-        ADD_NORMALISE: [
+        ADD_NORMALIZE: [
             bound("ours", "ours", lambda w: lambda x, r: add_rms_norm(x, r, w, EPS)),
             bound("reference", "baseline", lambda w: lambda x, r: reference.add_rms_norm(x, r, w, EPS)),
             bound("torch F.rms_norm", "peer", lambda w: lambda x, r: _torch_add_rms_norm(x, r, w)),
@@ -85,7 +85,7 @@ def _case(function: str, shape: Shape, size: Size, device: torch.device) -> Case
     }
     implementations = pairs[function]
     if size != "tiny":
-        plain = reference.rms_norm if function == NORMALISE else reference.add_rms_norm
+        plain = reference.rms_norm if function == NORMALIZE else reference.add_rms_norm
         implementations.append(bound("torch.compile of the reference", "peer", lambda w: _compiled(plain, w)))
     work = bytes_moved(function, shape)
     return Case(
@@ -100,7 +100,7 @@ def _case(function: str, shape: Shape, size: Size, device: torch.device) -> Case
         dtype=shape.dtype,
         device=device,
         # The sum, the normalized values, the product with the gain; backward also the normalized values' gradient.
-        roundings=(2, 3) if function == NORMALISE else (3, 4),
+        roundings=(2, 3) if function == NORMALIZE else (3, 4),
         rounds=50 if device.type == "cuda" else 15,
     )
 
@@ -108,10 +108,10 @@ def _case(function: str, shape: Shape, size: Size, device: torch.device) -> Case
 def _candidate(inputs: Named, build: Callable[[nn.Parameter], Callable[..., object]]) -> Candidate:
     weight = nn.Parameter(inputs["weight"].clone())
     moving = {name: leaf(tensor) for name, tensor in inputs.items() if name != "weight"}
-    normalise = build(weight)
+    normalize = build(weight)
 
     def forward() -> Named:
-        out = normalise(*moving.values())
+        out = normalize(*moving.values())
         return dict(zip(("y", "sum"), out if isinstance(out, tuple) else (out,), strict=False))
 
     return Candidate(forward, {**moving, "weight": weight})

@@ -106,7 +106,7 @@ def backward_kernel(
 def launch_forward(
     x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise the rows of x, or of x + residual.
+    """Normalize the rows of x, or of x + residual.
 
     Args:
         x_TD: [T, D], contiguous.

@@ -10,7 +10,7 @@ from typing import Any
 from storyteller_ds.data.cleaning.decisions import COMPARED
 from storyteller_ds.data.cleaning.duplicates import SIMILARITY
 from storyteller_ds.data.cleaning.filters import DROPPED
-from storyteller_ds.data.cleaning.normalise import REPAIRS
+from storyteller_ds.data.cleaning.normalize import REPAIRS
 from storyteller_ds.data.cleaning.output import Split
 from storyteller_ds.data.cleaning.policy import Policy
 from storyteller_ds.data.cleaning.shingles import WORDS
@@ -24,7 +24,7 @@ _MEANING = {
     **COMPARED,
     **REPAIRS,
     "cut": "tales longer than the greatest length, cut at chapters, paragraphs or sentences",
-    "gutenberg": "header, licence and credits of Project Gutenberg",
+    "gutenberg": "header, license and credits of Project Gutenberg",
 }
 
 
@@ -33,7 +33,7 @@ def card_of(
     inputs: Sequence[Mapping[str, Any]],
     unread: Sequence[str],
     notes: Sequence[str],
-    licence: Sequence[str],
+    license_lines: Sequence[str],
     tally: Tally,
     splits: Sequence[Split],
     found_by_check: int,
@@ -50,7 +50,7 @@ def card_of(
     return {
         "format": FORMAT,
         "fingerprint": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
-        "licence": list(licence) or "not known",
+        "license": list(license_lines) or "not known",
         "inputs": list(inputs),
         "not_read": list(unread),
         "notes": list(notes),
@@ -90,7 +90,7 @@ def _page(card: Mapping[str, Any], plots: Sequence[str]) -> str:
         f"Made by `storyteller preprocess` from {_named(card['inputs'])}. "
         f"{card['read']['stories']:,} stories came in, {stories:,} stay. Fingerprint `{card['fingerprint'][:16]}`.",
         "",
-        f"Licence: {_licence(card['licence'])}",
+        f"License: {_license(card['license'])}",
         "",
         "## What came in and what became of it",
         "",
@@ -149,5 +149,5 @@ def _named(inputs: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(names) + (f" and {len(inputs) - 5:,} more files" if len(inputs) > 5 else "")
 
 
-def _licence(licence: str | Sequence[str]) -> str:
-    return licence if isinstance(licence, str) else "".join(f"\n- {_quoted(line)}" for line in licence)
+def _license(known: str | Sequence[str]) -> str:
+    return known if isinstance(known, str) else "".join(f"\n- {_quoted(line)}" for line in known)

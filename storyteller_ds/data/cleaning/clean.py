@@ -11,7 +11,7 @@ from rensa import RMinHash
 
 from storyteller_ds.data.cleaning.filters import reason_to_drop
 from storyteller_ds.data.cleaning.long_tales import cut
-from storyteller_ds.data.cleaning.normalise import normalise
+from storyteller_ds.data.cleaning.normalize import normalize
 from storyteller_ds.data.cleaning.policy import Policy
 from storyteller_ds.data.cleaning.shingles import digest_of, shingles_of, words_of
 from storyteller_ds.data.cleaning.tally import EXAMPLE_CHARACTERS, Count, Tally
@@ -40,7 +40,7 @@ def clean(stories: Sequence[str], policy: Policy) -> Cleaned:
     """Normalize, cut, filter and hash stories; a pure function of them."""
     tally, texts, all_words = Tally(), [], []
     for story in stories:
-        text, repairs = normalise(story, policy.punctuation)
+        text, repairs = normalize(story, policy.punctuation)
         for name in repairs:
             tally.repaired.setdefault(name, Count()).add(story)
         parts = cut(text, policy.max_characters)

@@ -13,7 +13,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from storyteller_ds.data.cleaning.inputs import find_inputs, licences
+from storyteller_ds.data.cleaning.inputs import find_inputs, licenses
 from storyteller_ds.data.cleaning.language import check_language
 from storyteller_ds.data.cleaning.output import check_output_dir, written_whole
 from storyteller_ds.data.cleaning.pipeline import Reading, finish
@@ -106,7 +106,7 @@ class CompareStories(PipelineStep):  # type: ignore[misc]
             reading.notes += counts["notes"]
             spools.append(part / _SPOOL)
         with written_whole(self.output_dir) as folder:
-            finish(folder, spools, reading, unread, licences(self.input_dir, inputs))
+            finish(folder, spools, reading, unread, licenses(self.input_dir, inputs))
         shutil.rmtree(_part(self.output_dir, 0).parent)
         yield from ()
 

@@ -28,7 +28,7 @@ _CREDITS = re.compile(
 _NAME = re.compile(r"project gutenberg", re.IGNORECASE)
 
 
-def without_licence(blocks: Iterable[str], removed: Callable[[str], object]) -> Iterator[str]:
+def without_license(blocks: Iterable[str], removed: Callable[[str], object]) -> Iterator[str]:
     """The blocks of the tale, unchanged if no book of Project Gutenberg is recognized.
 
     Args:

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from storyteller_ds.data.cleaning.boundaries import LOOKED_AT, find_boundary, paragraphs, stories_of
-from storyteller_ds.data.cleaning.gutenberg import without_licence
+from storyteller_ds.data.cleaning.gutenberg import without_license
 from storyteller_ds.data.cleaning.policy import Boundary, Policy
 from storyteller_ds.data.cleaning.splits import SPLITS
 from storyteller_ds.data.sources.listing import is_about_the_text, list_folder, split_of
@@ -19,9 +19,9 @@ from storyteller_ds.untrusted import UntrustedFileError, read_text
 
 _DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz")
 """Suffixes of files in a folder that are read besides text; .json is more likely a vocabulary or settings."""
-_NAMED_LICENCE = re.compile(r"licen[cs]e", re.IGNORECASE)
+_NAMED_LICENSE = re.compile(r"licen[cs]e", re.IGNORECASE)
 _ABOUT_BYTES = 1 << 20
-_LICENCE_LINES = 5
+_LICENSE_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Input:
             for document in self.source.documents():
                 # Hardly any document is a book; most need not be split into blocks.
                 if "gutenberg" in document[: 1 << 16].lower():
-                    yield "\n\n".join(without_licence(paragraphs(document), removed))
+                    yield "\n\n".join(without_license(paragraphs(document), removed))
                 else:
                     yield document
             return
-        blocks = without_licence(self.source.documents_of("blank_line"), removed)
+        blocks = without_license(self.source.documents_of("blank_line"), removed)
         head = [*islice(blocks, LOOKED_AT)]
         boundary: Boundary = find_boundary(head) if policy.boundary == "auto" else policy.boundary
         how = " (found by content; --boundary overrules it)" if policy.boundary == "auto" else ""
@@ -105,7 +105,7 @@ def _input(path: Path, name: str, reading: Reading) -> Input:
     return Input(name, path, open_file(path, reading), SPLITS.index(split) if split else -1)
 
 
-def licences(path: Path, inputs: list[Input]) -> list[str]:
+def licenses(path: Path, inputs: list[Input]) -> list[str]:
     """What files next to the input say about its license, each line with its file's name; empty: nothing is known."""
     folder = path if path.is_dir() else path.parent
     found: list[str] = []
@@ -118,6 +118,6 @@ def licences(path: Path, inputs: list[Input]) -> list[str]:
             chosen = lines[:1]
         else:
             names = [each.path.name for each in inputs]
-            chosen = [line for line in lines if any(name in line for name in names) or _NAMED_LICENCE.search(line)]
-        found += [f"{about.name}: {line}" for line in chosen[:_LICENCE_LINES]]
+            chosen = [line for line in lines if any(name in line for name in names) or _NAMED_LICENSE.search(line)]
+        found += [f"{about.name}: {line}" for line in chosen[:_LICENSE_LINES]]
     return found

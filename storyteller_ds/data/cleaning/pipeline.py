@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storyteller_ds.data.cleaning import card, output
 from storyteller_ds.data.cleaning.decisions import decide
-from storyteller_ds.data.cleaning.inputs import Input, find_inputs, licences
+from storyteller_ds.data.cleaning.inputs import Input, find_inputs, licenses
 from storyteller_ds.data.cleaning.language import check_language
 from storyteller_ds.data.cleaning.policy import Policy
 from storyteller_ds.data.cleaning.shingles import words_of
@@ -57,7 +57,7 @@ def preprocess(input_dir: Path, output_dir: Path, policy: Policy, processes: int
         spools = folder / "spool"
         reading = Reading(policy, log)
         reading.clean_into(spools, inputs, processes)
-        return finish(folder, [spools], reading, unread, licences(input_dir, inputs))
+        return finish(folder, [spools], reading, unread, licenses(input_dir, inputs))
 
 
 class Reading:
@@ -106,7 +106,7 @@ class Reading:
 
 
 def finish(
-    folder: Path, spools: Sequence[Path], reading: Reading, unread: Sequence[str], licence: Sequence[str]
+    folder: Path, spools: Sequence[Path], reading: Reading, unread: Sequence[str], license_lines: Sequence[str]
 ) -> dict[str, Any]:
     """Run the steps that compare all stories, write the files and the card, and remove the spools.
 
@@ -127,7 +127,7 @@ def finish(
         reading.inputs,
         unread,
         reading.notes,
-        licence,
+        license_lines,
         tally,
         splits,
         decisions.found_by_check,

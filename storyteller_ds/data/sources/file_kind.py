@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from storyteller_ds.data.sources.listing import suffix_of
-from storyteller_ds.data.sources.tables import recognise_table
+from storyteller_ds.data.sources.tables import recognize_table
 from storyteller_ds.data.sources.utf8_stream import opened_as_utf8
 from storyteller_ds.errors import DataError
 from storyteller_ds.untrusted import UntrustedFileError, open_regular, refuse_pickle
@@ -53,7 +53,7 @@ def refuse_other_than_text(path: Path, encoding: str | None = None) -> None:
     """
     head, is_whole = _head(path, encoding)
     found = next((kind for start, kind in _SIGNATURES.items() if re.match(start, head)), None) or _encoding(head)
-    if found is None and (table := recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole)):
+    if found is None and (table := recognize_table(head.decode("utf-8-sig", errors="ignore"), is_whole)):
         found = table, _TABLE
     if found is not None:
         raise _refusal(path, f"is {found[0]}, not plain text", found[1])
@@ -72,7 +72,7 @@ def table_of(path: Path, encoding: str | None) -> str | None:
         return "Parquet"
     if any(re.match(start, head) for start in _SIGNATURES) or _encoding(head) is not None:
         return None
-    return recognise_table(head.decode("utf-8-sig", errors="ignore"), is_whole) or _NAMED.get(suffix_of(path))
+    return recognize_table(head.decode("utf-8-sig", errors="ignore"), is_whole) or _NAMED.get(suffix_of(path))
 
 
 def _head(path: Path, encoding: str | None) -> tuple[bytes, bool]:

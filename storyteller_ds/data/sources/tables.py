@@ -18,7 +18,7 @@ _CUT_CHARACTERS = 20
 """JSON that was cut off has its error at most this far from its end, or in a string that does not end."""
 
 
-def recognise_table(text: str, is_whole: bool) -> str | None:
+def recognize_table(text: str, is_whole: bool) -> str | None:
     """JSON (also one value per line), CSV or TSV; None for prose.
 
     Args:

@@ -184,10 +184,10 @@ def _numbers(weight, scale, row, rows, scratch):
 def _numbers_of(weight, scale, row, rows, scratch):
     if weight.dtype == types.float32:
         return lambda weight, scale, row, rows, scratch: weight[row : row + rows]
-    return _dequantised
+    return _dequantized
 
 
-def _dequantised(weight, scale, row, rows, scratch):
+def _dequantized(weight, scale, row, rows, scratch):
     groups, columns = scale.shape[1], scratch.shape[1]
     half = columns // groups // 2
     for i in range(rows):
@@ -317,7 +317,7 @@ def _rms(x, gain, eps, out):
 
 
 @compiled(inline="always")
-def _normalise(x, gain_and_bias, kind, eps, out):
+def _normalize(x, gain_and_bias, kind, eps, out):
     if kind == RMSNORM:
         _rms(x, gain_and_bias[0], eps, out)
         return
@@ -366,7 +366,7 @@ def decode(token, slot, position, wanted, x, sizes, layers, keys, values, work, 
                 of_stream, of_first = layers.residual[layer, 0], layers.residual[layer, 1]
                 for i in range(features):
                     x[n, i] = of_stream * x[n, i] + of_first * work.first[n, i]
-            _normalise(x[n], layers.first_norm[layer], sizes.norm, sizes.eps, work.normal[n])
+            _normalize(x[n], layers.first_norm[layer], sizes.norm, sizes.eps, work.normal[n])
         meeting = _meet(team, meeting)
         first, last = _part(layers.qkv.shape[1], team)
         _products(layers.qkv[layer], layers.qkv_scale[layer], work.normal, work.every, work.qkv, first, last)
@@ -399,7 +399,7 @@ def decode(token, slot, position, wanted, x, sizes, layers, keys, values, work, 
             if layers.out_bias.size:
                 _add(work.branch[n], layers.out_bias[layer])
             _add(x[n], work.branch[n])
-            _normalise(x[n], layers.second_norm[layer], sizes.norm, sizes.eps, work.normal[n])
+            _normalize(x[n], layers.second_norm[layer], sizes.norm, sizes.eps, work.normal[n])
             if place < 0:
                 _route(layers.router[-1 - place], work.normal[n], work.chosen[n], work.gate[n])
             else:
@@ -409,7 +409,7 @@ def decode(token, slot, position, wanted, x, sizes, layers, keys, values, work, 
         meeting = _meet(team, meeting)
     begin, end = _part(wanted.size, team)
     for n in range(begin, end):
-        _normalise(x[wanted[n]], layers.last_norm, sizes.norm, sizes.eps, work.normal[n])
+        _normalize(x[wanted[n]], layers.last_norm, sizes.norm, sizes.eps, work.normal[n])
     meeting = _meet(team, meeting)
     first, last = _part(logits.shape[1], team)
     _products(layers.head, layers.head_scale, work.normal, work.every[: wanted.size], logits, first, last)

@@ -189,11 +189,11 @@ def _weights(
     if not modules:
         return empty.reshape((0,) * dimensions), _NONE.reshape((0,) * dimensions)
     held = [[held_quantized(module, name) for name in names] for module in modules]
-    quantised = [[each for each in row if each is not None] for row in held]
-    if not quantised[0]:
+    quantized = [[each for each in row if each is not None] for row in held]
+    if not quantized[0]:
         values = _stacked(modules, names)
         return values, np.empty((*values.shape[:-2], 0, 0), np.float32)
-    stacks = (_stack([[each[part] for each in row] for row in quantised]) for part in (0, 1))
+    stacks = (_stack([[each[part] for each in row] for row in quantized]) for part in (0, 1))
     return _signed(next(stacks)), _numbers(next(stacks))
 
 

@@ -18,7 +18,7 @@ from storyteller_ds.config.run import RunConfig
 from storyteller_ds.errors import UserError
 from storyteller_ds.interchange.huggingface.families import family_of
 from storyteller_ds.interchange.imported import decoder_with
-from storyteller_ds.interchange.layout import with_halves, with_neighbours
+from storyteller_ds.interchange.layout import with_halves, with_neighbors
 from storyteller_ds.model.decoder import Decoder
 from storyteller_ds.untrusted import UntrustedFileError, open_regular
 
@@ -117,7 +117,7 @@ def write_model(run: RunConfig, weights: Mapping[str, Tensor], path: Path, dtype
                 continue
             tensor = weights[part.ours][part.rows]
             if part.heads:
-                tensor = with_neighbours(tensor, part.heads)
+                tensor = with_neighbors(tensor, part.heads)
             if part.is_quantized(layout.version):
                 for each in quantize(tensor, layout.group):
                     file.write(_bytes_of(each))

@@ -112,8 +112,8 @@ class PlainProgress(Callback):
 def _train_note(record: Record) -> str:
     balance = f"  expert imbalance {record['expert_load_cv']:.2f}" if "expert_load_cv" in record else ""
     loss = "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
-    utilisation = f" ({record['mfu']:.0%} MFU)" if "mfu" in record else ""
-    return f"loss {loss}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tok/s{utilisation}{balance}"
+    utilization = f" ({record['mfu']:.0%} MFU)" if "mfu" in record else ""
+    return f"loss {loss}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tok/s{utilization}{balance}"
 
 
 def _eval_line(record: Record) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
-from storyteller_kernels.cpu_sharing import TAKEN, Neighbours
+from storyteller_kernels.cpu_sharing import TAKEN, Neighbors
 
 from storyteller_ds.training.callbacks.callback import Callback, Record
 
@@ -20,12 +20,12 @@ class SlowSteps(Callback):
     """Logs a line when steps become slow while other programs use the cores, and again only after they recovered.
 
     Args:
-        neighbours: what the other programs use.
+        neighbors: what the other programs use.
         log: logs a line.
     """
 
-    def __init__(self, neighbours: Neighbours, log: Callable[[str], None]) -> None:
-        self.neighbours, self.log = neighbours, log
+    def __init__(self, neighbors: Neighbors, log: Callable[[str], None]) -> None:
+        self.neighbors, self.log = neighbors, log
         self._usual_s: deque[float] = deque(maxlen=USUAL_STEPS)
         self._in_a_row = 0
         """Consecutive steps that differ from what was reported: slow ones before a report, others after it."""
@@ -33,7 +33,7 @@ class SlowSteps(Callback):
 
     def on_train(self, record: Record) -> None:
         """Compare the step's time with that of steps for which the cores were free."""
-        seconds, taken = record["step_time_s"], self.neighbours.cores_taken
+        seconds, taken = record["step_time_s"], self.neighbors.cores_taken
         if taken < TAKEN:
             self._usual_s.append(seconds)
         usual = statistics.median(self._usual_s) if len(self._usual_s) >= IN_A_ROW else None

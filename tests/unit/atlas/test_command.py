@@ -82,7 +82,7 @@ def test_what_is_not_installed_is_said(runs, tmp_path, monkeypatch):
     assert "part of speech" not in result.stdout
 
 
-def test_another_text_a_quantised_model_and_an_export(runs, tmp_path):
+def test_another_text_a_quantized_model_and_an_export(runs, tmp_path):
     (tmp_path / "other.txt").write_text("\n".join(f"There was a fox {i}. The end." for i in range(7)))
     for others, stories in ([], 1), (["data.split=line"], 7):
         found = json.loads(atlas(runs["bpe"], "--data", tmp_path / "other.txt", "--json", *others).stdout)

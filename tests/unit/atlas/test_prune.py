@@ -83,7 +83,7 @@ def test_the_experts_that_go_are_those_that_cost_least(runs, tmp_path):
     }
 
 
-def test_it_tells_stories_is_exported_quantised_and_trained_further(runs, tmp_path):
+def test_it_tells_stories_is_exported_quantized_and_trained_further(runs, tmp_path):
     fewer = tmp_path / "fewer"
     assert prune(runs["char"], fewer, "--experts", 3).exit_code == 0
     assert st.load(fewer, device="cpu").generate("fox", temperature=0, seed=1, max_new_tokens=5).startswith("fox")
@@ -95,7 +95,7 @@ def test_it_tells_stories_is_exported_quantised_and_trained_further(runs, tmp_pa
     settings = {field: value for field, value in SETTINGS.items() if not field.startswith(("model.", "moe."))}
     run = st.train("tiny_test", settings, data=source, output_dir=tmp_path / "tuned", init_from=fewer)
     assert st.load(run.folder).run.moe.num_experts == 3
-    with pytest.raises(CheckpointError, match="a pruned or a quantised model, with weights only"):
+    with pytest.raises(CheckpointError, match="a pruned or a quantized model, with weights only"):
         st.train("tiny_test", settings, data=source, output_dir=fewer)
 
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(runs, tmp_path, kind, argu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantised_models_exports_and_folders_that_are_there(runs, tmp_path):
+def test_quantized_models_exports_and_folders_that_are_there(runs, tmp_path):
     small, export = tmp_path / "small", tmp_path / "export"
     assert call("quantize", "--checkpoint", runs["char"], "--bits", 8, "--output_dir", small).exit_code == 0
     for source, message in (

@@ -116,7 +116,7 @@ CHANGES = {
     "values of one expert": lambda t, values: t.update({values: t[values][:1], f"scale/{UP}": t[f"scale/{UP}"][:1]}),
     "a vector": lambda t, values: t.update({values: t[values].flatten()}),
     "a number": lambda t, values: t.update({values: torch.zeros((), dtype=t[values].dtype)}),
-    "not quantised": lambda t, values: (t.pop(values), t.pop(f"scale/{UP}"), t.update({UP: torch.zeros(2, 48, 32)})),
+    "not quantized": lambda t, values: (t.pop(values), t.pop(f"scale/{UP}"), t.update({UP: torch.zeros(2, 48, 32)})),
     "a norm, too": lambda t, values: (
         t.update({f"int8/{NORM}": torch.ones(1, 32, dtype=torch.int8), f"scale/{NORM}": t.pop(NORM)[:1, None]}),
     ),
@@ -159,14 +159,14 @@ def test_a_name_that_promises_a_terabyte_takes_no_memory(step, bits):
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_training_cannot_go_on_from_an_imported_or_a_quantised_model(tmp_path, decoder, bits):
+def test_training_cannot_go_on_from_an_imported_or_a_quantized_model(tmp_path, decoder, bits):
     step = write_quantized(tmp_path / "run", RUN, decoder, bits)
     for look in (
         lambda: find_checkpoint(step, pytest.fail),
         lambda: find_checkpoint(step.parents[1], pytest.fail),
         lambda: newest_valid(step.parent, pytest.fail),
     ):
-        with pytest.raises(CheckpointError, match=r"quantised model, with weights only: .*not to continue training"):
+        with pytest.raises(CheckpointError, match=r"quantized model, with weights only: .*not to continue training"):
             look()
     assert newest_valid(step.parent, pytest.fail, ("weights",)).folder == step
 
@@ -174,7 +174,7 @@ def test_training_cannot_go_on_from_an_imported_or_a_quantised_model(tmp_path, d
 def test_a_weight_that_is_no_number_is_named(decoder):
     weights = {name: p.detach().clone() for name, p in decoder.named_parameters()}
     weights[UP][1, 2, 3] = float("inf")
-    with pytest.raises(CheckpointError, match=f"{UP} cannot be quantised: it is not finite"):
+    with pytest.raises(CheckpointError, match=f"{UP} cannot be quantized: it is not finite"):
         quantized_tensors(weights, 4)
 
 

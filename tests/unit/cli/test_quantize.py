@@ -90,7 +90,7 @@ def test_training_does_not_go_on_from_it(trained, tmp_path):
     out = tmp_path / "small"
     assert quantize(trained, out, 8).exit_code == 0
     for where in ({"output_dir": out}, {"output_dir": tmp_path / "new", "resume": out}):
-        with pytest.raises(CheckpointError, match="a quantised model, with weights only: enough to generate, not to"):
+        with pytest.raises(CheckpointError, match="a quantized model, with weights only: enough to generate, not to"):
             train("tiny_test", SMALLEST, data=trained.parent / "stories.txt", **where)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints"]
@@ -113,7 +113,7 @@ def refusal(*arguments: object) -> str:
     return str(error)
 
 
-def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(run_folder, trained, tmp_path, text):
+def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(run_folder, trained, tmp_path, text):
     out = tmp_path / "small"
     assert "no checkpoint at" in refusal(tmp_path / "nothing", out, 8)
     assert "nothing.txt" in refusal(run_folder, out, 8, "--data", tmp_path / "nothing.txt")

@@ -55,7 +55,7 @@ def test_a_dataset_becomes_a_folder_that_is_trained_on(tmp_path: Path) -> None:
         assert done.stdout == f"{out / 'bookcorpus'}\n"
         first, last = done.stderr.splitlines()
         assert first.startswith("bookcorpus: 4 file(s), ")
-        assert "licence mit" in first
+        assert "license mit" in first
         assert COMMIT in first
         assert f"data.source={out / 'bookcorpus'}" in last
         again = download(tmp_path, hub.endpoint, "--output-dir", str(out), "--dataset", "bookcorpus")

@@ -37,7 +37,7 @@ except DataError as error:
     print(error)
     code = error.exit_code
 sys.stdout.flush()
-os._exit(code)  # as the command does: threads of datasets that are streamed may abort Python's finalisation
+os._exit(code)  # as the command does: threads of datasets that are streamed may abort Python's finalization
 """
 
 

@@ -189,11 +189,11 @@ def test_penalties_count_what_has_been_said(make_model):
 
 def test_the_end_is_not_less_likely_for_standing_before_the_prompt(make_model):
     model = make_model("mixture rope")
-    penalised = SamplingConfig(temperature=0, max_new_tokens=1, repetition_penalty=100)
+    penalized = SamplingConfig(temperature=0, max_new_tokens=1, repetition_penalty=100)
     # Prompts of two ids that the model continues with the first of them.
     first = SamplingConfig(temperature=0, max_new_tokens=1)
     prompts = [[a, b] for a in range(41) for b in range(0, 41, 4) if generated(model, [a, b], first) == [a]]
     assert prompts
     for prompt in prompts:
-        assert generated(model, prompt, penalised, stop=prompt[0]) == []
-        assert generated(model, prompt, penalised) != [prompt[0]]
+        assert generated(model, prompt, penalized, stop=prompt[0]) == []
+        assert generated(model, prompt, penalized) != [prompt[0]]

@@ -75,7 +75,7 @@ def test_the_refusal_names_the_bits_that_would_fit(steps, give):
             load_story_model(step, CPU, pytest.fail)
 
 
-def test_quantised_weights_stay_so_where_fp32_does_not_fit(steps, give):
+def test_quantized_weights_stay_so_where_fp32_does_not_fit(steps, give):
     tokens = torch.tensor([[1, 2, 3]])
     give(None, 0)
     roomy = load_decoder(steps[8], CPU, pytest.fail).decoder

@@ -65,7 +65,7 @@ def both(step: Path) -> tuple[StoryModel, StoryModel]:
 
 
 @torch.no_grad()
-def test_every_step_has_the_logits_of_the_dequantised_weights(step):
+def test_every_step_has_the_logits_of_the_dequantized_weights(step):
     fast, plain = both(step)
     tokens = torch.randint(50, (24,), generator=torch.Generator().manual_seed(1)).tolist()
     expected_SV = plain.decoder(torch.tensor([tokens]))[0][0].numpy()

@@ -80,7 +80,7 @@ def test_fp32_is_what_run_c_reads_and_comes_back_as_the_same_bits(model, tmp_pat
 def test_negative_control_rows_as_ours_lie_compute_something_else(model, tmp_path, monkeypatch):
     from storyteller_ds.interchange.llama2c import model_file
 
-    monkeypatch.setattr(model_file, "with_neighbours", lambda weight, heads: weight)
+    monkeypatch.setattr(model_file, "with_neighbors", lambda weight, heads: weight)
     write_model(model.run, weights_of(model.decoder), tmp_path / "model.bin", "fp32")
     assert np.abs(run_c.logits(tmp_path / "model.bin", IDS) - our_logits(model.decoder)).max() > 0.1
 

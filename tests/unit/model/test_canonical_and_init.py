@@ -127,7 +127,7 @@ class SomeExperts(LocalMoE):
 
 
 @pytest.mark.parametrize("first", [0, 4])
-def test_a_rank_makes_the_rows_of_the_full_initialisation(make_run, first):
+def test_a_rank_makes_the_rows_of_the_full_initialization(make_run, first):
     run = make_run({}, {"num_experts": 8})
     full = initial(run, seed=3)
     part = Decoder(run, SomeExperts)
@@ -161,7 +161,7 @@ def test_seeds_names_and_experts_all_differ(make_run):
     assert len(ratios) == len(rows)
 
 
-def test_depth_and_neighbours_do_not_matter(make_run):
+def test_depth_and_neighbors_do_not_matter(make_run):
     small, deep = initial(make_run()), initial(make_run({"num_layers": 4}, {"num_experts": 8}))
     for name in ("embedding.weight", "blocks.1.attention.q_proj.weight"):
         assert_within(deep[name], small[name], EXACT)

@@ -123,7 +123,7 @@ def shapes_of(run: RunConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter, *_ in placed_parameters(empty_decoder(run))}
 
 
-def test_only_matrices_of_products_are_quantised():
+def test_only_matrices_of_products_are_quantized():
     everything = {"bias": True, "position": "learned", "norm": "layernorm", "value_embeddings": True, "qk_norm": True}
     shapes = shapes_of(run(True, 4, residual_scales=True, **everything))
     chosen = bits_of(shapes, 4)
@@ -143,7 +143,7 @@ def test_only_matrices_of_products_are_quantised():
 @torch.no_grad()
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("tied", "experts"), [(True, 4), (False, 0)])
-def test_a_model_that_holds_them_computes_what_the_dequantised_one_does(bits, tied, experts):
+def test_a_model_that_holds_them_computes_what_the_dequantized_one_does(bits, tied, experts):
     config = run(tied, experts)
     plain, held = Decoder(config).eval(), empty_decoder(config).eval()
     init_parameters(plain, config.model, 5)

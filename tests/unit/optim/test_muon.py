@@ -18,7 +18,7 @@ from storyteller_ds.optim.muon import (
     Muon,
     Stack,
     hidden_matrices,
-    orthogonalised,
+    orthogonalized,
     whole_parameter,
     zero_partition,
 )
@@ -52,16 +52,16 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_it_changes_the_singular_values_only(shape):
     x_NRC = random(*shape)
     expected = torch.stack([by_singular_values(x_RC) for x_RC in x_NRC])
-    assert_within(orthogonalised(x_NRC.double(), torch.float64), expected, SIMPLE)
-    assert_within(orthogonalised(x_NRC, torch.float32), expected, COMPLEX)
-    assert orthogonalised(x_NRC, torch.bfloat16).dtype == torch.bfloat16
+    assert_within(orthogonalized(x_NRC.double(), torch.float64), expected, SIMPLE)
+    assert_within(orthogonalized(x_NRC, torch.float32), expected, COMPLEX)
+    assert orthogonalized(x_NRC, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_singular_values_end_near_one_whatever_they_were():
     u, v = torch.linalg.qr(random(12, 12).double()).Q, torch.linalg.qr(random(20, 12, seed=1).double()).Q
     for scale in (1e-5, 1.0, 1e6):
         values = torch.logspace(0, -2, 12, dtype=torch.float64) * scale
-        after = torch.linalg.svdvals(orthogonalised((u * values @ v.mT)[None], torch.float64)[0])
+        after = torch.linalg.svdvals(orthogonalized((u * values @ v.mT)[None], torch.float64)[0])
         assert 0.15 < after.min() < after.max() < 1.1
         assert torch.linalg.svdvals(u * values @ v.mT).min() < 0.011 * scale  # control: they were not near one before
 
@@ -69,17 +69,17 @@ def test_singular_values_end_near_one_whatever_they_were():
 def test_matrices_of_a_stack_do_not_touch_each_other():
     x_NRC = random(3, 6, 10)
     x_NRC[1] *= 1e6
-    together = orthogonalised(x_NRC, torch.float32)
+    together = orthogonalized(x_NRC, torch.float32)
     for n in range(3):
-        assert_within(together[n], orthogonalised(x_NRC[n : n + 1], torch.float32)[0], SIMPLE)
+        assert_within(together[n], orthogonalized(x_NRC[n : n + 1], torch.float32)[0], SIMPLE)
     # Control: as one matrix [18, 10], the large one would drown out the others.
-    assert orthogonalised(x_NRC.flatten(0, 1)[None], torch.float32)[0, :6].norm() < 0.01 * together[0].norm()
+    assert orthogonalized(x_NRC.flatten(0, 1)[None], torch.float32)[0, :6].norm() < 0.01 * together[0].norm()
 
 
 def test_a_matrix_of_zeros_stays_zero():
     x_NRC = random(2, 4, 6)
     x_NRC[1] = 0
-    assert_within(orthogonalised(x_NRC, torch.float32)[1], torch.zeros(4, 6), EXACT)
+    assert_within(orthogonalized(x_NRC, torch.float32)[1], torch.zeros(4, 6), EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -88,7 +88,7 @@ def test_of_an_expert_with_one_token_no_update_is_larger_in_half_precision(dtype
     """The gradient of one token has rank 1: its singular value is the norm, at the edge of where f may be used."""
     rows, columns = shape
     x_NRC = random(60, rows, 1) @ random(60, 1, columns, seed=1)
-    longest_N = torch.linalg.matrix_norm(orthogonalised(x_NRC, dtype).float(), ord=2)
+    longest_N = torch.linalg.matrix_norm(orthogonalized(x_NRC, dtype).float(), ord=2)
     assert 0.9 < longest_N.min() < longest_N.max() < 1.1
 
 
@@ -96,10 +96,10 @@ def test_of_an_expert_with_one_token_no_update_is_larger_in_half_precision(dtype
 def test_small_gradients_are_not_lost_in_half_precision(scale):
     """fp16 has no numbers between 0 and 6e-8."""
     x_NRC = random(2, 24, 32) * scale
-    exact_NRC = orthogonalised(x_NRC.double(), torch.float64)
+    exact_NRC = orthogonalized(x_NRC.double(), torch.float64)
     for dtype in (torch.bfloat16, torch.float16):
-        assert relative_difference(orthogonalised(x_NRC, dtype).double(), exact_NRC) < 0.02
-    assert relative_difference(orthogonalised(x_NRC.half().float(), torch.float32).double(), exact_NRC) > (
+        assert relative_difference(orthogonalized(x_NRC, dtype).double(), exact_NRC) < 0.02
+    assert relative_difference(orthogonalized(x_NRC.half().float(), torch.float32).double(), exact_NRC) > (
         0.0 if scale > 1e-6 else 0.1  # control: cast before it is normalized
     )
 
@@ -166,7 +166,7 @@ def test_what_is_left_of_the_momentum_does_not_move_an_expert_without_tokens():
 def test_torch_has_the_same_rule(monkeypatch):
     """torch.optim.Muon takes single matrices and multiplies in bf16; with fp32 instead, it agrees."""
     monkeypatch.setattr(
-        "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: orthogonalised(g[None].clone(), torch.float32)[0]
+        "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: orthogonalized(g[None].clone(), torch.float32)[0]
     )
     ours, theirs = nn.Parameter(random(6, 10)), nn.Parameter(random(6, 10))
     reference = torch.optim.Muon(

@@ -41,7 +41,7 @@ def test_curves_are_the_records(tmp_path):
         np.testing.assert_array_equal(shown, [record["layer_router_margin"][i] for record in run.train])
 
 
-def test_a_long_curve_is_means_of_neighbours(tmp_path):
+def test_a_long_curve_is_means_of_neighbors(tmp_path):
     records = [train_record(step) for step in range(1, 1001)]
     records[500]["train_loss"] = None
     run = read_run(write_run(tmp_path / "a", records))

@@ -63,7 +63,7 @@ def test_one_sequence_is_as_often_in_any_place(size):
         assert chi_square < size - 1 + 5 * (2 * (size - 1)) ** 0.5, counts
 
 
-def test_neighbours_in_the_corpus_are_not_neighbours_in_the_order():
+def test_neighbors_in_the_corpus_are_not_neighbors_in_the_order():
     ids = np.array(SampleOrder("corpus", 0, 4097).sequence_ids(0, 4097).tolist())
     assert (np.abs(np.diff(ids)) == 1).sum() < 12  # about two are expected by chance
     correlation = np.corrcoef(ids, np.arange(4097))[0, 1]

@@ -61,7 +61,7 @@ def test_every_story_is_accounted_for(corpus: Path, tmp_path: Path, cleaned: Cle
     }
     near = sum(each["stories"] for name, each in card["dropped"].items() if name in ("near_duplicate", "near_leak"))
     assert near == 20
-    assert card["licence"] == ["LICENSE: Public domain"]
+    assert card["license"] == ["LICENSE: Public domain"]
     assert card["inputs"][0]["stories"] == 200
     page = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
     assert "Too short." in page

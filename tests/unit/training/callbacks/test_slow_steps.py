@@ -3,7 +3,7 @@
 from storyteller_ds.training.callbacks.slow_steps import IN_A_ROW, SlowSteps
 
 
-class Neighbours:
+class Neighbors:
     """The cores that other programs seem to use."""
 
     cores_taken = 0.0
@@ -13,11 +13,11 @@ class Run:
     """A run whose steps the callback gets."""
 
     def __init__(self) -> None:
-        self.neighbours, self.lines = Neighbours(), []
-        self.hook = SlowSteps(self.neighbours, self.lines.append)
+        self.neighbors, self.lines = Neighbors(), []
+        self.hook = SlowSteps(self.neighbors, self.lines.append)
 
     def steps(self, count: int, seconds: float, taken: float) -> list[str]:
-        self.neighbours.cores_taken = taken
+        self.neighbors.cores_taken = taken
         for _ in range(count):
             self.hook.on_train({"step_time_s": seconds})
         reported, self.lines[:] = list(self.lines), []

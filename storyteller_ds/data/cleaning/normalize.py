@@ -46,7 +46,7 @@ _PLAIN = str.maketrans(
 _APART = f"{MARKER[:2]} {MARKER[2:-2]} {MARKER[-2:]}"
 
 
-class Normalised(NamedTuple):
+class Normalized(NamedTuple):
     """A story, and what was repaired in it."""
 
     text: str
@@ -64,7 +64,7 @@ REPAIRS = {
 }
 
 
-def normalise(text: str, punctuation: Punctuation) -> Normalised:
+def normalize(text: str, punctuation: Punctuation) -> Normalized:
     """Repair a story; a repaired story stays as it is.
 
     Args:
@@ -72,7 +72,7 @@ def normalise(text: str, punctuation: Punctuation) -> Normalised:
         punctuation: `plain` also replaces curly quotes, dashes and ellipses.
     """
     if _is_plain(text):
-        return Normalised(text, ())
+        return Normalized(text, ())
     steps: dict[str, Callable[[str], str]] = {
         "mojibake": _decoded,
         "control_characters": lambda each: _CONTROLS.sub("", _LINE_ENDS.sub("\n", each)),
@@ -86,7 +86,7 @@ def normalise(text: str, punctuation: Punctuation) -> Normalised:
         before, text = text, step(text)
         if text != before:
             repairs.append(name)
-    return Normalised(text, tuple(repairs))
+    return Normalized(text, tuple(repairs))
 
 
 def _is_plain(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storyteller_ds.data.cleaning.normalise import normalise
+from storyteller_ds.data.cleaning.normalize import normalize
 from tests.unit.data.cleaning.conftest import story
 
 
@@ -22,17 +22,17 @@ from tests.unit.data.cleaning.conftest import story
     ],
 )
 def test_each_repair(before: str, after: str, repair: str) -> None:
-    found = normalise(before, "keep")
+    found = normalize(before, "keep")
     assert found.text == after
     assert repair in found.repairs
-    assert normalise(after, "keep") == (after, ())
+    assert normalize(after, "keep") == (after, ())
 
 
 def test_what_is_right_stays() -> None:
     for text in ("“Wait—what?” she said…", "naïve café", "家族 👩‍👩‍👧", story(1), "a\n\n  verse,\n  indented."):
-        assert normalise(text, "keep") == (text, ())
+        assert normalize(text, "keep") == (text, ())
 
 
 def test_punctuation_of_a_keyboard_where_that_is_wanted() -> None:
-    assert normalise("“Wait—it’s…” – «no»", "plain").text == '"Wait--it\'s..." - "no"'
-    assert normalise("“Wait—it’s…”", "keep").text == "“Wait—it’s…”"
+    assert normalize("“Wait—it’s…” – «no»", "plain").text == '"Wait--it\'s..." - "no"'
+    assert normalize("“Wait—it’s…”", "keep").text == "“Wait—it’s…”"
