@@ -18,7 +18,7 @@ from benchmarks.operations.record import describe, machine_name, slug
 from storyteller_ds.durable import write_atomically
 
 RECORDS = Path(__file__).resolve().parent / "results" / "size_transfer"
-SIZES = {"1M": 4, "4M": 4, "14M": 2}
+SIZES = {"1M": 4, "4M": 4, "14M": 1}
 """Number of seeds of each size; the largest takes most of the time."""
 SMALLEST = "1M"
 MULTIPLES = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0)

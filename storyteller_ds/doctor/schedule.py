@@ -64,9 +64,9 @@ def no_decay(subject: Subject) -> Iterator[Finding]:
 
 
 def rate_far_off(subject: Subject) -> Iterator[Finding]:
-    """A learning rate that is nowhere near the one tuned for a model of this width."""
-    rate, kind, width = subject.run.optimizer.lr, subject.run.optimizer.kind, subject.run.model.hidden_size
-    tuned = tuned_rate(width, kind)
+    """A learning rate that is nowhere near the one tuned for a model of this width and depth."""
+    rate, kind, model = subject.run.optimizer.lr, subject.run.optimizer.kind, subject.run.model
+    tuned = tuned_rate(model.hidden_size, model.num_layers, kind)
     if rate > _FAR_ABOVE * tuned:
         how, what = f"{rate / tuned:,.0f} times", "it will probably diverge"
     elif rate < tuned / _FAR_BELOW:
@@ -74,7 +74,8 @@ def rate_far_off(subject: Subject) -> Iterator[Finding]:
     else:
         return
     yield warning(
-        f"optimizer.lr={rate:g} is {how} what {kind} was tuned to at this width (model.hidden_size={width}); {what}",
+        f"optimizer.lr={rate:g} is {how} what {kind} was tuned to at this size (model.hidden_size={model.hidden_size}, "
+        f"model.num_layers={model.num_layers}); {what}",
         f"set optimizer.lr={tuned:.2g}",
     )
 

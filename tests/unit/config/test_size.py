@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from storyteller_ds.config.load import load_config
-from storyteller_ds.config.size import Size, settings_of
+from storyteller_ds.config.size import Size, settings_of, tuned_rate
 from storyteller_ds.errors import ConfigError
 from storyteller_ds.model.counts import count_parameters
 
@@ -52,14 +52,21 @@ def test_the_parts_of_a_batch_and_a_deepspeed_json_go_before_it():
     assert (run.train.global_batch_size, run.optimizer.lr) == (4, 0.25)
 
 
-def test_rates_follow_the_width():
+def test_rates_follow_width_and_depth():
     narrow, wide = (settings_of(size, "muon") for size in ("4M", "120M"))  # four times as wide
-    assert wide["optimizer.lr"] == narrow["optimizer.lr"] / 2
+    deeper = (wide["model.num_layers"] / narrow["model.num_layers"]) ** 0.5
+    rate, ratio = narrow["optimizer.lr"], wide["optimizer.lr"] / narrow["optimizer.lr"]
+    assert ratio == pytest.approx(1 / (2 * deeper), rel=2e-3)
     embedding, output = (f"optimizer.{name}_lr_ratio" for name in ("embedding", "output"))
-    assert wide["optimizer.lr"] * wide[embedding] == pytest.approx(narrow["optimizer.lr"] * narrow[embedding])
-    assert wide["optimizer.lr"] * wide[output] == pytest.approx(narrow["optimizer.lr"] * narrow[output] / 4)
+    assert wide["optimizer.lr"] * wide[embedding] * deeper == pytest.approx(rate * narrow[embedding], rel=2e-3)
+    assert wide["optimizer.lr"] * wide[output] * deeper == pytest.approx(rate * narrow[output] / 4, rel=2e-3)
     adamw = [settings_of(size, "adamw")["optimizer.lr"] for size in ("4M", "120M")]
-    assert adamw[1] == adamw[0] / 4
+    assert adamw[1] * deeper == pytest.approx(adamw[0] / 4, rel=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_the_size_at_which_rates_were_tuned_keeps_them(kind):
+    assert settings_of("4M", kind)["optimizer.lr"] == tuned_rate(128, 4, kind) == {"muon": 1e-2, "adamw": 3e-3}[kind]
 
 
 def test_an_unknown_size_is_refused():
