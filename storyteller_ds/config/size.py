@@ -1,11 +1,12 @@
 """model.size: one name for width, depth, experts, batch and learning rates.
 
 The rates are those that were tuned for 4 layers of 128 features, carried over to other widths so that an update changes
-what a layer computes by as much. A matrix that Muon orthogonalizes and scales to the root mean square of AdamW's updates
-has a spectral norm that grows with the root of its width, so its rate falls with that root; AdamW's updates grow with
-the width itself (Yang et al. 2023, 2310.17813, sec. 4). The embedding, a look-up, keeps its rate for every width; the
-output projection sums over the width. All rates fall with the root of the depth (Yang et al. 2023, 2310.02244, for
-AdamW). That the best rate stays the best is measured (docs/experiments.md, "Learning rates across sizes").
+what a layer computes by as much. A matrix that Muon orthogonalizes and scales to the root mean square of AdamW's
+updates has a spectral norm that grows with the root of its width, so its rate falls with that root; AdamW's updates
+grow with the width itself (Yang et al. 2023, 2310.17813, sec. 4). The embedding, a look-up, keeps its rate for every
+width; the output projection sums over the width. All rates fall with the root of the depth, as AdamW's do in depth-muP
+(Yang et al. 2023, 2310.02244). That the best rate stays the best is measured (docs/experiments.md, "Learning rates
+across sizes").
 
 The larger batches of the large sizes are for GPUs. Their rates do not grow with the batch, since large models are
 trained longer, for which lower rates are better (Bjorck et al. 2024, 2409.19913).
