@@ -107,7 +107,7 @@ def test_a_story_comes_out_without_deepspeed(run_folder: Path):
         "from storyteller_ds.cli.main import main; main()"
     )
     arguments = ["generate", "--checkpoint", str(run_folder), "--prompt", "Once upon a time", "--max-new-tokens", "20"]
-    one, two = (run_command([sys.executable, "-c", script, *arguments], 60) for _ in range(2))
+    one, two = (run_command([sys.executable, "-c", script, *arguments], 180) for _ in range(2))
     assert one.exit_code == 0, one.stderr
     assert one.stdout.startswith("Once upon a time")
     assert len(one.stdout) > len("Once upon a time") + 5
