@@ -1,14 +1,14 @@
 """Whether model.size transfers the learning rate between sizes: python -m benchmarks.size_transfer TEXT VALIDATION
 
-Each size is trained on the same number of tokens with several multiples of its learning rate. The best multiple of a
-size is the lowest point of a parabola fitted to its losses over the logarithm of the rate. A record goes to
-benchmarks/results/size_transfer.
+Each size is trained on the same number of tokens with several learning rates. The best rate of a size is the lowest
+point of a parabola over the logarithm of the rate, fitted to all of its runs. It is compared with the rate that
+model.size sets. A record goes to benchmarks/results/size_transfer.
 """
 
 import json
-import statistics
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,36 +22,49 @@ SIZES = {"1M": 4, "4M": 4, "14M": 1}
 """Number of seeds of each size; the largest takes most of the time."""
 SMALLEST = "1M"
 MULTIPLES = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0)
+"""Learning rates to try, in multiples of the one that model.size sets."""
 TOKENS = 800_000
 """Training tokens: each is seen once."""
 BOUND = 1.2
 """The best multiple of a size may differ from that of the smallest by at most this factor."""
 
 
-def bits_per_byte(size: str, multiple: float, seed: int, text: str, validation: str) -> float:
+def rate_of(size: str) -> float:
+    """The learning rate that model.size sets."""
+    return st.load_config("quickstart", {"model.size": size}).run.optimizer.lr
+
+
+def bits_per_byte(size: str, rate: float, seed: int, text: str, validation: str) -> float:
     """Train a model and score it on the validation text."""
     chosen = {"model.size": size, "data.source": text, "data.validation": validation, "seed": seed}
     run = st.load_config("quickstart", chosen).run
     steps = TOKENS // (run.train.global_batch_size * run.data.sequence_length)
     quiet = {"tracking.wandb": "disabled", "train.eval_every_steps": 0, "train.sample_every_steps": 0}
     quiet |= {"train.sample_prompts": [], "checkpoint.every_steps": 0}
-    settings = {**chosen, **quiet, "train.max_steps": steps, "optimizer.lr": run.optimizer.lr * multiple}
+    settings = {**chosen, **quiet, "train.max_steps": steps, "optimizer.lr": rate}
     with tempfile.TemporaryDirectory() as folder:
         done = st.train("quickstart", settings, output_dir=folder)
         return float(done.metrics[-1]["final_val_bpb"])
 
 
-def best_multiple(losses: dict[float, float]) -> float:
-    """Minimum of a parabola fitted to the losses over log multiple, using the lowest point and its neighbors."""
-    multiples = sorted(losses)
-    at = min(max(multiples.index(min(losses, key=losses.__getitem__)), 1), len(multiples) - 2)
-    near = multiples[max(at - 2, 0) : at + 3]
-    curve = np.polynomial.Polynomial.fit(np.log(near), [losses[m] for m in near], 2).convert()
+def best_rate(runs: Iterable[tuple[float, float]]) -> float:
+    """The lowest point of a parabola over the logarithm of the rate.
+
+    Args:
+        runs: learning rate and bits per byte of each.
+
+    Raises:
+        ValueError: the parabola has no lowest point.
+    """
+    rates, losses = zip(*runs, strict=True)
+    curve = np.polynomial.Polynomial.fit(np.log(rates), losses, 2).convert()
+    if curve.coef[2] <= 0:
+        raise ValueError("the losses do not rise on both sides of a best rate; try other multiples")
     return float(np.exp(-curve.coef[1] / (2 * curve.coef[2])))
 
 
 def main() -> None:
-    """Measure, print a table, and write the record; what it already has is not measured again."""
+    """Measure, print the best rates, and write the record; what it already has is not measured again."""
     text, validation = sys.argv[1:]
     machine = describe("cpu", None)
     RECORDS.mkdir(parents=True, exist_ok=True)
@@ -61,18 +74,23 @@ def main() -> None:
     record = {"tokens": TOKENS, "bits_per_byte": results, "machine": machine}
     runs = ((size, multiple, seed) for size in SIZES for multiple in MULTIPLES for seed in range(SIZES[size]))
     for size, multiple, seed in runs:
-        found = results.setdefault(size, {}).setdefault(f"{multiple:g}", {})
+        rate = f"{rate_of(size) * multiple:.3g}"
+        found = results.setdefault(size, {}).setdefault(rate, {})
         if str(seed) not in found:
-            found[str(seed)] = bits_per_byte(size, multiple, seed, text, validation)
+            found[str(seed)] = bits_per_byte(size, float(rate), seed, text, validation)
             write_atomically(path, json.dumps(record, indent=1) + "\n")
-        print(f"{size} at {multiple:g} times its rate, seed {seed}: {found[str(seed)]:.4f} bits per byte", flush=True)
+        print(f"{size} at {rate}, seed {seed}: {found[str(seed)]:.4f} bits per byte", flush=True)
     best = {
-        size: best_multiple({float(m): statistics.mean(by_seed.values()) for m, by_seed in results[size].items()})
+        size: best_rate((float(rate), bpb) for rate, by_seed in results[size].items() for bpb in by_seed.values())
         for size in SIZES
     }
-    apart = {size: max(at / best[SMALLEST], best[SMALLEST] / at) for size, at in best.items()}
-    print(f"best multiples: {best}; apart from {SMALLEST}: {apart}; at most {BOUND}")
-    write_atomically(path, json.dumps({**record, "best_multiple": best, "apart": apart}, indent=1) + "\n")
+    multiple = {size: rate / rate_of(size) for size, rate in best.items()}
+    apart = {size: max(at / multiple[SMALLEST], multiple[SMALLEST] / at) for size, at in multiple.items()}
+    for size in SIZES:
+        print(f"{size}: best at {best[size]:.3g}, {multiple[size]:.2f} times the rate of the size; {apart[size]:.2f}")
+    print(f"The last column is the factor between its multiple and that of {SMALLEST}: at most {BOUND}.")
+    found_out = {"best_rate": best, "best_multiple": multiple, "apart": apart}
+    write_atomically(path, json.dumps({**record, **found_out}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

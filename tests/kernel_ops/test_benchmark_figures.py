@@ -1,6 +1,7 @@
 """The figures of the benchmarks: rounds, goals, operation counts, and tables derived from the records."""
 
 import json
+import math
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.operations.case import Case, Step
 from benchmarks.operations.decoder_reference import DecoderReference
 from benchmarks.operations.goals import Goal, judge
 from benchmarks.operations.ops import expert_mlp, moe_layer, training_step
+from benchmarks.size_transfer import BOUND, RECORDS, SIZES, SMALLEST, best_rate, rate_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -266,3 +268,23 @@ def test_writing_the_tables_twice_changes_nothing(tmp_path):
 def test_the_readmes_of_this_checkout_are_up_to_date():
     for path, wanted in readme.readmes(readme.KERNELS, readme.RESULTS).items():
         assert path.read_text(encoding="utf-8") == wanted, f"{path} is old; run: {readme.COMMAND}"
+
+
+def test_the_best_rate_is_the_lowest_point_of_the_losses():
+    rates = (0.003, 0.005, 0.01, 0.02, 0.02)
+    valley = [(rate, 1.3 + 0.05 * math.log(rate / 0.008) ** 2) for rate in rates]
+    assert best_rate(valley) == pytest.approx(0.008)
+    with pytest.raises(ValueError, match="do not rise on both sides"):
+        best_rate([(rate, 2.6 - bpb) for rate, bpb in valley])
+
+
+def test_the_rates_of_the_sizes_are_those_whose_transfer_was_measured():
+    """Whoever changes the rule of model.size has to measure again."""
+    (file,) = RECORDS.glob("*.json")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    multiple = {}
+    for size in SIZES:
+        runs = [(float(rate), bpb) for rate, seeds in record["bits_per_byte"][size].items() for bpb in seeds.values()]
+        multiple[size] = best_rate(runs) / rate_of(size)
+    assert multiple == pytest.approx(record["best_multiple"])
+    assert all(1 / BOUND <= each / multiple[SMALLEST] <= BOUND for each in multiple.values())
