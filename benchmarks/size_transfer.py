@@ -84,12 +84,13 @@ def main() -> None:
         size: best_rate((float(rate), bpb) for rate, by_seed in results[size].items() for bpb in by_seed.values())
         for size in SIZES
     }
-    multiple = {size: rate / rate_of(size) for size, rate in best.items()}
-    apart = {size: max(at / multiple[SMALLEST], multiple[SMALLEST] / at) for size, at in multiple.items()}
+    best_multiple = {size: rate / rate_of(size) for size, rate in best.items()}
+    smallest = best_multiple[SMALLEST]
+    apart = {size: max(at / smallest, smallest / at) for size, at in best_multiple.items()}
     for size in SIZES:
-        print(f"{size}: best at {best[size]:.3g}, {multiple[size]:.2f} times the rate of the size; {apart[size]:.2f}")
+        print(f"{size}: best at {best[size]:.3g}, {best_multiple[size]:.2f} times the rate of the size; {apart[size]:.2f}")
     print(f"The last column is the factor between its multiple and that of {SMALLEST}: at most {BOUND}.")
-    found_out = {"best_rate": best, "best_multiple": multiple, "apart": apart}
+    found_out = {"best_rate": best, "best_multiple": best_multiple, "apart": apart}
     write_atomically(path, json.dumps({**record, **found_out}, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ The larger batches of the large sizes are for GPUs. Their rates do not grow with
 trained longer, for which lower rates are better (Bjorck et al. 2024, 2409.19913).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -72,12 +73,12 @@ def tuned_rate(hidden_size: int, num_layers: int, optimizer: str) -> float:
         num_layers: model.num_layers.
         optimizer: optimizer.kind.
     """
-    return _TUNED_RATES[optimizer] * _of_width(hidden_size, optimizer) * (num_layers / _TUNED_DEPTH) ** -0.5
+    return _TUNED_RATES[optimizer] * _of_width(hidden_size, optimizer) / math.sqrt(num_layers / _TUNED_DEPTH)
 
 
 def _of_width(hidden_size: int, optimizer: str) -> float:
     wider = hidden_size / _TUNED_WIDTH
-    return wider**-0.5 if optimizer == "muon" else 1 / wider
+    return 1 / math.sqrt(wider) if optimizer == "muon" else 1 / wider
 
 
 def _rounded(value: float) -> float:
