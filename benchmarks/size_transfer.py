@@ -88,10 +88,10 @@ def main() -> None:
     smallest = best_multiple[SMALLEST]
     apart = {size: max(at / smallest, smallest / at) for size, at in best_multiple.items()}
     for size in SIZES:
-        print(f"{size}: best at {best[size]:.3g}, {best_multiple[size]:.2f} times the rate of the size; {apart[size]:.2f}")
-    print(f"The last column is the factor between its multiple and that of {SMALLEST}: at most {BOUND}.")
-    found_out = {"best_rate": best, "best_multiple": best_multiple, "apart": apart}
-    write_atomically(path, json.dumps({**record, **found_out}, indent=1) + "\n")
+        line = f"{size}: best at {best[size]:.3g}, {best_multiple[size]:.2f} times the rate of the size"
+        print(f"{line}; factor to the multiple of {SMALLEST}: {apart[size]:.2f} (at most {BOUND})")
+    summary = {"best_rate": best, "best_multiple": best_multiple, "apart": apart}
+    write_atomically(path, json.dumps({**record, **summary}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
