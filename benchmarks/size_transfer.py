@@ -8,7 +8,7 @@ model.size sets. A record goes to benchmarks/results/size_transfer.
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +47,16 @@ def bits_per_byte(size: str, rate: float, seed: int, text: str, validation: str)
         return float(done.metrics[-1]["final_val_bpb"])
 
 
-def best_rate(runs: Iterable[tuple[float, float]]) -> float:
+def best_rate(found: Mapping[str, Mapping[str, float]]) -> float:
     """The lowest point of a parabola over the logarithm of the rate.
 
     Args:
-        runs: learning rate and bits per byte of each.
+        found: bits per byte by learning rate and seed.
 
     Raises:
         ValueError: the parabola has no lowest point.
     """
-    rates, losses = zip(*runs, strict=True)
+    rates, losses = zip(*((float(rate), bpb) for rate, seeds in found.items() for bpb in seeds.values()), strict=True)
     curve = np.polynomial.Polynomial.fit(np.log(rates), losses, 2).convert()
     if curve.coef[2] <= 0:
         raise ValueError("the losses do not rise on both sides of a best rate; try other multiples")
@@ -72,19 +72,17 @@ def main() -> None:
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results = earlier.get("bits_per_byte", {}) if earlier.get("tokens") == TOKENS else {}
     record = {"tokens": TOKENS, "bits_per_byte": results, "machine": machine}
+    own = {size: rate_of(size) for size in SIZES}
     runs = ((size, multiple, seed) for size in SIZES for multiple in MULTIPLES for seed in range(SIZES[size]))
     for size, multiple, seed in runs:
-        rate = f"{rate_of(size) * multiple:.3g}"
+        rate = f"{own[size] * multiple:.3g}"
         found = results.setdefault(size, {}).setdefault(rate, {})
         if str(seed) not in found:
             found[str(seed)] = bits_per_byte(size, float(rate), seed, text, validation)
             write_atomically(path, json.dumps(record, indent=1) + "\n")
         print(f"{size} at {rate}, seed {seed}: {found[str(seed)]:.4f} bits per byte", flush=True)
-    best = {
-        size: best_rate((float(rate), bpb) for rate, by_seed in results[size].items() for bpb in by_seed.values())
-        for size in SIZES
-    }
-    best_multiple = {size: rate / rate_of(size) for size, rate in best.items()}
+    best = {size: best_rate(results[size]) for size in SIZES}
+    best_multiple = {size: rate / own[size] for size, rate in best.items()}
     smallest = best_multiple[SMALLEST]
     apart = {size: max(at / smallest, smallest / at) for size, at in best_multiple.items()}
     for size in SIZES:
